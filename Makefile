@@ -1,0 +1,37 @@
+# Everything a checkout needs, by name. The recipes are plain sh and GNU make 3.81 (macOS) is enough.
+# The environment is .venv in this folder; PYTHON=python3.12 picks the interpreter that makes it.
+
+PYTHON ?=
+PY := .venv/bin/python
+COMPILE := $(PY) -m uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes \
+	--no-emit-index-url --custom-compile-command "make lock"
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test lint lock clean
+
+help: ## list the targets
+	@awk 'BEGIN { FS = ":.*## " } /^[a-z][a-z-]*:.*## / { printf "  %-8s %s\n", $$1, $$2 }' Makefile
+
+setup: ## make .venv and install the locked requirements (nothing to do when they are unchanged)
+	@PYTHON="$(PYTHON)" sh scripts/setup.sh
+
+demo: setup ## train the tiny codec on photographs inside installed packages, then show what it does
+	@$(PY) scripts/demo.py
+
+test: setup ## run the tests; ARGS="-k name" passes options to pytest
+	@$(PY) -m pytest $(ARGS)
+
+lint: setup ## check style, formatting and types
+	@$(PY) -m ruff check .
+	@$(PY) -m ruff format --check .
+	@$(PY) -m mypy src/glc
+
+lock: setup ## resolve the newest allowed versions again into requirements/*.txt
+	@echo uv | $(COMPILE) --no-annotate - -o requirements/uv.txt
+	@$(COMPILE) pyproject.toml -o requirements/core.txt
+	@$(COMPILE) --extra train --extra eval --extra dev pyproject.toml -o requirements/dev.txt
+	@$(COMPILE) --extra app pyproject.toml -o requirements/app.txt
+
+clean: ## delete caches and build output (.venv, data/ and runs/ stay)
+	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find src tests scripts -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,74 @@
+#!/bin/sh
+# Makes .venv in this checkout and brings it to exactly what requirements/dev.txt says. `make setup` calls it.
+#
+# The file .venv/.glc-setup holds a fingerprint of what was installed and is written last, so an interrupted
+# run is simply done again, and an unchanged one ends here at once. The checkout's path is part of it because
+# the editable install points there: a moved folder sets itself up anew.
+#
+#   PYTHON   interpreter that makes the environment (default: the first of python3, python3.13 .. python3.11)
+set -eu
+cd "$(dirname "$0")/.."
+
+venv=.venv
+stamp=$venv/.glc-setup
+fits='import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))'
+version='import sys; print("%d.%d" % sys.version_info[:2])'
+
+say() { printf '%s\n' "setup: $*"; }
+fail() { printf '%s\n' "setup: $*" >&2; exit 1; }
+# A name on PATH proves little (version managers leave launchers for versions that are switched off): run it.
+usable() { "$1" -c "$fits" >/dev/null 2>&1; }
+
+fingerprint() {
+    pwd
+    "$venv/bin/python" -c "$version"
+    cat pyproject.toml requirements/uv.txt requirements/dev.txt scripts/setup.sh | cksum
+}
+
+find_python() {
+    if [ -n "${PYTHON:-}" ]; then
+        usable "$PYTHON" || fail "PYTHON=$PYTHON is not a working Python 3.11 to 3.13"
+        printf '%s\n' "$PYTHON"
+        return
+    fi
+    for name in python3 python3.13 python3.12 python3.11 python; do
+        if usable "$name"; then
+            printf '%s\n' "$name"
+            return
+        fi
+    done
+    fail "no Python 3.11, 3.12 or 3.13 found; install one, or name it: make setup PYTHON=/path/to/python3.12"
+}
+
+# The environment that is there serves, unless it is broken or PYTHON asks for another version.
+keep_venv() {
+    usable "$venv/bin/python" && "$venv/bin/python" -m pip --version >/dev/null 2>&1 || return 1
+    [ -z "${PYTHON:-}" ] || [ "$("$PYTHON" -c "$version" 2>/dev/null)" = "$("$venv/bin/python" -c "$version")" ]
+}
+
+if keep_venv; then
+    if [ -f "$stamp" ] && [ "$(cat "$stamp")" = "$(fingerprint)" ]; then
+        exit 0
+    fi
+else
+    python=$(find_python)
+    "$python" -c 'import ensurepip, venv' 2>/dev/null ||
+        fail "$python cannot make environments; install its venv package (Debian, Ubuntu: apt install python3-venv)"
+    say "making $venv with $("$python" --version)"
+    "$python" -m venv --clear "$venv"
+fi
+
+rm -f "$stamp"
+say "installing requirements/dev.txt (the first time this fetches some gigabytes)"
+# uv is about four times as fast as pip; where it cannot be had or fails, pip installs the same locked files.
+if "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/uv.txt &&
+    "$venv/bin/python" -m uv pip sync --python "$venv/bin/python" --require-hashes requirements/dev.txt; then
+    :
+else
+    say "uv did not work here; installing with pip"
+    "$venv/bin/python" -m pip install --disable-pip-version-check --require-hashes -r requirements/dev.txt
+fi
+"$venv/bin/python" -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+fingerprint >"$stamp.new"
+mv "$stamp.new" "$stamp"
+say "done; the environment is $venv"
