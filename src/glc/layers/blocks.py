@@ -1,0 +1,155 @@
+"""Convolutional blocks of the latent auto-encoder and of the transform coder."""
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from glc.layers.normalization import make_norm
+
+
+class ResidualBlock(nn.Module):
+    """Two 3x3 convolutions, each after normalisation and swish, with a residual connection.
+
+    ```
+    x -> norm -> swish -> 3x3 -> norm -> swish -> 3x3 -> + (x, or 1x1(x) when the width changes)
+    ```
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, norm: str = "group") -> None:
+        super().__init__()
+        self.norm1 = make_norm(norm, in_channels)
+        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
+        self.norm2 = make_norm(norm, out_channels)
+        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
+        self.skip = nn.Identity() if in_channels == out_channels else nn.Conv2d(in_channels, out_channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map `[B, in_channels, H, W]` to `[B, out_channels, H, W]`."""
+        h = self.conv1(F.silu(self.norm1(x)))
+        h = self.conv2(F.silu(self.norm2(h)))
+        return self.skip(x) + h
+
+
+class Downsample(nn.Module):
+    """Halve height and width by a strided 3x3 convolution, padded at the right and lower edge only."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, stride=2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map `[B, C, H, W]` to `[B, C, H / 2, W / 2]`."""
+        return self.conv(F.pad(x, (0, 1, 0, 1)))
+
+
+class Upsample(nn.Module):
+    """Double height and width by repetition, then a 3x3 convolution."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map `[B, C, H, W]` to `[B, C, 2 H, 2 W]`."""
+        return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+
+
+class GatedFeedForward(nn.Module):
+    """Position-wise feed-forward layer: half of the expanded channels gate the other half.
+
+    ```
+    x -> 1x1 (C -> 4C) -> split a, b -> a * leaky(b) -> 1x1 (2C -> C) -> + x
+    ```
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.expand = nn.Conv2d(channels, 4 * channels, 1)
+        self.act = nn.LeakyReLU(0.1)
+        self.project = nn.Conv2d(2 * channels, channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map `[B, C, H, W]` to `[B, C, H, W]`."""
+        value, gate = self.expand(x).chunk(2, 1)
+        return x + self.project(value * self.act(gate))
+
+
+class DepthConv(nn.Module):
+    """Depth-wise separable residual layer of the entropy model (paper section 8.2).
+
+    ```
+    x -> 1x1 -> leaky -> depth-wise 3x3 -> 1x1 -> + (x, or 1x1(x) when the width changes)
+    ```
+    """
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__()
+        self.mix = nn.Conv2d(in_channels, in_channels, 1)
+        self.act = nn.LeakyReLU(0.01)
+        self.depthwise = nn.Conv2d(in_channels, in_channels, 3, padding=1, groups=in_channels)
+        self.project = nn.Conv2d(in_channels, out_channels, 1)
+        self.skip = nn.Identity() if in_channels == out_channels else nn.Conv2d(in_channels, out_channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map `[B, in_channels, H, W]` to `[B, out_channels, H, W]`."""
+        return self.project(self.depthwise(self.act(self.mix(x)))) + self.skip(x)
+
+
+class GatedDepthConv(nn.Module):
+    """Depth-wise separable residual layer of the transforms, gated by a second branch (paper section 8.2).
+
+    ```
+    x -> 1x1 -> leaky -> depth-wise 3x3 --*-> 1x1 -> + (x, or 1x1(x) when the width changes)
+     \\-> 1x1 ----------------------------/
+    ```
+    """
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__()
+        self.mix = nn.Conv2d(in_channels, out_channels, 1)
+        self.act = nn.LeakyReLU(0.01)
+        self.depthwise = nn.Conv2d(out_channels, out_channels, 3, padding=1, groups=out_channels)
+        self.gate = nn.Conv2d(in_channels, out_channels, 1)
+        self.project = nn.Conv2d(out_channels, out_channels, 1)
+        self.skip = nn.Identity() if in_channels == out_channels else nn.Conv2d(in_channels, out_channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map `[B, in_channels, H, W]` to `[B, out_channels, H, W]`."""
+        h = self.depthwise(self.act(self.mix(x))) * self.gate(x)
+        return self.skip(x) + self.project(h)
+
+
+class DepthConvBlock(nn.Sequential):
+    """`DepthConv` then `GatedFeedForward`: the block of the hyper module and of the context model."""
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__(DepthConv(in_channels, out_channels), GatedFeedForward(out_channels))
+
+
+class GatedDepthConvBlock(nn.Sequential):
+    """`GatedDepthConv` then `GatedFeedForward`: the block of the transforms g_a and g_s."""
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__(GatedDepthConv(in_channels, out_channels), GatedFeedForward(out_channels))
+
+
+class SubpixelUpsample(nn.Module):
+    """Residual doubling of height and width by pixel shuffling (hyper-synthesis, paper section 8.2).
+
+    ```
+    x -> 1x1 (C -> 4C) -> shuffle -> leaky -> 3x3 -> leaky -> + shuffle(1x1(x))
+    ```
+    """
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__()
+        self.expand = nn.Conv2d(in_channels, 4 * out_channels, 1)
+        self.act1 = nn.LeakyReLU(0.01)
+        self.conv = nn.Conv2d(out_channels, out_channels, 3, padding=1)
+        self.act2 = nn.LeakyReLU(0.1)
+        self.skip = nn.Conv2d(in_channels, 4 * out_channels, 1)
+        self.shuffle = nn.PixelShuffle(2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map `[B, in_channels, H, W]` to `[B, out_channels, 2 H, 2 W]`."""
+        h = self.act2(self.conv(self.act1(self.shuffle(self.expand(x)))))
+        return h + self.shuffle(self.skip(x))

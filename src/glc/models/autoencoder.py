@@ -1,0 +1,219 @@
+"""The latent auto-encoder: a VQGAN's encoder E, decoder D and codebook C (paper sections 3.2, 8.1)."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from glc.layers.attention import WindowAttention
+from glc.layers.blocks import Downsample, ResidualBlock, Upsample
+from glc.layers.normalization import make_norm
+from glc.models.quantizer import Quantized, VectorQuantizer
+
+
+class _Pipeline(nn.Module):
+    """Blocks applied in turn, recomputed in the backward pass when `checkpointing` is set."""
+
+    def __init__(self, blocks: Sequence[nn.Module], checkpointing: bool) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(blocks)
+        self.checkpointing = checkpointing
+
+    def run(self, x: Tensor) -> Tensor:
+        for block in self.blocks:
+            if self.checkpointing and self.training:
+                x = checkpoint(block, x, use_reentrant=False)
+            else:
+                x = block(x)
+        return x
+
+
+class Encoder(_Pipeline):
+    """E: picture to latent.
+
+    ```
+    x [B, 3, H, W] in [-1, 1]
+      -> space-to-depth (stem) -> 3x3
+      -> per level: `num_blocks` residual blocks, then halve (all but the last level)
+         (attention after each block of the last level)
+      -> residual, attention, residual -> norm -> swish -> 3x3 -> 1x1
+    l [B, latent_channels, H / f, W / f],   f = stem * 2 ** (levels - 1)
+    ```
+
+    Args:
+        latent_channels: width of the latent.
+        channels: width at the first level.
+        multipliers: width of each level, in multiples of `channels`.
+        num_blocks: residual blocks per level.
+        stem: factor of the space-to-depth rearrangement before the first convolution; 1 for none. A stem
+            of 4 makes the network 16 times cheaper at equal widths.
+        norm: kind of normalisation, see `glc.layers.normalization.make_norm`.
+        level_attention: attention after each residual block of the last level, as the VQGANs have.
+        window: side of an attention window at evaluation in latent positions; None is global.
+        out_activation: swish before the last convolution (taming's VQGAN has it, CodeFormer's does not).
+        projection: 1x1 convolution after it (likewise).
+        checkpointing: trade compute for memory in training.
+    """
+
+    def __init__(
+        self,
+        latent_channels: int = 256,
+        channels: int = 128,
+        multipliers: Sequence[int] = (1, 1, 2, 2, 4),
+        num_blocks: int = 2,
+        stem: int = 1,
+        norm: str = "group",
+        level_attention: bool = True,
+        window: int | None = 32,
+        out_activation: bool = True,
+        projection: bool = True,
+        checkpointing: bool = False,
+    ) -> None:
+        width = channels
+        blocks: list[nn.Module] = []
+        if stem > 1:
+            blocks.append(nn.PixelUnshuffle(stem))
+        blocks.append(nn.Conv2d(3 * stem**2, width, 3, padding=1))
+        for level, multiplier in enumerate(multipliers):
+            last = level == len(multipliers) - 1
+            for _ in range(num_blocks):
+                blocks.append(ResidualBlock(width, channels * multiplier, norm))
+                width = channels * multiplier
+                if last and level_attention:
+                    blocks.append(WindowAttention(width, window, norm))
+            if not last:
+                blocks.append(Downsample(width))
+        blocks += [
+            ResidualBlock(width, width, norm),
+            WindowAttention(width, window, norm),
+            ResidualBlock(width, width, norm),
+            make_norm(norm, width),
+        ]
+        if out_activation:
+            blocks.append(nn.SiLU())
+        blocks.append(nn.Conv2d(width, latent_channels, 3, padding=1))
+        if projection:
+            blocks.append(nn.Conv2d(latent_channels, latent_channels, 1))
+        super().__init__(blocks, checkpointing)
+        self.latent_channels = latent_channels
+        self.downsampling = stem * 2 ** (len(multipliers) - 1)
+        """f: pixels per latent position along a side."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map `[B, 3, H, W]` in [-1, 1] to a latent `[B, latent_channels, H / f, W / f]`."""
+        return self.run(x).float()
+
+
+class Decoder(_Pipeline):
+    """D: latent to picture, the mirror image of `Encoder` (its arguments are explained there).
+
+    ```
+    l [B, latent_channels, H / f, W / f]
+      -> 1x1 -> 3x3 -> residual, attention, residual
+      -> per level, from the last: `num_blocks` residual blocks, then double (all but the first level)
+      -> norm -> swish -> 3x3 -> depth-to-space (stem)
+    x_hat [B, 3, H, W], nominally in [-1, 1], not clamped
+    ```
+    """
+
+    def __init__(
+        self,
+        latent_channels: int = 256,
+        channels: int = 128,
+        multipliers: Sequence[int] = (1, 1, 2, 2, 4),
+        num_blocks: int = 3,
+        stem: int = 1,
+        norm: str = "group",
+        level_attention: bool = True,
+        window: int | None = 32,
+        out_activation: bool = True,
+        projection: bool = True,
+        checkpointing: bool = False,
+    ) -> None:
+        width = channels * multipliers[-1]
+        blocks: list[nn.Module] = []
+        if projection:
+            blocks.append(nn.Conv2d(latent_channels, latent_channels, 1))
+        blocks += [
+            nn.Conv2d(latent_channels, width, 3, padding=1),
+            ResidualBlock(width, width, norm),
+            WindowAttention(width, window, norm),
+            ResidualBlock(width, width, norm),
+        ]
+        for level, multiplier in reversed(list(enumerate(multipliers))):
+            for _ in range(num_blocks):
+                blocks.append(ResidualBlock(width, channels * multiplier, norm))
+                width = channels * multiplier
+                if level == len(multipliers) - 1 and level_attention:
+                    blocks.append(WindowAttention(width, window, norm))
+            if level > 0:
+                blocks.append(Upsample(width))
+        blocks.append(make_norm(norm, width))
+        if out_activation:
+            blocks.append(nn.SiLU())
+        blocks.append(nn.Conv2d(width, 3 * stem**2, 3, padding=1))
+        if stem > 1:
+            blocks.append(nn.PixelShuffle(stem))
+        super().__init__(blocks, checkpointing)
+        self.latent_channels = latent_channels
+        self.downsampling = stem * 2 ** (len(multipliers) - 1)
+
+    @property
+    def last_layer(self) -> nn.Parameter:
+        """Weight of the last convolution, where the adversarial loss is balanced."""
+        index = -1 if isinstance(self.blocks[-1], nn.Conv2d) else -2
+        weight = self.blocks[index].weight
+        assert isinstance(weight, nn.Parameter)
+        return weight
+
+    def forward(self, latent: Tensor) -> Tensor:
+        """Map `[B, latent_channels, h, w]` to `[B, 3, f h, f w]`, nominally in [-1, 1]."""
+        return self.run(latent).float()
+
+
+class AutoencoderOutput(NamedTuple):
+    """What `VQAutoencoder` returns for x `[B, 3, H, W]`."""
+
+    x_hat: Tensor
+    """`[B, 3, H, W]`: the reconstruction, nominally in [-1, 1]."""
+    latent: Tensor
+    """l, `[B, C, H / f, W / f]`."""
+    quantized: Quantized
+    """The latent's codes and indices."""
+
+
+class VQAutoencoder(nn.Module):
+    """The generative VQ-VAE of stage I.
+
+    ```
+    x --E--> l --C--> codes --D--> x_hat
+    ```
+
+    Args:
+        encoder: E.
+        decoder: D.
+        quantizer: the codebook C.
+
+    Raises:
+        ValueError: when the parts disagree on the latent's width or on f.
+    """
+
+    def __init__(self, encoder: Encoder, decoder: Decoder, quantizer: VectorQuantizer) -> None:
+        super().__init__()
+        widths = (encoder.latent_channels, decoder.latent_channels, quantizer.dim)
+        if len(set(widths)) != 1:
+            raise ValueError(f"encoder, decoder and quantizer have latents of {widths} channels; make them equal")
+        if encoder.downsampling != decoder.downsampling:
+            raise ValueError(
+                f"encoder divides sides by {encoder.downsampling}, decoder multiplies by {decoder.downsampling}"
+            )
+        self.encoder = encoder
+        self.decoder = decoder
+        self.quantizer = quantizer
+
+    def forward(self, x: Tensor) -> AutoencoderOutput:
+        """Reconstruct x `[B, 3, H, W]` in [-1, 1], sides multiples of f, from its codes."""
+        latent = self.encoder(x)
+        quantized = self.quantizer(latent)
+        return AutoencoderOutput(self.decoder(quantized.quantized), latent, quantized)

@@ -1,0 +1,188 @@
+"""Coders of the latent: what turns l into symbols with known probabilities, and back into l_hat."""
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from glc.layers.blocks import GatedFeedForward
+from glc.models.context import QuadtreeContext
+from glc.models.hyperprior import HYPER_DOWNSAMPLING, CategoricalHyperprior, FactorizedHyperprior
+from glc.models.quantizer import VectorQuantizer, kmeans, nearest_code
+from glc.models.transform import Rate, RateTransform
+
+
+class CoderOutput(NamedTuple):
+    """What a coder returns for a latent l `[B, C, h, w]`."""
+
+    y: Tensor
+    """Code before quantisation, `[B, N, h, w]`."""
+    z: Tensor
+    """Hyper code before quantisation, `[B, N, h / 4, w / 4]`; empty without a hyper module."""
+    z_codes: Tensor | None
+    """Codes of z with the gradient to C_h, or None (see `glc.models.hyperprior.HyperOutput`)."""
+    z_indices: Tensor
+    """What is sent for z, int64."""
+    symbols: Tensor
+    """What is sent for y, integers as floats."""
+    scales: Tensor
+    """Standard deviations under which the symbols are coded; empty where the code is of fixed length."""
+    latent_hat: Tensor
+    """l_hat `[B, C, h, w]`."""
+    bits_y: Tensor
+    """`[B]`: estimated bits of the symbols per picture."""
+    bits_z: Tensor
+    """`[B]`: bits of the hyper code per picture."""
+
+
+class Coder(Protocol):
+    """What `GLC` asks of a coder."""
+
+    num_rates: int
+    stride: int
+    """Latent sides must be multiples of it."""
+
+    def __call__(self, latent: Tensor, rate: Rate, noise: bool = False) -> CoderOutput:
+        """Code a latent."""
+        ...
+
+
+class TransformCoder(nn.Module):
+    """The latent transform coder (paper section 3.3).
+
+    ```
+    l --g_a(rate)--> y --------- round --------> y_hat --g_s(rate)--> l_hat
+                     |             ^
+                     '--> z, C_h --' prior -> quadtree context
+    ```
+
+    Args:
+        latent_channels: C, width of l.
+        hyper: the hyper module; its channels are N.
+        context: the context model over N channels.
+        num_rates: K, number of trained rate points.
+    """
+
+    stride = HYPER_DOWNSAMPLING
+
+    def __init__(
+        self,
+        latent_channels: int,
+        hyper: CategoricalHyperprior | FactorizedHyperprior,
+        context: QuadtreeContext,
+        num_rates: int = 4,
+    ) -> None:
+        super().__init__()
+        n = context.channels
+        self.num_rates = num_rates
+        self.analysis = RateTransform(latent_channels, n, n, num_rates)
+        self.hyper = hyper
+        self.context = context
+        self.synthesis = RateTransform(n, n, latent_channels, num_rates)
+        self._start_with_unit_scales(n)
+
+    @torch.no_grad()
+    def _start_with_unit_scales(self, n: int) -> None:
+        """Let quantisation steps and scales start near 1, where they have useful gradients."""
+        prior = self.hyper.synthesis[-1][-1]
+        step = self.context.shared[-1][-1]
+        assert isinstance(prior, GatedFeedForward)
+        assert isinstance(step, GatedFeedForward)
+        assert prior.project.bias is not None
+        assert step.project.bias is not None
+        prior.project.bias[: 2 * n] += 1
+        step.project.bias[:n] += 1
+
+    def forward(self, latent: Tensor, rate: Rate, noise: bool = False) -> CoderOutput:
+        """Code l `[B, C, h, w]`, h and w multiples of 4, at a rate point.
+
+        Args:
+            latent: l.
+            rate: rate point(s).
+            noise: estimate bits with uniform noise instead of rounding (training).
+        """
+        y = self.analysis(latent, rate)
+        # The entropy model decides about single bits: it stays in float32 under any autocast.
+        with torch.autocast(latent.device.type, enabled=False):
+            y = y.float()
+            hyper = self.hyper(y, noise)
+            context = self.context(y, self.hyper.synthesis(hyper.z_hat), noise)
+        latent_hat = self.synthesis(context.y_hat, rate).float()
+        return CoderOutput(
+            y=y,
+            z=hyper.z,
+            z_codes=hyper.codes,
+            z_indices=hyper.indices,
+            symbols=context.symbols,
+            scales=context.scales,
+            latent_hat=latent_hat,
+            bits_y=context.bits.sum((1, 2, 3)),
+            bits_z=hyper.bits,
+        )
+
+    def decode_z(self, indices: Tensor, rate: Rate) -> Tensor:
+        """Return the l_hat `[B, C, h, w]` that the hyper code alone predicts (paper figure 5)."""
+        prior = self.hyper.synthesis(self.hyper.decode(indices))
+        return self.synthesis(self.context.decode_mean(prior), rate).float()
+
+
+class IndicesMapCoder(nn.Module):
+    """Send the indices of the latent's nearest codes, in log2(M) bits each: the paper's first ablation.
+
+    ```
+    l [B, C, h, w] -> nearest of M_rate codes -> indices [B, h, w] -> codes = l_hat
+    ```
+
+    Lower rates use smaller codebooks, made by clustering the auto-encoder's own (`initialize`).
+
+    Args:
+        latent_channels: C.
+        sizes: M per rate point, ascending.
+    """
+
+    stride = 1
+
+    def __init__(self, latent_channels: int, sizes: Sequence[int]) -> None:
+        super().__init__()
+        self.num_rates = len(sizes)
+        self.codebooks = nn.ModuleList(VectorQuantizer(size, latent_channels) for size in sizes)
+
+    @torch.no_grad()
+    def initialize(self, codebook: Tensor, generator: torch.Generator | None = None) -> None:
+        """Cluster a trained codebook `[M, C]` into the codebooks of all rate points."""
+        for quantizer in self.codebooks:
+            assert isinstance(quantizer, VectorQuantizer)
+            if quantizer.size == codebook.shape[0]:
+                quantizer.embedding.copy_(codebook)
+                continue
+            centres = kmeans(codebook, quantizer.size, generator=generator)
+            # Real codes rather than their averages: an average of codes decodes to blur.
+            quantizer.embedding.copy_(codebook[nearest_code(centres, codebook)])
+
+    def forward(self, latent: Tensor, rate: Rate, noise: bool = False) -> CoderOutput:
+        """Code l at a rate point; only whole rate points exist.
+
+        Raises:
+            ValueError: for a rate point between or outside the trained ones.
+        """
+        b = latent.shape[0]
+        points = [float(r) for r in (rate.expand(b) if isinstance(rate, Tensor) else [rate] * b)]
+        if any(r != int(r) or not 0 <= r < self.num_rates for r in points):
+            raise ValueError(f"indices-map coding has the rate points 0 to {self.num_rates - 1}, got {points}")
+        quantized = [self.codebooks[int(r)](latent[i : i + 1]) for i, r in enumerate(points)]
+        indices = torch.cat([q.indices for q in quantized])
+        width = [math.log2(len(self.codebooks[int(r)].embedding)) for r in points]
+        empty = latent.new_zeros(b, 0)
+        return CoderOutput(
+            y=latent,
+            z=latent,
+            z_codes=torch.cat([q.codes for q in quantized]),
+            z_indices=empty.long(),
+            symbols=indices,
+            scales=empty,
+            latent_hat=torch.cat([q.quantized for q in quantized]),
+            bits_y=latent.new_tensor(width) * indices[0].numel(),
+            bits_z=latent.new_zeros(b),
+        )

@@ -1,0 +1,140 @@
+"""The quadtree partition context model: y in four steps, each seeing those before (paper section 8.2)."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from glc.layers.blocks import DepthConvBlock
+from glc.models.entropy import gaussian_bits, lower_bound, quantize
+
+STEPS = 4
+
+_ORDER = (
+    # position in each 2x2 cell (row-major) that the four channel groups code at each step
+    (0, 1, 2, 3),
+    (3, 2, 1, 0),
+    (2, 3, 0, 1),
+    (1, 0, 3, 2),
+)
+
+
+def quadtree_masks(channels: int, height: int, width: int, device: torch.device | None = None) -> Tensor:
+    """Return which elements each step codes: boolean `[STEPS, 1, channels, height, width]`.
+
+    Channels form four groups. At each step every group codes one of the four positions of each 2x2 cell,
+    a different one per group, so that each step sees coded neighbours of all positions in some group.
+    Each element is coded at exactly one step.
+
+    Raises:
+        ValueError: when four does not divide the channels.
+    """
+    if channels % 4:
+        raise ValueError(f"the quadtree context needs a multiple of 4 channels, got {channels}")
+    rows = torch.arange(height, device=device)[:, None] % 2
+    cols = torch.arange(width, device=device)[None, :] % 2
+    position = 2 * rows + cols
+    order = torch.tensor(_ORDER, device=device).repeat_interleave(channels // 4, dim=1)
+    return (position == order[:, :, None, None])[:, None]
+
+
+class ContextOutput(NamedTuple):
+    """What `QuadtreeContext` returns for y `[B, N, h, w]`; all maps have its shape."""
+
+    symbols: Tensor
+    """Integers `round(y / step - mean)`, as floats, with a straight-through gradient."""
+    y_hat: Tensor
+    """`(symbols + means) * steps`: what the decoder sees."""
+    means: Tensor
+    """Means of `y / step`."""
+    scales: Tensor
+    """Standard deviations of the symbols, positive."""
+    bits: Tensor
+    """Estimated bits of each element."""
+
+
+class QuadtreeContext(nn.Module):
+    """Entropy model of y given the hyper prior, in four steps (paper section 3.3, 8.2).
+
+    ```
+    prior [B, 3N, h, w] -- chunk --> step (>= 0.5), scale, mean of the elements of step 0
+          \\-- 1x1 --> reduced [B, N, h, w]
+    for k = 1, 2, 3:  [y_hat so far, reduced] -> adaptor_k -> shared blocks -> scale, mean of step k
+    y_hat = (symbols + mean) * step
+    ```
+
+    All of it must be reproduced exactly by a decoder, so it is made of 1x1 and depth-wise convolutions,
+    leaky rectifiers, sums and products alone (see docs/bitstream.md).
+
+    Args:
+        channels: N, the width of y, a multiple of 4.
+        depth: number of shared blocks (3 in the paper).
+        scale_bound: least standard deviation. 0.11 codes a zero for 8e-6 bits; the published network
+            bounds at 1e-5.
+    """
+
+    def __init__(self, channels: int, depth: int = 3, scale_bound: float = 0.11) -> None:
+        super().__init__()
+        if channels % 4:
+            raise ValueError(f"the quadtree context needs a multiple of 4 channels, got {channels}")
+        self.channels = channels
+        self.scale_bound = scale_bound
+        self.reduction = nn.Conv2d(3 * channels, channels, 1)
+        self.adaptors = nn.ModuleList(DepthConvBlock(2 * channels, 2 * channels) for _ in range(STEPS - 1))
+        self.shared = nn.Sequential(*(DepthConvBlock(2 * channels, 2 * channels) for _ in range(depth)))
+
+    def split_prior(self, prior: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Split the prior `[B, 3N, h, w]` into steps, scales and means of step 0, and the reduced prior."""
+        steps, scales, means = prior.chunk(3, 1)
+        return lower_bound(steps, 0.5), scales, means, self.reduction(prior)
+
+    def predict(self, k: int, y_hat: Tensor, reduced: Tensor) -> tuple[Tensor, Tensor]:
+        """Return scales (not bounded yet) and means `[B, N, h, w]` for the elements of step k >= 1.
+
+        Args:
+            k: the step.
+            y_hat: `symbols + means` of the steps before, zero elsewhere.
+            reduced: the reduced prior.
+        """
+        scales, means = self.shared(self.adaptors[k - 1](torch.cat((y_hat, reduced), 1))).chunk(2, 1)
+        return scales, means
+
+    def forward(self, y: Tensor, prior: Tensor, noise: bool = False) -> ContextOutput:
+        """Quantise y `[B, N, h, w]` and estimate its bits, given the prior `[B, 3N, h, w]`.
+
+        Args:
+            y: output of g_a.
+            prior: output of the hyper module.
+            noise: estimate the bits of `y / step - mean` plus uniform noise instead of its rounding; the
+                gradient of the rate is then that of a smooth function. What the decoder sees is rounded
+                either way.
+        """
+        steps, scales, means, reduced = self.split_prior(prior)
+        masks = quadtree_masks(self.channels, y.shape[-2], y.shape[-1], y.device)
+        scaled = y / steps
+        y_hat = torch.zeros_like(scaled)
+        all_scales, all_means = torch.zeros_like(scaled), torch.zeros_like(scaled)
+        for k in range(STEPS):
+            if k > 0:
+                scales, means = self.predict(k, y_hat, reduced)
+            mask = masks[k]
+            symbols = quantize(scaled - means)
+            y_hat = torch.where(mask, symbols + means, y_hat)
+            all_scales = torch.where(mask, scales, all_scales)
+            all_means = torch.where(mask, means, all_means)
+        residual = scaled - all_means
+        symbols = quantize(residual)
+        bounded = lower_bound(all_scales, self.scale_bound)
+        coded = residual + torch.rand_like(residual) - 0.5 if noise else symbols
+        return ContextOutput(symbols, y_hat * steps, all_means, bounded, gaussian_bits(coded, bounded))
+
+    def decode_mean(self, prior: Tensor) -> Tensor:
+        """Return the y_hat `[B, N, h, w]` that the prior alone predicts: every symbol zero (paper figure 5)."""
+        steps, _, means, reduced = self.split_prior(prior)
+        masks = quadtree_masks(self.channels, prior.shape[-2], prior.shape[-1], prior.device)
+        y_hat = torch.zeros_like(means)
+        for k in range(STEPS):
+            if k > 0:
+                _, means = self.predict(k, y_hat, reduced)
+            y_hat = torch.where(masks[k], means, y_hat)
+        return y_hat * steps

@@ -1,0 +1,129 @@
+"""The whole codec as one module (paper figure 2)."""
+
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from glc.models.autoencoder import Decoder, Encoder
+from glc.models.code_predictor import CodePredictionRefiner
+from glc.models.coder import IndicesMapCoder, TransformCoder
+from glc.models.transform import Rate
+
+
+@dataclass(frozen=True)
+class GLCOutput:
+    """What `GLC` returns for pictures x `[B, 3, H, W]`."""
+
+    latent: Tensor
+    """l `[B, C, H / f, W / f]`."""
+    y: Tensor
+    """Code of the latent before quantisation, `[B, N, H / f, W / f]`."""
+    z: Tensor
+    """Hyper code before quantisation."""
+    z_codes: Tensor | None
+    """Codes of z with the gradient to C_h, for its loss; None where there are none."""
+    z_indices: Tensor
+    """What is sent for z: int64, `[B, H / 4f, W / 4f]` in `[0, M)` for the categorical hyper module."""
+    symbols: Tensor
+    """What is sent for y: integers as floats, `[B, N, H / f, W / f]`."""
+    scales: Tensor
+    """Standard deviations under which the symbols are coded, of their shape."""
+    latent_hat: Tensor
+    """l_hat, of l's shape."""
+    x_hat: Tensor
+    """`[B, 3, H, W]`: the reconstruction, nominally in [-1, 1], not clamped."""
+    bits_y: Tensor
+    """`[B]`: estimated bits of the symbols."""
+    bits_z: Tensor
+    """`[B]`: bits of z."""
+
+    @property
+    def bits(self) -> Tensor:
+        """`[B]`: estimated bits per picture."""
+        return self.bits_y + self.bits_z
+
+
+class GLC(nn.Module):
+    """Generative Latent Coding: encode a picture's latent, not its pixels.
+
+    ```
+    x --E--> l --g_a(rate)--> y --Q--> y_hat --g_s(rate)--> l_hat --D--> x_hat
+                              |          ^
+                             h_a     quadtree context
+                              v          |
+                              z --C_h--> z_hat --h_s--> prior
+    ```
+
+    Args:
+        encoder: E.
+        decoder: D.
+        coder: from l to l_hat: `TransformCoder`, or `IndicesMapCoder` (ablation).
+        refiner: replaces l_hat before D (the ablation "code prediction in the network").
+    """
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        decoder: Decoder,
+        coder: TransformCoder | IndicesMapCoder,
+        refiner: CodePredictionRefiner | None = None,
+    ) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.decoder = decoder
+        self.coder = coder
+        self.refiner = refiner
+
+    @property
+    def stride(self) -> int:
+        """Sides of x must be multiples of it: f, times 4 for the hyper code."""
+        return self.encoder.downsampling * self.coder.stride
+
+    @property
+    def num_rates(self) -> int:
+        """K: the number of trained rate points."""
+        return self.coder.num_rates
+
+    def forward(self, x: Tensor, rate: Rate, noise: bool = False) -> GLCOutput:
+        """Code and reconstruct pictures.
+
+        Args:
+            x: `[B, 3, H, W]` in [-1, 1], sides multiples of `stride`.
+            rate: rate point in `[0, K - 1]`: an int, a float between points, or one per picture `[B]`.
+            noise: estimate bits with uniform noise instead of rounding (training).
+
+        Raises:
+            ValueError: when x or the rate does not fit.
+        """
+        if x.dim() != 4 or x.shape[1] != 3:
+            raise ValueError(f"x must be [B, 3, H, W], got {list(x.shape)}")
+        if x.shape[2] % self.stride or x.shape[3] % self.stride:
+            raise ValueError(
+                f"sides of x must be multiples of {self.stride}, got {x.shape[2]} x {x.shape[3]}; pad the picture"
+            )
+        latent = self.encoder(x)
+        coded = self.coder(latent, rate, noise)
+        return GLCOutput(
+            latent=latent,
+            y=coded.y,
+            z=coded.z,
+            z_codes=coded.z_codes,
+            z_indices=coded.z_indices,
+            symbols=coded.symbols,
+            scales=coded.scales,
+            latent_hat=coded.latent_hat,
+            x_hat=self.decode_latent(coded.latent_hat),
+            bits_y=coded.bits_y,
+            bits_z=coded.bits_z,
+        )
+
+    def decode_latent(self, latent_hat: Tensor) -> Tensor:
+        """Return x_hat `[B, 3, H, W]` for l_hat `[B, C, H / f, W / f]`."""
+        return self.decoder(latent_hat if self.refiner is None else self.refiner(latent_hat))
+
+
+def count_parameters(module: nn.Module) -> int:
+    """Return the number of elements in all parameters of a module."""
+    return sum(p.numel() for p in module.parameters())
+
+

@@ -1,0 +1,128 @@
+"""The hyper module: side information z that tells the context model what to expect of y (paper section 3.3.1)."""
+
+import math
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from glc.layers.blocks import DepthConvBlock, SubpixelUpsample
+from glc.models.entropy import FactorizedDensity, quantize
+from glc.models.quantizer import VectorQuantizer
+
+HYPER_DOWNSAMPLING = 4
+"""Positions of y per position of z along a side."""
+
+
+class HyperOutput(NamedTuple):
+    """What a hyper module returns for y `[B, N, h, w]`."""
+
+    z: Tensor
+    """`[B, N, h / 4, w / 4]`, before quantisation."""
+    z_hat: Tensor
+    """The quantised z, with a straight-through gradient."""
+    codes: Tensor | None
+    """Categorical: the codes with the gradient to the codebook C_h, for its loss. Factorised: None."""
+    indices: Tensor
+    """What is sent: categorical `[B, h / 4, w / 4]` in `[0, M)`; factorised `[B, N, h / 4, w / 4]` integers."""
+    bits: Tensor
+    """`[B]`: bits of z per picture."""
+
+
+class HyperModule(Protocol):
+    """What `TransformCoder` asks of a hyper module."""
+
+    synthesis: nn.Module
+
+    def __call__(self, y: Tensor, noise: bool = False) -> HyperOutput:
+        """Encode y."""
+        ...
+
+    def decode(self, indices: Tensor) -> Tensor:
+        """Return z_hat for what was sent."""
+        ...
+
+
+def _analysis(channels: int) -> nn.Sequential:
+    return nn.Sequential(
+        DepthConvBlock(channels, channels),
+        nn.Conv2d(channels, channels, 3, stride=2, padding=1),
+        nn.LeakyReLU(0.01),
+        nn.Conv2d(channels, channels, 3, stride=2, padding=1),
+    )
+
+
+def _synthesis(channels: int) -> nn.Sequential:
+    return nn.Sequential(
+        SubpixelUpsample(channels, channels),
+        SubpixelUpsample(channels, channels),
+        DepthConvBlock(channels, channels),
+        DepthConvBlock(channels, 2 * channels),
+        DepthConvBlock(2 * channels, 3 * channels),
+    )
+
+
+class CategoricalHyperprior(nn.Module):
+    """z as indices into a codebook C_h, sent in log2(M) bits each.
+
+    ```
+    y [B, N, h, w] --h_a--> z [B, N, h/4, w/4] --C_h--> indices --C_h--> z_hat --h_s--> prior [B, 3N, h, w]
+    ```
+
+    Args:
+        channels: N.
+        codebook_size: M of C_h (as large as C in the paper).
+        projected: see `VectorQuantizer`.
+    """
+
+    def __init__(self, channels: int, codebook_size: int, projected: bool = False) -> None:
+        super().__init__()
+        self.analysis = _analysis(channels)
+        self.quantizer = VectorQuantizer(codebook_size, channels, projected)
+        self.synthesis = _synthesis(channels)
+
+    def forward(self, y: Tensor, noise: bool = False) -> HyperOutput:
+        """Encode y `[B, N, h, w]`, h and w multiples of 4 (`noise` changes nothing: indices have no noise)."""
+        z = self.analysis(y)
+        quantized = self.quantizer(z)
+        b, h, w = quantized.indices.shape
+        bits = z.new_full((b,), h * w * math.log2(self.quantizer.size))
+        return HyperOutput(z, quantized.quantized, quantized.codes, quantized.indices, bits)
+
+    def decode(self, indices: Tensor) -> Tensor:
+        """Return z_hat `[B, N, h / 4, w / 4]` for indices `[B, h / 4, w / 4]`."""
+        return self.quantizer.decode(indices)
+
+
+class FactorizedHyperprior(nn.Module):
+    """z as integers under a learned density per channel: the usual hyperprior, the paper's ablation.
+
+    ```
+    y [B, N, h, w] --h_a--> z [B, N, h/4, w/4] --round--> z_hat --h_s--> prior [B, 3N, h, w]
+    ```
+
+    Args:
+        channels: N.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.analysis = _analysis(channels)
+        self.density = FactorizedDensity(channels)
+        self.synthesis = _synthesis(channels)
+
+    def forward(self, y: Tensor, noise: bool = False) -> HyperOutput:
+        """Encode y `[B, N, h, w]`, h and w multiples of 4.
+
+        Args:
+            y: output of g_a.
+            noise: estimate the bits of z plus uniform noise instead of its rounding (training).
+        """
+        z = self.analysis(y)
+        z_hat = quantize(z)
+        coded = z + torch.rand_like(z) - 0.5 if noise else z_hat
+        return HyperOutput(z, z_hat, None, z_hat.detach().long(), self.density(coded).sum((1, 2, 3)))
+
+    def decode(self, indices: Tensor) -> Tensor:
+        """Return z_hat `[B, N, h / 4, w / 4]` for integers of that shape."""
+        return indices.to(next(self.parameters()).dtype)

@@ -1,0 +1,69 @@
+"""The transforms g_a and g_s between the latent and its code y (paper sections 3.3, 8.2)."""
+
+import torch
+from torch import Tensor, nn
+
+from glc.layers.blocks import GatedDepthConvBlock
+
+Rate = int | float | Tensor
+"""A rate point, counted from 0 (fewest bits): an int, a float between two points, or one per picture `[B]`."""
+
+
+class RateScaler(nn.Module):
+    """One learned scale per channel and rate point, interpolated linearly between points (q_enc, q_dec).
+
+    Args:
+        num_rates: K, the number of trained rate points.
+        channels: N.
+    """
+
+    def __init__(self, num_rates: int, channels: int) -> None:
+        super().__init__()
+        if num_rates < 1:
+            raise ValueError(f"num_rates must be at least 1, got {num_rates}")
+        self.num_rates = num_rates
+        self.scale = nn.Parameter(torch.ones(num_rates, channels))
+
+    def forward(self, rate: Rate) -> Tensor:
+        """Return the scales `[1 or B, N, 1, 1]` at a rate point.
+
+        Raises:
+            ValueError: when a rate point given as a number lies outside `[0, K - 1]`.
+        """
+        if not isinstance(rate, Tensor):
+            if not 0 <= rate <= self.num_rates - 1:
+                raise ValueError(f"rate must lie in [0, {self.num_rates - 1}], got {rate}")
+            rate = torch.tensor([rate], device=self.scale.device)
+        low = rate.floor().long().clamp(0, self.num_rates - 1) if rate.is_floating_point() else rate.long()
+        high = (low + 1).clamp_max(self.num_rates - 1)
+        fraction = (rate - low).to(self.scale.dtype)[:, None]
+        return torch.lerp(self.scale[low], self.scale[high], fraction)[:, :, None, None]
+
+
+class RateTransform(nn.Module):
+    """Four gated depth-wise blocks with the rate scaler in their middle: g_a, and mirrored g_s.
+
+    ```
+    [B, in, h, w] -> block -> block -> * q(rate) -> block -> block -> [B, out, h, w]
+    ```
+
+    Args:
+        in_channels: width of the input (the latent's for g_a, N for g_s).
+        channels: N, the width of y.
+        out_channels: width of the output (N for g_a, the latent's for g_s).
+        num_rates: number of rate points K.
+    """
+
+    def __init__(self, in_channels: int, channels: int, out_channels: int, num_rates: int) -> None:
+        super().__init__()
+        self.head = nn.Sequential(
+            GatedDepthConvBlock(in_channels, channels), GatedDepthConvBlock(channels, channels)
+        )
+        self.scaler = RateScaler(num_rates, channels)
+        self.tail = nn.Sequential(
+            GatedDepthConvBlock(channels, channels), GatedDepthConvBlock(channels, out_channels)
+        )
+
+    def forward(self, x: Tensor, rate: Rate) -> Tensor:
+        """Transform a map at a rate point; the height and width stay."""
+        return self.tail(self.head(x) * self.scaler(rate))
