@@ -1,0 +1,240 @@
+"""Reading pictures and converting ranges: the only place where either happens.
+
+Needs Pillow, numpy and torch (imported on first use, so that tools which only read pictures start fast).
+
+What each kind of picture becomes (all end as 8-bit RGB; colour profiles are ignored):
+
+| picture                                | treatment                                                       |
+|----------------------------------------|-----------------------------------------------------------------|
+| 8-bit RGB                              | as it is                                                        |
+| grey, 1-bit                            | the grey value in all three channels                            |
+| palette                                | looked up                                                       |
+| CMYK, YCbCr, HSV                       | Pillow's conversion                                             |
+| alpha (RGBA, LA, transparent palette)  | composited on white                                             |
+| 16-bit grey                            | divided by 257 and rounded: 0..65535 becomes 0..255             |
+| 32-bit integer grey                    | the same when all values lie in 0..65535, else an error         |
+| float grey                             | 0..1 becomes 0..255; values outside (or NaN) are an error       |
+| animation, several pages               | the first frame                                                 |
+| EXIF orientation                       | applied                                                         |
+| truncated, corrupt, not a picture      | `ImageError`                                                    |
+| more than `MAX_PIXELS` pixels          | `ImageError`, before anything is decoded                        |
+"""
+
+from __future__ import annotations
+
+import io
+import os
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Union
+
+import numpy as np
+from PIL import Image
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+ImageSource = Union[str, "os.PathLike[str]", bytes, IO[bytes], Image.Image]
+
+MAX_PIXELS = 178_956_970
+"""Pictures above this are refused as decompression bombs (Pillow's own hard limit)."""
+
+# Raster formats whose decoders live inside Pillow. EPS and the like start external programs.
+_FORMATS = (
+    "JPEG", "MPO", "PNG", "WEBP", "AVIF", "TIFF", "BMP", "DIB", "GIF", "PPM", "JPEG2000", "TGA", "ICO",
+)  # fmt: skip
+
+IMAGE_SUFFIXES = frozenset(
+    f".{ending}"
+    for ending in (
+        "jpg", "jpeg", "jpe", "png", "webp", "avif", "tif", "tiff", "bmp", "dib", "gif", "ppm", "pgm", "pbm",
+        "pnm", "jp2", "j2k", "tga",
+    )
+)  # fmt: skip
+"""Lower-case file name endings that count as pictures in folders and shards."""
+
+
+class ImageError(ValueError):
+    """A picture that cannot be read; the message starts with its name."""
+
+
+def describe(source: ImageSource) -> str:
+    """Name of a picture's source for messages: its path where it has one."""
+    if isinstance(source, (str, os.PathLike)):
+        return os.fspath(source)
+    if isinstance(source, Image.Image):
+        return str(getattr(source, "filename", "") or "picture in memory")
+    if isinstance(source, (bytes, bytearray, memoryview)):
+        return f"picture of {len(source)} bytes"
+    return str(getattr(source, "name", "picture stream"))
+
+
+def _open_formats() -> list[str]:
+    Image.init()
+    return [name for name in _FORMATS if name in Image.OPEN]
+
+
+def open_image(source: ImageSource, name: str | None = None) -> Image.Image:
+    """Open a picture without decoding its pixels; size and format are known, the format is an allowed one.
+
+    Raises:
+        ImageError: cannot be opened, is no picture, or has more than `MAX_PIXELS` pixels.
+    """
+    name = name or describe(source)
+    try:
+        if isinstance(source, Image.Image):
+            image = source
+        else:
+            if isinstance(source, (bytes, bytearray, memoryview)):
+                source = io.BytesIO(source)
+            image = Image.open(source, formats=_open_formats())
+    except Image.DecompressionBombError as error:
+        raise ImageError(f"{name}: {error}") from error
+    except FileNotFoundError as error:
+        raise ImageError(f"{name}: no such file") from error
+    except Image.UnidentifiedImageError as error:
+        raise ImageError(f"{name}: not a picture in a known format") from error
+    except Exception as error:  # decoders raise nearly anything on hostile headers
+        raise ImageError(f"{name}: cannot be opened ({_reason(error)})") from error
+    if image.width * image.height > MAX_PIXELS:
+        raise ImageError(f"{name}: {image.width}x{image.height} pixels, more than the limit of {MAX_PIXELS}")
+    return image
+
+
+def read_rgb(source: ImageSource, name: str | None = None) -> Image.Image:
+    """Read any supported picture as 8-bit RGB; see the module's table for what becomes of each kind.
+
+    Args:
+        source: a path, the file's bytes, a binary file, or an open picture (which is not changed).
+        name: what to call it in messages; its path by default.
+
+    Returns:
+        A new picture, mode RGB, upright.
+
+    Raises:
+        ImageError: the picture cannot be read; the message names it and says why.
+    """
+    name = name or describe(source)
+    image = open_image(source, name)
+    try:
+        rgb = _to_rgb(image, name)
+    except ImageError:
+        raise
+    except Exception as error:  # as above: truncated data surfaces as OSError, SyntaxError, struct.error...
+        raise ImageError(f"{name}: corrupt or truncated ({_reason(error)})") from error
+    if rgb is source:
+        return rgb.copy()
+    return rgb
+
+
+def _reason(error: BaseException) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+def orientation(image: Image.Image) -> int:
+    """EXIF orientation of a picture, 1 (upright) when there is none or the EXIF block is broken."""
+    try:
+        value = image.getexif().get(0x0112, 1)
+    except Exception:  # the pixels are fine without it
+        return 1
+    return value if value in _UPRIGHT else 1
+
+
+def _to_rgb(image: Image.Image, name: str) -> Image.Image:
+    if getattr(image, "n_frames", 1) > 1:
+        image.seek(0)
+    image.load()
+    turn = _UPRIGHT.get(orientation(image))
+    upright = image if turn is None else image.transpose(turn)
+    if upright.mode.startswith("I") or upright.mode == "F":
+        return _wide_grey_to_rgb(upright, name)
+    if image.has_transparency_data:
+        upright = upright.convert("RGBA")
+        white = Image.new("RGBA", upright.size, (255, 255, 255, 255))
+        return Image.alpha_composite(white, upright).convert("RGB")
+    return upright if upright.mode == "RGB" else upright.convert("RGB")
+
+
+def _wide_grey_to_rgb(image: Image.Image, name: str) -> Image.Image:
+    values = np.asarray(image).astype(np.float64)
+    top = 1.0 if image.mode == "F" else 65535.0
+    if not np.isfinite(values).all() or values.min() < 0 or values.max() > top:
+        kind = "float" if image.mode == "F" else "integer"
+        raise ImageError(
+            f"{name}: {kind} picture with values outside 0..{top:g}; convert it to 8 or 16 bits per channel"
+        )
+    return Image.fromarray(np.rint(values * (255.0 / top)).astype(np.uint8)).convert("RGB")
+
+
+def from_uint8(values: Tensor) -> Tensor:
+    """Map uint8 levels 0..255 of any shape to float32 in [-1, 1]; `to_uint8` undoes it exactly."""
+    return values.float().div_(127.5).sub_(1.0)
+
+
+def to_uint8(values: Tensor) -> Tensor:
+    """Map floats of any shape in [-1, 1] to the nearest uint8 level; values outside are clamped.
+
+    Raises:
+        ValueError: a value is NaN (there is no nearest level).
+    """
+    import torch
+
+    if torch.isnan(values).any():
+        raise ValueError("the picture holds NaN: nothing sensible can be written")
+    return values.detach().float().add(1.0).mul_(127.5).round_().clamp_(0, 255).to(torch.uint8)
+
+
+def to_tensor(image: Image.Image) -> Tensor:
+    """Turn an RGB picture into a float32 tensor [3, H, W] in [-1, 1].
+
+    Raises:
+        ValueError: the picture's mode is not RGB (read it with `read_rgb`).
+    """
+    import torch
+
+    if image.mode != "RGB":
+        raise ValueError(f"expected an RGB picture, got mode {image.mode}: read it with read_rgb")
+    levels = torch.from_numpy(np.array(image, dtype=np.uint8))
+    return from_uint8(levels.permute(2, 0, 1).contiguous())
+
+
+def to_image(x: Tensor) -> Image.Image:
+    """Turn a tensor [3, H, W] in [-1, 1] into an 8-bit RGB picture; values outside are clamped.
+
+    Raises:
+        ValueError: another shape, or NaN.
+    """
+    if x.ndim != 3 or x.shape[0] != 3:
+        raise ValueError(f"expected a tensor [3, H, W], got {list(x.shape)}")
+    return Image.fromarray(to_uint8(x).permute(1, 2, 0).contiguous().cpu().numpy())
+
+
+def is_image_name(name: str) -> bool:
+    """Whether a file name ends like a picture's."""
+    return os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES
+
+
+def list_images(folder: str | os.PathLike[str]) -> list[Path]:
+    """List the pictures under a folder, by suffix, sorted by their path inside it; hidden names are skipped.
+
+    Raises:
+        NotADirectoryError: the folder does not exist or is a file.
+    """
+    root = Path(folder)
+    if not root.is_dir():
+        raise NotADirectoryError(f"{root}: no such folder")
+    found: list[Path] = []
+    for current, folders, files in os.walk(root, followlinks=True):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        found += [Path(current, name) for name in files if not name.startswith(".") and is_image_name(name)]
+    return sorted(found, key=lambda path: path.relative_to(root).as_posix())
