@@ -160,6 +160,7 @@ def test_bad_files_name_the_file(tmp_path, photo):
         read_rgb(tmp_path / "absent.png")
 
 
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF")
 def test_broken_exif_does_not_cost_the_picture(photo):
     broken = encoded(photo, exif=b"Exif\x00\x00II*\x00\xff\xff\xff\x7f")
     np.testing.assert_array_equal(pixels(read_rgb(broken)), np.asarray(photo))

@@ -1,0 +1,271 @@
+import hashlib
+import io
+import json
+import multiprocessing
+import tarfile
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from glc.data import pack as pack_module
+from glc.data.listing import ListingError
+from glc.data.manifest import PackError, read_manifest
+from glc.data.pack import pack
+
+
+def picture(seed, width=24, height=16):
+    noise = np.random.default_rng(seed).integers(0, 256, (4, 6, 3), dtype=np.uint8)
+    return Image.fromarray(noise).resize((width, height), Image.Resampling.BICUBIC)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    source = tmp_path / "pictures"
+    (source / "sub").mkdir(parents=True)
+    for seed in range(5):
+        picture(seed).save(source / f"p{seed}.jpg", quality=80)
+    for seed in range(5, 7):
+        picture(seed).save(source / "sub" / f"p{seed}.png")
+    return source
+
+
+def samples(dest):
+    """All samples of a packed set in order: (key, ending, picture's bytes, note)."""
+    found = []
+    for shard in sorted(dest.glob("*.tar")):
+        with tarfile.open(shard) as tar:
+            members = [(member.name, tar.extractfile(member).read()) for member in tar]
+        for (image_name, data), (note_name, note) in zip(members[::2], members[1::2], strict=True):
+            key, ending = image_name.split(".")
+            assert note_name == f"{key}.json"
+            found.append((key, ending, data, json.loads(note)))
+    return found
+
+
+def shard_bytes(dest):
+    return {path.name: path.read_bytes() for path in sorted(dest.iterdir()) if path.is_file()}
+
+
+def run(sources, dest, **options):
+    return pack([sources] if not isinstance(sources, list) else sources, dest, progress=False, **options)
+
+
+def test_shards_hold_every_picture_once_and_the_manifest_describes_them(folder, tmp_path):
+    manifest = run(folder, tmp_path / "train", images_per_shard=3, workers=1)
+    found = samples(tmp_path / "train")
+    assert sorted(note["name"] for *_, note in found) == [f"p{i}.jpg" for i in range(5)] + [
+        "sub/p5.png",
+        "sub/p6.png",
+    ]
+    assert len({key for key, *_ in found}) == 7
+    assert [shard.name for shard in manifest.shards] == [f"train-{i:06d}.tar" for i in range(3)]
+    assert [shard.count for shard in manifest.shards] == [3, 3, 1]
+    for shard in manifest.shards:
+        data = (tmp_path / "train" / shard.name).read_bytes()
+        assert (len(data), hashlib.sha256(data).hexdigest()) == (shard.bytes, shard.sha256)
+    assert read_manifest(tmp_path / "train") == manifest
+    totals = json.loads((tmp_path / "train" / "manifest.json").read_text())["totals"]
+    assert totals == {"shards": 3, "count": 7, "bytes": manifest.bytes, "skipped": 0}
+    assert sorted(p.name for p in (tmp_path / "train").iterdir())[0] == "manifest.json"  # no leftovers
+
+
+def test_plain_jpeg_keeps_its_bytes_and_png_its_pixels(folder, tmp_path):
+    run(folder, tmp_path / "set", workers=1)
+    for _, ending, data, note in samples(tmp_path / "set"):
+        source = folder / note["name"]
+        if ending == "jpg":
+            assert data == source.read_bytes()
+        else:
+            np.testing.assert_array_equal(
+                np.asarray(Image.open(io.BytesIO(data))), np.asarray(Image.open(source))
+            )
+        assert (note["width"], note["height"]) == (24, 16)
+
+
+def test_what_must_change_is_reencoded_upright_rgb(tmp_path):
+    source = tmp_path / "odd"
+    source.mkdir()
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    picture(0).save(source / "turned.jpg", exif=exif, quality=95)
+    picture(1).convert("L").save(source / "grey.jpg")
+    picture(2).convert("CMYK").save(source / "cmyk.jpg")
+    picture(3).convert("P").save(source / "palette.png")
+    picture(4).save(source / "web.webp")
+    run(source, tmp_path / "set", workers=1)
+    by_name = {note["name"]: (ending, data, note) for _, ending, data, note in samples(tmp_path / "set")}
+    for name, (_, data, note) in by_name.items():
+        stored = Image.open(io.BytesIO(data))
+        assert stored.mode == "RGB"
+        assert stored.size == (note["width"], note["height"])
+        assert stored.size == ((16, 24) if name == "turned.jpg" else (24, 16))
+        assert not stored.getexif()
+    assert {name: ending for name, (ending, *_) in by_name.items()} == {
+        "turned.jpg": "jpg",
+        "grey.jpg": "jpg",
+        "cmyk.jpg": "jpg",
+        "palette.png": "png",
+        "web.webp": "jpg",
+    }
+
+
+def test_resizing_shrinks_the_short_side_and_never_enlarges(tmp_path):
+    source = tmp_path / "sizes"
+    source.mkdir()
+    picture(0, 100, 60).save(source / "large.jpg")
+    picture(1, 60, 101).save(source / "tall.png")
+    picture(2, 24, 16).save(source / "small.jpg")
+    run(source, tmp_path / "set", size=30, workers=1)
+    stored = {note["name"]: (note["width"], note["height"]) for *_, note in samples(tmp_path / "set")}
+    # 101 * 30 / 60 = 50.5 rounds to the even 50
+    assert stored == {"large.jpg": (50, 30), "tall.png": (30, 50), "small.jpg": (24, 16)}
+
+
+def test_bad_pictures_are_left_out_with_name_and_reason(folder, tmp_path):
+    picture(9, 8, 40).save(folder / "narrow.png")
+    (folder / "broken.jpg").write_bytes((folder / "p0.jpg").read_bytes()[:-40])
+    (folder / "fake.png").write_bytes(b"no picture")
+    manifest = run(folder, tmp_path / "set", min_side=10, workers=1)
+    reasons = {entry["name"]: entry["reason"] for entry in manifest.skipped}
+    assert reasons.keys() == {"narrow.png", "broken.jpg", "fake.png"}
+    assert "below 10" in reasons["narrow.png"]
+    assert "truncated" in reasons["broken.jpg"]
+    assert manifest.count == 7
+
+
+def test_workers_do_not_change_the_bytes(folder, tmp_path):
+    run(folder, tmp_path / "a" / "set", images_per_shard=2, workers=1)
+    run(folder, tmp_path / "b" / "set", images_per_shard=2, workers=2)
+    assert shard_bytes(tmp_path / "a" / "set") == shard_bytes(tmp_path / "b" / "set")
+
+
+def test_interrupted_run_goes_on_and_ends_with_the_same_bytes(folder, tmp_path, monkeypatch):
+    run(folder, tmp_path / "whole" / "set", images_per_shard=2, workers=1)
+    dest = tmp_path / "cut" / "set"
+    written = []
+    real = pack_module.write_shard
+
+    def dies_in_the_third_shard(path, entries, encoding, on_picture):
+        if len(written) == 2:
+            path.with_name(f".{path.name}.1.partial").write_bytes(b"half")
+            raise KeyboardInterrupt
+        written.append(path.name)
+        return real(path, entries, encoding, on_picture)
+
+    monkeypatch.setattr(pack_module, "write_shard", dies_in_the_third_shard)
+    with pytest.raises(KeyboardInterrupt):
+        run(folder, dest, images_per_shard=2, workers=1)
+    assert not (dest / "manifest.json").exists()
+    monkeypatch.setattr(
+        pack_module, "write_shard", lambda path, *rest: (written.append(path.name), real(path, *rest))[1]
+    )
+    run(folder, dest, images_per_shard=2, workers=1)
+    assert written == [f"set-{i:06d}.tar" for i in range(4)]  # each exactly once
+    assert shard_bytes(dest) == shard_bytes(tmp_path / "whole" / "set")
+
+
+def test_finished_shard_that_was_damaged_is_written_again(folder, tmp_path, monkeypatch):
+    dest = tmp_path / "set"
+    monkeypatch.setattr(pack_module, "_read_record", lambda *a: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        run(folder, dest, images_per_shard=4, workers=1)
+    monkeypatch.undo()
+    whole = (dest / "set-000001.tar").read_bytes()
+    (dest / "set-000001.tar").write_bytes(whole[:100])
+    run(folder, dest, images_per_shard=4, workers=1)
+    assert (dest / "set-000001.tar").read_bytes() == whole
+
+
+def test_complete_set_is_left_alone(folder, tmp_path):
+    run(folder, tmp_path / "set", workers=1)
+    before = (tmp_path / "set" / "set-000000.tar").stat().st_mtime_ns
+    run(folder, tmp_path / "set", workers=1)
+    assert (tmp_path / "set" / "set-000000.tar").stat().st_mtime_ns == before
+
+
+def test_other_settings_or_pictures_are_refused_unless_forced(folder, tmp_path):
+    dest = tmp_path / "set"
+    run(folder, dest, images_per_shard=2, workers=1)
+    before = shard_bytes(dest)
+    with pytest.raises(PackError, match="images_per_shard was 2, is 4"):
+        run(folder, dest, images_per_shard=4, workers=1)
+    picture(99, 40, 40).save(folder / "p0.jpg")
+    with pytest.raises(PackError, match="source pictures changed"):
+        run(folder, dest, images_per_shard=2, workers=1)
+    assert shard_bytes(dest) == before
+    (dest / "set-notes.tar").write_bytes(b"not ours")
+    manifest = run(folder, dest, images_per_shard=4, workers=1, force=True)
+    assert sorted(p.name for p in dest.glob("*.tar")) == ["set-000000.tar", "set-000001.tar", "set-notes.tar"]
+    assert len(manifest.shards) == 2
+
+
+def test_foreign_shards_are_not_overwritten(folder, tmp_path):
+    dest = tmp_path / "set"
+    dest.mkdir()
+    (dest / "set-000000.tar").write_bytes(b"precious")
+    with pytest.raises(PackError, match="no manifest"):
+        run(folder, dest, workers=1)
+    assert (dest / "set-000000.tar").read_bytes() == b"precious"
+
+
+def test_same_relative_names_do_not_collide(tmp_path):
+    sources = []
+    for i, parent in enumerate(["left/cats", "right/cats"]):
+        source = tmp_path / parent
+        source.mkdir(parents=True)
+        picture(i).save(source / "one.png")
+        sources.append(source)
+    run(sources, tmp_path / "set", workers=1)
+    found = samples(tmp_path / "set")
+    assert len({key for key, *_ in found}) == 2
+    assert len({data for _, _, data, _ in found}) == 2
+    assert [note["name"] for *_, note in found] == ["cats/one.png", "cats/one.png"]
+
+
+def test_list_file_in_its_order(folder, tmp_path):
+    listing = folder / "list.txt"
+    listing.write_text(f"# chosen\nsub/p6.png\n\np1.jpg\n{folder / 'p3.jpg'}\n")
+    run(listing, tmp_path / "set", workers=1, mix=False)
+    assert [note["name"] for *_, note in samples(tmp_path / "set")] == ["sub/p6.png", "p1.jpg", "p3.jpg"]
+    listing.write_text("p1.jpg\nmissing.jpg\n")
+    with pytest.raises(ListingError, match=r"list\.txt, line 2.*missing\.jpg"):
+        run(listing, tmp_path / "other", workers=1)
+
+
+def test_mixed_order_separates_neighbours_and_is_the_default(folder, tmp_path):
+    for i in range(30):
+        picture(100 + i).save(folder / f"q{i:02d}.png")
+    run(folder, tmp_path / "mixed", workers=1)
+    run(folder, tmp_path / "kept", workers=1, mix=False)
+    kept = [note["name"] for *_, note in samples(tmp_path / "kept")]
+    mixed = [note["name"] for *_, note in samples(tmp_path / "mixed")]
+    assert kept == sorted(kept)
+    assert mixed != kept
+    assert sorted(mixed) == kept
+
+
+def test_empty_and_hopeless_sources(tmp_path):
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    with pytest.raises(ListingError, match="empty: no pictures"):
+        run(empty, tmp_path / "set")
+    assert not (tmp_path / "set").exists()
+    (empty / "bad.png").write_bytes(b"x")
+    with pytest.raises(PackError, match=r"none of 1 .*bad\.png"):
+        run(empty, tmp_path / "set", workers=1)
+    assert not list((tmp_path / "set").iterdir())
+    with pytest.raises(PackError, match="images_per_shard=0"):
+        run(empty, tmp_path / "set", images_per_shard=0)
+
+
+def test_failed_worker_stops_the_others(folder, tmp_path, monkeypatch):
+    # A folder in a shard's place: the rename of that one shard fails inside its worker process.
+    dest = tmp_path / "set"
+    (dest / "set-000002.tar").mkdir(parents=True)
+    monkeypatch.setattr(pack_module, "_shards_in", lambda *a: [])
+    with pytest.raises(OSError, match=r"set-000002\.tar"):
+        run(folder, dest, images_per_shard=2, workers=2)
+    assert not list(dest.glob(".*.partial"))
+    assert not (dest / "manifest.json").exists()
+    assert not multiprocessing.active_children()
