@@ -1,0 +1,233 @@
+"""LPIPS as a loss and as a metric, and the search for the weights that it needs.
+
+The computation and the calibrated heads come from the `lpips` package. What it lacks is here: a backbone
+that is looked for in the user's folder, in torch hub's cache, and only then on the network, with its hash
+checked.
+"""
+
+import hashlib
+import os
+import threading
+import urllib.request
+import warnings
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from glc.layers.frozen import Frozen
+
+REACH_SECONDS = 4.0  # how long a download may take to answer at all before it counts as unreachable
+
+
+class WeightsUnavailable(RuntimeError):
+    """Published weights were found neither in a folder, nor in torch hub's cache, nor on the network."""
+
+
+class _Backbone(NamedTuple):
+    weights: str  # torchvision's enumeration of weights, which knows the address
+    pattern: str  # further file names that are accepted in a folder of the user's
+    not_pattern: str | None  # names that match `pattern` but hold another network
+
+
+_BACKBONES = {
+    "vgg": _Backbone("VGG16_Weights", "vgg16*.pth", "vgg16_bn*.pth"),
+    "alex": _Backbone("AlexNet_Weights", "alexnet*.pth", None),
+    "squeeze": _Backbone("SqueezeNet1_1_Weights", "squeezenet1_1*.pth", None),
+}
+
+
+class LPIPS(nn.Module):
+    """Learned perceptual distance between pictures, version 0.1 (Zhang et al., CVPR 2018).
+
+    The paper trains with VGG [4.1] and evaluates with AlexNet [5].
+
+    ```
+    x, y --> backbone --> 5 (7 for squeeze) feature maps, unit length per position
+                              |--> squared difference --> 1x1 head --> mean over positions --> sum over maps
+    ```
+
+    The network is `Frozen`: parameters fixed, evaluation mode whatever `.train()` says, invisible to
+    optimizers, moving averages and checkpoints, float32 weights on whatever device the parent moves to.
+
+    Args:
+        net: the backbone, `vgg`, `alex` or `squeeze`.
+        weights_dir: a folder to look in first. It may hold torchvision's file (`vgg16-397923af.pth`) or one
+            `vgg16*.pth`, `alexnet*.pth`, `squeezenet1_1*.pth`: a state dict of the network or of its
+            features.
+        precision: `float32` computes in float32 also under autocast; `autocast` follows the surroundings.
+
+    Raises:
+        WeightsUnavailable: the backbone's weights cannot be had; the message says what was tried and the fix.
+        FileNotFoundError: `weights_dir` is given and is not a folder.
+        ValueError: `net` or `precision` is unknown, or a weights file is not what its name says.
+    """
+
+    def __init__(
+        self,
+        net: Literal["vgg", "alex", "squeeze"] = "vgg",
+        weights_dir: str | Path | None = None,
+        precision: Literal["float32", "autocast"] = "float32",
+    ) -> None:
+        super().__init__()
+        if net not in _BACKBONES:
+            raise ValueError(f"LPIPS: net={net!r} is unknown; choose one of {', '.join(_BACKBONES)}")
+        if precision not in ("float32", "autocast"):
+            raise ValueError(f"LPIPS: precision={precision!r} is unknown; choose float32 or autocast")
+        self.precision = precision
+        self.network = Frozen(_build(net, weights_dir))
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        """Distance between x and y, each float [B, 3, H, W] in [-1, 1], as a float tensor [B] (0: equal)."""
+        if self.precision == "autocast":
+            return self.network(x, y).flatten()
+        with torch.autocast(x.device.type, enabled=False):
+            return self.network(x.float(), y.float()).flatten()
+
+
+def _build(net: str, weights_dir: str | Path | None) -> nn.Module:
+    import lpips  # here, because it is slow to import and no part of the core
+
+    path = find_weights(_torchvision_address(net), weights_dir, *_BACKBONES[net][1:])
+    # On the meta device, since every tensor is about to be replaced: the random numbers of the run are not
+    # consumed, and the classifier of VGG (0.5 GB) is never allocated.
+    with torch.device("meta"), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", category=UserWarning, module="torchvision")
+        network = lpips.LPIPS(pretrained=False, pnet_rand=True, net=net, verbose=False)
+    network.scaling_layer = lpips.ScalingLayer()
+    heads = Path(lpips.__file__).parent / "weights" / "v0.1" / f"{net}.pth"
+    network.load_state_dict(_read_state_dict(heads), strict=False, assign=True)
+    network.net.load_state_dict(_features_for(network.net, path), assign=True)
+    return network.float()
+
+
+def _features_for(slices: nn.Module, path: Path) -> dict[str, Tensor]:
+    """The tensors of a torchvision file under the names of the `lpips` package, which cuts it in slices."""
+    found = _read_state_dict(path)
+    renamed: dict[str, Tensor] = {}
+    for name, wanted in slices.state_dict().items():
+        layer = name.partition(".")[2]  # "slice2.3.weight" is layer 3 of the features
+        tensor = found.get(f"features.{layer}", found.get(layer))
+        if tensor is None or tensor.shape != wanted.shape:
+            got = "is missing" if tensor is None else f"has shape {tuple(tensor.shape)}"
+            raise ValueError(
+                f"{path}: features.{layer} {got}, expected shape {tuple(wanted.shape)}; "
+                "this is not the network that the file's name says, replace it"
+            )
+        renamed[name] = tensor
+    return renamed
+
+
+def _read_state_dict(path: Path) -> dict[str, Tensor]:
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises a different type for each way in which a file can be damaged
+        raise ValueError(
+            f"{path}: cannot be read as a file of tensors ({type(error).__name__}); replace it"
+        ) from error
+    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise ValueError(f"{path}: holds no state dict (a dictionary of tensors); replace it")
+    return state
+
+
+def find_weights(
+    url: str,
+    weights_dir: str | Path | None = None,
+    pattern: str | None = None,
+    not_pattern: str | None = None,
+) -> Path:
+    """The local file with the weights published at `url`, downloaded into torch hub's cache if need be.
+
+    Looked for in `weights_dir` under its own name, then as the one file that matches `pattern` and not
+    `not_pattern`; in `$TORCH_HOME/hub/checkpoints` under its own name; on the network unless `GLC_OFFLINE=1`.
+
+    Raises:
+        WeightsUnavailable: nothing was found; the message says what was tried and the fix.
+        FileNotFoundError: `weights_dir` is given and is not a folder.
+        ValueError: a file has the published name but not its hash, or several files match `pattern`.
+    """
+    name = url.rsplit("/", 1)[-1]
+    tried: list[str] = []
+    if weights_dir is not None:
+        folder = Path(weights_dir).expanduser()
+        if not folder.is_dir():
+            raise FileNotFoundError(
+                f"weights_dir={str(folder)!r} is not a folder; correct it or leave it out"
+            )
+        if (folder / name).is_file():
+            return _checked(folder / name)
+        matches = sorted(folder.glob(pattern)) if pattern else []
+        matches = [path for path in matches if not_pattern is None or not path.match(not_pattern)]
+        if len(matches) > 1:
+            raise ValueError(f"weights_dir={str(folder)!r}: {len(matches)} files match {pattern}; keep one")
+        if matches:
+            return matches[0]
+        tried.append(f"{folder} (no {name}" + (f", no {pattern})" if pattern else ")"))
+    cached = Path(torch.hub.get_dir()) / "checkpoints" / name
+    if cached.is_file():
+        return _checked(cached)
+    tried.append(f"{cached} (no such file)")
+    failure = _download(url, cached)
+    if failure is None:
+        return cached
+    tried.append(f"{url} ({failure})")
+    raise WeightsUnavailable(
+        f"no weights for {name}. Tried: {'; '.join(tried)}. "
+        f"Fix: put {name} into {cached.parent}, or name a folder that holds it (weights_dir), or go online."
+    )
+
+
+def _torchvision_address(net: str) -> str:
+    from torchvision import models
+
+    return getattr(models, _BACKBONES[net].weights).IMAGENET1K_V1.url
+
+
+def _checked(path: Path) -> Path:
+    """`path`, if its hash starts with the digits that published names end with (`vgg16-397923af.pth`)."""
+    digits = path.stem.rpartition("-")[2]
+    with path.open("rb") as file:
+        actual = hashlib.file_digest(file, "sha256").hexdigest()
+    if not actual.startswith(digits):
+        raise ValueError(
+            f"{path}: its SHA-256 starts with {actual[: len(digits)]}, its name says {digits}; "
+            "the file is damaged or another one, delete it"
+        )
+    return path
+
+
+def _download(url: str, destination: Path) -> str | None:
+    """Downloads `url`, whose name ends with its hash; None, or why it could not be done."""
+    if os.environ.get("GLC_OFFLINE", "0") not in ("", "0"):
+        return "not tried, GLC_OFFLINE is set"
+    unreachable = _unreachable(url)
+    if unreachable is not None:
+        return unreachable
+    try:
+        destination.parent.mkdir(parents=True, exist_ok=True)
+        # It writes to a temporary file, checks the hash and renames, so ranks that race do no harm.
+        torch.hub.download_url_to_file(url, str(destination), hash_prefix=destination.stem.rpartition("-")[2])
+    except (OSError, RuntimeError) as error:
+        return f"download failed: {error}"
+    return None
+
+
+def _unreachable(url: str) -> str | None:
+    """None if the address answers within `REACH_SECONDS`, else the reason.
+
+    In a thread of its own, because the look-up of a host's name does not heed the timeout of a connection.
+    """
+    reason = [f"no answer within {REACH_SECONDS:.0f} s"]
+
+    def ask() -> None:
+        try:
+            urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=REACH_SECONDS).close()
+            reason.clear()
+        except OSError as error:
+            reason[0] = f"not reachable: {error}"
+
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    thread.join(REACH_SECONDS)
+    return reason[0] if reason else None

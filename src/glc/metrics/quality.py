@@ -1,0 +1,233 @@
+"""How good reconstructions are and what they cost, the same in validation and in evaluation.
+
+A score is a module that maps `x, x_hat` to one value per picture; `glc.losses.perceptual.LPIPS` is one. A
+metric of a whole set, such as FID, is a `torchmetrics.Metric` with `update(x, x_hat)` and a scalar
+`compute()`. Adding either is one entry in `conf/metrics/default.yaml`.
+"""
+
+import warnings
+from collections.abc import Callable, Mapping
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from torchmetrics import Metric
+from torchmetrics.functional.image import (
+    multiscale_structural_similarity_index_measure,
+    peak_signal_noise_ratio,
+)
+
+from glc.data.images import from_uint8, to_uint8
+from glc.layers.frozen import Frozen
+from glc.losses.perceptual import WeightsUnavailable
+
+BPP = "bpp"
+
+
+class NotMeasurable(ValueError):
+    """A score is not defined for these pictures; the message says why."""
+
+
+class PSNR(nn.Module):
+    """Peak signal-to-noise ratio in dB, from each picture's own error (not from the error pooled over a set).
+
+    Higher is better; infinite for equal pictures.
+    """
+
+    def forward(self, x: Tensor, x_hat: Tensor) -> Tensor:
+        """Compare x and x_hat, float [B, 3, H, W] in [-1, 1]; returns [B]."""
+        return peak_signal_noise_ratio(x_hat, x, data_range=2.0, dim=(1, 2, 3), reduction="none")
+
+
+class MSSSIM(nn.Module):
+    """Multi-scale structural similarity (Wang et al., 2003) as torchmetrics computes it; 1 is best, 0 worst.
+
+    Five scales with the usual exponents; similarities are averaged over the channels before the scales are
+    multiplied, which differs from the package pytorch-msssim in the fourth digit.
+    """
+
+    MIN_SIDE = 176
+    """Its window of 11 pixels must fit at the fifth scale, 1/16; fewer scales would be another metric."""
+
+    def forward(self, x: Tensor, x_hat: Tensor) -> Tensor:
+        """Compare x and x_hat, float [B, 3, H, W] in [-1, 1]; returns [B].
+
+        Raises:
+            NotMeasurable: a side is shorter than `MIN_SIDE`.
+        """
+        height, width = x.shape[-2:]
+        if min(height, width) < self.MIN_SIDE:
+            raise NotMeasurable(
+                f"MS-SSIM needs sides of at least {self.MIN_SIDE} pixels, got pictures of {width}x{height}"
+            )
+        # Its constants belong to a range that starts at 0.
+        return multiscale_structural_similarity_index_measure(
+            (x_hat + 1) / 2, (x + 1) / 2, data_range=1.0, reduction="none"
+        )
+
+
+class QualityMetrics(nn.Module):
+    """Measures pictures one by one and keeps the mean over all of them, over all processes too.
+
+    ```
+    x, x_hat, bits --update--> {name: [B]}   per picture
+                   --compute-> {name: []}    mean over pictures (of a metric of a whole set: its value)
+    ```
+
+    Lightning: call `update` in `validation_step`; in `on_validation_epoch_end` log what `compute`
+    returns, on every rank and without `sync_dist`, and call `reset`. Networks inside the metrics are
+    `Frozen`: no checkpoint or optimizer of a parent module holds them.
+
+    Args:
+        metrics: name to metric: a score, a metric of a whole set, or a callable without arguments that makes
+            one (`_partial_: true` in Hydra). One that raises `WeightsUnavailable` when made is left out, with
+            its reason kept in `unavailable`, so that evaluation goes on without it.
+        eight_bit: measure x_hat as it would be saved, rounded to 256 levels per channel. Values outside
+            [-1, 1] are clamped in either case.
+
+    Attributes:
+        unavailable: name to reason, for each metric without a value: its weights cannot be had or, as of the
+            last `compute`, no picture could be measured.
+
+    Raises:
+        ValueError: a metric is called `bpp`, the name of what is measured whenever bits are given.
+    """
+
+    unavailable: dict[str, str]
+
+    def __init__(
+        self, metrics: Mapping[str, nn.Module | Callable[[], nn.Module]], eight_bit: bool = True
+    ) -> None:
+        super().__init__()
+        if BPP in metrics:
+            raise ValueError(
+                f"metrics.{BPP}: bits per pixel are always measured under this name; choose another"
+            )
+        self.eight_bit = eight_bit
+        self._not_made: dict[str, str] = {}
+        self._reasons: dict[str, str] = {}
+        self._scores = nn.ModuleDict()
+        self._set_metrics = nn.ModuleDict()
+        for name, entry in metrics.items():
+            try:
+                metric = entry if isinstance(entry, nn.Module) else entry()
+            except WeightsUnavailable as error:
+                self._not_made[name] = str(error)
+                continue
+            (self._set_metrics if isinstance(metric, Metric) else self._scores)[name] = Frozen(metric)
+        self._tallies = nn.ModuleDict({name: _Tally() for name in (BPP, *self._scores)})
+        self.unavailable = dict(self._not_made)
+
+    @torch.no_grad()
+    def measure(self, x: Tensor, x_hat: Tensor, bits: Tensor | None = None) -> dict[str, Tensor]:
+        """Score each picture, without keeping anything.
+
+        Args:
+            x: the originals, float [B, 3, H, W] in [-1, 1], at their own size, without padding.
+            x_hat: the reconstructions, of the same shape.
+            bits: what each picture costs, [B]; adds `bpp`.
+
+        Returns:
+            Name to values [B], float32. A score that is not defined for pictures of this size is left out.
+
+        Raises:
+            ValueError: the shapes do not match.
+        """
+        x, x_hat = self._prepare(x, x_hat)
+        values: dict[str, Tensor] = {}
+        if bits is not None:
+            if bits.shape != x.shape[:1]:
+                raise ValueError(
+                    f"bits has shape {list(bits.shape)}, expected one value per picture: [{len(x)}]"
+                )
+            values[BPP] = bits_per_pixel(bits.to(x.device), *x.shape[-2:])
+        with torch.autocast(x.device.type, enabled=False):
+            for name, score in self._scores.items():
+                try:
+                    values[name] = score(x, x_hat)
+                except NotMeasurable as error:
+                    if name not in self._reasons:
+                        warnings.warn(f"{name} leaves pictures out: {error}", stacklevel=2)
+                    self._reasons[name] = str(error)
+        return values
+
+    @torch.no_grad()
+    def update(self, x: Tensor, x_hat: Tensor, bits: Tensor | None = None) -> dict[str, Tensor]:
+        """Score each picture like `measure`, and count it into the means and the metrics of whole sets."""
+        values = self.measure(x, x_hat, bits)
+        for name, tally in self._each(self._tallies).items():
+            tally.update(values.get(name, x.new_empty(0)))
+        if self._set_metrics:
+            x, x_hat = self._prepare(x, x_hat)
+            for metric in self._each(self._set_metrics).values():
+                metric.update(x, x_hat)
+        return values
+
+    def compute(self) -> dict[str, Tensor]:
+        """Name to scalar over everything since `reset`, equal on all processes.
+
+        A collective operation under distributed training. Metrics without a value are left out and their
+        reasons put into `unavailable`.
+        """
+        self.unavailable = dict(self._not_made)
+        results: dict[str, Tensor] = {}
+        for name, tally in self._each(self._tallies).items():
+            if not tally.update_called:  # torchmetrics would warn; that nothing came is no mistake
+                tally.update(torch.empty(0))
+            total, number = tally.compute()
+            if number > 0:
+                results[name] = total / number
+            elif name != BPP:
+                self.unavailable[name] = self._reasons.get(name, "no picture was measured")
+        results |= {name: metric.compute() for name, metric in self._each(self._set_metrics).items()}
+        return results
+
+    def reset(self) -> None:
+        """Forget all pictures."""
+        self._reasons.clear()
+        self.unavailable = dict(self._not_made)
+        for metric in (*self._each(self._tallies).values(), *self._each(self._set_metrics).values()):
+            metric.reset()
+
+    @staticmethod
+    def _each(metrics: nn.ModuleDict) -> dict[str, Metric]:
+        return {
+            name: cast(Metric, metric.module if isinstance(metric, Frozen) else metric)
+            for name, metric in metrics.items()
+        }
+
+    def _prepare(self, x: Tensor, x_hat: Tensor) -> tuple[Tensor, Tensor]:
+        if x.shape != x_hat.shape or x.ndim != 4 or x.shape[1] != 3:
+            raise ValueError(
+                f"x and x_hat must both be [B, 3, H, W], got {list(x.shape)} and {list(x_hat.shape)}"
+            )
+        x, x_hat = x.float().clamp(-1, 1), x_hat.float().clamp(-1, 1)
+        if self.eight_bit:
+            saved = from_uint8(to_uint8(x_hat.nan_to_num()))
+            x_hat = torch.where(x_hat.isnan(), x_hat, saved)  # a diverged model must show in the metrics
+        return x, x_hat
+
+
+def bits_per_pixel(bits: Tensor, height: int, width: int) -> Tensor:
+    """Bits of each picture [B] over its pixels (not over its samples: a pixel has three channels)."""
+    return bits.float() / (height * width)
+
+
+class _Tally(Metric):
+    """Sum and number of values over all processes; unlike a mean it tells nothing measured from NaN."""
+
+    full_state_update = False
+    total: Tensor
+    number: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.add_state("total", default=torch.zeros(()), dist_reduce_fx="sum")
+        self.add_state("number", default=torch.zeros(()), dist_reduce_fx="sum")
+
+    def update(self, values: Tensor) -> None:
+        self.total += values.sum()
+        self.number += len(values)
+
+    def compute(self) -> tuple[Tensor, Tensor]:
+        return self.total, self.number

@@ -1,0 +1,294 @@
+"""LPIPS and the search for its weights, with stand-in weights (the published ones are not in the project)."""
+
+import copy
+import hashlib
+import os
+import time
+import urllib.error
+import warnings
+from pathlib import Path
+
+import lightning as L
+import lpips
+import pytest
+import torch
+from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from glc.losses import perceptual
+from glc.losses.perceptual import LPIPS, WeightsUnavailable, find_weights
+
+FILES = {"vgg": "vgg16-features.pth", "alex": "alexnet_features.pth", "squeeze": "squeezenet1_1_features.pth"}
+
+
+@pytest.fixture(autouse=True)
+def offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """No test reaches for the network or the machine's own cache; returns the cache's folder."""
+    monkeypatch.setenv("GLC_OFFLINE", "1")
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    return tmp_path / "torch" / "hub" / "checkpoints"
+
+
+def reference(net: str, seed: int = 0) -> lpips.LPIPS:
+    """The package's own network with seeded weights; VGG on the meta device first, its classifier is huge."""
+    with warnings.catch_warnings(), torch.device("meta"):
+        warnings.simplefilter("ignore")
+        network = lpips.LPIPS(net=net, pnet_rand=True, pretrained=False, verbose=False)
+    network = network.to_empty(device="cpu")
+    network.scaling_layer = lpips.ScalingLayer()
+    heads = Path(lpips.__file__).parent / "weights" / "v0.1" / f"{net}.pth"
+    network.load_state_dict(torch.load(heads, map_location="cpu", weights_only=True), strict=False)
+    generator = torch.Generator().manual_seed(seed)
+    for parameter in network.net.parameters():
+        scale = (2 / parameter[0].numel()) ** 0.5 if parameter.ndim > 1 else 0.1
+        parameter.data.normal_(0, scale, generator=generator)
+    return network.eval()
+
+
+def save_features(network: lpips.LPIPS, path: Path, prefix: str = "features.") -> Path:
+    """Write the backbone's weights under torchvision's names."""
+    state = network.net.state_dict()
+    torch.save({prefix + name.partition(".")[2]: value for name, value in state.items()}, path)
+    return path
+
+
+@pytest.fixture
+def squeeze_dir(tmp_path: Path) -> Path:
+    folder = tmp_path / "weights"
+    folder.mkdir()
+    save_features(reference("squeeze"), folder / FILES["squeeze"])
+    return folder
+
+
+def pictures(seed: int = 1, size: int = 64) -> tuple[Tensor, Tensor]:
+    x, noise = torch.rand(2, 2, 3, size, size, generator=torch.Generator().manual_seed(seed)) * 2 - 1
+    return x, (x + 0.3 * noise).clamp(-1, 1)
+
+
+@pytest.mark.parametrize("net", ["vgg", "alex", "squeeze"])
+def test_equals_the_package(net: str, tmp_path: Path) -> None:
+    expected = reference(net)
+    save_features(expected, tmp_path / FILES[net])
+    x, y = pictures()
+    distance = LPIPS(net, weights_dir=tmp_path)(x, y)
+    assert distance.shape == (2,)
+    assert distance.min() > 1e-3
+    torch.testing.assert_close(distance, expected(x, y).flatten(), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("prefix", ["features.", ""])
+def test_accepts_both_ways_of_naming_layers(prefix: str, tmp_path: Path) -> None:
+    expected = reference("squeeze", seed=3)
+    save_features(expected, tmp_path / FILES["squeeze"], prefix)
+    x, y = pictures()
+    torch.testing.assert_close(LPIPS("squeeze", tmp_path)(x, y), expected(x, y).flatten())
+
+
+def test_building_leaves_the_random_stream_alone(squeeze_dir: Path) -> None:
+    torch.manual_seed(7)
+    expected = torch.rand(3)
+    torch.manual_seed(7)
+    LPIPS("squeeze", squeeze_dir)
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_training_moves_the_picture_and_not_the_network(squeeze_dir: Path) -> None:
+    loss = LPIPS("squeeze", squeeze_dir)
+    before = copy.deepcopy(loss.network.module.state_dict())
+    x, start = pictures()
+    y = nn.Parameter(start)
+    parent = nn.ModuleDict({"loss": loss}).requires_grad_(True).train()
+    optimizer = torch.optim.Adam([y, *parent.parameters()], lr=0.02)
+    distances = []
+    for _ in range(8):
+        value = loss(y, x).mean()
+        optimizer.zero_grad()
+        value.backward()
+        optimizer.step()
+        distances.append(value.item())
+    assert distances[-1] < 0.8 * distances[0]
+    network = loss.network.module
+    assert not any(module.training for module in network.modules())
+    assert not any(parameter.requires_grad for parameter in network.parameters())
+    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+
+
+def test_parents_do_not_see_the_network(squeeze_dir: Path) -> None:
+    parent = nn.ModuleDict({"layer": nn.Linear(2, 2), "loss": LPIPS("squeeze", squeeze_dir)})
+    assert set(parent.state_dict()) == {"layer.weight", "layer.bias"}
+    assert len(list(parent.parameters())) == 2
+    assert not list(parent.buffers())
+    assert not parent.load_state_dict(nn.ModuleDict({"layer": nn.Linear(2, 2)}).state_dict()).missing_keys
+
+
+def test_follows_the_device_and_keeps_float32(squeeze_dir: Path) -> None:
+    loss = LPIPS("squeeze", squeeze_dir)
+    nn.ModuleList([loss]).bfloat16()
+    assert {p.dtype for p in loss.network.module.parameters()} == {torch.float32}
+    nn.ModuleList([loss]).to("meta")
+    assert {p.device.type for p in loss.network.module.parameters()} == {"meta"}
+    assert loss.network.module.scaling_layer.shift.device.type == "meta"
+
+
+def test_precision_under_autocast(squeeze_dir: Path) -> None:
+    exact, fast = LPIPS("squeeze", squeeze_dir), LPIPS("squeeze", squeeze_dir, precision="autocast")
+    x, y = pictures()
+    expected = exact(x, y)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(exact(x, y), expected)
+        rounded = fast(x, y)
+    assert not torch.equal(rounded.float(), expected)
+    torch.testing.assert_close(rounded.float(), expected, rtol=0.1, atol=1e-3)
+
+
+class Tiny(L.LightningModule):
+    def __init__(self, loss: nn.Module) -> None:
+        super().__init__()
+        self.net = nn.Conv2d(3, 3, 1)
+        self.loss = loss
+
+    def training_step(self, batch: Tensor) -> Tensor:
+        return self.loss(self.net(batch), batch).mean()
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+    def train_dataloader(self) -> DataLoader:
+        return DataLoader([pictures(seed, 32)[0] for seed in range(3)], batch_size=None)
+
+
+def test_works_with_lightnings_moving_average(squeeze_dir: Path, tmp_path: Path) -> None:
+    module = Tiny(LPIPS("squeeze", squeeze_dir))
+    before = module.net.weight.detach().clone()
+    save = ModelCheckpoint(dirpath=tmp_path, filename="end", save_weights_only=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        L.Trainer(
+            max_epochs=1,
+            accelerator="cpu",
+            logger=False,
+            callbacks=[EMAWeightAveraging(decay=0.5), save],
+            enable_progress_bar=False,
+            enable_model_summary=False,
+        ).fit(module)
+    checkpoint = torch.load(tmp_path / "end.ckpt", weights_only=True)
+    averaged, live = checkpoint["state_dict"], checkpoint["current_model_state"]
+    assert set(averaged) == set(live) == {"net.weight", "net.bias"}
+    assert not torch.equal(live["net.weight"], before)
+    assert not torch.equal(averaged["net.weight"], live["net.weight"])
+    fresh = Tiny(LPIPS("squeeze", squeeze_dir))
+    fresh.load_state_dict(averaged)
+    x, y = pictures()
+    assert torch.equal(fresh.loss(x, y), module.loss(x, y))
+
+
+# The search for weights ---------------------------------------------------------------------------
+
+
+def published(folder: Path, content: bytes, digest: str | None = None) -> str:
+    """Write a file with its hash in its name, as torchvision's are; returns its address."""
+    folder.mkdir(parents=True, exist_ok=True)
+    name = f"net-{(digest or hashlib.sha256(content).hexdigest())[:8]}.pth"
+    (folder / name).write_bytes(content)
+    return f"https://weights.invalid/models/{name}"
+
+
+def test_the_folder_comes_before_the_cache(offline: Path, tmp_path: Path) -> None:
+    url = published(offline, b"weights")
+    name = url.rsplit("/", 1)[-1]
+    assert find_weights(url) == offline / name
+    (tmp_path / "mine").mkdir()
+    assert find_weights(url, tmp_path / "mine", "net*.pth") == offline / name
+    (tmp_path / "mine" / "net_own.pth").touch()
+    assert find_weights(url, tmp_path / "mine", "net*.pth") == tmp_path / "mine" / "net_own.pth"
+    published(tmp_path / "mine", b"weights")
+    assert find_weights(url, tmp_path / "mine", "net*.pth") == tmp_path / "mine" / name
+
+
+@pytest.mark.parametrize("place", ["folder", "cache"])
+def test_a_file_with_the_wrong_hash_is_refused_by_name(place: str, offline: Path, tmp_path: Path) -> None:
+    folder = offline if place == "cache" else tmp_path / "mine"
+    url = published(folder, b"damaged", digest="0123456789")
+    with pytest.raises(ValueError, match=r"net-01234567\.pth: its SHA-256 starts with .*delete it"):
+        find_weights(url, None if place == "cache" else folder)
+
+
+def test_other_networks_of_the_family_are_not_taken(tmp_path: Path) -> None:
+    (tmp_path / "vgg16_bn-6c64b313.pth").touch()
+    with pytest.raises(WeightsUnavailable, match=r"no vgg16\*\.pth"):
+        LPIPS("vgg", tmp_path)
+
+
+def test_several_candidates_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "alexnet_a.pth").touch()
+    (tmp_path / "alexnet_b.pth").touch()
+    with pytest.raises(ValueError, match="2 files match"):
+        LPIPS("alex", tmp_path)
+
+
+def test_unavailable_names_what_was_tried_and_the_fix(offline: Path, tmp_path: Path) -> None:
+    with pytest.raises(WeightsUnavailable) as caught:
+        LPIPS("vgg", tmp_path)
+    message = str(caught.value)
+    assert "\n" not in message
+    for part in (str(tmp_path), str(offline), "vgg16-397923af.pth", "GLC_OFFLINE", "Fix:"):
+        assert part in message
+
+
+def test_no_network_fails_fast(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GLC_OFFLINE", "0")
+    monkeypatch.setattr(perceptual, "REACH_SECONDS", 0.2)
+    monkeypatch.setattr("urllib.request.urlopen", lambda *args, **kwargs: time.sleep(30))
+    start = time.monotonic()
+    with pytest.raises(WeightsUnavailable, match="no answer within"):
+        find_weights("https://weights.invalid/net-01234567.pth")
+    assert time.monotonic() - start < 5
+
+    def refuse(*args: object, **kwargs: object) -> None:
+        raise urllib.error.URLError("name not known")
+
+    monkeypatch.setattr("urllib.request.urlopen", refuse)
+    with pytest.raises(WeightsUnavailable, match=r"not reachable: .*name not known"):
+        find_weights("https://weights.invalid/net-01234567.pth")
+
+
+def test_a_download_is_checked_and_kept(
+    offline: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("GLC_OFFLINE")
+    good = published(tmp_path, b"weights").rsplit("/", 1)[-1]
+    bad = published(tmp_path, b"damaged", digest="0123456789").rsplit("/", 1)[-1]
+    assert find_weights(f"{tmp_path.as_uri()}/{good}") == offline / good
+    assert (offline / good).read_bytes() == b"weights"
+    with pytest.raises(WeightsUnavailable, match="download failed: invalid hash value"):
+        find_weights(f"{tmp_path.as_uri()}/{bad}")
+    assert os.listdir(offline) == [good]
+
+
+@pytest.mark.parametrize(
+    ("content", "complaint"),
+    [
+        (b"not a file of torch", "cannot be read as a file of tensors"),
+        ([1, 2, 3], "holds no state dict"),
+        ({}, r"features\.0\.weight is missing"),
+        ({"features.0.weight": torch.zeros(64, 3, 5, 5)}, r"has shape \(64, 3, 5, 5\), expected shape"),
+    ],
+)
+def test_a_file_that_is_not_the_network_is_named(content: object, complaint: str, tmp_path: Path) -> None:
+    path = tmp_path / FILES["squeeze"]
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    else:
+        torch.save(content, path)
+    with pytest.raises(ValueError, match=f"{path.name}: .*{complaint}"):
+        LPIPS("squeeze", tmp_path)
+
+
+def test_bad_arguments_are_named(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="net='vgg19' is unknown; choose one of vgg, alex, squeeze"):
+        LPIPS("vgg19")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="precision='half'"):
+        LPIPS("alex", tmp_path, precision="half")  # type: ignore[arg-type]
+    with pytest.raises(FileNotFoundError, match="absent' is not a folder"):
+        LPIPS("alex", tmp_path / "absent")

@@ -1,0 +1,256 @@
+import json
+import os
+import socket
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from hydra.utils import instantiate
+from scipy.ndimage import correlate1d
+from torch import Tensor, nn
+from torchmetrics import Metric
+
+from glc.losses.perceptual import WeightsUnavailable
+from glc.metrics import MSSSIM, PSNR, NotMeasurable, QualityMetrics, bits_per_pixel
+
+ROOT = Path(__file__).parents[2]
+
+
+def pictures(count: int = 3, size: tuple[int, int] = (48, 64), noise: float = 0.2) -> tuple[Tensor, Tensor]:
+    """Smooth random pictures, each disturbed more than the one before."""
+    generator = torch.Generator().manual_seed(5)
+    coarse = torch.rand(count, 3, 6, 8, generator=generator) * 2 - 1
+    x = nn.functional.interpolate(coarse, size, mode="bilinear")
+    strength = noise * torch.arange(1, count + 1).view(-1, 1, 1, 1) / count
+    return x, x + strength * torch.randn(x.shape, generator=generator)
+
+
+def as_levels(x: Tensor) -> np.ndarray:
+    return np.clip(np.rint((x.double().numpy() + 1) * 127.5), 0, 255)
+
+
+def reference_ms_ssim(a: np.ndarray, b: np.ndarray) -> float:
+    """MS-SSIM of two pictures [3, H, W] in [0, 1], written from the paper with scipy in float64."""
+    exponents = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
+    window = np.exp(-0.5 * (np.arange(-5, 6) / 1.5) ** 2)
+    window /= window.sum()
+
+    def smooth(values: np.ndarray) -> np.ndarray:
+        return correlate1d(correlate1d(values, window, axis=1, mode="mirror"), window, axis=2, mode="mirror")
+
+    result = 1.0
+    for scale, exponent in enumerate(exponents):
+        mean_a, mean_b = smooth(a), smooth(b)
+        variances = smooth(a * a) - mean_a**2 + smooth(b * b) - mean_b**2
+        structure = (2 * (smooth(a * b) - mean_a * mean_b) + 0.03**2) / (variances + 0.03**2)
+        if scale < 4:
+            result *= structure[:, 5:-5, 5:-5].mean() ** exponent
+            height, width = a.shape[1] // 2 * 2, a.shape[2] // 2 * 2
+            a, b = (
+                v[:, :height, :width].reshape(3, height // 2, 2, width // 2, 2).mean((2, 4)) for v in (a, b)
+            )
+        else:
+            luminance = (2 * mean_a * mean_b + 0.01**2) / (mean_a**2 + mean_b**2 + 0.01**2)
+            result *= (luminance * structure).mean() ** exponent
+    return result
+
+
+def test_psnr_is_the_formula_per_picture_on_saved_pictures() -> None:
+    x, x_hat = pictures()
+    x = torch.from_numpy(as_levels(x) / 127.5 - 1).float()
+    error = ((as_levels(x) - as_levels(x_hat)) ** 2).mean((1, 2, 3))
+    expected = 10 * np.log10(255**2 / error)
+    metrics = QualityMetrics({"psnr": PSNR()})
+    np.testing.assert_allclose(metrics.measure(x, x_hat)["psnr"], expected, rtol=1e-5)
+    metrics.update(x, x_hat)
+    result = metrics.compute()["psnr"]
+    assert result.item() == pytest.approx(expected.mean(), rel=1e-5)
+    pooled = 10 * np.log10(255**2 / error.mean())
+    assert abs(result.item() - pooled) > 0.5
+
+
+def test_without_rounding_values_are_only_clamped() -> None:
+    x, x_hat = pictures(noise=1.5)
+    error = (x.clamp(-1, 1) - x_hat.clamp(-1, 1)).double().square().mean((1, 2, 3))
+    got = QualityMetrics({"psnr": PSNR()}, eight_bit=False).measure(x, x_hat)["psnr"]
+    torch.testing.assert_close(got.double(), 10 * torch.log10(4 / error), rtol=1e-5, atol=0)
+
+
+def test_a_difference_below_half_a_level_is_no_difference() -> None:
+    levels = torch.arange(256).float().repeat(3, 1).view(1, 3, 16, 16)
+    x = levels / 127.5 - 1
+    assert QualityMetrics({"psnr": PSNR()}).measure(x, x + 0.4 / 127.5)["psnr"].isinf().all()
+    assert QualityMetrics({"psnr": PSNR()}).measure(x, x + 0.6 / 127.5)["psnr"].isfinite().all()
+
+
+@pytest.mark.parametrize("size", [(176, 176), (200, 187)])
+def test_ms_ssim_equals_an_independent_computation(size: tuple[int, int]) -> None:
+    x, x_hat = pictures(2, size, noise=0.6)
+    got = MSSSIM()(x, x_hat.clamp(-1, 1))
+    unit = [((v.clamp(-1, 1) + 1) / 2).double().numpy() for v in (x, x_hat)]
+    expected = [reference_ms_ssim(a, b) for a, b in zip(*unit, strict=True)]
+    assert 0.3 < min(expected) < max(expected) < 0.99
+    np.testing.assert_allclose(got, expected, atol=2e-4)
+
+
+def test_small_pictures_are_left_out_with_the_reason() -> None:
+    with pytest.raises(NotMeasurable, match="at least 176 pixels, got pictures of 180x175"):
+        MSSSIM()(*pictures(1, (175, 180)))
+    metrics = QualityMetrics({"psnr": PSNR(), "ms_ssim": MSSSIM()})
+    with pytest.warns(UserWarning, match="ms_ssim leaves pictures out"):
+        assert set(metrics.update(*pictures(2, (64, 64)))) == {"psnr"}
+    assert set(metrics.compute()) == {"psnr"}
+    assert "64x64" in metrics.unavailable["ms_ssim"]
+    large = pictures(2, (176, 176))
+    expected = metrics.update(*large)["ms_ssim"].mean()
+    assert metrics.compute()["ms_ssim"] == expected  # the mean over those that could be measured
+    assert not metrics.unavailable
+    metrics.reset()
+    assert metrics.compute() == {}
+
+
+def test_bits_per_pixel() -> None:
+    bits = torch.tensor([3072.0, 1536.0, 0.0])
+    assert bits_per_pixel(bits, 48, 64).tolist() == [1.0, 0.5, 0.0]
+    metrics = QualityMetrics({})
+    assert metrics.update(*pictures(), bits=bits)["bpp"].tolist() == [1.0, 0.5, 0.0]
+    assert metrics.compute() == {"bpp": 0.5}
+    assert not metrics.unavailable
+
+
+def test_means_count_pictures_not_batches() -> None:
+    x, x_hat = pictures(3)
+    metrics = QualityMetrics({"psnr": PSNR()})
+    first = metrics.update(x[:1], x_hat[:1])["psnr"]
+    rest = metrics.update(x[1:], x_hat[1:])["psnr"]
+    torch.testing.assert_close(metrics.compute()["psnr"], torch.cat([first, rest]).mean())
+
+
+def test_missing_weights_leave_a_metric_out_and_other_errors_do_not() -> None:
+    def unavailable() -> nn.Module:
+        raise WeightsUnavailable("no weights for vgg; fix: ...")
+
+    metrics = QualityMetrics({"psnr": partial(PSNR), "lpips": unavailable})
+    metrics.update(*pictures())
+    assert set(metrics.compute()) == {"psnr"}
+    metrics.reset()
+    assert metrics.unavailable == {"lpips": "no weights for vgg; fix: ..."}
+    with pytest.raises(ZeroDivisionError):
+        QualityMetrics({"psnr": lambda: nn.Linear(1, 1 // 0)})
+
+
+def test_a_diverged_model_shows() -> None:
+    x, x_hat = pictures()
+    x_hat[1, 0, 0, 0] = float("nan")
+    metrics = QualityMetrics({"psnr": PSNR()})
+    assert metrics.update(x, x_hat)["psnr"].isnan().tolist() == [False, True, False]
+    assert metrics.compute()["psnr"].isnan()
+
+
+def test_autocast_does_not_change_the_figures() -> None:
+    x, x_hat = pictures(1, (176, 176))
+    metrics = QualityMetrics({"ms_ssim": MSSSIM()})
+    expected = metrics.measure(x, x_hat)["ms_ssim"]
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(metrics.measure(x, x_hat)["ms_ssim"], expected)
+
+
+class Spread(Metric):
+    """A metric of a whole set: how far apart the largest and the smallest error are."""
+
+    errors: list[Tensor]
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.add_state("errors", default=[], dist_reduce_fx="cat")
+        self.net = nn.Linear(3, 3)
+
+    def update(self, x: Tensor, x_hat: Tensor) -> None:
+        self.errors.append((x - x_hat).abs().mean((1, 2, 3)))
+
+    def compute(self) -> Tensor:
+        errors = torch.cat(list(self.errors)) if isinstance(self.errors, list) else self.errors
+        return errors.max() - errors.min()
+
+
+def test_metrics_of_a_whole_set_fit_in_and_networks_stay_hidden() -> None:
+    metrics = QualityMetrics({"psnr": PSNR(), "spread": Spread()}, eight_bit=False)
+    x, x_hat = pictures()
+    x_hat = x_hat.clamp(-1, 1)
+    assert "spread" not in metrics.update(x[:2], x_hat[:2])
+    metrics.update(x[2:], x_hat[2:])
+    errors = (x - x_hat).abs().mean((1, 2, 3))
+    torch.testing.assert_close(metrics.compute()["spread"], errors.max() - errors.min())
+    assert not metrics.state_dict()
+    assert not list(metrics.parameters())
+
+
+def test_mistakes_are_named() -> None:
+    x, x_hat = pictures()
+    metrics = QualityMetrics({})
+    with pytest.raises(ValueError, match=r"\[3, 3, 48, 64\] and \[3, 3, 48, 32\]"):
+        metrics.update(x, x_hat[..., :32])
+    with pytest.raises(ValueError, match=r"bits has shape \[\], expected one value per picture: \[3\]"):
+        metrics.update(x, x_hat, bits=torch.tensor(5.0))
+    with pytest.raises(ValueError, match=r"metrics\.bpp"):
+        QualityMetrics({"bpp": PSNR()})
+
+
+@pytest.mark.parametrize("choice", ["default", "none"])
+def test_the_configurations_build(choice: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GLC_OFFLINE", "1")
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        config = compose(overrides=[f"+metrics={choice}"])
+    metrics = instantiate(config.metrics)
+    names = {"default": {"psnr", "ms_ssim", "bpp"}, "none": {"bpp"}}[choice]
+    metrics.update(*pictures(1, (176, 176)), bits=torch.ones(1))
+    assert set(metrics.compute()) == names
+    if choice == "default":
+        assert "alexnet-owt-7be5be79.pth" in metrics.unavailable["lpips"]
+
+
+WORKER = """
+import json, sys, torch, torch.distributed as dist
+from glc.metrics import MSSSIM, PSNR, QualityMetrics
+
+rank = int(sys.argv[1])
+dist.init_process_group("gloo", rank=rank, world_size=2)
+x, x_hat, bits = torch.load(sys.argv[2], weights_only=True)
+mine = (slice(0, 1), slice(1, 3))[rank]
+metrics = QualityMetrics({"psnr": PSNR(), "ms_ssim": MSSSIM()})
+metrics.update(x[mine], x_hat[mine], bits[mine])
+print(json.dumps({name: value.item() for name, value in metrics.compute().items()}))
+dist.destroy_process_group()
+"""
+
+
+def test_two_processes_compute_what_one_does(tmp_path: Path) -> None:
+    x, x_hat = pictures(3)
+    bits = torch.tensor([100.0, 200.0, 900.0])
+    torch.save((x, x_hat, bits), tmp_path / "pictures.pt")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    environment = os.environ | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
+    workers = [
+        subprocess.Popen(
+            [sys.executable, "-W", "ignore", "-c", WORKER, str(rank), str(tmp_path / "pictures.pt")],
+            env=environment,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for rank in (0, 1)
+    ]
+    outputs = [worker.communicate(timeout=120)[0].strip().splitlines()[-1] for worker in workers]
+    alone = QualityMetrics({"psnr": PSNR()})
+    alone.update(x, x_hat, bits)
+    expected = {name: value.item() for name, value in alone.compute().items()}
+    assert set(expected) == {"bpp", "psnr"}  # too small for MS-SSIM, on both ranks
+    for output in outputs:
+        assert json.loads(output) == pytest.approx(expected, rel=1e-5)
