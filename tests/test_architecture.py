@@ -1,0 +1,197 @@
+"""The house's rules that a machine can check: who may import whom, and what files may look like.
+
+Everything is derived from the tree. A new package of `glc` needs a row in `MAY_IMPORT`.
+"""
+
+import ast
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+SOURCES = sorted((ROOT / "src").rglob("*.py"))
+
+# Parts of glc and what they may import of it. Reading pictures, data.images, is a part of its own; "" is
+# glc/__init__.py.
+MAY_IMPORT: dict[str, set[str]] = {
+    "layers": set(),
+    "data.images": set(),
+    "pretrained": set(),
+    "models": {"layers"},
+    "losses": {"layers", "models"},
+    "data": {"data.images"},
+    "metrics": {"layers", "losses", "data.images"},
+    "training": {"layers", "models", "losses", "metrics", "data", "data.images"},
+    "codec": {"layers", "models", "data.images", "pretrained"},
+    "cli": {"", "codec", "data", "data.images"},
+    "app": {"", "codec", "data.images"},
+    "": {"codec"},
+}
+# What installing glc without extras brings, by import name, and the parts that live on it.
+CORE = {"torch", "numpy", "PIL", "safetensors", "constriction", "click", "tqdm"}
+CORE_PARTS = {"", "layers", "models", "codec", "pretrained", "data.images"}
+CONFIGURATION = {"hydra", "omegaconf", "hydra_plugins"}
+LIGHTNING = {"lightning", "pytorch_lightning", "lightning_fabric"}
+TRAINING_STACK = CONFIGURATION | LIGHTNING | {"wandb"}
+
+
+def module_name(path: Path) -> str:
+    parts = path.relative_to(ROOT / "src").with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def imported(source: str, module: str, is_package: bool) -> Iterator[tuple[int, str]]:
+    """Line and absolute name of each import, wherever it stands; `from a import b` gives `a.b`."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            yield from ((node.lineno, alias.name) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            if node.level:
+                above = module.split(".")[: len(module.split(".")) - node.level + is_package]
+                base = ".".join([*above, *([node.module] if node.module else [])])
+            yield from ((node.lineno, f"{base}.{alias.name}") for alias in node.names)
+
+
+def part_of(name: str) -> str:
+    """The part of glc that a module or one of its names belongs to: `glc.models.coder.X` is of `models`."""
+    names = name.split(".")[1:]
+    if names[:2] == ["data", "images"]:
+        return "data.images"
+    # A name that is no module comes from glc/__init__.py, as in `from glc import load`.
+    found = names and (
+        (ROOT / "src/glc" / names[0]).is_dir() or (ROOT / "src/glc" / f"{names[0]}.py").is_file()
+    )
+    return names[0] if found else ""
+
+
+def complaints(source: str, module: str, is_package: bool = False) -> list[str]:
+    """What a source text under src/glc does against the rules on imports."""
+    part = part_of(module)
+    if part not in MAY_IMPORT:
+        return [f"{module}: glc.{part} is new; say in MAY_IMPORT what it may import"]
+    found = []
+    for line, name in imported(source, module, is_package):
+        top = name.split(".")[0]
+        where = f"{module}, line {line}: {name}"
+        if top == "glc":
+            target = part_of(name)
+            if target != part and target not in MAY_IMPORT[part]:
+                found.append(f"{where}: glc.{part} may import {sorted(MAY_IMPORT[part])} of glc")
+        elif top == "src":
+            found.append(f"{where}: the library does not know its entries")
+        elif top in CONFIGURATION:
+            found.append(f"{where}: only src/*.py compose and instantiate")
+        elif top in LIGHTNING and part != "training" and module != "glc.data.module":
+            found.append(f"{where}: lightning is for glc.training and glc.data.module")
+        elif top == "wandb" and part != "training":
+            found.append(f"{where}: logging is for glc.training")
+        elif part in CORE_PARTS and top not in CORE | sys.stdlib_module_names:
+            found.append(f"{where}: glc.{part} needs no more than {sorted(CORE)}")
+    return found
+
+
+@pytest.mark.parametrize(
+    "path", [path for path in SOURCES if path.is_relative_to(ROOT / "src/glc")], ids=module_name
+)
+def test_imports_follow_the_layout(path: Path) -> None:
+    assert not complaints(path.read_text("utf-8"), module_name(path), path.name == "__init__.py")
+
+
+@pytest.mark.parametrize(
+    ("module", "source", "complaint"),
+    [
+        ("glc.models.coder", "from glc.training import stage", "may import ['layers'] of glc"),
+        ("glc.layers.blocks", "def f():\n    import glc.models.coder", "line 2: glc.models.coder"),
+        ("glc.layers.blocks", "from ..losses import vq", "glc.losses.vq"),
+        ("glc.models.coder", "from ..data.images import to_tensor", "glc.data.images.to_tensor"),
+        ("glc.training.stage", "from omegaconf import DictConfig", "only src/*.py"),
+        ("glc.data.shards", "import lightning as L", "lightning is for"),
+        ("glc.metrics.quality", "from wandb import Image", "logging is for"),
+        ("glc.codec.codec", "import torchvision", "glc.codec needs no more than"),
+        ("glc.models.coder", "import src.train", "does not know its entries"),
+    ],
+)
+def test_the_check_sees_violations(module: str, source: str, complaint: str) -> None:
+    (found,) = complaints(source, module)
+    assert complaint in found
+
+
+@pytest.mark.parametrize(
+    ("module", "source"),
+    [
+        ("glc.models.coder", "from glc.layers.blocks import X\nfrom .quantizer import Y\nimport math, torch"),
+        ("glc.codec.codec", "import constriction\nfrom glc.data.images import read_rgb"),
+        ("glc.data.module", "import lightning as L\nfrom glc.data import shards"),
+    ],
+)
+def test_the_check_lets_the_rest_pass(module: str, source: str) -> None:
+    assert not complaints(source, module)
+
+
+BLOCKED_IMPORTS = """
+import importlib, sys
+
+class Blocker:
+    def __init__(self, names): self.names = names
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in self.names:
+            raise ImportError(f"{name} is not for this part of glc")
+
+core, training = Blocker(sys.argv[1].split(",")), Blocker(sys.argv[2].split(","))
+sys.meta_path[:0] = [core, training]
+for name in sys.argv[3].split(","):
+    importlib.import_module(name)
+sys.meta_path.remove(core)
+for name in sys.argv[4].split(","):
+    importlib.import_module(name)
+"""
+
+
+def test_the_library_imports_without_the_training_stack() -> None:
+    modules = {module_name(path): path for path in SOURCES if path.is_relative_to(ROOT / "src/glc")}
+    core = [name for name in modules if part_of(name) in CORE_PARTS]
+    losses = [name for name in modules if part_of(name) == "losses"]
+    assert {"glc", "glc.models", "glc.codec", "glc.layers"} <= set(core)
+    extras = "torchvision,torchmetrics,lpips,webdataset,torchdata,matplotlib,skimage,sklearn,scipy"
+    arguments = [extras, ",".join(TRAINING_STACK), ",".join(core), ",".join(losses)]
+    # torch itself looks for some of these when it starts and does without them.
+    command = [sys.executable, "-c", "import torch\n" + BLOCKED_IMPORTS, *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_no_catch_all_modules() -> None:
+    assert not [path for path in tracked() if path.name in ("utils.py", "util.py", "helpers.py", "misc.py")]
+
+
+def test_source_files_stay_short() -> None:
+    lengths = {path.relative_to(ROOT): len(path.read_text("utf-8").splitlines()) for path in SOURCES}
+    assert not {str(path): length for path, length in lengths.items() if length > 350}
+
+
+def test_every_configuration_explains_itself() -> None:
+    files = sorted((ROOT / "conf").rglob("*.yaml"))
+    assert files
+    silent = [path for path in files if not re.search(r"^\s*# (?!@package)\S", path.read_text("utf-8"), re.M)]
+    assert not [str(path.relative_to(ROOT)) for path in silent]
+
+
+def tracked() -> list[Path]:
+    command = ["git", "-c", "safe.directory=*", "-C", str(ROOT), "ls-files", "-z"]
+    names = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split("\0")
+    return [ROOT / name for name in names if name and (ROOT / name).is_file()]
+
+
+def test_no_file_names_a_path_of_some_machine() -> None:
+    local_path = re.compile(rb"(?<![\w.:/-])/(?:home|Users|root|work)/[\w.-]+")
+    found = []
+    for path in tracked():
+        content = path.read_bytes()
+        if b"\0" not in content:
+            found += [f"{path.relative_to(ROOT)}: {match.decode()}" for match in local_path.findall(content)]
+    assert not found

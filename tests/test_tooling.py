@@ -1,0 +1,62 @@
+"""What `make` offers and what it installs."""
+
+import re
+import shutil
+import subprocess
+import tomllib
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+ROOT = Path(__file__).parents[1]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+EXTRAS = {"core": [], "dev": ["train", "eval", "dev"], "app": ["app"]}
+
+
+@pytest.mark.parametrize("lock", EXTRAS)
+def test_locks_pin_what_the_project_asks_for(lock: str) -> None:
+    text = (ROOT / "requirements" / f"{lock}.txt").read_text("utf-8")
+    pinned: dict[str, list[str]] = {}
+    for name, version in re.findall(r"^([\w.-]+)==([^\s;\\]+)", text, re.M):
+        pinned.setdefault(canonicalize_name(name), []).append(version)
+    wanted = PROJECT["dependencies"] + [
+        line for extra in EXTRAS[lock] for line in PROJECT["optional-dependencies"][extra]
+    ]
+    for line in wanted:
+        requirement = Requirement(line)
+        versions = pinned.get(canonicalize_name(requirement.name))
+        assert versions, f"{lock}.txt lacks {line}: run `make lock`"
+        assert all(version in requirement.specifier for version in versions), f"{line}: run `make lock`"
+
+
+@pytest.mark.parametrize("lock", [*EXTRAS, "uv"])
+def test_locks_have_hashes_and_no_address(lock: str) -> None:
+    text = (ROOT / "requirements" / f"{lock}.txt").read_text("utf-8")
+    assert not re.findall(r"\w+://\S+|^--?\S*(?:index|find-links)\S*", text, re.M)
+    entries = re.findall(r"^\S+==(?:.|\n(?=\s))*", text, re.M)
+    assert entries
+    assert all("--hash=sha256:" in entry for entry in entries)
+
+
+def test_help_lists_every_target() -> None:
+    makefile = (ROOT / "Makefile").read_text("utf-8")
+    targets = set(re.findall(r"^([a-z-]+):", makefile, re.M))
+    shown = subprocess.run(["make", "-C", str(ROOT)], capture_output=True, text=True, check=True).stdout
+    assert {"help", "setup", "demo", "test", "lint"} <= targets
+    assert set(re.findall(r"^  ([a-z-]+) +\S+", shown, re.M)) == targets
+
+
+def test_set_up_refuses_an_interpreter_that_does_not_serve(tmp_path: Path) -> None:
+    (tmp_path / "scripts").mkdir()
+    script = shutil.copy(ROOT / "scripts" / "setup.sh", tmp_path / "scripts")
+    done = subprocess.run(
+        ["sh", script],
+        env={"PATH": "/usr/bin:/bin", "PYTHON": "no-such-python"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 1
+    assert done.stderr == "setup: PYTHON=no-such-python is not a working Python 3.11 to 3.13\n"
+    assert not (tmp_path / ".venv").exists()
