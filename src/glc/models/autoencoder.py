@@ -203,7 +203,9 @@ class VQAutoencoder(nn.Module):
         super().__init__()
         widths = (encoder.latent_channels, decoder.latent_channels, quantizer.dim)
         if len(set(widths)) != 1:
-            raise ValueError(f"encoder, decoder and quantizer have latents of {widths} channels; make them equal")
+            raise ValueError(
+                f"encoder, decoder and quantizer have latents of {widths} channels; make them equal"
+            )
         if encoder.downsampling != decoder.downsampling:
             raise ValueError(
                 f"encoder divides sides by {encoder.downsampling}, decoder multiplies by {decoder.downsampling}"

@@ -170,7 +170,9 @@ class IndicesMapCoder(nn.Module):
         b = latent.shape[0]
         points = [float(r) for r in (rate.expand(b) if isinstance(rate, Tensor) else [rate] * b)]
         if any(r != int(r) or not 0 <= r < self.num_rates for r in points):
-            raise ValueError(f"indices-map coding has the rate points 0 to {self.num_rates - 1}, got {points}")
+            raise ValueError(
+                f"indices-map coding has the rate points 0 to {self.num_rates - 1}, got {points}"
+            )
         quantized = [self.codebooks[int(r)](latent[i : i + 1]) for i, r in enumerate(points)]
         indices = torch.cat([q.indices for q in quantized])
         width = [math.log2(len(self.codebooks[int(r)].embedding)) for r in points]

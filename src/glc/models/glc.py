@@ -125,5 +125,3 @@ class GLC(nn.Module):
 def count_parameters(module: nn.Module) -> int:
     """Return the number of elements in all parameters of a module."""
     return sum(p.numel() for p in module.parameters())
-
-

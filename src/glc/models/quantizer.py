@@ -41,7 +41,9 @@ def nearest_code(vectors: Tensor, codebook: Tensor, max_bytes: int = 1 << 28) ->
         return torch.cat(chunks) if chunks else vectors.new_zeros(0, dtype=torch.long)
 
 
-def kmeans(vectors: Tensor, clusters: int, iterations: int = 10, generator: torch.Generator | None = None) -> Tensor:
+def kmeans(
+    vectors: Tensor, clusters: int, iterations: int = 10, generator: torch.Generator | None = None
+) -> Tensor:
     """Cluster vectors by Lloyd's algorithm; an empty cluster restarts at a random vector.
 
     Args:
@@ -91,6 +93,9 @@ class VectorQuantizer(nn.Module):
         projected: learn a linear map of fixed vectors instead of the codes themselves.
     """
 
+    initialized: Tensor
+    """Boolean scalar: whether the codes were placed on data, or trained; checkpoints carry it."""
+
     def __init__(self, size: int, dim: int, projected: bool = False) -> None:
         super().__init__()
         self.size = size
@@ -101,6 +106,7 @@ class VectorQuantizer(nn.Module):
             self.register_buffer("embedding", torch.randn(size, dim) / dim**0.5)
         else:
             self.embedding = nn.Parameter(torch.empty(size, dim).uniform_(-1 / size, 1 / size))
+        self.register_buffer("initialized", torch.tensor(False))
 
     def codebook(self) -> Tensor:
         """Return the codes `[M, D]`."""
@@ -124,11 +130,14 @@ class VectorQuantizer(nn.Module):
         return F.embedding(indices, self.codebook()).permute(0, 3, 1, 2)
 
     @torch.no_grad()
-    def initialize(self, vectors: Tensor, iterations: int = 10, generator: torch.Generator | None = None) -> None:
+    def initialize(
+        self, vectors: Tensor, iterations: int = 10, generator: torch.Generator | None = None
+    ) -> None:
         """Place the codes on data `[N, D]` by k-means.
 
         A projected codebook keeps its spread of fixed vectors, scaled and shifted to the data's.
         """
+        self.initialized.fill_(True)
         if self.projection is None:
             self.embedding.copy_(kmeans(vectors, self.size, iterations, generator))
             return

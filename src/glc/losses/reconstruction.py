@@ -1,0 +1,56 @@
+"""How far a reconstruction is from the picture, in pixels and to the eye (paper section 4.1)."""
+
+import logging
+from collections.abc import Mapping
+
+from torch import Tensor, nn
+
+from glc.losses.perceptual import LPIPS, WeightsUnavailable
+
+log = logging.getLogger(__name__)
+
+
+def load_perceptual(net: str = "vgg", weights_dir: str | None = None, required: bool = True) -> LPIPS | None:
+    """Return the perceptual distance, or None with a line in the log when its weights cannot be had.
+
+    Args:
+        net: backbone, `vgg`, `alex` or `squeeze`.
+        weights_dir: folder with the backbone's weights; None for torch hub's cache, then a download.
+        required: raise instead of training without it.
+
+    Raises:
+        WeightsUnavailable: when it is required and its weights cannot be had.
+    """
+    try:
+        return LPIPS(net, weights_dir)
+    except WeightsUnavailable as error:
+        if required:
+            raise WeightsUnavailable(
+                f"{error}\nTo train without the term `lpips`: perceptual.required=false"
+            ) from None
+        log.warning("training goes on without the term `lpips`: %s", error)
+        return None
+
+
+class ReconstructionLoss(nn.Module):
+    """Per-picture mean absolute error and perceptual distance: the terms `l1` and `lpips`.
+
+    Args:
+        perceptual: maps two batches `[B, 3, H, W]` in [-1, 1] to distances `[B]`, such as
+            `glc.losses.perceptual.LPIPS`; None leaves the term `lpips` out.
+    """
+
+    def __init__(self, perceptual: nn.Module | None = None) -> None:
+        super().__init__()
+        self.perceptual = perceptual
+
+    def forward(self, x: Tensor, x_hat: Tensor) -> dict[str, Tensor]:
+        """Compare x and x_hat `[B, 3, H, W]` in [-1, 1]; each term is `[B]`."""
+        terms = {"l1": (x - x_hat).abs().mean((1, 2, 3))}
+        if self.perceptual is not None:
+            terms["lpips"] = self.perceptual(x_hat, x)
+        return terms
+
+    def usable(self, weights: Mapping[str, float]) -> dict[str, float]:
+        """Return the weights without that of `lpips` when there is no perceptual distance."""
+        return {name: w for name, w in weights.items() if name != "lpips" or self.perceptual is not None}

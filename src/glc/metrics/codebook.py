@@ -1,0 +1,35 @@
+"""How much of a codebook is in use."""
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+
+
+class CodebookUsage(Metric):
+    """Share of codes used and perplexity of their distribution, over all indices since the last reset.
+
+    `compute` returns `usage` in [0, 1], `perplexity` in [1, M] (M when all codes are equally frequent) and
+    `count`, the number of distinct codes.
+
+    Args:
+        size: M.
+    """
+
+    full_state_update = False
+    counts: Tensor
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.size = size
+        self.add_state("counts", torch.zeros(size, dtype=torch.long), dist_reduce_fx="sum")
+
+    def update(self, indices: Tensor) -> None:
+        """Count indices of any shape, int64 in `[0, M)`."""
+        self.counts += torch.bincount(indices.flatten(), minlength=self.size)
+
+    def compute(self) -> dict[str, Tensor]:
+        """Return the figures over what was counted."""
+        used = (self.counts > 0).sum()
+        shares = self.counts / self.counts.sum().clamp_min(1)
+        entropy = -(shares * shares.clamp_min(1e-12).log()).sum()
+        return {"usage": used / self.size, "perplexity": entropy.exp(), "count": used.float()}

@@ -1,0 +1,43 @@
+"""The checkpoint that a run continues from."""
+
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.callbacks import Checkpoint
+
+LAST = "last.ckpt"
+
+
+class LastCheckpoint(Checkpoint):
+    """Keep `last.ckpt` up to date: every so many steps, and at the end of each epoch and of the training.
+
+    `resume=last` and the next stage start from it. As a `Checkpoint` it runs after all other callbacks, so it
+    holds the moving average of the very step; and it saves when the last epoch ends rather than when training
+    has ended, because by then the live weights have been replaced by the average.
+
+    Args:
+        dirpath: folder of the checkpoint.
+        every_n_steps: period within an epoch.
+    """
+
+    def __init__(self, dirpath: str | Path, every_n_steps: int = 1000) -> None:
+        self.path = Path(dirpath) / LAST
+        self.every_n_steps = every_n_steps
+        self._saved_step = -1
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Save at the period."""
+        if trainer.global_step % self.every_n_steps == 0 and not trainer.is_last_batch:
+            self._save(trainer)
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Save at the end of an epoch, which the end of training is too."""
+        self._save(trainer)
+
+    def _save(self, trainer: L.Trainer) -> None:
+        if trainer.global_step != self._saved_step:
+            self._saved_step = trainer.global_step
+            trainer.save_checkpoint(self.path, weights_only=False)

@@ -1,0 +1,98 @@
+"""Care of codebooks: a start on data, and a second life for codes that nothing uses."""
+
+from typing import Any
+
+import lightning as L
+import torch
+from torch import Tensor
+
+from glc.models.quantizer import VectorQuantizer
+from glc.training.stage import Stage
+
+
+class CodebookCare(L.Callback):
+    """Start fresh codebooks on data and revive dead codes, the usual remedies against collapse.
+
+    A codebook that was loaded or trained before is not started again (`VectorQuantizer.initialized`). All
+    devices pool their vectors and get the same codes.
+
+    Args:
+        initialize_after: step at whose end a fresh codebook is placed on the vectors of the batches so
+            far by k-means; None never.
+        revive_every: steps between revivals; codes not used since the last one move to random vectors of
+            the current batch. None never. Projected codebooks need no revival.
+        max_vectors: vectors kept for the start.
+    """
+
+    def __init__(
+        self, initialize_after: int | None = 0, revive_every: int | None = None, max_vectors: int = 65536
+    ) -> None:
+        self.initialize_after = initialize_after
+        self.revive_every = revive_every
+        self.max_vectors = max_vectors
+        self._vectors: dict[str, list[Tensor]] = {}
+        self._counts: dict[str, Tensor] = {}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the counts since the last revival, so that a resumed run revives the same codes."""
+        return {"counts": self._counts}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore the counts."""
+        self._counts = dict(state_dict["counts"])
+
+    @torch.no_grad()
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Look after every codebook that the batch went through."""
+        assert isinstance(pl_module, Stage)
+        step = trainer.global_step - 1
+        for name, seen in pl_module.observations.items():
+            quantizer = seen.quantizer
+            if not any(p.requires_grad for p in quantizer.parameters()):
+                continue
+            vectors = seen.vectors.permute(0, 2, 3, 1).reshape(-1, quantizer.dim).float()
+            if not quantizer.initialized and self.initialize_after is not None:
+                self._collect(name, vectors)
+                if step >= self.initialize_after:
+                    pooled = _pool(pl_module, torch.cat(self._vectors.pop(name)))
+                    quantizer.initialize(pooled, generator=torch.Generator().manual_seed(pl_module.seed))
+                    _share(trainer, quantizer)
+            if self.revive_every and quantizer.projection is None:
+                counts = torch.bincount(seen.indices.flatten(), minlength=quantizer.size)
+                held = self._counts.get(name, torch.zeros_like(counts)).to(counts.device)
+                self._counts[name] = held + counts
+                if (step + 1) % self.revive_every == 0:
+                    self._revive(trainer, pl_module, name, quantizer, vectors)
+
+    def _collect(self, name: str, vectors: Tensor) -> None:
+        kept = self._vectors.setdefault(name, [])
+        kept.append(vectors)
+        while len(kept) > 1 and sum(len(v) for v in kept) > self.max_vectors:
+            kept.pop(0)
+
+    def _revive(
+        self, trainer: L.Trainer, module: Stage, name: str, quantizer: VectorQuantizer, vectors: Tensor
+    ) -> None:
+        counts = trainer.strategy.reduce(self._counts.pop(name), reduce_op="sum")
+        assert isinstance(counts, Tensor)
+        dead = (counts == 0).nonzero().flatten()
+        pooled = _pool(module, vectors)
+        picked = torch.randint(
+            len(pooled), (len(dead),), generator=torch.Generator().manual_seed(trainer.global_step)
+        )
+        quantizer.embedding[dead] = pooled[picked.to(pooled.device)].to(quantizer.embedding)
+        _share(trainer, quantizer)
+
+
+def _pool(module: L.LightningModule, vectors: Tensor) -> Tensor:
+    """Return the vectors of all devices `[N, D]`."""
+    return module.all_gather(vectors).reshape(-1, vectors.shape[-1])
+
+
+def _share(trainer: L.Trainer, quantizer: VectorQuantizer) -> None:
+    """Give all devices the first one's codes: sums on a GPU differ in their last digits."""
+    for name, tensor in [*quantizer.named_parameters(), *quantizer.named_buffers()]:
+        if trainer.world_size > 1 and name != "initialized":
+            tensor.copy_(trainer.strategy.broadcast(tensor.detach()))

@@ -1,0 +1,28 @@
+"""Training speed."""
+
+import time
+from typing import Any
+
+import lightning as L
+
+
+class Throughput(L.Callback):
+    """Log `train/images_per_second` over all devices, waiting for data included."""
+
+    def __init__(self) -> None:
+        self._images = 0
+        self._since = 0.0
+
+    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Start the clock; validation between epochs is not counted."""
+        self._images, self._since = 0, time.perf_counter()
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Count the batch; log at the trainer's period, and after the first batch."""
+        self._images += len(batch.x) * trainer.world_size
+        if batch_idx == 0 or (batch_idx + 1) % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+            now = time.perf_counter()
+            pl_module.log("train/images_per_second", self._images / (now - self._since))
+            self._images, self._since = 0, now

@@ -1,0 +1,115 @@
+"""What the stages share that train a whole codec: rate points, lambdas, validation at every rate."""
+
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from glc.losses import weighted_sum
+from glc.losses.code_prediction import CodePredictionLoss
+from glc.losses.rate import RateLoss
+from glc.losses.vq import CodebookLoss
+from glc.models.code_predictor import CodePredictor
+from glc.models.coder import CoderOutput
+from glc.models.glc import GLC, GLCOutput
+from glc.models.hyperprior import CategoricalHyperprior
+from glc.models.quantizer import VectorQuantizer
+from glc.training.rates import draw_rates, lambdas
+from glc.training.stage import Optimization, Stage
+
+
+class CodecStage(Stage):
+    """Base of the stages that train a whole codec: rates, lambdas and validation at every rate point.
+
+    Args:
+        model: the codec.
+        quantizer: C, the auxiliary codebook of the targets M_l; never trained here.
+        predictor: CP, or None for the ablation without it. A model with a refiner uses the refiner's.
+        codebook: loss of the hyper module's codebook C_h.
+        lmbda: lambda, one value or one per rate point, lowest rate first.
+        weights: weights of rate and codebook terms.
+        distortion_weights: weights of the distortion terms, which lambda multiplies.
+        optimization: how to optimise.
+        noise: estimate the rate with uniform noise instead of rounding.
+        **options: see `Stage`.
+    """
+
+    lmbda: Tensor
+
+    def __init__(
+        self,
+        model: GLC,
+        quantizer: VectorQuantizer,
+        predictor: CodePredictor | None,
+        codebook: CodebookLoss,
+        lmbda: float | Sequence[float],
+        weights: Mapping[str, float],
+        distortion_weights: Mapping[str, float],
+        optimization: Optimization,
+        noise: bool = True,
+        **options: Any,
+    ) -> None:
+        super().__init__(optimization, **options)
+        self.model = model
+        self.quantizer = quantizer
+        self.code_loss = CodePredictionLoss(predictor if model.refiner is None else model.refiner.predictor)
+        self.rate_loss = RateLoss()
+        self.codebook = codebook
+        self.register_buffer("lmbda", lambdas(lmbda, model.num_rates), persistent=False)
+        self.weights = dict(weights)
+        self.distortion_weights = dict(distortion_weights)
+        if self.code_loss.predictor is None:
+            self.distortion_weights.pop("code_ce", None)
+        self.noise = noise
+
+    def draw_rates(self, x: Tensor) -> Tensor:
+        """Draw a rate point for each picture of a batch."""
+        return draw_rates(len(x), self.model.num_rates, x.device)
+
+    def coding_terms(self, out: GLCOutput | CoderOutput) -> dict[str, Tensor]:
+        """Return the terms `rate_y`, `rate_z` and, where a codebook is trained, `codebook`."""
+        terms = self.rate_loss(out.bits_y, out.bits_z, out.latent_hat)
+        if out.z_codes is not None:
+            terms["codebook"] = self.codebook(out.z, out.z_codes)
+        return terms
+
+    def total(
+        self,
+        coding: Mapping[str, Tensor],
+        distortion: Mapping[str, Tensor],
+        lmbda: Tensor,
+        distortion_weights: Mapping[str, float] | None = None,
+    ) -> Tensor:
+        """Return the objective `[B]`: weighted rate and codebook terms + lambda x weighted distortion."""
+        weights = {name: w for name, w in self.weights.items() if name != "codebook" or name in coding}
+        if distortion_weights is None:
+            distortion_weights = self.distortion_weights
+        return weighted_sum(coding, weights) + lmbda * weighted_sum(distortion, distortion_weights)
+
+    def observe_hyper(self, z: Tensor, indices: Tensor) -> None:
+        """Note what C_h saw."""
+        hyper = getattr(self.model.coder, "hyper", None)
+        if isinstance(hyper, CategoricalHyperprior):
+            self.observe("hyper_codebook", hyper.quantizer, z, indices)
+
+    def validation_step(self, batch: Any, batch_idx: int) -> dict[str, Tensor]:
+        """Code validation pictures at every rate point; `val/loss` is the mean over the points."""
+        x = self.pictures(batch)
+        panel = {"x": x}
+        total = []
+        for k in range(self.model.num_rates):
+            terms, out = self.validate_rate(x, k)
+            self.observe_hyper(out.z, out.z_indices)
+            bpp = (out.bits_y + out.bits_z) / (x.shape[-1] * x.shape[-2])
+            self.log_terms("val", {f"{name}/{k}": v for name, v in {**terms, "bpp": bpp}.items()}, len(x))
+            self.log_quality(x, out.x_hat, f"/{k}")
+            total.append(terms["loss"].mean())
+            panel[f"rate_{k}"] = out.x_hat
+        self.log_terms("val", {"loss": torch.stack(total)}, len(x))
+        return panel
+
+    @abstractmethod
+    def validate_rate(self, x: Tensor, rate: int) -> tuple[dict[str, Tensor], GLCOutput]:
+        """Code pictures at a rate point; return the loss terms, each `[B]`, with their total `loss`."""

@@ -1,0 +1,33 @@
+"""Which rate points a batch sees, and their lambdas."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+def lambdas(values: float | Sequence[float], num_rates: int) -> Tensor:
+    """Return one lambda per rate point `[K]` from one value for all or a list.
+
+    Raises:
+        ValueError: when the list has another length, or a value is not positive.
+    """
+    listed = list(values) if isinstance(values, Sequence) else [values] * num_rates
+    if len(listed) != num_rates:
+        raise ValueError(
+            f"stage.lmbda has {len(listed)} values for the model's {num_rates} rate points: "
+            f"give one value, or {num_rates} (coder.num_rates)"
+        )
+    if min(listed) <= 0:
+        raise ValueError(f"stage.lmbda must be positive, got {listed}")
+    return torch.tensor([float(value) for value in listed])
+
+
+def draw_rates(batch_size: int, num_rates: int, device: torch.device) -> Tensor:
+    """Draw a rate point for each picture `[B]`, int64, such that all points are equally frequent in a batch.
+
+    A batch smaller than the number of points sees that many different ones.
+    """
+    rounds = -(-batch_size // num_rates)
+    points = torch.cat([torch.randperm(num_rates) for _ in range(rounds)])
+    return points[:batch_size].to(device)

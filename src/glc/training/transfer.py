@@ -1,0 +1,106 @@
+"""Start a stage from the weights of another (`init_from=`)."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from glc.training.stage import CHECKPOINT_FORMAT, Stage
+
+NETWORKS = {
+    # network of the codec stages: the same network in stage I
+    "model.encoder": "autoencoder.encoder",
+    "model.decoder": "autoencoder.decoder",
+    "quantizer": "autoencoder.quantizer",
+    "model.coder": None,
+    "model.refiner": None,
+    "code_loss.predictor": None,
+    "vq_encoder": None,
+    "adversarial.discriminator": "adversarial.discriminator",
+}
+
+
+class TransferError(ValueError):
+    """A checkpoint does not fit the model or the stage."""
+
+
+def read_checkpoint(path: str | Path) -> dict[str, Any]:
+    """Read a training checkpoint of ours without executing anything in it.
+
+    Raises:
+        TransferError: when it is missing, is no checkpoint of ours, or is of a newer format.
+    """
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except FileNotFoundError:
+        raise TransferError(f"{path}: no such checkpoint") from None
+    except Exception as error:
+        raise TransferError(f"{path}: not a checkpoint that can be read safely ({error})") from error
+    if not isinstance(checkpoint, dict) or "glc" not in checkpoint:
+        raise TransferError(f"{path}: not a checkpoint of glc's training")
+    if checkpoint["glc"]["format"] > CHECKPOINT_FORMAT:
+        raise TransferError(
+            f"{path}: format {checkpoint['glc']['format']} is newer than this glc reads ({CHECKPOINT_FORMAT})"
+        )
+    return checkpoint
+
+
+def transfer(stage: Stage, path: str | Path) -> list[str]:
+    """Load every network that a stage shares with a checkpoint, whole or not at all.
+
+    The averaged weights are taken where the checkpoint has them.
+
+    Args:
+        stage: the stage to start.
+        path: a checkpoint of this or another stage.
+
+    Returns:
+        The networks that were loaded, by their names in the stage.
+
+    Raises:
+        TransferError: when a network differs, with the first keys that do and what the checkpoint's model was.
+    """
+    checkpoint = read_checkpoint(path)
+    source: dict[str, Tensor] = checkpoint["state_dict"]
+    target = stage.state_dict()
+    loaded: list[str] = []
+    for codec_name, vqvae_name in NETWORKS.items():
+        names = [n for n in (codec_name, vqvae_name) if n is not None]
+        here = next((n for n in names if _below(target, n)), None)
+        there = next((n for n in names if _below(source, n)), None)
+        if here is None or there is None:
+            continue
+        weights = _below(source, there)
+        problem = _difference(weights, _below(target, here))
+        if problem:
+            model = checkpoint["glc"]["recipe"].get("model", {}).get("name", "unknown")
+            raise TransferError(f"{path}: {here} does not fit: {problem}. The checkpoint has model={model}")
+        stage.get_submodule(here).load_state_dict(weights)
+        loaded.append(here)
+    missing = [name for name in stage.needs if name not in loaded]
+    if missing:
+        raise TransferError(f"{path}: has no {', '.join(missing)}, which this stage starts from")
+    stage.adopt(loaded)
+    return loaded
+
+
+def _below(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {key[len(prefix) + 1 :]: value for key, value in state.items() if key.startswith(prefix + ".")}
+
+
+def _difference(source: dict[str, Tensor], target: dict[str, Tensor], limit: int = 3) -> str:
+    """Say how two sets of weights differ, by the first few keys; empty when they fit."""
+    missing = [k for k in target if k not in source]
+    unexpected = [k for k in source if k not in target]
+    shapes = [
+        f"{k} is {list(source[k].shape)}, not {list(v.shape)}"
+        for k, v in target.items()
+        if k in source and source[k].shape != v.shape
+    ]
+    parts = []
+    for label, keys in (("missing", missing), ("unexpected", unexpected), ("of another shape", shapes)):
+        if keys:
+            rest = f" and {len(keys) - limit} more" if len(keys) > limit else ""
+            parts.append(f"{label}: {', '.join(keys[:limit])}{rest}")
+    return "; ".join(parts)

@@ -1,0 +1,157 @@
+"""Train a stage: compose the configuration, make the objects, fit.
+
+python -m src.train stage=vqvae model=tiny data=samples
+"""
+
+import logging
+import os
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+import hydra
+import lightning as L
+import torch
+import wandb
+from hydra.errors import InstantiationException
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+
+from glc.losses.perceptual import WeightsUnavailable
+from glc.training.stage import Stage
+from glc.training.transfer import TransferError, transfer
+from src.overrides import explain_unknown_keys
+
+log = logging.getLogger(__name__)
+
+
+class UsageError(ValueError):
+    """The configuration asks for something that cannot be done; the message says what to change."""
+
+
+def checkpoint_folder(folder: str | Path) -> Path:
+    """Return where a run keeps its checkpoints."""
+    return Path(folder) / "checkpoints"
+
+
+def find_initial_weights(cfg: DictConfig) -> Path | None:
+    """Return the checkpoint to start from: the one given, or the stage before's under the same run name.
+
+    Raises:
+        UsageError: when the stage starts from another that was not trained.
+    """
+    if cfg.init_from == "none" or (cfg.init_from is None and cfg.stage.previous is None):
+        return None
+    if cfg.init_from is not None:
+        return Path(cfg.init_from)
+    path = checkpoint_folder(Path(cfg.runs_dir) / cfg.name / cfg.stage.previous) / "last.ckpt"
+    if not path.is_file():
+        raise UsageError(
+            f"stage={cfg.stage.name} starts from stage={cfg.stage.previous}, and {path} does not exist: train that "
+            f"stage under name={cfg.name} first, or give init_from=CHECKPOINT (or init_from=none)"
+        )
+    return path
+
+
+def find_checkpoint_to_resume(cfg: DictConfig) -> Path | None:
+    """Return the checkpoint to continue, if any; refuse to write over a run that exists.
+
+    Raises:
+        UsageError: when the checkpoint is missing, or a run would be overwritten.
+    """
+    folder = checkpoint_folder(cfg.dir)
+    if cfg.resume is not None:
+        path = folder / "last.ckpt" if cfg.resume == "last" else Path(cfg.resume)
+        if not path.is_file():
+            raise UsageError(f"resume={cfg.resume}: {path} does not exist")
+        return path
+    # Processes that another one started see the checkpoints of the run that they are part of.
+    if "LOCAL_RANK" in os.environ:
+        return None
+    if not cfg.overwrite and any(folder.glob("*.ckpt")):
+        raise UsageError(
+            f"{folder} has checkpoints: continue with resume=last, choose another name=, or give overwrite=true"
+        )
+    return None
+
+
+def train(cfg: DictConfig) -> float | None:
+    """Run a composed configuration; returns the last `val/loss` for sweeps that look for the best.
+
+    Raises:
+        UsageError: when the configuration cannot be run.
+    """
+    resume = find_checkpoint_to_resume(cfg)
+    start = None if resume else find_initial_weights(cfg)
+    quieten()
+    L.seed_everything(cfg.seed, verbose=False)
+    torch.set_float32_matmul_precision("high")
+
+    datamodule: L.LightningDataModule = instantiate(cfg.data)
+    stage: Stage = instantiate(cfg.stage.module)
+    recipe = OmegaConf.to_container(cfg, resolve=True)
+    assert isinstance(recipe, dict)
+    stage.recipe = {str(key): value for key, value in recipe.items()}
+    if start is not None:
+        log.info("starting from %s: %s", start, ", ".join(transfer(stage, start)))
+    callbacks = [instantiate(callback) for callback in cfg.callbacks.values() if callback is not None]
+    loggers = [instantiate(logger) for logger in cfg.logger.values() if logger is not None]
+    trainer: L.Trainer = instantiate(cfg.trainer, callbacks=callbacks, logger=loggers)
+    for logger in trainer.loggers:
+        logger.log_hyperparams(stage.recipe)
+    if resume is None and trainer.is_global_zero:
+        # Only `overwrite=true` comes here with old checkpoints, and only once everything else is in order.
+        for old in checkpoint_folder(cfg.dir).glob("*.ckpt"):
+            old.unlink()
+    try:
+        if cfg.validate_first and resume is None:
+            trainer.validate(stage, datamodule=datamodule, verbose=False)
+        trainer.fit(stage, datamodule=datamodule, ckpt_path=resume, weights_only=True)
+        loss = trainer.callback_metrics.get("val/loss")
+        return None if loss is None else float(loss)
+    finally:
+        wandb.finish()
+
+
+def quieten() -> None:
+    """Silence notices about what is meant to be so."""
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
+    # Frozen networks are in evaluation mode on purpose.
+    warnings.filterwarnings("ignore", message=r"Found \d+ module\(s\) in eval mode")
+    # From within Lightning, about torch.
+    warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")
+
+
+def cause_of(error: BaseException) -> BaseException:
+    """Return what made an object's construction fail."""
+    while isinstance(error, InstantiationException) and error.__cause__ is not None:
+        error = error.__cause__
+    return error
+
+
+@hydra.main(version_base="1.3", config_path="../conf", config_name="train")
+def run(cfg: DictConfig) -> Any:
+    """Hydra's entry: train, with what the user can mend reported in one line."""
+    OmegaConf.resolve(cfg)
+    try:
+        return train(cfg)
+    except (UsageError, TransferError, WeightsUnavailable, InstantiationException) as error:
+        cause = cause_of(error)
+        if not isinstance(cause, ValueError | OSError | WeightsUnavailable):
+            raise
+        log.error("error: %s", cause)
+        raise SystemExit(2) from error
+
+
+def main() -> None:
+    """Command line entry; a mistyped key is answered with the keys that it may have meant."""
+    problem = explain_unknown_keys(sys.argv[1:])
+    if problem:
+        print(f"error: {problem}", file=sys.stderr)
+        raise SystemExit(2)
+    run()
+
+
+if __name__ == "__main__":
+    main()
