@@ -1,0 +1,227 @@
+"""`ImageDataModule`: the data of every training stage.
+
+data.train  shards or pictures --> TrainStream (random crops, endless) --> TrainLoader, epoch_batches long
+data.val    pictures or shards --> FixedImages (centre crops)          --> DataLoader
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import warnings
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TypeVar
+
+import lightning as L
+import torch
+from PIL import Image
+from torch.utils.data import DataLoader
+
+from glc.data.images import ImageError
+from glc.data.shards import ListSource, Record, RecordSource, ShardSource, index_shards
+from glc.data.sources import Sources, resolve
+from glc.data.stream import FixedImages, ImageBatch, TrainLoader, TrainStream, collate_images
+
+_log = logging.getLogger(__name__)
+
+A = TypeVar("A")
+B = TypeVar("B")
+
+_CACHE_LIMIT = 8 << 30  # bytes of decoded pictures
+
+
+class ImageDataModule(L.LightningDataModule):
+    """Random crops to train on and a fixed list to validate on, as `ImageBatch`es in [-1, 1].
+
+    Args:
+        train: folder of shards, shard pattern, URL, image folder, or a list of them (see `glc.data.sources`).
+        val: the same kinds, or a text file that lists pictures; taken in order, each once.
+        crop: side of the training crops, in pixels; a multiple of `stride`.
+        batch_size: pictures per training batch and device.
+        epoch_batches: batches that make one epoch; the stream has no end of its own.
+        val_crop: side of the validation crops; None takes the largest centred crop with sides divisible by
+            `stride`, one picture per batch.
+        stride: what the sides of every picture must be divisible by.
+        val_batch_size: pictures per validation batch; None takes `batch_size`, or 1 when `val_crop` is None.
+        val_limit: use only the first so many validation pictures.
+        num_workers: worker processes per loader and rank.
+        shuffle: pictures in each worker's shuffle buffer (shards only; 0 or 1 turns it off).
+        min_scale, max_scale: range of the random rescaling before the crop; 1 and 1 turn it off. Pictures
+            smaller than the crop are always scaled up to it.
+        flip: mirror half of the training crops.
+        seed: of everything random here.
+        cache: keep the decoded training pictures in memory (per rank); for small sets, at most 8 GiB.
+
+    Raises:
+        ValueError: an argument is out of range, or (in `setup`) nothing is found; the message starts with the
+            config key.
+    """
+
+    def __init__(
+        self,
+        train: str | list[str],
+        val: str | list[str],
+        crop: int = 256,
+        batch_size: int = 8,
+        epoch_batches: int = 1000,
+        val_crop: int | None = None,
+        stride: int = 64,
+        val_batch_size: int | None = None,
+        val_limit: int | None = None,
+        num_workers: int = 4,
+        shuffle: int = 1000,
+        min_scale: float = 1.0,
+        max_scale: float = 1.0,
+        flip: bool = True,
+        seed: int = 0,
+        cache: bool = False,
+    ) -> None:
+        super().__init__()
+        for key, value, low in (
+            ("crop", crop, 1),
+            ("batch_size", batch_size, 1),
+            ("epoch_batches", epoch_batches, 1),
+            ("val_crop", val_crop, 1),
+            ("stride", stride, 1),
+            ("val_batch_size", val_batch_size, 1),
+            ("val_limit", val_limit, 1),
+            ("num_workers", num_workers, 0),
+            ("shuffle", shuffle, 0),
+            ("seed", seed, 0),
+        ):
+            if value is not None and value < low:
+                raise ValueError(f"data.{key}: is {value}, must be at least {low}")
+        for key, side in (("crop", crop), ("val_crop", val_crop)):
+            if side is not None and side % stride:
+                near = max(stride, round(side / stride) * stride)
+                raise ValueError(f"data.{key}: {side} is not a multiple of data.stride={stride}; try {near}")
+        if not 0 < min_scale <= max_scale:
+            raise ValueError(f"data.min_scale, data.max_scale: need 0 < {min_scale} <= {max_scale}")
+        if val_crop is None and val_batch_size not in (None, 1):
+            raise ValueError(
+                "data.val_batch_size: whole pictures differ in size; use 1, or set data.val_crop"
+            )
+        self.train, self.val = train, val
+        self.crop, self.batch_size, self.epoch_batches = crop, batch_size, epoch_batches
+        self.val_crop, self.stride, self.val_limit = val_crop, stride, val_limit
+        self.val_batch_size = 1 if val_crop is None else (val_batch_size or batch_size)
+        self.num_workers, self.shuffle = num_workers, shuffle
+        self.min_scale, self.max_scale, self.flip = min_scale, max_scale, flip
+        self.seed, self.cache = seed, cache
+        self._train_source: RecordSource | None = None
+        self._val_records: list[Record] = []
+
+    def setup(self, stage: str | None = None) -> None:
+        """Find the files (and fill the cache); called by the trainer, once more is harmless."""
+        if self._train_source is None and stage in (None, "fit"):
+            found = resolve(self.train, "data.train")
+            if self.cache:
+                self._train_source = ListSource(_decoded(found))
+            elif found.shards:
+                self._train_source = ShardSource(found.shards, self.shuffle)
+            else:
+                self._train_source = ListSource([Record(name, path) for name, path in found.pictures])
+        if not self._val_records and stage in (None, "fit", "validate"):
+            found = resolve(self.val, "data.val")
+            self._val_records = _listed(found, self.val_limit)
+            if not self._val_records:
+                raise ValueError(f"data.val: the shards in {self.val} hold no picture; pack them again")
+
+    def train_dataloader(self) -> TrainLoader:
+        """Loader of this rank's stream, `epoch_batches` long; it can save and restore its position."""
+        self.setup("fit")
+        assert self._train_source is not None
+        # Lightning warns about any iterable with a length; this one's workers do share its batches out.
+        warnings.filterwarnings("ignore", message="Your `IterableDataset` has `__len__` defined")
+        rank, ranks = self._rank_and_ranks()
+        stream = TrainStream(
+            self._train_source,
+            crop=self.crop,
+            batch_size=self.batch_size,
+            epoch_batches=self.epoch_batches,
+            seed=self.seed,
+            rank=rank,
+            ranks=ranks,
+            min_scale=self.min_scale,
+            max_scale=self.max_scale,
+            flip=self.flip,
+        )
+        return TrainLoader(
+            stream, self.num_workers, self._trainer_epoch, pin_memory=torch.cuda.is_available()
+        )
+
+    def val_dataloader(self) -> DataLoader[ImageBatch]:
+        """Loader of the fixed list, in order; the trainer splits it between ranks."""
+        self.setup("validate")
+        workers = min(self.num_workers, len(self._val_records))
+        return DataLoader(
+            FixedImages(self._val_records, self.val_crop, self.stride),  # type: ignore[arg-type]
+            batch_size=self.val_batch_size,
+            collate_fn=collate_images,
+            num_workers=workers,
+            persistent_workers=workers > 0,
+            pin_memory=torch.cuda.is_available(),
+            generator=torch.Generator().manual_seed(self.seed),
+        )
+
+    def _trainer_epoch(self) -> int | None:
+        # Not `current_epoch`: that one still names the finished epoch in checkpoints saved at its end.
+        if self.trainer is None:
+            return None
+        return self.trainer.fit_loop.epoch_progress.current.processed  # type: ignore[attr-defined]
+
+    def _rank_and_ranks(self) -> tuple[int, int]:
+        if self.trainer is not None:
+            return self.trainer.global_rank, self.trainer.world_size
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            return torch.distributed.get_rank(), torch.distributed.get_world_size()
+        return 0, 1
+
+
+def _listed(found: Sources, limit: int | None) -> list[Record]:
+    if found.shards:
+        return index_shards(found.shards, limit)
+    return [Record(name, path) for name, path in found.pictures[:limit]]
+
+
+def _decoded(found: Sources) -> list[Record]:
+    """All training pictures in memory, in order; unreadable ones are left out with a warning."""
+
+    def decode(record: Record) -> tuple[Record, Image.Image] | ImageError:
+        try:
+            return record, record.decode()
+        except ImageError as error:
+            return error
+
+    kept: list[Record] = []
+    bad = used = 0
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        for result in _in_order(pool, decode, _listed(found, None)):
+            if isinstance(result, ImageError):
+                bad += 1
+                _log.warning("skipping %s (%d unreadable so far)", result, bad)
+                continue
+            record, picture = result
+            kept.append(Record(record.key, picture, record.where))
+            used += 4 * picture.width * picture.height
+            if used > _CACHE_LIMIT:
+                raise ValueError(
+                    f"data.cache: the decoded pictures take more than {_CACHE_LIMIT >> 30} GiB; "
+                    "set data.cache=false, or pack them smaller (glc pack --size)"
+                )
+    if not kept:
+        raise ValueError("data.train: no picture in it can be read")
+    return kept
+
+
+def _in_order(pool: ThreadPoolExecutor, function: Callable[[A], B], items: Iterable[A]) -> Iterator[B]:
+    """Map with a bounded number of results in flight, so that the limit stops it in time."""
+    waiting: deque[Future[B]] = deque()
+    for item in items:
+        waiting.append(pool.submit(function, item))
+        if len(waiting) >= 32:
+            yield waiting.popleft().result()
+    while waiting:
+        yield waiting.popleft().result()

@@ -1,0 +1,258 @@
+"""From records to batches: the training stream, the loader that can resume it, and the fixed validation list.
+
+Where a batch of the training stream comes from, for one rank and W workers:
+
+    batch b of epoch e  <-  role b % W, its batch number b // W  <-  slots of that role
+    slot p              <-  record p of `source.records(seed, e, rank * W + role, ranks * W)`
+                            cropped with a generator seeded by the same numbers and p
+
+So a position in the stream is (epoch, batch) and nothing else, the same on every rank, and a loader can start
+at any. A slot whose record cannot be decoded takes the next record that can; no other slot moves.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_info
+
+from glc.data.crops import centre_crop, random_crop
+from glc.data.images import ImageError, from_uint8, to_tensor
+from glc.data.shards import Record, RecordSource
+
+_log = logging.getLogger(__name__)
+
+_GIVE_UP_AFTER = 1000  # unreadable pictures in a row: by then it is no accident
+
+
+class ImageBatch(NamedTuple):
+    """`x`: float32 [B, 3, H, W] in [-1, 1]; `key`: B names."""
+
+    x: Tensor
+    key: list[str]
+
+
+class _BadPictures:
+    """Warns once per unreadable picture and counts them."""
+
+    def __init__(self) -> None:
+        self._seen: set[str] = set()
+
+    def report(self, name: str, error: ImageError) -> None:
+        if name not in self._seen:
+            self._seen.add(name)
+            _log.warning("skipping %s (%d unreadable so far in this process)", error, len(self._seen))
+
+
+class TrainStream(IterableDataset[ImageBatch]):
+    """Batches of random crops of one rank; each loader worker yields every W-th batch of the epoch."""
+
+    def __init__(
+        self,
+        source: RecordSource,
+        *,
+        crop: int,
+        batch_size: int,
+        epoch_batches: int,
+        seed: int = 0,
+        rank: int = 0,
+        ranks: int = 1,
+        min_scale: float = 1.0,
+        max_scale: float = 1.0,
+        flip: bool = True,
+    ) -> None:
+        self.source = source
+        self.crop, self.batch_size, self.epoch_batches = crop, batch_size, epoch_batches
+        self.seed, self.rank, self.ranks = seed, rank, ranks
+        self.min_scale, self.max_scale, self.flip = min_scale, max_scale, flip
+        # In shared memory: workers that live through several epochs read it when an epoch starts.
+        self._position = torch.zeros(2, dtype=torch.int64).share_memory_()
+        self._bad = _BadPictures()
+
+    def seek(self, epoch: int, batch: int) -> None:
+        """Make the next iteration start at this batch of this epoch."""
+        self._position.copy_(torch.tensor([epoch, batch]))
+
+    def __iter__(self) -> Iterator[ImageBatch]:
+        info = get_worker_info()
+        worker, workers = (info.id, info.num_workers) if info is not None else (0, 1)
+        epoch, start = self._position.tolist()
+        # The loader asks worker 0 first, whatever the batch it starts with.
+        first = start + worker
+        role = first % workers
+        crops = self._crops(epoch, role, workers, skip=first // workers * self.batch_size)
+        for _ in range(first, self.epoch_batches, workers):
+            keys, cuts = zip(*itertools.islice(crops, self.batch_size), strict=True)
+            levels = torch.from_numpy(np.stack(cuts)).permute(0, 3, 1, 2)
+            yield ImageBatch(from_uint8(levels.contiguous()), list(keys))
+
+    def _crops(self, epoch: int, role: int, workers: int, skip: int) -> Iterator[tuple[str, np.ndarray]]:
+        consumer, consumers = self.rank * workers + role, self.ranks * workers
+        pictures = self._pictures(self.source.records(self.seed, epoch, consumer, consumers, skip))
+        for slot, (key, picture) in enumerate(pictures, skip):
+            rng = np.random.default_rng([self.seed, epoch, consumer, consumers, slot])
+            cut = random_crop(picture, self.crop, rng, self.min_scale, self.max_scale, self.flip)
+            yield key, np.asarray(cut)
+
+    def _pictures(self, records: Iterator[Record]) -> Iterator[tuple[str, Image.Image]]:
+        ahead: deque[tuple[str, Image.Image] | None] = deque()
+        while True:
+            while not ahead or ahead[-1] is None:
+                record = next(records)
+                try:
+                    ahead.append((record.key, record.decode()))
+                except ImageError as error:
+                    self._bad.report(str(record), error)
+                    ahead.append(None)
+                if len(ahead) > _GIVE_UP_AFTER:
+                    raise RuntimeError(
+                        f"{_GIVE_UP_AFTER} pictures in a row are unreadable; the last: {record}"
+                    )
+            good = ahead[-1]
+            assert good is not None
+            yield good
+            ahead.popleft()
+
+
+def _as_it_is(batch: Any) -> Any:
+    return batch
+
+
+class TrainLoader(DataLoader[ImageBatch]):
+    """Loader of a `TrainStream` whose position is saved and restored exactly, within an epoch too.
+
+    The state is (epoch, batches delivered): equal on all ranks, so the one copy in a checkpoint serves every
+    rank, and independent of what workers had prepared ahead.
+
+    Args:
+        dataset: the stream.
+        num_workers: worker processes.
+        current_epoch: tells the trainer's epoch, or None when there is no trainer; then each iteration that
+            follows a used one is the next epoch.
+    """
+
+    dataset: TrainStream
+
+    def __init__(
+        self,
+        dataset: TrainStream,
+        num_workers: int = 0,
+        current_epoch: Callable[[], int | None] = lambda: None,
+        pin_memory: bool = False,
+    ) -> None:
+        super().__init__(
+            dataset,
+            batch_size=None,
+            collate_fn=_as_it_is,
+            num_workers=num_workers,
+            persistent_workers=num_workers > 0,
+            pin_memory=pin_memory,
+            # Its own: starting workers would otherwise draw from the global generator.
+            generator=torch.Generator().manual_seed(dataset.seed),
+        )
+        self._current_epoch = current_epoch
+        self._epoch = 0
+        self._delivered = 0
+        self._restored: tuple[int, int] | None = None
+
+    def __len__(self) -> int:
+        return self.dataset.epoch_batches
+
+    def __iter__(self) -> Iterator[ImageBatch]:  # type: ignore[override]
+        self._epoch, self._delivered = self._next_position()
+        self._restored = None
+        self.dataset.seek(self._epoch, self._delivered)
+        return self._counted(super().__iter__())
+
+    def _counted(self, batches: Iterator[ImageBatch]) -> Iterator[ImageBatch]:
+        for batch in batches:
+            self._delivered += 1
+            yield batch
+
+    def _next_position(self) -> tuple[int, int]:
+        trainer_epoch = self._current_epoch()
+        if self._restored is not None:
+            epoch, batch = self._restored
+            if batch >= len(self):  # saved after an epoch's last batch
+                epoch, batch = epoch + 1, 0
+            # A trainer that is further ahead had cut its epochs short.
+            if trainer_epoch is not None and trainer_epoch > epoch:
+                return trainer_epoch, 0
+            return epoch, batch
+        if trainer_epoch is not None:
+            return trainer_epoch, 0
+        return (self._epoch + 1 if self._delivered else self._epoch), 0
+
+    def _layout(self) -> dict[str, int]:
+        stream = self.dataset
+        return {
+            "seed": stream.seed,
+            "ranks": stream.ranks,
+            "workers": self.num_workers,
+            "batch_size": stream.batch_size,
+        }
+
+    def state_dict(self) -> dict[str, Any]:
+        """Position and layout as plain integers."""
+        epoch, batch = self._restored or (self._epoch, self._delivered)
+        return {"epoch": epoch, "batch": batch, **self._layout()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Make the next iteration go on after the saved batch.
+
+        With another number of workers or ranks, another seed or batch size, it goes on at that place of
+        another stream, with a warning.
+
+        Raises:
+            ValueError: the state is not one of this loader.
+        """
+        if not {"epoch", "batch"} <= state.keys():
+            raise ValueError(f"not the state of a training loader: keys {sorted(state)}")
+        changed = [
+            f"{k} was {state.get(k)}, is {v}" for k, v in self._layout().items() if state.get(k, v) != v
+        ]
+        if changed:
+            _log.warning(
+                "training data after resuming differ from an uninterrupted run: %s", ", ".join(changed)
+            )
+        self._restored = int(state["epoch"]), int(state["batch"])
+
+
+class FixedImages(Dataset[tuple[Tensor, str]]):
+    """A fixed list of pictures, centre-cropped: items are (float32 [3, H, W] in [-1, 1], key).
+
+    An unreadable picture is replaced by the next readable one (with a warning), so that every rank keeps the
+    same number of batches.
+    """
+
+    def __init__(self, records: Sequence[Record], crop: int | None, stride: int) -> None:
+        self._records = list(records)
+        self._crop, self._stride = crop, stride
+        self._bad = _BadPictures()
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, str]:
+        for step in range(len(self)):
+            record = self._records[(index + step) % len(self)]
+            try:
+                picture = record.decode()
+            except ImageError as error:
+                self._bad.report(str(record), error)
+                continue
+            return to_tensor(centre_crop(picture, self._crop, self._stride)), record.key
+        raise RuntimeError(f"none of the {len(self)} validation pictures can be read (data.val)")
+
+
+def collate_images(items: Sequence[tuple[Tensor, str]]) -> ImageBatch:
+    """Stack pictures of one size into a batch."""
+    return ImageBatch(torch.stack([x for x, _ in items]), [key for _, key in items])

@@ -1,0 +1,256 @@
+import os
+import subprocess
+import sys
+import warnings
+from itertools import chain
+from pathlib import Path
+
+import lightning as L
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from hydra.utils import instantiate
+from lightning.pytorch.callbacks import ModelCheckpoint
+from omegaconf import OmegaConf
+
+from glc.data.images import to_uint8
+from glc.data.module import ImageDataModule
+from glc.data.samples import sample_paths
+
+CONF = Path(__file__).parents[2] / "conf"
+CONFIGS = ["shards", "folder", "samples", "openimages", "imagenet", "ffhq", "coco"]
+
+
+def module(train, val, **options):
+    small = {"crop": 16, "stride": 16, "batch_size": 2, "epoch_batches": 5, "num_workers": 0, "shuffle": 6}
+    return ImageDataModule(str(train), str(val), **(small | options))
+
+
+def keys(loader):
+    return [batch.key for batch in loader]
+
+
+def content(batches):
+    return [(batch.key, to_uint8(batch.x).numpy().tobytes()) for batch in batches]
+
+
+@pytest.mark.parametrize("kind", ["shards", "folder", "cached shards", "cached folder"])
+def test_every_kind_of_training_source_gives_the_same_kind_of_batches(kind, shards, pictures):
+    source = shards if "shards" in kind else pictures
+    data = module(source, pictures, cache="cached" in kind)
+    loader = data.train_dataloader()
+    assert len(loader) == 5
+    seen = set()
+    for x, key in loader:
+        assert x.shape == (2, 3, 16, 16)
+        for levels, name in zip(to_uint8(x), key, strict=True):
+            number = int(name.removesuffix(".png")[-2:])
+            assert (levels[0] == number * 4).all()
+            seen.add(number)
+    if "shards" not in kind or "cached" in kind:
+        assert len(seen) == 10  # lists go round without repeats
+
+
+def test_cache_changes_nothing_for_a_folder(pictures):
+    plain, cached = (module(pictures, pictures, cache=cache) for cache in (False, True))
+    assert content(plain.train_dataloader()) == content(cached.train_dataloader())
+
+
+def test_cache_leaves_bad_pictures_out_and_refuses_what_does_not_fit(pictures, tmp_path, monkeypatch, caplog):
+    (tmp_path / "bad.png").write_bytes(b"junk")
+    (tmp_path / "good.png").write_bytes((pictures / "n01.png").read_bytes())
+    assert set(chain(*keys(module(tmp_path, pictures, cache=True).train_dataloader()))) == {"good.png"}
+    assert "bad.png" in caplog.text
+    monkeypatch.setattr("glc.data.module._CACHE_LIMIT", 4 * 40 * 36 * 3)
+    with pytest.raises(ValueError, match=r"data\.cache"):
+        module(pictures, pictures, cache=True).train_dataloader()
+
+
+@pytest.mark.parametrize("source", ["shards", "folder", "list"])
+def test_validation_is_a_fixed_list_in_order(source, shards, pictures, tmp_path):
+    listing = tmp_path / "val.txt"
+    listing.write_text("".join(f"{pictures}/n{i:02d}.png\n" for i in range(12)))
+    val = {"shards": shards, "folder": pictures, "list": listing}[source]
+    loader = module(shards, val, val_limit=5).val_dataloader()
+    for _ in range(2):
+        batches = list(loader)
+        numbers = [int(batch.key[0].removesuffix(".png")[-2:]) for batch in batches]
+        assert numbers == list(range(5))
+        assert all(batch.x.shape == (1, 3, 32, 32) for batch in batches)
+        assert [to_uint8(batch.x)[0, 0, 0, 0].item() for batch in batches] == [0, 4, 8, 12, 16]
+
+
+def test_validation_crops_come_in_batches(pictures):
+    shapes = [
+        tuple(batch.x.shape)
+        for batch in module(pictures, pictures, val_crop=16, val_batch_size=5).val_dataloader()
+    ]
+    assert shapes == [(5, 3, 16, 16), (5, 3, 16, 16), (2, 3, 16, 16)]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"crop": 24}, r"data\.crop: 24 is not a multiple of data\.stride=16; try 32"),
+        ({"val_crop": 40}, r"data\.val_crop: 40"),
+        ({"batch_size": 0}, r"data\.batch_size: is 0, must be at least 1"),
+        ({"num_workers": -1}, r"data\.num_workers"),
+        ({"min_scale": 1.5}, r"data\.min_scale"),
+        ({"val_batch_size": 4}, r"data\.val_batch_size: whole pictures differ"),
+    ],
+)
+def test_wrong_values_name_their_key(options, message):
+    with pytest.raises(ValueError, match=message):
+        module("a", "b", **options)
+
+
+def test_missing_data_name_their_key(shards, pictures, tmp_path):
+    with pytest.raises(ValueError, match=r"^data\.train: .*nowhere"):
+        module(tmp_path / "nowhere", pictures).setup("fit")
+    with pytest.raises(ValueError, match=r"^data\.val: .*nowhere"):
+        module(shards, tmp_path / "nowhere").setup("fit")
+    (tmp_path / "void-000000.tar").write_bytes(b"\0" * 10240)
+    with pytest.raises(ValueError, match=r"^data\.val: the shards in .* hold no picture"):
+        module(shards, tmp_path).setup("validate")
+
+
+class Recorder(L.LightningModule):
+    """Writes down what it was given; its one weight makes it trainable."""
+
+    def __init__(self, stop_at=None):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(1))
+        self.seen, self.validated, self.stop_at = [], [], stop_at
+
+    def training_step(self, batch, index):
+        if self.stop_at is not None and self.global_step == self.stop_at:
+            raise KeyboardInterrupt
+        self.seen += content([batch])
+        return (self.weight * batch.x.mean()).sum()
+
+    def validation_step(self, batch, index):
+        self.validated += batch.key
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+def fit(data, folder, stop_at=None, ckpt=None, every=3, **options):
+    recorder = Recorder(stop_at)
+    trainer = L.Trainer(
+        default_root_dir=folder,
+        accelerator="cpu",
+        max_steps=13,
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        callbacks=[ModelCheckpoint(folder, "{step}", every_n_train_steps=every, save_top_k=-1)],
+        **options,
+    )
+    try:
+        trainer.fit(recorder, data, ckpt_path=ckpt)
+    except (KeyboardInterrupt, SystemExit):
+        assert stop_at is not None
+    return recorder
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_killed_fit_goes_on_with_the_very_next_batch(workers, shards, pictures, tmp_path):
+    def data():
+        return module(shards, pictures, num_workers=workers, val_limit=2)
+
+    whole = fit(data(), tmp_path / "whole")
+    assert len(whole.seen) == 13
+    assert len({entry[1] for entry in whole.seen}) == 13
+    assert whole.validated[:2] == ["n00.png", "n01.png"]
+    # Steps 3 and 9 lie within an epoch of 5 batches, 6 is one past its end, 12 as well.
+    fit(data(), tmp_path / "cut", stop_at=13)
+    for step in (3, 6, 9, 12):
+        path = tmp_path / "whole" / f"step={step}.ckpt"
+        torch.load(path, weights_only=True)
+        resumed = fit(data(), tmp_path / f"resumed{step}", ckpt=path)
+        assert resumed.seen == whole.seen[step:], f"resumed at step {step}"
+    killed = fit(data(), tmp_path / "killed", stop_at=8)
+    assert killed.seen == whole.seen[:8]
+    resumed = fit(data(), tmp_path / "killed", ckpt=tmp_path / "killed" / "step=6.ckpt")
+    assert resumed.seen == whole.seen[6:]
+
+
+def test_resuming_at_the_end_of_an_epoch(shards, pictures, tmp_path):
+    whole = fit(module(shards, pictures), tmp_path / "a", every=5)
+    resumed = fit(module(shards, pictures), tmp_path / "b", ckpt=tmp_path / "a" / "step=5.ckpt")
+    assert resumed.seen == whole.seen[5:]
+
+
+def test_lightning_has_nothing_to_warn_about_the_data(shards, pictures, tmp_path):
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        fit(module(shards, pictures, num_workers=1), tmp_path)
+    texts = [str(item.message) for item in caught]
+    assert not [t for t in texts if "__len__" in t or "IterableDataset" in t or "resumable" in t], texts
+
+
+DDP = """
+import sys, torch, lightning as L
+sys.path.insert(0, sys.argv[1])
+from test_module import Recorder, module
+recorder = Recorder()
+trainer = L.Trainer(
+    accelerator="cpu", devices=2, strategy="ddp", max_epochs=2, logger=False, enable_progress_bar=False,
+    enable_model_summary=False, enable_checkpointing=False,
+)
+trainer.fit(recorder, module(sys.argv[2], sys.argv[3], num_workers=1, val_limit=3))
+torch.save((recorder.seen, recorder.validated), f"{sys.argv[4]}/rank{trainer.global_rank}.pt")
+"""
+
+
+def test_two_ranks_of_one_shard_train_without_waiting_for_each_other(shards, pictures, tmp_path):
+    script = tmp_path / "ddp.py"
+    script.write_text(DDP)
+    arguments = [str(Path(__file__).parent), str(shards / "train-000000.tar"), str(pictures), str(tmp_path)]
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("PYTEST")}
+    done = subprocess.run(
+        [sys.executable, str(script), *arguments],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env=environment,
+    )
+    assert done.returncode == 0, done.stderr
+    (seen0, val0), (seen1, val1) = (
+        torch.load(tmp_path / f"rank{rank}.pt", weights_only=False) for rank in range(2)
+    )
+    assert len(seen0) == len(seen1) == 10
+    assert not {entry[1] for entry in seen0} & {entry[1] for entry in seen1}
+    assert set(val0) | set(val1) == {"n00.png", "n01.png", "n02.png"}
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_each_config_fits_the_constructor(name, shards, pictures):
+    assert (CONF / "data" / f"{name}.yaml").read_text().startswith("#")
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        config = compose(overrides=[f"+data={name}"]).data
+    for key, value in (("train", str(shards)), ("val", [str(pictures)])):
+        if OmegaConf.is_missing(config, key):
+            config[key] = value
+    resolved = OmegaConf.to_container(config, resolve=True)
+    assert instantiate(config).crop == resolved["crop"]
+    config.update(train=[str(shards / "*.tar")], val=str(pictures), num_workers=0)
+    data = instantiate(config)
+    data.setup("fit")
+    batch = next(iter(data.val_dataloader()))
+    assert batch.x.shape[-1] % data.stride == 0
+
+
+def test_environment_moves_the_data(monkeypatch):
+    monkeypatch.setenv("GLC_DATA", "/big/disk")
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        config = compose(overrides=["+data=openimages"]).data
+    assert str(config.train).startswith("/big/disk/openimages")
+
+
+def test_samples_train_without_packing():
+    train, val = ([str(path) for path in sample_paths(split)] for split in ("train", "test"))
+    data = ImageDataModule(train, val, crop=64, epoch_batches=2, num_workers=0)
+    assert [batch.x.shape for batch in data.train_dataloader()] == [(8, 3, 64, 64)] * 2
+    assert len(data.val_dataloader()) == 3

@@ -1,0 +1,74 @@
+import logging
+
+import pytest
+
+from glc.data.sources import resolve
+
+
+def test_shards_by_folder_pattern_glob_and_list(shards):
+    names = [str(shards / f"train-{i:06d}.tar") for i in range(3)]
+    assert resolve(str(shards), "data.train").shards == names
+    assert resolve(f"{shards}/train-{{000000..000002}}.tar", "data.train").shards == names
+    assert resolve(f"{shards}/*.tar", "data.train").shards == names
+    assert resolve([names[2], shards / "train-000000.tar"], "data.train").shards == [names[2], names[0]]
+    assert resolve(f"{shards}/manifest.json", "data.train").shards == names
+
+
+def test_relative_names_become_absolute(shards, monkeypatch):
+    monkeypatch.chdir(shards.parent)
+    assert resolve("train", "data.train").shards[0] == str(shards / "train-000000.tar")
+
+
+def test_urls_are_expanded_and_not_looked_for():
+    found = resolve(["https://host/a-{00..02}.tar", "pipe:cat b.tar"], "data.train").shards
+    assert found == [f"https://host/a-0{i}.tar" for i in range(3)] + ["pipe:cat b.tar"]
+
+
+def test_pictures_by_folder_list_and_name(pictures, tmp_path):
+    assert [name for name, _ in resolve(pictures, "data.val").pictures] == [
+        f"n{i:02d}.png" for i in range(12)
+    ]
+    listing = tmp_path / "val.txt"
+    listing.write_text(f"{pictures}/n03.png\n{pictures}/n01.png\n")
+    assert [path.name for _, path in resolve(str(listing), "data.val").pictures] == ["n03.png", "n01.png"]
+    assert resolve(pictures / "n05.png", "data.val").pictures == [("n05.png", pictures / "n05.png")]
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ([], "data.train: is empty"),
+        ("", "data.train: is empty"),
+        ("{root}/nowhere", "data.train: .*nowhere: no such file or folder; make them with `glc pack"),
+        ("{root}/train-{{000001..000004}}.tar", "data.train: .*train-000003.tar and 1 more: no such file"),
+        ("{root}/*.tarr", "data.train: no shards match .*tarr"),
+        (["{root}", "{pictures}"], "data.train: mixes shards with pictures"),
+    ],
+)
+def test_errors_name_the_key_and_the_fix(given, message, shards, pictures):
+    places = {"root": shards, "pictures": pictures}
+    filled = given.format(**places) if isinstance(given, str) else [item.format(**places) for item in given]
+    with pytest.raises(ValueError, match=message):
+        resolve(filled, "data.train")
+
+
+def test_empty_folder_and_unfinished_packing(tmp_path):
+    with pytest.raises(ValueError, match=r"data\.val: .*no pictures in it.*glc pack"):
+        resolve(tmp_path, "data.val")
+    (tmp_path / ".packing").mkdir()
+    with pytest.raises(ValueError, match=r"data\.train: .*not packed to the end"):
+        resolve(tmp_path, "data.train")
+
+
+def test_manifest_tells_missing_from_truncated_shards(shards, tmp_path, caplog):
+    copy = tmp_path / "train"
+    copy.mkdir()
+    for path in shards.iterdir():
+        (copy / path.name).write_bytes(path.read_bytes())
+    (copy / "train-000001.tar").write_bytes(b"short")
+    with caplog.at_level(logging.WARNING):
+        assert len(resolve(copy, "data.train").shards) == 3
+    assert "train-000001.tar has 5 bytes" in caplog.text
+    (copy / "train-000001.tar").unlink()
+    with pytest.raises(ValueError, match=r"train-000001\.tar is missing, though manifest\.json lists it"):
+        resolve(copy, "data.train")

@@ -1,0 +1,173 @@
+import itertools
+import logging
+
+import numpy as np
+import pytest
+import torch
+
+from glc.data.images import to_uint8
+from glc.data.shards import ListSource, Record, ShardSource
+from glc.data.stream import FixedImages, TrainLoader, TrainStream
+
+
+@pytest.fixture
+def source(shards):
+    return ShardSource([str(path) for path in sorted(shards.glob("*.tar"))], shuffle=5)
+
+
+def stream(source, **options):
+    return TrainStream(source, **{"crop": 16, "batch_size": 3, "epoch_batches": 7, "seed": 5} | options)
+
+
+def plain(batches):
+    return [(batch.key, to_uint8(batch.x).numpy().tobytes()) for batch in batches]
+
+
+def test_batches_have_the_promised_form_and_show_the_picture_of_their_key(source):
+    batches = list(TrainLoader(stream(source)))
+    assert len(batches) == 7
+    for x, key in batches:
+        assert x.dtype == torch.float32
+        assert x.shape == (3, 3, 16, 16)
+        assert x.is_contiguous()
+        for levels, name in zip(to_uint8(x).numpy(), key, strict=True):
+            assert (levels[0] == int(name[-2:]) * 4).all()
+            # green is the column, blue the row: a window, mirrored or not
+            np.testing.assert_array_equal(np.diff(levels[2].astype(int), axis=0), 1)
+            assert abs(int(levels[1, 0, 1]) - int(levels[1, 0, 0])) == 1
+
+
+@pytest.mark.parametrize("workers", [0, 1, 2])
+def test_epochs_repeat_exactly_and_differ_from_each_other(source, workers):
+    loader, again = TrainLoader(stream(source), workers), TrainLoader(stream(source), workers)
+    epochs = [plain(loader) for _ in range(3)]
+    assert [len(epoch) for epoch in epochs] == [7] * 3
+    assert [plain(again) for _ in range(3)] == epochs
+    assert epochs[0] != epochs[1] != epochs[2]
+
+
+def test_ranks_and_workers_see_different_crops(source):
+    ranks = [plain(TrainLoader(stream(source, rank=rank, ranks=2))) for rank in range(2)]
+    assert not {data for _, data in ranks[0]} & {data for _, data in ranks[1]}
+    with_workers = plain(TrainLoader(stream(source), 2))
+    assert len({data for _, data in with_workers}) == 7
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("stop", [1, 4, 7])
+def test_resuming_within_an_epoch_is_exact(source, workers, stop):
+    whole = TrainLoader(stream(source), workers)
+    first, second, third = plain(whole), plain(whole), plain(whole)
+
+    cut = TrainLoader(stream(source), workers)
+    assert plain(cut) == first
+    batches = iter(cut)
+    assert plain(itertools.islice(batches, stop)) == second[:stop]
+    state = cut.state_dict()
+    assert all(isinstance(value, int) for value in state.values())
+    del batches
+
+    resumed = TrainLoader(stream(source), workers)
+    resumed.load_state_dict(state)
+    assert resumed.state_dict() == state
+    if stop < 7:
+        assert plain(resumed) == second[stop:]
+    assert plain(resumed) == third
+
+
+def test_state_of_one_rank_serves_another_even_with_bad_pictures(pictures):
+    # Rank 0 meets the unreadable records at other places than rank 1: positions must not depend on it.
+    records = [Record(f"n{i:02d}", pictures / f"n{i:02d}.png") for i in range(12)]
+    records += [Record("bad1", b"junk"), Record("bad2", b"")]
+    source = ListSource(records)
+
+    def loader(rank):
+        return TrainLoader(stream(source, rank=rank, ranks=2))
+
+    whole = plain(loader(1))
+    at_rank_0 = loader(0)
+    next(itertools.islice(at_rank_0, 3, None))
+    resumed = loader(1)
+    resumed.load_state_dict(at_rank_0.state_dict())
+    assert plain(resumed) == whole[4:]
+
+
+def test_other_layout_on_resume_goes_on_with_a_warning(source, caplog):
+    loader = TrainLoader(stream(source), 0)
+    next(iter(loader))
+    other = TrainLoader(stream(source), 2)
+    with caplog.at_level(logging.WARNING):
+        other.load_state_dict(loader.state_dict())
+    assert "workers was 0, is 2" in caplog.text
+    assert len(plain(other)) == 6
+    with pytest.raises(ValueError, match="not the state of a training loader"):
+        other.load_state_dict({"_num_yielded": 3})
+
+
+def test_position_follows_the_trainer_when_there_is_one(source):
+    own = TrainLoader(stream(source))
+    epochs = [plain(own) for _ in range(4)]
+    epoch = 2
+    loader = TrainLoader(stream(source), current_epoch=lambda: epoch)
+    assert plain(loader) == epochs[2]
+    loader.load_state_dict(own.state_dict() | {"epoch": 2, "batch": 5})
+    assert plain(loader) == epochs[2][5:]
+    # Saved after fewer batches than an epoch has, by a trainer that then began the next one.
+    epoch = 3
+    loader.load_state_dict(own.state_dict() | {"epoch": 2, "batch": 5})
+    assert plain(loader) == epochs[3]
+    # Saved right after the last batch, before the trainer had counted the epoch.
+    epoch = 2
+    loader.load_state_dict(own.state_dict() | {"epoch": 2, "batch": 7})
+    assert plain(loader) == epochs[3]
+
+
+def test_iterator_that_was_not_used_costs_no_epoch(source):
+    loader, reference = TrainLoader(stream(source)), TrainLoader(stream(source))
+    iter(loader)
+    assert plain(loader) == plain(reference)
+
+
+def test_global_random_state_is_left_alone(source):
+    torch.manual_seed(0)
+    expected = torch.rand(3)
+    torch.manual_seed(0)
+    plain(TrainLoader(stream(source), 2))
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_bad_pictures_are_replaced_without_moving_the_others(pictures, caplog):
+    good = [Record(f"n{i:02d}", pictures / f"n{i:02d}.png") for i in range(12)]
+    bad = [*good[:5], Record("n05", b"junk", "some.tar"), *good[6:]]
+    expected = plain(TrainLoader(stream(ListSource(good), batch_size=1, epoch_batches=48)))
+    with caplog.at_level(logging.WARNING):
+        found = plain(TrainLoader(stream(ListSource(bad), batch_size=1, epoch_batches=48)))
+    replaced = [keys for keys, _ in expected].count(["n05"])
+    assert replaced == 4
+    assert sum(a != b for a, b in zip(expected, found, strict=True)) == replaced
+    assert ["n05"] not in [keys for keys, _ in found]
+    assert caplog.text.count("some.tar: n05") == 1
+    assert "1 unreadable so far" in caplog.text
+
+
+def test_nothing_readable_is_an_error_not_an_endless_loop():
+    loader = TrainLoader(stream(ListSource([Record("a", b""), Record("b", b"junk")])))
+    with pytest.raises(RuntimeError, match="in a row are unreadable"):
+        next(iter(loader))
+
+
+def test_fixed_list_is_centred_and_replaces_what_is_unreadable(pictures, caplog):
+    records = [
+        Record("n01", pictures / "n01.png"),
+        Record("gone", pictures / "gone.png"),
+        Record("n02", pictures / "n02.png"),
+    ]
+    images = FixedImages(records, crop=None, stride=16)
+    x, key = images[0]
+    levels = to_uint8(x).numpy()
+    assert (key, levels.shape) == ("n01", (3, 32, 32))
+    assert levels[:, 0, 0].tolist() == [4, 4, 2]  # 40 x 36 leaves 4 columns and 2 rows
+    assert [images[i][1] for i in range(3)] == ["n01", "n02", "n02"]
+    assert "gone.png: no such file" in caplog.text
+    with pytest.raises(RuntimeError, match=r"data\.val"):
+        FixedImages(records[1:2], None, 16)[0]
