@@ -1,4 +1,5 @@
 import os
+import socket
 import subprocess
 import sys
 import warnings
@@ -192,37 +193,70 @@ def test_lightning_has_nothing_to_warn_about_the_data(shards, pictures, tmp_path
 
 DDP = """
 import sys, torch, lightning as L
-sys.path.insert(0, sys.argv[1])
-from test_module import Recorder, module
+from glc.data.module import ImageDataModule
+
+class Recorder(L.LightningModule):
+    def __init__(self):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(1))
+        self.seen, self.validated = [], []
+    def training_step(self, batch, index):
+        self.seen.append(batch.x.clone())
+        return (self.weight * batch.x.mean()).sum()
+    def validation_step(self, batch, index):
+        self.validated += batch.key
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+train, val, out = sys.argv[1:]
 recorder = Recorder()
 trainer = L.Trainer(
     accelerator="cpu", devices=2, strategy="ddp", max_epochs=2, logger=False, enable_progress_bar=False,
-    enable_model_summary=False, enable_checkpointing=False,
+    enable_model_summary=False, enable_checkpointing=False, num_sanity_val_steps=0,
 )
-trainer.fit(recorder, module(sys.argv[2], sys.argv[3], num_workers=1, val_limit=3))
-torch.save((recorder.seen, recorder.validated), f"{sys.argv[4]}/rank{trainer.global_rank}.pt")
+trainer.fit(recorder, ImageDataModule(
+    train, val, crop=16, stride=16, batch_size=2, epoch_batches=5, num_workers=1, shuffle=6, val_limit=3
+))
+torch.save([torch.stack(recorder.seen), recorder.validated], f"{out}/rank{trainer.global_rank}.pt")
 """
 
 
 def test_two_ranks_of_one_shard_train_without_waiting_for_each_other(shards, pictures, tmp_path):
-    script = tmp_path / "ddp.py"
-    script.write_text(DDP)
-    arguments = [str(Path(__file__).parent), str(shards / "train-000000.tar"), str(pictures), str(tmp_path)]
-    environment = {k: v for k, v in os.environ.items() if not k.startswith("PYTEST")}
-    done = subprocess.run(
-        [sys.executable, str(script), *arguments],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        env=environment,
-    )
-    assert done.returncode == 0, done.stderr
-    (seen0, val0), (seen1, val1) = (
-        torch.load(tmp_path / f"rank{rank}.pt", weights_only=False) for rank in range(2)
-    )
+    (tmp_path / "ddp.py").write_text(DDP)
+    command = [sys.executable, "ddp.py", str(shards / "train-000000.tar"), str(pictures), str(tmp_path)]
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    # Both started at once, as a cluster would: Lightning's own launcher imports everything twice in a row.
+    ranks = [
+        subprocess.Popen(
+            command,
+            cwd=tmp_path,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=os.environ
+            | {
+                "LOCAL_RANK": str(rank),
+                "MASTER_ADDR": "127.0.0.1",
+                "MASTER_PORT": port,
+                "OMP_NUM_THREADS": "1",
+            },
+        )
+        for rank in range(2)
+    ]
+    try:
+        for process in ranks:
+            _, errors = process.communicate(timeout=120)
+            assert process.returncode == 0, errors
+    finally:
+        for process in ranks:
+            process.kill()
+    (seen0, val0), (seen1, val1) = (torch.load(tmp_path / f"rank{rank}.pt") for rank in range(2))
     assert len(seen0) == len(seen1) == 10
-    assert not {entry[1] for entry in seen0} & {entry[1] for entry in seen1}
-    assert set(val0) | set(val1) == {"n00.png", "n01.png", "n02.png"}
+    crops = torch.cat([seen0, seen1]).flatten(0, 1)
+    assert len(torch.unique(to_uint8(crops).flatten(1), dim=0)) == len(crops)
+    assert sorted(set(val0) | set(val1)) == ["n00.png", "n01.png", "n02.png"]
+    assert len(val0) == len(val1)
 
 
 @pytest.mark.parametrize("name", CONFIGS)
