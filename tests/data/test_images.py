@@ -12,6 +12,7 @@ from glc.data.images import (
     from_uint8,
     list_images,
     read_rgb,
+    stack_pictures,
     to_image,
     to_tensor,
     to_uint8,
@@ -179,6 +180,20 @@ def test_tensor_and_picture_round_trip(photo):
     assert x.shape == (3, 12, 20)
     assert x[2, 3, 7].item() == pytest.approx(photo.getpixel((7, 3))[2] / 127.5 - 1)
     np.testing.assert_array_equal(np.asarray(to_image(x)), np.asarray(photo))
+
+
+def test_every_level_reads_as_from_uint8_maps_it():
+    ramp = np.repeat(np.arange(256, dtype=np.uint8).reshape(16, 16, 1), 3, axis=2)
+    expected = from_uint8(torch.from_numpy(ramp).permute(2, 0, 1))
+    assert torch.equal(to_tensor(Image.fromarray(ramp)), expected)
+    assert torch.equal(stack_pictures([Image.fromarray(ramp)] * 2), torch.stack([expected] * 2))
+
+
+def test_stacking_refuses_other_modes_and_sizes(photo):
+    with pytest.raises(ValueError, match="mode L"):
+        to_tensor(photo.convert("L"))
+    with pytest.raises(ValueError, match="differ in size"):
+        stack_pictures([photo, photo.resize((5, 5))])
 
 
 def test_to_image_clamps_and_refuses():

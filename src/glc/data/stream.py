@@ -25,7 +25,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_info
 
 from glc.data.crops import centre_crop, random_crop
-from glc.data.images import ImageError, from_uint8, to_tensor
+from glc.data.images import ImageError, stack_pictures, to_tensor
 from glc.data.shards import Record, RecordSource
 
 _log = logging.getLogger(__name__)
@@ -91,16 +91,14 @@ class TrainStream(IterableDataset[ImageBatch]):
         crops = self._crops(epoch, role, workers, skip=first // workers * self.batch_size)
         for _ in range(first, self.epoch_batches, workers):
             keys, cuts = zip(*itertools.islice(crops, self.batch_size), strict=True)
-            levels = torch.from_numpy(np.stack(cuts)).permute(0, 3, 1, 2)
-            yield ImageBatch(from_uint8(levels.contiguous()), list(keys))
+            yield ImageBatch(stack_pictures(cuts), list(keys))
 
-    def _crops(self, epoch: int, role: int, workers: int, skip: int) -> Iterator[tuple[str, np.ndarray]]:
+    def _crops(self, epoch: int, role: int, workers: int, skip: int) -> Iterator[tuple[str, Image.Image]]:
         consumer, consumers = self.rank * workers + role, self.ranks * workers
         pictures = self._pictures(self.source.records(self.seed, epoch, consumer, consumers, skip))
         for slot, (key, picture) in enumerate(pictures, skip):
             rng = np.random.default_rng([self.seed, epoch, consumer, consumers, slot])
-            cut = random_crop(picture, self.crop, rng, self.min_scale, self.max_scale, self.flip)
-            yield key, np.asarray(cut)
+            yield key, random_crop(picture, self.crop, rng, self.min_scale, self.max_scale, self.flip)
 
     def _pictures(self, records: Iterator[Record]) -> Iterator[tuple[str, Image.Image]]:
         ahead: deque[tuple[str, Image.Image] | None] = deque()
