@@ -1,0 +1,86 @@
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from glc.layers.blocks import (
+    DepthConv,
+    DepthConvBlock,
+    Downsample,
+    GatedDepthConv,
+    GatedDepthConvBlock,
+    GatedFeedForward,
+    ResidualBlock,
+    SubpixelUpsample,
+    Upsample,
+)
+
+
+def footprint(module: nn.Module, x: Tensor, row: int, col: int) -> tuple[int, int, int, int]:
+    """First and last row and column of x that one position of the output depends on."""
+    x = x.clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(module(x)[..., row, col].sum(), x)
+    seen = (gradient != 0).any(0).any(0)
+    rows, cols = seen.any(1).nonzero().flatten(), seen.any(0).nonzero().flatten()
+    return int(rows[0]), int(rows[-1]), int(cols[0]), int(cols[-1])
+
+
+def test_downsampling_pads_below_and_right_only() -> None:
+    module, x = Downsample(2), torch.randn(1, 2, 6, 8)
+    assert module(x).shape == (1, 2, 3, 4)
+    assert footprint(module, x, 0, 0) == (0, 2, 0, 2)  # unpadded at the upper left
+    assert footprint(module, x, 2, 3) == (4, 5, 6, 7)  # cut off at the lower right
+
+
+def test_upsampling_repeats_then_convolves() -> None:
+    module, x = Upsample(2), torch.randn(1, 2, 3, 3)
+    repeated = x.repeat_interleave(2, 2).repeat_interleave(2, 3)
+    torch.testing.assert_close(module(x), module.conv(repeated))
+
+
+@pytest.mark.parametrize("make", [DepthConv, DepthConvBlock, GatedDepthConv, GatedDepthConvBlock])
+def test_depthwise_blocks_see_their_eight_neighbours(make: Callable[[int, int], nn.Module]) -> None:
+    assert footprint(make(4, 6), torch.randn(1, 4, 7, 7), 3, 3) == (2, 4, 2, 4)
+
+
+@pytest.mark.parametrize("make", [ResidualBlock, DepthConv, GatedDepthConv])
+@pytest.mark.parametrize("width", [4, 6])
+def test_residual_blocks_pass_their_input_by(make: Callable[[int, int], nn.Module], width: int) -> None:
+    module = make(4, width)
+    last = module.conv2 if isinstance(module, ResidualBlock) else module.project
+    with torch.no_grad():
+        last.weight.zero_()
+        last.bias.zero_()
+    x = torch.randn(2, 4, 5, 5)
+    expected = x if width == 4 else F.conv2d(x, module.skip.weight, module.skip.bias)
+    torch.testing.assert_close(module(x), expected)
+
+
+def test_gated_feed_forward_by_hand() -> None:
+    module = GatedFeedForward(1)
+    with torch.no_grad():
+        module.expand.weight.copy_(torch.tensor([1.0, 2.0, 3.0, -1.0]).view(4, 1, 1, 1))
+        module.expand.bias.zero_()
+        module.project.weight.copy_(torch.tensor([1.0, 10.0]).view(1, 2, 1, 1))
+        module.project.bias.fill_(0.5)
+    # x = 2: values 2 and 4, gates 6 and leaky(-2) = -0.2: 2 + 12 - 8 + 0.5
+    torch.testing.assert_close(module(torch.full((1, 1, 1, 1), 2.0)), torch.full((1, 1, 1, 1), 6.5))
+
+
+def test_gated_depth_conv_is_silent_where_its_gate_is_shut() -> None:
+    module = GatedDepthConv(4, 4)
+    with torch.no_grad():
+        module.gate.weight.zero_()
+        module.gate.bias.zero_()
+        module.project.bias.zero_()
+    x = torch.randn(1, 4, 3, 3)
+    torch.testing.assert_close(module(x), x)
+
+
+def test_subpixel_upsampling_spreads_each_position_over_its_cell_and_the_cells_around() -> None:
+    module, x = SubpixelUpsample(3, 2), torch.randn(1, 3, 5, 4)
+    assert module(x).shape == (1, 2, 10, 8)
+    assert footprint(module, x, 4, 4) == (1, 2, 1, 2)
+    assert footprint(module, x, 5, 5) == (2, 3, 2, 3)
