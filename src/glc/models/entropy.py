@@ -100,7 +100,8 @@ class FactorizedDensity(nn.Module):
         b, c, h, w = symbols.shape
         values = symbols.float().transpose(0, 1).reshape(c, 1, -1)
         low, high = self.logits(values - 0.5), self.logits(values + 0.5)
-        # The difference of two sigmoids on the side where neither is close to one.
-        sign = -torch.sign(low + high).detach()
-        likelihood = (torch.sigmoid(sign * high) - torch.sigmoid(sign * low)).abs()
+        # The difference of two sigmoids on the side where neither is close to one. Not by `sign`: it is zero
+        # at the very centre of a symmetric density, whose likeliest symbol would then cost the most.
+        side = torch.where(low + high > 0, -1.0, 1.0)
+        likelihood = (torch.sigmoid(side * high) - torch.sigmoid(side * low)).abs()
         return bits_of(likelihood).view(c, b, h, w).transpose(0, 1)

@@ -109,8 +109,11 @@ class VectorQuantizer(nn.Module):
         self.register_buffer("initialized", torch.tensor(False))
 
     def codebook(self) -> Tensor:
-        """Return the codes `[M, D]`."""
-        return self.embedding if self.projection is None else self.projection(self.embedding)
+        """Return the codes `[M, D]`, at their own precision whatever the surrounding one."""
+        if self.projection is None:
+            return self.embedding
+        with torch.autocast(self.embedding.device.type, enabled=False):
+            return self.projection(self.embedding)
 
     def forward(self, x: Tensor) -> Quantized:
         """Quantise a map `[B, D, H, W]`."""

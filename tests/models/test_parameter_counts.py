@@ -1,0 +1,183 @@
+"""The configured models have the published sizes, part by part."""
+
+import json
+import os
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+from torch import nn
+
+from glc.models.autoencoder import VQAutoencoder
+from glc.models.code_predictor import CodePredictor
+from glc.models.coder import IndicesMapCoder, TransformCoder
+from glc.models.glc import GLC, count_parameters
+from glc.models.hyperprior import FactorizedHyperprior
+
+CONF = Path(__file__).parents[2] / "conf"
+
+
+def configure(*overrides: str) -> DictConfig:
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return compose("train", ["stage=transform", *overrides])
+
+
+def build(node: DictConfig) -> Any:
+    with torch.device("meta"):  # shapes without memory
+        return instantiate(node)
+
+
+def codec(model: str, *overrides: str) -> GLC:
+    """The codec that stage II trains and that is deployed: no predictor, no codebook C."""
+    network = build(configure(f"model={model}", *overrides).stage.module.model)
+    assert isinstance(network, GLC)
+    return network
+
+
+def vqgan(model: str) -> VQAutoencoder:
+    cfg = configure(f"model={model}").model
+    return VQAutoencoder(build(cfg.encoder), build(cfg.decoder), build(cfg.quantizer))
+
+
+@pytest.mark.parametrize(
+    ("model", "count", "factor", "codes", "dim"),
+    [
+        ("natural", 76_073_859, 16, 16384, 256),
+        ("facial", 63_740_099, 32, 1024, 256),
+        ("natural_f8", None, 8, 256, 4),
+    ],
+)
+def test_vqgan(model: str, count: int | None, factor: int, codes: int, dim: int) -> None:
+    network = vqgan(model)
+    assert network.quantizer.codebook().shape == (codes, dim)
+    assert network.encoder.downsampling == factor
+    x = torch.empty(1, 3, 2 * factor, 3 * factor, device="meta")
+    assert network.encoder(x).shape == (1, dim, 2, 3)
+    assert network.decoder(network.encoder(x)).shape == x.shape
+    if count is not None:
+        assert count_parameters(network) == count
+
+
+def test_natural_codec_as_deployed_has_the_papers_105_million() -> None:
+    assert count_parameters(codec("natural")) == 104_639_107
+
+
+def test_facial_codec_as_deployed() -> None:
+    # The published VQGAN without C, and the natural model's coder with a C_h of 1024 codes instead of 16384.
+    coder = 104_639_107 - (76_073_859 - 16384 * 256) - (16384 - 1024) * 256
+    assert count_parameters(codec("facial")) == (63_740_099 - 1024 * 256) + coder
+
+
+def test_code_predictor() -> None:
+    predictor = build(configure("model=natural").stage.module.predictor)
+    assert isinstance(predictor, CodePredictor)
+    assert count_parameters(predictor) == 27_577_344
+
+
+def stored(module: nn.Module) -> int:
+    """Numbers that a file of weights holds, fixed tables included."""
+    return sum(tensor.numel() for tensor in module.state_dict().values())
+
+
+def test_small_codec_fits_in_24_megabytes_of_half_precision() -> None:
+    assert 2e6 < stored(codec("small")) <= 12e6
+
+
+@pytest.mark.parametrize("coder", ["transform", "factorized", "indices_map"])
+def test_tiny_codec_has_less_than_a_million_numbers(coder: str) -> None:
+    assert stored(codec("tiny", f"coder={coder}")) < 1e6
+
+
+def test_groups_select_the_ablations() -> None:
+    assert isinstance(codec("tiny", "coder=indices_map").coder, IndicesMapCoder)
+    factorized = codec("tiny", "coder=factorized").coder
+    assert isinstance(factorized, TransformCoder)
+    assert isinstance(factorized.hyper, FactorizedHyperprior)
+    refiner = codec("tiny", "code_prediction=network").refiner
+    assert refiner is not None
+    assert refiner.quantizer.size == configure("model=tiny").model.codebook_size
+    assert configure("model=tiny", "code_prediction=none").stage.module.predictor is None
+
+
+@pytest.mark.parametrize("model", ["natural", "facial", "natural_f8", "small", "tiny"])
+def test_attention_windows_follow_the_configuration(model: str) -> None:
+    for choice, window in (("32", 32), ("16", 16), ("64", 64), ("null", None)):
+        network = codec(model, f"model.window={choice}")
+        windows = {module.window for module in network.modules() if hasattr(module, "window")}
+        assert windows == {window}
+
+
+def listing(name: str) -> dict[str, list[int]]:
+    folder = os.environ.get("GLC_REFERENCE")
+    if not folder:
+        pytest.skip("to compare with the published layouts: GLC_REFERENCE=FOLDER, which holds " + name)
+    return json.loads((Path(folder) / name).read_text())
+
+
+def shapes(modules: Iterable[nn.Module]) -> Counter[tuple[int, ...]]:
+    return Counter(tuple(p.shape) for module in modules for p in module.parameters())
+
+
+def compare(published: dict[str, list[int]], parts: dict[tuple[str, ...], list[nn.Module]]) -> None:
+    """Each part has as many tensors of each shape as the names with its prefixes, and no name is left."""
+    left = dict(published)
+    for prefixes, modules in parts.items():
+        names = [name for name in left if name.startswith(prefixes)]
+        # The scales of the rate points are [K, N] here, [K, N, 1, 1] there.
+        wanted = Counter(tuple(left[n][:2] if n.startswith("q_") else left[n]) for n in names)
+        assert shapes(modules) == wanted, prefixes
+        for name in names:
+            del left[name]
+    assert not left
+
+
+def test_natural_codec_part_by_part() -> None:
+    published = listing("glc_image_state_dict.json")
+    network, c = codec("natural"), vqgan("natural").quantizer
+    coder = network.coder
+    assert isinstance(coder, TransformCoder)
+    predictor = build(configure("model=natural").stage.module.predictor)
+    parts: dict[tuple[str, ...], list[nn.Module]] = {
+        ("vqgan.encoder.",): [network.encoder],
+        ("vqgan.generator.",): [network.decoder],
+        ("vqgan.quantize.",): [c],
+        ("enc.", "q_enc"): [coder.analysis],
+        ("dec.", "q_dec"): [coder.synthesis],
+        ("hyper_enc.",): [coder.hyper.analysis],
+        ("hyper_dec.", "y_prior_fusion."): [coder.hyper.synthesis],
+        ("z_vq.",): [coder.hyper.quantizer],
+        ("y_spatial_prior",): [coder.context],
+        ("code_pred_loss.",): [predictor],
+        ("code_pred_pix_loss.",): [predictor],
+    }
+    compare(published, parts)
+
+
+@pytest.mark.parametrize(
+    ("model", "file", "encoder", "decoder"),
+    [
+        (
+            "natural",
+            "taming_vqgan_state_dict.json",
+            ("encoder.", "quant_conv."),
+            ("decoder.", "post_quant_conv."),
+        ),
+        ("facial", "codeformer_vqgan_state_dict.json", ("encoder.",), ("generator.",)),
+    ],
+)
+def test_vqgan_part_by_part(
+    model: str, file: str, encoder: tuple[str, ...], decoder: tuple[str, ...]
+) -> None:
+    network = vqgan(model)
+    parts: dict[tuple[str, ...], list[nn.Module]] = {
+        encoder: [network.encoder],
+        decoder: [network.decoder],
+        ("quantize.",): [network.quantizer],
+    }
+    compare(listing(file), parts)

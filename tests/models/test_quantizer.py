@@ -1,0 +1,214 @@
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from glc.models.quantizer import VectorQuantizer, kmeans, nearest_code
+
+
+class LargestTensor(TorchDispatchMode):
+    """Remembers the size in bytes of the largest tensor that any operation returned."""
+
+    bytes = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        for leaf in tree_leaves(out):
+            if isinstance(leaf, Tensor):
+                self.bytes = max(self.bytes, leaf.numel() * leaf.element_size())
+        return out
+
+
+def quantizer(projected: bool, size: int = 32, dim: int = 6) -> VectorQuantizer:
+    module = VectorQuantizer(size, dim, projected)
+    if not projected:
+        torch.nn.init.normal_(module.embedding)
+    return module
+
+
+both = pytest.mark.parametrize("projected", [False, True], ids=["plain", "projected"])
+
+
+@pytest.mark.parametrize("max_bytes", [1, 1000, 1 << 28])
+def test_nearest_code_is_the_brute_force_argmin_in_any_chunks(max_bytes: int) -> None:
+    vectors, codes = torch.randn(301, 7), torch.randn(50, 7)
+    expected = torch.cdist(vectors.double(), codes.double()).argmin(1)
+    assert torch.equal(nearest_code(vectors, codes, max_bytes), expected)
+
+
+def test_nearest_code_of_nothing_is_nothing() -> None:
+    found = nearest_code(torch.empty(0, 3), torch.randn(4, 3))
+    assert found.shape == (0,)
+    assert found.dtype == torch.int64
+
+
+def test_nearest_code_holds_a_bounded_part_of_the_distances() -> None:
+    vectors, codes = torch.randn(5000, 2), torch.randn(64, 2)
+    inputs = 4 * vectors.numel()
+    for limit in (50_000, 100_000):
+        with LargestTensor() as largest:
+            nearest_code(vectors, codes, limit)
+        assert largest.bytes <= max(limit, inputs)
+    with LargestTensor() as largest:  # the check sees a full matrix of distances when there is one
+        nearest_code(vectors, codes)
+    assert largest.bytes == 4 * 5000 * 64
+
+
+def test_training_keeps_no_matrix_of_vectors_by_codes() -> None:
+    module = quantizer(False, size=256, dim=4)
+    x = torch.randn(1, 4, 16, 16, requires_grad=True)
+    full = 256 * 16 * 16
+    saved: list[int] = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: (saved.append(t.numel()), t)[1], lambda t: t):
+        out = module(x)
+        loss = out.quantized.square().sum() + out.codes.square().sum()
+    loss.backward()
+    assert max(saved) < full
+
+
+@both
+def test_half_precision_around_it_does_not_change_the_choice(projected: bool) -> None:
+    # 512 codes close together: rounding distances or a projection to bfloat16 would pick others.
+    module = quantizer(projected, size=512, dim=8)
+    x = 0.5 * torch.randn(2, 8, 16, 16)
+    expected = torch.cdist(x.permute(0, 2, 3, 1).reshape(-1, 8), module.codebook()).argmin(1).view(2, 16, 16)
+    with torch.autocast("cpu", torch.bfloat16):
+        out = module(x)
+        encoded = module.encode(x)
+        decoded = module.decode(expected)
+    assert torch.equal(out.indices, expected)
+    assert torch.equal(encoded, expected)
+    assert decoded.dtype == torch.float32
+    torch.testing.assert_close(decoded, module.decode(expected), rtol=0, atol=0)
+    half = x.bfloat16()
+    assert torch.equal(module(half).indices, module(half.float()).indices)
+
+
+@both
+def test_values_shapes_and_round_trip(projected: bool) -> None:
+    module = quantizer(projected)
+    x = torch.randn(2, 6, 3, 5)
+    out = module(x)
+    assert out.quantized.shape == out.codes.shape == x.shape
+    assert out.indices.shape == (2, 3, 5)
+    assert out.indices.dtype == torch.int64
+    torch.testing.assert_close(out.quantized, out.codes)
+    assert torch.equal(out.codes[1, :, 2, 4], module.codebook()[out.indices[1, 2, 4]])
+    assert torch.equal(module.encode(x), out.indices)
+    assert torch.equal(module.decode(out.indices), out.codes)
+    assert torch.equal(module.encode(module.decode(out.indices)), out.indices)
+
+
+@both
+def test_gradients_go_straight_through_or_to_the_codebook(projected: bool) -> None:
+    module = quantizer(projected)
+    x = torch.randn(2, 6, 3, 5, requires_grad=True)
+    weights = torch.randn_like(x)
+    learned = list(module.parameters())
+
+    out = module(x)
+    through = torch.autograd.grad((out.quantized * weights).sum(), [x, *learned], allow_unused=True)
+    assert torch.equal(through[0], weights)
+    assert all(gradient is None for gradient in through[1:])
+
+    out = module(x)
+    to_codes = torch.autograd.grad((out.codes * weights).sum(), [x, *learned], allow_unused=True)
+    assert to_codes[0] is None
+    assert all(gradient.abs().sum() > 0 for gradient in to_codes[1:])
+    if not projected:
+        rows = weights.permute(0, 2, 3, 1).reshape(-1, 6)
+        expected = torch.zeros(32, 6).index_add_(0, out.indices.flatten(), rows)
+        torch.testing.assert_close(to_codes[1], expected)
+
+
+def test_a_projected_codebook_moves_as_a_whole_and_keeps_its_vectors() -> None:
+    module = quantizer(True)
+    before, vectors = module.codebook().detach().clone(), module.embedding.clone()
+    assert "embedding" not in dict(module.named_parameters())
+    assert "embedding" in module.state_dict()
+    optimizer = torch.optim.SGD(module.parameters(), 0.1)
+    module(torch.randn(1, 6, 1, 1)).codes.square().sum().backward()  # one code is used
+    optimizer.step()
+    assert torch.equal(module.embedding, vectors)
+    assert (module.codebook() != before).any(1).all()
+
+
+def blobs(count: int = 60) -> tuple[Tensor, Tensor]:
+    """Four groups of points around the corners of a square of side 20, and the corners."""
+    corners = torch.tensor([[-10.0, -10.0], [-10.0, 10.0], [10.0, -10.0], [10.0, 10.0]])
+    return (corners[:, None] + torch.randn(4, count, 2)).flatten(0, 1), corners
+
+
+def test_kmeans_covers_separated_clusters() -> None:
+    points, _ = blobs()
+    centres = kmeans(points, 16, generator=torch.Generator().manual_seed(0))
+    assert torch.cdist(points, centres).min(1).values.max() < 4
+    assert torch.cdist(centres, points).min(1).values.max() < 4  # and none lies between them
+
+
+def test_kmeans_ends_at_the_means_of_its_clusters() -> None:
+    points, corners = blobs()
+    centres = kmeans(points, 6, iterations=60, generator=torch.Generator().manual_seed(1))
+    labels = torch.cdist(points, centres).argmin(1)
+    means = torch.stack([points[labels == i].mean(0) for i in range(6)])
+    torch.testing.assert_close(centres, means)
+    first = kmeans(points, 6, iterations=0, generator=torch.Generator().manual_seed(1))
+    assert torch.cdist(points, centres).min(1).values.square().mean() < (
+        torch.cdist(points, first).min(1).values.square().mean()
+    )
+    assert torch.cdist(corners, centres).min(1).values.max() < 2
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_kmeans_restarts_empty_clusters(seed: int) -> None:
+    # Both first centres are often the same point; the second one then never wins a vector.
+    points = torch.tensor([[0.0, 1.0], [5.0, -2.0]]).repeat_interleave(40, 0)
+    centres = kmeans(points, 2, iterations=20, generator=torch.Generator().manual_seed(seed))
+    assert sorted(centres.tolist()) == [[0.0, 1.0], [5.0, -2.0]]
+
+
+def test_kmeans_with_more_clusters_than_vectors_and_with_a_seed() -> None:
+    points = torch.randn(5, 3)
+    centres = kmeans(points, 12, generator=torch.Generator().manual_seed(3))
+    assert centres.shape == (12, 3)
+    assert torch.isfinite(centres).all()
+    assert torch.cdist(centres, points).min(1).values.max() < 0.2
+    torch.manual_seed(99)  # only the generator decides
+    again = kmeans(points, 12, generator=torch.Generator().manual_seed(3))
+    assert torch.equal(centres, again)
+
+
+def test_kmeans_takes_half_precision_and_returns_full() -> None:
+    points, _ = blobs()
+    centres = kmeans(points.bfloat16().requires_grad_(), 8, generator=torch.Generator().manual_seed(0))
+    assert centres.dtype == torch.float32
+    assert not centres.requires_grad
+
+
+def test_initializing_places_plain_codes_on_the_data() -> None:
+    points, _ = blobs()
+    module = VectorQuantizer(16, 2)
+    before = module.embedding
+    assert not module.initialized
+    module.initialize(points, generator=torch.Generator().manual_seed(0))
+    assert module.initialized
+    assert module.embedding is before  # an optimizer may hold it
+    assert module.embedding.requires_grad
+    used = module.encode(points.T.view(1, 2, 1, -1)).unique()
+    assert len(used) == 16
+    loaded = VectorQuantizer(16, 2)
+    loaded.load_state_dict(module.state_dict())
+    assert loaded.initialized
+
+
+def test_initializing_gives_a_projected_codebook_the_datas_mean_and_spread() -> None:
+    wanted_mean, wanted_std = torch.tensor([5.0, -3.0, 0.0]), torch.tensor([0.1, 2.0, 1.0])
+    module = VectorQuantizer(4096, 3, projected=True)
+    module.initialize(wanted_mean + wanted_std * torch.randn(8192, 3))
+    assert module.initialized
+    codes = module.codebook().detach()
+    torch.testing.assert_close(codes.mean(0), wanted_mean, atol=0.15, rtol=0)
+    torch.testing.assert_close(codes.std(0), wanted_std, atol=0.01, rtol=0.05)
