@@ -59,7 +59,7 @@ def explain_unknown_keys(arguments: list[str], config_name: str = "train") -> st
         key = override.key_or_group
         if key in known or any(k.startswith(f"{key}.") for k in known):
             continue
-        parent, _, leaf = key.rpartition(".")
+        leaf = key.rpartition(".")[2]
         siblings = [k for k in known if k.rpartition(".")[2] == leaf]
         near = difflib.get_close_matches(key, [*known, *groups], n=3, cutoff=0.7)
         meant = list(dict.fromkeys([*near, *siblings]))[:3]

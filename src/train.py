@@ -18,9 +18,10 @@ from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
+from glc.codec.checkpoint import WeightsError
 from glc.losses.perceptual import WeightsUnavailable
 from glc.training.stage import Stage
-from glc.training.transfer import TransferError, transfer
+from glc.training.transfer import transfer
 from src.overrides import explain_unknown_keys
 
 log = logging.getLogger(__name__)
@@ -48,8 +49,8 @@ def find_initial_weights(cfg: DictConfig) -> Path | None:
     path = checkpoint_folder(Path(cfg.runs_dir) / cfg.name / cfg.stage.previous) / "last.ckpt"
     if not path.is_file():
         raise UsageError(
-            f"stage={cfg.stage.name} starts from stage={cfg.stage.previous}, and {path} does not exist: train that "
-            f"stage under name={cfg.name} first, or give init_from=CHECKPOINT (or init_from=none)"
+            f"stage={cfg.stage.name} starts from stage={cfg.stage.previous}, and {path} does not exist: "
+            f"train that stage under name={cfg.name} first, or give init_from=CHECKPOINT (or init_from=none)"
         )
     return path
 
@@ -71,7 +72,8 @@ def find_checkpoint_to_resume(cfg: DictConfig) -> Path | None:
         return None
     if not cfg.overwrite and any(folder.glob("*.ckpt")):
         raise UsageError(
-            f"{folder} has checkpoints: continue with resume=last, choose another name=, or give overwrite=true"
+            f"{folder} has checkpoints: continue with resume=last, choose another name=, "
+            "or give overwrite=true"
         )
     return None
 
@@ -136,7 +138,7 @@ def run(cfg: DictConfig) -> Any:
     OmegaConf.resolve(cfg)
     try:
         return train(cfg)
-    except (UsageError, TransferError, WeightsUnavailable, InstantiationException) as error:
+    except (UsageError, WeightsError, WeightsUnavailable, InstantiationException) as error:
         cause = cause_of(error)
         if not isinstance(cause, ValueError | OSError | WeightsUnavailable):
             raise

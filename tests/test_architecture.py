@@ -25,7 +25,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "losses": {"layers", "models"},
     "data": {"data.images"},
     "metrics": {"layers", "losses", "data.images"},
-    "training": {"layers", "models", "losses", "metrics", "data", "data.images"},
+    "training": {"layers", "models", "losses", "metrics", "data", "data.images", "codec"},
     "codec": {"layers", "models", "data.images", "pretrained"},
     "cli": {"", "codec", "data", "data.images"},
     "app": {"", "codec", "data.images"},

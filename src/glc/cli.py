@@ -35,6 +35,20 @@ def main() -> None:
 
 
 @main.command()
+@click.argument("checkpoint", type=click.Path(path_type=Path, exists=True))
+@click.argument("destination", type=click.Path(path_type=Path))
+def export(checkpoint: Path, destination: Path) -> None:
+    """Write a training CHECKPOINT's codec as a weights file DESTINATION (.safetensors).
+
+    CHECKPOINT may be the folder of a training run; its last checkpoint is taken.
+    """
+    from glc.codec.export import export as write
+
+    last = checkpoint / "checkpoints" / "last.ckpt"
+    write(last if checkpoint.is_dir() else checkpoint, destination)
+
+
+@main.command()
 @click.argument("sources", nargs=-1, type=click.Path(path_type=Path))
 @click.argument("dest", type=click.Path(path_type=Path))
 @click.option(

@@ -117,8 +117,5 @@ class AdversarialLoss(nn.Module):
             balance = self.weight * adaptive_weight(x_hat, gradients, opposing, last_layer, self.limit)
             gradients = gradients + balance * opposing
             terms = {"adversarial": adversarial.detach(), "adversarial_weight": balance}
-        if isinstance(scale, Tensor):
-            gradients = gradients * scale[:, None, None, None]
-        else:
-            gradients = gradients * scale
-        return (x_hat * gradients).sum(), terms
+        factor = scale[:, None, None, None] if isinstance(scale, Tensor) else scale
+        return (x_hat * gradients * factor).sum(), terms

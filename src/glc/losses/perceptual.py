@@ -21,6 +21,10 @@ from glc.layers.frozen import Frozen
 REACH_SECONDS = 4.0  # how long a download may take to answer at all before it counts as unreachable
 
 
+Net = Literal["vgg", "alex", "squeeze"]
+"""Backbones of LPIPS."""
+
+
 class WeightsUnavailable(RuntimeError):
     """Published weights were found neither in a folder, nor in torch hub's cache, nor on the network."""
 
@@ -66,7 +70,7 @@ class LPIPS(nn.Module):
 
     def __init__(
         self,
-        net: Literal["vgg", "alex", "squeeze"] = "vgg",
+        net: Net = "vgg",
         weights_dir: str | Path | None = None,
         precision: Literal["float32", "autocast"] = "float32",
     ) -> None:

@@ -5,12 +5,12 @@ from collections.abc import Mapping
 
 from torch import Tensor, nn
 
-from glc.losses.perceptual import LPIPS, WeightsUnavailable
+from glc.losses.perceptual import LPIPS, Net, WeightsUnavailable
 
 log = logging.getLogger(__name__)
 
 
-def load_perceptual(net: str = "vgg", weights_dir: str | None = None, required: bool = True) -> LPIPS | None:
+def load_perceptual(net: Net = "vgg", weights_dir: str | None = None, required: bool = True) -> LPIPS | None:
     """Return the perceptual distance, or None with a line in the log when its weights cannot be had.
 
     Args:

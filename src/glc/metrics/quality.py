@@ -118,6 +118,11 @@ class QualityMetrics(nn.Module):
         self._tallies = nn.ModuleDict({name: _Tally() for name in (BPP, *self._scores)})
         self.unavailable = dict(self._not_made)
 
+    @property
+    def names(self) -> list[str]:
+        """Names of the scores of single pictures, `bpp` aside."""
+        return list(self._scores)
+
     @torch.no_grad()
     def measure(self, x: Tensor, x_hat: Tensor, bits: Tensor | None = None) -> dict[str, Tensor]:
         """Score each picture, without keeping anything.

@@ -208,7 +208,8 @@ class VQAutoencoder(nn.Module):
             )
         if encoder.downsampling != decoder.downsampling:
             raise ValueError(
-                f"encoder divides sides by {encoder.downsampling}, decoder multiplies by {decoder.downsampling}"
+                f"encoder divides sides by {encoder.downsampling}, "
+                f"decoder multiplies them by {decoder.downsampling}"
             )
         self.encoder = encoder
         self.decoder = decoder

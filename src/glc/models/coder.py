@@ -77,23 +77,19 @@ class TransformCoder(nn.Module):
         super().__init__()
         n = context.channels
         self.num_rates = num_rates
-        self.analysis = RateTransform(latent_channels, n, n, num_rates)
+        self.analysis = RateTransform(latent_channels, n, n, num_rates, ratio=2**0.5)
         self.hyper = hyper
         self.context = context
-        self.synthesis = RateTransform(n, n, latent_channels, num_rates)
+        self.synthesis = RateTransform(n, n, latent_channels, num_rates, ratio=0.5**0.5)
         self._start_with_unit_scales(n)
 
     @torch.no_grad()
     def _start_with_unit_scales(self, n: int) -> None:
         """Let quantisation steps and scales start near 1, where they have useful gradients."""
-        prior = self.hyper.synthesis[-1][-1]
-        step = self.context.shared[-1][-1]
-        assert isinstance(prior, GatedFeedForward)
-        assert isinstance(step, GatedFeedForward)
-        assert prior.project.bias is not None
-        assert step.project.bias is not None
-        prior.project.bias[: 2 * n] += 1
-        step.project.bias[:n] += 1
+        for network, shifted in ((self.hyper.synthesis, 2 * n), (self.context.shared, n)):
+            last = [m for m in network.modules() if isinstance(m, GatedFeedForward)][-1]
+            assert last.project.bias is not None
+            last.project.bias[:shifted] += 1
 
     def forward(self, latent: Tensor, rate: Rate, noise: bool = False) -> CoderOutput:
         """Code l `[B, C, h, w]`, h and w multiples of 4, at a rate point.
@@ -146,6 +142,7 @@ class IndicesMapCoder(nn.Module):
 
     def __init__(self, latent_channels: int, sizes: Sequence[int]) -> None:
         super().__init__()
+        self.sizes = tuple(sizes)
         self.num_rates = len(sizes)
         self.codebooks = nn.ModuleList(VectorQuantizer(size, latent_channels) for size in sizes)
 
@@ -154,6 +151,7 @@ class IndicesMapCoder(nn.Module):
         """Cluster a trained codebook `[M, C]` into the codebooks of all rate points."""
         for quantizer in self.codebooks:
             assert isinstance(quantizer, VectorQuantizer)
+            quantizer.initialized.fill_(True)
             if quantizer.size == codebook.shape[0]:
                 quantizer.embedding.copy_(codebook)
                 continue
@@ -170,12 +168,10 @@ class IndicesMapCoder(nn.Module):
         b = latent.shape[0]
         points = [float(r) for r in (rate.expand(b) if isinstance(rate, Tensor) else [rate] * b)]
         if any(r != int(r) or not 0 <= r < self.num_rates for r in points):
-            raise ValueError(
-                f"indices-map coding has the rate points 0 to {self.num_rates - 1}, got {points}"
-            )
+            raise ValueError(f"indices-map coding has rate points 0 to {self.num_rates - 1}, got {points}")
         quantized = [self.codebooks[int(r)](latent[i : i + 1]) for i, r in enumerate(points)]
         indices = torch.cat([q.indices for q in quantized])
-        width = [math.log2(len(self.codebooks[int(r)].embedding)) for r in points]
+        width = [math.log2(self.sizes[int(r)]) for r in points]
         empty = latent.new_zeros(b, 0)
         return CoderOutput(
             y=latent,

@@ -129,7 +129,7 @@ class QuadtreeContext(nn.Module):
         return ContextOutput(symbols, y_hat * steps, all_means, bounded, gaussian_bits(coded, bounded))
 
     def decode_mean(self, prior: Tensor) -> Tensor:
-        """Return the y_hat `[B, N, h, w]` that the prior alone predicts: every symbol zero (paper figure 5)."""
+        """Return the y_hat `[B, N, h, w]` that the prior alone predicts, all symbols zero (figure 5)."""
         steps, _, means, reduced = self.split_prior(prior)
         masks = quadtree_masks(self.channels, prior.shape[-2], prior.shape[-1], prior.device)
         y_hat = torch.zeros_like(means)

@@ -1,5 +1,6 @@
 """Probability models: bits of integers under a Gaussian, and a learned factorised density."""
 
+import itertools
 import math
 from typing import cast
 
@@ -80,7 +81,7 @@ class FactorizedDensity(nn.Module):
         self.matrices = nn.ParameterList()
         self.biases = nn.ParameterList()
         self.gates = nn.ParameterList()
-        for fan_in, fan_out in zip(sizes[:-1], sizes[1:], strict=True):
+        for fan_in, fan_out in itertools.pairwise(sizes):
             value = math.log(math.expm1(1 / step / fan_out))
             self.matrices.append(nn.Parameter(torch.full((channels, fan_out, fan_in), value)))
             self.biases.append(nn.Parameter(torch.empty(channels, fan_out, 1).uniform_(-0.5, 0.5)))

@@ -99,7 +99,8 @@ class GLC(nn.Module):
             raise ValueError(f"x must be [B, 3, H, W], got {list(x.shape)}")
         if x.shape[2] % self.stride or x.shape[3] % self.stride:
             raise ValueError(
-                f"sides of x must be multiples of {self.stride}, got {x.shape[2]} x {x.shape[3]}; pad the picture"
+                f"sides of x must be multiples of {self.stride}, got {x.shape[2]} x {x.shape[3]}: "
+                "pad the picture"
             )
         latent = self.encoder(x)
         coded = self.coder(latent, rate, noise)

@@ -1,4 +1,4 @@
-"""The hyper module: side information z that tells the context model what to expect of y (paper section 3.3.1)."""
+"""The hyper module: side information z from which the context model starts (paper section 3.3.1)."""
 
 import math
 from typing import NamedTuple, Protocol
@@ -24,7 +24,7 @@ class HyperOutput(NamedTuple):
     codes: Tensor | None
     """Categorical: the codes with the gradient to the codebook C_h, for its loss. Factorised: None."""
     indices: Tensor
-    """What is sent: categorical `[B, h / 4, w / 4]` in `[0, M)`; factorised `[B, N, h / 4, w / 4]` integers."""
+    """What is sent: categorical `[B, h / 4, w / 4]` in `[0, M)`; factorised integers of z's shape."""
     bits: Tensor
     """`[B]`: bits of z per picture."""
 
@@ -82,7 +82,7 @@ class CategoricalHyperprior(nn.Module):
         self.synthesis = _synthesis(channels)
 
     def forward(self, y: Tensor, noise: bool = False) -> HyperOutput:
-        """Encode y `[B, N, h, w]`, h and w multiples of 4 (`noise` changes nothing: indices have no noise)."""
+        """Encode y `[B, N, h, w]`, h and w multiples of 4; `noise` changes nothing, indices have none."""
         z = self.analysis(y)
         quantized = self.quantizer(z)
         b, h, w = quantized.indices.shape

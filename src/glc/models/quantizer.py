@@ -115,6 +115,15 @@ class VectorQuantizer(nn.Module):
         with torch.autocast(self.embedding.device.type, enabled=False):
             return self.projection(self.embedding)
 
+    @torch.no_grad()
+    def fold(self) -> None:
+        """Make a projected codebook a plain one of the same codes."""
+        if self.projection is not None:
+            codes = self.codebook().clone()
+            self.projection = None
+            del self.embedding
+            self.embedding = nn.Parameter(codes)
+
     def forward(self, x: Tensor) -> Quantized:
         """Quantise a map `[B, D, H, W]`."""
         with torch.autocast(x.device.type, enabled=False):

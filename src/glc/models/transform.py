@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from glc.layers.blocks import GatedDepthConvBlock
 
 Rate = int | float | Tensor
-"""A rate point, counted from 0 (fewest bits): an int, a float between two points, or one per picture `[B]`."""
+"""A rate point from 0 (fewest bits): an int, a float between two points, or one per picture `[B]`."""
 
 
 class RateScaler(nn.Module):
@@ -15,29 +15,39 @@ class RateScaler(nn.Module):
     Args:
         num_rates: K, the number of trained rate points.
         channels: N.
+        ratio: scale of a point over that of the point before, at the start. Apart from each other, the points
+            take to their lambdas sooner than from equal scales.
     """
 
-    def __init__(self, num_rates: int, channels: int) -> None:
+    def __init__(self, num_rates: int, channels: int, ratio: float = 1.0) -> None:
         super().__init__()
         if num_rates < 1:
             raise ValueError(f"num_rates must be at least 1, got {num_rates}")
         self.num_rates = num_rates
-        self.scale = nn.Parameter(torch.ones(num_rates, channels))
+        exponents = torch.arange(num_rates) - (num_rates - 1) / 2
+        self.scale = nn.Parameter((ratio**exponents)[:, None].repeat(1, channels))
 
     def forward(self, rate: Rate) -> Tensor:
         """Return the scales `[1 or B, N, 1, 1]` at a rate point.
 
         Raises:
-            ValueError: when a rate point given as a number lies outside `[0, K - 1]`.
+            ValueError: when a rate point lies outside `[0, K - 1]`. Points on an accelerator are not looked
+                at, as that would wait for it.
         """
         if not isinstance(rate, Tensor):
-            if not 0 <= rate <= self.num_rates - 1:
-                raise ValueError(f"rate must lie in [0, {self.num_rates - 1}], got {rate}")
+            self._check(rate)
             rate = torch.tensor([rate], device=self.scale.device)
+        elif rate.device.type == "cpu" and not torch.compiler.is_compiling():
+            for point in rate.tolist():
+                self._check(point)
         low = rate.floor().long().clamp(0, self.num_rates - 1) if rate.is_floating_point() else rate.long()
         high = (low + 1).clamp_max(self.num_rates - 1)
         fraction = (rate - low).to(self.scale.dtype)[:, None]
         return torch.lerp(self.scale[low], self.scale[high], fraction)[:, :, None, None]
+
+    def _check(self, rate: float) -> None:
+        if not 0 <= rate <= self.num_rates - 1:
+            raise ValueError(f"rate must lie in [0, {self.num_rates - 1}], got {rate}")
 
 
 class RateTransform(nn.Module):
@@ -52,14 +62,17 @@ class RateTransform(nn.Module):
         channels: N, the width of y.
         out_channels: width of the output (N for g_a, the latent's for g_s).
         num_rates: number of rate points K.
+        ratio: see `RateScaler`.
     """
 
-    def __init__(self, in_channels: int, channels: int, out_channels: int, num_rates: int) -> None:
+    def __init__(
+        self, in_channels: int, channels: int, out_channels: int, num_rates: int, ratio: float = 1.0
+    ) -> None:
         super().__init__()
         self.head = nn.Sequential(
             GatedDepthConvBlock(in_channels, channels), GatedDepthConvBlock(channels, channels)
         )
-        self.scaler = RateScaler(num_rates, channels)
+        self.scaler = RateScaler(num_rates, channels, ratio)
         self.tail = nn.Sequential(
             GatedDepthConvBlock(channels, channels), GatedDepthConvBlock(channels, out_channels)
         )

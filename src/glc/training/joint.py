@@ -14,7 +14,7 @@ from glc.training.codec_stage import CodecStage
 
 
 class JointStage(CodecStage):
-    """Train all of the codec: R + lambda x [L1 + LPIPS + 0.8 adversarial + 0.05 D_code] + codebook loss of C_h.
+    """Train it all: R + lambda x [L1 + LPIPS + 0.8 adversarial + 0.05 D_code] + codebook loss of C_h.
 
     D_code compares E_VQ(x) and E_VQ(x_hat), where E_VQ is the encoder as stage I left it: the codes of the
     reconstruction shall be those of the picture.
@@ -42,7 +42,7 @@ class JointStage(CodecStage):
         self.reconstruction = reconstruction
         self.adversarial = adversarial
         self.distortion_weights = reconstruction.usable(self.distortion_weights)
-        self.freeze()
+        self.freeze_parts()
 
     def adopt(self, loaded: list[str]) -> None:
         """Take the encoder of the stage before, which is stage I's, as E_VQ."""

@@ -1,20 +1,22 @@
 """What all training stages share: optimisation, logging, frozen parts, randomness, checkpoints."""
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar, cast
 
 import lightning as L
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
+from torchmetrics import MeanMetric, Metric
 
+from glc.codec.checkpoint import CHECKPOINT_FORMAT
 from glc.metrics.codebook import CodebookUsage
 from glc.metrics.quality import QualityMetrics
 from glc.models.quantizer import VectorQuantizer
 
+M = TypeVar("M", bound=Metric)
 OptimizerFactory = Callable[[Iterable[nn.Parameter]], Optimizer]
-CHECKPOINT_FORMAT = 1
 
 
 class Observation(NamedTuple):
@@ -59,7 +61,7 @@ class Stage(L.LightningModule):
     """
 
     frozen: tuple[str, ...] = ()
-    """Submodules that are never trained: without gradients and in evaluation mode, whatever `train()` says."""
+    """Submodules that are never trained: no gradients, and in evaluation mode whatever `train()` says."""
 
     needs: tuple[str, ...] = ()
     """Networks that `init_from` must provide."""
@@ -86,10 +88,11 @@ class Stage(L.LightningModule):
         """Plain configuration that made this run; checkpoints carry it so that they can be rebuilt."""
         self.observations: dict[str, Observation] = {}
         self.usage = nn.ModuleDict()
+        self.tallies = nn.ModuleDict()
 
     # Networks -------------------------------------------------------------------------------------
 
-    def freeze(self) -> None:
+    def freeze_parts(self) -> None:
         """Take the parts named in `frozen` out of training; call at the end of the constructor."""
         for name in self.frozen:
             self.get_submodule(name).requires_grad_(False).eval()
@@ -161,7 +164,7 @@ class Stage(L.LightningModule):
             optimizer.zero_grad()
         schedulers = self.lr_schedulers()
         for scheduler in schedulers if isinstance(schedulers, list) else [schedulers]:
-            scheduler.step()  # type: ignore[union-attr, call-arg]
+            scheduler.step()  # type: ignore[union-attr]
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Seed the randomness of this batch."""
@@ -182,19 +185,30 @@ class Stage(L.LightningModule):
             )
 
     def log_quality(self, x: Tensor, x_hat: Tensor, suffix: str = "") -> None:
-        """Log the validation metrics of reconstructions, if there are any."""
+        """Count reconstructions into the validation metrics, which are logged at the end of the epoch.
+
+        Every device logs the same names, also where a metric is not defined for its pictures.
+        """
         if self.quality is None:
             return
-        for name, value in self.quality.measure(x, x_hat).items():
-            self.log(f"val/{name}{suffix}", value.float().mean(), batch_size=len(x), sync_dist=True)
+        values = self.quality.measure(x, x_hat)
+        for name in self.quality.names:
+            key = f"{name}{suffix}"
+            tally = self._metric(self.tallies, key, lambda: MeanMetric(nan_strategy="ignore"))
+            tally.update(values.get(name, x.new_full((1,), float("nan"))))
+            # Named here: Lightning looks the attributes up once, before later ones exist.
+            self.log(f"val/{key}", tally, metric_attribute=f"tallies.{key}")
 
     def observe(self, name: str, quantizer: VectorQuantizer, vectors: Tensor, indices: Tensor) -> None:
         """Note what a quantiser saw, for its usage figures and for callbacks."""
         self.observations[name] = Observation(quantizer, vectors.detach(), indices)
         key = f"{name}_{'train' if self.training else 'val'}"
-        if key not in self.usage:
-            self.usage[key] = CodebookUsage(quantizer.size).to(self.device)
-        self.usage[key].update(indices)
+        self._metric(self.usage, key, lambda: CodebookUsage(quantizer.size)).update(indices)
+
+    def _metric(self, kept: nn.ModuleDict, key: str, make: Callable[[], M]) -> M:
+        if key not in kept:
+            kept[key] = make().to(self.device)
+        return cast(M, kept[key])
 
     def _log_usage(self, split: str) -> None:
         for key, metric in self.usage.items():

@@ -1,12 +1,11 @@
 """Start a stage from the weights of another (`init_from=`)."""
 
 from pathlib import Path
-from typing import Any
 
-import torch
 from torch import Tensor
 
-from glc.training.stage import CHECKPOINT_FORMAT, Stage
+from glc.codec.checkpoint import WeightsError, read_checkpoint
+from glc.training.stage import Stage
 
 NETWORKS = {
     # network of the codec stages: the same network in stage I
@@ -21,29 +20,8 @@ NETWORKS = {
 }
 
 
-class TransferError(ValueError):
+class TransferError(WeightsError):
     """A checkpoint does not fit the model or the stage."""
-
-
-def read_checkpoint(path: str | Path) -> dict[str, Any]:
-    """Read a training checkpoint of ours without executing anything in it.
-
-    Raises:
-        TransferError: when it is missing, is no checkpoint of ours, or is of a newer format.
-    """
-    try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except FileNotFoundError:
-        raise TransferError(f"{path}: no such checkpoint") from None
-    except Exception as error:
-        raise TransferError(f"{path}: not a checkpoint that can be read safely ({error})") from error
-    if not isinstance(checkpoint, dict) or "glc" not in checkpoint:
-        raise TransferError(f"{path}: not a checkpoint of glc's training")
-    if checkpoint["glc"]["format"] > CHECKPOINT_FORMAT:
-        raise TransferError(
-            f"{path}: format {checkpoint['glc']['format']} is newer than this glc reads ({CHECKPOINT_FORMAT})"
-        )
-    return checkpoint
 
 
 def transfer(stage: Stage, path: str | Path) -> list[str]:
@@ -59,7 +37,8 @@ def transfer(stage: Stage, path: str | Path) -> list[str]:
         The networks that were loaded, by their names in the stage.
 
     Raises:
-        TransferError: when a network differs, with the first keys that do and what the checkpoint's model was.
+        WeightsError: when the file cannot be read.
+        TransferError: when a network differs: the first keys that do, and what the checkpoint's model was.
     """
     checkpoint = read_checkpoint(path)
     source: dict[str, Tensor] = checkpoint["state_dict"]

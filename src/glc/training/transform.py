@@ -20,7 +20,7 @@ class TransformStage(CodecStage):
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
-        self.freeze()
+        self.freeze_parts()
 
     def adopt(self, loaded: list[str]) -> None:
         """Make the codebooks of indices-map coding from C, once C has its weights."""

@@ -88,7 +88,9 @@ class CodebookCare(L.Callback):
 
 def _pool(module: L.LightningModule, vectors: Tensor) -> Tensor:
     """Return the vectors of all devices `[N, D]`."""
-    return module.all_gather(vectors).reshape(-1, vectors.shape[-1])
+    gathered = module.all_gather(vectors)
+    assert isinstance(gathered, Tensor)
+    return gathered.reshape(-1, vectors.shape[-1])
 
 
 def _share(trainer: L.Trainer, quantizer: VectorQuantizer) -> None:

@@ -1,0 +1,137 @@
+"""The demo: train the tiny codec in three stages on photographs inside installed packages, then use it.
+
+    python scripts/demo.py [--dir runs/demo]
+
+Writes `summary.json` and `side_by_side.png` into the run's folder. `make demo` does the set-up first.
+"""
+
+import argparse
+import csv
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torchvision.utils import save_image
+
+from glc.codec.export import export, load_model
+from glc.codec.padding import crop, pad
+from glc.data.images import read_rgb, to_tensor
+from glc.data.pack import pack
+from glc.data.samples import sample_paths
+from glc.losses.perceptual import LPIPS
+from glc.metrics import MSSSIM, PSNR, QualityMetrics
+from glc.models.glc import GLC
+
+ROOT = Path(__file__).resolve().parent.parent
+STAGES = ("vqvae", "transform", "joint")
+NOTICE = (
+    "This is a demonstration: a model of less than a million parameters, trained for minutes on six photographs.\n"
+    "It shows that every part works, not what the method can do."
+)
+
+
+def train(folder: Path) -> None:
+    """Train the three stages one after the other, each in a process of its own, as a user would."""
+    for stage in STAGES:
+        print(f"\n== stage={stage}", flush=True)
+        command = [
+            *(sys.executable, "-m", "src.train", "experiment=demo", f"stage={stage}"),
+            *(f"runs_dir={folder.parent}", f"name={folder.name}", "overwrite=true"),
+        ]
+        environment = {"WANDB_MODE": "offline", **os.environ}
+        subprocess.run(command, cwd=ROOT, check=True, env=environment)
+
+
+def logged(folder: Path, stage: str, name: str) -> list[float]:
+    """Return the values of a figure in a stage's CSV file, in the order of the steps."""
+    files = sorted((folder / stage / "csv").glob("version_*/metrics.csv"), key=lambda p: p.stat().st_mtime)
+    with files[-1].open(newline="") as file:
+        return [float(row[name]) for row in csv.DictReader(file) if row.get(name)]
+
+
+def measure(
+    model: GLC, pictures: list[Tensor]
+) -> tuple[list[dict[str, float]], list[list[Tensor]], dict[str, str]]:
+    """Code pictures `[3, H, W]` at every rate point.
+
+    Returns:
+        Means over the pictures per rate point; the reconstructions per picture and rate point; the metrics that
+        are not available, with reasons.
+    """
+    points = []
+    strips: list[list[Tensor]] = [[picture] for picture in pictures]
+    quality = QualityMetrics({"psnr": PSNR(), "ms_ssim": MSSSIM(), "lpips": lambda: LPIPS("alex")})
+    for rate in range(model.num_rates):
+        quality.reset()
+        for picture, strip in zip(pictures, strips, strict=True):
+            x = picture[None]
+            out = model(pad(x, model.stride), rate)
+            x_hat = crop(out.x_hat, *x.shape[-2:]).clamp(-1, 1)
+            quality.update(x, x_hat, out.bits)
+            strip.append(x_hat[0])
+        points.append({"rate": float(rate), **{name: float(v) for name, v in quality.compute().items()}})
+    return points, strips, quality.unavailable
+
+
+def save_side_by_side(strips: list[list[Tensor]], path: Path, height: int = 320) -> None:
+    """Save one row per picture: the original, then the reconstructions from the lowest to the highest rate."""
+    width = min(strip[0].shape[-1] for strip in strips)
+    rows = [torch.cat([p[:, :height, :width] for p in strip], dim=2) for strip in strips]
+    save_image((torch.cat([r for r in rows if r.shape[1] == height], dim=1) + 1) / 2, path)
+
+
+def main() -> None:
+    """Run the demo."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--dir", type=Path, default=Path("runs/demo"), help="folder of the run")
+    folder: Path = parser.parse_args().dir.resolve()
+    started = time.monotonic()
+    for split in ("train", "test"):
+        pack(sample_paths(split), ROOT / "data" / "samples" / split, workers=1)
+    train(folder)
+
+    weights = folder / "demo.safetensors"
+    export(folder / "joint" / "checkpoints" / "last.ckpt", weights)
+    model = load_model(weights)
+    pictures = [to_tensor(read_rgb(path)) for path in sample_paths("test")]
+    with torch.inference_mode():
+        points, strips, unavailable = measure(model, pictures)
+    save_side_by_side(strips, folder / "side_by_side.png")
+    losses = {stage: logged(folder, stage, "val/loss") for stage in STAGES}
+    last = model.num_rates - 1
+    summary = {
+        "notice": NOTICE,
+        "points": points,
+        "unavailable": unavailable,
+        "stages": {stage: {"first_val_loss": v[0], "last_val_loss": v[-1]} for stage, v in losses.items()},
+        "validation": {
+            name: {
+                "stage_1_at_initialisation": logged(folder, "vqvae", f"val/{name}")[0],
+                "joint": logged(folder, "joint", f"val/{name}/{last}")[-1],
+            }
+            for name in ("psnr", "ms_ssim")
+        },
+        "seconds": round(time.monotonic() - started, 1),
+    }
+    partial = folder / ".summary.json.part"
+    partial.write_text(json.dumps(summary, indent=2) + "\n")
+    partial.replace(folder / "summary.json")
+
+    print(f"\nUnseen photographs ({len(pictures)}), coded at each rate point:\n")
+    names = [name for name in ("bpp", "psnr", "ms_ssim", "lpips") if name in points[0]]
+    print("rate   " + "".join(f"{name:>10}" for name in names))
+    for point in points:
+        print(f"{point['rate']:<7.0f}" + "".join(f"{point[name]:>10.4f}" for name in names))
+    for name, reason in unavailable.items():
+        print(f"\n{name} was left out: {reason}")
+    print(f"\nSide by side: {folder / 'side_by_side.png'}\nSummary: {folder / 'summary.json'}")
+    print(f"{summary['seconds']:.0f} seconds.\n\n{NOTICE}")
+
+
+if __name__ == "__main__":
+    main()

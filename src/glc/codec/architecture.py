@@ -1,0 +1,78 @@
+"""Rebuild a model from its description, without running anything that the description names."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import nn
+
+from glc.models.autoencoder import Decoder, Encoder
+from glc.models.code_predictor import CodePredictionRefiner, CodePredictor
+from glc.models.coder import IndicesMapCoder, TransformCoder
+from glc.models.context import QuadtreeContext
+from glc.models.glc import GLC
+from glc.models.hyperprior import CategoricalHyperprior, FactorizedHyperprior
+from glc.models.quantizer import VectorQuantizer
+
+TARGET = "_target_"
+
+_PARTS: dict[str, type[nn.Module]] = {
+    f"{part.__module__}.{part.__qualname__}": part
+    for part in (
+        GLC,
+        Encoder,
+        Decoder,
+        TransformCoder,
+        IndicesMapCoder,
+        CategoricalHyperprior,
+        FactorizedHyperprior,
+        QuadtreeContext,
+        VectorQuantizer,
+        CodePredictor,
+        CodePredictionRefiner,
+    )
+}
+
+
+class ArchitectureError(ValueError):
+    """A description does not describe a model that this version knows."""
+
+
+def build(description: Any) -> Any:
+    """Make the objects that a nested description names under `_target_`, innermost first.
+
+    The format is that of the configuration, restricted to the parts of a codec: a file cannot name
+    anything else.
+
+    Args:
+        description: mappings with `_target_` become objects; lists and plain values stay.
+
+    Raises:
+        ArchitectureError: for an unknown part, or arguments that it does not take.
+    """
+    if isinstance(description, list | tuple):
+        return [build(item) for item in description]
+    if not isinstance(description, Mapping):
+        return description
+    values = {key: build(value) for key, value in description.items() if key != TARGET}
+    if TARGET not in description:
+        return values
+    part = _PARTS.get(description[TARGET])
+    if part is None:
+        raise ArchitectureError(
+            f"{description[TARGET]!r} is no part of a codec that this version of glc knows"
+        )
+    try:
+        return part(**values)
+    except TypeError as error:
+        raise ArchitectureError(f"{description[TARGET]}: {error}") from error
+
+
+def without_projections(description: Any) -> Any:
+    """Return the description with every `projected` codebook made a plain one."""
+    if isinstance(description, list | tuple):
+        return [without_projections(item) for item in description]
+    if not isinstance(description, Mapping):
+        return description
+    return {
+        key: False if key == "projected" else without_projections(value) for key, value in description.items()
+    }

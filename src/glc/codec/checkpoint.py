@@ -1,0 +1,33 @@
+"""Reading training checkpoints, which may come from anywhere, without executing anything in them."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+CHECKPOINT_FORMAT = 1
+"""Version of what glc's training adds to a checkpoint under the key `glc`."""
+
+
+class WeightsError(ValueError):
+    """A file is not the weights of a codec; the message names it and says why."""
+
+
+def read_checkpoint(path: str | Path) -> dict[str, Any]:
+    """Read a training checkpoint without executing anything in it.
+
+    Raises:
+        WeightsError: when it is missing, is no checkpoint of glc's training, or is of a newer format.
+    """
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except FileNotFoundError:
+        raise WeightsError(f"{path}: no such checkpoint") from None
+    except Exception as error:
+        raise WeightsError(f"{path}: not a checkpoint that can be read safely ({error})") from error
+    if not isinstance(checkpoint, dict) or "glc" not in checkpoint:
+        raise WeightsError(f"{path}: not a checkpoint of glc's training")
+    newest = checkpoint["glc"]["format"]
+    if newest > CHECKPOINT_FORMAT:
+        raise WeightsError(f"{path}: format {newest} is newer than this glc reads ({CHECKPOINT_FORMAT})")
+    return checkpoint
