@@ -136,6 +136,18 @@ def test_a_projected_codebook_moves_as_a_whole_and_keeps_its_vectors() -> None:
     assert (module.codebook() != before).any(1).all()
 
 
+@both
+def test_folding_keeps_the_codes_and_makes_them_plain(projected: bool) -> None:
+    module = quantizer(projected)
+    codes = module.codebook().detach().clone()
+    module.fold()
+    assert torch.equal(module.codebook(), codes)
+    plain = VectorQuantizer(32, 6)
+    plain.load_state_dict(module.state_dict())  # strict: no projection is left
+    assert torch.equal(plain.codebook(), codes)
+    assert [name for name, _ in module.named_parameters()] == ["embedding"]
+
+
 def blobs(count: int = 60) -> tuple[Tensor, Tensor]:
     """Four groups of points around the corners of a square of side 20, and the corners."""
     corners = torch.tensor([[-10.0, -10.0], [-10.0, 10.0], [10.0, -10.0], [10.0, 10.0]])

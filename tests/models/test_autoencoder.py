@@ -1,0 +1,111 @@
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from glc.layers.attention import WindowAttention
+from glc.models.autoencoder import Decoder, Encoder, VQAutoencoder
+from glc.models.quantizer import VectorQuantizer
+
+Part = Callable[..., Encoder | Decoder]
+
+
+@pytest.mark.parametrize(("stem", "multipliers", "f"), [(1, (1, 2), 2), (1, (1, 1, 2), 4), (4, (1, 2), 8)])
+@pytest.mark.parametrize("options", [{}, {"out_activation": False, "projection": False}])
+def test_sides_shrink_and_grow_by_f(
+    stem: int, multipliers: tuple[int, ...], f: int, options: dict[str, Any]
+) -> None:
+    shared = {"channels": 8, "multipliers": multipliers, "num_blocks": 1, "stem": stem, **options}
+    encoder, decoder = Encoder(5, **shared), Decoder(5, **shared)
+    assert encoder.downsampling == decoder.downsampling == f
+    latent = encoder(torch.randn(2, 3, 3 * f, 5 * f))
+    assert latent.shape == (2, 5, 3, 5)
+    assert decoder(latent).shape == (2, 3, 3 * f, 5 * f)
+
+
+@pytest.mark.parametrize("stem", [1, 2])
+def test_last_layer_is_what_the_picture_comes_from(stem: int) -> None:
+    decoder = Decoder(4, 8, (1, 2), num_blocks=1, stem=stem).eval()
+    latent = torch.randn(1, 4, 3, 3)
+    assert decoder.last_layer.shape == (3 * stem**2, 8, 3, 3)
+    biases = [p for p in decoder.parameters() if p.shape == (3 * stem**2,)]
+    with torch.no_grad():
+        biases[-1].zero_()
+        before = decoder(latent)
+        decoder.last_layer.mul_(2)
+        torch.testing.assert_close(decoder(latent), 2 * before)
+
+
+@pytest.mark.parametrize("part", [Encoder, Decoder])
+def test_attention_is_windowed_in_evaluation_and_global_in_training(part: Part) -> None:
+    torch.manual_seed(1)
+    module = part(4, 8, (1, 2), num_blocks=1, norm="pixel", window=4)
+    torch.manual_seed(1)
+    everywhere = part(4, 8, (1, 2), num_blocks=1, norm="pixel", window=None)
+    x = torch.randn(1, 3, 20, 12) if part is Encoder else torch.randn(1, 4, 10, 6)
+    torch.testing.assert_close(module.train()(x), everywhere.train()(x))
+    assert not torch.allclose(module.eval()(x), everywhere.eval()(x))
+
+
+@pytest.mark.parametrize(("level_attention", "count"), [(True, 3), (False, 1)])
+def test_the_last_level_attends_after_each_block_if_wanted(level_attention: bool, count: int) -> None:
+    for part in (Encoder, Decoder):
+        module = part(4, 8, (1, 2), num_blocks=2, level_attention=level_attention)
+        assert sum(isinstance(m, WindowAttention) for m in module.modules()) == count
+
+
+@pytest.mark.parametrize("part", [Encoder, Decoder])
+def test_checkpointing_recomputes_and_changes_no_gradient(part: Part) -> None:
+    x = torch.randn(2, 3, 8, 8) if part is Encoder else torch.randn(2, 4, 4, 4)
+    results, runs = [], []
+    for checkpointing in (False, True):
+        torch.manual_seed(2)
+        module = part(4, 8, (1, 2), num_blocks=1, checkpointing=checkpointing).train()
+        calls: list[int] = []
+        module.blocks[1].register_forward_pre_hook(lambda *_, calls=calls: calls.append(1))
+        inputs = x.clone().requires_grad_()
+        gradients = torch.autograd.grad(module(inputs).square().sum(), [inputs, *module.parameters()])
+        results.append(gradients)
+        runs.append(len(calls))
+    for plain, recomputed in zip(*results, strict=True):
+        torch.testing.assert_close(recomputed, plain)
+    assert runs == [1, 2]
+
+
+def test_output_is_full_precision_under_autocast() -> None:
+    encoder, decoder = Encoder(4, 8, (1, 2), num_blocks=1), Decoder(4, 8, (1, 2), num_blocks=1)
+    x = torch.rand(1, 3, 8, 8) * 2 - 1
+    with torch.autocast("cpu", torch.bfloat16):
+        latent = encoder(x)
+        x_hat = decoder(latent)
+    assert latent.dtype == x_hat.dtype == torch.float32
+    torch.testing.assert_close(latent, encoder(x), atol=0.1, rtol=0.1)
+
+
+def parts(width: int = 4) -> tuple[Encoder, Decoder, VectorQuantizer]:
+    quantizer = VectorQuantizer(16, width)
+    nn.init.normal_(quantizer.embedding)
+    return Encoder(width, 8, (1, 2), 1), Decoder(width, 8, (1, 2), 1), quantizer
+
+
+def test_the_autoencoder_decodes_codes_and_trains_its_encoder_through_them() -> None:
+    encoder, decoder, quantizer = parts()
+    model = VQAutoencoder(encoder, decoder, quantizer).eval()
+    x = torch.randn(2, 3, 8, 12)
+    out = model(x)
+    codes = quantizer.decode(quantizer.encode(encoder(x)))
+    torch.testing.assert_close(out.latent, encoder(x))
+    torch.testing.assert_close(out.x_hat, decoder(codes), atol=1e-4, rtol=1e-4)
+    out.x_hat.square().sum().backward()
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in encoder.parameters())
+    assert quantizer.embedding.grad is None
+
+
+def test_parts_that_do_not_fit_are_refused() -> None:
+    encoder, decoder, quantizer = parts()
+    with pytest.raises(ValueError, match=r"\(4, 4, 6\) channels"):
+        VQAutoencoder(encoder, decoder, VectorQuantizer(16, 6))
+    with pytest.raises(ValueError, match=r"divides sides by 2.*by 4"):
+        VQAutoencoder(encoder, Decoder(4, 8, (1, 1, 2), 1), quantizer)

@@ -1,0 +1,82 @@
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from glc.models.entropy import FactorizedDensity
+from glc.models.hyperprior import HYPER_DOWNSAMPLING, CategoricalHyperprior, FactorizedHyperprior
+
+
+def categorical(codes: int = 16, projected: bool = False) -> CategoricalHyperprior:
+    module = CategoricalHyperprior(8, codes, projected)
+    if not projected:
+        nn.init.normal_(module.quantizer.embedding, std=0.3)
+    return module
+
+
+def factorized() -> FactorizedHyperprior:
+    module = FactorizedHyperprior(8)
+    last = module.analysis[-1]
+    assert isinstance(last, nn.Conv2d)
+    nn.init.normal_(last.weight)  # fresh weights round all of z to zero
+    return module
+
+
+@pytest.mark.parametrize("make", [categorical, lambda: categorical(projected=True), factorized])
+@pytest.mark.parametrize("size", [(4, 4), (12, 8)])
+def test_what_was_sent_decodes_to_z_hat(make, size: tuple[int, int]) -> None:
+    module = make()
+    small = (size[0] // HYPER_DOWNSAMPLING, size[1] // HYPER_DOWNSAMPLING)
+    out = module(3 * torch.randn(6, 8, *size))
+    assert out.z.shape == out.z_hat.shape == (6, 8, *small)
+    assert out.indices.dtype == torch.int64
+    assert out.indices.unique().numel() > 1
+    decoded = module.decode(out.indices)
+    torch.testing.assert_close(decoded, out.z_hat)
+    assert module.synthesis(decoded).shape == (6, 24, *size)
+    assert out.bits.shape == (6,)
+
+
+@pytest.mark.parametrize("noise", [False, True])
+def test_categorical_bits_are_those_of_plain_indices(noise: bool) -> None:
+    out = categorical(codes=24)(torch.randn(2, 8, 8, 12), noise)
+    torch.testing.assert_close(out.bits, torch.full((2,), 2 * 3 * math.log2(24)))
+    assert out.indices.shape == (2, 2, 3)
+    assert out.codes is not None
+    assert ((out.indices >= 0) & (out.indices < 24)).all()
+
+
+def test_categorical_sends_the_nearest_code() -> None:
+    module = categorical()
+    out = module(torch.randn(2, 8, 8, 8))
+    vectors = out.z.permute(0, 2, 3, 1).reshape(-1, 8)
+    assert torch.equal(out.indices.flatten(), torch.cdist(vectors, module.quantizer.codebook()).argmin(1))
+
+
+def test_factorized_bits_are_those_of_the_rounded_z_or_of_a_noisy_one() -> None:
+    module = factorized()
+    assert isinstance(module.density, FactorizedDensity)
+    y = torch.randn(2, 8, 8, 8)
+    plain, noisy = module(y), module(y, noise=True)
+    torch.testing.assert_close(plain.z_hat, plain.z.round())
+    torch.testing.assert_close(plain.bits, module.density(plain.z.round()).sum((1, 2, 3)))
+    assert torch.equal(noisy.z_hat, plain.z_hat)
+    assert not torch.equal(noisy.bits, plain.bits)
+    assert plain.codes is None
+
+
+@pytest.mark.parametrize("make", [categorical, factorized])
+def test_z_hat_passes_gradients_to_the_analysis(make) -> None:
+    module = make()
+    y = torch.randn(1, 8, 8, 8, requires_grad=True)
+    out = module(y)
+    through = torch.autograd.grad(out.z_hat.square().sum(), [y, *module.analysis.parameters()])
+    assert all(g.abs().sum() > 0 for g in through)
+
+
+def test_factorized_bits_train_density_and_analysis() -> None:
+    module = factorized()
+    bits = module(torch.randn(1, 8, 8, 8), noise=True).bits.sum()
+    wanted = [*module.density.parameters(), *module.analysis.parameters()]
+    assert all(g.abs().sum() > 0 for g in torch.autograd.grad(bits, wanted))
