@@ -1,0 +1,189 @@
+import pytest
+import torch
+from torch import Tensor, nn
+
+from glc.losses.adversarial import AdversarialLoss, adaptive_weight, frozen
+from glc.models.discriminator import PatchDiscriminator
+
+
+class MeanLogit(nn.Module):
+    """One logit per picture: its mean, times a weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(()))
+        self.unused_before = nn.Parameter(torch.ones(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.weight * x.mean((1, 2, 3)) + 0 * self.unused_before.sum()
+
+
+def flat(*values: float) -> Tensor:
+    """Pictures of one grey each."""
+    return torch.tensor(values).view(-1, 1, 1, 1).expand(-1, 3, 2, 2)
+
+
+class Game:
+    """A decoder, its input, pictures, and a discriminator that does not mix them."""
+
+    def __init__(self) -> None:
+        self.decoder = nn.Sequential(
+            nn.Conv2d(4, 8, 3, padding=1), nn.Tanh(), nn.Conv2d(8, 3, 3, padding=1)
+        ).double()
+        self.latent = torch.randn(3, 4, 16, 16, dtype=torch.double)
+        self.x = torch.randn(3, 3, 16, 16, dtype=torch.double)
+        self.discriminator = PatchDiscriminator(4, 1, "group").double()
+        for module in self.discriminator.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.normal_(module.weight, std=0.2)
+        self.x_hat = self.decoder(self.latent)
+        self.pixels = self.x_hat.detach().requires_grad_()
+
+    @property
+    def last(self) -> nn.Parameter:
+        weight = self.decoder[-1].weight
+        assert isinstance(weight, nn.Parameter)
+        return weight
+
+    def distortion(self, x_hat: Tensor) -> Tensor:
+        return (self.x - x_hat).square().mean((1, 2, 3))
+
+    def adversarial(self, x_hat: Tensor) -> Tensor:
+        return -self.discriminator(x_hat).mean((1, 2, 3))
+
+    def balance(self) -> Tensor:
+        """Ratio of gradient norms, straight from its definition."""
+        x_hat = self.decoder(self.latent)
+        norms = []
+        for loss in (self.distortion(x_hat), self.adversarial(x_hat)):
+            norms.append(torch.autograd.grad(loss.mean(), self.last, retain_graph=True)[0].norm())
+        return norms[0] / (norms[1] + 1e-4)
+
+
+@pytest.fixture
+def game() -> Game:
+    return Game()
+
+
+def test_hinge_by_hand() -> None:
+    loss, terms = AdversarialLoss(MeanLogit()).discriminator_loss(flat(0.5, 2.0), flat(-3.0, 0.25), 0)
+    # real: 1 - 0.5 and nothing beyond 1; fake: nothing beyond -1 and 1 + 0.25
+    torch.testing.assert_close(loss, torch.tensor(0.5 * (0.5 / 2 + 1.25 / 2)))
+    torch.testing.assert_close(terms["logits_real"], torch.tensor(1.25))
+    torch.testing.assert_close(terms["logits_fake"], torch.tensor(-1.375))
+    assert not terms["logits_real"].requires_grad
+
+
+def test_the_discriminator_learns_apart_from_the_generator() -> None:
+    adversarial = AdversarialLoss(MeanLogit())
+    x_hat = flat(0.1, 0.3).clone().requires_grad_()
+    loss, _ = adversarial.discriminator_loss(flat(0.5, 0.9), x_hat, 0)
+    loss.backward()
+    assert x_hat.grad is None
+    weight = adversarial.discriminator.get_parameter("weight").grad
+    torch.testing.assert_close(weight, torch.tensor(0.5 * (-0.7 + 0.2)))  # -mean(real) + mean(fake)
+
+
+def test_before_its_start_the_discriminator_rests_but_takes_part() -> None:
+    adversarial = AdversarialLoss(PatchDiscriminator(4, 1, "group"), start=10)
+    x, x_hat = torch.randn(2, 3, 16, 16), torch.randn(2, 3, 16, 16)
+    loss, terms = adversarial.discriminator_loss(x, x_hat, 9)
+    assert loss == 0
+    torch.testing.assert_close(terms["logits_real"], adversarial.discriminator(x).mean())
+    loss.backward()
+    for parameter in adversarial.discriminator.parameters():
+        assert parameter.grad is not None  # distributed training waits for each of them
+        assert (parameter.grad == 0).all()
+    assert adversarial.discriminator_loss(x, x_hat, 10)[0] > 0
+
+
+@pytest.mark.parametrize(("weight", "start", "active"), [(0.8, 0, True), (0.8, 6, False), (0.0, 0, False)])
+def test_activity(weight: float, start: int, active: bool, game: Game) -> None:
+    adversarial = AdversarialLoss(game.discriminator, weight, start)
+    assert adversarial.active(5) == active
+    _, terms = adversarial.generator_loss(game.x_hat, game.pixels, game.distortion(game.pixels), game.last, 5)
+    assert bool(terms) == active
+
+
+def test_adaptive_weight_is_the_ratio_of_gradient_norms(game: Game) -> None:
+    gradients = [
+        torch.autograd.grad(loss(game.pixels).mean(), game.pixels)[0]
+        for loss in (game.distortion, game.adversarial)
+    ]
+    weight = adaptive_weight(game.x_hat, *gradients, game.last)
+    assert not weight.requires_grad
+    torch.testing.assert_close(weight.double(), game.balance(), rtol=1e-5, atol=0)
+    limited = adaptive_weight(game.x_hat, *gradients, game.last, limit=1e-3)
+    torch.testing.assert_close(limited, torch.full_like(limited, 1e-3))
+
+
+def test_adaptive_weight_of_a_flat_discriminator_is_its_limit(game: Game) -> None:
+    gradient = torch.full_like(game.x_hat, 10.0)
+    weight = adaptive_weight(game.x_hat, gradient, torch.zeros_like(gradient), game.last, limit=50)
+    assert weight == 50
+
+
+@pytest.mark.parametrize("per_picture", [False, True])
+@pytest.mark.parametrize("start", [0, 100])
+def test_generator_gradient_is_that_of_the_written_out_loss(
+    game: Game, per_picture: bool, start: int
+) -> None:
+    scale = torch.tensor([0.5, 4.0, 16.0], dtype=torch.double) if per_picture else 3.0
+    adversarial = AdversarialLoss(game.discriminator, weight=0.8, start=start)
+    loss, terms = adversarial.generator_loss(
+        game.x_hat, game.pixels, game.distortion(game.pixels), game.last, 50, scale
+    )
+    actual = torch.autograd.grad(loss, list(game.decoder.parameters()))
+
+    x_hat = game.decoder(game.latent)
+    objective = game.distortion(x_hat)
+    if start == 0:
+        balance = 0.8 * game.balance()
+        objective = objective + balance * game.adversarial(x_hat)
+        torch.testing.assert_close(terms["adversarial_weight"].double(), balance, rtol=1e-5, atol=0)
+        torch.testing.assert_close(terms["adversarial"].double(), game.adversarial(x_hat).mean())
+    else:
+        assert terms == {}
+    expected = torch.autograd.grad((scale * objective).mean(), list(game.decoder.parameters()))
+    for got, want in zip(actual, expected, strict=True):
+        torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-7)
+
+
+def test_the_generators_loss_leaves_the_discriminator_alone(game: Game) -> None:
+    adversarial = AdversarialLoss(game.discriminator)
+    loss, _ = adversarial.generator_loss(game.x_hat, game.pixels, game.distortion(game.pixels), game.last, 0)
+    loss.backward()
+    for parameter in game.discriminator.parameters():
+        assert parameter.grad is None
+        assert parameter.requires_grad
+    for part in game.decoder.parameters():
+        assert part.grad is not None
+
+
+def test_both_losses_in_one_backward_give_both_gradients(game: Game) -> None:
+    adversarial = AdversarialLoss(game.discriminator)
+    loss_d, _ = adversarial.discriminator_loss(game.x, game.x_hat, 0)
+    parameters = [*game.decoder.parameters(), *game.discriminator.parameters()]
+    own = torch.autograd.grad(loss_d, list(game.discriminator.parameters()), retain_graph=True)
+    loss_g, _ = adversarial.generator_loss(
+        game.x_hat, game.pixels, game.distortion(game.pixels), game.last, 0
+    )
+    decoders = torch.autograd.grad(loss_g, list(game.decoder.parameters()), retain_graph=True)
+    together = torch.autograd.grad(loss_g + loss_d, parameters)
+    for got, want in zip(together, [*decoders, *own], strict=True):
+        torch.testing.assert_close(got, want)
+
+
+def test_frozen_restores_what_was_wanted_even_after_an_error() -> None:
+    module = nn.Linear(2, 2)
+    module.bias.requires_grad_(False)
+
+    def fail_while_frozen() -> None:
+        with frozen(module):
+            assert not module.weight.requires_grad
+            raise RuntimeError("inside")
+
+    with pytest.raises(RuntimeError, match="inside"):
+        fail_while_frozen()
+    assert module.weight.requires_grad
+    assert not module.bias.requires_grad

@@ -1,0 +1,72 @@
+import math
+from typing import cast
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from glc.losses.code_prediction import CodePredictionLoss
+from glc.models.code_predictor import CodePredictor
+
+
+class Fixed(nn.Module):
+    """Predicts the same logits `[h, w, M]` for every picture."""
+
+    def __init__(self, logits: Tensor) -> None:
+        super().__init__()
+        self.logits = logits
+
+    def forward(self, latent: Tensor) -> Tensor:
+        return self.logits.expand(len(latent), -1, -1, -1)
+
+
+def loss_for(logits: Tensor) -> CodePredictionLoss:
+    return CodePredictionLoss(cast(CodePredictor, Fixed(logits)))
+
+
+def test_ignorance_costs_the_logarithm_of_the_codebooks_size() -> None:
+    latent = torch.randn(2, 5, 3, 4)
+    terms = loss_for(torch.zeros(3, 4, 50))(latent, latent, torch.randint(50, (2, 3, 4)))
+    torch.testing.assert_close(terms["code_ce"], torch.full((2,), math.log(50)))
+    torch.testing.assert_close(terms["latent_mse"], torch.zeros(2))
+
+
+def test_values_by_hand_per_picture_and_position() -> None:
+    # Probabilities 3/4, 1/4 at the left position, 1/2, 1/2 at the right one.
+    logits = torch.tensor([[[math.log(3), 0.0], [0.0, 0.0]]])
+    latent, latent_hat = torch.zeros(2, 2, 1, 2), torch.zeros(2, 2, 1, 2)
+    latent_hat[1, 0, 0, 0] = 4.0
+    terms = loss_for(logits)(latent, latent_hat, torch.tensor([[[0, 0]], [[1, 0]]]))
+    expected = [(math.log(4 / 3) + math.log(2)) / 2, (math.log(4) + math.log(2)) / 2]
+    torch.testing.assert_close(terms["code_ce"], torch.tensor(expected))
+    torch.testing.assert_close(terms["latent_mse"], torch.tensor([0.0, 4.0]))
+
+
+@pytest.mark.parametrize("indices", [None, torch.zeros(1, 2, 2, dtype=torch.long)])
+def test_without_a_predictor_only_the_distance_is_left(indices: Tensor | None) -> None:
+    terms = CodePredictionLoss(None)(torch.ones(1, 4, 2, 2), torch.zeros(1, 4, 2, 2), indices)
+    assert terms.keys() == {"latent_mse"}
+    torch.testing.assert_close(terms["latent_mse"], torch.ones(1))
+
+
+def test_trains_the_predictor_and_reaches_the_coded_latent_through_it() -> None:
+    predictor = CodePredictor(4, 10, width=8, heads=2, layers=1, grid=2)
+    latent = torch.randn(2, 4, 2, 2, requires_grad=True)
+    latent_hat = torch.randn(2, 4, 2, 2, requires_grad=True)
+    terms = CodePredictionLoss(predictor)(latent, latent_hat, torch.randint(10, (2, 2, 2)))
+    terms["code_ce"].sum().backward()
+    assert latent.grad is None
+    assert latent_hat.grad is not None
+    assert (latent_hat.grad != 0).any(1).all()
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in predictor.parameters())
+
+
+def test_cross_entropy_is_computed_in_full_precision() -> None:
+    latent = torch.randn(1, 4, 2, 2)
+    logits = 20 * torch.randn(2, 2, 64)
+    indices = torch.randint(64, (1, 2, 2))
+    with torch.autocast("cpu", torch.bfloat16):
+        terms = loss_for(logits)(latent, latent, indices)
+    exact = nn.functional.cross_entropy(logits.double().flatten(0, 1), indices.flatten())
+    assert terms["code_ce"].dtype == torch.float32
+    torch.testing.assert_close(terms["code_ce"].double(), exact.view(1), atol=1e-5, rtol=1e-5)
