@@ -58,9 +58,7 @@ def build(description: Any) -> Any:
         return values
     part = _PARTS.get(description[TARGET])
     if part is None:
-        raise ArchitectureError(
-            f"{description[TARGET]!r} is no part of a codec that this version of glc knows"
-        )
+        raise ArchitectureError(f"{description[TARGET]!r} is no part of a codec known to this version of glc")
     try:
         return part(**values)
     except TypeError as error:

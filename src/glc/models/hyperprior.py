@@ -4,6 +4,7 @@ import math
 from typing import NamedTuple, Protocol
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from glc.layers.blocks import DepthConvBlock, SubpixelUpsample
@@ -73,10 +74,16 @@ class CategoricalHyperprior(nn.Module):
         channels: N.
         codebook_size: M of C_h (as large as C in the paper).
         projected: see `VectorQuantizer`.
+        normalize: scale each vector of z to unit root mean square. The gated layers of h_a square the
+            magnitude of y, which differs between rate points; without bounds the loss of C_h can grow until
+            it drowns the others. The published network has none.
     """
 
-    def __init__(self, channels: int, codebook_size: int, projected: bool = False) -> None:
+    def __init__(
+        self, channels: int, codebook_size: int, projected: bool = False, normalize: bool = False
+    ) -> None:
         super().__init__()
+        self.normalize = normalize
         self.analysis = _analysis(channels)
         self.quantizer = VectorQuantizer(codebook_size, channels, projected)
         self.synthesis = _synthesis(channels)
@@ -84,6 +91,8 @@ class CategoricalHyperprior(nn.Module):
     def forward(self, y: Tensor, noise: bool = False) -> HyperOutput:
         """Encode y `[B, N, h, w]`, h and w multiples of 4; `noise` changes nothing, indices have none."""
         z = self.analysis(y)
+        if self.normalize:
+            z = F.rms_norm(z.permute(0, 2, 3, 1), z.shape[1:2], eps=1e-6).permute(0, 3, 1, 2)
         quantized = self.quantizer(z)
         b, h, w = quantized.indices.shape
         bits = z.new_full((b,), h * w * math.log2(self.quantizer.size))
