@@ -151,7 +151,13 @@ def test_generator_gradient_is_that_of_the_written_out_loss(
 
 def test_the_generators_loss_leaves_the_discriminator_alone(game: Game) -> None:
     adversarial = AdversarialLoss(game.discriminator)
+    wanted: list[bool] = []  # what its parameters ask for while it judges: no graph is kept for them
+    game.discriminator.register_forward_pre_hook(
+        lambda module, _: wanted.extend(p.requires_grad for p in module.parameters())
+    )
     loss, _ = adversarial.generator_loss(game.x_hat, game.pixels, game.distortion(game.pixels), game.last, 0)
+    assert wanted
+    assert not any(wanted)
     loss.backward()
     for parameter in game.discriminator.parameters():
         assert parameter.grad is None
