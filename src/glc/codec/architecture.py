@@ -56,13 +56,14 @@ def build(description: Any) -> Any:
     values = {key: build(value) for key, value in description.items() if key != TARGET}
     if TARGET not in description:
         return values
-    part = _PARTS.get(description[TARGET])
+    name = description[TARGET]
+    part = _PARTS.get(name) if isinstance(name, str) else None
     if part is None:
-        raise ArchitectureError(f"{description[TARGET]!r} is no part of a codec known to this version of glc")
+        raise ArchitectureError(f"{name!r} is no part of a codec known to this version of glc")
     try:
         return part(**values)
-    except TypeError as error:
-        raise ArchitectureError(f"{description[TARGET]}: {error}") from error
+    except Exception as error:  # the arguments may be anything, and so may what they lead to
+        raise ArchitectureError(f"{name}: {error}") from error
 
 
 def without_projections(description: Any) -> Any:

@@ -25,9 +25,11 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         raise WeightsError(f"{path}: no such checkpoint") from None
     except Exception as error:
         raise WeightsError(f"{path}: not a checkpoint that can be read safely ({error})") from error
-    if not isinstance(checkpoint, dict) or "glc" not in checkpoint:
+    ours = checkpoint.get("glc") if isinstance(checkpoint, dict) else None
+    if not isinstance(ours, dict) or not isinstance(newest := ours.get("format"), int):
         raise WeightsError(f"{path}: not a checkpoint of glc's training")
-    newest = checkpoint["glc"]["format"]
     if newest > CHECKPOINT_FORMAT:
         raise WeightsError(f"{path}: format {newest} is newer than this glc reads ({CHECKPOINT_FORMAT})")
+    if not isinstance(ours.get("recipe"), dict) or not isinstance(checkpoint.get("state_dict"), dict):
+        raise WeightsError(f"{path}: a damaged checkpoint, without its recipe or its weights")
     return checkpoint

@@ -7,8 +7,9 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
+from torch import Tensor
 
-from glc.codec.architecture import TARGET, ArchitectureError, build, without_projections
+from glc.codec.architecture import ArchitectureError, build, without_projections
 from glc.codec.checkpoint import WeightsError, read_checkpoint
 from glc.models.glc import GLC
 from glc.models.quantizer import VectorQuantizer
@@ -36,7 +37,7 @@ def model_from_checkpoint(path: str | Path) -> tuple[GLC, dict[str, Any]]:
     model = _build(path, description)
     prefix = "model."
     state = {k[len(prefix) :]: v for k, v in checkpoint["state_dict"].items() if k.startswith(prefix)}
-    model.load_state_dict(state)
+    _fill(path, model, state)
     for module in model.modules():
         if isinstance(module, VectorQuantizer):
             module.fold()
@@ -78,15 +79,16 @@ def load_model(path: str | Path) -> GLC:
         raise WeightsError(f"{path}: no such file") from None
     except (SafetensorError, OSError) as error:
         raise WeightsError(f"{path}: not a safetensors file ({error})") from error
-    if "model" not in metadata or not metadata.get("format", "").isdigit():
+    if "model" not in metadata or not metadata.get("format", "").isdecimal():
         raise WeightsError(f"{path}: has no description of a codec in it; make such a file with `glc export`")
     if int(metadata["format"]) > FORMAT:
         raise WeightsError(f"{path}: format {metadata['format']} is newer than this glc reads ({FORMAT})")
-    model = _build(path, json.loads(metadata["model"]))
     try:
-        model.load_state_dict(tensors)
-    except RuntimeError as error:
-        raise WeightsError(f"{path}: the weights do not fit their description: {error}") from error
+        description = json.loads(metadata["model"])
+    except (ValueError, RecursionError) as error:
+        raise WeightsError(f"{path}: its description cannot be read ({error})") from error
+    model = _build(path, description)
+    _fill(path, model, tensors)
     return model.eval()
 
 
@@ -96,5 +98,13 @@ def _build(path: str | Path, description: Any) -> GLC:
     except ArchitectureError as error:
         raise WeightsError(f"{path}: {error}") from error
     if not isinstance(model, GLC):
-        raise WeightsError(f"{path}: describes {description.get(TARGET)}, not a codec")
+        raise WeightsError(f"{path}: describes {type(model).__name__}, not a codec")
     return model
+
+
+def _fill(path: str | Path, model: GLC, state: dict[str, Tensor]) -> None:
+    try:
+        model.load_state_dict(state)
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())
+        raise WeightsError(f"{path}: the weights do not fit their description: {reason}") from error

@@ -1,0 +1,26 @@
+"""Pictures to train on, and the three stages trained in a row once."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.short_runs import QUIET, three_stages, write_pictures
+
+
+@pytest.fixture(autouse=True)
+def quiet(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test here reaches for the network."""
+    for key, value in QUIET.items():
+        monkeypatch.setenv(key, value)
+
+
+@pytest.fixture(scope="session")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of six smooth random pictures, 192 x 192."""
+    return write_pictures(tmp_path_factory.mktemp("pictures"))
+
+
+@pytest.fixture(scope="session")
+def stages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The folders of the three stages, trained for four steps each."""
+    return three_stages(tmp_path_factory.getbasetemp())
