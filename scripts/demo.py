@@ -30,8 +30,8 @@ from glc.models.glc import GLC
 ROOT = Path(__file__).resolve().parent.parent
 STAGES = ("vqvae", "transform", "joint")
 NOTICE = (
-    "This is a demonstration: a model of less than a million parameters, trained for minutes on six photographs.\n"
-    "It shows that every part works, not what the method can do."
+    "This is a demonstration: a model of less than a million parameters, trained for minutes on six\n"
+    "photographs. It shows that every part works, not what the method can do."
 )
 
 
@@ -60,8 +60,8 @@ def measure(
     """Code pictures `[3, H, W]` at every rate point.
 
     Returns:
-        Means over the pictures per rate point; the reconstructions per picture and rate point; the metrics that
-        are not available, with reasons.
+        Means over the pictures per rate point; the original and the reconstructions per picture; the metrics
+        that are not available, with reasons.
     """
     points = []
     strips: list[list[Tensor]] = [[picture] for picture in pictures]
@@ -79,7 +79,7 @@ def measure(
 
 
 def save_side_by_side(strips: list[list[Tensor]], path: Path, height: int = 320) -> None:
-    """Save one row per picture: the original, then the reconstructions from the lowest to the highest rate."""
+    """Save one row per picture: the original, then the reconstructions from the lowest rate up."""
     width = min(strip[0].shape[-1] for strip in strips)
     rows = [torch.cat([p[:, :height, :width] for p in strip], dim=2) for strip in strips]
     save_image((torch.cat([r for r in rows if r.shape[1] == height], dim=1) + 1) / 2, path)

@@ -8,7 +8,7 @@ import os
 import sys
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import hydra
 import lightning as L
@@ -17,14 +17,37 @@ import wandb
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
-from glc.codec.checkpoint import WeightsError
 from glc.losses.perceptual import WeightsUnavailable
 from glc.training.stage import Stage
 from glc.training.transfer import transfer
 from src.overrides import explain_unknown_keys
 
 log = logging.getLogger(__name__)
+
+
+def per_device(batch: int, devices: int | str, num_nodes: int, accumulate: int) -> int:
+    """Return the pictures per device and pass that make a batch over all of them.
+
+    Raises:
+        ValueError: when the batch cannot be divided so, or the number of devices is not known.
+    """
+    if not isinstance(devices, int) or devices < 1:
+        raise ValueError(
+            f"trainer.devices={devices}: give the number, so that batch={batch} can be divided among them "
+            "(or set data.batch_size)"
+        )
+    parts = devices * num_nodes * accumulate
+    if batch % parts:
+        raise ValueError(
+            f"batch={batch} does not divide among trainer.devices={devices} x trainer.num_nodes={num_nodes} "
+            f"x stage.accumulate={accumulate}: change one of them (or set data.batch_size)"
+        )
+    return batch // parts
+
+
+OmegaConf.register_new_resolver("per_device", per_device, replace=True)
 
 
 class UsageError(ValueError):
@@ -78,19 +101,27 @@ def find_checkpoint_to_resume(cfg: DictConfig) -> Path | None:
     return None
 
 
-def train(cfg: DictConfig) -> float | None:
-    """Run a composed configuration; returns the last `val/loss` for sweeps that look for the best.
+class Run(NamedTuple):
+    """What a configuration makes."""
 
-    Raises:
-        UsageError: when the configuration cannot be run.
-    """
+    stage: Stage
+    datamodule: L.LightningDataModule
+    trainer: L.Trainer
+    resume: Path | None
+
+
+def prepare(cfg: DictConfig) -> Run:
+    """Make the objects of a composed configuration and find the weights and the data that it names."""
+    OmegaConf.resolve(cfg)
+    missing = sorted(OmegaConf.missing_keys(cfg))
+    if missing:
+        raise UsageError(f"give a value to {', '.join(missing)}: {missing[0]}=...")
     resume = find_checkpoint_to_resume(cfg)
     start = None if resume else find_initial_weights(cfg)
-    quieten()
     L.seed_everything(cfg.seed, verbose=False)
-    torch.set_float32_matmul_precision("high")
 
     datamodule: L.LightningDataModule = instantiate(cfg.data)
+    datamodule.setup("fit")
     stage: Stage = instantiate(cfg.stage.module)
     recipe = OmegaConf.to_container(cfg, resolve=True)
     assert isinstance(recipe, dict)
@@ -100,6 +131,31 @@ def train(cfg: DictConfig) -> float | None:
     callbacks = [instantiate(callback) for callback in cfg.callbacks.values() if callback is not None]
     loggers = [instantiate(logger) for logger in cfg.logger.values() if logger is not None]
     trainer: L.Trainer = instantiate(cfg.trainer, callbacks=callbacks, logger=loggers)
+    return Run(stage, datamodule, trainer, resume)
+
+
+def cause_of(error: BaseException) -> BaseException:
+    """Return what made an object's construction fail."""
+    while isinstance(error, InstantiationException) and error.__cause__ is not None:
+        error = error.__cause__
+    return error
+
+
+def train(cfg: DictConfig) -> float | None:
+    """Run a composed configuration; returns the last `val/loss` for sweeps that look for the best.
+
+    Raises:
+        UsageError: when the configuration cannot be run, before anything is written.
+    """
+    quieten()
+    torch.set_float32_matmul_precision("high")
+    try:
+        stage, datamodule, trainer, resume = prepare(cfg)
+    except (ValueError, OSError, WeightsUnavailable, InstantiationException, OmegaConfBaseException) as error:
+        cause = cause_of(error)
+        if isinstance(cause, ValueError | OSError | WeightsUnavailable | OmegaConfBaseException):
+            raise UsageError(str(cause)) from error
+        raise
     for logger in trainer.loggers:
         logger.log_hyperparams(stage.recipe)
     if resume is None and trainer.is_global_zero:
@@ -121,28 +177,19 @@ def quieten() -> None:
     logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
     # Frozen networks are in evaluation mode on purpose.
     warnings.filterwarnings("ignore", message=r"Found \d+ module\(s\) in eval mode")
+    # A continued run, or one that `overwrite=true` starts anew; all else was refused before.
+    warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")
     # From within Lightning, about torch.
     warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")
-
-
-def cause_of(error: BaseException) -> BaseException:
-    """Return what made an object's construction fail."""
-    while isinstance(error, InstantiationException) and error.__cause__ is not None:
-        error = error.__cause__
-    return error
 
 
 @hydra.main(version_base="1.3", config_path="../conf", config_name="train")
 def run(cfg: DictConfig) -> Any:
     """Hydra's entry: train, with what the user can mend reported in one line."""
-    OmegaConf.resolve(cfg)
     try:
         return train(cfg)
-    except (UsageError, WeightsError, WeightsUnavailable, InstantiationException) as error:
-        cause = cause_of(error)
-        if not isinstance(cause, ValueError | OSError | WeightsUnavailable):
-            raise
-        log.error("error: %s", cause)
+    except UsageError as error:
+        log.error("error: %s", error)
         raise SystemExit(2) from error
 
 

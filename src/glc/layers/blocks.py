@@ -1,5 +1,6 @@
 """Convolutional blocks of the latent auto-encoder and of the transform coder."""
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -53,6 +54,18 @@ class Upsample(nn.Module):
         return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
 
 
+def start_small(layer: nn.Conv2d, factor: float = 0.1) -> nn.Conv2d:
+    """Scale down a fresh layer that ends a gated branch, and return it.
+
+    A gate multiplies two functions of its input, so a stack of such branches raises the magnitude of a large
+    input to a high power. Started small, they begin close to the identity and stay finite.
+    """
+    with torch.no_grad():
+        for parameter in layer.parameters():
+            parameter.mul_(factor)
+    return layer
+
+
 class GatedFeedForward(nn.Module):
     """Position-wise feed-forward layer: half of the expanded channels gate the other half.
 
@@ -65,7 +78,7 @@ class GatedFeedForward(nn.Module):
         super().__init__()
         self.expand = nn.Conv2d(channels, 4 * channels, 1)
         self.act = nn.LeakyReLU(0.1)
-        self.project = nn.Conv2d(2 * channels, channels, 1)
+        self.project = start_small(nn.Conv2d(2 * channels, channels, 1))
 
     def forward(self, x: Tensor) -> Tensor:
         """Map `[B, C, H, W]` to `[B, C, H, W]`."""
@@ -109,7 +122,7 @@ class GatedDepthConv(nn.Module):
         self.act = nn.LeakyReLU(0.01)
         self.depthwise = nn.Conv2d(out_channels, out_channels, 3, padding=1, groups=out_channels)
         self.gate = nn.Conv2d(in_channels, out_channels, 1)
-        self.project = nn.Conv2d(out_channels, out_channels, 1)
+        self.project = start_small(nn.Conv2d(out_channels, out_channels, 1))
         self.skip = nn.Identity() if in_channels == out_channels else nn.Conv2d(in_channels, out_channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:

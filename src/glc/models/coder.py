@@ -20,7 +20,7 @@ class CoderOutput(NamedTuple):
     y: Tensor
     """Code before quantisation, `[B, N, h, w]`."""
     z: Tensor
-    """Hyper code before quantisation, `[B, N, h / 4, w / 4]`; empty without a hyper module."""
+    """What a trained codebook quantises: the hyper code, `[B, N, h / 4, w / 4]`; without one, the latent."""
     z_codes: Tensor | None
     """Codes of z with the gradient to C_h, or None (see `glc.models.hyperprior.HyperOutput`)."""
     z_indices: Tensor
