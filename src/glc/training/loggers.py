@@ -11,7 +11,7 @@ from lightning.pytorch.loggers import WandbLogger
 
 def logged_in() -> bool:
     """Say whether W&B has a key: in the environment or kept by `wandb login`."""
-    return bool(os.environ.get("WANDB_API_KEY") or wandb.api.api_key)
+    return bool(os.environ.get("WANDB_API_KEY")) or wandb.login(prompt=False, verify=False)
 
 
 def wandb_logger(

@@ -1,5 +1,6 @@
 """Which rate points a batch sees, and their lambdas."""
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -10,7 +11,7 @@ def lambdas(values: float | Sequence[float], num_rates: int) -> Tensor:
     """Return one lambda per rate point `[K]` from one value for all or a list.
 
     Raises:
-        ValueError: when the list has another length, or a value is not positive.
+        ValueError: when the list has another length, or a value is not positive and finite.
     """
     listed = list(values) if isinstance(values, Sequence) else [values] * num_rates
     if len(listed) != num_rates:
@@ -18,8 +19,8 @@ def lambdas(values: float | Sequence[float], num_rates: int) -> Tensor:
             f"stage.lmbda has {len(listed)} values for the model's {num_rates} rate points: "
             f"give one value, or {num_rates} (coder.num_rates)"
         )
-    if min(listed) <= 0:
-        raise ValueError(f"stage.lmbda must be positive, got {listed}")
+    if not all(0 < value < math.inf for value in listed):
+        raise ValueError(f"stage.lmbda must be positive and finite, got {listed}")
     return torch.tensor([float(value) for value in listed])
 
 

@@ -1,0 +1,100 @@
+"""The W&B logger: online or offline without ever asking, one identity per run."""
+
+import time
+from pathlib import Path
+
+import pytest
+import wandb
+from lightning.pytorch.loggers import WandbLogger
+
+from glc.training import loggers
+from glc.training.loggers import wandb_logger
+
+
+def make(folder: Path, resume: str | None = None) -> WandbLogger:
+    return wandb_logger(
+        "project", "group", folder, runs_dir=folder.parents[1], tags=["a", "b"], resume=resume
+    )
+
+
+def mode(logger: WandbLogger) -> str:
+    # What `wandb.init` will be called with; nothing has been started yet.
+    return logger._wandb_init["mode"]
+
+
+@pytest.fixture(autouse=True)
+def unset(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("WANDB_MODE", "WANDB_API_KEY"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.mark.parametrize(("key", "expected"), [(False, "offline"), (True, "online")])
+def test_online_when_logged_in(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, key: bool, expected: str
+) -> None:
+    def login(prompt: bool, verify: bool) -> bool:
+        assert not prompt
+        assert not verify  # that would need the network
+        return key
+
+    monkeypatch.setattr(wandb, "login", login)
+    assert mode(make(tmp_path / "name" / "stage")) == expected
+
+
+def test_a_key_in_the_environment_is_a_login(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(wandb, "login", lambda **options: False)
+    monkeypatch.setenv("WANDB_API_KEY", "k" * 40)
+    assert mode(make(tmp_path / "name" / "stage")) == "online"
+
+
+def test_nobody_is_asked_who_is_not_logged_in(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    monkeypatch.setenv("WANDB_CONFIG_DIR", str(tmp_path))
+    monkeypatch.setattr("builtins.input", lambda *words: pytest.fail("it asked"))
+    assert not loggers.logged_in()
+
+
+@pytest.mark.parametrize("chosen", ["offline", "disabled", "online"])
+@pytest.mark.parametrize("logged_in", [True, False])
+def test_the_environment_decides(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, chosen: str, logged_in: bool
+) -> None:
+    monkeypatch.setattr(loggers, "logged_in", lambda: logged_in)
+    monkeypatch.setenv("WANDB_MODE", chosen)
+    assert mode(make(tmp_path / "name" / "stage")) == chosen
+
+
+def test_named_after_its_folder_and_grouped(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(loggers, "logged_in", lambda: False)
+    chosen = make(tmp_path / "name" / "stage")._wandb_init
+    assert (chosen["name"], chosen["group"], chosen["project"]) == ("name/stage", "group", "project")
+    assert chosen["tags"] == ["a", "b"]
+    outside = wandb_logger("p", "g", tmp_path / "x" / "y", runs_dir=tmp_path / "z")
+    assert outside._wandb_init["name"] == "y"
+
+
+def test_a_resumed_run_keeps_its_identity(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(loggers, "logged_in", lambda: False)
+    folder = tmp_path / "name" / "stage"
+    first = make(folder)._wandb_init["id"]
+    assert make(folder, resume="last")._wandb_init["id"] == first
+    assert make(folder)._wandb_init["id"] != first
+    assert make(tmp_path / "name" / "new", resume="last")._wandb_init["id"]
+
+
+def test_writes_offline_without_a_terminal(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A real run, offline: it must neither ask nor fail where nobody can answer."""
+    monkeypatch.setattr(loggers, "logged_in", lambda: False)
+    monkeypatch.setattr("builtins.input", lambda *words: pytest.fail("it asked"))
+    folder = tmp_path / "name" / "stage"
+    logger = make(folder)
+    logger.log_hyperparams({"seed": 3})
+    logger.log_metrics({"train/loss": 1.5}, step=0)
+    logger.finalize("success")
+    wandb.finish()
+    (file,) = folder.glob("wandb/offline-run-*/run-*.wandb")
+    deadline = time.monotonic() + 30  # another process writes it
+    while b"train/loss" not in file.read_bytes() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert file.name == f"run-{(folder / 'wandb-id.txt').read_text()}.wandb"
+    assert b"train/loss" in file.read_bytes()

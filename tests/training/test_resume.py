@@ -1,0 +1,151 @@
+"""A run that was cut off and continued ends where one that was never cut off ends."""
+
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from glc.training.stage import Stage
+from tests.short_runs import ROOT, STAGES, arguments, checkpoint, figures, run, settings
+
+STEPS, SAVED = 7, 5
+
+
+class PowerCut(Exception):
+    pass
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Sums have one order only."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def options(pictures: Path, runs: Path, name: str, stage: str) -> dict[str, Any]:
+    """Two epochs of four batches; codes are revived from what three steps counted, across the cut."""
+    return {
+        **settings(pictures, runs, name, stage, STEPS),
+        "data.epoch_batches": 4,
+        "model.projected_codebooks": "false",
+        "stage.schedule.warmup": 2,
+        "stage.optimizer.lr": 1e-3,
+        "callbacks.codebooks.revive_every": 3,
+        "callbacks.ema.decay": 0.8,
+        "callbacks.last.every_n_steps": SAVED,
+        **({} if stage == "transform" else {"stage.discriminator_start": 3}),
+    }
+
+
+@pytest.fixture(scope="module")
+def whole(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The stages, each trained in one go."""
+    runs = tmp_path_factory.mktemp("resume")
+    return {stage: run(options(pictures, runs, "whole", stage)) for stage in STAGES}
+
+
+def differences(a: Any, b: Any, place: str = "") -> list[str]:
+    """Name every place where two nested values differ, in bits."""
+    if isinstance(a, Tensor):
+        same = torch.equal(a, b) or (a.isnan().all() and b.isnan().all())
+        return [] if same else [place]
+    if isinstance(a, dict):
+        if a.keys() != b.keys():
+            return [f"{place}: {sorted(map(str, a.keys() ^ b.keys()))}"]
+        return [found for key in a for found in differences(a[key], b[key], f"{place}/{key}")]
+    if isinstance(a, list | tuple):
+        if len(a) != len(b):
+            return [place]
+        pairs = enumerate(zip(a, b, strict=True))
+        return [found for i, (one, other) in pairs for found in differences(one, other, f"{place}/{i}")]
+    return [] if a == b else [place]
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_continues_as_if_never_cut_off(
+    whole: dict[str, Path], pictures: Path, monkeypatch: pytest.MonkeyPatch, stage: str
+) -> None:
+    runs = whole[stage].parents[1]
+    chosen = options(pictures, runs, f"cut-{stage}", stage)
+    if stage != "vqvae":
+        previous = whole[STAGES[STAGES.index(stage) - 1]]
+        chosen["init_from"] = previous / "checkpoints" / "last.ckpt"
+
+    with monkeypatch.context() as patch:
+        start_batch = Stage.on_train_batch_start
+
+        def fail_at_last(self: Stage, batch: Any, batch_idx: int) -> None:
+            if self.global_step == SAVED:
+                raise PowerCut
+            start_batch(self, batch, batch_idx)
+
+        patch.setattr(Stage, "on_train_batch_start", fail_at_last)
+        with pytest.raises(PowerCut):
+            run(chosen)
+    folder = runs / f"cut-{stage}" / stage
+    saved = checkpoint(folder)
+    assert saved["global_step"] == SAVED
+    assert saved["callbacks"]["CodebookCare"]["counts"].keys() == {
+        "codebook" if stage == "vqvae" else "hyper_codebook"
+    }
+
+    torch.rand(17)  # whatever happened meanwhile to the random numbers of the process does not matter
+    run({**chosen, "resume": "last"})
+    resumed, expected = checkpoint(folder), checkpoint(whole[stage])
+    assert resumed["global_step"] == STEPS
+    for part in (
+        "state_dict",
+        "current_model_state",
+        "averaging_state",
+        "optimizer_states",
+        "lr_schedulers",
+        "loops",
+    ):
+        assert not differences(resumed[part], expected[part], part)
+    for callback in ("CodebookCare", "MovingAverage"):
+        assert not differences(resumed["callbacks"][callback], expected["callbacks"][callback], callback)
+    first, second = figures(folder, 0), figures(folder, 1)
+    assert [row["step"] for row in first if "train/loss" in row] == [0, 1, 2, 3, 4]
+    assert [row["step"] for row in second if "train/loss" in row] == [5, 6]
+
+
+def test_the_comparison_saw_moments_that_move(whole: dict[str, Path]) -> None:
+    for stage in STAGES:
+        saved = checkpoint(whole[stage])
+        for optimizer in saved["optimizer_states"]:
+            moments = [state["exp_avg"].abs().max() for state in optimizer["state"].values()]
+            assert len(moments) > 5
+            assert max(moments) > 0
+
+
+def test_a_killed_process_can_be_continued(pictures: Path, tmp_path: Path) -> None:
+    chosen = {
+        **settings(pictures, tmp_path, "killed", "vqvae", 10_000),
+        "callbacks.last.every_n_steps": 3,
+        "data.epoch_batches": 50,
+    }
+    last = tmp_path / "killed" / "vqvae" / "checkpoints" / "last.ckpt"
+    command = [sys.executable, "-m", "src.train", *arguments(chosen)]
+    with subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as process:
+        deadline = time.monotonic() + 120
+        while not last.is_file() and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.05)
+        process.send_signal(signal.SIGKILL)
+        output = process.communicate()[0]
+    assert process.returncode == -signal.SIGKILL, output
+    step = checkpoint(last.parents[1])["global_step"]
+    assert step > 0
+    assert step % 3 == 0
+    run({**chosen, "trainer.max_steps": step + 2, "resume": "last"})
+    assert checkpoint(last.parents[1])["global_step"] == step + 2

@@ -1,0 +1,122 @@
+"""Starting a stage from the weights of another."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hydra.utils import instantiate
+
+from glc.codec.checkpoint import WeightsError
+from glc.training.stage import Stage
+from glc.training.transfer import TransferError, transfer
+from tests.short_runs import checkpoint, compose, settings
+
+Make = Callable[..., Stage]
+
+
+@pytest.fixture
+def make(pictures: Path, tmp_path: Path) -> Make:
+    def make(stage: str, **changes: Any) -> Stage:
+        named = {key.replace("__", "."): value for key, value in changes.items()}
+        return instantiate(compose({**settings(pictures, tmp_path, "transfer", stage), **named}).stage.module)
+
+    return make
+
+
+def last(folder: Path) -> Path:
+    return folder / "checkpoints" / "last.ckpt"
+
+
+def same(stage: Stage, name: str, state: dict[str, torch.Tensor], source: str) -> bool:
+    weights = stage.get_submodule(name).state_dict()
+    assert weights
+    return all(torch.equal(value, state[f"{source}.{key}"]) for key, value in weights.items())
+
+
+def test_every_stage_takes_what_it_shares(make: Make, stages: dict[str, Path]) -> None:
+    first, second, third = (checkpoint(stages[s])["state_dict"] for s in ("vqvae", "transform", "joint"))
+
+    transform = make("transform")
+    assert transfer(transform, last(stages["vqvae"])) == ["model.encoder", "model.decoder", "quantizer"]
+    assert same(transform, "model.encoder", first, "autoencoder.encoder")  # the averaged weights
+    assert same(transform, "model.decoder", first, "autoencoder.decoder")
+    assert same(transform, "quantizer", first, "autoencoder.quantizer")
+
+    joint = make("joint")
+    loaded = transfer(joint, last(stages["transform"]))
+    assert set(loaded) == {
+        "model.encoder",
+        "model.decoder",
+        "quantizer",
+        "model.coder",
+        "code_loss.predictor",
+    }
+    assert same(joint, "model.coder", second, "model.coder")
+    assert same(joint, "vq_encoder", first, "autoencoder.encoder")
+
+    again = make("joint")
+    assert {"vq_encoder", "adversarial.discriminator"} < set(transfer(again, last(stages["joint"])))
+    assert same(again, "vq_encoder", first, "autoencoder.encoder")
+    assert same(again, "model.encoder", third, "model.encoder")
+
+    vqvae = make("vqvae")
+    loaded = transfer(vqvae, last(stages["vqvae"]))
+    assert "adversarial.discriminator" in loaded
+    assert same(vqvae, "autoencoder.quantizer", first, "autoencoder.quantizer")
+
+
+def test_the_first_stage_can_start_from_a_codec(make: Make, stages: dict[str, Path]) -> None:
+    vqvae = make("vqvae")
+    third = checkpoint(stages["joint"])["state_dict"]
+    assert "autoencoder.encoder" in transfer(vqvae, last(stages["joint"]))
+    assert same(vqvae, "autoencoder.encoder", third, "model.encoder")
+
+
+def test_a_network_that_does_not_fit_is_named(make: Make, stages: dict[str, Path]) -> None:
+    stage = make("transform", model__decoder__channels=24)
+    before = {key: value.clone() for key, value in stage.model.decoder.state_dict().items()}
+    with pytest.raises(TransferError) as caught:
+        transfer(stage, last(stages["vqvae"]))
+    message = str(caught.value)
+    assert str(last(stages["vqvae"])) in message
+    assert "model.decoder does not fit: of another shape: blocks." in message
+    assert "and" in message
+    assert "more" in message
+    assert message.endswith("The checkpoint has model=tiny")
+    # Shapes are given as the checkpoint's and the model's.
+    shapes = checkpoint(stages["vqvae"])["state_dict"]
+    key = message.split("of another shape: ")[1].split(" is ")[0]
+    theirs, ours = list(shapes[f"autoencoder.decoder.{key}"].shape), list(before[key].shape)
+    assert f"{key} is {theirs}, not {ours}" in message
+    assert all(torch.equal(value, before[k]) for k, value in stage.model.decoder.state_dict().items())
+
+
+def test_another_depth_is_reported_by_keys(make: Make, stages: dict[str, Path]) -> None:
+    with pytest.raises(TransferError, match=r"model\.encoder does not fit: missing: blocks\."):
+        transfer(make("transform", model__encoder__num_blocks=2), last(stages["vqvae"]))
+
+
+def test_a_checkpoint_without_what_is_needed(make: Make, stages: dict[str, Path]) -> None:
+    with pytest.raises(TransferError, match=r"has no model\.coder, which this stage starts from"):
+        transfer(make("joint"), last(stages["vqvae"]))
+
+
+def test_a_file_that_is_no_checkpoint(make: Make, tmp_path: Path) -> None:
+    (tmp_path / "text.ckpt").write_text("hello")
+    for name in ("text", "missing"):
+        with pytest.raises(WeightsError, match=rf"{name}\.ckpt: "):
+            transfer(make("transform"), tmp_path / f"{name}.ckpt")
+
+
+def test_codebooks_of_indices_map_coding_come_from_the_first_stage(
+    make: Make, stages: dict[str, Path]
+) -> None:
+    stage = make("transform", coder="indices_map")
+    assert transfer(stage, last(stages["vqvae"])) == ["model.encoder", "model.decoder", "quantizer"]
+    codes = stage.quantizer.codebook()
+    smallest, *_, largest = [book for book in stage.model.coder.parameters() if book.ndim == 2]
+    assert len(smallest) < len(largest) == len(codes)
+    spread = codes.std(0).mean()
+    assert torch.cdist(largest, codes).min(1).values.max() < spread
