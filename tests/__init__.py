@@ -1,0 +1,1 @@
+"""The tests; a package, since an installed one of the same name would be found first."""

@@ -1,0 +1,101 @@
+"""One optimizer step without randomness, on one or more processes: what batches and ranks add up to."""
+
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from hydra.utils import instantiate
+from torch import Tensor
+
+from glc.data.stream import ImageBatch
+from glc.training.stage import Optimization, Stage
+from glc.training.transform import TransformStage
+from tests.short_runs import compose, settings
+
+
+class FixedRates(TransformStage):
+    """Stage II whose rate points are a function of the pictures, so that batches can be cut anywhere."""
+
+    def draw_rates(self, x: Tensor) -> Tensor:
+        """Draw nothing."""
+        return (x.mean((1, 2, 3)) * 1e4).round().long() % self.model.num_rates
+
+
+class Batches(torch.utils.data.Dataset[ImageBatch]):
+    """The pictures in batches; each rank takes every other batch."""
+
+    def __init__(self, pictures: Tensor, size: int) -> None:
+        self.batches = pictures.split(size)
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __getitem__(self, index: int) -> ImageBatch:
+        x = self.batches[index]
+        return ImageBatch(x, [str(index)] * len(x))
+
+
+def four_pictures() -> Tensor:
+    """Return pictures that lead to four different rate points."""
+    coarse = torch.rand(64, 3, 4, 4, generator=torch.Generator().manual_seed(3)) * 2 - 1
+    x = torch.nn.functional.interpolate(coarse, size=(64, 64), mode="bicubic").clamp(-1, 1)
+    rates = FixedRates.draw_rates(type("", (), {"model": type("", (), {"num_rates": 4})}), x)  # type: ignore
+    chosen = torch.stack([x[rates == k][0] for k in range(4)])
+    return chosen[[2, 0, 3, 1]]
+
+
+def update(
+    folder: Path, name: str, batch: int, accumulate: int = 1, devices: int = 1, first: int = 4
+) -> dict[str, Tensor]:
+    """Return how far a step of plain gradient descent moves each weight.
+
+    Args:
+        folder: for whatever the trainer writes.
+        name: stage, `vqvae` or `transform`.
+        batch: pictures per batch.
+        accumulate: batches per step.
+        devices: processes.
+        first: use only so many of the four pictures.
+    """
+    options = settings(folder, folder, "one-step", name)
+    torch.manual_seed(0)
+    module = compose(options).stage.module
+    if name == "transform":
+        module._target_ = f"{__name__}.FixedRates"
+        module.noise = False
+    else:
+        module.adversarial.weight = 0
+    stage: Stage = instantiate(module)
+    stage.optimization = Optimization(_descent, _full_rate, clip=0, accumulate=accumulate)
+    before = {key: value.clone() for key, value in stage.state_dict().items()}
+    trainer = L.Trainer(
+        accelerator="cpu",
+        devices=devices,
+        strategy="ddp_fork" if devices > 1 else "auto",
+        max_epochs=1,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        default_root_dir=folder,
+    )
+    data = Batches(four_pictures()[:first], batch)
+    trainer.fit(stage, torch.utils.data.DataLoader(data, batch_size=None))
+    assert devices > 1 or trainer.global_step == 1  # forked processes count for themselves
+    return {key: value.detach().float() - before[key].float() for key, value in stage.state_dict().items()}
+
+
+def _descent(parameters: Any) -> torch.optim.Optimizer:
+    return torch.optim.SGD(parameters, lr=1.0)
+
+
+def _full_rate(step: int) -> float:
+    return 1.0
+
+
+def difference(a: dict[str, Tensor], b: dict[str, Tensor]) -> float:
+    """Return the length of the difference of two updates, relative to the first one's."""
+    assert a.keys() == b.keys()
+    apart = sum((a[key].double() - b[key].double()).square().sum() for key in a)
+    return float((apart / sum(value.double().square().sum() for value in a.values())) ** 0.5)

@@ -1,0 +1,73 @@
+"""Two processes on the CPU: every stage trains, in step, and computes what one process computes."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.short_runs import QUIET, ROOT, STAGES, checkpoint, figures, finite
+from tests.training.one_step import FixedRates, difference, four_pictures, update
+
+
+@pytest.fixture(scope="module")
+def folder(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("two-ranks")
+    command = [sys.executable, "-m", "tests.training.two_ranks", str(pictures), str(folder)]
+    environment = {**os.environ, **QUIET, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=240, check=False
+    )
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    return folder
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_ranks_see_different_pictures_and_stay_in_step(folder: Path, stage: str) -> None:
+    place = folder / "ranks" / stage
+    first, second = (torch.load(place / f"rank-{i}.pt", weights_only=True) for i in range(2))
+    assert len(first["seen"]) == len(second["seen"]) == 3
+    assert not set(first["seen"]) & set(second["seen"])
+    assert first["weights"].keys() == second["weights"].keys()
+    for key, value in first["weights"].items():
+        assert torch.equal(value, second["weights"][key]), key
+    saved = checkpoint(place)
+    assert saved["global_step"] == 3
+    live = saved["current_model_state"]
+    assert all(torch.equal(value, live[key]) for key, value in first["weights"].items())
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_figures_are_logged_once(folder: Path, stage: str) -> None:
+    rows = figures(folder / "ranks" / stage)
+    training = [row for row in rows if "train/loss" in row]
+    assert [row["step"] for row in training] == [0, 1, 2]
+    assert all(finite(row) for row in rows)
+    if stage != "transform":
+        assert ["train/adversarial" in row for row in training] == [False, True, True]
+        assert training[0]["train/grad_norm_discriminator"] == 0
+        assert training[1]["train/grad_norm_discriminator"] > 0
+    assert len([row for row in rows if "val/loss" in row]) == 1
+
+
+def test_two_processes_of_two_pictures_are_one_of_four(folder: Path, tmp_path: Path) -> None:
+    one = update(tmp_path, "transform", batch=4)
+    two = torch.load(folder / "update.pt", weights_only=True)
+    assert difference(one, two) < 1e-5
+    assert sum(bool(value.any()) for value in one.values()) > 20
+    # One rank's pictures alone lead elsewhere.
+    assert difference(one, update(tmp_path, "transform", batch=2, devices=1, first=2)) > 0.1
+
+
+def test_four_pictures_have_four_rates() -> None:
+    holder = type("", (), {"model": type("", (), {"num_rates": 4})})
+    assert sorted(FixedRates.draw_rates(holder, four_pictures()).tolist()) == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("stage", ["vqvae", "transform"])
+def test_accumulated_batches_are_one_large_batch(stage: str, tmp_path: Path) -> None:
+    whole = update(tmp_path, stage, batch=4)
+    assert difference(whole, update(tmp_path, stage, batch=2, accumulate=2)) < 1e-5
+    assert difference(whole, update(tmp_path, stage, batch=1, accumulate=4)) < 1e-5

@@ -1,0 +1,58 @@
+"""Trains the stages on two forked processes: a program of its own, for forks want a fresh process.
+
+python -m tests.training.two_ranks PICTURES FOLDER
+"""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+
+from tests.short_runs import STAGES, run, settings
+from tests.training.one_step import update
+
+STEPS = 3
+
+
+class Probe(L.Callback):
+    """Keeps what each rank saw and what became of its weights."""
+
+    def __init__(self, folder: str) -> None:
+        self.folder = Path(folder)
+        self.seen: list[float] = []
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Note the batch; save the weights after the last one."""
+        self.seen.append(float(batch.x.double().mean()))
+        if trainer.global_step == STEPS:
+            kept = {"seen": self.seen, "weights": pl_module.state_dict()}
+            torch.save(kept, self.folder / f"rank-{trainer.global_rank}.pt")
+
+
+def main(pictures: Path, folder: Path) -> None:
+    """Train the stages for a few steps, then do one step of stage II without randomness."""
+    torch.set_num_threads(1)
+    for stage in STAGES:
+        options = {
+            **settings(pictures, folder, "ranks", stage, STEPS),
+            "data.val_limit": 3,  # does not divide by two
+            "trainer.devices": 2,
+            "trainer.strategy": "ddp_fork",
+            "model.projected_codebooks": "false",
+            "callbacks.codebooks.revive_every": 2,
+            "callbacks.last.every_n_steps": 2,
+            "+callbacks.probe._target_": "tests.training.two_ranks.Probe",
+            "+callbacks.probe.folder": str(folder / "ranks" / stage),
+            # The game begins in the middle: both ways of going through a step are gone through.
+            **({} if stage == "transform" else {"stage.discriminator_start": 1}),
+        }
+        run(options)
+    torch.save(update(folder, "transform", batch=2, devices=2), folder / "update.pt")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), Path(sys.argv[2]))
