@@ -3,9 +3,11 @@
 import difflib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
@@ -18,6 +20,19 @@ def _keys(cfg: DictConfig, prefix: str = "") -> Iterator[str]:
         yield name
         if OmegaConf.is_dict(cfg._get_node(key)) and not cfg._get_node(key)._is_none():
             yield from _keys(cfg._get_node(key), f"{name}.")
+
+
+def _named(override: Override, known: list[str]) -> Iterator[str]:
+    """Yield the keys that an override names: its own, or those of the values that it gives to a section."""
+
+    def below(key: str, value: Any) -> Iterator[str]:
+        if isinstance(value, dict) and any(k.startswith(f"{key}.") for k in known):
+            for name, item in value.items():
+                yield from below(f"{key}.{name}", item)
+        else:
+            yield key
+
+    yield from below(override.key_or_group, override.value())
 
 
 def explain_unknown_keys(arguments: list[str], config_name: str = "train") -> str | None:
@@ -39,11 +54,12 @@ def explain_unknown_keys(arguments: list[str], config_name: str = "train") -> st
         "hydra/launcher",
         "hydra/sweeper",
     }
-    chosen = [o for o in overrides if o.key_or_group in groups]
+    # `stage={name: x}` changes the section of the group's name; `stage=x` chooses from the group.
+    chosen = [o for o in overrides if o.key_or_group in groups and not isinstance(o.value(), dict)]
     changed = [
         o
         for o in overrides
-        if o.key_or_group not in groups
+        if o not in chosen
         and not o.key_or_group.startswith("hydra.")
         and not (o.is_add() or o.is_force_add() or o.is_delete())
     ]
@@ -55,9 +71,8 @@ def explain_unknown_keys(arguments: list[str], config_name: str = "train") -> st
     except HydraException:
         return None
     known = list(_keys(cfg))
-    for override in changed:
-        key = override.key_or_group
-        if key in known or any(k.startswith(f"{key}.") for k in known):
+    for key in (key for override in changed for key in _named(override, known)):
+        if key in known:
             continue
         leaf = key.rpartition(".")[2]
         siblings = [k for k in known if k.rpartition(".")[2] == leaf]
