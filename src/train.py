@@ -19,6 +19,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from glc.codec.checkpoint import read_checkpoint
 from glc.losses.perceptual import WeightsUnavailable
 from glc.training.stage import Stage
 from glc.training.transfer import transfer
@@ -82,13 +83,20 @@ def find_checkpoint_to_resume(cfg: DictConfig) -> Path | None:
     """Return the checkpoint to continue, if any; refuse to write over a run that exists.
 
     Raises:
-        UsageError: when the checkpoint is missing, or a run would be overwritten.
+        UsageError: when the checkpoint is missing or another stage's, or a run would be overwritten.
+        WeightsError: when it cannot be read.
     """
     folder = checkpoint_folder(cfg.dir)
     if cfg.resume is not None:
         path = folder / "last.ckpt" if cfg.resume == "last" else Path(cfg.resume)
         if not path.is_file():
             raise UsageError(f"resume={cfg.resume}: {path} does not exist")
+        trained = read_checkpoint(path)["glc"]["recipe"].get("stage", {}).get("name")
+        if trained != cfg.stage.name:
+            raise UsageError(
+                f"resume={cfg.resume}: {path} is of stage={trained}, and this is stage={cfg.stage.name}: "
+                "to start from its weights, give init_from= instead"
+            )
         return path
     # Processes that another one started see the checkpoints of the run that they are part of.
     if "LOCAL_RANK" in os.environ:

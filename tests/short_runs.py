@@ -20,8 +20,8 @@ from src.train import train
 ROOT = Path(__file__).parents[1]
 STAGES = ("vqvae", "transform", "joint")
 
-# Nothing here may reach for the network: not W&B, not the weights of LPIPS.
-QUIET = {"WANDB_MODE": "offline", "WANDB_SILENT": "true", "GLC_OFFLINE": "1"}
+# Nothing here may reach for the network or depend on what a machine has: not W&B, not the weights of LPIPS.
+QUIET = {"WANDB_MODE": "offline", "WANDB_SILENT": "true", "GLC_OFFLINE": "1", "TORCH_HOME": os.devnull}
 
 
 def write_pictures(folder: Path, count: int = 6, side: int = 192) -> Path:

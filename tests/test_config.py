@@ -15,7 +15,18 @@ from glc.training.callbacks.average import MovingAverage
 from glc.training.joint import JointStage
 from glc.training.transform import TransformStage
 from glc.training.vqvae import VQVAEStage
-from tests.short_runs import ROOT, STAGES, checkpoint, compose, figures, finite, run, settings, write_pictures
+from tests.short_runs import (
+    QUIET,
+    ROOT,
+    STAGES,
+    checkpoint,
+    compose,
+    figures,
+    finite,
+    run,
+    settings,
+    write_pictures,
+)
 
 CONF = ROOT / "conf"
 PAPER = ("paper_natural", "paper_facial", "paper_f8")
@@ -37,6 +48,13 @@ def chosen(stage: str = "vqvae", **groups: str) -> DictConfig:
     OmegaConf.resolve(cfg)
     assert not OmegaConf.missing_keys(cfg)
     return cfg
+
+
+@pytest.fixture(autouse=True)
+def quiet(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test here reaches for the network."""
+    for key, value in QUIET.items():
+        monkeypatch.setenv(key, value)
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,150 @@
+"""What `train` refuses, before anything is written, and what it says."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from src.train import UsageError, find_initial_weights
+from tests.short_runs import QUIET, checkpoint, compose, live_weights, run, settings, write_pictures
+
+
+@pytest.fixture(autouse=True)
+def quiet(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test here reaches for the network."""
+    for key, value in QUIET.items():
+        monkeypatch.setenv(key, value)
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_pictures(tmp_path_factory.mktemp("pictures"))
+
+
+@pytest.fixture(scope="module")
+def trained(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of stage I, of two steps; tests do not change it."""
+    return run(settings(pictures, tmp_path_factory.mktemp("runs"), "done", "vqvae", 2))
+
+
+def refused(values: dict[str, Any]) -> str:
+    """Return what the user is told; nothing may be written."""
+    root = Path(values["runs_dir"])
+    before = {path: path.stat().st_mtime_ns for path in root.rglob("*")}
+    with pytest.raises(UsageError) as caught:
+        run(values)
+    assert {path: path.stat().st_mtime_ns for path in root.rglob("*")} == before
+    return str(caught.value)
+
+
+def options(trained: Path, pictures: Path, stage: str = "vqvae", **changes: Any) -> dict[str, Any]:
+    return {**settings(pictures, trained.parents[1], "done", stage, 2), **changes}
+
+
+def test_an_existing_run_is_not_written_over(trained: Path, pictures: Path) -> None:
+    message = refused(options(trained, pictures))
+    assert str(trained / "checkpoints") in message
+    for way in ("resume=last", "name=", "overwrite=true"):
+        assert way in message
+
+
+def test_overwriting_starts_anew_once_all_else_is_in_order(
+    trained: Path, pictures: Path, tmp_path: Path
+) -> None:
+    values = settings(pictures, tmp_path, "again", "vqvae", 2)
+    folder = run(values)
+    (folder / "checkpoints" / "step-000001.ckpt").write_bytes(b"old")
+    message = refused({**values, "overwrite": "true", "data.train": str(tmp_path / "nowhere")})
+    assert "data.train" in message
+    run({**values, "overwrite": "true", "trainer.max_steps": 1, "data.epoch_batches": 1})
+    assert checkpoint(folder)["global_step"] == 1
+    assert [path.name for path in (folder / "checkpoints").iterdir()] == ["last.ckpt"]
+
+
+def test_a_stage_without_the_one_before(trained: Path, pictures: Path, tmp_path: Path) -> None:
+    message = refused(settings(pictures, tmp_path, "alone", "transform"))
+    assert "stage=transform starts from stage=vqvae" in message
+    assert str(tmp_path / "alone" / "vqvae" / "checkpoints" / "last.ckpt") in message
+    assert "name=alone" in message
+    assert "init_from=" in message
+    # The one before the joint stage is missing although the first one is there.
+    assert "starts from stage=transform" in refused(options(trained, pictures, "joint"))
+
+
+def test_where_initial_weights_are_found(trained: Path, pictures: Path) -> None:
+    last = trained / "checkpoints" / "last.ckpt"
+    assert find_initial_weights(compose(options(trained, pictures))) is None
+    assert find_initial_weights(compose(options(trained, pictures, "transform"))) == last
+    assert find_initial_weights(compose(options(trained, pictures, "transform", init_from="none"))) is None
+    elsewhere = compose(options(trained, pictures, "transform", init_from=str(last), name="other"))
+    assert find_initial_weights(elsewhere) == last
+
+
+def test_weights_of_another_model(trained: Path, pictures: Path) -> None:
+    message = refused(options(trained, pictures, "transform", **{"model.encoder.channels": 24}))
+    assert "model.encoder does not fit" in message
+    assert "model=tiny" in message
+    assert str(trained / "checkpoints" / "last.ckpt") in message
+
+
+def test_initial_weights_by_path_and_none(trained: Path, pictures: Path, tmp_path: Path) -> None:
+    values = {
+        **settings(pictures, tmp_path, "named", "vqvae", 1),
+        "init_from": str(trained / "checkpoints" / "last.ckpt"),
+        "stage.optimizer.lr": 0,
+        "callbacks.codebooks": "null",
+    }
+    state = live_weights(checkpoint(run(values)))
+    source = checkpoint(trained)["state_dict"]
+    assert state.keys() == source.keys()
+    assert all(torch.equal(value, source[key]) for key, value in state.items())
+    fresh = live_weights(checkpoint(run({**values, "init_from": "none", "name": "fresh"})))
+    assert any(not torch.equal(value, source[key]) for key, value in fresh.items())
+    message = refused({**values, "init_from": str(tmp_path / "missing.ckpt"), "name": "third"})
+    assert "missing.ckpt: no such checkpoint" in message
+
+
+def test_what_cannot_be_resumed(trained: Path, pictures: Path, tmp_path: Path) -> None:
+    message = refused({**settings(pictures, tmp_path, "new", "vqvae"), "resume": "last"})
+    assert "resume=last" in message
+    assert "does not exist" in message
+    damaged = tmp_path / "damaged.ckpt"
+    damaged.write_bytes((trained / "checkpoints" / "last.ckpt").read_bytes()[:5000])
+    assert "damaged.ckpt" in refused(options(trained, pictures, resume=str(damaged)))
+    last = str(trained / "checkpoints" / "last.ckpt")
+    message = refused(options(trained, pictures, "transform", resume=last))
+    assert "stage=vqvae" in message
+    assert "stage=transform" in message
+    assert "init_from=" in message
+
+
+def test_pictures_that_cannot_be_found(pictures: Path, tmp_path: Path) -> None:
+    values = settings(pictures, tmp_path, "data", "vqvae")
+    for key in ("data.train", "data.val"):
+        message = refused({**values, key: str(tmp_path / "nowhere")})
+        assert key in message
+        assert "nowhere" in message
+    message = refused({**values, "data.train": "???"})
+    assert "data.train=" in message
+    assert "data.crop: 65" in refused({**values, "data.crop": 65})
+
+
+def test_values_out_of_range_name_their_key(pictures: Path, tmp_path: Path) -> None:
+    values = {**settings(pictures, tmp_path, "range", "transform"), "init_from": "none"}
+    assert "stage.lmbda has 2 values" in refused({**values, "stage.lmbda": "[1,2]"})
+    assert "callbacks.ema.decay" in refused({**values, "callbacks.ema.decay": 1})
+    assert "floor and hold" in refused({**values, "stage.schedule.hold": 3})
+    del values["data.batch_size"]
+    message = refused({**values, "batch": 7, "trainer.devices": 2})
+    assert "batch=7 does not divide among trainer.devices=2" in message
+
+
+def test_lpips_that_is_required_must_be_there(pictures: Path, tmp_path: Path) -> None:
+    values = {**settings(pictures, tmp_path, "lpips", "vqvae"), "perceptual.required": "true"}
+    (tmp_path / "weights").mkdir()
+    message = refused(
+        {**values, "perceptual.weights_dir": str(tmp_path / "weights"), "perceptual.net": "squeeze"}
+    )
+    assert "squeezenet1_1" in message
+    assert "perceptual.required=false" in message
