@@ -92,7 +92,7 @@ def test_every_choice_composes_with_every_stage(group: str, choice: str) -> None
             assert cfg.model.name == choice
 
 
-@pytest.mark.parametrize(("experiment", "stage"), itertools.product(choices("experiment"), STAGES))
+@pytest.mark.parametrize(("experiment", "stage"), list(itertools.product(choices("experiment"), STAGES)))
 def test_every_experiment_composes_with_every_stage(experiment: str, stage: str) -> None:
     cfg = chosen(stage, experiment=experiment)
     assert cfg.stage.module._target_ == f"{MODULES[stage].__module__}.{MODULES[stage].__name__}"
