@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +14,8 @@ from glc.models.quantizer import VectorQuantizer, kmeans, nearest_code
 from glc.models.transform import Rate, RateTransform
 
 
-class CoderOutput(NamedTuple):
+@dataclass(frozen=True, kw_only=True)
+class CoderOutput:
     """What a coder returns for a latent l `[B, C, h, w]`."""
 
     y: Tensor
@@ -36,17 +37,10 @@ class CoderOutput(NamedTuple):
     bits_z: Tensor
     """`[B]`: bits of the hyper code per picture."""
 
-
-class Coder(Protocol):
-    """What `GLC` asks of a coder."""
-
-    num_rates: int
-    stride: int
-    """Latent sides must be multiples of it."""
-
-    def __call__(self, latent: Tensor, rate: Rate, noise: bool = False) -> CoderOutput:
-        """Code a latent."""
-        ...
+    @property
+    def bits(self) -> Tensor:
+        """`[B]`: estimated bits per picture."""
+        return self.bits_y + self.bits_z
 
 
 class TransformCoder(nn.Module):
@@ -66,6 +60,7 @@ class TransformCoder(nn.Module):
     """
 
     stride = HYPER_DOWNSAMPLING
+    """Sides of the latent must be multiples of it."""
 
     def __init__(
         self,

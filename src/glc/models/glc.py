@@ -6,41 +6,18 @@ from torch import Tensor, nn
 
 from glc.models.autoencoder import Decoder, Encoder
 from glc.models.code_predictor import CodePredictionRefiner
-from glc.models.coder import IndicesMapCoder, TransformCoder
+from glc.models.coder import CoderOutput, IndicesMapCoder, TransformCoder
 from glc.models.transform import Rate
 
 
-@dataclass(frozen=True)
-class GLCOutput:
-    """What `GLC` returns for pictures x `[B, 3, H, W]`."""
+@dataclass(frozen=True, kw_only=True)
+class GLCOutput(CoderOutput):
+    """What `GLC` returns for pictures x `[B, 3, H, W]`: what its coder made of the latent, and both ends."""
 
     latent: Tensor
     """l `[B, C, H / f, W / f]`."""
-    y: Tensor
-    """Code of the latent before quantisation, `[B, N, H / f, W / f]`."""
-    z: Tensor
-    """Hyper code before quantisation."""
-    z_codes: Tensor | None
-    """Codes of z with the gradient to C_h, for its loss; None where there are none."""
-    z_indices: Tensor
-    """What is sent for z: int64, `[B, H / 4f, W / 4f]` in `[0, M)` for the categorical hyper module."""
-    symbols: Tensor
-    """What is sent for y: integers as floats, `[B, N, H / f, W / f]`."""
-    scales: Tensor
-    """Standard deviations under which the symbols are coded, of their shape."""
-    latent_hat: Tensor
-    """l_hat, of l's shape."""
     x_hat: Tensor
     """`[B, 3, H, W]`: the reconstruction, nominally in [-1, 1], not clamped."""
-    bits_y: Tensor
-    """`[B]`: estimated bits of the symbols."""
-    bits_z: Tensor
-    """`[B]`: bits of z."""
-
-    @property
-    def bits(self) -> Tensor:
-        """`[B]`: estimated bits per picture."""
-        return self.bits_y + self.bits_z
 
 
 class GLC(nn.Module):
@@ -104,19 +81,7 @@ class GLC(nn.Module):
             )
         latent = self.encoder(x)
         coded = self.coder(latent, rate, noise)
-        return GLCOutput(
-            latent=latent,
-            y=coded.y,
-            z=coded.z,
-            z_codes=coded.z_codes,
-            z_indices=coded.z_indices,
-            symbols=coded.symbols,
-            scales=coded.scales,
-            latent_hat=coded.latent_hat,
-            x_hat=self.decode_latent(coded.latent_hat),
-            bits_y=coded.bits_y,
-            bits_z=coded.bits_z,
-        )
+        return GLCOutput(**vars(coded), latent=latent, x_hat=self.decode_latent(coded.latent_hat))
 
     def decode_latent(self, latent_hat: Tensor) -> Tensor:
         """Return x_hat `[B, 3, H, W]` for l_hat `[B, C, H / f, W / f]`."""

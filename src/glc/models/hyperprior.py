@@ -1,7 +1,7 @@
 """The hyper module: side information z from which the context model starts (paper section 3.3.1)."""
 
 import math
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -28,20 +28,6 @@ class HyperOutput(NamedTuple):
     """What is sent: categorical `[B, h / 4, w / 4]` in `[0, M)`; factorised integers of z's shape."""
     bits: Tensor
     """`[B]`: bits of z per picture."""
-
-
-class HyperModule(Protocol):
-    """What `TransformCoder` asks of a hyper module."""
-
-    synthesis: nn.Module
-
-    def __call__(self, y: Tensor, noise: bool = False) -> HyperOutput:
-        """Encode y."""
-        ...
-
-    def decode(self, indices: Tensor) -> Tensor:
-        """Return z_hat for what was sent."""
-        ...
 
 
 def _analysis(channels: int) -> nn.Sequential:

@@ -68,7 +68,7 @@ class CodecStage(Stage):
         """Draw a rate point for each picture of a batch."""
         return draw_rates(len(x), self.model.num_rates, x.device)
 
-    def coding_terms(self, out: GLCOutput | CoderOutput) -> dict[str, Tensor]:
+    def coding_terms(self, out: CoderOutput) -> dict[str, Tensor]:
         """Return the terms `rate_y`, `rate_z` and, where a codebook is trained, `codebook`."""
         terms = self.rate_loss(out.bits_y, out.bits_z, out.latent_hat)
         if out.z_codes is not None:
@@ -102,7 +102,7 @@ class CodecStage(Stage):
         for k in range(self.model.num_rates):
             terms, out = self.validate_rate(x, k)
             self.observe_hyper(out.z, out.z_indices)
-            bpp = (out.bits_y + out.bits_z) / (x.shape[-1] * x.shape[-2])
+            bpp = out.bits / (x.shape[-1] * x.shape[-2])
             self.log_terms("val", {f"{name}/{k}": v for name, v in {**terms, "bpp": bpp}.items()}, len(x))
             self.log_quality(x, out.x_hat, f"/{k}")
             total.append(terms["loss"].mean())

@@ -42,7 +42,7 @@ class TransformStage(CodecStage):
         self.log_terms("train", terms, len(x))
 
     def code_terms(
-        self, latent: Tensor, indices: Tensor, coded: CoderOutput | GLCOutput, lmbda: Tensor
+        self, latent: Tensor, indices: Tensor, coded: CoderOutput, lmbda: Tensor
     ) -> dict[str, Tensor]:
         """Return all loss terms of coded latents, with their total `loss`; each is `[B]`."""
         distortion = self.code_loss(latent, coded.latent_hat, indices)
