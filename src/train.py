@@ -22,7 +22,7 @@ from omegaconf.errors import OmegaConfBaseException
 from glc.codec.checkpoint import read_checkpoint
 from glc.losses.perceptual import WeightsUnavailable
 from glc.training.stage import Stage
-from glc.training.transfer import transfer
+from glc.training.transfer import check_resumable, transfer
 from src.overrides import explain_unknown_keys
 
 log = logging.getLogger(__name__)
@@ -48,7 +48,12 @@ def per_device(batch: int, devices: int | str, num_nodes: int, accumulate: int) 
     return batch // parts
 
 
-OmegaConf.register_new_resolver("per_device", per_device, replace=True)
+def register_resolvers() -> None:
+    """Make `${per_device:...}` known to configurations, also in a process that got them pickled."""
+    OmegaConf.register_new_resolver("per_device", per_device, replace=True)
+
+
+register_resolvers()
 
 
 class UsageError(ValueError):
@@ -136,6 +141,8 @@ def prepare(cfg: DictConfig) -> Run:
     stage.recipe = {str(key): value for key, value in recipe.items()}
     if start is not None:
         log.info("starting from %s: %s", start, ", ".join(transfer(stage, start)))
+    if resume is not None:
+        check_resumable(stage, resume)
     callbacks = [instantiate(callback) for callback in cfg.callbacks.values() if callback is not None]
     loggers = [instantiate(logger) for logger in cfg.logger.values() if logger is not None]
     trainer: L.Trainer = instantiate(cfg.trainer, callbacks=callbacks, logger=loggers)
@@ -187,6 +194,8 @@ def quieten() -> None:
     warnings.filterwarnings("ignore", message=r"Found \d+ module\(s\) in eval mode")
     # A continued run, or one that `overwrite=true` starts anew; all else was refused before.
     warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")
+    # The codebooks' usage is a metric, which is summed over devices already.
+    warnings.filterwarnings("ignore", message="It is recommended to use .*sync_dist=True")
     # From within Lightning, about torch.
     warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")
 
@@ -194,6 +203,7 @@ def quieten() -> None:
 @hydra.main(version_base="1.3", config_path="../conf", config_name="train")
 def run(cfg: DictConfig) -> Any:
     """Hydra's entry: train, with what the user can mend reported in one line."""
+    register_resolvers()
     try:
         return train(cfg)
     except UsageError as error:

@@ -117,6 +117,10 @@ def test_what_cannot_be_resumed(trained: Path, pictures: Path, tmp_path: Path) -
     assert "stage=vqvae" in message
     assert "stage=transform" in message
     assert "init_from=" in message
+    message = refused(options(trained, pictures, resume=last, **{"model.decoder.channels": 24}))
+    assert "autoencoder.decoder" in message
+    assert "of another shape" in message
+    assert "model=tiny" in message
 
 
 def test_pictures_that_cannot_be_found(pictures: Path, tmp_path: Path) -> None:

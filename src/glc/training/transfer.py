@@ -1,6 +1,7 @@
 """Start a stage from the weights of another (`init_from=`)."""
 
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
@@ -22,6 +23,26 @@ NETWORKS = {
 
 class TransferError(WeightsError):
     """A checkpoint does not fit the model or the stage."""
+
+
+def check_resumable(stage: Stage, path: str | Path) -> None:
+    """Check that the weights of a checkpoint are those of a stage, before a run is continued from it.
+
+    Raises:
+        WeightsError: when the file cannot be read.
+        TransferError: when they differ: the first keys that do.
+    """
+    checkpoint = read_checkpoint(path)
+    problem = _difference(checkpoint["state_dict"], stage.state_dict())
+    if problem:
+        raise TransferError(
+            f"{path}: cannot be continued by this model: {problem}. {_trained_model(checkpoint)}"
+        )
+
+
+def _trained_model(checkpoint: dict[str, Any]) -> str:
+    name = checkpoint["glc"]["recipe"].get("model", {}).get("name", "unknown")
+    return f"The checkpoint has model={name}"
 
 
 def transfer(stage: Stage, path: str | Path) -> list[str]:
@@ -53,8 +74,7 @@ def transfer(stage: Stage, path: str | Path) -> list[str]:
         weights = _below(source, there)
         problem = _difference(weights, _below(target, here))
         if problem:
-            model = checkpoint["glc"]["recipe"].get("model", {}).get("name", "unknown")
-            raise TransferError(f"{path}: {here} does not fit: {problem}. The checkpoint has model={model}")
+            raise TransferError(f"{path}: {here} does not fit: {problem}. {_trained_model(checkpoint)}")
         stage.get_submodule(here).load_state_dict(weights)
         loaded.append(here)
     missing = [name for name in stage.needs if name not in loaded]
