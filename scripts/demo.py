@@ -78,11 +78,12 @@ def measure(
     return points, strips, quality.unavailable
 
 
-def save_side_by_side(strips: list[list[Tensor]], path: Path, height: int = 320) -> None:
+def save_side_by_side(strips: list[list[Tensor]], path: Path) -> None:
     """Save one row per picture: the original, then the reconstructions from the lowest rate up."""
-    width = min(strip[0].shape[-1] for strip in strips)
+    height = min(strip[0].shape[1] for strip in strips)
+    width = min(strip[0].shape[2] for strip in strips)
     rows = [torch.cat([p[:, :height, :width] for p in strip], dim=2) for strip in strips]
-    save_image((torch.cat([r for r in rows if r.shape[1] == height], dim=1) + 1) / 2, path)
+    save_image((torch.cat(rows, dim=1) + 1) / 2, path)
 
 
 def main() -> None:
