@@ -16,6 +16,7 @@ from omegaconf import OmegaConf
 from glc.data.images import to_uint8
 from glc.data.module import ImageDataModule
 from glc.data.samples import sample_paths
+from src.train import register_resolvers
 
 CONF = Path(__file__).parents[2] / "conf"
 CONFIGS = ["shards", "folder", "samples", "openimages", "imagenet", "ffhq", "coco"]
@@ -243,14 +244,17 @@ def test_two_ranks_of_one_shard_train_without_waiting_for_each_other(shards, pic
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_each_config_fits_the_constructor(name, shards, pictures):
+    register_resolvers()
     assert (CONF / "data" / f"{name}.yaml").read_text().startswith("#")
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        config = compose(overrides=[f"+data={name}"]).data
+        config = compose("train", ["stage=vqvae", f"data={name}", "batch=6", "trainer.devices=2"]).data
     for key, value in (("train", str(shards)), ("val", [str(pictures)])):
         if OmegaConf.is_missing(config, key):
             config[key] = value
     resolved = OmegaConf.to_container(config, resolve=True)
-    assert instantiate(config).crop == resolved["crop"]
+    made = instantiate(config)
+    assert made.crop == resolved["crop"]
+    assert made.batch_size == 3  # of the six over two devices
     config.update(train=[str(shards / "*.tar")], val=str(pictures), num_workers=0)
     data = instantiate(config)
     data.setup("fit")
@@ -261,7 +265,7 @@ def test_each_config_fits_the_constructor(name, shards, pictures):
 def test_environment_moves_the_data(monkeypatch):
     monkeypatch.setenv("GLC_DATA", "/big/disk")
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        config = compose(overrides=["+data=openimages"]).data
+        config = compose("train", ["stage=vqvae", "data=openimages"]).data
     assert str(config.train).startswith("/big/disk/openimages")
 
 

@@ -211,7 +211,7 @@ def test_the_configurations_build(choice: str, tmp_path: Path, monkeypatch: pyte
     metrics.update(*pictures(1, (176, 176)), bits=torch.ones(1))
     assert set(metrics.compute()) == names
     if choice == "default":
-        assert "alexnet-owt-7be5be79.pth" in metrics.unavailable["lpips"]
+        assert "alexnet-owt-7be5be79.pth" in metrics.unavailable["lpips_alex"]
 
 
 SECOND = """
