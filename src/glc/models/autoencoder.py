@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -20,8 +21,9 @@ class _Pipeline(nn.Module):
         self.blocks = nn.ModuleList(blocks)
         self.checkpointing = checkpointing
 
-    def run(self, x: Tensor) -> Tensor:
-        for block in self.blocks:
+    def run(self, x: Tensor, stop: int | None = None) -> Tensor:
+        """Apply the blocks before `stop`, or all."""
+        for block in self.blocks[:stop]:
             if self.checkpointing and self.training:
                 x = checkpoint(block, x, use_reentrant=False)
             else:
@@ -105,6 +107,11 @@ class Encoder(_Pipeline):
         return self.run(x).float()
 
 
+@torch.compiler.disable
+def _uncompiled(block: nn.Module, x: Tensor) -> Tensor:
+    return block(x)
+
+
 class Decoder(_Pipeline):
     """D: latent to picture, the mirror image of `Encoder` (its arguments are explained there).
 
@@ -159,17 +166,23 @@ class Decoder(_Pipeline):
         self.latent_channels = latent_channels
         self.downsampling = stem * 2 ** (len(multipliers) - 1)
 
+        self._last = len(blocks) - (2 if stem > 1 else 1)
+
     @property
     def last_layer(self) -> nn.Parameter:
         """Weight of the last convolution, where the adversarial loss is balanced."""
-        index = -1 if isinstance(self.blocks[-1], nn.Conv2d) else -2
-        weight = self.blocks[index].weight
+        weight = self.blocks[self._last].weight
         assert isinstance(weight, nn.Parameter)
         return weight
 
     def forward(self, latent: Tensor) -> Tensor:
         """Map `[B, latent_channels, h, w]` to `[B, 3, f h, f w]`, nominally in [-1, 1]."""
-        return self.run(latent).float()
+        x = self.run(latent, self._last)
+        # The adversarial loss is differentiated down to the last layer alone: within a compiled graph that
+        # would cost (and, since graphs free their buffers, forbid) a backward pass of the whole decoder.
+        for block in self.blocks[self._last :]:
+            x = _uncompiled(block, x)
+        return x.float()
 
 
 class AutoencoderOutput(NamedTuple):
