@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -86,6 +87,19 @@ def save_side_by_side(strips: list[list[Tensor]], path: Path) -> None:
     save_image((torch.cat(rows, dim=1) + 1) / 2, path)
 
 
+def shortcomings(summary: dict[str, Any]) -> list[str]:
+    """Say what the demo promises and did not show; nothing when all is well."""
+    rates = [point["bpp"] for point in summary["points"]]
+    found = [] if rates == sorted(set(rates)) else [f"the rates do not increase with lambda: {rates}"]
+    for stage, loss in summary["stages"].items():
+        if not loss["last_val_loss"] < loss["first_val_loss"]:
+            found.append(f"the validation loss of stage={stage} did not fall: {loss}")
+    for name, value in summary["validation"].items():
+        if not value["joint"] > value["stage_1_at_initialisation"]:
+            found.append(f"{name} did not rise over the untrained model's: {value}")
+    return found
+
+
 def main() -> None:
     """Run the demo."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -105,7 +119,7 @@ def main() -> None:
     save_side_by_side(strips, folder / "side_by_side.png")
     losses = {stage: logged(folder, stage, "val/loss") for stage in STAGES}
     last = model.num_rates - 1
-    summary = {
+    summary: dict[str, Any] = {
         "notice": NOTICE,
         "points": points,
         "unavailable": unavailable,
@@ -132,6 +146,9 @@ def main() -> None:
         print(f"\n{name} was left out: {reason}")
     print(f"\nSide by side: {folder / 'side_by_side.png'}\nSummary: {folder / 'summary.json'}")
     print(f"{summary['seconds']:.0f} seconds.\n\n{NOTICE}")
+    problems = shortcomings(summary)
+    if problems:
+        raise SystemExit("the demo did not show what it should: " + "; ".join(problems))
 
 
 if __name__ == "__main__":

@@ -4,7 +4,6 @@ python -m src.train stage=vqvae model=tiny data=samples
 """
 
 import logging
-import os
 import sys
 import warnings
 from pathlib import Path
@@ -21,11 +20,15 @@ from omegaconf.errors import OmegaConfBaseException
 
 from glc.codec.checkpoint import read_checkpoint
 from glc.losses.perceptual import WeightsUnavailable
+from glc.training.callbacks.checkpoint import LAST, DivergedError
+from glc.training.processes import is_first_process
 from glc.training.stage import Stage
 from glc.training.transfer import check_resumable, transfer
 from src.overrides import explain_unknown_keys
 
 log = logging.getLogger(__name__)
+
+PRECISIONS = ("32-true", "bf16-mixed", "64-true")
 
 
 def per_device(batch: int, devices: int | str, num_nodes: int, accumulate: int) -> int:
@@ -75,7 +78,7 @@ def find_initial_weights(cfg: DictConfig) -> Path | None:
         return None
     if cfg.init_from is not None:
         return Path(cfg.init_from)
-    path = checkpoint_folder(Path(cfg.runs_dir) / cfg.name / cfg.stage.previous) / "last.ckpt"
+    path = checkpoint_folder(Path(cfg.runs_dir) / cfg.name / cfg.stage.previous) / LAST
     if not path.is_file():
         raise UsageError(
             f"stage={cfg.stage.name} starts from stage={cfg.stage.previous}, and {path} does not exist: "
@@ -93,7 +96,9 @@ def find_checkpoint_to_resume(cfg: DictConfig) -> Path | None:
     """
     folder = checkpoint_folder(cfg.dir)
     if cfg.resume is not None:
-        path = folder / "last.ckpt" if cfg.resume == "last" else Path(cfg.resume)
+        path = folder / LAST if cfg.resume in ("last", "auto") else Path(cfg.resume)
+        if cfg.resume == "auto" and not path.is_file():
+            return None
         if not path.is_file():
             raise UsageError(f"resume={cfg.resume}: {path} does not exist")
         trained = read_checkpoint(path)["glc"]["recipe"].get("stage", {}).get("name")
@@ -103,10 +108,8 @@ def find_checkpoint_to_resume(cfg: DictConfig) -> Path | None:
                 "to start from its weights, give init_from= instead"
             )
         return path
-    # Processes that another one started see the checkpoints of the run that they are part of.
-    if "LOCAL_RANK" in os.environ:
-        return None
-    if not cfg.overwrite and any(folder.glob("*.ckpt")):
+    # Other processes may already see checkpoints of the very run that they are part of.
+    if is_first_process() and not cfg.overwrite and any(folder.glob("*.ckpt")):
         raise UsageError(
             f"{folder} has checkpoints: continue with resume=last, choose another name=, "
             "or give overwrite=true"
@@ -129,6 +132,11 @@ def prepare(cfg: DictConfig) -> Run:
     missing = sorted(OmegaConf.missing_keys(cfg))
     if missing:
         raise UsageError(f"give a value to {', '.join(missing)}: {missing[0]}=...")
+    if str(cfg.trainer.precision) not in PRECISIONS:
+        raise UsageError(
+            f"trainer.precision={cfg.trainer.precision}: the stages train in {' or '.join(PRECISIONS)} "
+            "(gradients scaled for float16 would pass by the discriminator and the clipping)"
+        )
     resume = find_checkpoint_to_resume(cfg)
     start = None if resume else find_initial_weights(cfg)
     L.seed_everything(cfg.seed, verbose=False)
@@ -141,8 +149,11 @@ def prepare(cfg: DictConfig) -> Run:
     stage.recipe = {str(key): value for key, value in recipe.items()}
     if start is not None:
         log.info("starting from %s: %s", start, ", ".join(transfer(stage, start)))
+    elif resume is None:
+        stage.adopt([])
     if resume is not None:
-        check_resumable(stage, resume)
+        for difference in check_resumable(stage, resume):
+            log.warning("resuming with another setting: %s", difference)
     callbacks = [instantiate(callback) for callback in cfg.callbacks.values() if callback is not None]
     loggers = [instantiate(logger) for logger in cfg.logger.values() if logger is not None]
     trainer: L.Trainer = instantiate(cfg.trainer, callbacks=callbacks, logger=loggers)
@@ -168,13 +179,13 @@ def train(cfg: DictConfig) -> float | None:
         stage, datamodule, trainer, resume = prepare(cfg)
     except (ValueError, OSError, WeightsUnavailable, InstantiationException, OmegaConfBaseException) as error:
         cause = cause_of(error)
-        if isinstance(cause, ValueError | OSError | WeightsUnavailable | OmegaConfBaseException):
+        if isinstance(cause, ValueError | TypeError | OSError | WeightsUnavailable | OmegaConfBaseException):
             raise UsageError(str(cause)) from error
         raise
     for logger in trainer.loggers:
         logger.log_hyperparams(stage.recipe)
-    if resume is None and trainer.is_global_zero:
-        # Only `overwrite=true` comes here with old checkpoints, and only once everything else is in order.
+    if cfg.overwrite and resume is None and trainer.is_global_zero:
+        # Only now that everything else is in order.
         for old in checkpoint_folder(cfg.dir).glob("*.ckpt"):
             old.unlink()
     try:
@@ -209,6 +220,9 @@ def run(cfg: DictConfig) -> Any:
     except UsageError as error:
         log.error("error: %s", error)
         raise SystemExit(2) from error
+    except DivergedError as error:
+        log.error("error: %s", error)
+        raise SystemExit(1) from error
 
 
 def main() -> None:

@@ -97,6 +97,7 @@ def test_two_processes_from_the_command_line(pictures: Path, tmp_path: Path) -> 
         "trainer.strategy": "ddp",
         "batch": 4,
         "validate_first": "true",
+        "logger": "default",
     }
     del values["data.batch_size"]
     done = command(*words(values))
@@ -106,5 +107,8 @@ def test_two_processes_from_the_command_line(pictures: Path, tmp_path: Path) -> 
     (last,) = tmp_path.rglob("last.ckpt")
     assert checkpoint(last.parents[1])["global_step"] == 2
     assert len(list(last.parents[1].glob("csv/*"))) == 1
+    # A resumed run finds its W&B run by the identity that the first process wrote.
+    (logged,) = last.parents[1].glob("wandb/offline-run-*")
+    assert logged.name.endswith((last.parents[1] / "wandb-id.txt").read_text())
     rows = [row for row in figures(last.parents[1]) if "train/loss" in row]
     assert [row["step"] for row in rows] == [0, 1]

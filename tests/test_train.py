@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 
+from glc.training.callbacks.checkpoint import DivergedError
 from src.train import UsageError, find_initial_weights
 from tests.short_runs import QUIET, checkpoint, compose, live_weights, run, settings, write_pictures
 
@@ -152,3 +153,62 @@ def test_lpips_that_is_required_must_be_there(pictures: Path, tmp_path: Path) ->
     )
     assert "squeezenet1_1" in message
     assert "perceptual.required=false" in message
+
+
+def test_the_first_process_of_torchrun_does_not_write_over_a_run(
+    trained: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    last = trained / "checkpoints" / "last.ckpt"
+    before = last.read_bytes()
+    for name in ("RANK", "LOCAL_RANK"):
+        monkeypatch.setenv(name, "0")
+    assert "overwrite=true" in refused(options(trained, pictures))
+    assert last.read_bytes() == before
+
+
+def test_float16_is_refused(pictures: Path, tmp_path: Path) -> None:
+    message = refused({**settings(pictures, tmp_path, "half", "vqvae"), "trainer.precision": "16-mixed"})
+    assert "trainer.precision=16-mixed" in message
+    assert "bf16-mixed" in message
+
+
+def test_a_training_that_diverges_keeps_the_last_good_checkpoint(pictures: Path, tmp_path: Path) -> None:
+    values = settings(pictures, tmp_path, "diverging", "vqvae", 4)
+    folder = run({**values, "trainer.max_steps": 2, "data.epoch_batches": 2})
+    before = (folder / "checkpoints" / "last.ckpt").read_bytes()
+    with pytest.raises(DivergedError, match=r"smaller stage\.optimizer\.lr"):
+        run(
+            {
+                **{**values, "trainer.max_steps": 8, "data.epoch_batches": 4},
+                **{"init_from": str(folder / "checkpoints" / "last.ckpt"), "name": "diverged"},
+                **{"stage.optimizer.lr": 1e30, "stage.clip": 0},
+            }
+        )
+    assert (folder / "checkpoints" / "last.ckpt").read_bytes() == before
+    assert not list((tmp_path / "diverged").rglob("*.ckpt"))
+
+
+def test_training_in_pieces_of_limited_time(pictures: Path, tmp_path: Path) -> None:
+    values = {**settings(pictures, tmp_path, "pieces", "vqvae", 4), "resume": "auto", "max_minutes": 0}
+    steps = [checkpoint(run(values))["global_step"] for _ in range(3)]
+    assert steps == [1, 2, 3]
+
+
+def test_settings_that_changed_are_named(
+    trained: Path, pictures: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    steps = checkpoint(trained)["global_step"]
+    changed = {"resume": "last", "stage.codebook_weight": 0.5, "trainer.max_steps": steps}
+    run(options(trained, pictures, **changed))
+    assert "stage.codebook_weight was 1.0, is 0.5" in caplog.text
+
+
+def test_in_the_network_the_codes_are_those_of_the_first_stage(
+    trained: Path, pictures: Path, tmp_path: Path
+) -> None:
+    last = trained / "checkpoints" / "last.ckpt"
+    source = checkpoint(trained)["state_dict"]["autoencoder.quantizer.embedding"]
+    values = settings(pictures, tmp_path, "network", "transform", 1)
+    state = live_weights(checkpoint(run({**values, "code_prediction": "network", "init_from": str(last)})))
+    assert torch.equal(state["model.refiner.quantizer.embedding"], source)
+    assert torch.equal(state["quantizer.embedding"], source)

@@ -28,15 +28,18 @@ class Driver:
         self.stage = OneCodebook(quantizer)
         self.care = care
         self.trainer = SimpleNamespace(
-            global_step=0, world_size=1, strategy=SimpleNamespace(reduce=lambda tensor, reduce_op: tensor)
+            global_step=0,
+            world_size=1,
+            strategy=SimpleNamespace(reduce=lambda tensor, reduce_op: tensor),
+            callbacks=[],
         )
 
-    def step(self, vectors: Tensor) -> None:
-        """Go through a step with vectors `[N, D]`."""
+    def step(self, vectors: Tensor, accumulated: bool = False) -> None:
+        """Go through a batch with vectors `[N, D]`, the last of its step unless it is accumulated."""
         maps = vectors.T.reshape(1, vectors.shape[1], -1, 1)
         quantizer = self.stage.quantizer
         self.stage.observations["c"] = Observation(quantizer, maps, quantizer.encode(maps))
-        self.trainer.global_step += 1
+        self.trainer.global_step += not accumulated
         self.care.on_train_batch_end(self.trainer, self.stage, None, None, 0)  # type: ignore[arg-type]
 
 
@@ -165,3 +168,34 @@ def test_folding_keeps_the_codes() -> None:
     assert torch.equal(plain.decode(indices), quantizer.decode(indices))
     quantizer.fold()  # once more is harmless
     assert torch.equal(quantizer.codebook(), codes)
+
+
+def test_accumulated_batches_count_but_move_nothing() -> None:
+    centres, _ = clusters()
+    quantizer = VectorQuantizer(4, 4)
+    with torch.no_grad():
+        quantizer.embedding.copy_(centres)
+    quantizer.initialized.fill_(True)
+    driver = Driver(quantizer, CodebookCare(revive_every=2))
+    driver.step(centres[:1])
+    driver.step(centres[1:2], accumulated=True)
+    driver.step(centres[2:3], accumulated=True)
+    assert torch.equal(quantizer.embedding, centres)
+    driver.step(torch.full((1, 4), 3.0))  # the step ends: code 3 was never used, or code 0 is nearest to it
+    used = quantizer.encode(torch.full((1, 4, 1, 1), 3.0)).item()
+    assert torch.equal(quantizer.embedding[1:3], centres[1:3])
+    before = quantizer.embedding.clone()
+    driver.step(centres[:1], accumulated=True)  # the step's number still is a multiple of the period
+    assert torch.equal(quantizer.embedding, before)
+    assert 0 <= used < 4
+
+
+def test_revived_codes_differ_from_each_other() -> None:
+    quantizer = VectorQuantizer(16, 4)
+    quantizer.initialized.fill_(True)
+    vectors = 5 + torch.randn(6, 4)
+    Driver(quantizer, CodebookCare(revive_every=1)).step(vectors)
+    moved = quantizer.embedding[(quantizer.embedding.abs() > 1).any(1)]
+    assert len(moved) >= 5
+    assert len(torch.unique(moved, dim=0)) == len(moved)
+    assert among(moved.detach(), vectors)

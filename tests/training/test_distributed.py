@@ -10,6 +10,7 @@ import torch
 
 from tests.short_runs import QUIET, ROOT, STAGES, checkpoint, figures, finite
 from tests.training.one_step import FixedRates, difference, four_pictures, update
+from tests.training.two_ranks import UNEVEN
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +25,7 @@ def folder(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("stage", [*STAGES, *UNEVEN])
 def test_ranks_see_different_pictures_and_stay_in_step(folder: Path, stage: str) -> None:
     place = folder / "ranks" / stage
     first, second = (torch.load(place / f"rank-{i}.pt", weights_only=True) for i in range(2))

@@ -14,6 +14,12 @@ from tests.short_runs import STAGES, run, settings
 from tests.training.one_step import update
 
 STEPS = 3
+# Parts of a model without a gradient, in some steps or in all: DDP waits for every parameter's.
+UNEVEN = {
+    "network": {"code_prediction": "network"},
+    "indices": {"coder": "indices_map", "data.batch_size": 1},
+    "logged": {"stage.distortion_weights.code_ce": 0, "stage.weights.codebook": 0},
+}
 
 
 class Probe(L.Callback):
@@ -36,9 +42,13 @@ class Probe(L.Callback):
 def main(pictures: Path, folder: Path) -> None:
     """Train the stages for a few steps, then do one step of stage II without randomness."""
     torch.set_num_threads(1)
-    for stage in STAGES:
+    runs: dict[str, dict[str, Any]] = {stage: {"stage": stage} for stage in STAGES}
+    runs |= {name: {"stage": "transform", **changes} for name, changes in UNEVEN.items()}
+    for name, changes in runs.items():
+        stage = changes["stage"]
         options = {
             **settings(pictures, folder, "ranks", stage, STEPS),
+            "dir": str(folder / "ranks" / name),
             "data.val_limit": 3,  # does not divide by two
             "trainer.devices": 2,
             "trainer.strategy": "ddp_fork",
@@ -46,9 +56,10 @@ def main(pictures: Path, folder: Path) -> None:
             "callbacks.codebooks.revive_every": 2,
             "callbacks.last.every_n_steps": 2,
             "+callbacks.probe._target_": "tests.training.two_ranks.Probe",
-            "+callbacks.probe.folder": str(folder / "ranks" / stage),
+            "+callbacks.probe.folder": str(folder / "ranks" / name),
             # The game begins in the middle: both ways of going through a step are gone through.
             **({} if stage == "transform" else {"stage.discriminator_start": 1}),
+            **changes,
         }
         run(options)
     torch.save(update(folder, "transform", batch=2, devices=2), folder / "update.pt")

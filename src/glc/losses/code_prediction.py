@@ -11,7 +11,8 @@ class CodePredictionLoss(nn.Module):
     """D_code(l, l_hat): the terms `code_ce` and `latent_mse`.
 
     `code_ce` is the cross-entropy, in nats, of the clean latent's code indices M_l under CP(l_hat);
-    `latent_mse` the mean square of l - l_hat. The paper weights them 0.5 and 1.
+    `latent_mse` the mean square of l - l_hat over all elements, as in the published code (the squared norm
+    per position would be C times as large). The paper weights them 0.5 and 1.
 
     Args:
         predictor: CP, trained along; None leaves `code_ce` out (the ablation without code prediction).

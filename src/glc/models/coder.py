@@ -173,7 +173,7 @@ class IndicesMapCoder(nn.Module):
             z=latent,
             z_codes=torch.cat([q.codes for q in quantized]),
             z_indices=empty.long(),
-            symbols=indices,
+            symbols=indices.to(latent.dtype),
             scales=empty,
             latent_hat=torch.cat([q.quantized for q in quantized]),
             bits_y=latent.new_tensor(width) * indices[0].numel(),

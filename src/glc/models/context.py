@@ -64,7 +64,7 @@ class QuadtreeContext(nn.Module):
     ```
 
     All of it must be reproduced exactly by a decoder, so it is made of 1x1 and depth-wise convolutions,
-    leaky rectifiers, sums and products alone (see docs/bitstream.md).
+    leaky rectifiers, sums and products alone.
 
     Args:
         channels: N, the width of y, a multiple of 4.

@@ -54,6 +54,9 @@ class CodecStage(Stage):
         super().__init__(optimization, **options)
         self.model = model
         self.quantizer = quantizer
+        if model.refiner is not None:
+            # One C: the codes that the decoder sees are those whose indices CP learns to predict.
+            model.refiner.quantizer = quantizer
         self.code_loss = CodePredictionLoss(predictor if model.refiner is None else model.refiner.predictor)
         self.rate_loss = RateLoss()
         self.codebook = codebook
@@ -65,8 +68,11 @@ class CodecStage(Stage):
         self.noise = noise
 
     def draw_rates(self, x: Tensor) -> Tensor:
-        """Draw a rate point for each picture of a batch."""
-        return draw_rates(len(x), self.model.num_rates, x.device)
+        """Draw a rate point for each picture of a batch: a share of one draw for all devices together."""
+        b, rank, world = len(x), self.global_rank, self.trainer.world_size
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.position)
+        drawn = draw_rates(b * world, self.model.num_rates, x.device, generator)
+        return drawn[rank * b : (rank + 1) * b]
 
     def coding_terms(self, out: CoderOutput) -> dict[str, Tensor]:
         """Return the terms `rate_y`, `rate_z` and, where a codebook is trained, `codebook`."""

@@ -8,6 +8,8 @@ from pathlib import Path
 import wandb
 from lightning.pytorch.loggers import WandbLogger
 
+from glc.training.processes import is_first_process
+
 
 def logged_in() -> bool:
     """Say whether W&B has a key: in the environment or kept by `wandb login`."""
@@ -41,10 +43,10 @@ def wandb_logger(
     mode = os.environ.get("WANDB_MODE") or ("online" if logged_in() else "offline")
     folder.mkdir(parents=True, exist_ok=True)
     identity = folder / "wandb-id.txt"
-    if resume is None or not identity.is_file():
+    if is_first_process() and (resume is None or not identity.is_file()):
         identity.write_text(uuid.uuid4().hex[:8])
     return WandbLogger(
-        id=identity.read_text(),
+        id=identity.read_text() if identity.is_file() else None,
         project=project,
         group=group,
         name=name,

@@ -24,11 +24,13 @@ def lambdas(values: float | Sequence[float], num_rates: int) -> Tensor:
     return torch.tensor([float(value) for value in listed])
 
 
-def draw_rates(batch_size: int, num_rates: int, device: torch.device) -> Tensor:
+def draw_rates(
+    batch_size: int, num_rates: int, device: torch.device, generator: torch.Generator | None = None
+) -> Tensor:
     """Draw a rate point for each picture `[B]`, int64, such that all points are equally frequent in a batch.
 
     A batch smaller than the number of points sees that many different ones.
     """
     rounds = -(-batch_size // num_rates)
-    points = torch.cat([torch.randperm(num_rates) for _ in range(rounds)])
+    points = torch.cat([torch.randperm(num_rates, generator=generator) for _ in range(rounds)])
     return points[:batch_size].to(device)

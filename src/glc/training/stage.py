@@ -87,6 +87,8 @@ class Stage(L.LightningModule):
         self.recipe: dict[str, Any] = {}
         """Plain configuration that made this run; checkpoints carry it so that they can be rebuilt."""
         self.observations: dict[str, Observation] = {}
+        self.position = 0
+        """Batches seen by this device, over all epochs."""
         self.usage = nn.ModuleDict()
         self.tallies = nn.ModuleDict()
 
@@ -148,6 +150,10 @@ class Stage(L.LightningModule):
             batch_idx: position of the batch in the epoch.
         """
         accumulate = self.optimization.accumulate
+        if self.trainer.world_size > 1:
+            # DDP waits for a gradient of every parameter, also of one that a weight of 0 or the rate points
+            # of this batch leave out.
+            loss = loss + sum(0.0 * p.sum() for p in self.parameters() if p.requires_grad)
         self.manual_backward(loss / accumulate)
         if (batch_idx + 1) % accumulate and not self.trainer.is_last_batch:
             return
@@ -168,8 +174,8 @@ class Stage(L.LightningModule):
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Seed the randomness of this batch."""
-        position = self.trainer.fit_loop.epoch_loop.total_batch_idx + 1
-        torch.manual_seed((self.seed * 1_000_003 + position) * 65_537 + self.global_rank)
+        self.position = self.trainer.fit_loop.epoch_loop.total_batch_idx + 1
+        torch.manual_seed((self.seed * 1_000_003 + self.position) * 65_537 + self.global_rank)
 
     # Logging --------------------------------------------------------------------------------------
 

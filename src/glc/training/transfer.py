@@ -1,5 +1,6 @@
 """Start a stage from the weights of another (`init_from=`)."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +26,18 @@ class TransferError(WeightsError):
     """A checkpoint does not fit the model or the stage."""
 
 
-def check_resumable(stage: Stage, path: str | Path) -> None:
+MAY_DIFFER = (
+    *("resume", "overwrite", "init_from", "dir", "runs_dir", "max_minutes", "validate_first"),
+    *("logger", "callbacks", "stage.module", "trainer.default_root_dir"),
+)
+"""Settings of which nobody needs to be told that a continued run has others."""
+
+
+def check_resumable(stage: Stage, path: str | Path) -> list[str]:
     """Check that the weights of a checkpoint are those of a stage, before a run is continued from it.
+
+    Returns:
+        How the settings differ from those that the checkpoint was trained with, a line each.
 
     Raises:
         WeightsError: when the file cannot be read.
@@ -38,6 +49,24 @@ def check_resumable(stage: Stage, path: str | Path) -> None:
         raise TransferError(
             f"{path}: cannot be continued by this model: {problem}. {_trained_model(checkpoint)}"
         )
+    before, now = (dict(_settings(recipe)) for recipe in (checkpoint["glc"]["recipe"], stage.recipe))
+    return [
+        f"{key} was {before.get(key)}, is {now.get(key)}"
+        for key in sorted(before.keys() | now.keys())
+        if before.get(key) != now.get(key)
+    ]
+
+
+def _settings(recipe: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield the dotted keys and values of a configuration, without what may differ or follows from others."""
+    for key, value in recipe.items():
+        name = f"{prefix}{key}"
+        if name in MAY_DIFFER:
+            continue
+        if isinstance(value, dict):
+            yield from _settings(value, f"{name}.")
+        else:
+            yield name, value
 
 
 def _trained_model(checkpoint: dict[str, Any]) -> str:

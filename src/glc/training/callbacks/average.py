@@ -1,6 +1,8 @@
 """A moving average of the weights."""
 
+import lightning as L
 from lightning.pytorch.callbacks import WeightAveraging
+from torch import nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 
@@ -22,3 +24,10 @@ class MovingAverage(WeightAveraging):
         if not 0 <= decay < 1:
             raise ValueError(f"callbacks.ema.decay must lie in [0, 1), got {decay}")
         super().__init__(multi_avg_fn=get_ema_multi_avg_fn(decay))
+
+    def counterpart(self, module: L.LightningModule, part: nn.Module) -> nn.Module | None:
+        """Return the average of a submodule, None before there is one."""
+        if self._average_model is None:
+            return None
+        name = next(name for name, candidate in module.named_modules() if candidate is part)
+        return self._average_model.module.get_submodule(name)

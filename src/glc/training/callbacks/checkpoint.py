@@ -9,6 +9,10 @@ from lightning.pytorch.callbacks import Checkpoint
 LAST = "last.ckpt"
 
 
+class DivergedError(RuntimeError):
+    """The loss or the gradients are no longer finite; the message says what can be done."""
+
+
 class LastCheckpoint(Checkpoint):
     """Keep `last.ckpt` up to date: every so many steps, and at the end of each epoch and of the training.
 
@@ -19,6 +23,9 @@ class LastCheckpoint(Checkpoint):
     Args:
         dirpath: folder of the checkpoint.
         every_n_steps: period within an epoch.
+
+    Raises:
+        DivergedError: instead of replacing a good checkpoint by one of a training that diverged.
     """
 
     def __init__(self, dirpath: str | Path, every_n_steps: int = 1000) -> None:
@@ -30,7 +37,8 @@ class LastCheckpoint(Checkpoint):
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Save at the period."""
-        if trainer.global_step % self.every_n_steps == 0 and not trainer.is_last_batch:
+        step = trainer.global_step
+        if step > 0 and step % self.every_n_steps == 0 and not trainer.is_last_batch:
             self._save(trainer)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -39,5 +47,13 @@ class LastCheckpoint(Checkpoint):
 
     def _save(self, trainer: L.Trainer) -> None:
         if trainer.global_step != self._saved_step:
+            for name in ("train/loss", "train/grad_norm"):
+                value = trainer.callback_metrics.get(name)
+                if value is not None and not value.isfinite():
+                    raise DivergedError(
+                        f"training diverged: {name} is {float(value)} at step {trainer.global_step}; "
+                        f"{self.path} is left as it was: continue from it with a smaller stage.optimizer.lr "
+                        "or stage.clip"
+                    )
             self._saved_step = trainer.global_step
             trainer.save_checkpoint(self.path, weights_only=False)

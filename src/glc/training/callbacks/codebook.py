@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from glc.models.quantizer import VectorQuantizer
+from glc.training.callbacks.average import MovingAverage
 from glc.training.stage import Stage
 
 
@@ -20,7 +21,7 @@ class CodebookCare(L.Callback):
         initialize_after: step at whose end a fresh codebook is placed on the vectors of the batches so
             far by k-means; None never.
         revive_every: steps between revivals; codes not used since the last one move to random vectors of
-            the current batch. None never. Projected codebooks need no revival.
+            the current batch, each to another. None never. Projected codebooks need no revival.
         max_vectors: vectors kept for the start.
     """
 
@@ -32,6 +33,11 @@ class CodebookCare(L.Callback):
         self.max_vectors = max_vectors
         self._vectors: dict[str, list[Tensor]] = {}
         self._counts: dict[str, Tensor] = {}
+        self._step = 0
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Note where the training starts or goes on."""
+        self._step = trainer.global_step
 
     def state_dict(self) -> dict[str, Any]:
         """Return the counts since the last revival, so that a resumed run revives the same codes."""
@@ -47,7 +53,9 @@ class CodebookCare(L.Callback):
     ) -> None:
         """Look after every codebook that the batch went through."""
         assert isinstance(pl_module, Stage)
-        step = trainer.global_step - 1
+        # Accumulated batches count, but only the last of a step may move codes.
+        stepped = trainer.global_step != self._step
+        self._step = trainer.global_step
         for name, seen in pl_module.observations.items():
             quantizer = seen.quantizer
             if not any(p.requires_grad for p in quantizer.parameters()):
@@ -55,15 +63,15 @@ class CodebookCare(L.Callback):
             vectors = seen.vectors.permute(0, 2, 3, 1).reshape(-1, quantizer.dim).float()
             if not quantizer.initialized and self.initialize_after is not None:
                 self._collect(name, vectors)
-                if step >= self.initialize_after:
+                if stepped and trainer.global_step > self.initialize_after:
                     pooled = _pool(pl_module, torch.cat(self._vectors.pop(name)))
                     quantizer.initialize(pooled, generator=torch.Generator().manual_seed(pl_module.seed))
-                    _share(trainer, quantizer)
+                    _share(trainer, pl_module, quantizer)
             if self.revive_every and quantizer.projection is None:
                 counts = torch.bincount(seen.indices.flatten(), minlength=quantizer.size)
                 held = self._counts.get(name, torch.zeros_like(counts)).to(counts.device)
                 self._counts[name] = held + counts
-                if (step + 1) % self.revive_every == 0:
+                if stepped and trainer.global_step % self.revive_every == 0:
                     self._revive(trainer, pl_module, name, quantizer, vectors)
 
     def _collect(self, name: str, vectors: Tensor) -> None:
@@ -79,11 +87,13 @@ class CodebookCare(L.Callback):
         assert isinstance(counts, Tensor)
         dead = (counts == 0).nonzero().flatten()
         pooled = _pool(module, vectors)
-        picked = torch.randint(
-            len(pooled), (len(dead),), generator=torch.Generator().manual_seed(trainer.global_step)
-        )
+        generator = torch.Generator().manual_seed(trainer.global_step)
+        # No two codes to the same vector: of equal codes only the first would ever be chosen.
+        number = min(len(dead), len(pooled))
+        dead = dead[torch.randperm(len(dead), generator=generator)[:number].to(dead.device)]
+        picked = torch.randperm(len(pooled), generator=generator)[:number]
         quantizer.embedding[dead] = pooled[picked.to(pooled.device)].to(quantizer.embedding)
-        _share(trainer, quantizer)
+        _share(trainer, module, quantizer, dead)
 
 
 def _pool(module: L.LightningModule, vectors: Tensor) -> Tensor:
@@ -93,8 +103,21 @@ def _pool(module: L.LightningModule, vectors: Tensor) -> Tensor:
     return gathered.reshape(-1, vectors.shape[-1])
 
 
-def _share(trainer: L.Trainer, quantizer: VectorQuantizer) -> None:
-    """Give all devices the first one's codes: sums on a GPU differ in their last digits."""
+def _share(
+    trainer: L.Trainer, module: L.LightningModule, quantizer: VectorQuantizer, rows: Tensor | None = None
+) -> None:
+    """Give all devices the first one's codes, and moved codes (all, or some rows) to the moving average too.
+
+    Sums on a GPU differ in their last digits; and the average of where a code was and where it is now is no
+    code.
+    """
     for name, tensor in [*quantizer.named_parameters(), *quantizer.named_buffers()]:
         if trainer.world_size > 1 and name != "initialized":
             tensor.copy_(trainer.strategy.broadcast(tensor.detach()))
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        average = callback.counterpart(module, quantizer) if isinstance(callback, MovingAverage) else None
+        if isinstance(average, VectorQuantizer):
+            if rows is None:
+                average.load_state_dict(quantizer.state_dict())
+            else:
+                average.embedding[rows] = quantizer.embedding[rows]

@@ -1,0 +1,12 @@
+"""Which of several processes is this one?"""
+
+import os
+
+
+def is_first_process() -> bool:
+    """Say whether this process is the first of its run, before a trainer knows.
+
+    Lightning's own launcher names the processes that it starts by `LOCAL_RANK` and leaves the first alone;
+    torchrun and SLURM name all of them.
+    """
+    return all(int(os.environ.get(name) or 0) == 0 for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID"))
