@@ -109,3 +109,21 @@ def test_parts_that_do_not_fit_are_refused() -> None:
         VQAutoencoder(encoder, decoder, VectorQuantizer(16, 6))
     with pytest.raises(ValueError, match=r"divides sides by 2.*by 4"):
         VQAutoencoder(encoder, Decoder(4, 8, (1, 1, 2), 1), quantizer)
+
+
+def test_a_compiled_decoder_is_differentiated_at_its_last_layer_first() -> None:
+    options = {"latent_channels": 4, "channels": 8, "multipliers": (1, 2), "num_blocks": 1, "stem": 2}
+    torch.manual_seed(0)
+    plain = Decoder(**options)
+    compiled = Decoder(**options)
+    compiled.load_state_dict(plain.state_dict())
+    compiled.compile(backend="aot_eager")
+    latent = torch.randn(1, 4, 4, 4)
+    gradients = []
+    for decoder in (plain, compiled):
+        x_hat = decoder(latent)
+        (at_last,) = torch.autograd.grad(x_hat.sum(), decoder.last_layer, retain_graph=True)
+        x_hat.square().sum().backward()
+        gradients.append([at_last, *(p.grad for p in decoder.parameters())])
+    for expected, found in zip(*gradients, strict=True):
+        assert torch.allclose(expected, found, rtol=1e-4, atol=1e-5)

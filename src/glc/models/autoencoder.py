@@ -1,7 +1,7 @@
 """The latent auto-encoder: a VQGAN's encoder E, decoder D and codebook C (paper sections 3.2, 8.1)."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -107,8 +107,7 @@ class Encoder(_Pipeline):
         return self.run(x).float()
 
 
-@torch.compiler.disable
-def _uncompiled(block: nn.Module, x: Tensor) -> Tensor:
+def _apply(block: nn.Module, x: Tensor) -> Tensor:
     return block(x)
 
 
@@ -166,6 +165,7 @@ class Decoder(_Pipeline):
         self.latent_channels = latent_channels
         self.downsampling = stem * 2 ** (len(multipliers) - 1)
 
+        self._apply_last = _apply
         self._last = len(blocks) - (2 if stem > 1 else 1)
 
     @property
@@ -178,11 +178,18 @@ class Decoder(_Pipeline):
     def forward(self, latent: Tensor) -> Tensor:
         """Map `[B, latent_channels, h, w]` to `[B, 3, f h, f w]`, nominally in [-1, 1]."""
         x = self.run(latent, self._last)
-        # The adversarial loss is differentiated down to the last layer alone: within a compiled graph that
-        # would cost (and, since graphs free their buffers, forbid) a backward pass of the whole decoder.
         for block in self.blocks[self._last :]:
-            x = _uncompiled(block, x)
+            x = self._apply_last(block, x)
         return x.float()
+
+    def compile(self, *args: Any, **kwargs: Any) -> None:
+        """Compile all but the last layer.
+
+        The adversarial loss is differentiated down to the last layer alone: within a compiled graph that
+        would cost (and, since graphs free their buffers, forbid) a backward pass of the whole decoder.
+        """
+        self._apply_last = torch.compiler.disable(_apply)
+        super().compile(*args, **kwargs)
 
 
 class AutoencoderOutput(NamedTuple):
