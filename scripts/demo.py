@@ -19,8 +19,9 @@ import torch
 from torch import Tensor
 from torchvision.utils import save_image
 
-from glc.codec.export import export, load_model
+from glc.codec.export import export
 from glc.codec.padding import crop, pad
+from glc.codec.weights import load_model
 from glc.data.images import read_rgb, to_tensor
 from glc.data.pack import pack
 from glc.data.samples import sample_paths

@@ -18,7 +18,8 @@ from safetensors.torch import load_file, save_file
 
 from glc.cli import main
 from glc.codec.checkpoint import WeightsError
-from glc.codec.export import FORMAT, export, load_model
+from glc.codec.export import export
+from glc.codec.weights import FORMAT, load_model
 from glc.models.glc import GLC
 from glc.models.quantizer import VectorQuantizer
 from tests.short_runs import checkpoint
@@ -78,7 +79,7 @@ def test_holds_the_codec_and_nothing_of_its_training(weights: Path) -> None:
     assert not [name for name in tensors if "projection" in name and "quantizer" in name]
     with safe_open(weights, framework="pt") as file:
         metadata = file.metadata()
-    assert metadata.keys() == {"format", "model"}
+    assert metadata.keys() == {"format", "model", "tables", "rates", "fingerprint", "encoder_fingerprint"}
     assert '"projected": true' not in metadata["model"]
     quantizers = [m for m in load_model(weights).modules() if isinstance(m, VectorQuantizer)]
     assert quantizers
@@ -99,7 +100,7 @@ class Blocker:
             raise ImportError(name)
 import torch
 sys.meta_path.insert(0, Blocker())
-from glc.codec.export import load_model
+from glc.codec.weights import load_model
 model = load_model(sys.argv[1])
 x = torch.load(sys.argv[2], weights_only=True)
 with torch.no_grad():
@@ -177,7 +178,7 @@ def test_a_failure_leaves_the_old_file(
         path.write_bytes(b"half")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("glc.codec.export.save_file", fail)
+    monkeypatch.setattr("glc.codec.weights.save_file", fail)
     with pytest.raises(OSError, match="No space"):
         export(stages["joint"] / "checkpoints" / "last.ckpt", destination)
     assert [path.name for path in tmp_path.iterdir()] == ["codec.safetensors"]

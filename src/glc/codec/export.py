@@ -1,25 +1,26 @@
-"""A codec's weights file: from a training checkpoint, and back to a model."""
+"""From a training checkpoint to a codec's weights file."""
 
-import json
-import os
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+import torch
 from torch import Tensor
 
-from glc.codec.architecture import ArchitectureError, build, without_projections
+from glc.codec.architecture import without_projections
 from glc.codec.checkpoint import WeightsError, read_checkpoint
+from glc.codec.padding import pad
+from glc.codec.tables import Table, Tables, density_tables, gaussian_tables, index_table
+from glc.codec.weights import build_model, fill, save_weights
+from glc.data.images import read_rgb, stack_pictures
+from glc.models.coder import TransformCoder
 from glc.models.glc import GLC
+from glc.models.hyperprior import CategoricalHyperprior, FactorizedHyperprior
 from glc.models.quantizer import VectorQuantizer
 
-FORMAT = 1
-"""Version of the weights file."""
 
-
-def model_from_checkpoint(path: str | Path) -> tuple[GLC, dict[str, Any]]:
-    """Return the codec in a training checkpoint, with its description.
+def model_from_checkpoint(path: str | Path) -> tuple[GLC, dict[str, Any], list[dict[str, Any]]]:
+    """Return the codec in a training checkpoint, with its description and its rate points.
 
     The averaged weights are taken where the checkpoint has them. Projected codebooks become plain ones.
 
@@ -28,83 +29,95 @@ def model_from_checkpoint(path: str | Path) -> tuple[GLC, dict[str, Any]]:
     """
     checkpoint = read_checkpoint(path)
     stage = checkpoint["glc"]["recipe"].get("stage", {})
-    description = stage.get("module", {}).get("model")
+    module = stage.get("module", {})
+    description = module.get("model")
     if description is None:
         raise WeightsError(
             f"{path}: a checkpoint of stage={stage.get('name', 'unknown')} holds no whole codec; "
             "export one of stage=transform or stage=joint"
         )
-    model = _build(path, description)
+    model = build_model(path, description)
     prefix = "model."
     state = {k[len(prefix) :]: v for k, v in checkpoint["state_dict"].items() if k.startswith(prefix)}
-    _fill(path, model, state)
+    fill(path, model, state)
+    fold_codebooks(model)
+    return model.eval(), without_projections(description), rate_points(model, module.get("lmbda"))
+
+
+def fold_codebooks(model: GLC) -> None:
+    """Make projected codebooks plain ones: the decoder looks codes up, it does not compute them."""
     for module in model.modules():
         if isinstance(module, VectorQuantizer):
             module.fold()
-    return model.eval(), without_projections(description)
 
 
-def export(checkpoint: str | Path, destination: str | Path) -> None:
+def rate_points(model: GLC, lmbda: Any = None) -> list[dict[str, Any]]:
+    """Return what a weights file says of each rate point: the lambda of its training, where it is known."""
+    values = lmbda if isinstance(lmbda, list | tuple) and len(lmbda) == model.num_rates else None
+    return [{"lmbda": None if values is None else float(values[k])} for k in range(model.num_rates)]
+
+
+def make_tables(model: GLC, pictures: Iterable[Tensor] = ()) -> Tables:
+    """Return new frequency tables for a model.
+
+    Args:
+        model: the codec.
+        pictures: `[1, 3, H, W]` in [-1, 1]. The frequencies of a categorical hyper code are counted on them,
+            over all rate points; without any its code is of fixed length, as in the paper.
+    """
+    coder = model.coder
+    z: list[Table] = []
+    if isinstance(coder, TransformCoder) and isinstance(coder.hyper, FactorizedHyperprior):
+        z = density_tables(coder.hyper.density)
+    elif isinstance(coder, TransformCoder) and isinstance(coder.hyper, CategoricalHyperprior):
+        counts = torch.zeros(coder.hyper.quantizer.size, dtype=torch.long)
+        with torch.inference_mode():
+            for x in pictures:
+                latent = model.encoder(pad(x, model.stride))
+                for rate in range(model.num_rates):
+                    indices = coder.hyper(coder.analysis(latent, rate).float()).indices
+                    counts += torch.bincount(indices.flatten(), minlength=len(counts))
+        if counts.any():
+            z = [index_table(counts)]
+    return gaussian_tables(z)
+
+
+def export(
+    checkpoint: str | Path,
+    destination: str | Path,
+    half: bool = False,
+    photos: Iterable[str | Path] = (),
+) -> None:
     """Write a training checkpoint's codec as a weights file: tensors and their description, no pickle.
 
     The file is written under another name and renamed when it is whole.
 
+    Args:
+        checkpoint: of stage II or III.
+        destination: the weights file.
+        half: store the weights in half precision; the codec computes with what is stored.
+        photos: pictures from which to count the frequencies of the hyper code; see `make_tables`.
+
     Raises:
         WeightsError: when the checkpoint holds no whole codec.
+        glc.data.images.ImageError: when a picture cannot be read.
     """
-    model, description = model_from_checkpoint(checkpoint)
-    destination = Path(destination)
-    destination.parent.mkdir(parents=True, exist_ok=True)
-    partial = destination.with_name(f".{destination.name}.{os.getpid()}.part")
-    metadata = {"format": str(FORMAT), "model": json.dumps(description, sort_keys=True)}
-    tensors = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
-    try:
-        save_file(tensors, partial, metadata)
-        partial.replace(destination)
-    finally:
-        partial.unlink(missing_ok=True)
+    model, description, rates = model_from_checkpoint(checkpoint)
+    if half:
+        _halve(checkpoint, model)
+    pictures = (stack_pictures([read_rgb(photo)]) for photo in photos)
+    tables = make_tables(model, pictures)
+    state: Mapping[str, Tensor] = model.state_dict()
+    if half:
+        state = {name: t.half() if t.is_floating_point() else t for name, t in state.items()}
+    save_weights(destination, state, description, tables, rates)
 
 
-def load_model(path: str | Path) -> GLC:
-    """Return the model in a weights file, in evaluation mode on the CPU.
-
-    Raises:
-        WeightsError: when the file is missing, is not a codec's, or is of a newer format.
-    """
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except FileNotFoundError:
-        raise WeightsError(f"{path}: no such file") from None
-    except (SafetensorError, OSError) as error:
-        raise WeightsError(f"{path}: not a safetensors file ({error})") from error
-    if "model" not in metadata or not metadata.get("format", "").isdecimal():
-        raise WeightsError(f"{path}: has no description of a codec in it; make such a file with `glc export`")
-    if int(metadata["format"]) > FORMAT:
-        raise WeightsError(f"{path}: format {metadata['format']} is newer than this glc reads ({FORMAT})")
-    try:
-        description = json.loads(metadata["model"])
-    except (ValueError, RecursionError) as error:
-        raise WeightsError(f"{path}: its description cannot be read ({error})") from error
-    model = _build(path, description)
-    _fill(path, model, tensors)
-    return model.eval()
-
-
-def _build(path: str | Path, description: Any) -> GLC:
-    try:
-        model = build(description)
-    except ArchitectureError as error:
-        raise WeightsError(f"{path}: {error}") from error
-    if not isinstance(model, GLC):
-        raise WeightsError(f"{path}: describes {type(model).__name__}, not a codec")
-    return model
-
-
-def _fill(path: str | Path, model: GLC, state: dict[str, Tensor]) -> None:
-    try:
-        model.load_state_dict(state)
-    except RuntimeError as error:
-        reason = " ".join(str(error).split())
-        raise WeightsError(f"{path}: the weights do not fit their description: {reason}") from error
+@torch.no_grad()
+def _halve(path: str | Path, model: GLC) -> None:
+    """Round the weights to half precision, so that the tables are made with what will be stored."""
+    for name, tensor in model.state_dict().items():
+        if tensor.is_floating_point():
+            tensor.copy_(tensor.half())
+            if not tensor.isfinite().all():
+                raise WeightsError(f"{path}: {name} does not fit half precision; export without --half")

@@ -1,0 +1,118 @@
+"""The `.glc` file: its header and its checksum.
+
+All numbers are little-endian and unsigned; docs/bitstream.md explains every field and the payload.
+
+```
+offset  bytes  field
+     0      3  magic         "GLC"
+     3      1  version       1
+     4      4  fingerprint   first bytes of the weights' fingerprint
+     8      2  width  - 1    of the picture in pixels
+    10      2  height - 1
+    12      2  rate          rate point times 4096, from 0 to (K - 1) * 4096
+    14      n  payload       bytes of the entropy coder, up to the checksum; does not end in a zero byte
+14 + n      4  checksum      CRC-32 of everything before it
+```
+
+18 bytes beside the payload. The payload has no length of its own: it ends where the file does.
+"""
+
+import struct
+import zlib
+from dataclasses import dataclass
+
+from glc.codec.errors import (
+    DamagedError,
+    NewerVersionError,
+    NotGlcError,
+    SizeLimitError,
+    TruncatedError,
+)
+
+MAGIC = b"GLC"
+VERSION = 1
+"""Raised by any change of what bytes mean."""
+RATE_ONE = 4096
+"""Units of the rate field per rate point."""
+MAX_RATES = 16
+"""Rate points that the rate field can tell apart."""
+MAX_SIDE = 1 << 16
+"""Longest side that the format can tell."""
+DEFAULT_LIMIT = 16384 * 16384
+"""Pixels that a reader accepts unless told otherwise."""
+FINGERPRINT_BYTES = 4
+
+_HEADER = struct.Struct("<3sB4sHHH")
+_CHECKSUM = struct.Struct("<I")
+OVERHEAD = _HEADER.size + _CHECKSUM.size
+"""Bytes of a file beside its payload."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Header:
+    """What a file says of itself."""
+
+    fingerprint: bytes
+    """The first `FINGERPRINT_BYTES` bytes of the fingerprint of the weights that wrote the file."""
+    width: int
+    """Pixels, 1 to 65536."""
+    height: int
+    """Pixels, 1 to 65536."""
+    rate: int
+    """Rate point in units of 1 / `RATE_ONE`."""
+
+
+def pack(header: Header, payload: bytes) -> bytes:
+    """Return the file for a header and the entropy coder's bytes.
+
+    Raises:
+        SizeLimitError: when a side is longer than the format can tell.
+    """
+    if not (1 <= header.width <= MAX_SIDE and 1 <= header.height <= MAX_SIDE):
+        raise SizeLimitError(
+            f"a .glc file holds pictures of up to {MAX_SIDE} x {MAX_SIDE} pixels, "
+            f"not {header.width} x {header.height}"
+        )
+    start = _HEADER.pack(MAGIC, VERSION, header.fingerprint, header.width - 1, header.height - 1, header.rate)
+    return start + payload + _CHECKSUM.pack(zlib.crc32(payload, zlib.crc32(start)))
+
+
+def unpack(data: bytes, max_pixels: int = DEFAULT_LIMIT) -> tuple[Header, bytes]:
+    """Check a file and return its header and the entropy coder's bytes.
+
+    Nothing but the data are looked at, and nothing larger than them is allocated.
+
+    Args:
+        data: the whole file.
+        max_pixels: largest picture to accept, width times height.
+
+    Raises:
+        NotGlcError, NewerVersionError, TruncatedError, DamagedError, SizeLimitError: see there.
+    """
+    data = bytes(data)
+    if not data:
+        raise NotGlcError("the file is empty")
+    if data[: len(MAGIC)] != MAGIC[: len(data)]:
+        raise NotGlcError("not a .glc file: it does not begin with the letters GLC")
+    if len(data) > len(MAGIC) and data[len(MAGIC)] != VERSION:
+        version = data[len(MAGIC)]
+        if version < VERSION:
+            raise DamagedError(f"damaged: there is no version {version} of the format")
+        raise NewerVersionError(
+            f"written in version {version} of the format; this glc reads version {VERSION}: update it"
+        )
+    if len(data) < OVERHEAD:
+        raise TruncatedError(f"truncated: {len(data)} bytes, a .glc file has at least {OVERHEAD}")
+    body, (checksum,) = data[: -_CHECKSUM.size], _CHECKSUM.unpack(data[-_CHECKSUM.size :])
+    if zlib.crc32(body) != checksum:
+        raise DamagedError(f"damaged or truncated: the checksum of its {len(data)} bytes does not fit")
+    _, _, fingerprint, width, height, rate = _HEADER.unpack_from(body)
+    header = Header(fingerprint=fingerprint, width=width + 1, height=height + 1, rate=rate)
+    if header.width * header.height > max_pixels:
+        raise SizeLimitError(
+            f"the picture has {header.width} x {header.height} pixels, more than the limit of {max_pixels}"
+        )
+    payload = body[_HEADER.size :]
+    if payload.endswith(b"\0"):
+        raise DamagedError("damaged: the payload ends in a zero byte, which no encoder writes")
+    return header, payload

@@ -1,0 +1,328 @@
+"""The codec: pictures to files and back."""
+
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from glc.codec import bitstream
+from glc.codec.bitstream import DEFAULT_LIMIT, FINGERPRINT_BYTES, MAX_RATES, RATE_ONE, Header
+from glc.codec.catalog import find
+from glc.codec.checkpoint import WeightsError
+from glc.codec.errors import DamagedError, TargetError, WrongWeightsError
+from glc.codec.exact import InexactError, check_device
+from glc.codec.padding import crop, pad, padded_size
+from glc.codec.payload import Decoded, IndicesMapPayload, Symbols, TransformPayload
+from glc.codec.target import TOLERANCE, search
+from glc.codec.weights import Weights, read_weights
+from glc.data.images import ImageSource, read_rgb, stack_pictures, to_image
+from glc.models.coder import IndicesMapCoder
+
+Picture = ImageSource | np.ndarray | Tensor
+"""A path, a PIL image, an array `[H, W, 3]` of uint8, or a float tensor `[3, H, W]` in [0, 1]."""
+
+
+class TargetWarning(UserWarning):
+    """The size asked for lies above what the model's best quality needs, or between two sizes that exist."""
+
+
+class Codec:
+    """Turns pictures into `.glc` files and back.
+
+    ```
+    picture -- pad --> x --E, g_a--> y --+--> z, y as integers --> payload --> file
+                                         |    (probabilities in exact arithmetic)
+    picture <-- crop -- x_hat <--D, g_s-- y_hat <-----------------------------'
+    ```
+
+    What a file decodes to, its integers, does not depend on the machine. The networks outside of the
+    probabilities are ordinary floating point: their pictures differ between machines by rounding only.
+    All methods may be called from several threads at once.
+
+    Args:
+        weights: from `glc.codec.weights.read_weights`.
+        device: where the networks run.
+
+    Raises:
+        WeightsError: when the weights cannot make a codec.
+    """
+
+    def __init__(self, weights: Weights, device: str | torch.device = "cpu") -> None:
+        self.device = torch.device(device)
+        self.model = weights.model.to(self.device).requires_grad_(False)
+        self.weights = weights
+        if self.model.num_rates > MAX_RATES:
+            raise WeightsError(f"a codec has at most {MAX_RATES} rate points, not {self.model.num_rates}")
+        coder = self.model.coder
+        # Indices-map coding has no rate between two codebooks.
+        self._unit = RATE_ONE if isinstance(coder, IndicesMapCoder) else 1
+        try:
+            self._payload: TransformPayload | IndicesMapPayload = (
+                IndicesMapPayload(coder)
+                if isinstance(coder, IndicesMapCoder)
+                else TransformPayload(coder, weights.tables, self._exact_device())
+            )
+        except (InexactError, ValueError) as error:
+            raise WeightsError(f"the weights cannot be used for files: {error}") from error
+
+    def _exact_device(self) -> torch.device:
+        try:
+            check_device(self.device)
+        except InexactError:
+            return torch.device("cpu")
+        return self.device
+
+    @property
+    def fingerprint(self) -> bytes:
+        """The bytes by which files name these weights."""
+        return bytes.fromhex(self.weights.fingerprint)[:FINGERPRINT_BYTES]
+
+    def compress(
+        self,
+        image: Picture,
+        quality: float = 50,
+        *,
+        target_bpp: float | None = None,
+        target_size: int | None = None,
+    ) -> bytes:
+        """Return the file of a picture.
+
+        Args:
+            image: the picture; `glc.data.images` says what becomes of alpha, 16 bits and animations.
+            quality: 0 to 100, from the lowest trained rate point to the highest and linearly between them.
+            target_bpp: instead of a quality, bits per pixel of the whole file: it lands at most 3 % below.
+            target_size: the same in bytes.
+
+        Raises:
+            ImageError: when the picture cannot be read.
+            ValueError: when it, the quality or the target is out of range.
+            TargetError: when even the lowest quality needs more than the target.
+
+        Warns:
+            TargetWarning: when the file stays more than 3 % below its target.
+        """
+        if target_bpp is not None and target_size is not None:
+            raise ValueError("give target_bpp or target_size, not both")
+        x = self._to_input(image)
+        height, width = x.shape[-2:]
+        if target_bpp is not None:
+            if not target_bpp > 0:
+                raise ValueError(f"target_bpp must be positive, got {target_bpp}")
+            target_size = int(target_bpp * height * width / 8)
+        with torch.inference_mode():
+            latent = self._latent([x])
+            if target_size is None:
+                return self._encode(latent, [(height, width)], self.rate_of(quality))[0]
+            return self._search(latent, (height, width), target_size)
+
+    def compress_batch(self, images: Sequence[Picture], quality: float = 50) -> list[bytes]:
+        """Return the files of pictures that have one size once padded, coded together; see `compress`."""
+        inputs = [self._to_input(image) for image in images]
+        with torch.inference_mode():
+            sizes = [(x.shape[-2], x.shape[-1]) for x in inputs]
+            return self._encode(self._latent(inputs), sizes, self.rate_of(quality)) if inputs else []
+
+    def decompress(self, data: bytes, *, max_pixels: int = DEFAULT_LIMIT) -> Image.Image:
+        """Return the picture in a file.
+
+        Args:
+            data: the whole file.
+            max_pixels: largest picture to accept, width times height.
+
+        Raises:
+            BitstreamError: when the file cannot be decoded; its subclasses say why.
+        """
+        return self.decompress_batch([data], max_pixels=max_pixels)[0]
+
+    def decompress_batch(
+        self, files: Sequence[bytes], *, max_pixels: int = DEFAULT_LIMIT
+    ) -> list[Image.Image]:
+        """Return the pictures in files whose pictures have one size once padded; see `decompress`."""
+        if not files:
+            return []
+        headers, payloads = self._open(files, max_pixels)
+        with torch.inference_mode():
+            decoded = self._decode(headers, payloads)
+            return self._draw(decoded.latent_hat, headers)
+
+    def symbols(self, data: bytes, *, max_pixels: int = DEFAULT_LIMIT) -> Symbols:
+        """Return the integers in a file: they are the same on every machine.
+
+        Raises:
+            BitstreamError: when the file cannot be decoded.
+        """
+        headers, payloads = self._open([data], max_pixels)
+        with torch.inference_mode():
+            return self._decode(headers, payloads).symbols
+
+    def decode_z(self, data: bytes, *, max_pixels: int = DEFAULT_LIMIT) -> Image.Image:
+        """Return the picture that the hyper code alone predicts, all symbols of y taken as zero (figure 5).
+
+        Raises:
+            BitstreamError: when the file cannot be decoded.
+            ValueError: when the model has no hyper code.
+        """
+        headers, payloads = self._open([data], max_pixels)
+        with torch.inference_mode():
+            rate = self._rates(headers)
+            return self._draw(self._payload.decode_z(payloads, self._latent_size(headers[0]), rate), headers)[
+                0
+            ]
+
+    def from_symbols(self, symbols: Symbols, size: tuple[int, int], rate: int) -> bytes:
+        """Return the file that holds given integers; `symbols` undoes it.
+
+        No network outside of the exact ones is used: the bytes are the same on every machine.
+
+        Args:
+            symbols: of one picture, as `symbols` returns them.
+            size: height and width of the picture in pixels.
+            rate: rate point in units of 1 / 4096.
+        """
+        header = Header(fingerprint=self.fingerprint, width=size[1], height=size[0], rate=rate)
+        with torch.inference_mode():
+            return bitstream.pack(header, self._payload.write(symbols, self._rates([header]))[0])
+
+    def rate_of(self, quality: float) -> int:
+        """Return the rate point of a quality from 0 to 100, in units of 1 / 4096.
+
+        Raises:
+            ValueError: when the quality is out of range.
+        """
+        if not 0 <= quality <= 100:
+            raise ValueError(f"quality must lie in [0, 100], got {quality}")
+        steps = (self.model.num_rates - 1) * RATE_ONE // self._unit
+        return round(quality / 100 * steps) * self._unit
+
+    def quality_of(self, rate: int) -> float:
+        """Return the quality of a rate point in units of 1 / 4096; 0 where there is only one."""
+        return 100 * rate / max(1, (self.model.num_rates - 1) * RATE_ONE)
+
+    def _to_input(self, image: Picture) -> Tensor:
+        """Return a picture as x `[1, 3, H, W]` in [-1, 1]."""
+        if isinstance(image, Tensor):
+            if image.ndim != 3 or image.shape[0] != 3 or not image.is_floating_point():
+                raise ValueError(
+                    f"a tensor must be floats [3, H, W] in [0, 1], got {image.dtype} {list(image.shape)}"
+                )
+            if 0 in image.shape or not (image.min() >= 0 and image.max() <= 1):
+                raise ValueError("a tensor must hold pixels, with values in [0, 1]")
+            return image.detach().float()[None] * 2 - 1
+        if isinstance(image, np.ndarray):
+            if image.dtype != np.uint8 or image.ndim not in (2, 3) or 0 in image.shape:
+                raise ValueError(f"an array must be uint8 [H, W, 3], got {image.dtype} {list(image.shape)}")
+            shape = list(image.shape)
+            try:
+                image = Image.fromarray(image)
+            except TypeError as error:
+                raise ValueError(f"an array must be uint8 [H, W, 3], got {shape}") from error
+        return stack_pictures([read_rgb(image)])
+
+    def _latent(self, inputs: Sequence[Tensor]) -> Tensor:
+        padded = [pad(x, self.model.stride) for x in inputs]
+        if len({x.shape for x in padded}) > 1:
+            raise ValueError("the pictures of a batch must have one size once padded to the model's stride")
+        return self.model.encoder(torch.cat(padded).to(self.device))
+
+    def _encode(self, latent: Tensor, sizes: Sequence[tuple[int, int]], rate: int) -> list[bytes]:
+        rates = latent.new_full((len(latent),), rate / RATE_ONE)
+        payloads, _ = self._payload.encode(latent, rates)
+        return [
+            bitstream.pack(
+                Header(fingerprint=self.fingerprint, width=width, height=height, rate=rate), payload
+            )
+            for (height, width), payload in zip(sizes, payloads, strict=True)
+        ]
+
+    def _search(self, latent: Tensor, size: tuple[int, int], target: int) -> bytes:
+        made: dict[int, bytes] = {}
+
+        def size_of(setting: int) -> int:
+            made[setting] = self._encode(latent, [size], setting * self._unit)[0]
+            return len(made[setting])
+
+        top = (self.model.num_rates - 1) * RATE_ONE // self._unit
+        pixels = size[0] * size[1]
+        try:
+            found = search(size_of, top, target)
+        except TargetError as error:
+            raise TargetError(f"{error} ({8 * len(made[0]) / pixels:.4f} bpp, quality 0)") from None
+        data = made[found]
+        if len(data) < (1 - TOLERANCE) * target:
+            reason = "the best quality needs no more" if found == top else "no size lies between"
+            warnings.warn(
+                f"{len(data)} bytes ({8 * len(data) / pixels:.4f} bpp, quality "
+                f"{self.quality_of(found * self._unit):.1f}) is the nearest below {target} bytes: {reason}",
+                TargetWarning,
+                stacklevel=3,
+            )
+        return data
+
+    def _open(self, files: Sequence[bytes], max_pixels: int) -> tuple[list[Header], list[bytes]]:
+        headers, payloads = [], []
+        for data in files:
+            header, payload = bitstream.unpack(data, max_pixels)
+            if header.fingerprint != self.fingerprint:
+                raise WrongWeightsError(
+                    f"written with other weights: the file names {header.fingerprint.hex()}, "
+                    f"this model is {self.fingerprint.hex()}"
+                )
+            if header.rate > (self.model.num_rates - 1) * RATE_ONE or header.rate % self._unit:
+                raise DamagedError(f"damaged: the model has no rate point {header.rate / RATE_ONE}")
+            headers.append(header)
+            payloads.append(payload)
+        if len({self._latent_size(header) for header in headers}) > 1:
+            raise ValueError("the pictures of a batch must have one size once padded to the model's stride")
+        return headers, payloads
+
+    def _latent_size(self, header: Header) -> tuple[int, int]:
+        height, width = padded_size(header.height, header.width, self.model.stride)
+        factor = self.model.encoder.downsampling
+        return height // factor, width // factor
+
+    def _rates(self, headers: Sequence[Header]) -> Tensor:
+        return torch.tensor([header.rate / RATE_ONE for header in headers], device=self.device)
+
+    def _decode(self, headers: Sequence[Header], payloads: Sequence[bytes]) -> Decoded:
+        return self._payload.decode(payloads, self._latent_size(headers[0]), self._rates(headers))
+
+    def _draw(self, latent_hat: Tensor, headers: Sequence[Header]) -> list[Image.Image]:
+        pictures = self.model.decode_latent(latent_hat)
+        return [
+            to_image(crop(x_hat, header.height, header.width))
+            for x_hat, header in zip(pictures, headers, strict=True)
+        ]
+
+
+def load(model: str | Path, device: str | torch.device = "auto") -> Codec:
+    """Return the codec of a weights file or of a model that comes with glc.
+
+    Args:
+        model: a file, or a name (`glc models` lists them).
+        device: "cpu", "cuda", or "auto" for a GPU where there is one.
+
+    Raises:
+        WeightsError: when there is no such model, or its file cannot be used.
+        ValueError: when there is no such device.
+    """
+    return Codec(read_weights(find(model)), choose_device(device))
+
+
+def choose_device(name: str | torch.device) -> torch.device:
+    """Return the device of a name, or for "auto" a GPU where there is one.
+
+    Raises:
+        ValueError: when there is no such device here.
+    """
+    if str(name) == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"there is no device {str(name)!r} here: {str(error).splitlines()[0]}") from error
+    return device

@@ -1,0 +1,33 @@
+"""What can be wrong with a file, a target or weights: each kind has its type, all are `ValueError`s."""
+
+
+class BitstreamError(ValueError):
+    """A `.glc` file cannot be decoded; the message says why. Subclasses tell the reasons apart."""
+
+
+class NotGlcError(BitstreamError):
+    """The data are empty or begin like no `.glc` file."""
+
+
+class TruncatedError(BitstreamError):
+    """The file ends within its header."""
+
+
+class DamagedError(BitstreamError):
+    """The checksum does not fit the content, or the content does not decode: cut short or changed."""
+
+
+class NewerVersionError(BitstreamError):
+    """The file was written by a later version of the format."""
+
+
+class WrongWeightsError(BitstreamError):
+    """The file was written with another model."""
+
+
+class SizeLimitError(BitstreamError):
+    """The picture is larger than the limit; nothing was allocated for it."""
+
+
+class TargetError(ValueError):
+    """No quality reaches the size asked for; the message names the nearest that one does."""

@@ -1,0 +1,183 @@
+"""Exact arithmetic for the networks that give the symbols' probabilities.
+
+A decoder must compute the very same probabilities as the encoder did; in floating point one rounding that
+another device, thread count or library does differently desynchronises the entropy coder. Here nothing is
+ever rounded in an order-dependent way:
+
+- weights and slopes lie on a grid of 2^-14, activations on a grid of 2^-12 within +-2^14;
+- so every product of a convolution, and every partial sum of them, is a multiple of 2^-26 of magnitude
+  below 2^27: it has at most 53 bits and float64 holds it exactly, whatever the order of summation;
+- results return to the activations' grid by one rounding (half to even) and one clamp per element.
+
+The result is a function of integers, defined in docs/bitstream.md; float64 is only a fast way to compute it.
+Convolutions are matrix products and shifted sums: nothing that transforms its operands (Winograd, FFT).
+"""
+
+import copy
+from typing import TypeVar, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+WEIGHT_BITS = 14
+ACTIVATION_BITS = 12
+ACTIVATION_LIMIT = 1 << 14
+"""Largest magnitude of an activation."""
+_ONE = float(1 << ACTIVATION_BITS)
+_TOP = float(ACTIVATION_LIMIT << ACTIVATION_BITS)
+_SUM_LIMIT = 1 << 53
+
+Module = TypeVar("Module", bound=nn.Module)
+
+
+class InexactError(ValueError):
+    """A network or a device cannot be used where probabilities must be exact."""
+
+
+def to_grid(x: Tensor) -> Tensor:
+    """Return x in float64, rounded to multiples of 2^-12 (half to even) and clamped to +-2^14."""
+    return _to_units(x).mul_(1 / _ONE)
+
+
+def _to_units(x: Tensor) -> Tensor:
+    """Return x on the activations' grid, as whole numbers of its step."""
+    return x.double().mul(_ONE).round_().clamp_(-_TOP, _TOP)
+
+
+def _on_weight_grid(weights: Tensor, name: str) -> Tensor:
+    weights = weights.detach().double()
+    if not weights.isfinite().all():
+        raise InexactError(f"{name} has weights that are not finite")
+    return weights.mul(1 << WEIGHT_BITS).round_().div_(1 << WEIGHT_BITS)
+
+
+class ExactConv2d(nn.Module):
+    """A convolution of stride 1 whose output keeps the size, in exact arithmetic.
+
+    The input is put on the activations' grid, the weights are on theirs, the bias is on the grid of their
+    products; the output is put on the activations' grid.
+
+    Args:
+        conv: 1x1, depth-wise, or dense, of odd size and padded with zeros.
+        name: what to call it in messages.
+
+    Raises:
+        InexactError: when the convolution is of another kind, or its sums could outgrow 53 bits.
+    """
+
+    weight: Tensor
+    bias: Tensor
+
+    def __init__(self, conv: nn.Conv2d, name: str = "convolution") -> None:
+        super().__init__()
+        side = conv.kernel_size[0]
+        depthwise = conv.groups == conv.in_channels == conv.out_channels and conv.groups > 1
+        plain = conv.stride == (1, 1) and conv.dilation == (1, 1) and conv.padding_mode == "zeros"
+        same = conv.kernel_size == (side, side) and side % 2 == 1 and conv.padding == (side // 2, side // 2)
+        if not plain or not same or (conv.groups != 1 and not depthwise):
+            raise InexactError(f"{name} is no convolution that can be computed exactly: {conv}")
+        self.radius = side // 2
+        self.depthwise = depthwise
+        weight = _on_weight_grid(conv.weight, name)
+        bias = torch.zeros(conv.out_channels) if conv.bias is None else conv.bias
+        # In units of the activations' grid, as is the input: the products are those of whole numbers, scaled.
+        bias = _on_weight_grid(bias.detach().double() * _ONE, name)
+        largest = weight.abs().sum((1, 2, 3)) * _TOP + bias.abs()
+        if largest.max() * (1 << WEIGHT_BITS) >= _SUM_LIMIT:
+            raise InexactError(f"{name} has weights so large that its sums do not fit 53 bits")
+        taps = weight.permute(2, 3, 0, 1).reshape(side * side, conv.out_channels, -1).contiguous()
+        self.register_buffer("weight", taps)
+        self.register_buffer("bias", bias[:, None])
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map `[B, in_channels, H, W]` to float64 `[B, out_channels, H, W]` on the activations' grid."""
+        x = _to_units(x)
+        b, _, h, w = x.shape
+        if self.radius == 0:
+            total = torch.matmul(self.weight[0], x.reshape(b, -1, h * w)).add_(self.bias)
+        elif self.depthwise:
+            total = self._shifted_sum(x, h, w).flatten(2)
+        else:
+            total = self.bias.expand(b, -1, h * w).clone()
+            for tap, shifted in zip(self.weight, self._shifts(x, h, w), strict=True):
+                total += torch.matmul(tap, shifted.reshape(b, -1, h * w))
+        return total.round_().clamp_(-_TOP, _TOP).mul_(1 / _ONE).view(b, -1, h, w)
+
+    def _shifts(self, x: Tensor, h: int, w: int) -> list[Tensor]:
+        padded = F.pad(x, [self.radius] * 4)
+        side = 2 * self.radius + 1
+        return [padded[..., i : i + h, j : j + w] for i in range(side) for j in range(side)]
+
+    def _shifted_sum(self, x: Tensor, h: int, w: int) -> Tensor:
+        total = self.bias[..., None].expand(x.shape).clone(memory_format=torch.contiguous_format)
+        for tap, shifted in zip(self.weight, self._shifts(x, h, w), strict=True):
+            total.addcmul_(shifted, tap[..., None])
+        return total
+
+
+class ExactLeakyReLU(nn.Module):
+    """A leaky rectifier whose slope lies on the weights' grid; its output is exact, on the products' grid.
+
+    Args:
+        slope: factor of negative inputs.
+        name: what to call it in messages.
+    """
+
+    def __init__(self, slope: float, name: str = "rectifier") -> None:
+        super().__init__()
+        self.slope = float(_on_weight_grid(torch.tensor(slope), name))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map any shape, on the activations' grid, to the same shape."""
+        return torch.where(x < 0, x * self.slope, x)
+
+
+def exact(network: Module) -> Module:
+    """Return a copy of a network that computes in exact arithmetic.
+
+    Its convolutions and rectifiers are replaced; what lies between them, sums and products of activations
+    and rearrangements, is exact in float64 already. Parameters of its own that the copy keeps besides are
+    not used by the copy.
+
+    Raises:
+        InexactError: when the network has a layer that is not known to be exact.
+    """
+    network = copy.deepcopy(network).requires_grad_(False).eval()
+    _replace(network, type(network).__name__)
+    return network
+
+
+def _replace(module: nn.Module, path: str) -> None:
+    for name, child in list(module.named_children()):
+        where = f"{path}.{name}"
+        if isinstance(child, nn.Conv2d):
+            setattr(module, name, ExactConv2d(child, where))
+        elif isinstance(child, nn.LeakyReLU):
+            setattr(module, name, ExactLeakyReLU(child.negative_slope, where))
+        elif isinstance(child, nn.PixelShuffle | nn.Identity) or next(child.children(), None) is not None:
+            _replace(child, where)
+        else:
+            raise InexactError(f"{where} ({type(child).__name__}) is not known to be exact")
+
+
+def check_device(device: torch.device) -> None:
+    """Check that a device multiplies matrices exactly where float64 can.
+
+    Some libraries offer to emulate float64 by lower precisions. A product whose sums need all 53 bits is
+    compared with the same in integers.
+
+    Raises:
+        InexactError: when it has no float64, or the product is not exact.
+    """
+    generator = torch.Generator().manual_seed(0)
+    top = 1 << (ACTIVATION_BITS + 14)
+    a = torch.randint(-(1 << WEIGHT_BITS), 1 << WEIGHT_BITS, (256, 2048), generator=generator)
+    b = torch.randint(-top, top, (2048, 256), generator=generator)
+    expected = (a.unsqueeze(1) * b.T.unsqueeze(0)[:, :8]).sum(-1)
+    try:
+        product = torch.matmul(a.double().to(device), b.double().to(device))[:, :8].cpu()
+    except (TypeError, RuntimeError) as error:
+        raise InexactError(f"{device} cannot compute in float64 ({error})") from error
+    if not torch.equal(product.long(), cast(Tensor, expected)):
+        raise InexactError(f"{device} does not multiply float64 matrices exactly")

@@ -1,0 +1,248 @@
+"""Between a latent and the payload of a file: what is coded, in which order, under which probabilities."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from glc.codec.entropy_coder import (
+    SYMBOL_LIMIT,
+    Decoder,
+    Encoder,
+    IndexModel,
+    IntegerModel,
+    UniformModel,
+)
+from glc.codec.exact import ACTIVATION_BITS, exact
+from glc.codec.tables import Tables
+from glc.models.coder import IndicesMapCoder, TransformCoder
+from glc.models.context import STEPS, quadtree_masks
+from glc.models.hyperprior import CategoricalHyperprior
+
+
+@dataclass(frozen=True)
+class Symbols:
+    """The integers in a file, or in a batch of files."""
+
+    z: Tensor
+    """int64, `[B, h / 4, w / 4]` indices into C_h; factorised `[B, N, h / 4, w / 4]`; indices-map: empty."""
+    y: Tensor
+    """int32 `[B, N, h, w]`; indices-map: indices `[B, h, w]`."""
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Symbols):
+            return NotImplemented
+        return torch.equal(self.z, other.z) and torch.equal(self.y, other.y)
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """What a payload says of the latent."""
+
+    symbols: Symbols
+    latent_hat: Tensor
+    """l_hat `[B, C, h, w]`."""
+
+
+_Choose = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
+"""From a step's mask `[1, N, h, w]`, classes, means and steps `[B, N, h, w]` to its symbols, int32, zero
+outside the mask."""
+
+
+class TransformPayload:
+    """The payload of a `TransformCoder`: z, then y in the four steps of the quadtree.
+
+    The networks between the symbols and their probabilities run in exact arithmetic, the others as they are.
+
+    Args:
+        coder: the latent transform coder, without projected codebooks.
+        tables: its frequency tables.
+        device: where the exact networks run; it must have float64.
+
+    Raises:
+        InexactError: when a network cannot be computed exactly.
+    """
+
+    def __init__(self, coder: TransformCoder, tables: Tables, device: torch.device) -> None:
+        self.coder = coder
+        self.device = device
+        self.synthesis = exact(coder.hyper.synthesis).to(device)
+        self.context = exact(coder.context).to(device)
+        limits = torch.tensor(tables.thresholds, dtype=torch.float64, device=device)
+        self.thresholds = limits / (1 << ACTIVATION_BITS)
+        self.y_model = IntegerModel(tables.y)
+        self.index_model: IndexModel | UniformModel | None = None
+        if isinstance(coder.hyper, CategoricalHyperprior):
+            size = coder.hyper.quantizer.size
+            if tables.z and (len(tables.z) != 1 or len(tables.z[0].frequencies) != size):
+                raise ValueError(f"the table of z must be one of {size} indices")
+            self.index_model = IndexModel(tables.z[0]) if tables.z else UniformModel(size)
+        else:
+            if len(tables.z) != coder.context.channels:
+                raise ValueError(f"z needs one table for each of {coder.context.channels} channels")
+            self.z_model = IntegerModel(tables.z)
+
+    def encode(self, latent: Tensor, rate: Tensor) -> tuple[list[bytes], Symbols]:
+        """Return the payloads for latents l `[B, C, h, w]` at rate points `[B]`, and what they hold."""
+        y = self.coder.analysis(latent, rate).float()
+        if not y.isfinite().all():
+            raise ValueError("the transform of the picture is not finite: the weights do not fit pictures")
+        indices = self.coder.hyper(y).indices.clamp(-SYMBOL_LIMIT, SYMBOL_LIMIT)
+        y_exact = y.to(self.device, torch.float64)
+
+        def choose(mask: Tensor, means: Tensor, steps: Tensor) -> Tensor:
+            symbols = (y_exact / steps - means).round_().clamp_(-SYMBOL_LIMIT, SYMBOL_LIMIT)
+            return torch.where(mask, symbols, 0.0).to(torch.int32)
+
+        return self._write(indices, choose)
+
+    def write(self, symbols: Symbols, rate: Tensor) -> list[bytes]:
+        """Return the payloads that hold given symbols at rate points `[B]`.
+
+        Integers in, the same bytes on every machine.
+        """
+        y = symbols.y.to(self.device)
+        return self._write(symbols.z, lambda mask, means, steps: torch.where(mask, y, 0))[0]
+
+    def _write(
+        self, indices: Tensor, choose: Callable[[Tensor, Tensor, Tensor], Tensor]
+    ) -> tuple[list[bytes], Symbols]:
+        runs: list[list[tuple[np.ndarray, np.ndarray]]] = [[] for _ in range(len(indices))]
+
+        def choose_and_note(mask: Tensor, classes: Tensor, means: Tensor, steps: Tensor) -> Tensor:
+            symbols = choose(mask, means, steps)
+            for i, run in enumerate(runs):
+                run.append((symbols[i][mask[0]].cpu().numpy(), classes[i][mask[0]].cpu().numpy()))
+            return symbols
+
+        symbols, _ = self._code(self._prior(indices), choose_and_note)
+        payloads = []
+        for run, z in zip(runs, indices.cpu().numpy(), strict=True):
+            stack = Encoder()
+            for values, classes in reversed(run):
+                self.y_model.push(stack, values, classes)
+            self._push_z(stack, z)
+            payloads.append(stack.payload())
+        return payloads, Symbols(indices.cpu(), symbols.cpu())
+
+    def decode(self, payloads: Sequence[bytes], size: tuple[int, int], rate: Tensor) -> Decoded:
+        """Return what payloads hold.
+
+        Args:
+            payloads: of pictures of one size, B of them.
+            size: h, w of the latent.
+            rate: rate points `[B]`.
+
+        Raises:
+            DamagedError: when a payload is not what an encoder writes.
+        """
+        stacks = [Decoder(payload) for payload in payloads]
+        indices = self._pop_z(stacks, size)
+
+        def choose(mask: Tensor, classes: Tensor, means: Tensor, steps: Tensor) -> Tensor:
+            symbols = torch.zeros(classes.shape, dtype=torch.int32)
+            where = mask[0].cpu()
+            for i, stack in enumerate(stacks):
+                values = self.y_model.pop(stack, classes[i][mask[0]].cpu().numpy())
+                symbols[i][where] = torch.from_numpy(values)
+            return symbols.to(self.device)
+
+        symbols, y_hat = self._code(self._prior(indices), choose)
+        for stack in stacks:
+            stack.finish()
+        latent_hat = self.coder.synthesis(y_hat.to(rate.device, torch.float32), rate).float()
+        return Decoded(Symbols(indices, symbols.cpu()), latent_hat)
+
+    def decode_z(self, payloads: Sequence[bytes], size: tuple[int, int], rate: Tensor) -> Tensor:
+        """Return the l_hat `[B, C, h, w]` that the hyper codes alone predict (paper figure 5)."""
+        indices = self._pop_z([Decoder(payload) for payload in payloads], size)
+        return self.coder.decode_z(indices.to(rate.device), rate)
+
+    def _prior(self, indices: Tensor) -> Tensor:
+        z_hat = self.coder.hyper.decode(indices.to(next(self.coder.parameters()).device))
+        return self.synthesis(z_hat.to(self.device, torch.float64))
+
+    def _code(self, prior: Tensor, choose: _Choose) -> tuple[Tensor, Tensor]:
+        """Walk the quadtree; return the symbols that `choose` gave, int32, and y_hat, float64."""
+        steps, scales, means, reduced = self.context.split_prior(prior)
+        masks = quadtree_masks(self.context.channels, prior.shape[-2], prior.shape[-1], prior.device)
+        y_hat = torch.zeros_like(means)
+        all_symbols = torch.zeros(means.shape, dtype=torch.int32, device=prior.device)
+        for k in range(STEPS):
+            if k > 0:
+                scales, means = self.context.predict(k, y_hat, reduced)
+            classes = torch.bucketize(scales, self.thresholds, right=True, out_int32=True)
+            symbols = choose(masks[k], classes, means, steps)
+            all_symbols += symbols
+            y_hat = torch.where(masks[k], symbols + means, y_hat)
+        return all_symbols, y_hat * steps
+
+    def _push_z(self, stack: Encoder, indices: np.ndarray) -> None:
+        if self.index_model is not None:
+            self.index_model.push(stack, indices.ravel())
+        else:
+            self.z_model.push(stack, indices.ravel(), self._channels(indices.shape))
+
+    def _pop_z(self, stacks: Sequence[Decoder], size: tuple[int, int]) -> Tensor:
+        h, w = (side // self.coder.stride for side in size)
+        shape = (h, w) if self.index_model is not None else (self.context.channels, h, w)
+        count = int(np.prod(shape))
+        popped = [
+            self.index_model.pop(stack, count)
+            if self.index_model is not None
+            else self.z_model.pop(stack, self._channels(shape))
+            for stack in stacks
+        ]
+        return torch.from_numpy(np.stack(popped).reshape(-1, *shape)).long()
+
+    @staticmethod
+    def _channels(shape: Sequence[int]) -> np.ndarray:
+        return np.repeat(np.arange(shape[0]), int(np.prod(shape[1:])))
+
+
+class IndicesMapPayload:
+    """The payload of an `IndicesMapCoder`: one index per position of the latent, all of one length."""
+
+    def __init__(self, coder: IndicesMapCoder) -> None:
+        self.coder = coder
+        self.models = [UniformModel(size) for size in coder.sizes]
+
+    def encode(self, latent: Tensor, rate: Tensor) -> tuple[list[bytes], Symbols]:
+        """Return the payloads for latents l `[B, C, h, w]` at whole rate points `[B]`, and what they hold."""
+        indices = self.coder(latent, rate).symbols.to(torch.int32).cpu()
+        symbols = Symbols(indices.new_zeros(len(indices), 0).long(), indices)
+        return self.write(symbols, rate), symbols
+
+    def write(self, symbols: Symbols, rate: Tensor) -> list[bytes]:
+        """Return the payloads that hold given symbols at whole rate points `[B]`."""
+        payloads = []
+        for point, values in zip(rate.tolist(), symbols.y.numpy(), strict=True):
+            stack = Encoder()
+            self.models[int(point)].push(stack, values.ravel())
+            payloads.append(stack.payload())
+        return payloads
+
+    def decode(self, payloads: Sequence[bytes], size: tuple[int, int], rate: Tensor) -> Decoded:
+        """Return what payloads hold; see `TransformPayload.decode`."""
+        indices, latents = [], []
+        for payload, point in zip(payloads, rate.tolist(), strict=True):
+            stack = Decoder(payload)
+            values = self.models[int(point)].pop(stack, size[0] * size[1])
+            stack.finish()
+            indices.append(torch.from_numpy(values).view(1, *size))
+            codebook = self.coder.codebooks[int(point)]
+            latents.append(codebook.decode(indices[-1].long().to(rate.device)))  # type: ignore[operator]
+        symbols = torch.cat(indices)
+        return Decoded(Symbols(symbols.new_zeros(len(payloads), 0).long(), symbols), torch.cat(latents))
+
+    def decode_z(self, payloads: Sequence[bytes], size: tuple[int, int], rate: Tensor) -> Tensor:
+        """Say that there is no hyper code.
+
+        Raises:
+            ValueError: always.
+        """
+        raise ValueError("indices-map coding has no hyper code to decode alone")

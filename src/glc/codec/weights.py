@@ -1,0 +1,191 @@
+"""A codec's weights file: safetensors with the whole description of the codec in its metadata.
+
+| metadata              | content                                                                         |
+|-----------------------|---------------------------------------------------------------------------------|
+| `format`              | version of this layout                                                          |
+| `model`               | JSON: the architecture, as `glc.codec.architecture.build` takes it              |
+| `tables`              | JSON: the integer frequency tables                                              |
+| `rates`               | JSON: one entry per rate point, with the `lmbda` that it was trained for, or null |
+| `fingerprint`         | SHA-256 of what decides the decoded picture: decoder side, tables, architecture |
+| `encoder_fingerprint` | SHA-256 of the tensors that only an encoder needs                               |
+
+The first bytes of the fingerprint stand in every `.glc` file. A new encoder for the same decoder (trained to
+restore, say) leaves it as it is: its files stay readable.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from glc.codec.architecture import ArchitectureError, build
+from glc.codec.checkpoint import WeightsError
+from glc.codec.tables import TableError, Tables
+from glc.models.glc import GLC
+
+FORMAT = 1
+"""Version of the weights file."""
+
+_ENCODER_SIDE = ("encoder.", "coder.analysis.", "coder.hyper.analysis.")
+
+
+@dataclass(frozen=True)
+class Weights:
+    """All that makes a codec."""
+
+    model: GLC
+    """In evaluation mode, on the CPU, float32."""
+    description: Mapping[str, Any]
+    """The architecture, for `build`."""
+    tables: Tables
+    rates: Sequence[Mapping[str, Any]]
+    """One entry per rate point, from the fewest bits."""
+    fingerprint: str
+    """64 hexadecimal digits."""
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    """What else the file says of itself."""
+
+
+def fingerprints(
+    state: Mapping[str, Tensor], description: Mapping[str, Any], tables: Tables
+) -> dict[str, str]:
+    """Return `fingerprint` and `encoder_fingerprint`, in hexadecimal digits.
+
+    Args:
+        state: the tensors as they are stored.
+        description: the architecture.
+        tables: the frequency tables.
+    """
+    decoder, encoder = hashlib.sha256(), hashlib.sha256()
+    decides = {key: value for key, value in description.items() if key != "encoder"}
+    decoder.update(_canonical([decides, tables.to_json()]))
+    for name in sorted(state):
+        tensor = state[name].detach().cpu().contiguous()
+        digest = encoder if name.startswith(_ENCODER_SIDE) else decoder
+        digest.update(_canonical([name, str(tensor.dtype), list(tensor.shape)]))
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return {"fingerprint": decoder.hexdigest(), "encoder_fingerprint": encoder.hexdigest()}
+
+
+def save_weights(
+    path: str | Path,
+    state: Mapping[str, Tensor],
+    description: Mapping[str, Any],
+    tables: Tables,
+    rates: Sequence[Mapping[str, Any]],
+) -> None:
+    """Write a weights file under another name and rename it when it is whole."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
+    tensors = {name: tensor.detach().contiguous() for name, tensor in state.items()}
+    metadata = {
+        "format": str(FORMAT),
+        "model": json.dumps(description, sort_keys=True),
+        "tables": json.dumps(tables.to_json(), separators=(",", ":")),
+        "rates": json.dumps([dict(rate) for rate in rates]),
+        **fingerprints(tensors, description, tables),
+    }
+    try:
+        save_file(tensors, partial, metadata)
+        partial.chmod(0o666 & ~_umask())  # safetensors lets nobody but the owner read its files
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def read_weights(path: str | Path) -> Weights:
+    """Read a weights file.
+
+    Raises:
+        WeightsError: when the file is missing, is not a codec's, is damaged, or is of a newer format.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except FileNotFoundError:
+        raise WeightsError(f"{path}: no such file") from None
+    except (SafetensorError, OSError) as error:
+        raise WeightsError(f"{path}: not a safetensors file ({error})") from error
+    if "model" not in metadata or not metadata.get("format", "").isdecimal():
+        raise WeightsError(f"{path}: has no description of a codec in it; make such a file with `glc export`")
+    if int(metadata["format"]) > FORMAT:
+        raise WeightsError(f"{path}: format {metadata['format']} is newer than this glc reads ({FORMAT})")
+    description = _parse(path, metadata, "model")
+    model = build_model(path, description)
+    fill(path, model, tensors)
+    try:
+        tables = Tables.from_json(_parse(path, metadata, "tables"))
+    except TableError as error:
+        raise WeightsError(f"{path}: its frequency tables cannot be used: {error}") from error
+    rates = _parse(path, metadata, "rates")
+    if not isinstance(rates, list) or len(rates) != model.num_rates:
+        raise WeightsError(f"{path}: must list {model.num_rates} rate points")
+    found = fingerprints(tensors, description, tables)
+    for name, value in found.items():
+        if metadata.get(name) != value:
+            raise WeightsError(f"{path}: damaged: the content does not have the {name} that it states")
+    known = {"model", "tables", "rates", *found}
+    rest = {key: value for key, value in metadata.items() if key not in known}
+    return Weights(model.eval(), description, tables, rates, found["fingerprint"], rest)
+
+
+def load_model(path: str | Path) -> GLC:
+    """Return the model in a weights file, in evaluation mode on the CPU; see `read_weights`."""
+    return read_weights(path).model
+
+
+def fill(path: str | Path, model: GLC, state: Mapping[str, Tensor]) -> None:
+    """Load tensors into a model.
+
+    Raises:
+        WeightsError: when they do not fit; the message names `path` and the tensors.
+    """
+    try:
+        model.load_state_dict(state)
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())
+        raise WeightsError(f"{path}: the weights do not fit their description: {reason}") from error
+
+
+def build_model(path: str | Path, description: Any) -> GLC:
+    """Build the codec that a description names.
+
+    Raises:
+        WeightsError: when it names something else; the message names `path`.
+    """
+    try:
+        model = build(description)
+    except ArchitectureError as error:
+        raise WeightsError(f"{path}: {error}") from error
+    if not isinstance(model, GLC):
+        raise WeightsError(f"{path}: describes {type(model).__name__}, not a codec")
+    return model
+
+
+def _parse(path: str | Path, metadata: Mapping[str, str], key: str) -> Any:
+    try:
+        return json.loads(metadata[key])
+    except KeyError:
+        raise WeightsError(f"{path}: lacks the metadata {key!r}; export the model again") from None
+    except (ValueError, RecursionError) as error:
+        raise WeightsError(f"{path}: its metadata {key!r} cannot be read ({error})") from error
+
+
+def _umask() -> int:
+    mask = os.umask(0o022)
+    os.umask(mask)
+    return mask
+
+
+def _canonical(value: Any) -> bytes:
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), default=dict).encode()
