@@ -29,7 +29,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "codec": {"layers", "models", "data.images", "pretrained"},
     "cli": {"", "codec", "data", "data.images"},
     "app": {"", "codec", "data.images"},
-    "": {"codec"},
+    "": {"codec", "data.images"},
 }
 # What installing glc without extras brings, by import name, and the parts that live on it.
 CORE = {"torch", "numpy", "PIL", "safetensors", "constriction", "click", "tqdm"}
