@@ -2,7 +2,8 @@
 
     python scripts/demo.py [--dir runs/demo]
 
-Writes `summary.json` and `side_by_side.png` into the run's folder. `make demo` does the set-up first.
+Writes the compressed files, `summary.json` and `side_by_side.png` into the run's folder. `make demo` does the
+set-up first.
 """
 
 import argparse
@@ -19,15 +20,13 @@ import torch
 from torch import Tensor
 from torchvision.utils import save_image
 
+from glc.codec.codec import Codec, load
 from glc.codec.export import export
-from glc.codec.padding import crop, pad
-from glc.codec.weights import load_model
 from glc.data.images import read_rgb, to_tensor
 from glc.data.pack import pack
 from glc.data.samples import sample_paths
 from glc.losses.perceptual import LPIPS
 from glc.metrics import MSSSIM, PSNR, QualityMetrics
-from glc.models.glc import GLC
 
 ROOT = Path(__file__).resolve().parent.parent
 STAGES = ("vqvae", "transform", "joint")
@@ -57,9 +56,9 @@ def logged(folder: Path, stage: str, name: str) -> list[float]:
 
 
 def measure(
-    model: GLC, pictures: list[Tensor]
+    codec: Codec, pictures: list[Tensor], folder: Path
 ) -> tuple[list[dict[str, float]], list[list[Tensor]], dict[str, str]]:
-    """Code pictures `[3, H, W]` at every rate point.
+    """Code pictures `[3, H, W]` into files and back at every rate point.
 
     Returns:
         Means over the pictures per rate point; the original and the reconstructions per picture; the metrics
@@ -68,14 +67,15 @@ def measure(
     points = []
     strips: list[list[Tensor]] = [[picture] for picture in pictures]
     quality = QualityMetrics({"psnr": PSNR(), "ms_ssim": MSSSIM(), "lpips": lambda: LPIPS("alex")})
-    for rate in range(model.num_rates):
+    rates = codec.model.num_rates
+    for rate in range(rates):
         quality.reset()
-        for picture, strip in zip(pictures, strips, strict=True):
-            x = picture[None]
-            out = model(pad(x, model.stride), rate)
-            x_hat = crop(out.x_hat, *x.shape[-2:]).clamp(-1, 1)
-            quality.update(x, x_hat, out.bits)
-            strip.append(x_hat[0])
+        for i, (picture, strip) in enumerate(zip(pictures, strips, strict=True)):
+            file = folder / f"picture{i}-rate{rate}.glc"
+            file.write_bytes(codec.compress((picture + 1) / 2, quality=100 * rate / (rates - 1)))
+            x_hat = to_tensor(codec.decompress(file.read_bytes()))
+            quality.update(picture[None], x_hat[None], torch.tensor([8.0 * file.stat().st_size]))
+            strip.append(x_hat)
         points.append({"rate": float(rate), **{name: float(v) for name, v in quality.compute().items()}})
     return points, strips, quality.unavailable
 
@@ -113,13 +113,13 @@ def main() -> None:
 
     weights = folder / "demo.safetensors"
     export(folder / "joint" / "checkpoints" / "last.ckpt", weights)
-    model = load_model(weights)
+    codec = load(weights, "cpu")
     pictures = [to_tensor(read_rgb(path)) for path in sample_paths("test")]
     with torch.inference_mode():
-        points, strips, unavailable = measure(model, pictures)
+        points, strips, unavailable = measure(codec, pictures, folder)
     save_side_by_side(strips, folder / "side_by_side.png")
     losses = {stage: logged(folder, stage, "val/loss") for stage in STAGES}
-    last = model.num_rates - 1
+    last = codec.model.num_rates - 1
     summary: dict[str, Any] = {
         "notice": NOTICE,
         "points": points,
@@ -138,7 +138,7 @@ def main() -> None:
     partial.write_text(json.dumps(summary, indent=2) + "\n")
     partial.replace(folder / "summary.json")
 
-    print(f"\nUnseen photographs ({len(pictures)}), coded at each rate point:\n")
+    print(f"\nUnseen photographs ({len(pictures)}), compressed to files at each rate point:\n")
     names = [name for name in ("bpp", "psnr", "ms_ssim", "lpips") if name in points[0]]
     print("rate   " + "".join(f"{name:>10}" for name in names))
     for point in points:
