@@ -1,11 +1,12 @@
-"""Where the time of compress and decompress goes, above all the share of entropy coding.
+r"""Where the time of compress and decompress goes, above all the share of entropy coding.
 
-    python scripts/profile_codec.py --weights FILE [--picture FILE] [--repeats N] [--device D] [--output FOLDER]
+    python scripts/profile_codec.py --weights FILE [--picture FILE] [--repeats N] [--device D] \
+        [--output FOLDER]
 
 Times the parts of a codec on one picture (random pixels of 768 x 512 without `--picture`) within the same
-calls. `entropy coding` is everything between the networks' tensors and bytes: choosing the elements of a step,
-copies to numpy, sorting by class, the tables' models, constriction, and putting symbols back. Medians over the
-repeats; one call before them is not counted. `--output` gets them as `profile_codec.json`.
+calls. `entropy coding` is everything between the networks' tensors and bytes: choosing the elements of a
+step, copies to numpy, sorting by class, constriction, and putting symbols back. Medians over the repeats; one
+call before them is not counted. `--output` gets them as `profile_codec.json`.
 """
 
 import argparse
@@ -110,7 +111,8 @@ def main() -> None:
             )
         report[name] = {part: statistics.median(run[part] for run in runs) for part in runs[0]}
     print(
-        f"{image.width} x {image.height}, {len(data)} bytes, {codec.device}, {torch.get_num_threads()} threads"
+        f"{image.width} x {image.height}, {len(data)} bytes, {codec.device}, "
+        f"{torch.get_num_threads()} threads"
     )
     for name, parts in report.items():
         print(f"\n{name:<20}{'seconds':>10}{'share':>9}")
