@@ -57,6 +57,8 @@ class Codec:
         self.weights = weights
         if self.model.num_rates > MAX_RATES:
             raise WeightsError(f"a codec has at most {MAX_RATES} rate points, not {self.model.num_rates}")
+        if self.model.encoder.downsampling != self.model.decoder.downsampling:
+            raise WeightsError("the encoder and the decoder of the weights differ in their downsampling")
         coder = self.model.coder
         # Indices-map coding has no rate between two codebooks.
         self._unit = RATE_ONE if isinstance(coder, IndicesMapCoder) else 1
@@ -281,7 +283,7 @@ class Codec:
 
     def _latent_size(self, header: Header) -> tuple[int, int]:
         height, width = padded_size(header.height, header.width, self.model.stride)
-        factor = self.model.encoder.downsampling
+        factor = self.model.decoder.downsampling
         return height // factor, width // factor
 
     def _rates(self, headers: Sequence[Header]) -> Tensor:
@@ -292,6 +294,8 @@ class Codec:
 
     def _draw(self, latent_hat: Tensor, headers: Sequence[Header]) -> list[Image.Image]:
         pictures = self.model.decode_latent(latent_hat)
+        if not pictures.isfinite().all():
+            raise DamagedError("damaged: the symbols are none of a picture, its pixels are not finite")
         return [
             to_image(crop(x_hat, header.height, header.width))
             for x_hat, header in zip(pictures, headers, strict=True)

@@ -15,10 +15,8 @@ import constriction
 import numpy as np
 
 from glc.codec.errors import DamagedError
-from glc.codec.tables import PRECISION, Table
+from glc.codec.tables import PRECISION, SYMBOL_LIMIT, Table
 
-SYMBOL_LIMIT = (1 << 15) - 1
-"""Largest magnitude of a symbol."""
 _LENGTHS = 16
 """Number of bits that an excess may have, at most; 2^16 - 1 spans from one limit to the other."""
 

@@ -8,15 +8,14 @@ import torch
 from torch import Tensor
 
 from glc.codec.entropy_coder import (
-    SYMBOL_LIMIT,
     Decoder,
     Encoder,
     IndexModel,
     IntegerModel,
     UniformModel,
 )
-from glc.codec.exact import ACTIVATION_BITS, exact
-from glc.codec.tables import Tables
+from glc.codec.exact import ACTIVATION_BITS, InexactError, exact
+from glc.codec.tables import SYMBOL_LIMIT, Tables
 from glc.models.coder import IndicesMapCoder, TransformCoder
 from glc.models.context import STEPS, quadtree_masks
 from glc.models.hyperprior import CategoricalHyperprior
@@ -65,6 +64,7 @@ class TransformPayload:
 
     Raises:
         InexactError: when a network cannot be computed exactly.
+        ValueError: when the tables are not those of the coder.
     """
 
     def __init__(self, coder: TransformCoder, tables: Tables, device: torch.device) -> None:
@@ -77,9 +77,14 @@ class TransformPayload:
         self.y_model = IntegerModel(tables.y)
         self.index_model: IndexModel | UniformModel | None = None
         if isinstance(coder.hyper, CategoricalHyperprior):
-            size = coder.hyper.quantizer.size
-            if tables.z and (len(tables.z) != 1 or len(tables.z[0].frequencies) != size):
-                raise ValueError(f"the table of z must be one of {size} indices")
+            quantizer = coder.hyper.quantizer
+            size = quantizer.size
+            if quantizer.projection is not None or not quantizer.embedding.isfinite().all():
+                raise InexactError("the codebook of z must be stored as finite codes")
+            if tables.z and (
+                len(tables.z) != 1 or len(tables.z[0].frequencies) != size or tables.z[0].low != 0
+            ):
+                raise ValueError(f"the table of z must be one of the indices 0 to {size - 1}")
             self.index_model = IndexModel(tables.z[0]) if tables.z else UniformModel(size)
         else:
             if len(tables.z) != coder.context.channels:

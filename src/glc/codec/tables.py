@@ -22,6 +22,8 @@ PRECISION = 24
 TOTAL = 1 << PRECISION
 SCALES = 128
 SCALE_MIN, SCALE_MAX = 0.11, 64.0
+SYMBOL_LIMIT = (1 << 15) - 1
+"""Largest magnitude of a symbol."""
 _TAIL = 2.0**-16
 """Probability beyond a table's ends; what lies there is escaped."""
 _ESCAPE = TOTAL >> 17
@@ -47,6 +49,8 @@ class Table:
     def __post_init__(self) -> None:
         if len(self.frequencies) < 2 or min(self.frequencies) < 1 or sum(self.frequencies) != TOTAL:
             raise TableError(f"the frequencies of a table must be positive and sum to {TOTAL}")
+        if abs(self.low) > SYMBOL_LIMIT or abs(self.high) > TOTAL:
+            raise TableError(f"a table starts within +-{SYMBOL_LIMIT}")
 
     @property
     def high(self) -> int:
@@ -125,6 +129,8 @@ class Tables:
     def __post_init__(self) -> None:
         if len(self.thresholds) + 1 != len(self.y) or list(self.thresholds) != sorted(set(self.thresholds)):
             raise TableError("there must be one ascending threshold between each two tables of y")
+        if any(not 0 < threshold < TOTAL for threshold in self.thresholds):
+            raise TableError(f"thresholds must be positive and below {TOTAL}")
 
     def to_json(self) -> dict[str, Any]:
         """Return the tables as plain lists; of the tables of y, which are symmetric, the upper halves."""
