@@ -1,4 +1,4 @@
-"""A very small codec whose weights are the same bits on every machine, under every version of torch and numpy.
+"""A very small codec whose weights are the same bits on every machine, in every version of torch and numpy.
 
 Its numbers come from the raw output of PCG64, which numpy promises not to change, through whole numbers and
 powers of two. Nothing was trained, but its symbols are neither all zero nor all large.

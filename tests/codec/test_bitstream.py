@@ -1,0 +1,200 @@
+"""The file's frame: header, checksum, and the error for each thing that can be wrong with them."""
+
+import re
+import struct
+import tracemalloc
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from glc.codec.bitstream import DEFAULT_LIMIT, MAX_SIDE, OVERHEAD, RATE_ONE, VERSION, Header, pack, unpack
+from glc.codec.errors import (
+    BitstreamError,
+    DamagedError,
+    NewerVersionError,
+    NotGlcError,
+    SizeLimitError,
+    TruncatedError,
+)
+
+HEADER = Header(fingerprint=b"\x01\x80\xff\x00", width=768, height=511, rate=RATE_ONE + 7)
+PAYLOAD = bytes(range(200, 240))
+ANY_SIZE = MAX_SIDE * MAX_SIDE
+
+
+def sealed(body: bytes) -> bytes:
+    """Append the checksum that the body should have."""
+    return body + struct.pack("<I", zlib.crc32(body))
+
+
+headers = st.builds(
+    Header,
+    fingerprint=st.binary(min_size=4, max_size=4),
+    width=st.integers(1, MAX_SIDE),
+    height=st.integers(1, MAX_SIDE),
+    rate=st.integers(0, 2**16 - 1),
+)
+payloads = st.binary(max_size=200).map(lambda data: data.rstrip(b"\0"))
+
+
+@given(headers, payloads)
+def test_what_is_packed_is_unpacked(header: Header, payload: bytes) -> None:
+    assert unpack(pack(header, payload), ANY_SIZE) == (header, payload)
+
+
+@pytest.mark.parametrize("side", [1, 2, 256, 65535, 65536])
+@pytest.mark.parametrize("rate", [0, 1, RATE_ONE, 3 * RATE_ONE, 2**16 - 1])
+def test_fields_hold_their_extremes(side: int, rate: int) -> None:
+    for width, height in ((side, 1), (1, side), (side, side)):
+        header = Header(fingerprint=b"\xff\0\xff\0", width=width, height=height, rate=rate)
+        assert unpack(pack(header, b""), ANY_SIZE) == (header, b"")
+
+
+def test_the_layout_is_the_documented_one() -> None:
+    expected = (
+        b"GLC" + bytes([1]) + b"\x01\x80\xff\x00" + bytes([0xFF, 0x02, 0xFE, 0x01, 0x07, 0x10]) + PAYLOAD
+    )
+    assert pack(HEADER, PAYLOAD) == expected + struct.pack("<I", zlib.crc32(expected))
+
+
+def test_header_and_checksum_take_at_most_20_bytes() -> None:
+    header = Header(fingerprint=b"\xff" * 4, width=16384, height=16384, rate=2**16 - 1)
+    for payload in (b"", b"\x01", PAYLOAD, b"\xff" * 100_000):
+        assert len(pack(header, payload)) - len(payload) == OVERHEAD <= 20
+
+
+@pytest.mark.parametrize(("width", "height"), [(0, 5), (5, 0), (MAX_SIDE + 1, 1), (1, MAX_SIDE + 1), (-1, 1)])
+def test_sizes_that_the_format_cannot_tell_are_not_written(width: int, height: int) -> None:
+    with pytest.raises(SizeLimitError, match=f"{width} x {height}"):
+        pack(Header(fingerprint=b"abcd", width=width, height=height, rate=0), b"")
+
+
+def test_buffers_of_other_types_are_read() -> None:
+    data = pack(HEADER, PAYLOAD)
+    for other in (bytearray(data), memoryview(data)):
+        assert unpack(other) == (HEADER, PAYLOAD)  # type: ignore[arg-type]
+
+
+def test_an_empty_file_is_not_glc() -> None:
+    with pytest.raises(NotGlcError, match="empty"):
+        unpack(b"")
+
+
+@pytest.mark.parametrize(
+    "data", [b"\x89PNG\r\n\x1a\n" + bytes(50), b"glc\x01" + bytes(50), b"GL ", b"X", bytes(99)]
+)
+def test_foreign_files_are_not_glc(data: bytes) -> None:
+    with pytest.raises(NotGlcError, match="does not begin"):
+        unpack(data)
+
+
+@pytest.mark.parametrize("version", [VERSION + 1, 77, 255])
+def test_a_newer_version_is_named_whatever_its_layout(version: int) -> None:
+    body = b"GLC" + bytes([version])
+    for data in (body, body + b"?", body + pack(HEADER, PAYLOAD)[4:], sealed(body + bytes(100))):
+        with pytest.raises(NewerVersionError, match=rf"version {version} .* version {VERSION}: update"):
+            unpack(data)
+
+
+def test_there_is_no_version_zero() -> None:
+    with pytest.raises(DamagedError, match="no version 0"):
+        unpack(sealed(b"GLC\0" + pack(HEADER, PAYLOAD)[4:-4]))
+
+
+def test_every_prefix_is_refused() -> None:
+    data = pack(HEADER, PAYLOAD)
+    for length in range(1, len(data)):
+        with pytest.raises(TruncatedError if length < OVERHEAD else DamagedError, match="truncated"):
+            unpack(data[:length])
+
+
+def test_every_flipped_bit_is_refused() -> None:
+    data = pack(HEADER, PAYLOAD)
+    for position in range(8 * len(data)):
+        changed = bytearray(data)
+        changed[position // 8] ^= 1 << position % 8
+        kinds = [NotGlcError] * 3 + [NewerVersionError]
+        expected = kinds[position // 8] if position // 8 < len(kinds) else DamagedError
+        if position == 3 * 8:  # version 1 becomes version 0
+            expected = DamagedError
+        with pytest.raises(expected):
+            unpack(bytes(changed))
+
+
+def test_every_lost_doubled_or_added_byte_is_refused() -> None:
+    data = pack(HEADER, PAYLOAD)
+    for i in range(len(data)):
+        for changed in (data[:i] + data[i + 1 :], data[:i] + data[i : i + 1] + data[i:]):
+            if changed == data:
+                continue
+            with pytest.raises(BitstreamError):
+                unpack(changed)
+    for more in (b"\0", b"\0\0\0\0", b"\xff", data):
+        with pytest.raises(DamagedError):
+            unpack(data + more)
+
+
+@given(st.binary(max_size=60), st.booleans())
+def test_any_bytes_are_a_file_or_an_error(data: bytes, begins_well: bool) -> None:
+    try:
+        header, payload = unpack(b"GLC\x01" + data if begins_well else data)
+    except BitstreamError:
+        return
+    assert pack(header, payload) == b"GLC\x01" + data
+
+
+def test_a_payload_never_ends_in_zero() -> None:
+    with pytest.raises(DamagedError, match="ends in a zero"):
+        unpack(pack(HEADER, PAYLOAD + b"\0"))
+
+
+def test_the_limit_of_size_is_that_of_the_caller() -> None:
+    data = pack(HEADER, PAYLOAD)
+    pixels = HEADER.width * HEADER.height
+    assert unpack(data, pixels)[0] == HEADER
+    with pytest.raises(SizeLimitError, match=f"768 x 511 .* limit of {pixels - 1}"):
+        unpack(data, pixels - 1)
+
+
+def test_huge_pictures_are_refused_before_anything_is_allocated() -> None:
+    fits = Header(fingerprint=b"abcd", width=16384, height=16384, rate=0)
+    assert unpack(pack(fits, b""))[0] == fits
+    for width, height in ((16385, 16384), (MAX_SIDE, 4097), (MAX_SIDE, MAX_SIDE)):
+        assert width * height > DEFAULT_LIMIT
+        data = pack(Header(fingerprint=b"abcd", width=width, height=height, rate=0), PAYLOAD)
+        tracemalloc.start()
+        try:
+            with pytest.raises(SizeLimitError, match=f"{width} x {height}"):
+                unpack(data)
+            assert tracemalloc.get_traced_memory()[1] < 1 << 16
+        finally:
+            tracemalloc.stop()
+
+
+def test_a_damaged_size_is_damage_and_not_a_size() -> None:
+    data = bytearray(pack(HEADER, PAYLOAD))
+    data[8:12] = b"\xff" * 4
+    with pytest.raises(DamagedError):
+        unpack(bytes(data))
+
+
+def test_random_bursts_are_refused() -> None:
+    data = np.frombuffer(pack(HEADER, PAYLOAD), np.uint8)
+    rng = np.random.default_rng(0)
+    for _ in range(2000):
+        changed = data.copy()
+        start, length = rng.integers(4, len(data)), rng.integers(1, 6)
+        changed[start : start + length] = rng.integers(0, 256, len(changed[start : start + length]))
+        if (changed != data).any():
+            with pytest.raises(BitstreamError):
+                unpack(changed.tobytes())
+
+
+def test_the_changelog_names_the_version() -> None:
+    text = (Path(__file__).parents[2] / "CHANGELOG.md").read_text(encoding="utf-8")
+    lines = [line for line in text.splitlines() if re.match(r"\W*Bitstream", line)]
+    assert any(re.search(rf"\bversion {VERSION}\b", line, re.IGNORECASE) for line in lines), lines
