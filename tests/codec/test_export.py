@@ -13,15 +13,17 @@ import torch
 from click.testing import CliRunner
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
+from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from glc.cli import main
 from glc.codec.checkpoint import WeightsError
 from glc.codec.export import export
-from glc.codec.weights import FORMAT, load_model
+from glc.codec.weights import FORMAT, load_model, read_weights
 from glc.models.glc import GLC
 from glc.models.quantizer import VectorQuantizer
+from tests.codec.fixed_model import fixed_picture
 from tests.short_runs import checkpoint
 
 Rewrite = Callable[[Callable[[dict[str, Any], dict[str, str]], None]], Path]
@@ -262,3 +264,46 @@ def test_the_command_takes_the_folder_of_a_run(
     assert result.exit_code == 1
     assert "last.ckpt: no such checkpoint" in result.stderr
     assert not (tmp_path / "no.safetensors").exists()
+
+
+def test_the_command_halves_weights_and_counts_codes_on_photos(
+    stages: dict[str, Path], weights: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for seed in range(2):
+        Image.fromarray(fixed_picture(96, 128, seed)).save(folder / f"{seed}.png")
+    (tmp_path / "list.txt").write_text("photos/0.png\nphotos/1.png\n")
+    found = []
+    for name, photos in (("folder", [folder]), ("list", [tmp_path / "list.txt"])):
+        out = tmp_path / f"{name}.safetensors"
+        arguments = ["export", stages["joint"], out, "--half", *(a for p in photos for a in ("--photos", p))]
+        result = CliRunner().invoke(main, [str(argument) for argument in arguments])
+        assert result.exit_code == 0, result.output
+        found.append(read_weights(out))
+        assert {t.dtype for t in load_file(out).values() if t.is_floating_point()} == {torch.float16}
+        assert out.stat().st_size < 0.6 * weights.stat().st_size
+    fixed_length = read_weights(weights)
+    assert not fixed_length.tables.z
+    (table,) = found[0].tables.z
+    # Codes that the photos need are likelier than the others, which keep a chance.
+    assert max(table.frequencies) > min(table.frequencies) > 0
+    assert found[0].tables == found[1].tables
+    assert found[0].fingerprint == found[1].fingerprint != fixed_length.fingerprint
+
+
+def test_the_command_refuses_photos_that_are_none(stages: dict[str, Path], tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "bad.png").write_text("no picture")
+    out = tmp_path / "out.safetensors"
+    for photos, message in (
+        ("empty", "no pictures in it"),
+        ("missing", "no such folder or file"),
+        ("bad.png", "not a picture in a known format"),
+    ):
+        arguments = ["export", stages["joint"], out, "--photos", tmp_path / photos]
+        result = CliRunner().invoke(main, [str(argument) for argument in arguments])
+        assert result.exit_code == 1
+        assert result.stderr.startswith(f"Error: {tmp_path / photos}: {message}")
+        assert result.stderr.count("\n") == 1
+    assert not out.exists()

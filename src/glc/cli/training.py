@@ -1,54 +1,38 @@
-"""The `glc` command.
-
-Each command imports what it needs when it runs, so that `glc --help` answers at once.
-"""
-
-from __future__ import annotations
+"""The commands around training: `glc pack` before it, `glc export` after it."""
 
 from pathlib import Path
-from typing import Any
 
 import click
 
-from glc import __version__
 
-
-class _Commands(click.Group):
-    """Turns an error with a message for the user into one line and exit code 1 (usage errors: 2)."""
-
-    def invoke(self, ctx: click.Context) -> Any:
-        try:
-            return super().invoke(ctx)
-        except (click.ClickException, click.exceptions.Exit, click.Abort):
-            raise  # click's own; some of them are RuntimeErrors
-        except (ValueError, OSError, RuntimeError, ImportError) as error:
-            message = " ".join(str(error).split()) or type(error).__name__
-            if isinstance(error, OSError) and error.filename is not None and error.strerror:
-                message = f"{error.filename}: {error.strerror}"
-            raise click.ClickException(message) from error
-
-
-@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(__version__, prog_name="glc")
-def main() -> None:
-    """Generative Latent Coding: an image codec for ultra-low bitrates, and the tools to train it."""
-
-
-@main.command()
+@click.command()
 @click.argument("checkpoint", type=click.Path(path_type=Path, exists=True))
 @click.argument("destination", type=click.Path(path_type=Path))
-def export(checkpoint: Path, destination: Path) -> None:
+@click.option("--half", is_flag=True, help="Store the weights in half precision: half the file.")
+@click.option(
+    "--photos",
+    type=click.Path(path_type=Path),
+    multiple=True,
+    help="Pictures like those to be compressed: a folder, a text file that lists them, or a picture. On them "
+    "the frequencies of the hyper code are counted, which shortens files. May be given several times.",
+)
+def export(checkpoint: Path, destination: Path, half: bool, photos: tuple[Path, ...]) -> None:
     """Write a training CHECKPOINT's codec as a weights file DESTINATION (.safetensors).
 
     CHECKPOINT may be the folder of a training run; its last checkpoint is taken.
     """
+    from tqdm import tqdm
+
     from glc.codec.export import export as write
+    from glc.data.listing import list_sources
 
     last = checkpoint / "checkpoints" / "last.ckpt"
-    write(last if checkpoint.is_dir() else checkpoint, destination)
+    pictures = [path for _, path in list_sources(photos)] if photos else []
+    with tqdm(pictures, desc="counting", unit="pic", disable=None if pictures else True) as counted:
+        write(last if checkpoint.is_dir() else checkpoint, destination, half, counted)
 
 
-@main.command()
+@click.command()
 @click.argument("sources", nargs=-1, type=click.Path(path_type=Path))
 @click.argument("dest", type=click.Path(path_type=Path))
 @click.option(

@@ -1,0 +1,22 @@
+"""The `glc` command.
+
+Each command imports what it needs when it runs, so that `glc --help` answers at once.
+"""
+
+import click
+
+from glc import __version__
+from glc.cli.coding import compress, decompress
+from glc.cli.errors import Commands
+from glc.cli.inspecting import info, models
+from glc.cli.training import export, pack
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="glc")
+def main() -> None:
+    """Generative Latent Coding: an image codec for ultra-low bitrates, and the tools to train it."""
+
+
+for _command in (compress, decompress, info, models, export, pack):
+    main.add_command(_command)

@@ -1,0 +1,261 @@
+"""The commands `glc compress` and `glc decompress`."""
+
+from __future__ import annotations
+
+import io
+import math
+import os
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from glc.cli.errors import NOTHING_DONE, ONE_FAILED, NothingDoneError, message_about
+from glc.cli.plan import Job, Kind, Plan, make_plan
+from glc.codec.bitstream import DEFAULT_LIMIT
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+GLC_SUFFIX = ".glc"
+LOSSLESS: dict[str, tuple[str, dict[str, Any]]] = {
+    ".png": ("PNG", {}),
+    ".webp": ("WEBP", {"lossless": True}),
+    ".tif": ("TIFF", {}),
+    ".tiff": ("TIFF", {}),
+    ".bmp": ("BMP", {}),
+    ".ppm": ("PPM", {}),
+    ".tga": ("TGA", {}),
+    ".jp2": ("JPEG2000", {"irreversible": False}),
+}
+"""Pillow's name and options of the formats that pictures can be written in, by suffix."""
+
+
+def _shared_options(command: Callable[..., None]) -> Callable[..., None]:
+    for option in reversed(
+        (
+            click.option(
+                "-o", "--output", metavar="OUT", help="File or folder to write, or - for standard output."
+            ),
+            click.option(
+                "--model", metavar="NAME|FILE", help="Known model (see `glc models`) or weights file."
+            ),
+            click.option(
+                "--device",
+                metavar="auto|cpu|cuda",
+                default="auto",
+                show_default=True,
+                help="Where the networks run.",
+            ),
+            click.option("--force", is_flag=True, help="Replace existing files."),
+            click.option("--quiet", is_flag=True, help="No progress bar and no summary."),
+        )
+    ):
+        command = option(command)
+    return command
+
+
+def _positive(ctx: click.Context, parameter: click.Parameter, value: float | None) -> float | None:
+    if value is not None and not 0 < value < 1e9:  # this way NaN is refused, too
+        raise click.BadParameter(f"{value} is no number of bits per pixel")
+    return value
+
+
+@click.command()
+@click.argument("inputs", metavar="IN...", nargs=-1, required=True)
+@click.option(
+    "--quality",
+    type=click.FloatRange(0, 100),
+    help="From the fewest bits to the most; may be a fraction.  [default: 50]",
+)
+@click.option(
+    "--target-bpp", type=float, callback=_positive, help="Instead of a quality: bits per pixel at most."
+)
+@click.option("--target-size", type=click.IntRange(min=1), help="Instead of a quality: bytes at most.")
+@_shared_options
+def compress(
+    inputs: tuple[str, ...],
+    quality: float | None,
+    target_bpp: float | None,
+    target_size: int | None,
+    output: str | None,
+    model: str | None,
+    device: str,
+    force: bool,
+    quiet: bool,
+) -> None:
+    """Compress pictures into .glc files.
+
+    IN is a picture, a folder (searched to its depths), or - for standard input. A result is written next to
+    its source, as NAME.glc, or to OUT: a file for a single picture, else a folder in which the structure of
+    the given folders is kept. A file made for a target size stays below it by 3 % at most.
+    """
+    if sum(value is not None for value in (quality, target_bpp, target_size)) > 1:
+        raise click.UsageError("give only one of --quality, --target-bpp and --target-size")
+    if quality is not None and math.isnan(quality):
+        raise click.UsageError("--quality is not a number")
+    from glc.data.images import is_image_name
+
+    plan = make_plan(inputs, output, Kind("pictures", is_image_name, GLC_SUFFIX), force)
+    for job in plan.jobs:
+        if job.destination is not None and is_image_name(job.destination.name):
+            raise click.UsageError(
+                f"{job.target} is the name of a picture; compressed files end in {GLC_SUFFIX}"
+            )
+    _refuse_terminal(plan)
+
+    def start() -> Callable[[Job], str]:
+        from glc.cli.known import Codecs
+        from glc.cli.streams import write_result
+        from glc.data.images import read_rgb
+
+        codec = Codecs(model, device).for_pictures()
+
+        def work(job: Job) -> str:
+            with _notes(job):
+                image = read_rgb(sys.stdin.buffer.read() if job.source is None else job.source, job.name)
+                data = codec.compress(
+                    image,
+                    50 if quality is None else quality,
+                    target_bpp=target_bpp,
+                    target_size=target_size,
+                )
+            write_result(job, data, force)
+            return f"{len(data):,} bytes, {8 * len(data) / (image.width * image.height):.4f} bpp"
+
+        return work
+
+    _run(plan, start, quiet)
+
+
+@click.command()
+@click.argument("inputs", metavar="IN...", nargs=-1, required=True)
+@click.option(
+    "--max-pixels",
+    type=click.IntRange(min=1),
+    default=DEFAULT_LIMIT,
+    help="Refuse larger pictures.  [default: 16384 x 16384]",
+)
+@_shared_options
+def decompress(
+    inputs: tuple[str, ...],
+    max_pixels: int,
+    output: str | None,
+    model: str | None,
+    device: str,
+    force: bool,
+    quiet: bool,
+) -> None:
+    """Turn .glc files into pictures.
+
+    IN is a .glc file, a folder (searched to its depths), or - for standard input. A result is written next to
+    its source, as NAME.png, or to OUT: a file for a single picture, else a folder in which the structure of
+    the given folders is kept. The suffix of a file OUT may choose another format that keeps every pixel.
+    Without --model each file is decoded with the known model that made it.
+    """
+    kind = Kind(f"{GLC_SUFFIX} files", lambda name: os.path.splitext(name)[1].lower() == GLC_SUFFIX, ".png")
+    plan = make_plan(inputs, output, kind, force)
+    for job in plan.jobs:
+        _format_of(job.destination)
+    _refuse_terminal(plan)
+
+    def start() -> Callable[[Job], str]:
+        from glc.cli.known import Codecs
+        from glc.cli.streams import read_glc, write_result
+        from glc.codec.bitstream import unpack
+
+        codecs = Codecs(model, device)
+        codecs.check_for_files()
+
+        def work(job: Job) -> str:
+            data = read_glc(job.source)
+            header, _ = unpack(data, max_pixels)
+            with _notes(job):
+                picture = codecs.for_file(header).decompress(data, max_pixels=max_pixels)
+            write_result(job, _encoded(picture, job.destination), force)
+            return f"{picture.width} x {picture.height}"
+
+        return work
+
+    _run(plan, start, quiet)
+
+
+def _run(plan: Plan, start: Callable[[], Callable[[Job], str]], quiet: bool) -> None:
+    """Do the jobs of a plan; report those that fail and go on.
+
+    Args:
+        plan: the jobs.
+        start: loads what the jobs need and returns what does one of them and says what came of it.
+        quiet: say nothing but what goes wrong.
+
+    Raises:
+        click.exceptions.Exit: when anything went wrong.
+    """
+    from tqdm import tqdm
+
+    for problem in plan.problems:
+        click.echo(problem, err=True)
+    failed = len(plan.problems)
+    work = start() if plan.jobs else None
+    # Only on a terminal: in a log a bar would hide the lines that count.
+    hidden = True if quiet or len(plan.jobs) < 2 else None
+    with tqdm(plan.jobs, unit="file", disable=hidden, dynamic_ncols=True) as bar:
+        for job in bar:
+            assert work is not None
+            try:
+                summary = work(job)
+            except BrokenPipeError:
+                raise
+            except (ValueError, OSError, RuntimeError, MemoryError) as error:
+                failed += 1
+                bar.write(message_about(job.name, error), file=sys.stderr)
+            else:
+                if not quiet:
+                    # Where the data go to standard output, nothing else does.
+                    out = sys.stderr if job.destination is None else sys.stdout
+                    bar.write(f"{job.name} -> {job.target}: {summary}", file=out)
+    if failed:
+        raise click.exceptions.Exit(NOTHING_DONE if plan.single else ONE_FAILED)
+
+
+@contextmanager
+def _notes(job: Job) -> Iterator[None]:
+    """Make a line on stderr of each warning about a target; others are not for users of a command."""
+    from tqdm import tqdm
+
+    from glc.codec.codec import TargetWarning
+
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("ignore")
+        warnings.simplefilter("always", TargetWarning)
+        yield
+    for warning in caught:
+        tqdm.write(f"{job.name}: note: {warning.message}", file=sys.stderr)
+
+
+def _refuse_terminal(plan: Plan) -> None:
+    if any(job.destination is None for job in plan.jobs) and sys.stdout.isatty():
+        raise click.UsageError("standard output is a terminal: redirect it, or give a file with -o")
+
+
+def _format_of(destination: Path | None) -> tuple[str, dict[str, Any]]:
+    """Return the format for a file's name; PNG for standard output and for names without a suffix."""
+    suffix = destination.suffix.lower() if destination is not None else ""
+    if (suffix or ".png") not in LOSSLESS:
+        name = click.format_filename(str(destination))
+        raise NothingDoneError(f"{name}: pictures are written as {', '.join(LOSSLESS)}, not as {suffix}")
+    return LOSSLESS[suffix or ".png"]
+
+
+def _encoded(picture: Image, destination: Path | None) -> bytes:
+    name, options = _format_of(destination)
+    stream = io.BytesIO()
+    try:
+        picture.save(stream, name, **options)
+    except KeyError as error:
+        raise ValueError(f"this Pillow cannot write {name}") from error
+    return stream.getvalue()

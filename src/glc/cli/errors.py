@@ -1,0 +1,62 @@
+"""From exceptions to one line on stderr and an exit code."""
+
+from typing import Any
+
+import click
+
+ONE_FAILED = 1
+"""Exit code when some of several inputs failed, and of commands that are not about single files."""
+NOTHING_DONE = 2
+"""Exit code when the only input failed, or nothing could be started; that of usage errors, too."""
+INTERRUPTED = 130
+"""Exit code after Ctrl-C, as shells give it."""
+
+
+class Commands(click.Group):
+    """Turns an error with a message for the user into one line and exit code 1 (usage errors: 2)."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run a command."""
+        try:
+            return super().invoke(ctx)
+        except (click.ClickException, click.exceptions.Exit, click.Abort, BrokenPipeError):
+            raise  # click's own; some of them are RuntimeErrors
+        except KeyboardInterrupt:
+            click.echo("\nInterrupted", err=True)
+            raise click.exceptions.Exit(INTERRUPTED) from None
+        except (ValueError, OSError, RuntimeError, ImportError) as error:
+            raise click.ClickException(message(error)) from error
+
+
+class NothingDoneError(click.ClickException):
+    """Nothing could be started."""
+
+    exit_code = NOTHING_DONE
+
+
+def message(error: BaseException) -> str:
+    """Return what to tell the user of an error, in one line."""
+    if isinstance(error, OSError) and error.strerror:
+        name = f"{click.format_filename(error.filename)}: " if error.filename is not None else ""
+        return name + error.strerror
+    if _is_lack_of_memory(error):
+        return "not enough memory"
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def message_about(name: str, error: BaseException) -> str:
+    """Return what to tell the user of an error with a file: one line that begins with the file's name."""
+    text = message(error)
+    return text if text.startswith(f"{name}: ") else f"{name}: {text}"
+
+
+def _is_lack_of_memory(error: BaseException | None) -> bool:
+    """Whether memory ran out, in Python, in torch, or below something that wrapped the error."""
+    while error is not None:
+        if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+            return True
+        # torch's allocator on the CPU raises a plain RuntimeError.
+        if isinstance(error, RuntimeError) and "allocate memory" in str(error):
+            return True
+        error = error.__cause__
+    return False

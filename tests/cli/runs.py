@@ -1,0 +1,36 @@
+"""Pictures to run the commands on, and the commands in a process of their own."""
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from click.testing import Result
+from PIL import Image
+
+from tests.codec.fixed_model import fixed_picture
+
+Glc = Callable[..., Result]
+"""Takes arguments, and bytes for standard input as `stdin`."""
+
+
+def picture(path: str | Path, height: int = 40, width: int = 50, seed: int = 0) -> Path:
+    """Write a picture and return its path."""
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(fixed_picture(height, width, seed)).save(path)
+    return Path(path)
+
+
+def tree(folder: str | Path) -> list[str]:
+    """Return the files under a folder."""
+    return sorted(p.relative_to(folder).as_posix() for p in Path(folder).rglob("*") if p.is_file())
+
+
+def command(*arguments: object) -> list[str]:
+    """Return the command line of `glc` in a process of its own."""
+    return [sys.executable, "-c", "from glc.cli import main; main()", *map(str, arguments)]
+
+
+def separately(*arguments: object, stdin: bytes = b"") -> "subprocess.CompletedProcess[bytes]":
+    """Run `glc` in a process of its own."""
+    return subprocess.run(command(*arguments), input=stdin, capture_output=True, timeout=120, check=False)

@@ -1,0 +1,189 @@
+"""`glc compress`: what it writes, and where."""
+
+import io
+import os
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+import glc as library
+from glc.codec.bitstream import unpack
+from tests.cli.runs import Glc, picture, separately, tree
+
+
+def bpp(file: str | Path) -> float:
+    data = Path(file).read_bytes()
+    header, _ = unpack(data)
+    return 8 * len(data) / (header.width * header.height)
+
+
+def test_a_picture_becomes_a_file_beside_it(glc: Glc, models: Path) -> None:
+    picture("photo.png", 64, 96)
+    result = glc("compress", "photo.png", "--device", "cpu")
+    assert result.exit_code == 0, result.stderr
+    data = Path("photo.glc").read_bytes()
+    codec = library.load(models / "small.safetensors", "cpu")
+    assert data == codec.compress("photo.png", 50)
+    expected = f"photo.png -> photo.glc: {len(data):,} bytes, {8 * len(data) / (64 * 96):.4f} bpp\n"
+    assert result.stdout == expected
+    assert result.stderr == ""
+    assert tree(".") == ["photo.glc", "photo.png"]
+
+
+def test_quality_model_and_targets_are_passed_on(glc: Glc, models: Path) -> None:
+    picture("photo.png", 128, 128)
+    codec = library.load(models / "other.safetensors", "cpu")
+    for model in ("other", models / "other.safetensors"):
+        assert glc("compress", "photo.png", "--model", model, "--quality", 12.5, "--force").exit_code == 0
+        assert Path("photo.glc").read_bytes() == codec.compress("photo.png", 12.5)
+    low, high = (len(codec.compress("photo.png", quality)) for quality in (0, 100))
+    target = (low + high) // 2
+    assert glc("compress", "photo.png", "--target-size", target, "-o", "size.glc").exit_code == 0
+    assert 0.97 * target <= Path("size.glc").stat().st_size <= target
+    rate = 8 * target / 128**2
+    assert glc("compress", "photo.png", "--target-bpp", rate, "-o", "rate.glc").exit_code == 0
+    assert 0.97 * rate <= bpp("rate.glc") <= rate
+
+
+def test_a_target_beyond_the_best_quality_gives_a_note(glc: Glc) -> None:
+    picture("photo.png")
+    result = glc("compress", "photo.png", "--target-size", 100_000)
+    assert result.exit_code == 0
+    assert result.stderr.startswith("photo.png: note: ")
+    assert "the nearest below 100000 bytes" in result.stderr
+    assert result.stderr.count("\n") == 1
+
+
+def test_a_target_below_the_smallest_file_is_an_error(glc: Glc) -> None:
+    picture("photo.png")
+    result = glc("compress", "photo.png", "--target-size", 20)
+    assert result.exit_code == 2
+    assert result.stderr.startswith("photo.png: no file of 20 bytes can be made; the smallest has ")
+    assert tree(".") == ["photo.png"]
+
+
+def test_folders_keep_their_structure(glc: Glc) -> None:
+    for name in ("a.png", "sub/b ö.JPG", "sub/deep/c.webp", ".hidden/x.png", "sub/.y.png"):
+        picture(f"in/{name}")
+    Path("in/notes.txt").write_text("no picture")
+    assert glc("compress", "in", "-o", "new/out").exit_code == 0
+    assert tree("new/out") == ["a.glc", "sub/b ö.glc", "sub/deep/c.glc"]
+    assert glc("compress", "in/sub").exit_code == 0
+    assert tree("in/sub") == [".y.png", "b ö.JPG", "b ö.glc", "deep/c.glc", "deep/c.webp"]
+
+
+def test_several_inputs_share_a_folder_under_their_names(glc: Glc) -> None:
+    for name in ("one/a.png", "two/a.png", "a.png"):
+        picture(name)
+    assert glc("compress", "one", "two", "a.png", "-o", "out").exit_code == 0
+    assert tree("out") == ["a.glc", "one/a.glc", "two/a.glc"]
+    assert glc("compress", "one/a.png", "a.png").exit_code == 0
+    assert Path("one/a.glc").is_file()
+    assert Path("a.glc").is_file()
+
+
+def test_a_single_file_goes_to_a_file_or_into_a_folder(glc: Glc) -> None:
+    picture("-a.b.png")
+    Path("there").mkdir()
+    assert glc("compress", "-o", "new/name", "--", "-a.b.png").exit_code == 0
+    assert glc("compress", "-o", "there", "--", "-a.b.png").exit_code == 0
+    assert glc("compress", "-o", "made/", "./-a.b.png").exit_code == 0
+    assert tree(".") == ["-a.b.png", "made/-a.b.glc", "new/name", "there/-a.b.glc"]
+
+
+def test_a_file_without_a_pictures_suffix_keeps_its_whole_name(glc: Glc) -> None:
+    picture("photo.png").rename("photo.2024")
+    assert glc("compress", "photo.2024").exit_code == 0
+    assert Path("photo.2024.glc").is_file()
+
+
+def test_links_are_followed_once(glc: Glc) -> None:
+    picture("in/sub/a.png")
+    picture("elsewhere/b.png")
+    os.symlink("..", "in/sub/loop")
+    os.symlink("../elsewhere", "in/linked")
+    os.symlink("../elsewhere/b.png", "in/c.png")
+    assert glc("compress", "in", "-o", "out").exit_code == 0
+    assert tree("out") == ["c.glc", "linked/b.glc", "sub/a.glc"]
+
+
+def test_of_a_linked_output_the_target_is_replaced(glc: Glc) -> None:
+    picture("a.png")
+    Path("real.glc").write_bytes(b"old")
+    os.symlink("real.glc", "link.glc")
+    assert glc("compress", "a.png", "-o", "link.glc").exit_code == 2
+    assert glc("compress", "a.png", "-o", "link.glc", "--force").exit_code == 0
+    assert Path("link.glc").is_symlink()
+    assert unpack(Path("real.glc").read_bytes())
+
+
+def test_standard_streams(glc: Glc, models: Path) -> None:
+    picture("photo.png")
+    data = library.load(models / "small.safetensors", "cpu").compress("photo.png")
+    source = Path("photo.png").read_bytes()
+    result = glc("compress", "-", stdin=source)
+    assert result.exit_code == 0
+    assert result.stdout_bytes == data
+    assert result.stderr.startswith("standard input -> standard output: ")
+    assert glc("compress", "photo.png", "-o", "-").stdout_bytes == data
+    assert glc("compress", "-", "-o", "x.glc", stdin=source).exit_code == 0
+    assert Path("x.glc").read_bytes() == data
+    result = glc("compress", "-", "--quiet", stdin=b"no picture")
+    assert (result.exit_code, result.stdout_bytes) == (2, b"")
+    assert result.stderr == "standard input: not a picture in a known format\n"
+
+
+def test_pipes_between_processes(glc: Glc, models: Path) -> None:
+    picture("photo.png", 33, 65)
+    small = separately("compress", "-", "--quiet", stdin=Path("photo.png").read_bytes())
+    assert (small.returncode, small.stderr) == (0, b"")
+    large = glc("decompress", "-", stdin=small.stdout)
+    assert large.exit_code == 0
+    assert Image.open(io.BytesIO(large.stdout_bytes)).size == (65, 33)
+    bad = separately("decompress", "-", stdin=small.stdout[:-1])
+    assert (bad.returncode, bad.stdout) == (2, b"")
+    assert bad.stderr.startswith(b"standard input: damaged or truncated: ")
+    assert bad.stderr.count(b"\n") == 1
+
+
+def test_quiet_says_nothing(glc: Glc) -> None:
+    for name in ("in/a.png", "in/b.png"):
+        picture(name)
+    result = glc("compress", "in", "--quiet")
+    assert (result.exit_code, result.output) == (0, "")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["compress"],
+        ["compress", "a.png", "--quality", "101"],
+        ["compress", "a.png", "--quality", "-1"],
+        ["compress", "a.png", "--quality", "nan"],
+        ["compress", "a.png", "--quality", "50", "--target-bpp", "1"],
+        ["compress", "a.png", "--target-size", "500", "--target-bpp", "1"],
+        ["compress", "a.png", "--target-bpp", "0"],
+        ["compress", "a.png", "--target-bpp", "inf"],
+        ["compress", "a.png", "--target-bpp", "nan"],
+        ["compress", "a.png", "--target-bpp", "1e308"],
+        ["compress", "a.png", "--target-size", "0"],
+        ["compress", "a.png", "-o", "b.png"],
+        ["compress", "a.png", "-"],
+        ["compress", "a.png", "a.png", "-o", "-"],
+        ["compress", ".", "-o", "-"],
+        ["compress", "a.png", "a.png", "-o", "a.png"],
+        ["compress", ".", "-o", "a.png"],
+        ["compress", "-", "-o", "./"],
+        ["decompress", "a.png", "--max-pixels", "0"],
+        ["decompress", "a.png", "-o", "a.jpg"],
+    ],
+)
+def test_usage_errors_come_before_any_work(glc: Glc, arguments: list[str]) -> None:
+    before = picture("a.png").read_bytes()
+    result = glc(*arguments)
+    assert result.exit_code == 2
+    assert "Error: " in result.stderr
+    assert result.stdout == ""
+    assert tree(".") == ["a.png"]
+    assert Path("a.png").read_bytes() == before

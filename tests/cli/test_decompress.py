@@ -1,0 +1,128 @@
+"""`glc decompress`: pictures back, with the model that made them."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import glc as library
+from glc.cli.coding import LOSSLESS
+from glc.cli.known import read_weights
+from tests.cli.runs import Glc, picture, tree
+
+
+def test_gives_what_the_library_gives(glc: Glc, models: Path) -> None:
+    picture("photo.jpg", 45, 70)
+    glc("compress", "photo.jpg")
+    result = glc("decompress", "photo.glc")
+    assert result.exit_code == 0, result.stderr
+    assert result.stdout == "photo.glc -> photo.png: 70 x 45\n"
+    expected = library.load(models / "small.safetensors", "cpu").decompress(Path("photo.glc").read_bytes())
+    found = Image.open("photo.png")
+    assert (found.format, found.mode) == ("PNG", "RGB")
+    assert np.array_equal(found, expected)
+
+
+def test_every_format_that_it_writes_keeps_every_pixel(glc: Glc) -> None:
+    picture("photo.png")
+    glc("compress", "photo.png")
+    glc("decompress", "photo.glc", "-o", "expected.png")
+    for suffix, (name, _) in LOSSLESS.items():
+        assert glc("decompress", "photo.glc", "-o", f"out/photo{suffix.upper()}").exit_code == 0
+        found = Image.open(f"out/photo{suffix.upper()}")
+        assert found.format == name
+        assert np.array_equal(found, Image.open("expected.png")), suffix
+    assert glc("decompress", "photo.glc", "-o", "out/plain").exit_code == 0
+    assert Image.open("out/plain").format == "PNG"
+
+
+def test_folders_and_modes_there_and_back(glc: Glc) -> None:
+    sizes = {"1": (1, 1), "LA": (70, 1), "P": (3, 65), "RGBA": (64, 64), "I;16": (33, 17), "CMYK": (8, 9)}
+    Path("in/sub").mkdir(parents=True)
+    for mode, size in sizes.items():
+        Image.new(mode, size).save(f"in/sub/{mode.replace(';', '')}.{'tif' if mode == 'CMYK' else 'png'}")
+    assert glc("compress", "in", "-o", "small").exit_code == 0
+    Path("small/readme.txt").write_text("not for decoding")
+    result = glc("decompress", "small", "-o", "large")
+    assert result.exit_code == 0
+    assert result.stdout.count("\n") == len(sizes)
+    found = {path.stem: Image.open(path).size for path in Path("large/sub").iterdir()}
+    assert found == {mode.replace(";", ""): size for mode, size in sizes.items()}
+
+
+def test_each_file_is_decoded_with_the_known_model_that_made_it(
+    glc: Glc, models: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loads: list[str] = []
+
+    def count(path: Path) -> object:
+        loads.append(path.stem)
+        return read_weights(path)
+
+    for name, model in (("a", "small"), ("b", "other"), ("c", "small"), ("d", "other")):
+        assert (
+            glc("compress", picture(f"{name}.png"), "-o", f"in/{name}.glc", "--model", model).exit_code == 0
+        )
+    monkeypatch.setattr("glc.cli.known.read_weights", count)
+    result = glc("decompress", "in", "-o", "out")
+    assert result.exit_code == 0, result.stderr
+    assert tree("out") == ["a.png", "b.png", "c.png", "d.png"]
+    assert sorted(loads) == ["other", "small"]
+
+
+def test_wrong_weights_name_the_right_ones(
+    glc: Glc, models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    glc("compress", picture("a.png"), "--model", "other")
+    made_by = library.load(models / "other.safetensors", "cpu").fingerprint.hex()
+    result = glc("decompress", "a.glc", "-o", "b.png", "--model", "small")
+    assert result.exit_code == 2
+    assert result.stderr.startswith(
+        f"a.glc: written with the weights {made_by}, those of the model 'other': "
+    )
+    assert "--model other" in result.stderr
+    # The same where nobody knows the model.
+    (tmp_path / "few").mkdir()
+    (tmp_path / "few" / "small.safetensors").symlink_to(models / "small.safetensors")
+    monkeypatch.setenv("GLC_MODELS", str(tmp_path / "few"))
+    for arguments in ((), ("--model", "small")):
+        result = glc("decompress", "a.glc", "-o", "b.png", *arguments)
+        assert result.exit_code == 2
+        assert result.stderr.startswith(
+            f"a.glc: written with the weights {made_by}, which no known model has"
+        )
+        assert result.stderr.count("\n") == 1
+    assert glc("decompress", "a.glc", "-o", "b.png", "--model", models / "other.safetensors").exit_code == 0
+
+
+def test_what_is_no_whole_file_is_refused(glc: Glc) -> None:
+    glc("compress", picture("a.png"))
+    whole = Path("a.glc").read_bytes()
+    flipped = bytearray(whole)
+    flipped[20] ^= 4
+    later = whole[:3] + b"\x02" + whole[4:]
+    for data, message in (
+        (b"", "the file is empty"),
+        (b"\x89PNG" + bytes(100), "not a .glc file"),
+        (whole[:10], "truncated: 10 bytes"),
+        (whole[:-1], "damaged or truncated: "),
+        (bytes(flipped), "damaged or truncated: "),
+        (later, "written in version 2"),
+    ):
+        Path("bad.glc").write_bytes(data)
+        for command in ("decompress", "info"):
+            result = glc(command, "bad.glc")
+            assert result.exit_code == 2
+            assert result.stderr.startswith(f"bad.glc: {message}")
+            assert result.stderr.count("\n") == 1
+            assert result.stdout == ""
+    assert tree(".") == ["a.glc", "a.png", "bad.glc"]
+
+
+def test_the_limit_on_the_size_can_be_set(glc: Glc) -> None:
+    glc("compress", picture("a.png", 40, 50))
+    result = glc("decompress", "a.glc", "--force", "--max-pixels", 1999)
+    assert result.exit_code == 2
+    assert result.stderr == "a.glc: the picture has 50 x 40 pixels, more than the limit of 1999\n"
+    assert glc("decompress", "a.glc", "--force", "--max-pixels", 2000).exit_code == 0

@@ -1,0 +1,304 @@
+"""What goes wrong around the codec: one line that names the file, an exit code, nothing half written."""
+
+import contextlib
+import errno
+import os
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+from glc.codec.codec import Codec
+from tests.cli.runs import Glc, command, picture, tree
+
+
+def lines(text: str) -> list[str]:
+    return text.splitlines()
+
+
+def test_one_bad_file_among_several_does_not_stop_the_others(glc: Glc) -> None:
+    for name in ("in/a.png", "in/c.png"):
+        picture(name)
+    Path("in/b.png").write_bytes(b"no picture")
+    result = glc("compress", "in", "nowhere", "-o", "out")
+    assert result.exit_code == 1
+    assert lines(result.stderr) == [
+        "nowhere: no such file",
+        "in/b.png: not a picture in a known format",
+    ]
+    assert len(lines(result.stdout)) == 2
+    assert tree("out") == ["in/a.glc", "in/c.glc"]
+    Path("out/in/a.glc").write_bytes(b"GLC\x01 no more")
+    result = glc("decompress", "out", "-o", "back")
+    assert result.exit_code == 1
+    assert lines(result.stderr) == ["out/in/a.glc: truncated: 12 bytes, a .glc file has at least 18"]
+    assert tree("back") == ["in/c.png"]
+
+
+@pytest.mark.parametrize("name", ["missing.png", "broken-link.png", "text.png", "cut.png"])
+def test_one_bad_file_alone(glc: Glc, name: str) -> None:
+    os.symlink("gone.png", "broken-link.png")
+    Path("text.png").write_text("no picture")
+    Path("cut.png").write_bytes(picture("a.png").read_bytes()[:-100])
+    before = tree(".")
+    result = glc("compress", name, "-o", "out/x.glc")
+    assert result.exit_code == 2
+    assert result.stderr.startswith(f"{name}: ")
+    assert result.stderr.count("\n") == 1
+    assert tree(".") == before
+    assert not Path("out").exists()
+
+
+def test_a_folder_without_pictures_is_an_error(glc: Glc) -> None:
+    Path("in").mkdir()
+    Path("in/notes.txt").write_text("")
+    for name, noun in (("compress", "pictures"), ("decompress", ".glc files")):
+        result = glc(name, "in")
+        assert result.exit_code == 1
+        assert result.stderr == f"in: no {noun} in this folder\n"
+
+
+def test_existing_files_are_kept_without_force(glc: Glc, monkeypatch: pytest.MonkeyPatch) -> None:
+    picture("a.png")
+    Path("a.glc").write_bytes(b"mine")
+    with monkeypatch.context() as patch:
+        patch.setattr(Codec, "compress", lambda *_, **__: pytest.fail("checked too late"))
+        result = glc("compress", "a.png")
+    assert result.exit_code == 2
+    assert result.stderr == "a.png: a.glc exists: replace it with --force\n"
+    assert Path("a.glc").read_bytes() == b"mine"
+    picture("b.png")
+    assert glc("compress", "a.png", "b.png").exit_code == 1
+    assert Path("a.glc").read_bytes() == b"mine"
+    assert Path("b.glc").is_file()
+    assert glc("compress", "a.png", "--force").exit_code == 0
+    assert Path("a.glc").read_bytes() != b"mine"
+
+
+def test_a_file_that_appears_during_the_work_is_kept(glc: Glc, monkeypatch: pytest.MonkeyPatch) -> None:
+    compress = Codec.compress
+
+    def slow(self: Codec, *arguments: Any, **options: Any) -> bytes:
+        Path("a.glc").write_bytes(b"mine")
+        return compress(self, *arguments, **options)
+
+    monkeypatch.setattr(Codec, "compress", slow)
+    picture("a.png")
+    result = glc("compress", "a.png")
+    assert result.exit_code == 2
+    assert result.stderr == "a.png: a.glc: exists: replace it with --force\n"
+    assert tree(".") == ["a.glc", "a.png"]
+    assert Path("a.glc").read_bytes() == b"mine"
+
+
+def test_two_inputs_never_share_an_output(glc: Glc) -> None:
+    for name in ("in/a.jpg", "in/a.png"):
+        picture(name)
+    result = glc("compress", "in", "--force")
+    assert result.exit_code == 1
+    assert result.stderr == "in/a.png: in/a.glc is already what in/a.jpg becomes\n"
+    assert tree("in") == ["a.glc", "a.jpg", "a.png"]
+
+
+def test_an_input_is_never_replaced(glc: Glc) -> None:
+    picture("a.png").rename("a.glc")
+    picture("b.png").rename("a")
+    before = Path("a.glc").read_bytes()
+    result = glc("compress", "a.glc", "-o", "a.glc", "--force")
+    assert result.exit_code == 2
+    assert "a.glc is itself to be read" in result.stderr
+    assert glc("compress", "a", "a.glc", "--force").exit_code == 1
+    assert Path("a.glc").read_bytes() == before
+    assert Path("a.glc.glc").is_file()
+
+
+def test_outputs_that_are_no_files_are_refused(glc: Glc) -> None:
+    picture("a.png")
+    os.mkfifo("pipe")
+    Path("file").write_text("")
+    Path("folder.glc").mkdir()
+    for output, message in (
+        ("pipe", "pipe is no ordinary file"),
+        ("file/a.glc", "file is no folder"),
+        ("folder.glc/../file/b/c.glc", "file is no folder"),
+    ):
+        result = glc("compress", "a.png", "--force", "-o", output)
+        assert result.exit_code == 2
+        assert message in result.stderr
+    picture("folder.png")
+    result = glc("compress", "folder.png", "--force")
+    assert result.exit_code == 2
+    assert result.stderr == "folder.png: folder.glc is a folder\n"
+
+
+def test_a_read_only_folder_is_found_before_the_work(glc: Glc, monkeypatch: pytest.MonkeyPatch) -> None:
+    picture("a.png")
+    monkeypatch.setattr(Codec, "compress", lambda *_, **__: pytest.fail("checked too late"))
+    monkeypatch.setattr("os.access", lambda *_: False)  # root may write anywhere
+    result = glc("compress", "a.png", "-o", "new/a.glc")
+    assert result.exit_code == 2
+    assert result.stderr.startswith("a.png: new/a.glc cannot be written: no permission to write in ")
+
+
+class FullDisk:
+    """A file that takes half of what is written to it."""
+
+    def __init__(self, path: Path, mode: str) -> None:
+        self.file = open(path, mode)  # noqa: SIM115
+
+    def __enter__(self) -> "FullDisk":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.file.close()
+
+    def write(self, data: bytes) -> None:
+        self.file.write(data[: len(data) // 2])
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def test_a_full_disk_leaves_no_half_of_a_file(glc: Glc, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("a.png", "b.png"):
+        picture(name)
+    Path("a.glc").write_bytes(b"mine")
+    monkeypatch.setattr("glc.cli.streams.open", FullDisk, raising=False)
+    result = glc("compress", "a.png", "--force")
+    assert result.exit_code == 2
+    assert result.stderr == "a.png: a.glc: No space left on device\n"
+    assert glc("compress", "a.png", "b.png", "--force").exit_code == 1
+    assert tree(".") == ["a.glc", "a.png", "b.png"]
+    assert Path("a.glc").read_bytes() == b"mine"
+
+
+@pytest.mark.parametrize("where", ["os.replace", "glc.codec.codec.Codec.compress"])
+def test_an_interruption_leaves_nothing_behind(glc: Glc, monkeypatch: pytest.MonkeyPatch, where: str) -> None:
+    for name in ("a.png", "b.png"):
+        picture(name)
+
+    def interrupt(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(where, interrupt)
+    result = glc("compress", "a.png", "b.png")
+    assert result.exit_code == 130
+    assert lines(result.stderr)[-1] == "Interrupted"
+    assert tree(".") == ["a.png", "b.png"]
+
+
+def test_permissions_follow_the_umask(glc: Glc) -> None:
+    picture("a.png")
+    old = os.umask(0o027)
+    try:
+        assert glc("compress", "a.png", "-o", "out/a.glc").exit_code == 0
+    finally:
+        os.umask(old)
+    assert Path("out/a.glc").stat().st_mode & 0o777 == 0o640
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.\nGPU 0 has ..."),
+        RuntimeError(
+            "[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"
+        ),
+    ],
+)
+def test_running_out_of_memory_is_one_line(
+    glc: Glc, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    picture("a.png")
+    for where in ("glc.codec.codec.Codec.compress", "PIL.ImageFile.ImageFile.load"):
+        with monkeypatch.context() as patch:
+            patch.setattr(where, fail)
+            result = glc("compress", "a.png")
+        assert (result.exit_code, result.stderr) == (2, "a.png: not enough memory\n")
+    assert tree(".") == ["a.png"]
+
+
+def test_an_input_that_vanishes_is_reported(glc: Glc, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("a", "b"):
+        glc("compress", picture(f"{name}.png"))
+    inner = Codec.decompress
+
+    def remove(self: Codec, *arguments: Any, **options: Any) -> Image.Image:
+        Path("b.glc").unlink()
+        return inner(self, *arguments, **options)
+
+    monkeypatch.setattr(Codec, "decompress", remove)
+    result = glc("decompress", "a.glc", "b.glc", "-o", "out")
+    assert result.exit_code == 1
+    assert result.stderr == "b.glc: No such file or directory\n"
+    assert tree("out") == ["a.png"]
+
+
+def damaged(models: Path, tmp_path: Path) -> str:
+    data = bytearray((models / "small.safetensors").read_bytes())
+    data[-5] ^= 1
+    (tmp_path / "damaged.safetensors").write_bytes(data)
+    return "damaged.safetensors"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (lambda *_: ["--model", "large"], "there is no model 'large' (known are other, small)"),
+        (lambda *_: ["--model", "no/such.safetensors"], "no/such.safetensors: no such weights file"),
+        (lambda *_: ["--model", "a.png"], "a.png: not a safetensors file"),
+        (lambda *paths: ["--model", damaged(*paths)], "damaged.safetensors: damaged: the content does not"),
+        (lambda *_: ["--device", "abacus"], "there is no device 'abacus' here"),
+    ],
+)
+def test_models_and_devices_are_checked_before_any_work(
+    glc: Glc, models: Path, tmp_path: Path, arguments: Callable[..., list[str]], message: str
+) -> None:
+    glc("compress", picture("a.png"))
+    picture("b.png")
+    options = arguments(models, tmp_path)
+    for name in (["compress", "a.png", "b.png", "--force"], ["decompress", "a.glc", "a.glc", "--force"]):
+        before = {path: Path(path).read_bytes() for path in tree(".")}
+        result = glc(*name, *options)
+        assert result.exit_code == 2
+        assert lines(result.stderr)[-1].startswith(f"Error: {message}")
+        assert {path: Path(path).read_bytes() for path in tree(".")} == before
+
+
+def test_without_any_model_it_says_how_to_get_one(glc: Glc, monkeypatch: pytest.MonkeyPatch) -> None:
+    glc("compress", picture("a.png"))
+    monkeypatch.delenv("GLC_MODELS")
+    monkeypatch.setattr("glc.pretrained.__path__", [])
+    for name in (["compress", "a.png"], ["decompress", "a.glc"]):
+        result = glc(*name, "--force")
+        assert result.exit_code == 2
+        assert "there is no model 'small'" in result.stderr
+        assert "glc export" in result.stderr
+        assert "--model" in result.stderr
+
+
+def test_many_files_show_a_bar_on_a_terminal(glc: Glc) -> None:
+    for name in ("a.png", "b.png"):
+        picture(name)
+    Path("c.png").write_bytes(b"no picture")
+    terminal, end = pytest.importorskip("pty").openpty()
+    pytest.importorskip("termios").tcsetwinsize(end, (24, 80))
+    done = subprocess.run(
+        command("compress", "."), stdout=subprocess.PIPE, stderr=end, timeout=120, check=False
+    )
+    os.close(end)
+    shown = b""
+    with contextlib.suppress(OSError):  # that is how Linux tells the end
+        while part := os.read(terminal, 4096):
+            shown += part
+    os.close(terminal)
+    assert done.returncode == 1
+    assert b"3/3" in shown
+    assert b"c.png: not a picture" in shown
+    assert len(done.stdout.splitlines()) == 2
