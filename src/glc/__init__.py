@@ -13,7 +13,6 @@ else here imports.
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from glc.codec.checkpoint import WeightsError
     from glc.codec.codec import Codec, TargetWarning, load
     from glc.codec.errors import (
         BitstreamError,
@@ -23,6 +22,7 @@ if TYPE_CHECKING:
         SizeLimitError,
         TargetError,
         TruncatedError,
+        WeightsError,
         WrongWeightsError,
     )
     from glc.codec.payload import Symbols
@@ -42,7 +42,7 @@ _HOMES = {
     "TargetError": "codec.errors",
     "TargetWarning": "codec.codec",
     "TruncatedError": "codec.errors",
-    "WeightsError": "codec.checkpoint",
+    "WeightsError": "codec.errors",
     "WrongWeightsError": "codec.errors",
     "load": "codec.codec",
 }

@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 
 from glc import pretrained
-from glc.codec.checkpoint import WeightsError
+from glc.codec.errors import WeightsError
 
 DEFAULT_MODEL = "small"
 FOLDER_VARIABLE = "GLC_MODELS"

@@ -5,12 +5,10 @@ from typing import Any
 
 import torch
 
+from glc.codec.errors import WeightsError
+
 CHECKPOINT_FORMAT = 1
 """Version of what glc's training adds to a checkpoint under the key `glc`."""
-
-
-class WeightsError(ValueError):
-    """A file is not the weights of a codec; the message names it and says why."""
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:

@@ -12,8 +12,7 @@ from torch import Tensor
 from glc.codec import bitstream
 from glc.codec.bitstream import DEFAULT_LIMIT, FINGERPRINT_BYTES, MAX_RATES, RATE_ONE, Header
 from glc.codec.catalog import find
-from glc.codec.checkpoint import WeightsError
-from glc.codec.errors import DamagedError, TargetError, WrongWeightsError
+from glc.codec.errors import DamagedError, TargetError, WeightsError, WrongWeightsError
 from glc.codec.exact import InexactError, check_device
 from glc.codec.padding import crop, pad, padded_size
 from glc.codec.payload import Decoded, IndicesMapPayload, Symbols, TransformPayload
@@ -112,8 +111,8 @@ class Codec:
         x = self._to_input(image)
         height, width = x.shape[-2:]
         if target_bpp is not None:
-            if not target_bpp > 0:
-                raise ValueError(f"target_bpp must be positive, got {target_bpp}")
+            if not 0 < target_bpp <= 10_000:
+                raise ValueError(f"target_bpp must be positive and at most 10,000, got {target_bpp}")
             target_size = int(target_bpp * height * width / 8)
         with torch.inference_mode():
             latent = self._latent([x])
@@ -326,7 +325,7 @@ def choose_device(name: str | torch.device) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
-        torch.empty(0, device=device)
+        torch.zeros(1, device=device).item()
     except (RuntimeError, AssertionError) as error:
         raise ValueError(f"there is no device {str(name)!r} here: {str(error).splitlines()[0]}") from error
     return device

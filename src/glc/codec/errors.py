@@ -31,3 +31,7 @@ class SizeLimitError(BitstreamError):
 
 class TargetError(ValueError):
     """No quality reaches the size asked for; the message names the nearest that one does."""
+
+
+class WeightsError(ValueError):
+    """A file is not the weights of a codec; the message names it and says why."""

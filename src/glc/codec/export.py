@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from glc.codec.architecture import without_projections
-from glc.codec.checkpoint import WeightsError, read_checkpoint
+from glc.codec.checkpoint import read_checkpoint
+from glc.codec.errors import WeightsError
 from glc.codec.padding import pad
 from glc.codec.tables import Table, Tables, density_tables, gaussian_tables, index_table
 from glc.codec.weights import build_model, fill, save_weights
@@ -77,7 +78,7 @@ def make_tables(model: GLC, pictures: Iterable[Tensor] = ()) -> Tables:
                 for rate in range(model.num_rates):
                     indices = coder.hyper(coder.analysis(latent, rate).float()).indices
                     counts += torch.bincount(indices.flatten(), minlength=len(counts))
-        if counts.any():
+        if counts.any():  # without pictures there are none
             z = [index_table(counts)]
     return gaussian_tables(z)
 
@@ -105,6 +106,10 @@ def export(
     model, description, rates = model_from_checkpoint(checkpoint)
     if half:
         _halve(checkpoint, model)
+    photos = list(photos)
+    hyper = getattr(model.coder, "hyper", None)
+    if photos and not isinstance(hyper, CategoricalHyperprior):
+        raise WeightsError(f"{checkpoint}: has no categorical hyper code whose frequencies could be counted")
     pictures = (stack_pictures([read_rgb(photo)]) for photo in photos)
     tables = make_tables(model, pictures)
     state: Mapping[str, Tensor] = model.state_dict()

@@ -180,7 +180,7 @@ class TransformPayload:
         for k in range(STEPS):
             if k > 0:
                 scales, means = self.context.predict(k, y_hat, reduced)
-            classes = torch.bucketize(scales, self.thresholds, right=True, out_int32=True)
+            classes = torch.bucketize(scales.contiguous(), self.thresholds, right=True, out_int32=True)
             symbols = choose(masks[k], classes, means, steps)
             all_symbols += symbols
             y_hat = torch.where(masks[k], symbols + means, y_hat)

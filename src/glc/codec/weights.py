@@ -27,7 +27,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from glc.codec.architecture import ArchitectureError, build
-from glc.codec.checkpoint import WeightsError
+from glc.codec.errors import WeightsError
 from glc.codec.tables import TableError, Tables
 from glc.models.glc import GLC
 

@@ -94,8 +94,12 @@ def open_image(source: ImageSource, name: str | None = None) -> Image.Image:
         raise ImageError(f"{name}: no such file") from error
     except Image.UnidentifiedImageError as error:
         raise ImageError(f"{name}: not a picture in a known format") from error
+    except MemoryError:
+        raise
     except Exception as error:  # decoders raise nearly anything on hostile headers
         raise ImageError(f"{name}: cannot be opened ({_reason(error)})") from error
+    if 0 in image.size:
+        raise ImageError(f"{name}: has no pixels ({image.width}x{image.height})")
     if image.width * image.height > MAX_PIXELS:
         raise ImageError(f"{name}: {image.width}x{image.height} pixels, more than the limit of {MAX_PIXELS}")
     return image
@@ -118,7 +122,7 @@ def read_rgb(source: ImageSource, name: str | None = None) -> Image.Image:
     image = open_image(source, name)
     try:
         rgb = _to_rgb(image, name)
-    except ImageError:
+    except (ImageError, MemoryError):
         raise
     except Exception as error:  # as above: truncated data surfaces as OSError, SyntaxError, struct.error...
         raise ImageError(f"{name}: corrupt or truncated ({_reason(error)})") from error
@@ -252,7 +256,13 @@ def list_images(folder: str | os.PathLike[str]) -> list[Path]:
     if not root.is_dir():
         raise NotADirectoryError(f"{root}: no such folder")
     found: list[Path] = []
+    seen: set[tuple[int, int]] = set()  # links may lead back to where they start
     for current, folders, files in os.walk(root, followlinks=True):
-        folders[:] = [name for name in folders if not name.startswith(".")]
+        status = os.stat(current)
+        if (status.st_dev, status.st_ino) in seen:
+            folders.clear()
+            continue
+        seen.add((status.st_dev, status.st_ino))
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
         found += [Path(current, name) for name in files if not name.startswith(".") and is_image_name(name)]
     return sorted(found, key=lambda path: path.relative_to(root).as_posix())
