@@ -27,7 +27,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "metrics": {"layers", "losses", "data.images"},
     "training": {"layers", "models", "losses", "metrics", "data", "data.images", "codec"},
     "codec": {"layers", "models", "data.images", "pretrained"},
-    "cli": {"", "codec", "data", "data.images"},
+    "evaluation": {"", "layers", "models", "losses", "metrics", "codec", "data.images"},
+    "cli": {"", "codec", "data", "data.images", "evaluation"},
     "app": {"", "codec", "data.images"},
     "": {"codec", "data.images"},
 }
