@@ -1,0 +1,306 @@
+"""The codec does what `docs/bitstream.md` says: a decoder written from that text alone finds the same."""
+
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import glc
+from tests.codec import reference_decoder as reference
+from tests.codec.fixed_model import fixed_codec_weights, fixed_picture
+from tests.codec.reference_networks import latents
+from tests.codec.reference_weights import Table, Weights
+
+MODELS: dict[str, dict[str, Any]] = {
+    "categorical": {},
+    "z_table": {"z_table": True},
+    "factorized": {"hyper": "factorized"},
+    "indices_map": {"coder": "indices_map"},
+}
+EXPECTED = sorted((Path(__file__).parents[1] / "expected").glob("*.glc"))
+Pair = tuple[glc.Codec, Weights]
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Pair]:
+    """The codec of a name and seed, and its weights as the second decoder reads them."""
+    folder = tmp_path_factory.mktemp("reference")
+
+    @cache
+    def pair(name: str, seed: int = 0) -> Pair:
+        path = fixed_codec_weights(folder / f"{name}{seed}.safetensors", seed=seed, **MODELS[name])
+        return glc.load(path, "cpu"), Weights.read(path)
+
+    return pair
+
+
+def assert_same(pair: Pair, data: bytes) -> reference.Decoded:
+    """Hold what the codec finds in a file against what the second decoder finds."""
+    codec, weights = pair
+    symbols, found = codec.symbols(data), reference.decode(data, weights)
+    np.testing.assert_array_equal(symbols.y[0].numpy(), found.y)
+    if found.z is None:
+        assert symbols.z.numel() == 0
+    else:
+        np.testing.assert_array_equal(symbols.z[0].numpy(), found.z)
+    return found
+
+
+def outcome(decode: Callable[[], object]) -> str:
+    """Return the name of the error that a decoder ends in, or nothing."""
+    try:
+        decode()
+    except ValueError as error:
+        return type(error).__name__
+    return ""
+
+
+def sealed(body: bytes) -> bytes:
+    """Return header and payload with their checksum."""
+    return body + zlib.crc32(body).to_bytes(4, "little")
+
+
+class Recorder(reference.Stack):
+    """Notes the interval of every symbol that it decodes."""
+
+    def __init__(self, payload: bytes) -> None:
+        self.intervals: list[tuple[int, int]] = []
+        super().__init__(payload)
+
+    def _take(self, start: int, frequency: int) -> None:
+        self.intervals.append((start, frequency))
+        super()._take(start, frequency)
+
+
+def intervals_of(data: bytes, weights: Weights, monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
+    """Return the intervals of all symbols in a file, in the order of decoding."""
+    made: list[Recorder] = []
+    with monkeypatch.context() as patch:
+        patch.setattr(reference, "Stack", lambda payload: made.append(Recorder(payload)) or made[-1])
+        reference.decode(data, weights)
+    return made[0].intervals
+
+
+def encode(intervals: list[tuple[int, int]]) -> bytes:
+    """Return the payload of symbols by their intervals (part 5.1)."""
+    x, words = 0, []
+    for start, frequency in reversed(intervals):
+        if x >> 40 >= frequency:
+            words.append(x % (1 << 32))
+            x >>= 32
+        x = (x // frequency << 24) + start + x % frequency
+    words += [x % (1 << 32), x >> 32]
+    return b"".join(word.to_bytes(4, "little") for word in words).rstrip(b"\0")
+
+
+# The integers.
+
+
+@pytest.mark.parametrize("file", EXPECTED, ids=[file.stem for file in EXPECTED])
+def test_files_of_the_past_hold_the_same_integers(pairs: Any, file: Path) -> None:
+    name = next((name for name in MODELS if file.stem.startswith(name)), "categorical")
+    assert_same(pairs(name), file.read_bytes())
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize(
+    ("size", "quality"), [((1, 1), 50), ((32, 32), 0), ((33, 64), 100), ((70, 45), 12.5), ((15, 97), 66.6)]
+)
+def test_files_of_a_picture_hold_the_same_integers(
+    pairs: Any, name: str, size: tuple[int, int], quality: float
+) -> None:
+    pair = pairs(name, seed=1)
+    assert_same(pair, pair[0].compress(fixed_picture(*size, seed=1), quality))
+
+
+@pytest.mark.parametrize("spread", [2, 40, 5000])
+@pytest.mark.parametrize("name", ["categorical", "z_table", "factorized"])
+def test_arbitrary_integers_come_back(pairs: Any, name: str, spread: int) -> None:
+    codec, weights = pairs(name)
+    rng = np.random.default_rng(spread)
+    y = np.clip(np.rint(rng.standard_cauchy((16, 8, 12)) * spread), -32767, 32767).astype(np.int64)
+    if name == "factorized":
+        z = np.clip(np.rint(rng.standard_cauchy((16, 2, 3)) * spread), -32767, 32767).astype(np.int64)
+    else:
+        z = rng.integers(0, 32, (2, 3))
+    symbols = glc.Symbols(torch.from_numpy(z)[None].int(), torch.from_numpy(y)[None].int())
+    found = assert_same((codec, weights), codec.from_symbols(symbols, (64, 96), 0))
+    np.testing.assert_array_equal(found.y, y)
+    np.testing.assert_array_equal(found.z, z)
+
+
+@pytest.mark.parametrize("name", ["categorical", "z_table", "factorized"])
+def test_the_empty_payload_is_a_file(pairs: Any, name: str) -> None:
+    codec, weights = pairs(name)
+    header = codec.compress(fixed_picture(40, 40), 50)[:14]
+    found = assert_same((codec, weights), sealed(header))
+    assert found.y.max() < 0  # the lowest value of each table
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_integers_have_one_payload(pairs: Any, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    codec, weights = pairs(name)
+    data = codec.compress(fixed_picture(67, 130), 80)
+    assert encode(intervals_of(data, weights, monkeypatch)) == data[14:-4]
+
+
+# The networks after the integers.
+
+
+@contextmanager
+def inputs_of(module: torch.nn.Module) -> Iterator[list[torch.Tensor]]:
+    """Collect the first input of a module."""
+    found: list[torch.Tensor] = []
+    handle = module.register_forward_pre_hook(lambda _, inputs: found.append(inputs[0][0]))
+    try:
+        yield found
+    finally:
+        handle.remove()
+
+
+@pytest.mark.parametrize("name", ["categorical", "factorized"])
+@pytest.mark.parametrize("quality", [0, 41.7, 100])
+def test_y_hat_and_the_latent_agree(pairs: Any, name: str, quality: float) -> None:
+    codec, weights = pairs(name)
+    data = codec.compress(fixed_picture(67, 100), quality)
+    with inputs_of(codec.model.coder.synthesis) as y_hats, inputs_of(codec.model.decoder) as found:
+        codec.decompress(data)
+    decoded = reference.decode(data, weights)
+    np.testing.assert_array_equal(y_hats[0].numpy(), np.ldexp(decoded.y_hat, -24).astype(np.float32))
+    expected = latents(weights, decoded.y, decoded.y_hat, reference.parse(data).rate)
+    np.testing.assert_allclose(found[0].numpy(), expected, atol=1e-5 * np.abs(expected).max())
+
+
+def test_the_latent_of_indices_is_their_codes(pairs: Any) -> None:
+    codec, weights = pairs("indices_map")
+    data = codec.compress(fixed_picture(67, 100), 41.7)
+    with inputs_of(codec.model.decoder) as found:
+        codec.decompress(data)
+    decoded = reference.decode(data, weights)
+    expected = latents(weights, decoded.y, None, reference.parse(data).rate)
+    np.testing.assert_array_equal(found[0].numpy(), expected)
+
+
+# Files that must be rejected.
+
+
+def changed(offset: int, new: bytes) -> Callable[[bytes], bytes]:
+    """Return what replaces bytes and repairs the checksum."""
+    return lambda data: sealed(data[:offset] + new + data[offset + len(new) : -4])
+
+
+DAMAGES: dict[str, tuple[Callable[[bytes], bytes], str]] = {
+    "empty": (lambda data: b"", "NotGlcError"),
+    "one other byte": (lambda data: b"P", "NotGlcError"),
+    "other magic": (changed(2, b"X"), "NotGlcError"),
+    "other magic, short": (lambda data: b"GX", "NotGlcError"),
+    "two bytes": (lambda data: data[:2], "TruncatedError"),
+    "magic alone": (lambda data: data[:3], "TruncatedError"),
+    "version 0": (changed(3, b"\0"), "DamagedError"),
+    "version 0, short": (lambda data: b"GLC\0", "DamagedError"),
+    "version 2": (changed(3, b"\2"), "NewerVersionError"),
+    "version 255, short": (lambda data: b"GLC\xff", "NewerVersionError"),
+    "17 bytes": (lambda data: data[:17], "TruncatedError"),
+    "cut": (lambda data: data[:-1], "DamagedError"),
+    "a further byte": (lambda data: data + b"\0", "DamagedError"),
+    "other checksum": (lambda data: data[:-1] + bytes([data[-1] ^ 1]), "DamagedError"),
+    "too large": (changed(8, b"\xff\xff\xff\xff"), "SizeLimitError"),
+    "too large, other weights": (changed(4, b"\0\0\0\0\xff\xff\xff\xff"), "SizeLimitError"),
+    "zero at the end": (lambda data: sealed(data[:-4] + b"\0"), "DamagedError"),
+    "zero at the end, too large": (changed(8, b"\xff\xff\xff\xff\0\0\0"), "SizeLimitError"),
+    "zero at the end, other weights": (lambda data: sealed(b"GLC\1" + data[4:-4] + b"\0"), "DamagedError"),
+    "other weights": (changed(4, b"\0\0\0\0"), "WrongWeightsError"),
+    "other weights and rate": (changed(4, bytes(4) + b"\0\0\0\0\xff\xff"), "WrongWeightsError"),
+    "rate above the last": (changed(12, (3 * 4096 + 1).to_bytes(2, "little")), "DamagedError"),
+    "smaller size": (changed(8, b"\0\0\0\0"), "DamagedError"),
+    "payload of another": (lambda data: sealed(data[:14] + bytes(range(1, 90))), "DamagedError"),
+}
+
+
+@pytest.mark.parametrize("name", ["categorical", "factorized", "indices_map"])
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_the_same_checks_reject_a_file(pairs: Any, name: str, damage: str) -> None:
+    codec, weights = pairs(name)
+    change, expected = DAMAGES[damage]
+    data = change(codec.compress(fixed_picture(40, 40), 100))
+    assert outcome(lambda: reference.decode(data, weights)) == expected
+    assert outcome(lambda: codec.symbols(data)) == expected
+
+
+@pytest.mark.parametrize(("name", "expected"), [("indices_map", "DamagedError"), ("categorical", "")])
+def test_rates_between_points_are_for_transforms(pairs: Any, name: str, expected: str) -> None:
+    codec, weights = pairs(name)
+    data = changed(12, b"\1\x10")(codec.compress(fixed_picture(40, 40), 40))
+    assert outcome(lambda: reference.decode(data, weights)) == expected
+    assert outcome(lambda: codec.symbols(data)) == expected
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_random_payloads_end_alike(pairs: Any, name: str) -> None:
+    codec, weights = pairs(name)
+    rng = np.random.default_rng(0)
+    header = codec.compress(fixed_picture(1, 1), 50)[:14]
+    outcomes = []
+    for length in (1, 2, 3, 4, 5, 8, 9, 12):
+        data = sealed(header + rng.bytes(length - 1) + b"\1")
+        outcomes.append(outcome(lambda data=data: reference.decode(data, weights)))
+        assert outcome(lambda data=data: codec.symbols(data)) == outcomes[-1]
+        if not outcomes[-1]:
+            assert_same((codec, weights), data)
+    assert "DamagedError" in outcomes
+
+
+@pytest.mark.parametrize("part", ["z", "y"])
+def test_escapes_end_at_32767(pairs: Any, part: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The next value's file differs by one interval, moved on as far as from the value before."""
+    codec, weights = pairs("factorized")
+    symbols = glc.Symbols(torch.zeros(1, 16, 1, 1).int(), torch.zeros(1, 16, 4, 4).int())
+    # Column 1 of group 0 comes in the last step, so that no class depends on it.
+    place = (0, 0, 0, 0) if part == "z" else (0, 0, 0, 1)
+    found = []
+    for value in (32766, 32767):
+        getattr(symbols, part)[place] = value
+        data = codec.from_symbols(symbols, (32, 32), 0)
+        assert getattr(assert_same((codec, weights), data), part)[place[1:]] == value
+        found.append(intervals_of(data, weights, monkeypatch))
+    moved = [k for k, (a, b) in enumerate(zip(*found, strict=True)) if a != b]
+    assert len(moved) == 1
+    (start, frequency), before = found[1][moved[0]], found[0][moved[0]][0]
+    found[1][moved[0]] = (2 * start - before, frequency)
+    data = sealed(data[:14] + encode(found[1]))
+    assert outcome(lambda: reference.decode(data, weights)) == "DamagedError"
+    assert outcome(lambda: codec.symbols(data)) == "DamagedError"
+
+
+# The weights and the document's own numbers.
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_fingerprints_are_those_of_the_text(pairs: Any, name: str) -> None:
+    codec, weights = pairs(name)
+    assert codec.fingerprint == bytes.fromhex(weights.fingerprint)[:4]
+    assert weights.encoder_fingerprint == weights.metadata["encoder_fingerprint"]
+
+
+def test_the_worked_example_of_a_table() -> None:
+    text = "474c4301 01234567 ff02 ff01 0018 0000b0e00e 1cc65e27"
+    file = reference.parse(bytes.fromhex(text))
+    assert (file.width, file.height, file.rate) == (768, 512, 6144)
+    stack = reference.Stack(file.payload)
+    table = Table(-1, [3145728, 8388608, 3145728, 2097152])
+    assert reference.decode_integers(stack, np.zeros(3, np.int64), [table]).tolist() == [1, -1, -7]
+    stack.finish()
+
+
+def test_the_worked_example_of_indices() -> None:
+    stack = Recorder(bytes.fromhex("9000fef63d00000210"))
+    found = reference.decode_indices(stack, (4,), 1_000_000, [])
+    assert found.tolist() == [3, 999_999, 123_456, 777_777]
+    stack.finish()
+    assert encode(stack.intervals).hex() == "9000fef63d00000210"
