@@ -1,0 +1,227 @@
+"""The whole path: pictures to files and back."""
+
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+import glc
+from glc.codec import bitstream
+from tests.codec.fixed_model import fixed_picture
+from tests.codec.variants import VARIANTS, WITH_Y, Variants
+
+
+@pytest.fixture(scope="module")
+def variants(tmp_path_factory: pytest.TempPathFactory) -> Variants:
+    return Variants(tmp_path_factory.mktemp("codecs"))
+
+
+@pytest.fixture(params=VARIANTS)
+def codec(request: pytest.FixtureRequest, variants: Variants) -> glc.Codec:
+    return variants.codec(request.param)
+
+
+@pytest.fixture
+def sent(codec: glc.Codec, monkeypatch: pytest.MonkeyPatch) -> list[glc.Symbols]:
+    """What the encoder wrote, one entry per call."""
+    seen: list[glc.Symbols] = []
+    encode = codec._payload.encode
+
+    def note(latent: Tensor, rate: Tensor) -> tuple[list[bytes], glc.Symbols]:
+        payloads, symbols = encode(latent, rate)
+        seen.append(symbols)
+        return payloads, symbols
+
+    monkeypatch.setattr(codec._payload, "encode", note)
+    return seen
+
+
+@pytest.mark.parametrize(
+    ("height", "width"), [(1, 1), (2, 3), (1, 70), (31, 33), (32, 32), (64, 31), (67, 130), (130, 67)]
+)
+def test_decodes_what_the_encoder_chose(
+    codec: glc.Codec, sent: list[glc.Symbols], height: int, width: int
+) -> None:
+    image = fixed_picture(height, width)
+    for quality in (0, 16.1, 62.7, 100):
+        data = codec.compress(image, quality)
+        header, _ = bitstream.unpack(data)
+        assert (header.height, header.width, header.rate) == (height, width, codec.rate_of(quality))
+        symbols = codec.symbols(data)
+        assert symbols == sent[-1]
+        assert symbols.y.any()
+        assert codec.decompress(data).size == (width, height)
+    assert len(sent) == 4
+
+
+@pytest.mark.parametrize("codec", WITH_Y, indirect=True)
+def test_the_picture_decides_the_symbols_and_the_symbols_the_picture(codec: glc.Codec) -> None:
+    first, second = (codec.compress(fixed_picture(64, 100, seed), 80) for seed in (0, 1))
+    assert codec.symbols(first) != codec.symbols(second)
+    assert codec.decompress(first).tobytes() != codec.decompress(second).tobytes()
+    # One symbol more or less shows.
+    symbols = codec.symbols(first)
+    changed = glc.Symbols(symbols.z, symbols.y.clone())
+    changed.y[0, 3, 4, 4] += 3
+    third = codec.from_symbols(changed, (64, 100), codec.rate_of(80))
+    assert codec.symbols(third) == changed
+    assert codec.decompress(third).tobytes() != codec.decompress(first).tobytes()
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_decoding_is_a_pure_function(variants: Variants, variant: str) -> None:
+    codec = variants.codec(variant)
+    files = [codec.compress(fixed_picture(66, 90, seed), 70) for seed in range(3)]
+    pictures = [np.asarray(codec.decompress(data)) for data in files]
+    assert not np.array_equal(pictures[0], pictures[1])
+    fresh = glc.load(variants.weights(variant), "cpu")
+    elsewhere: list[np.ndarray] = []
+
+    def decode() -> None:
+        elsewhere.append(np.asarray(codec.decompress(files[0])))
+
+    thread = threading.Thread(target=decode)
+    thread.start()
+    thread.join()
+    codec.compress(fixed_picture(40, 200, 9), 3)
+    for again in (codec.decompress(files[0]), fresh.decompress(files[0])):
+        assert np.array_equal(pictures[0], np.asarray(again))
+    # A thread or a batch may split the decoder's sums in another way: by rounding, never in the symbols.
+    together = codec.decompress_batch(files)
+    for one, other in [*zip(pictures, together, strict=True), (pictures[0], elsewhere[0])]:
+        assert np.abs(one.astype(int) - np.asarray(other).astype(int)).max() <= 1
+
+
+def test_a_batch_holds_the_symbols_of_its_members(
+    codec: glc.Codec, sent: list[glc.Symbols], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images = [fixed_picture(height, width, seed=height) for height, width in ((65, 90), (70, 96), (72, 89))]
+    files = codec.compress_batch(images, 33)
+    (chosen,) = sent
+    read: list[glc.Symbols] = []
+    decode = codec._payload.decode
+
+    def note(*arguments: Any) -> Any:
+        decoded = decode(*arguments)
+        read.append(decoded.symbols)
+        return decoded
+
+    monkeypatch.setattr(codec._payload, "decode", note)
+    assert [picture.size for picture in codec.decompress_batch(files)] == [(90, 65), (96, 70), (89, 72)]
+    assert read == [chosen]
+    for i, data in enumerate(files):
+        assert codec.symbols(data) == glc.Symbols(chosen.z[i : i + 1], chosen.y[i : i + 1])
+    assert codec.compress_batch([]) == []
+    assert codec.decompress_batch([]) == []
+    small = codec.compress(fixed_picture(8, 8), 33)
+    for call in (
+        lambda: codec.compress_batch([images[0], fixed_picture(8, 8)]),
+        lambda: codec.decompress_batch([files[0], small]),
+    ):
+        with pytest.raises(ValueError, match="one size"):
+            call()
+
+
+@pytest.mark.parametrize("codec", ["categorical", "indices_map"], indirect=True)
+def test_several_threads_at_once_write_the_bytes_of_one(codec: glc.Codec) -> None:
+    images = [fixed_picture(40 + 11 * (k % 5), 96 - 7 * (k % 4), seed=k) for k in range(24)]
+
+    def work(k: int) -> tuple[bytes, glc.Symbols, bytes]:
+        data = codec.compress(images[k], 4 * k)
+        return data, codec.symbols(data), codec.decompress(data).tobytes()
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        alone = [work(k) for k in range(24)]
+        with ThreadPoolExecutor(8, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            together = list(pool.map(work, range(24)))
+    finally:
+        torch.set_num_threads(threads)
+    assert together == alone
+
+
+@pytest.mark.parametrize("codec", WITH_Y, indirect=True)
+def test_the_figure_of_z_shows_z_alone(codec: glc.Codec) -> None:
+    data = codec.compress(fixed_picture(96, 64), 60)
+    symbols, rate = codec.symbols(data), codec.rate_of(60)
+
+    def with_symbols(z: Tensor, y: Tensor) -> bytes:
+        return codec.from_symbols(glc.Symbols(z, y), (96, 64), rate)
+
+    picture = codec.decode_z(data)
+    assert picture.size == (64, 96)
+    assert picture.tobytes() != codec.decompress(data).tobytes()
+    others = [with_symbols(symbols.z, y) for y in (symbols.y.flip(-1), symbols.y * 3 - 1)]
+    assert others[0] != data
+    assert {codec.decode_z(other).tobytes() for other in others} == {picture.tobytes()}
+    z = (
+        (symbols.z + 7) % 32
+        if codec.weights.model.coder.hyper.__class__.__name__[0] == "C"
+        else symbols.z + 2
+    )
+    assert codec.decode_z(with_symbols(z, symbols.y)).tobytes() != picture.tobytes()
+    # What it draws is the file whose symbols are all zero, up to the float entropy model of `decode_z`.
+    zero = codec.decompress(with_symbols(symbols.z, torch.zeros_like(symbols.y)))
+    difference = np.asarray(zero).astype(int) - np.asarray(picture).astype(int)
+    assert np.abs(difference).mean() < 2
+
+
+def test_indices_map_coding_has_no_figure_of_z(variants: Variants) -> None:
+    codec = variants.codec("indices_map")
+    with pytest.raises(ValueError, match="no hyper code"):
+        codec.decode_z(codec.compress(fixed_picture(16, 16), 0))
+
+
+BLOCKED = """
+import sys
+class Blocker:
+    names = {"lightning", "hydra", "omegaconf", "wandb", "torchmetrics", "torchvision", "lpips", "webdataset",
+             "matplotlib", "scipy", "skimage", "sklearn"}
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in self.names:
+            raise ImportError(name)
+sys.meta_path.insert(0, Blocker())
+import glc
+codec = glc.load(sys.argv[1])
+data = codec.compress(sys.argv[2], target_bpp=0.9)
+codec.decompress(data).save(sys.argv[4])
+codec.decode_z(data)
+open(sys.argv[3], "wb").write(codec.from_symbols(codec.symbols(data), (64, 100), codec.rate_of(25)))
+loaded = {name for name in sys.modules if name.startswith(("glc.training", "glc.losses", "glc.metrics"))}
+assert not loaded, loaded
+"""
+
+
+def test_works_where_no_training_stack_is_installed(variants: Variants, tmp_path: Path) -> None:
+    Image.fromarray(fixed_picture(64, 100)).save(tmp_path / "in.png")
+    paths = [
+        str(path)
+        for path in (variants.weights("categorical"), *(tmp_path / n for n in ("in.png", "f", "out.png")))
+    ]
+    done = subprocess.run(
+        [sys.executable, "-c", BLOCKED, *paths], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    data = (tmp_path / "f").read_bytes()
+    codec = variants.codec("categorical")
+    assert codec.from_symbols(codec.symbols(data), (64, 100), codec.rate_of(25)) == data
+    with Image.open(tmp_path / "out.png") as picture:
+        assert picture.size == (100, 64)
+
+
+@pytest.fixture(autouse=True)
+def no_leaks() -> Iterator[None]:
+    """Nothing here may change how torch runs for the others."""
+    before = torch.get_num_threads(), torch.is_grad_enabled(), torch.is_inference_mode_enabled()
+    yield
+    assert before == (torch.get_num_threads(), torch.is_grad_enabled(), torch.is_inference_mode_enabled())

@@ -1,0 +1,99 @@
+"""Quality, and files of a given size."""
+
+import warnings
+from itertools import pairwise
+
+import numpy as np
+import pytest
+
+import glc
+from glc.codec import bitstream
+from glc.codec.bitstream import RATE_ONE
+from tests.codec.fixed_model import SIZES, fixed_picture
+from tests.codec.variants import VARIANTS, WITH_Y, Variants
+
+
+@pytest.fixture(scope="module")
+def variants(tmp_path_factory: pytest.TempPathFactory) -> Variants:
+    return Variants(tmp_path_factory.mktemp("codecs"))
+
+
+@pytest.fixture(params=VARIANTS)
+def codec(request: pytest.FixtureRequest, variants: Variants) -> glc.Codec:
+    return variants.codec(request.param)
+
+
+@pytest.mark.parametrize("codec", WITH_Y, indirect=True)
+def test_quality_is_continuous(codec: glc.Codec) -> None:
+    top = (codec.model.num_rates - 1) * RATE_ONE
+    rates = [codec.rate_of(quality) for quality in np.linspace(0, 100, 3001)]
+    assert (rates[0], rates[1500], rates[-1]) == (0, top // 2, top)
+    assert all(0 < after - before <= top / 3000 + 1 for before, after in pairwise(rates))
+    for rate in (0, 1, RATE_ONE, RATE_ONE + 1, top - 1, top):
+        assert codec.rate_of(codec.quality_of(rate)) == rate
+    # The same integers one unit of the rate apart, across a trained point too, are nearly the same picture.
+    symbols = codec.symbols(codec.compress(fixed_picture(64, 64), 33))
+
+    def draw(rate: int) -> np.ndarray:
+        return np.asarray(codec.decompress(codec.from_symbols(symbols, (64, 64), rate))).astype(int)
+
+    for rate in (0, 1000, RATE_ONE - 1, RATE_ONE, top - 1):
+        assert np.abs(draw(rate) - draw(rate + 1)).max() <= 2
+    assert np.abs(draw(0) - draw(RATE_ONE)).max() > 10
+
+
+def test_indices_map_coding_has_whole_rate_points_only(variants: Variants) -> None:
+    codec = variants.codec("indices_map")
+    found = [codec.rate_of(quality) for quality in range(101)]
+    assert set(found) == {k * RATE_ONE for k in range(len(SIZES))}
+    assert found == sorted(found)
+
+
+@pytest.mark.parametrize("quality", [-0.001, 100.001, float("nan"), float("inf")])
+def test_refuses_a_quality_out_of_range(variants: Variants, quality: float) -> None:
+    with pytest.raises(ValueError, match="quality must lie in"):
+        variants.codec("categorical").compress(fixed_picture(8, 8), quality)
+
+
+@pytest.mark.parametrize("codec", WITH_Y, indirect=True)
+def test_a_target_is_reached_within_three_percent(codec: glc.Codec) -> None:
+    image = fixed_picture(128, 192)
+    smallest, largest = (len(codec.compress(image, quality)) for quality in (0, 100))
+    assert largest > 1.2 * smallest
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for target in np.geomspace(smallest, largest, 6).astype(int).tolist():
+            data = codec.compress(image, target_size=target)
+            assert 0.97 * target <= len(data) <= target
+            bpp = (target + 0.001) * 8 / (128 * 192)
+            assert 0.97 * bpp <= len(codec.compress(image, target_bpp=bpp)) * 8 / (128 * 192) <= bpp
+    # It is an ordinary file of some quality.
+    rate = bitstream.unpack(data)[0].rate
+    assert codec.compress(image, codec.quality_of(rate)) == data
+
+
+def test_targets_out_of_reach(codec: glc.Codec) -> None:
+    image = fixed_picture(128, 192)
+    smallest, largest = (codec.compress(image, quality) for quality in (0, 100))
+    with pytest.raises(glc.TargetError, match=rf"the smallest has {len(smallest)} bytes .*quality 0"):
+        codec.compress(image, target_size=len(smallest) - 1)
+    with pytest.raises(glc.TargetError, match="the smallest has"):
+        codec.compress(image, target_bpp=1e-9)
+    assert len(codec.compress(image, target_size=len(smallest))) <= len(smallest)
+    with pytest.warns(glc.TargetWarning, match=rf"{len(largest)} bytes .*best quality needs no more"):
+        assert codec.compress(image, target_size=2 * len(largest)) == largest
+    with pytest.warns(glc.TargetWarning):
+        assert codec.compress(image, target_bpp=100) == largest
+    for wrong in ({"target_bpp": 0}, {"target_bpp": -1}, {"target_bpp": float("nan")}):
+        with pytest.raises(ValueError, match="target_bpp must be positive"):
+            codec.compress(image, **wrong)
+    with pytest.raises(ValueError, match="not both"):
+        codec.compress(image, target_bpp=1, target_size=100)
+
+
+def test_a_target_between_two_sizes_that_exist(variants: Variants) -> None:
+    codec = variants.codec("indices_map")
+    image = fixed_picture(128, 192)
+    second, third = (codec.compress(image, codec.quality_of(k * RATE_ONE)) for k in (1, 2))
+    with pytest.warns(glc.TargetWarning, match="no size lies between"):
+        assert codec.compress(image, target_size=len(third) - 1) == second

@@ -1,0 +1,144 @@
+"""Whatever a file holds: a typed error, or a picture of the size that its header names."""
+
+import dataclasses
+import random
+from collections import Counter
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+
+import glc
+from glc.codec import bitstream
+from glc.codec.entropy_coder import SYMBOL_LIMIT
+from glc.models.coder import IndicesMapCoder
+from tests.codec.fixed_model import fixed_picture
+from tests.codec.variants import VARIANTS, WITH_Y, Variants
+
+
+@pytest.fixture(scope="module")
+def variants(tmp_path_factory: pytest.TempPathFactory) -> Variants:
+    return Variants(tmp_path_factory.mktemp("codecs"))
+
+
+@pytest.fixture(params=VARIANTS)
+def codec(request: pytest.FixtureRequest, variants: Variants) -> glc.Codec:
+    return variants.codec(request.param)
+
+
+def outcome(codec: glc.Codec, data: bytes) -> str:
+    """Decompress; return the error's type, or check the picture. No other exception passes."""
+    try:
+        picture = codec.decompress(data)
+    except glc.BitstreamError as error:
+        return type(error).__name__ if str(error) else "no message"
+    header, _ = bitstream.unpack(data)
+    assert picture.size == (header.width, header.height)
+    return "picture"
+
+
+def test_every_flipped_bit_is_an_error(codec: glc.Codec) -> None:
+    data = codec.compress(fixed_picture(1, 1), 0)
+    found: Counter[str] = Counter()
+    for bit in range(8 * len(data)):
+        flipped = bytearray(data)
+        flipped[bit // 8] ^= 1 << bit % 8
+        found[outcome(codec, bytes(flipped))] += 1
+    assert "picture" not in found
+    assert found["NotGlcError"] == 8 * len(bitstream.MAGIC)
+    assert found["DamagedError"] >= 8 * (len(data) - 4)
+
+
+def test_every_truncation_and_extension_is_an_error(codec: glc.Codec) -> None:
+    data = codec.compress(fixed_picture(40, 40), 100)
+    assert outcome(codec, data) == "picture"
+    kinds = {outcome(codec, data[:length]) for length in range(len(data))}
+    assert kinds == {"NotGlcError", "TruncatedError", "DamagedError"}
+    assert {outcome(codec, data + bytes([value])) for value in range(256)} == {"DamagedError"}
+    assert outcome(codec, data + data) == "DamagedError"
+
+
+def crafted(codec: glc.Codec, count: int) -> Iterator[bytes]:
+    """Yield files with a valid checksum that no encoder wrote."""
+    chance = random.Random(0)
+    data = codec.compress(fixed_picture(40, 33), 50)
+    header, payload = bitstream.unpack(data)
+    top = (codec.model.num_rates - 1) * bitstream.RATE_ONE
+
+    def flip(payload: bytes) -> bytes:
+        changed = bytearray(payload)
+        changed[chance.randrange(len(changed))] ^= 1 << chance.randrange(8)
+        return bytes(changed)
+
+    edits: list[Callable[[bytes], bytes]] = [
+        flip,
+        lambda p: p[: chance.randrange(len(p))],
+        lambda p: p[chance.randrange(1, len(p)) :],
+        lambda p: p + chance.randbytes(chance.randrange(1, 9)),
+        lambda p: chance.randbytes(chance.choice((1, 4, 7, 8, 33, len(p)))),
+        lambda p: b"\xff" * chance.choice((1, 8, 64, len(p))),
+        lambda p: b"",
+        lambda p: p,
+    ]
+    for k in range(count):
+        changes: dict[str, Any] = {}
+        if k % 2:
+            changes["width"] = chance.choice((1, 2, header.width, 65, chance.randrange(1, 200)))
+            changes["height"] = chance.choice((1, 2, header.height, 65, chance.randrange(1, 200)))
+        if k % 3 == 0:
+            changes["rate"] = chance.choice(
+                (0, 1, top, bitstream.RATE_ONE, top + 1, 0xFFFF, chance.randrange(top))
+            )
+        yield bitstream.pack(dataclasses.replace(header, **changes), edits[k % len(edits)](payload))
+
+
+@pytest.mark.timeout(60)
+def test_a_valid_checksum_does_not_let_anything_through(codec: glc.Codec) -> None:
+    found = Counter(outcome(codec, data) for data in crafted(codec, 96))
+    # Both happen: a payload that decodes by chance, and one that does not.
+    assert found["DamagedError"] > 10
+    assert found["picture"] > 0
+    assert found.keys() <= {"DamagedError", "picture"}
+
+
+def test_symbols_and_figures_of_z_are_as_safe_as_pictures(codec: glc.Codec) -> None:
+    reads: list[Callable[[bytes], Any]] = [codec.symbols]
+    if not isinstance(codec.model.coder, IndicesMapCoder):
+        reads.append(codec.decode_z)
+    refused = Counter[str]()
+    for data in crafted(codec, 24):
+        for read in reads:
+            try:
+                read(data)
+            except glc.BitstreamError:
+                refused[read.__name__] += 1
+    assert 0 < refused["symbols"] < 24
+
+
+# Indices-map coding has a code for every index.
+@pytest.mark.parametrize("codec", WITH_Y, indirect=True)
+def test_symbols_that_give_no_picture_are_an_error(codec: glc.Codec) -> None:
+    data = codec.compress(fixed_picture(64, 64), 100)
+    symbols = codec.symbols(data)
+    # Networks of gates raise such values to powers that float32 cannot hold.
+    huge = torch.full_like(symbols.y, SYMBOL_LIMIT)
+    crafted = codec.from_symbols(glc.Symbols(symbols.z, huge), (64, 64), codec.rate_of(100))
+    assert torch.equal(codec.symbols(crafted).y, huge)
+    with pytest.raises(glc.BitstreamError):
+        codec.decompress(crafted)
+
+
+@pytest.mark.parametrize(
+    "junk", [b"", b"\0", b"G", b"GLC", b"GLC\1", b"\x89PNG\r\n\x1a\n" + bytes(40), bytes(100)]
+)
+def test_what_is_no_file_at_all(codec: glc.Codec, junk: bytes) -> None:
+    assert outcome(codec, junk) in ("NotGlcError", "TruncatedError")
+    # Such as memory-mapped and received data.
+    assert outcome(codec, memoryview(junk)) in ("NotGlcError", "TruncatedError")  # type: ignore[arg-type]
+
+
+def test_one_bad_file_in_a_batch_gives_no_pictures(codec: glc.Codec) -> None:
+    good = codec.compress(fixed_picture(32, 32), 0)
+    with pytest.raises(glc.DamagedError):
+        codec.decompress_batch([good, good[:-1] + bytes([good[-1] ^ 1]), good])
