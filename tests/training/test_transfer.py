@@ -9,8 +9,10 @@ import torch
 from hydra.utils import instantiate
 
 from glc.codec.checkpoint import WeightsError
+from glc.codec.published.conversion import convert
 from glc.training.stage import Stage
 from glc.training.transfer import TransferError, transfer
+from tests.codec.published.stand_ins import SMALL, layouts, stand_in, stand_ins
 from tests.short_runs import checkpoint, compose, settings
 
 Make = Callable[..., Stage]
@@ -120,3 +122,81 @@ def test_codebooks_of_indices_map_coding_come_from_the_first_stage(
     assert len(smallest) < len(largest) == len(codes)
     spread = codes.std(0).mean()
     assert torch.cdist(largest, codes).min(1).values.max() < spread
+
+
+# Published weights: model=natural and model=facial at the sizes of the stand-ins.
+SIZES = {
+    "model__latent_channels": SMALL.latent_channels,
+    "model__channels": SMALL.width,
+    "model__codebook_size": SMALL.codes,
+    "model__hyper_codebook_size": SMALL.hyper_codes,
+    "model__encoder__channels": SMALL.channels,
+    "model__decoder__channels": SMALL.channels,
+    "model__predictor_width": SMALL.predictor_width,
+    "model__predictor_grid": SMALL.predictor_grid,
+}
+
+
+def published(kind: str, folder: Path) -> Path:
+    path = folder / f"{kind}.pth"
+    torch.save({"state_dict": stand_ins(layouts()[kind])}, path)
+    return path
+
+
+def theirs(parameter: torch.Tensor, name: str) -> bool:
+    return torch.equal(parameter, stand_in(name, tuple(parameter.shape)))
+
+
+@pytest.mark.parametrize("stage", ["vqvae", "transform"])
+@pytest.mark.parametrize("converted", [False, True])
+@pytest.mark.parametrize(("kind", "model"), [("taming", "natural"), ("codeformer", "facial")])
+def test_a_published_vqgan_starts_the_first_two_stages(
+    make: Make, tmp_path: Path, kind: str, model: str, converted: bool, stage: str
+) -> None:
+    source = published(kind, tmp_path)
+    if converted:
+        convert(source, tmp_path / "vqgan.safetensors")
+        source = tmp_path / "vqgan.safetensors"
+    made = make(stage, model=model, **SIZES)
+    loaded = transfer(made, source)
+    assert [name.rpartition(".")[2] for name in loaded] == ["encoder", "decoder", "quantizer"]
+    encoder, decoder, quantizer = (made.get_submodule(name) for name in loaded)
+    first, last = ("conv_in", "conv_out") if kind == "taming" else ("blocks.0", "blocks.24")
+    network = "decoder" if kind == "taming" else "generator"
+    assert theirs(encoder.blocks[0].weight, f"encoder.{first}.weight")
+    assert theirs(decoder.last_layer, f"{network}.{last}.weight")
+    assert theirs(quantizer.codebook(), "quantize.embedding.weight")
+    assert quantizer.initialized  # the callback that places codes on data leaves them alone
+
+
+def test_the_published_codec_starts_stages_two_and_three(make: Make, tmp_path: Path) -> None:
+    source = published("glc", tmp_path)
+    shared = {"model.encoder", "model.decoder", "quantizer", "model.coder", "code_loss.predictor"}
+    joint = make("joint", model="natural", **SIZES)
+    assert set(transfer(joint, source)) == shared
+    assert theirs(joint.quantizer.codebook(), "vqgan.quantize.embedding.weight")
+    assert theirs(joint.vq_encoder.blocks[0].weight, "vqgan.encoder.blocks.0.weight")
+    # The predictor that was trained on what this stage shows it.
+    assert theirs(joint.code_loss.predictor.position, "code_pred_pix_loss.position_emb")
+    assert joint.model.coder.hyper.quantizer.initialized
+
+    transform = make("transform", model="natural", **SIZES)
+    assert set(transfer(transform, source)) == shared
+    assert theirs(transform.code_loss.predictor.position, "code_pred_loss.position_emb")
+
+    without = make("joint", model="natural", code_prediction="none", **SIZES)
+    assert set(transfer(without, source)) == shared - {"code_loss.predictor"}
+
+
+def test_a_weights_file_lacks_what_training_needs(make: Make, tmp_path: Path) -> None:
+    convert(published("glc", tmp_path), tmp_path / "glc.safetensors")
+    with pytest.raises(TransferError, match=r"has no quantizer, .* The file is a codec's weights file"):
+        transfer(make("joint", model="natural", **SIZES), tmp_path / "glc.safetensors")
+
+
+def test_a_published_file_for_another_model(make: Make, tmp_path: Path) -> None:
+    source = published("taming", tmp_path)
+    with pytest.raises(TransferError, match=r"model\.encoder does not fit: .*The file is a VQGAN of taming"):
+        transfer(make("transform"), source)
+    with pytest.raises(TransferError, match=r"has no model\.coder, .* The file is a VQGAN of taming"):
+        transfer(make("joint", model="natural", **SIZES), source)

@@ -7,6 +7,7 @@ import click
 
 from glc import __version__
 from glc.cli.coding import compress, decompress
+from glc.cli.convert import convert
 from glc.cli.errors import Commands
 from glc.cli.inspecting import info, models
 from glc.cli.training import export, pack
@@ -18,5 +19,5 @@ def main() -> None:
     """Generative Latent Coding: an image codec for ultra-low bitrates, and the tools to train it."""
 
 
-for _command in (compress, decompress, info, models, export, pack):
+for _command in (compress, decompress, info, models, convert, export, pack):
     main.add_command(_command)

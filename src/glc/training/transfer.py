@@ -7,6 +7,8 @@ from typing import Any
 from torch import Tensor
 
 from glc.codec.checkpoint import WeightsError, read_checkpoint
+from glc.codec.published.reading import open_source
+from glc.codec.published.recognition import foreign_networks
 from glc.training.stage import Stage
 
 NETWORKS = {
@@ -19,6 +21,16 @@ NETWORKS = {
     "code_loss.predictor": None,
     "vq_encoder": None,
     "adversarial.discriminator": "adversarial.discriminator",
+}
+
+_PUBLISHED = {
+    # network in a published file: the same network of the codec stages
+    "encoder": "model.encoder",
+    "decoder": "model.decoder",
+    "quantizer": "quantizer",
+    "coder": "model.coder",
+    "refiner": "model.refiner",
+    "predictor": "code_loss.predictor",
 }
 
 
@@ -75,42 +87,64 @@ def _trained_model(checkpoint: dict[str, Any]) -> str:
 
 
 def transfer(stage: Stage, path: str | Path) -> list[str]:
-    """Load every network that a stage shares with a checkpoint, whole or not at all.
+    """Load every network that a stage shares with a file, whole or not at all.
 
-    The averaged weights are taken where the checkpoint has them.
+    The averaged weights are taken where the file has them.
 
     Args:
         stage: the stage to start.
-        path: a checkpoint of this or another stage.
+        path: a checkpoint of this or another stage, or a file of `glc.codec.published`: published weights, or
+            what `glc convert` made of them.
 
     Returns:
         The networks that were loaded, by their names in the stage.
 
     Raises:
         WeightsError: when the file cannot be read.
-        TransferError: when a network differs: the first keys that do, and what the checkpoint's model was.
+        TransferError: when a network differs: the first keys that do, and what the file's model was.
     """
-    checkpoint = read_checkpoint(path)
-    source: dict[str, Tensor] = checkpoint["state_dict"]
     target = stage.state_dict()
+    # The authors trained two code predictors: one on coded latents, one on latents of coded pictures.
+    source, origin = _networks(path, pixels=bool(_below(target, "vq_encoder")))
     loaded: list[str] = []
     for codec_name, vqvae_name in NETWORKS.items():
         names = [n for n in (codec_name, vqvae_name) if n is not None]
         here = next((n for n in names if _below(target, n)), None)
-        there = next((n for n in names if _below(source, n)), None)
-        if here is None or there is None:
+        if here is None or codec_name not in source:
             continue
-        weights = _below(source, there)
+        weights = source[codec_name]
         problem = _difference(weights, _below(target, here))
         if problem:
-            raise TransferError(f"{path}: {here} does not fit: {problem}. {_trained_model(checkpoint)}")
+            raise TransferError(f"{path}: {here} does not fit: {problem}. {origin}")
         stage.get_submodule(here).load_state_dict(weights)
         loaded.append(here)
     missing = [name for name in stage.needs if name not in loaded]
     if missing:
-        raise TransferError(f"{path}: has no {', '.join(missing)}, which this stage starts from")
+        raise TransferError(f"{path}: has no {', '.join(missing)}, which this stage starts from. {origin}")
     stage.adopt(loaded)
     return loaded
+
+
+def _networks(path: str | Path, pixels: bool) -> tuple[dict[str, dict[str, Tensor]], str]:
+    """Return the networks in a file by their names in the codec stages, and what the file is.
+
+    Args:
+        path: the file.
+        pixels: take the code predictor for latents of coded pictures where there are two.
+    """
+    if open_source(path).ours:
+        checkpoint = read_checkpoint(path)
+        state = checkpoint["state_dict"]
+        found = {name: _below(state, name) for name in NETWORKS}
+        for codec_name, vqvae_name in NETWORKS.items():
+            if not found[codec_name] and vqvae_name is not None:
+                found[codec_name] = _below(state, vqvae_name)
+        return {name: weights for name, weights in found.items() if weights}, _trained_model(checkpoint)
+    published, title = foreign_networks(path)
+    predictor = published.pop("pixel_predictor", None)
+    if pixels and predictor is not None:
+        published["predictor"] = predictor
+    return {_PUBLISHED[name]: weights for name, weights in published.items()}, f"The file is {title}"
 
 
 def _below(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -1,0 +1,42 @@
+"""`glc convert`: checkpoints that others published to weights files of glc, and back."""
+
+from pathlib import Path
+
+import click
+
+
+@click.command()
+@click.argument("source", type=click.Path(path_type=Path, exists=True))
+@click.argument("destination", type=click.Path(path_type=Path))
+@click.option(
+    "--kind",
+    type=click.Choice(["auto", "glc", "taming", "codeformer", "lightning"]),
+    default="auto",
+    show_default=True,
+    help="What SOURCE is: the released GLC image model, a VQGAN of taming-transformers or of CodeFormer, or "
+    "a checkpoint of glc's own training. By default its tensors' names tell.",
+)
+@click.option(
+    "--to",
+    "target",
+    type=click.Choice(["glc"]),
+    help="Write the authors' layout: SOURCE is a natural codec's weights file or training checkpoint.",
+)
+@click.option("--force", is_flag=True, help="Replace DESTINATION where it exists.")
+def convert(source: Path, destination: Path, kind: str, target: str | None, force: bool) -> None:
+    """Convert published weights SOURCE to a weights file DESTINATION (.safetensors) of glc.
+
+    A GLC image model becomes a codec. A VQGAN becomes an auto-encoder that trainings start from (init_from=).
+    Nothing in SOURCE is executed. With --to glc, one of our codecs becomes a file for the authors' code.
+    """
+    from glc.codec.published.conversion import convert as convert_to_ours
+    from glc.codec.published.conversion import convert_to_official
+
+    if target is None:
+        lines = convert_to_ours(source, destination, kind, force)
+    elif kind != "auto":
+        raise click.UsageError("--to glc takes weights of glc: leave --kind away")
+    else:
+        lines = convert_to_official(source, destination, force=force)
+    for line in lines:
+        click.echo(line)
