@@ -1,15 +1,19 @@
-"""What the documents print must run: every training command in them composes."""
+"""What the documents print must run: every training command composes, every use of the codec is done."""
 
 import re
 import shlex
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
+from PIL import Image
 
+from glc.cli import main
 from src.overrides import explain_unknown_keys
 from src.train import register_resolvers
+from tests.codec.fixed_model import fixed_codec_weights, fixed_picture
 
 ROOT = Path(__file__).parents[1]
 PLACES = {"$D": "data.train=a data.val=b", "STAGE": "joint", "$stage": "joint"}
@@ -45,3 +49,26 @@ def test_commands_compose(command: str) -> None:
 
 def test_there_are_commands() -> None:
     assert len(commands()) >= 10
+
+
+def codec_commands(document: str) -> list[str]:
+    """The lines of a document's shell blocks that use the codec, in their order."""
+    blocks = re.findall(r"```sh\n(.*?)```", (ROOT / document).read_text(), re.S)
+    lines = [line.split("#")[0].strip() for block in blocks for line in block.splitlines()]
+    return [line for line in lines if re.match(r"glc (compress|decompress|info|models)\b", line)]
+
+
+@pytest.mark.parametrize("document", ["README.md", "docs/codec.md"])
+def test_the_codec_is_used_as_printed(document: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    fixed_codec_weights(tmp_path / "mine.safetensors")
+    (tmp_path / "photos" / "summer").mkdir(parents=True)
+    for name in ("photo.png", "photos/one.png", "photos/summer/two.png"):
+        Image.fromarray(fixed_picture(96, 128)).save(name)
+    found = codec_commands(document)
+    assert len(found) >= 4
+    for line in found:
+        # The pictures are tiny and the codec is no good: the sizes of real ones are out of its reach.
+        line = re.sub(r"--target-(bpp|size) [\d.]+", r"--target-size 100000", line)
+        result = CliRunner().invoke(main, shlex.split(line)[1:])
+        assert result.exit_code == 0, (line, result.output)
