@@ -2,8 +2,8 @@
 
     python scripts/random_weights.py natural OUT.safetensors [--seed 0]
 
-The model is one of conf/model. Its pictures are noise; its files, sizes and times are those of a real codec of
-that architecture, with more bits than a trained one spends.
+The model is one of conf/model. Its pictures are noise; its times are those of a real codec of that
+architecture, its files larger than those of a trained one.
 """
 
 import argparse
