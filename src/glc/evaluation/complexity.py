@@ -1,0 +1,276 @@
+"""What a codec costs: parameters and operations by part, seconds and memory by size and device."""
+
+import platform
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils.flop_counter import FlopCounterMode
+
+from glc.codec.codec import Codec
+from glc.codec.padding import padded_size
+from glc.evaluation.published import published_latencies
+from glc.evaluation.stopwatch import ENTROPY_CODING, PeakMemory, wait, watched
+from glc.evaluation.tables import NOTHING, Table
+from glc.models.coder import TransformCoder
+from glc.models.glc import GLC, count_parameters
+
+FORMAT = 1
+ENCODES = ("E", "g_a", "h_a", "C_h", "h_s", "context", "coder")
+"""Parts that work when a picture is compressed: an encoder has to know what the decoder will predict."""
+DECODES = ("h_s", "context", "g_s", "refiner", "D")
+"""Parts that work when a file is decompressed."""
+
+Size = tuple[int, int]
+"""Width and height in pixels."""
+
+
+@dataclass(frozen=True)
+class Seconds:
+    """Medians over the repeats."""
+
+    total: float
+    """From a picture in memory to a file in memory, or back."""
+    entropy_coding: float
+    """Of the total."""
+
+    @property
+    def networks(self) -> float:
+        """The total without entropy coding."""
+        return self.total - self.entropy_coding
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """A size on a device."""
+
+    device: str
+    device_name: str
+    threads: int
+    width: int
+    height: int
+    file_bytes: int
+    encode: Seconds
+    decode: Seconds
+    peak_memory_bytes: int | None
+    """GPU: allocated by torch; CPU: resident memory of the whole process; None: cannot be had here."""
+
+
+@dataclass(frozen=True)
+class Complexity:
+    """All figures of a codec."""
+
+    model: str
+    fingerprint: str
+    quality: float
+    parameters: Mapping[str, int]
+    macs: Mapping[str, Mapping[str, int]]
+    """By size, as `768x512`, then by part."""
+    measurements: Sequence[Measurement]
+    versions: Mapping[str, str] = field(default_factory=lambda: {"torch": torch.__version__})
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain values."""
+        found = {"format": FORMAT, **asdict(self)}
+        for size, parts in self.macs.items():
+            found["macs"][size] = {**parts, "encode": total(parts, ENCODES), "decode": total(parts, DECODES)}
+        return found
+
+
+def parts_of(model: GLC) -> dict[str, nn.Module]:
+    """Return the networks of a codec by their names in the paper, in the order of the data."""
+    coder = model.coder
+    parts: dict[str, nn.Module] = {"E": model.encoder}
+    if isinstance(coder, TransformCoder):
+        parts |= {"g_a": coder.analysis, "h_a": coder.hyper.analysis}
+        quantizer = getattr(coder.hyper, "quantizer", None)
+        if quantizer is not None:
+            parts["C_h"] = quantizer
+        parts |= {"h_s": coder.hyper.synthesis, "context": coder.context, "g_s": coder.synthesis}
+    else:
+        parts["coder"] = coder
+    if model.refiner is not None:
+        parts["refiner"] = model.refiner
+    return {**parts, "D": model.decoder}
+
+
+def parameters_by_part(model: GLC) -> dict[str, int]:
+    """Return the parameters of each part, and `other` for those of none, such as a factorised density."""
+    found = {name: count_parameters(part) for name, part in parts_of(model).items()}
+    rest = count_parameters(model) - sum(found.values())
+    return {**found, "other": rest} if rest else found
+
+
+def macs_by_part(model: GLC, size: Size) -> dict[str, int]:
+    """Return the multiply-accumulate operations of each part for one picture.
+
+    Those of convolutions, matrix products and attention count, at the padded size, each part once.
+
+    Args:
+        model: the networks; nothing is computed with their weights.
+        size: of the picture, width and height.
+    """
+    height, width = padded_size(size[1], size[0], model.stride)
+    counter = FlopCounterMode(display=False)
+    device = next(model.parameters()).device
+    # Shapes are all that counts: nothing is computed.
+    with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad(), counter:
+        model(torch.zeros(1, 3, height, width, device=device), 0)
+    counts = counter.get_flop_counts()
+    names = {id(module): name for name, module in model.named_modules()}
+    found = {}
+    for part, module in parts_of(model).items():
+        key = f"{type(model).__name__}.{names[id(module)]}"
+        found[part] = sum(counts.get(key, {}).values()) // 2
+    return found
+
+
+def total(parts: Mapping[str, int], names: Sequence[str]) -> int:
+    """Return the sum over those of the named parts that there are."""
+    return sum(parts.get(name, 0) for name in names)
+
+
+def measure(codec: Codec, size: Size, quality: float = 50, repeats: int = 3) -> Measurement:
+    """Return seconds and memory of one size on the codec's device.
+
+    The picture is smooth random noise, seeded. One call in each direction comes before those that count.
+
+    Args:
+        codec: what to measure.
+        size: of the picture, width and height.
+        quality: 0 to 100.
+        repeats: calls of which the median is taken.
+    """
+    image = _picture(size)
+    data = codec.compress(image, quality)
+    memory = PeakMemory(codec.device)
+    encode = _time(codec, lambda: codec.compress(image, quality), repeats)
+    decode = _time(codec, lambda: codec.decompress(data), repeats)
+    return Measurement(
+        device=str(codec.device),
+        device_name=device_name(codec.device),
+        threads=torch.get_num_threads(),
+        width=size[0],
+        height=size[1],
+        file_bytes=len(data),
+        encode=encode,
+        decode=decode,
+        peak_memory_bytes=memory.bytes(),
+    )
+
+
+def _time(codec: Codec, call: Callable[[], object], repeats: int) -> Seconds:
+    call()
+    totals, codings = [], []
+    for _ in range(repeats):
+        wait(codec.device)
+        start = time.perf_counter()
+        call()
+        wait(codec.device)
+        totals.append(time.perf_counter() - start)
+    # Apart, since waiting for the device at each part costs time of its own.
+    with watched(codec) as stopwatch:
+        for _ in range(repeats):
+            stopwatch.seconds.clear()
+            call()
+            codings.append(stopwatch.seconds[ENTROPY_CODING])
+    median = statistics.median(totals)
+    return Seconds(median, min(median, statistics.median(codings)))
+
+
+def _picture(size: Size) -> Image.Image:
+    coarse = np.random.default_rng(0).integers(0, 256, (9, 12, 3), np.uint8)
+    return Image.fromarray(coarse).resize(size, Image.Resampling.BICUBIC)
+
+
+def device_name(device: torch.device) -> str:
+    """Return what a device calls itself."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def devices_present() -> list[str]:
+    """Return `cpu`, and `cuda` where there is one."""
+    return ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
+
+
+def name_of(size: Size) -> str:
+    """Return a size as it is written in tables: `768x512`."""
+    return f"{size[0]}x{size[1]}"
+
+
+def tables(found: Complexity, published: bool = True) -> list[tuple[str, Table]]:
+    """Return the figures as tables with their headings."""
+    sizes = list(found.macs)
+    rows = []
+    for part in [*found.parameters, "all"]:
+        count = sum(found.parameters.values()) if part == "all" else found.parameters[part]
+        macs = [sum(m.values()) if part == "all" else m.get(part, 0) for m in found.macs.values()]
+        rows.append([part, f"{count / 1e6:.3f}", *(f"{m / 1e9:.2f}" for m in macs)])
+    for name, names in (("encode", ENCODES), ("decode", DECODES)):
+        used = total(found.parameters, names)
+        macs = [total(m, names) for m in found.macs.values()]
+        rows.append([name, f"{used / 1e6:.3f}", *(f"{m / 1e9:.2f}" for m in macs)])
+    made = [
+        (
+            "Parameters and operations",
+            Table(
+                ["part", "parameters (M)", *(f"GMAC, {size}" for size in sizes)],
+                rows,
+                notes=["A MAC is one multiply-accumulate. h_s and the context work in both directions."],
+            ),
+        )
+    ]
+    header = ["device", "size", "file (bytes)"]
+    header += [f"{way} (s){part}" for way in ("encode", "decode") for part in ("", ", networks only")]
+    header.append("peak memory (MB)")
+    rows = [
+        [
+            m.device,
+            name_of((m.width, m.height)),
+            str(m.file_bytes),
+            *(f"{seconds:.3f}" for way in (m.encode, m.decode) for seconds in (way.total, way.networks)),
+            NOTHING if m.peak_memory_bytes is None else f"{m.peak_memory_bytes / 1e6:.0f}",
+        ]
+        for m in found.measurements
+    ]
+    devices = {m.device: f"{m.device}: {m.device_name}, {m.threads} threads." for m in found.measurements}
+    memory = "Peak memory: on a CPU that of the whole process, on a GPU what torch allocated there."
+    made.append(("Time and memory", Table(header, rows, text_columns=2, notes=[*devices.values(), memory])))
+    if published:
+        latencies = published_latencies()
+        rows = [
+            [e["codec"], e["device"], e["size"], f"{e['encode']:g}", f"{e['decode']:g}", f"{e['params_m']:g}"]
+            for e in latencies
+        ]
+        sources = "; ".join(sorted({str(e["source"]) for e in latencies}))
+        head = ["codec", "device", "size (height x width)", "encode (ms)", "decode (ms)", "parameters (M)"]
+        made.append(
+            (
+                "Published, not measured here",
+                Table(head, rows, text_columns=3, notes=[f"Sources: {sources}."]),
+            )
+        )
+    return made
+
+
+def to_markdown(found: Complexity, published: bool = True) -> str:
+    """Return the figures as Markdown."""
+    intro = f"Model {found.model}, weights {found.fingerprint[:16]}, quality {found.quality:g}.\n"
+    sections = (f"## {heading}\n\n{table.to_markdown()}" for heading, table in tables(found, published))
+    return "\n".join([f"# Complexity\n\n{intro}", *sections])

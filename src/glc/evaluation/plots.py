@@ -1,0 +1,105 @@
+"""Rate-distortion plots: measured curves, and published points that nobody can take for measured ones."""
+
+import io
+import math
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from matplotlib import rc_context
+from matplotlib.figure import Figure
+
+from glc.evaluation.published import PublishedCurve
+from glc.evaluation.results import Results, all_metrics, metric, write_whole
+from glc.evaluation.tables import PUBLISHED, curve_of
+
+# Told apart also by who does not see colours: by the marker.
+MARKERS = "osD^vP*Xhd"
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#5b3a9b", "#8c564b", "#333333")
+LOG_FROM = 5.0
+"""Ratio of the largest rate to the smallest from which the axis of rates is logarithmic."""
+
+
+def rd_figure(runs: Sequence[Results], name: str, published: Sequence[PublishedCurve] = ()) -> Figure:
+    """Return a metric over the rate: a solid line for each run, dashed and hollow for what was published.
+
+    Args:
+        runs: measured; those without the metric are left out.
+        name: the metric's key.
+        published: curves on the same set.
+    """
+    figure = Figure(figsize=(7.2, 4.4), layout="constrained")
+    axes = figure.add_subplot()
+    rates: list[float] = []
+    for i, run in enumerate(runs):
+        curve = _finite(curve_of(run, name))
+        if curve:
+            colour, marker = COLOURS[i % len(COLOURS)], MARKERS[i % len(MARKERS)]
+            axes.plot(*zip(*curve, strict=True), "-", color=colour, marker=marker, ms=6, label=run.name)
+            rates += [rate for rate, _ in curve]
+    shown = [(entry.codec, entry.curve(name)) for entry in published]
+    for i, (codec, curve) in enumerate((codec, curve) for codec, curve in shown if curve):
+        axes.plot(
+            *zip(*curve, strict=True),
+            "--",
+            color=COLOURS[::-1][i % len(COLOURS)],
+            marker=MARKERS[i % len(MARKERS)],
+            markerfacecolor="none",
+            ms=6,
+            lw=1,
+            alpha=0.8,
+            label=f"{codec}{PUBLISHED}",
+        )
+        rates += [rate for rate, _ in curve]
+    if rates and max(rates) / min(rates) > LOG_FROM:
+        axes.set_xscale("log")
+        axes.xaxis.set_major_formatter("{x:g}")
+    of = metric(name)
+    axes.set_xlabel("rate (bits per pixel)")
+    axes.set_ylabel(f"{of.title} {of.arrow}".strip())
+    axes.grid(alpha=0.3)
+    if rates:
+        figure.legend(loc="outside right upper", fontsize=8)
+    return figure
+
+
+def _finite(curve: list[tuple[float, float]]) -> list[tuple[float, float]]:
+    return [(rate, value) for rate, value in curve if math.isfinite(value)]
+
+
+def save_plots(runs: Sequence[Results], folder: Path, published: Sequence[PublishedCurve] = ()) -> list[Path]:
+    """Write `rd_METRIC.png` and `rd_METRIC.svg` for each metric; return the files."""
+    written = []
+    for name in all_metrics(runs):
+        figure = rd_figure(runs, name, published)
+        for path, content in (
+            (folder / f"rd_{name}.png", png(figure)),
+            (folder / f"rd_{name}.svg", svg(figure, name).encode()),
+        ):
+            write_whole(path, content)
+            written.append(path)
+    return written
+
+
+def png(figure: Figure) -> bytes:
+    """Return a figure as a PNG file."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=150, metadata={"Software": None})
+    return buffer.getvalue()
+
+
+def svg(figure: Figure, salt: str, inline: bool = False) -> str:
+    """Return a figure as SVG with its text as text, the same for the same figure.
+
+    Args:
+        figure: what to draw.
+        salt: makes identifiers; pictures within one page need one each.
+        inline: without what only a file needs, to stand in a page.
+    """
+    buffer = io.StringIO()
+    with rc_context({"svg.hashsalt": salt, "svg.fonttype": "none"}):
+        # matplotlib's metadata would name addresses.
+        nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+        figure.savefig(buffer, format="svg", metadata=nothing)
+    text = buffer.getvalue()
+    return re.sub(r"^.*?(?=<svg)", "", text, flags=re.DOTALL) if inline else text

@@ -1,0 +1,275 @@
+"""One HTML page about evaluation runs that opens anywhere: nothing in it is loaded from elsewhere."""
+
+import html
+import json
+from collections.abc import Mapping, Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from glc.evaluation.comparison import (
+    WEBP_QUALITY,
+    Originals,
+    at_equal_rate,
+    caption,
+    embed,
+    read_picture,
+    worst,
+)
+from glc.evaluation.plots import rd_figure, save_plots, svg
+from glc.evaluation.published import PublishedCurve, published_curves
+from glc.evaluation.results import Results, ResultsError, Row, all_metrics, metric, write_whole
+from glc.evaluation.tables import bd_rate_table, points_table
+
+SLIDER_SIDE = 1024
+"""Longest side of the slider's pictures in pixels."""
+CASE_SIDE = 512
+"""The same of failure cases."""
+NEAR_PERCENT = 15
+"""Two rates that differ by more are marked."""
+
+_SLIDER = """
+<div id="slider">
+<p><label>left <select data-role="left"></select></label>
+<label>right <select data-role="right"></select></label>
+<label>picture <select data-role="picture"></select></label></p>
+<div data-role="stage"><img data-role="left-image" alt=""><img data-role="right-image" alt="">
+<div data-role="line"></div></div>
+<p><input type="range" data-role="position" min="0" max="100" step="0.1" value="50" aria-label="divide"></p>
+<div class="captions"><span data-role="left-caption"></span><span data-role="right-caption"></span></div>
+<p data-role="rates"></p>
+<noscript><p class="warning">The slider needs JavaScript.</p></noscript>
+</div>
+"""
+
+
+def build_report(
+    runs: Sequence[Results],
+    originals: Path | None = None,
+    pictures: int = 8,
+    with_published: bool = True,
+    anchor: str | None = None,
+) -> str:
+    """Return the page.
+
+    Args:
+        runs: at least one, all of one set.
+        originals: folder of the set's pictures, shown beside reconstructions where it is given.
+        pictures: largest number of pictures in the slider.
+        with_published: draw published points where there are any for the set.
+        anchor: name of the run that BD-rates are against; None: the first.
+
+    Raises:
+        ResultsError: when the runs are of several sets, the anchor is none of them, or a picture is missing.
+    """
+    check_comparable(runs)
+    published = published_curves(runs[0].data_name) if with_published else []
+    found = Originals(originals)
+    title = f"Evaluation on {runs[0].data_name}"
+    sections = [
+        ("summary", "Summary", _summary(runs)),
+        ("plots", "Rate and quality", _plots(runs, published)),
+        ("points", "Points", points_table(runs, published).to_html()),
+        ("bd-rate", "BD-rate", bd_rate_table(runs, place(runs, anchor), published).to_html()),
+        ("compare", "Pictures at nearly equal rate", _slider(runs, found, pictures)),
+        ("failures", "Where each codec does worst", _failures(runs, found)),
+        ("settings", "Settings and versions", _settings(runs)),
+    ]
+    links = "".join(f'<a href="#{key}">{html.escape(name)}</a>' for key, name, _ in sections)
+    body = "\n".join(
+        f'<section id="{key}">\n<h2>{html.escape(name)}</h2>\n{content}</section>'
+        for key, name, content in sections
+    )
+    return (
+        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        # What the page has it has within; a browser need not ask anybody for more.
+        '<meta http-equiv="Content-Security-Policy" content="default-src \'none\'; img-src data:; '
+        "style-src 'unsafe-inline'; script-src 'unsafe-inline'\">\n"
+        f"<title>{html.escape(title)}</title>\n<style>\n{_asset('style.css')}</style>\n</head>\n<body>\n"
+        f"<h1>{html.escape(title)}</h1>\n<nav>{links}</nav>\n{body}\n"
+        f"<script>\n{_asset('slider.js')}</script>\n</body>\n</html>\n"
+    )
+
+
+def check_comparable(runs: Sequence[Results]) -> None:
+    """Refuse runs that cannot stand in one table.
+
+    Raises:
+        ResultsError: when there is none, or they are of several sets.
+    """
+    if not runs:
+        raise ResultsError("give the folder of at least one evaluation")
+    for run in runs[1:]:
+        if run.data_name != runs[0].data_name:
+            raise ResultsError(
+                f"{runs[0].folder} is of the set {runs[0].data_name!r} and {run.folder} of "
+                f"{run.data_name!r}: make one report for each set"
+            )
+
+
+def place(runs: Sequence[Results], anchor: str | None) -> int:
+    """Return where the anchor stands among runs.
+
+    Raises:
+        ResultsError: when none has its name.
+    """
+    names = [run.name for run in runs]
+    if anchor is None:
+        return 0
+    if anchor not in names:
+        raise ResultsError(f"no run is of the codec {anchor!r}; choose the anchor from {', '.join(names)}")
+    return names.index(anchor)
+
+
+def _asset(name: str) -> str:
+    return files("glc.evaluation").joinpath(f"page/{name}").read_text("utf-8")
+
+
+def _summary(runs: Sequence[Results]) -> str:
+    parts = []
+    counts = {run.pictures for run in runs}
+    if len(counts) > 1:
+        each = ", ".join(f"{run.name}: {run.pictures}" for run in runs)
+        parts.append(_warning(f"The runs have different numbers of pictures ({each})."))
+    # Where and on which metrics the runs worked need not be the same.
+    free = ("device", "threads", "measured")
+    protocols = {
+        json.dumps({key: v for key, v in run.summary.get("protocol", {}).items() if key not in free})
+        for run in runs
+    }
+    if len(protocols) > 1:
+        parts.append(_warning("The runs were measured by different protocols; see the settings below."))
+    for run in runs:
+        if run.failed:
+            failed = len({failure["picture"] for failure in run.failed})
+            parts.append(_warning(f"{run.name}: {failed} of {run.pictures} pictures failed."))
+    lines = "".join(
+        f"<li>{html.escape(run.name)}: {len(run.points)} settings, {run.points[0].bpp:.4f} to "
+        f"{run.points[-1].bpp:.4f} bpp of real files, {run.pictures} pictures</li>\n"
+        for run in runs
+    )
+    return "\n".join([*parts, f"<ul>\n{lines}</ul>\n"])
+
+
+def _warning(text: str) -> str:
+    return f'<p class="warning">{html.escape(text)}</p>'
+
+
+def _plots(runs: Sequence[Results], published: Sequence[PublishedCurve]) -> str:
+    figures = [
+        f"<figure>{svg(rd_figure(runs, name, published), name, inline=True)}</figure>"
+        for name in all_metrics(runs)
+    ]
+    if not figures:
+        return "<p>No metric was measured.</p>\n"
+    joined = "\n".join(figures)
+    return (
+        f'<div class="plots">\n{joined}\n</div>\n<p class="note">Solid lines were measured here. '
+        "Dashed lines with hollow markers are published figures, not measured here.</p>\n"
+    )
+
+
+def _slider(runs: Sequence[Results], originals: Originals, limit: int) -> str:
+    choices = at_equal_rate(runs, limit)
+    codecs = [run.name for run in runs]
+    shown: list[dict[str, Any]] = []
+    with_original = False
+    for choice in choices:
+        entries: list[dict[str, Any] | None] = []
+        size = (0, 0)
+        some: Row | None = None
+        for run, row in zip(runs, choice.rows, strict=True):
+            if row is None:
+                entries.append(None)
+                continue
+            image, some = read_picture(run.reconstruction(row)), row
+            size = image.size
+            entries.append({"data": embed(image, SLIDER_SIDE), "caption": caption(run, row), "bpp": row.bpp})
+        original = originals.find(some) if some else None
+        if original is not None:
+            with_original = True
+            entries.append({"data": embed(original, SLIDER_SIDE), "caption": "original"})
+        else:
+            entries.append(None)
+        shown.append({"name": choice.picture, "width": size[0], "height": size[1], "entries": entries})
+    if not shown:
+        return '<p>No picture is in two runs.</p>\n<script type="application/json" id="slider-data">' + (
+            '{"pictures": []}</script>\n'
+        )
+    if with_original:
+        codecs.append("original")
+    data = {"codecs": codecs, "second": min(1, len(codecs) - 1), "near": NEAR_PERCENT, "pictures": shown}
+    # "<" could end the script.
+    text = json.dumps(data, ensure_ascii=False).replace("<", "\\u003c")
+    return (
+        f"{_SLIDER}"
+        '<p class="note">Of each codec the setting whose file is nearest in size is shown. To keep the page '
+        f"small, pictures here are WebP of quality {WEBP_QUALITY}, at most {SLIDER_SIDE} pixels a side; "
+        "the figures are of the decoded pictures themselves.</p>\n"
+        f'<script type="application/json" id="slider-data">{text}</script>\n'
+    )
+
+
+def _failures(runs: Sequence[Results], originals: Originals) -> str:
+    parts = []
+    for run in runs:
+        parts.append(f"<h3>{html.escape(run.name)}</h3>")
+        if run.failed:
+            items = "".join(f"<li>{html.escape(_failure(failure))}</li>\n" for failure in run.failed)
+            parts.append(f"<p>Failed, and in none of the means:</p>\n<ul>\n{items}</ul>")
+        name, rows = worst(run)
+        if not rows:
+            parts.append("<p>No metric of single pictures was measured.</p>")
+            continue
+        parts.append(f"<p>Worst by {html.escape(metric(name).title)}, each picture once:</p>")
+        cases = []
+        for row in rows:
+            images = [(embed(read_picture(run.reconstruction(row)), CASE_SIDE), "decoded")]
+            original = originals.find(row)
+            if original is not None:
+                images.insert(0, (embed(original, CASE_SIDE), "original"))
+            tags = "".join(
+                f'<img src="{data}" alt="{html.escape(f"{row.picture}, {what}")}">' for data, what in images
+            )
+            text = html.escape(f"{row.picture}: {caption(run, row)}")
+            cases.append(f'<figure><div class="pair">{tags}</div><figcaption>{text}</figcaption></figure>')
+        parts.append('<div class="cases">\n' + "\n".join(cases) + "\n</div>")
+    return "\n".join(parts) + "\n"
+
+
+def _failure(failure: Mapping[str, str]) -> str:
+    at = f" at {failure['label']}" if "label" in failure else ""
+    return f"{failure['picture']}{at}: {failure['reason']}"
+
+
+def _settings(runs: Sequence[Results]) -> str:
+    parts = []
+    for run in runs:
+        kept = {key: value for key, value in run.summary.items() if key not in ("points", "failed")}
+        kept["settings"] = {point.label: point.setting for point in run.points}
+        text = html.escape(json.dumps(kept, indent=2, ensure_ascii=False))
+        parts.append(f"<details><summary>{html.escape(run.name)}</summary>\n<pre>{text}</pre></details>")
+    return "\n".join(parts) + "\n"
+
+
+def write_tables(
+    runs: Sequence[Results], folder: Path, with_published: bool = True, anchor: str | None = None
+) -> list[Path]:
+    """Write the plots and the tables of a report as files, its arguments as in `build_report`; return them.
+
+    Raises:
+        ResultsError: when the runs are of several sets, or the anchor is none of them.
+    """
+    check_comparable(runs)
+    published = published_curves(runs[0].data_name) if with_published else []
+    written = save_plots(runs, folder, published)
+    for stem, table in (
+        ("points", points_table(runs, published)),
+        ("bd_rate", bd_rate_table(runs, place(runs, anchor), published)),
+    ):
+        for suffix, text in ((".md", table.to_markdown()), (".tex", table.to_latex())):
+            path = folder / (stem + suffix)
+            write_whole(path, text)
+            written.append(path)
+    return written

@@ -1,0 +1,199 @@
+"""Tables of points and delta rates, as Markdown, LaTeX and HTML."""
+
+import html
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from glc.evaluation.bd_rate import METHOD, bd_rate
+from glc.evaluation.published import READ, PublishedCurve
+from glc.evaluation.results import Results, all_metrics, metric
+
+NOTHING = "–"
+PUBLISHED = " (published)"
+"""What the names of codecs end with whose figures were not measured here."""
+_LATEX = {
+    "\\": r"\textbackslash{}",
+    "&": r"\&",
+    "%": r"\%",
+    "$": r"\$",
+    "#": r"\#",
+    "_": r"\_",
+    "{": r"\{",
+    "}": r"\}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "|": r"\textbar{}",
+    "↑": r"$\uparrow$",
+    "↓": r"$\downarrow$",
+    "–": "--",
+    "−": "$-$",
+    "×": r"$\times$",
+}
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table with a line of header; cells are plain text."""
+
+    header: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    text_columns: int = 1
+    """The first so many columns are text, the others numbers."""
+    notes: Sequence[str] = ()
+    """What has to be known to read it, a sentence each."""
+
+    def to_markdown(self) -> str:
+        """Return the table as Markdown, its notes below."""
+
+        def line(cells: Sequence[str]) -> str:
+            return "| " + " | ".join(_plain(cell).replace("|", r"\|") for cell in cells) + " |"
+
+        rule = ["---" if i < self.text_columns else "---:" for i in range(len(self.header))]
+        lines = [line(self.header), "| " + " | ".join(rule) + " |", *map(line, self.rows)]
+        return "\n".join([*lines, *(f"\n{_plain(note)}" for note in self.notes)]) + "\n"
+
+    def to_latex(self) -> str:
+        """Return the table as a LaTeX `tabular` for booktabs, its notes as paragraphs below."""
+
+        def line(cells: Sequence[str]) -> str:
+            return "  " + " & ".join(map(_latex, cells)) + r" \\"
+
+        numbers = len(self.header) - self.text_columns
+        return "\n".join(
+            [
+                rf"\begin{{tabular}}{{{'l' * self.text_columns}{'r' * numbers}}}",
+                r"  \toprule",
+                line(self.header),
+                r"  \midrule",
+                *map(line, self.rows),
+                r"  \bottomrule",
+                r"\end{tabular}",
+                *(rf"\par\smallskip {_latex(note)}" for note in self.notes),
+                "",
+            ]
+        )
+
+    def to_html(self) -> str:
+        """Return the table as HTML, all text escaped."""
+
+        def line(cells: Sequence[str], tag: str) -> str:
+            kinds = ["" if i < self.text_columns else ' class="number"' for i in range(len(cells))]
+            return "".join(
+                f"<{tag}{kind}>{html.escape(cell)}</{tag}>" for kind, cell in zip(kinds, cells, strict=True)
+            )
+
+        rows = "\n".join(f"<tr>{line(row, 'td')}</tr>" for row in self.rows)
+        notes = "".join(f'<p class="note">{html.escape(note)}</p>\n' for note in self.notes)
+        head = line(self.header, "th")
+        return (
+            f'<div class="table"><table>\n<thead><tr>{head}</tr></thead>\n'
+            f"<tbody>\n{rows}\n</tbody>\n</table></div>\n{notes}"
+        )
+
+
+def _plain(text: str) -> str:
+    return " ".join(text.split())
+
+
+def _latex(text: str) -> str:
+    return "".join(_LATEX.get(letter, letter) for letter in _plain(text))
+
+
+def number(value: float | None, digits: int) -> str:
+    """Return a number for a cell."""
+    if value is None:
+        return NOTHING
+    return "inf" if math.isinf(value) else f"{value:.{digits}f}"
+
+
+def points_table(runs: Sequence[Results], published: Sequence[PublishedCurve] = ()) -> Table:
+    """Return the means of each run at each setting, then published points, marked as such."""
+    names = all_metrics(runs)
+    chosen = [metric(name) for name in names]
+    header = ["codec", "setting", "pictures", "bpp ↓", *(f"{m.title} {m.arrow}".strip() for m in chosen)]
+    header += ["encode (s)", "decode (s)"]
+    rows, notes = [], []
+    for run in runs:
+        for point in run.points:
+            rows.append(
+                [
+                    run.name,
+                    point.label,
+                    str(point.pictures),
+                    number(point.bpp, 4),
+                    *(number(point.values.get(m.name), m.digits) for m in chosen),
+                    number(point.values.get("encode_seconds"), 3),
+                    number(point.values.get("decode_seconds"), 3),
+                ]
+            )
+            if point.pictures < run.pictures:
+                notes.append(
+                    f"{run.name}, {point.label}: over {point.pictures} of {run.pictures} pictures only."
+                )
+        notes += [f"{run.name}: {name} was not measured: {why}" for name, why in run.unavailable.items()]
+        notes += [f"{run.name}, {mean}: {why}" for mean, why in run.incomplete.items()]
+    used = set()
+    for entry in published:
+        curves = {name: dict(entry.curve(name)) for name in names}
+        for rate in [point["bpp"] for point in entry.points]:
+            if not any(rate in curve for curve in curves.values()):
+                continue
+            values = [number(curves[m.name].get(rate), m.digits) for m in chosen]
+            rows.append(
+                [f"{entry.codec}{PUBLISHED}", NOTHING, NOTHING, number(rate, 4), *values, NOTHING, NOTHING]
+            )
+            used.add((entry.codec, entry.source, entry.read))
+    notes += [f"{codec}{PUBLISHED}: {source}; {READ[read]}." for codec, source, read in sorted(used)]
+    return Table(header, rows, text_columns=2, notes=notes)
+
+
+def bd_rate_table(
+    runs: Sequence[Results], anchor: int = 0, published: Sequence[PublishedCurve] = ()
+) -> Table:
+    """Return the delta rates in percent of runs and published curves against one run, by each metric.
+
+    A negative figure: fewer bits than the anchor at equal quality.
+    """
+    names = all_metrics(runs)
+    base = runs[anchor]
+    judged = [
+        (run.name, {name: curve_of(run, name) for name in names}) for i, run in enumerate(runs) if i != anchor
+    ]
+    judged += [
+        (f"{entry.codec}{PUBLISHED}", {name: entry.curve(name) for name in names}) for entry in published
+    ]
+    rows = []
+    notes: dict[str, dict[str, list[str]]] = {}
+    for codec, curves in judged:
+        cells = []
+        for name in names:
+            found = bd_rate(curve_of(base, name), curves[name], name)
+            cells.append(NOTHING if found.percent is None else f"{found.percent:+.1f}".replace("-", "−"))
+            # That a paper has no figures for a metric needs no note.
+            if found.note and curves[name]:
+                notes.setdefault(found.note, {}).setdefault(codec, []).append(metric(name).title)
+        # Published curves for which there is nothing to say are in the notes only.
+        if set(cells) != {NOTHING} or not codec.endswith(PUBLISHED):
+            rows.append([codec, *cells])
+    first = f"BD-rate in percent against {base.name}, {METHOD}; negative: fewer bits."
+    return Table(
+        ["codec", *(metric(name).title for name in names)],
+        rows,
+        notes=[first, *(f"{_capital(note)}: {_listed(about)}." for note, about in notes.items())],
+    )
+
+
+def _capital(text: str) -> str:
+    return text[:1].upper() + text[1:]
+
+
+def _listed(about: dict[str, list[str]]) -> str:
+    return "; ".join(f"{codec} ({', '.join(titles)})" for codec, titles in about.items())
+
+
+def curve_of(run: Results, name: str) -> list[tuple[float, float]]:
+    """Return rate and a metric's value at the points of a run that have it."""
+    return [(point.bpp, point.values[name]) for point in run.points if name in point.values]
