@@ -1,5 +1,20 @@
 """Metrics of reconstructed pictures and of their files."""
 
+from glc.metrics.distributions import CMMD, FID, KID
+from glc.metrics.dists import DISTS
+from glc.metrics.patches import cut_patches, patch_count
 from glc.metrics.quality import MSSSIM, PSNR, NotMeasurable, QualityMetrics, bits_per_pixel
 
-__all__ = ["MSSSIM", "PSNR", "NotMeasurable", "QualityMetrics", "bits_per_pixel"]
+__all__ = [
+    "CMMD",
+    "DISTS",
+    "FID",
+    "KID",
+    "MSSSIM",
+    "PSNR",
+    "NotMeasurable",
+    "QualityMetrics",
+    "bits_per_pixel",
+    "cut_patches",
+    "patch_count",
+]

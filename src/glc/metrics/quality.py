@@ -1,12 +1,14 @@
 """How good reconstructions are and what they cost, the same in validation and in evaluation.
 
 A score is a module that maps `x, x_hat` to one value per picture; `glc.losses.perceptual.LPIPS` is one. A
-metric of a whole set, such as FID, is a `torchmetrics.Metric` with `update(x, x_hat)` and a scalar
-`compute()`. Adding either is one entry in `conf/metrics/default.yaml`.
+metric of a whole set, such as `glc.metrics.FID`, is a `torchmetrics.Metric` with `update(x, x_hat)` and a
+scalar `compute()`, which raises `NotMeasurable` when the set does not allow it. Adding either is one entry in
+a file of `conf/metrics`.
 """
 
 import warnings
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import cast
 
 import torch
@@ -84,21 +86,31 @@ class QualityMetrics(nn.Module):
             its reason kept in `unavailable`, so that evaluation goes on without it.
         eight_bit: measure x_hat as it would be saved, rounded to 256 levels per channel. Values outside
             [-1, 1] are clamped in either case.
+        weights_dir: the folder that the metrics are told to look in for weights, when they share one: a wrong
+            one is noticed here, before any picture is measured.
 
     Attributes:
         unavailable: name to reason, for each metric without a value: its weights cannot be had or, as of the
-            last `compute`, no picture could be measured.
+            last `compute`, the pictures could not be measured.
 
     Raises:
         ValueError: a metric is called `bpp`, the name of what is measured whenever bits are given.
+        FileNotFoundError: `weights_dir` is given and is not a folder.
     """
 
     unavailable: dict[str, str]
 
     def __init__(
-        self, metrics: Mapping[str, nn.Module | Callable[[], nn.Module]], eight_bit: bool = True
+        self,
+        metrics: Mapping[str, nn.Module | Callable[[], nn.Module]],
+        eight_bit: bool = True,
+        weights_dir: str | Path | None = None,
     ) -> None:
         super().__init__()
+        if weights_dir is not None and not Path(weights_dir).expanduser().is_dir():
+            raise FileNotFoundError(
+                f"metrics.weights_dir={str(weights_dir)!r} is not a folder; correct it or leave it out"
+            )
         if BPP in metrics:
             raise ValueError(
                 f"metrics.{BPP}: bits per pixel are always measured under this name; choose another"
@@ -184,7 +196,13 @@ class QualityMetrics(nn.Module):
                 results[name] = total / number
             elif name != BPP:
                 self.unavailable[name] = self._reasons.get(name, "no picture was measured")
-        results |= {name: metric.compute() for name, metric in self._each(self._set_metrics).items()}
+        for name, metric in self._each(self._set_metrics).items():
+            try:
+                with warnings.catch_warnings():  # torchmetrics': that a process saw no picture is no mistake
+                    warnings.filterwarnings("ignore", message="The ``compute`` method of metric")
+                    results[name] = metric.compute()
+            except NotMeasurable as error:
+                self.unavailable[name] = str(error)
         return results
 
     def reset(self) -> None:

@@ -1,0 +1,261 @@
+"""Distances between the patches of originals and those of reconstructions, as two sets of features.
+
+Every metric here is a `torchmetrics.Metric` with `update(x, x_hat)`, for pictures float [B, 3, H, W] in
+[-1, 1], and a scalar `compute()`. Lower is better; what is unbiased lies around 0 for equal sets, and may be
+negative. Features come from a network that takes uint8 patches; see `glc.metrics.features`.
+"""
+
+import contextlib
+import warnings
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any, NoReturn
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torchmetrics import Metric
+from torchmetrics.image.fid import FrechetInceptionDistance
+from torchmetrics.image.kid import poly_mmd
+from torchmetrics.utilities import dim_zero_cat
+from torchmetrics.utilities.exceptions import TorchMetricsUserError
+
+from glc.data.images import to_uint8
+from glc.metrics.features import PatchFeatures, clip, inception
+from glc.metrics.patches import cut_patches
+from glc.metrics.quality import NotMeasurable
+
+Network = nn.Module | Callable[[], nn.Module]
+"""uint8 patches [N, 3, size, size] to features [N, D], or what makes such a network."""
+
+
+class FID(FrechetInceptionDistance):
+    """Fréchet distance between Gaussians fitted to both sets (Heusel et al., NeurIPS 2017), by torchmetrics.
+
+    With fewer patches than features the covariances are singular: the figure exists, and is biased upwards.
+
+    Args:
+        size: side of the patches, in pixels.
+        shifted: take the second grid, moved by half a patch, too.
+        features: the network; Inception by default.
+        weights_dir: a folder to look in first for Inception's weights.
+
+    Raises:
+        WeightsUnavailable, FileNotFoundError, ValueError: as `glc.metrics.features.inception`.
+    """
+
+    def __init__(
+        self,
+        size: int = 256,
+        shifted: bool = True,
+        features: Network | None = None,
+        weights_dir: str | Path | None = None,
+    ) -> None:
+        super().__init__(feature=_network(features, partial(inception, weights_dir)))
+        self.size = size
+        self.shifted = shifted
+        self.orig_dtype = (
+            torch.float32
+        )  # torchmetrics sets it in update, which a process without pictures lacks
+
+    def update(self, x: Tensor, x_hat: Tensor) -> None:  # type: ignore[override]
+        """Count the patches of x and x_hat, float [B, 3, H, W] in [-1, 1]."""
+        for pictures, real in ((x, True), (x_hat, False)):
+            patches, broken = _patches(pictures, self.size, self.shifted)
+            if len(patches):
+                super().update(patches, real=real)
+            if broken.any():
+                self.fake_features_sum += torch.nan
+
+    def compute(self) -> Tensor:
+        """Return the distance over everything since `reset`; NaN if a picture held NaN.
+
+        Raises:
+            NotMeasurable: there are fewer than two patches.
+        """
+        count = int(self.real_features_num_samples)
+        if count < 2:
+            _refuse(self, f"FID needs at least 2 patches of {self.size} pixels, the pictures gave {count}")
+        if not self.fake_features_sum.isfinite().all():
+            return torch.tensor(torch.nan, device=self.device)
+        return super().compute()
+
+
+class _FeatureSets(Metric):
+    """Keeps the features of all patches.
+
+    torchmetrics' KID does so too, but waits for ever when processes have seen different numbers of batches,
+    and draws its subsets in float32 from torch's global random numbers.
+    """
+
+    full_state_update = False
+    higher_is_better = False
+    real: list[Tensor]
+    fake: list[Tensor]
+
+    def __init__(self, size: int, shifted: bool, network: PatchFeatures) -> None:
+        super().__init__()
+        self.size = size
+        self.shifted = shifted
+        self.network = network
+        self.add_state("real", [], dist_reduce_fx="cat")
+        self.add_state("fake", [], dist_reduce_fx="cat")
+
+    def update(self, x: Tensor, x_hat: Tensor) -> None:
+        """Count the patches of x and x_hat, float [B, 3, H, W] in [-1, 1]."""
+        for pictures, known in ((x, self.real), (x_hat, self.fake)):
+            patches, broken = _patches(pictures, self.size, self.shifted)
+            if len(patches):
+                known.append(self.network(patches).masked_fill(broken[:, None], torch.nan))
+
+    def sync(self, *args: Any, **kwargs: Any) -> None:
+        """Gather the features of all processes; those without any take part with none."""
+        for known in (self.real, self.fake):
+            if not known:
+                known.append(torch.empty(0, self.network.num_features, device=self.device))
+        super().sync(*args, **kwargs)
+
+    def _sets(self, least: int, advice: str = "") -> tuple[Tensor, Tensor]:
+        """Both sets [N, D], float64, in an order that does not depend on who saw which picture when."""
+        real, fake = dim_zero_cat(self.real), dim_zero_cat(self.fake)
+        if len(real) < least:
+            need = f"{type(self).__name__} needs at least {least} patches of {self.size} pixels"
+            _refuse(self, f"{need}, the pictures gave {len(real)}{advice}")
+        return _ordered(real).double(), _ordered(fake).double()
+
+
+class KID(_FeatureSets):
+    """Kernel Inception distance (Binkowski et al., ICLR 2018): unbiased MMD^2 with a cubic kernel.
+
+    The mean over random subsets of patches, the same ones whatever the number of processes.
+
+    Args:
+        size: side of the patches, in pixels.
+        shifted: take the second grid, moved by half a patch, too.
+        subsets: how many subsets.
+        subset_size: patches of each set in a subset.
+        seed: of the subsets.
+        features: the network; Inception by default.
+        weights_dir: a folder to look in first for Inception's weights.
+
+    Raises:
+        WeightsUnavailable, FileNotFoundError, ValueError: as `glc.metrics.features.inception`.
+    """
+
+    def __init__(
+        self,
+        size: int = 256,
+        shifted: bool = True,
+        subsets: int = 100,
+        subset_size: int = 1000,
+        seed: int = 0,
+        features: Network | None = None,
+        weights_dir: str | Path | None = None,
+    ) -> None:
+        if subsets < 1 or subset_size < 2:
+            raise ValueError(f"KID: subsets={subsets} of subset_size={subset_size}: at least 1 of at least 2")
+        super().__init__(size, shifted, _network(features, partial(inception, weights_dir)))
+        self.subsets = subsets
+        self.subset_size = subset_size
+        self.seed = seed
+
+    def compute(self) -> Tensor:
+        """Return the mean over the subsets of everything since `reset`; NaN if a picture held NaN.
+
+        Raises:
+            NotMeasurable: there are fewer patches than a subset has.
+        """
+        real, fake = self._sets(self.subset_size, "; a smaller subset_size would do")
+        if not (real.isfinite().all() and fake.isfinite().all()):
+            return torch.tensor(torch.nan, device=self.device)
+        generator = torch.Generator().manual_seed(self.seed)
+
+        def subset(features: Tensor) -> Tensor:
+            chosen = torch.randperm(len(features), generator=generator)[: self.subset_size]
+            return features[chosen.to(features.device)]
+
+        return torch.stack([poly_mmd(subset(real), subset(fake)) for _ in range(self.subsets)]).mean().float()
+
+
+class CMMD(_FeatureSets):
+    """MMD^2 of CLIP embeddings of unit length with a Gaussian kernel (Jayasumana et al., CVPR 2024).
+
+    Over patches here, and over whole pictures in the paper: its figures are not comparable.
+
+    Args:
+        size: side of the patches, in pixels.
+        shifted: take the second grid, moved by half a patch, too.
+        sigma: width of the kernel.
+        scale: what the result is multiplied by, for readability.
+        unbiased: leave each embedding's kernel with itself out, as the paper's text says; false is what its
+            code computes, which adds about `scale` (1 - mean kernel) 2 / N.
+        features: the network; CLIP ViT-L/14 at 336 pixels by default.
+        weights_dir: a folder to look in first for CLIP's weights.
+
+    Raises:
+        WeightsUnavailable, FileNotFoundError, ValueError: as `glc.metrics.features.clip`.
+    """
+
+    def __init__(
+        self,
+        size: int = 256,
+        shifted: bool = True,
+        sigma: float = 10.0,
+        scale: float = 1000.0,
+        unbiased: bool = True,
+        features: Network | None = None,
+        weights_dir: str | Path | None = None,
+    ) -> None:
+        super().__init__(size, shifted, _network(features, partial(clip, weights_dir)))
+        self.sigma = sigma
+        self.scale = scale
+        self.unbiased = unbiased
+
+    def compute(self) -> Tensor:
+        """Return the distance over everything since `reset`; NaN if a picture held NaN.
+
+        Raises:
+            NotMeasurable: there are fewer than two patches.
+        """
+        real, fake = (nn.functional.normalize(features) for features in self._sets(2))
+        within = [self._mean_kernel(features, features, self.unbiased) for features in (real, fake)]
+        return (self.scale * (sum(within) - 2 * self._mean_kernel(real, fake, False))).float()
+
+    def _mean_kernel(self, a: Tensor, b: Tensor, without_diagonal: bool) -> Tensor:
+        total = a.new_zeros(())
+        for rows in a.split(1024):  # all rows together would take gigabytes
+            squares = 2 - 2 * rows @ b.T  # of distances between vectors of unit length
+            total += (-squares / (2 * self.sigma**2)).exp().sum()
+        if without_diagonal:  # where the kernel is 1
+            return (total - len(a)) / (len(a) * (len(a) - 1))
+        return total / (len(a) * len(b))
+
+
+def _network(given: Network | None, default: Callable[[], PatchFeatures]) -> PatchFeatures:
+    if given is None:
+        return default()
+    network = given if isinstance(given, nn.Module) else given()
+    return network if isinstance(network, PatchFeatures) else PatchFeatures(network)
+
+
+def _patches(x: Tensor, size: int, shifted: bool) -> tuple[Tensor, Tensor]:
+    """Patches as 8-bit levels, uint8 [N, 3, size, size], and which of them hold NaN [N]."""
+    patches = cut_patches(x, size, shifted)
+    if not len(patches):
+        height, width = x.shape[-2:]
+        warnings.warn(f"no patch of {size} pixels fits into pictures of {width}x{height}", stacklevel=4)
+    return to_uint8(patches.nan_to_num()), patches.isnan().flatten(1).any(1)
+
+
+def _ordered(features: Tensor) -> Tensor:
+    # Sixteen features tell patches apart; equal patches need no order.
+    keys = features[:, :16].cpu().numpy()
+    return features[torch.from_numpy(np.lexsort(keys.T[::-1])).to(features.device)]
+
+
+def _refuse(metric: Metric, reason: str) -> NoReturn:
+    # torchmetrics leaves a metric with everybody's state when its compute raises.
+    with contextlib.suppress(TorchMetricsUserError):
+        metric.unsync()
+    raise NotMeasurable(reason)

@@ -1,0 +1,69 @@
+"""The patch protocol of FID and KID for compression: many patches of few pictures.
+
+Patches of `size` pixels without overlap from the top left corner, and a second grid whose corner is moved by
+half a patch in both directions; only whole patches count (Mentzer et al., NeurIPS 2020, appendix A.7). Sizes
+here are 256, and 64 for the 24 pictures of Kodak.
+
+The appendix writes the second grid as one row and one column less than the first. Where at least half a
+patch is left over at the edge, one more row or column is whole, and the published counts include it:
+pictures of DIV2K have a side of 2040 pixels, on which 7 patches fit in either grid, so that their count is a
+multiple of 7, as the published 6,573 is. With one row and column less such a picture gives 13 n - 6 patches,
+and no 100 whole numbers n add up to 6,573.
+"""
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+
+def patch_count(sizes: Iterable[tuple[int, int]], size: int = 256, shifted: bool = True) -> int:
+    """Return how many patches the protocol takes from pictures of these sizes.
+
+    Kodak gives 192 at 256 pixels and 4,152 at 64. Published: CLIC 2020 test 28,650, DIV2K validation 6,573.
+
+    Args:
+        sizes: height and width of each picture (the order does not matter), in pixels.
+        size: side of a patch, in pixels.
+        shifted: count the second grid too.
+
+    Raises:
+        ValueError: `size` is below 2.
+    """
+    shifts = _shifts(size, shifted)
+    return sum(
+        (max(height - shift, 0) // size) * (max(width - shift, 0) // size)
+        for height, width in sizes
+        for shift in shifts
+    )
+
+
+def cut_patches(x: Tensor, size: int = 256, shifted: bool = True) -> Tensor:
+    """Cut pictures into patches, the first grid of all of them before the second, each in reading order.
+
+    Args:
+        x: pictures [B, C, H, W] of any type.
+        size: side of a patch, in pixels.
+        shifted: cut the second grid too.
+
+    Returns:
+        [N, C, size, size], with N as `patch_count` says; N = 0 when the pictures are too small.
+
+    Raises:
+        ValueError: `size` is below 2.
+    """
+    return torch.cat([_grid(x[..., shift:, shift:], size) for shift in _shifts(size, shifted)])
+
+
+def _shifts(size: int, shifted: bool) -> tuple[int, ...]:
+    if size < 2:
+        raise ValueError(f"patches of size={size}: give a side of at least 2 pixels")
+    return (0, size // 2) if shifted else (0,)
+
+
+def _grid(x: Tensor, size: int) -> Tensor:
+    channels, (height, width) = x.shape[1], x.shape[-2:]
+    if min(height, width) < size:
+        return x.new_empty(0, channels, size, size)
+    tiles = x.unfold(2, size, size).unfold(3, size, size)  # [B, C, rows, columns, size, size]
+    return tiles.permute(0, 2, 3, 1, 4, 5).reshape(-1, channels, size, size)

@@ -1,0 +1,252 @@
+"""FID, KID and CMMD with stand-in features, against computations of their own in numpy and scipy."""
+
+import json
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import scipy.linalg
+import torch
+from torch import Tensor, nn
+from torchmetrics import Metric
+from torchmetrics.image.kid import KernelInceptionDistance
+
+from glc.metrics import CMMD, FID, KID, NotMeasurable, QualityMetrics, cut_patches
+
+SIZE = 16
+
+
+class StandIn(nn.Module):
+    """Twelve features of a patch: the means of its quarters, bent so that they are no mere averages."""
+
+    def forward(self, patches: Tensor) -> Tensor:
+        assert patches.dtype == torch.uint8
+        return nn.functional.adaptive_avg_pool2d(patches.float() / 64, 2).flatten(1).sin()
+
+
+def pictures(count: int = 3, side: int = 72) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(7)
+    coarse = torch.rand(count, 3, 9, 9, generator=generator) * 2 - 1
+    x = nn.functional.interpolate(coarse, (side, side), mode="bilinear")
+    blurred = nn.functional.avg_pool2d(x, 9, 1, 4) * 0.8
+    levels = [((v + 1) * 127.5).round() for v in (x, blurred)]
+    return levels[0] / 127.5 - 1, levels[1] / 127.5 - 1
+
+
+def features(x: Tensor) -> np.ndarray:
+    """Of all patches, in float64, by way of the 8-bit levels."""
+    levels = ((cut_patches(x, SIZE) + 1) * 127.5).round().byte()
+    return StandIn()(levels).double().numpy()
+
+
+def fid(a: np.ndarray, b: np.ndarray) -> float:
+    covariances = [np.cov(v, rowvar=False) for v in (a, b)]
+    root = scipy.linalg.sqrtm(covariances[0] @ covariances[1]).real
+    return ((a.mean(0) - b.mean(0)) ** 2).sum() + np.trace(covariances[0] + covariances[1] - 2 * root)
+
+
+def mmd(a: np.ndarray, b: np.ndarray, kernel: Callable[[np.ndarray, np.ndarray], float]) -> float:
+    """Unbiased estimate, pair by pair."""
+
+    def within(v: np.ndarray) -> float:
+        return np.mean([kernel(v[i], v[j]) for i in range(len(v)) for j in range(len(v)) if i != j])
+
+    return within(a) + within(b) - 2 * np.mean([kernel(p, q) for p in a for q in b])
+
+
+def cubic(p: np.ndarray, q: np.ndarray) -> float:
+    return (p @ q / len(p) + 1) ** 3
+
+
+def test_fid_equals_an_independent_computation() -> None:
+    x, x_hat = pictures()
+    metric = FID(SIZE, features=StandIn())
+    metric.update(x[:1], x_hat[:1])
+    metric.update(x[1:], x_hat[1:])
+    expected = fid(features(x), features(x_hat))
+    assert expected > 0.05
+    assert metric.compute().item() == pytest.approx(expected, rel=1e-5)
+    metric.reset()
+    metric.update(x, x)
+    assert metric.compute().item() == pytest.approx(0, abs=1e-5)
+
+
+def test_fid_without_the_second_grid() -> None:
+    x, x_hat = pictures()
+    metric = FID(SIZE, shifted=False, features=StandIn())
+    metric.update(x, x_hat)
+    # On sides of four patches and a half, the first grid of all pictures comes before the second.
+    first = [features(v)[: 16 * len(v)] for v in (x, x_hat)]
+    assert metric.compute().item() == pytest.approx(fid(*first), rel=1e-5)
+    assert metric.compute().item() != pytest.approx(fid(features(x), features(x_hat)), rel=1e-3)
+
+
+def test_kid_over_all_patches_equals_an_independent_computation_and_torchmetrics() -> None:
+    x, x_hat = pictures(2, 56)
+    a, b = features(x), features(x_hat)
+    metric = KID(SIZE, subsets=1, subset_size=len(a), features=StandIn())
+    metric.update(x, x_hat)
+    expected = mmd(a, b, cubic)
+    assert expected > 0.01
+    assert metric.compute().item() == pytest.approx(expected, rel=1e-5)
+    theirs = KernelInceptionDistance(feature=StandIn(), subsets=1, subset_size=len(a))
+    for v, real in ((x, True), (x_hat, False)):
+        theirs.update(((cut_patches(v, SIZE) + 1) * 127.5).round().byte(), real=real)
+    assert theirs.compute()[0].item() == pytest.approx(expected, rel=1e-3)
+
+
+def test_kid_draws_its_subsets_from_its_seed_alone() -> None:
+    x, x_hat = pictures()
+
+    def value(order: list[int], seed: int, **options: int) -> float:
+        metric = KID(SIZE, subset_size=20, seed=seed, features=StandIn(), **options)
+        for number in order:
+            metric.update(x[number : number + 1], x_hat[number : number + 1])
+        torch.manual_seed(len(order) + order[0])
+        state = torch.get_rng_state()
+        result = metric.compute().item()
+        assert torch.equal(torch.get_rng_state(), state)
+        return result
+
+    few = value([0, 1, 2], 0, subsets=3)
+    assert value([2, 0, 1], 0, subsets=3) == few  # nor does it depend on the order of the pictures
+    assert value([0, 1, 2], 1, subsets=3) != few
+    whole = mmd(features(x), features(x_hat), cubic)
+    assert value([0, 1, 2], 0, subsets=300) == pytest.approx(whole, rel=0.05)
+
+
+@pytest.mark.parametrize("unbiased", [True, False])
+@pytest.mark.parametrize("options", [{"sigma": 0.5}, {}])
+def test_cmmd_equals_an_independent_computation(unbiased: bool, options: dict[str, float]) -> None:
+    x, x_hat = pictures(2, 56)
+    a, b = (v / np.linalg.norm(v, axis=1, keepdims=True) for v in (features(x), features(x_hat)))
+    sigma = options.get("sigma", 10)
+
+    def gaussian(p: np.ndarray, q: np.ndarray) -> float:
+        return np.exp(-((p - q) ** 2).sum() / (2 * sigma**2))
+
+    expected = mmd(a, b, gaussian)
+    if not unbiased:
+        own = [np.mean([gaussian(p, q) for p in v for q in v]) for v in (a, b)]
+        expected = sum(own) - 2 * np.mean([gaussian(p, q) for p in a for q in b])
+    metric = CMMD(SIZE, unbiased=unbiased, features=StandIn(), **options)
+    metric.update(x, x_hat)
+    assert abs(expected) > 1e-6
+    assert metric.compute().item() == pytest.approx(1000 * expected, rel=1e-4)
+
+
+def test_a_network_is_made_when_the_metric_is() -> None:
+    x, x_hat = pictures()
+    values = []
+    for network in (StandIn, StandIn()):
+        metric = FID(SIZE, features=network)
+        metric.update(x, x_hat)
+        values.append(metric.compute())
+    assert torch.equal(*values)
+
+
+def metrics_of_sets(**options: int) -> dict[str, Metric]:
+    network = StandIn()
+    return {
+        "fid": FID(SIZE, features=network),
+        "kid": KID(SIZE, subset_size=30, features=network, **options),
+        "cmmd": CMMD(SIZE, features=network),
+    }
+
+
+def test_too_few_patches_are_a_reason_and_not_a_figure() -> None:
+    x, x_hat = pictures()
+    metrics = QualityMetrics(metrics_of_sets())
+    metrics.update(x[:1, :, :SIZE, :SIZE], x_hat[:1, :, :SIZE, :SIZE])
+    assert not metrics.compute()
+    assert "at least 2 patches of 16 pixels, the pictures gave 1" in metrics.unavailable["fid"]
+    assert "at least 30 patches of 16 pixels, the pictures gave 1; a smaller" in metrics.unavailable["kid"]
+    assert "at least 2" in metrics.unavailable["cmmd"]
+    metrics.update(x, x_hat)  # and it goes on
+    assert set(metrics.compute()) == {"fid", "kid", "cmmd"}
+    assert not metrics.unavailable
+    with pytest.raises(NotMeasurable):
+        FID(SIZE, features=StandIn()).compute()
+
+
+def test_pictures_smaller_than_a_patch_are_named() -> None:
+    x, x_hat = pictures()
+    metric = FID(SIZE, features=StandIn())
+    metric.update(x, x_hat)
+    expected = metric.compute()
+    with pytest.warns(UserWarning, match="no patch of 16 pixels fits into pictures of 72x15"):
+        metric.update(x[:, :, :15], x_hat[:, :, :15])
+    assert torch.equal(metric.compute(), expected)
+
+
+def test_a_diverged_model_shows() -> None:
+    x, x_hat = pictures()
+    x_hat[1, 0, 40, 40] = float("nan")
+    metrics = QualityMetrics(metrics_of_sets())
+    metrics.update(x, x_hat)
+    assert {name: bool(value.isnan()) for name, value in metrics.compute().items()} == {
+        "fid": True,
+        "kid": True,
+        "cmmd": True,
+    }
+    metrics.reset()
+    metrics.update(*pictures())
+    assert all(value.isfinite() for value in metrics.compute().values())
+
+
+@pytest.mark.parametrize("options", [{"subsets": 0}, {"subset_size": 1}])
+def test_subsets_hold_pairs(options: dict[str, int]) -> None:
+    with pytest.raises(ValueError, match="KID: subsets="):
+        KID(SIZE, features=StandIn(), **options)
+
+
+SECOND = """
+import importlib.util, json, sys, torch, torch.distributed as dist
+from glc.metrics import QualityMetrics
+
+spec = importlib.util.spec_from_file_location("stand_ins", sys.argv[1])
+tests = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(tests)
+x, x_hat = tests.pictures()
+dist.init_process_group("gloo", init_method=sys.argv[2], rank=1, world_size=2)
+metrics = QualityMetrics(tests.metrics_of_sets())
+for share in ([1, 2], []):
+    for number in share:
+        metrics.update(x[number : number + 1], x_hat[number : number + 1])
+    print(json.dumps({name: value.item() for name, value in metrics.compute().items()}))
+    metrics.reset()
+dist.destroy_process_group()
+"""
+
+
+def test_two_processes_compute_what_one_does() -> None:
+    x, x_hat = pictures()
+    alone = QualityMetrics(metrics_of_sets())
+    alone.update(x, x_hat)
+    expected = {name: value.item() for name, value in alone.compute().items()}
+
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"tcp://127.0.0.1:{free.getsockname()[1]}"
+    arguments = [sys.executable, "-W", "ignore", "-c", SECOND, str(Path(__file__)), address]
+    second = subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True)
+    seen = []
+    try:
+        torch.distributed.init_process_group("gloo", init_method=address, rank=0, world_size=2)
+        metrics = QualityMetrics(metrics_of_sets())
+        for share in (slice(0, 1), slice(0, 3)):  # the second time, the other process sees no picture
+            metrics.update(x[share], x_hat[share])
+            seen.append({name: value.item() for name, value in metrics.compute().items()})
+            metrics.reset()
+        output = second.communicate(timeout=120)[0]
+    finally:
+        second.kill()
+        if torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
+    assert seen[0] == pytest.approx(expected, rel=1e-6)
+    assert seen[1] == pytest.approx(expected, rel=1e-6)
+    assert [json.loads(line) for line in output.splitlines()[-2:]] == seen
