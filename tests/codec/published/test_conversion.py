@@ -374,3 +374,16 @@ def test_a_failure_leaves_nothing_half_written(
         convert(files[kind], tmp_path / "x.safetensors", force=True)
     assert [path.name for path in tmp_path.iterdir()] == ["x.safetensors"]
     assert (tmp_path / "x.safetensors").read_bytes() == b"old"
+
+
+def test_sizes_of_other_vqgans_are_read_from_the_file(tmp_path: Path) -> None:
+    # As the f=8 VQGANs of latent diffusion: other levels, a narrow latent.
+    sizes: dict[str, Any] = {"channels": 32, "multipliers": (1, 2, 2, 4), "latent_channels": 4, "codes": 16}
+    for name, changes in {"f8": {}, "deep": {"num_blocks": 1}, "flat": {"level_attention": False}}.items():
+        layout = taming.layout(**{**sizes, **changes})
+        torch.save(stand_ins(layout), tmp_path / f"{name}.ckpt")
+        convert(tmp_path / f"{name}.ckpt", tmp_path / f"{name}.safetensors")
+        with safe_open(tmp_path / f"{name}.safetensors", framework="pt") as file:
+            described = json.loads(file.metadata()["model"])
+        for network in ("encoder", "decoder", "quantizer"):
+            assert described[network] == layout.networks[network].description, (name, network)

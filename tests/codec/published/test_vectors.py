@@ -99,6 +99,16 @@ def test_a_vqgan_computes_what_the_published_one_does(kind: str, files: dict[str
     assert made["quantizer"].initialized  # else training would place the codes anew
 
 
+def test_single_networks_are_what_they_are_among_all(files: dict[str, Path]) -> None:
+    published = recognize(open_source(files["glc"]))
+    everything = published.states()
+    for name in everything:
+        alone = published.states([name])
+        assert alone.keys() == {name}
+        assert alone[name].keys() == everything[name].keys()
+        assert all(torch.equal(value, everything[name][key]) for key, value in alone[name].items())
+
+
 def test_the_check_sees_a_swap_of_names(tmp_path: Path) -> None:
     # Two tensors of one shape under each other's names load without complaint; only the numbers tell.
     tensors = stand_ins(layouts()["taming"])

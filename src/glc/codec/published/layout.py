@@ -133,9 +133,17 @@ class Layout:
                 parts.append(f"{label}: {', '.join(names[:limit])}{rest}")
         return "; ".join(parts)
 
-    def to_networks(self, tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
-        """Return the states of our networks, views of the tensors of a file that fits the layout."""
-        states: dict[str, dict[str, Tensor]] = {name: {} for name in self.present(tensors)}
+    def to_networks(
+        self, tensors: Mapping[str, Tensor], networks: Iterable[str] | None = None
+    ) -> dict[str, dict[str, Tensor]]:
+        """Return the states of our networks, views of the tensors of a file that fits the layout.
+
+        Args:
+            tensors: of the file.
+            networks: the ones to return, of which all tensors are given; by default those that are present.
+        """
+        chosen = self.present(tensors) if networks is None else networks
+        states: dict[str, dict[str, Tensor]] = {name: {} for name in chosen}
         for official, entry in self._entries.items():
             if entry.network in states:
                 states[entry.network][entry.name] = tensors[official].reshape(entry.ours)

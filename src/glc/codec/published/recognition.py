@@ -49,14 +49,14 @@ class Published:
         Raises:
             WeightsError: when a tensor holds no numbers that a network could use.
         """
-        wanted = set(self.networks if networks is None else networks)
+        wanted = list(self.networks if networks is None else networks)
         entries = self.layout.entries
         used = {
             name: _usable(self.source.path, name, tensor)
             for name, tensor in self.source.tensors.items()
             if name in entries and entries[name].network in wanted
         }
-        return {name: state for name, state in self.layout.to_networks(used).items() if name in wanted}
+        return self.layout.to_networks(used, wanted)
 
 
 def _usable(path: Path, name: str, tensor: Tensor) -> Tensor:
