@@ -97,7 +97,7 @@ def caption(run: Results, row: Row) -> str:
     for name in run.metrics():
         if name in row.values:
             of = metric(name)
-            figures.append(f"{of.title} {number(row.values[name], of.digits)}")
+            figures.append(f"{of.title} {number(row.values[name], of.digits)} {of.unit}".rstrip())
     return f"{run.name}, {row.label}: {', '.join(figures)}"
 
 

@@ -54,9 +54,8 @@ def rd_figure(runs: Sequence[Results], name: str, published: Sequence[PublishedC
     if rates and max(rates) / min(rates) > LOG_FROM:
         axes.set_xscale("log")
         axes.xaxis.set_major_formatter("{x:g}")
-    of = metric(name)
     axes.set_xlabel("rate (bits per pixel)")
-    axes.set_ylabel(f"{of.title} {of.arrow}".strip())
+    axes.set_ylabel(metric(name).heading)
     axes.grid(alpha=0.3)
     if rates:
         figure.legend(loc="outside right upper", fontsize=8)

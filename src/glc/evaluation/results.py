@@ -30,16 +30,19 @@ class Metric:
     """None where it is not known."""
     digits: int
     """Decimals in tables."""
+    unit: str = ""
 
     @property
-    def arrow(self) -> str:
-        """Which way is better."""
-        return "" if self.higher_is_better is None else "↑" if self.higher_is_better else "↓"
+    def heading(self) -> str:
+        """The title with the unit, and an arrow that says which way is better."""
+        unit = f" ({self.unit})" if self.unit else ""
+        arrow = "" if self.higher_is_better is None else " ↑" if self.higher_is_better else " ↓"
+        return f"{self.title}{unit}{arrow}"
 
 
 _METRICS = (
     Metric("bpp", "bpp", False, 4),
-    Metric("psnr", "PSNR (dB)", True, 2),
+    Metric("psnr", "PSNR", True, 2, "dB"),
     Metric("ms_ssim", "MS-SSIM", True, 4),
     Metric("lpips", "LPIPS", False, 4),
     Metric("dists", "DISTS", False, 4),
@@ -57,7 +60,7 @@ def metric(name: str) -> Metric:
         return Metric(name, name, None, 4)
     variant = name.removeprefix(base.name).strip("_").replace("_", " ")
     title = f"{base.title}, {variant}" if variant else base.title
-    return Metric(name, title, base.higher_is_better, base.digits)
+    return replace(base, name=name, title=title)
 
 
 def _base(name: str) -> Metric | None:

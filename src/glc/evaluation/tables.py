@@ -113,7 +113,7 @@ def points_table(runs: Sequence[Results], published: Sequence[PublishedCurve] = 
     """Return the means of each run at each setting, then published points, marked as such."""
     names = all_metrics(runs)
     chosen = [metric(name) for name in names]
-    header = ["codec", "setting", "pictures", "bpp ↓", *(f"{m.title} {m.arrow}".strip() for m in chosen)]
+    header = ["codec", "setting", "pictures", "bpp ↓", *(m.heading for m in chosen)]
     header += ["encode (s)", "decode (s)"]
     rows, notes = [], []
     for run in runs:

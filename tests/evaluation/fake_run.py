@@ -1,0 +1,103 @@
+"""Folders as evaluation runs leave them, with made-up figures: what the tests of reports share."""
+
+import csv
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+Curve = Sequence[Mapping[str, float]]
+
+PICTURES = ("harbour", "market", "snow")
+CURVE: Curve = (
+    {"bpp": 0.02, "psnr": 22.0, "ms_ssim": 0.70, "lpips": 0.30},
+    {"bpp": 0.03, "psnr": 23.0, "ms_ssim": 0.75, "lpips": 0.25},
+    {"bpp": 0.05, "psnr": 24.0, "ms_ssim": 0.80, "lpips": 0.20},
+    {"bpp": 0.08, "psnr": 25.0, "ms_ssim": 0.85, "lpips": 0.16},
+)
+SIZE = (48, 32)
+
+
+def at_rates(factor: float, curve: Curve = CURVE) -> list[dict[str, float]]:
+    """Return a curve with the same quality at other rates."""
+    return [{**point, "bpp": factor * point["bpp"]} for point in curve]
+
+
+def write_run(
+    folder: Path,
+    name: str = "glc",
+    curve: Curve = CURVE,
+    data: str = "kodak",
+    pictures: Sequence[str] = PICTURES,
+    colour: tuple[int, int, int] = (200, 40, 40),
+    **changes: Any,
+) -> Path:
+    """Write a run; the i-th picture is 0.01 worse by LPIPS than the one before, at each setting.
+
+    Decoded pictures have one colour with the setting's number added to red and the picture's to green.
+    """
+    labels = [f"q{i}" for i in range(len(curve))]
+    points, rows = [], []
+    for k, (label, point) in enumerate(zip(labels, curve, strict=True)):
+        points.append(
+            {
+                "setting": {"quality": k},
+                "label": label,
+                "pictures": len(pictures),
+                **point,
+                "encode_seconds": 0.5,
+                "decode_seconds": 0.25,
+            }
+        )
+        for i, picture in enumerate(pictures):
+            values = {key: value for key, value in point.items() if key in ("psnr", "ms_ssim", "lpips")}
+            if "lpips" in values:
+                values["lpips"] += 0.01 * (i - 1)
+            rows.append(
+                {
+                    "picture": picture,
+                    "width": SIZE[0],
+                    "height": SIZE[1],
+                    "label": label,
+                    "bytes": 100,
+                    "bpp": point["bpp"],
+                    **values,
+                    "encode_seconds": 0.5,
+                    "decode_seconds": 0.25,
+                }
+            )
+            path = folder / "reconstructions" / label / f"{picture}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", SIZE, (colour[0] + 8 * k, colour[1] + 8 * i, colour[2])).save(path)
+    summary = {
+        "format": 1,
+        "codec": {"name": name, "kind": "glc", "fingerprint": "00ff", "versions": {"glc": "0.1"}},
+        "data": {"name": data, "count": len(pictures), "source": "made up"},
+        "protocol": {"lpips": "alex"},
+        "seed": 0,
+        "versions": {"torch": "2"},
+        "pictures": len(pictures),
+        "failed": [],
+        "unavailable": {},
+        "points": points,
+        **changes,
+    }
+    (folder / "summary.json").write_text(json.dumps(summary))
+    with (folder / "per_image.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, rows[0])
+        writer.writeheader()
+        writer.writerows(sorted(rows, key=lambda row: (row["picture"], row["label"])))
+    return folder
+
+
+def write_originals(folder: Path, pictures: Sequence[str] = PICTURES, size: tuple[int, int] = SIZE) -> Path:
+    """Write blue pictures of the names."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for picture in pictures:
+        Image.fromarray(np.full((size[1], size[0], 3), (10, 20, 230), np.uint8)).save(
+            folder / f"{picture}.png"
+        )
+    return folder
