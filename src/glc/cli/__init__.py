@@ -9,6 +9,7 @@ from glc import __version__
 from glc.cli.coding import compress, decompress
 from glc.cli.convert import convert
 from glc.cli.errors import Commands
+from glc.cli.evaluating import evaluate
 from glc.cli.inspecting import info, models
 from glc.cli.reporting import complexity, report
 from glc.cli.training import export, pack
@@ -20,5 +21,5 @@ def main() -> None:
     """Generative Latent Coding: an image codec for ultra-low bitrates, and the tools to train it."""
 
 
-for _command in (compress, decompress, info, models, convert, export, pack, report, complexity):
+for _command in (compress, decompress, info, models, convert, export, pack, evaluate, report, complexity):
     main.add_command(_command)

@@ -1,0 +1,55 @@
+"""The command `glc eval`: the evaluation of a checkout, `python -m src.evaluate`, from anywhere."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import click
+
+import glc
+from glc.cli.errors import NothingDoneError
+
+_PARTS = ("src/evaluate.py", "src/overrides.py", "conf/evaluate.yaml")
+
+
+@click.command(
+    "eval", context_settings={"ignore_unknown_options": True, "help_option_names": ["-h", "--help"]}
+)
+@click.argument("arguments", metavar="[KEY=VALUE]...", nargs=-1, type=click.UNPROCESSED)
+def evaluate(arguments: tuple[str, ...]) -> None:
+    """Measure codecs on a folder or a known set of pictures.
+
+    \b
+    glc eval codec=mine.safetensors data=folder data.path=PHOTOS out=RESULTS
+    glc eval codec=jpeg qualities=[5,10] data=kodak data.path=KODAK out=RESULTS
+    glc eval codec=[mine.safetensors,vvc] target_bpp=[0.03] data.path=PHOTOS out=RESULTS
+
+    Each picture is compressed to bytes and decompressed from them. RESULTS gets summary.json, per_image.csv,
+    the files and the pictures decoded from them. The same command goes on where an evaluation was broken off.
+    metrics.weights_dir=DIR names a folder with the metrics' weights. `--cfg job` shows all keys.
+    """
+    root = find_entry()
+    words = list(arguments)
+    # Where `src` is looked for; paths on the command line stay relative to where the user is.
+    paths = [str(root), *filter(None, [os.environ.get("PYTHONPATH")])]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
+    done = subprocess.run([sys.executable, "-m", "src.evaluate", *words], env=environment, check=False)
+    if done.returncode:
+        raise click.exceptions.Exit(done.returncode)
+
+
+def find_entry() -> Path:
+    """Return the folder that holds `src/evaluate.py` and `conf`: a checkout's, or what came with the package.
+
+    Raises:
+        NothingDoneError: there is none.
+    """
+    package = Path(glc.__file__).resolve().parent
+    for root in (package.parents[1], package / "entry"):
+        if all((root / part).is_file() for part in _PARTS):
+            return root
+    raise NothingDoneError(
+        "glc eval needs the evaluation's configuration (conf/) and this installation has none: get a "
+        "checkout of the project, run `pip install -e '.[eval]'` in it, and use its glc"
+    )

@@ -1,0 +1,1 @@
+"""Codecs behind one interface: picture to bytes, bytes to picture."""

@@ -1,0 +1,77 @@
+"""The codec of this project: `.glc` files."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from safetensors import safe_open
+
+from glc.codec.catalog import find
+from glc.codec.codec import load
+from glc.evaluation.codecs.base import ImageCodec
+
+
+class LatentCodec(ImageCodec):
+    """Generative latent coding with a weights file.
+
+    Args:
+        model: a weights file, or a name that `glc models` lists.
+        device: where the networks run.
+        qualities: 0 to 100; by default the model's trained rate points.
+        target_bpp: bits per pixel instead.
+
+    Raises:
+        WeightsError: there is no such model, or its file cannot be used.
+        ValueError: there is no such device, or a quality is out of range.
+    """
+
+    kind = "glc"
+    suffix = ".glc"
+    ladder = (0.0, 100.0)
+
+    def __init__(
+        self,
+        model: str | Path,
+        device: str = "cpu",
+        qualities: Sequence[float] | None = None,
+        target_bpp: Sequence[float] | None = None,
+    ) -> None:
+        self.codec = load(model, device)
+        file = find(model)
+        self.name = file.stem
+        with safe_open(file, framework="numpy") as opened:
+            self._encoder = (opened.metadata() or {}).get("encoder_fingerprint")
+        self.fingerprint = self.codec.weights.fingerprint
+        if not qualities and not target_bpp:
+            rates = self.codec.model.num_rates
+            qualities = [round(100 * rate / max(1, rates - 1), 2) for rate in range(rates)]
+        super().__init__(qualities, target_bpp)
+
+    def encode_at(self, image: Image.Image, quality: float) -> bytes:
+        """Return the `.glc` file of a picture."""
+        return self.codec.compress(image, quality)
+
+    def _search(self, image: Image.Image, target_bpp: float) -> bytes:
+        # It encodes the latent once and searches behind it.
+        return self.codec.compress(image, target_bpp=target_bpp)
+
+    def decode(self, data: bytes) -> Image.Image:
+        """Return the picture in a `.glc` file.
+
+        Raises:
+            BitstreamError: it cannot be decoded.
+        """
+        return self.codec.decompress(data)
+
+    def versions(self) -> Mapping[str, str]:
+        """Return what the networks run on."""
+        return {"torch": torch.__version__}
+
+    def options(self) -> Mapping[str, Any]:
+        """Return the encoder's fingerprint: encoders may differ where the files' fingerprint does not."""
+        return {
+            "encoder_fingerprint": self._encoder,
+            "rates": [dict(rate) for rate in self.codec.weights.rates],
+        }

@@ -1,0 +1,105 @@
+"""Codecs of still pictures that Pillow and its plug-ins bring: JPEG, WebP, AVIF, JPEG XL."""
+
+import importlib
+import importlib.metadata
+import io
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import PIL
+from PIL import Image, features
+
+from glc.evaluation.codecs.base import CodecUnavailable, ImageCodec
+
+
+class StillCodec(ImageCodec):
+    """A format that Pillow writes and reads.
+
+    Args:
+        format: Pillow's name, `JPEG`, `WEBP`, `AVIF` or `JXL`.
+        suffix: of the files.
+        save: the encoder's options beside the quality; `save.num_threads`, `max_threads` and the like belong
+            here too.
+        lowest: smallest quality.
+        highest: largest quality.
+        plugin: module that adds the format to Pillow, if it is not Pillow's own.
+        install: the command that installs what is missing.
+        name: what tables call it; the format by default.
+        qualities: from `lowest` to `highest`, whole numbers.
+        target_bpp: bits per pixel instead.
+
+    Raises:
+        CodecUnavailable: the format is missing here.
+        ValueError: a quality is out of range.
+    """
+
+    def __init__(
+        self,
+        format: str,
+        suffix: str,
+        save: Mapping[str, Any] | None = None,
+        lowest: int = 0,
+        highest: int = 100,
+        plugin: str | None = None,
+        install: str = "pip install 'pillow>=11.3'",
+        name: str | None = None,
+        qualities: Sequence[float] | None = None,
+        target_bpp: Sequence[float] | None = None,
+    ) -> None:
+        self.format, self.suffix, self.save = format, suffix, dict(save or {})
+        self.name = self.kind = name or format.lower()
+        self.ladder = range(lowest, highest + 1)
+        self.plugin = plugin
+        if plugin is not None:
+            try:
+                importlib.import_module(plugin)
+            except ImportError as error:
+                raise CodecUnavailable(f"{self.kind}: {plugin} is not installed: {install}") from error
+        Image.init()
+        if format not in Image.SAVE or format not in Image.OPEN:
+            raise CodecUnavailable(
+                f"{self.kind}: this Pillow ({PIL.__version__}) does not write and read {format}: {install}"
+            )
+        super().__init__(qualities, target_bpp)
+
+    def check_quality(self, quality: float) -> None:
+        """Refuse what is no whole number in the range.
+
+        Raises:
+            ValueError: the message says what the range is.
+        """
+        super().check_quality(quality)
+        if quality != int(quality):
+            raise ValueError(f"{self.kind}: qualities are whole numbers, not {quality:g}")
+
+    def encode_at(self, image: Image.Image, quality: float) -> bytes:
+        """Return the file of a picture."""
+        stream = io.BytesIO()
+        # A new picture: profiles and EXIF of the source would be written, too, and are no part of the task.
+        plain = Image.frombytes("RGB", image.size, image.tobytes())
+        plain.save(stream, self.format, quality=int(quality), **self.save)
+        return stream.getvalue()
+
+    def decode(self, data: bytes) -> Image.Image:
+        """Return the picture in a file.
+
+        Raises:
+            ValueError, OSError: it cannot be decoded.
+        """
+        with Image.open(io.BytesIO(data), formats=[self.format]) as opened:
+            return opened.convert("RGB")
+
+    def versions(self) -> Mapping[str, str]:
+        """Versions of Pillow, of the library inside it, and of the plug-in."""
+        found = {"pillow": PIL.__version__}
+        library = {"JPEG": "jpg", "WEBP": "webp", "AVIF": "avif"}.get(self.format)
+        if library is not None:
+            found[library] = str(features.version(library))
+        if self.plugin is not None:
+            package = importlib.metadata.packages_distributions().get(self.plugin, [self.plugin])[0]
+            found[package] = importlib.metadata.version(package)
+        return found
+
+    def options(self) -> Mapping[str, Any]:
+        """Return the encoder's options."""
+        return self.save

@@ -1,0 +1,288 @@
+"""An evaluation: every picture at every setting, recorded as it goes, summed up at the end."""
+
+import multiprocessing
+import platform
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import closing
+from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+import glc
+from glc.codec.codec import choose_device
+from glc.evaluation.codecs.base import ImageCodec, Setting
+from glc.evaluation.measure import (
+    Assignment,
+    Bench,
+    MakeCodec,
+    MakeMetrics,
+    as_mapping,
+    file_path,
+    measure_set,
+    prepare_process,
+    reconstruction_path,
+    start_worker,
+    work,
+)
+from glc.evaluation.records import IDENTITY, Journal, open_journal
+from glc.evaluation.sets import Picture, PictureSet
+from glc.evaluation.summary import write_results
+from glc.metrics.quality import QualityMetrics
+
+_PACKAGES = ("torchmetrics", "torchvision", "lpips", "numpy", "pillow")
+
+
+@dataclass
+class Evaluation:
+    """One codec on one set of pictures.
+
+    ```
+    picture --> codec --> file --> codec --> reconstruction --> scores --> journal --+
+                                                  '--> metrics of the whole set -----+--> summary, per_image
+    ```
+
+    Args:
+        out: the run's folder; a run that was broken off there goes on.
+        pictures: the set.
+        make_codec: makes the codec on a device, in any process.
+        make_metrics: makes the metrics but some, in any process.
+        metrics: names of all metrics asked for.
+        protocol: how they are configured, in JSON's types, for the record.
+        device: `auto`, `cpu`, `cuda`, or several of them for several processes.
+        processes: on this machine; each takes the next picture that is left.
+        threads: of each process. The results of networks may differ in the last digits with it.
+        seed: of all that is drawn.
+        overwrite: start anew although the folder has results.
+        progress: show a bar; None: on a terminal.
+    """
+
+    out: Path
+    pictures: PictureSet
+    make_codec: MakeCodec
+    make_metrics: MakeMetrics
+    metrics: Sequence[str] = ()
+    protocol: Mapping[str, Any] = field(default_factory=dict)
+    device: str | Sequence[str] = "auto"
+    processes: int = 1
+    threads: int = 1
+    seed: int = 0
+    overwrite: bool = False
+    progress: bool | None = None
+
+    def run(self) -> dict[str, Any]:
+        """Measure what is left to measure, and write `summary.json` and `per_image.csv`.
+
+        Returns:
+            The summary.
+
+        Raises:
+            RecordsError: the folder belongs to another evaluation or is in use.
+            SetError, CodecUnavailable, WeightsError, ValueError: nothing could be started, or written.
+        """
+        if self.processes < 1 or self.threads < 1:
+            raise ValueError(
+                f"processes={self.processes} and threads={self.threads} must be positive whole numbers"
+            )
+        devices = self._devices()
+        prepare_process(self.threads, self.seed)
+        codec = self.make_codec(devices[0])
+        metrics = self.make_metrics(())
+        known = {*metrics.names, *metrics.unavailable}
+        in_set = [name for name in self.metrics if name not in known]
+        hashes = self.pictures.hashes()
+        identity = self._identity(codec, hashes, devices, [*metrics.names, *in_set])
+        if self.overwrite and (self.out / IDENTITY).is_file():
+            for old in ("files", "reconstructions"):
+                shutil.rmtree(self.out / old, ignore_errors=True)
+        # What cannot be had is looked for once only: it takes seconds when there is no network.
+        left_out = [*in_set, *metrics.unavailable]
+        assignment = Assignment(
+            self.out, self.pictures, self.make_codec, self.make_metrics, left_out, self.threads, self.seed
+        )
+        with open_journal(self.out, identity, self.overwrite) as journal:
+            here = Bench(self.out, self.pictures, codec, metrics.to(devices[0]), devices[0])
+            entries = self._measure_pictures(here, journal, assignment, devices)
+            sets = self._measure_sets(codec, journal, entries, metrics, in_set, devices[0])
+            unavailable = dict(metrics.unavailable)
+            return write_results(
+                self.out,
+                identity,
+                codec.settings,
+                self.pictures,
+                entries,
+                sets,
+                metrics.names,
+                in_set,
+                unavailable,
+            )
+
+    def _devices(self) -> list[str]:
+        names = [self.device] if isinstance(self.device, str) else list(self.device)
+        if names == ["auto"] and torch.cuda.is_available():
+            names = ["cuda"]
+        if names == ["cuda"] and self.processes > 1 and torch.cuda.is_available():
+            names = [f"cuda:{k}" for k in range(torch.cuda.device_count())]
+        return [str(choose_device(name)) for name in names]
+
+    def _identity(
+        self, codec: ImageCodec, hashes: Mapping[str, str], devices: Sequence[str], measured: Sequence[str]
+    ) -> dict[str, Any]:
+        return {
+            "codec": {
+                "name": codec.name,
+                "kind": codec.kind,
+                "fingerprint": codec.fingerprint,
+                "versions": dict(codec.versions()),
+                "options": dict(codec.options()),
+            },
+            "settings": as_mapping(codec.settings),
+            "data": {
+                "name": self.pictures.name,
+                "count": len(self.pictures.pictures) + self._absent(),
+                "source": self.pictures.source,
+                "license": self.pictures.license,
+                "preparation": self.pictures.preparation(),
+                "sha256": dict(hashes),
+            },
+            "protocol": {
+                **dict(self.protocol),
+                "measured": list(measured),
+                "device": devices[0].partition(":")[0],
+                "threads": self.threads,
+            },
+            "seed": self.seed,
+            "versions": {
+                "glc": glc.__version__,
+                "torch": torch.__version__,
+                "python": platform.python_version(),
+            }
+            | {name: found for name in _PACKAGES if (found := _version(name))},
+        }
+
+    def _absent(self) -> int:
+        if self.pictures.limit is not None or self.pictures.count is None:
+            return 0
+        return self.pictures.count - len(self.pictures.pictures)
+
+    def _measure_pictures(
+        self, here: Bench, journal: Journal, assignment: Assignment, devices: Sequence[str]
+    ) -> dict[tuple[str, str], dict[str, Any]]:
+        codec = here.codec
+        done = {(entry["picture"], entry["label"]): entry for entry in journal.entries if "picture" in entry}
+        found: dict[tuple[str, str], dict[str, Any]] = {}
+        tasks = []
+        for picture in self.pictures.pictures:
+            for setting in codec.settings:
+                entry = done.get((picture.name, setting.label))
+                if entry is not None and self._is_there(entry, picture, setting, codec.suffix):
+                    found[picture.name, setting.label] = entry
+                else:
+                    tasks.append((picture, setting))
+        total = len(tasks) + len(found)
+        hidden = None if self.progress is None else not self.progress
+        with (
+            tqdm(total=total, initial=len(found), unit="file", desc=codec.name, disable=hidden) as bar,
+            closing(self._results(tasks, here, assignment, devices)) as results,
+        ):
+            for entry in results:
+                # Failures are not kept: they are tried again, and told again.
+                if "failed" not in entry:
+                    journal.append(entry)
+                else:
+                    bar.write(f"{entry['picture']}, {entry['label']}: {entry['failed']}")
+                found[entry["picture"], entry["label"]] = entry
+                bar.update()
+        return found
+
+    def _is_there(self, entry: Mapping[str, Any], picture: Picture, setting: Setting, suffix: str) -> bool:
+        """Say whether the files of a finished entry are still what the entry says."""
+        path = file_path(self.out, setting, picture, suffix)
+        return (
+            path.is_file()
+            and path.stat().st_size == entry["bytes"]
+            and reconstruction_path(self.out, setting, picture).is_file()
+        )
+
+    def _results(
+        self,
+        tasks: Sequence[tuple[Picture, Setting]],
+        here: Bench,
+        assignment: Assignment,
+        devices: Sequence[str],
+    ) -> Iterator[dict[str, Any]]:
+        """Yield entries in the order in which they are done."""
+        processes = min(self.processes, len(tasks))
+        if processes <= 1:
+            yield from (here.measure(*task) for task in tasks)
+            return
+        # Forked children of a process that has used its threads or a GPU may hang.
+        context = multiprocessing.get_context("spawn")
+        queue = context.Queue()
+        for k in range(processes):
+            queue.put(devices[k % len(devices)])
+        pool = ProcessPoolExecutor(processes, context, start_worker, (assignment, queue))
+        try:
+            for future in as_completed([pool.submit(work, task) for task in tasks]):
+                yield future.result()
+        except BrokenProcessPool as error:
+            raise RuntimeError(
+                "a worker process ended (out of memory?): start the same command again to go on, "
+                "with fewer processes="
+            ) from error
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+    def _measure_sets(
+        self,
+        codec: ImageCodec,
+        journal: Journal,
+        entries: Mapping[tuple[str, str], Mapping[str, Any]],
+        metrics: QualityMetrics,
+        in_set: Sequence[str],
+        device: str,
+    ) -> dict[str, dict[str, float]]:
+        """Return the metrics of the whole set, by label."""
+        if not in_set:
+            return {}
+        found: dict[str, dict[str, float]] = {}
+        only = self.make_metrics([*metrics.names, *metrics.unavailable]).to(device)
+        for setting in tqdm(
+            codec.settings, unit="set", desc=f"{codec.name}, {', '.join(in_set)}", disable=None
+        ):
+            measured = [
+                picture
+                for picture in self.pictures.pictures
+                if "failed" not in entries[picture.name, setting.label]
+            ]
+            if not measured:
+                continue
+            names = [picture.name for picture in measured]
+            sizes = [entries[name, setting.label]["bytes"] for name in names]
+            known = [
+                entry
+                for entry in journal.entries
+                if entry.get("set") == setting.label and [entry["pictures"], entry["bytes"]] == [names, sizes]
+            ]
+            if known:
+                found[setting.label] = known[-1]["values"]
+                continue
+            values = measure_set(self.out, self.pictures, measured, setting, only, device, self.seed)
+            if len(values) == len(in_set):
+                journal.append({"set": setting.label, "pictures": names, "bytes": sizes, "values": values})
+            metrics.unavailable |= only.unavailable
+            found[setting.label] = values
+        return found
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None

@@ -1,0 +1,169 @@
+"""Sets of pictures to evaluate on: what belongs to them and how their pictures are prepared."""
+
+import hashlib
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image
+
+from glc.data.images import ImageError, list_images, read_rgb
+
+
+class SetError(ValueError):
+    """A folder is not the set of pictures that it should be; the message says what to do."""
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One picture of a set."""
+
+    name: str
+    """Path inside the set, without its suffix unless another picture differs in nothing else."""
+    path: Path
+
+
+class PictureSet:
+    """The pictures under a folder, as a known set or as they are.
+
+    Args:
+        path: the folder.
+        name: of the set.
+        count: number of pictures that the set has; None takes what is there.
+        source: where to get the set.
+        license: its terms.
+        pattern: names of the set's pictures without suffix, such as `kodim{:02d}`, to tell which are missing.
+        first: number of the first picture in `pattern`.
+        sizes: `[width, height]` that its pictures have once prepared, one of these; None: any.
+        resize: scale to this short side, in pixels, with Lanczos' filter, where it differs; None: not.
+        center_crop: then cut a square of this side out of the centre; None: not.
+        limit: take only so many pictures, drawn by a hash of their names and `seed`; None: all.
+        seed: of the draw.
+
+    Attributes:
+        pictures: sorted by name.
+        missing: name and reason of each picture that the set has and the folder lacks.
+
+    Raises:
+        SetError: the folder does not exist, holds no pictures, or more of them than the set has.
+    """
+
+    def __init__(
+        self,
+        path: str | Path | None,
+        name: str = "folder",
+        count: int | None = None,
+        source: str = "",
+        license: str = "",
+        pattern: str | None = None,
+        first: int = 1,
+        sizes: Sequence[Sequence[int]] | None = None,
+        resize: int | None = None,
+        center_crop: int | None = None,
+        limit: int | None = None,
+        seed: int = 0,
+    ) -> None:
+        if path is None:
+            raise SetError(f"data.path is not given: name the folder of the pictures ({name}), data.path=DIR")
+        self.name, self.path, self.count = name, Path(path), count
+        self.source, self.license = source, license
+        self.sizes = [tuple(size) for size in sizes] if sizes else None
+        self.resize, self.center_crop, self.limit, self.seed = resize, center_crop, limit, seed
+        hint = f"; get {name} from {source}, or name another folder" if source else ""
+        try:
+            files = list_images(self.path)
+        except NotADirectoryError:
+            raise SetError(f"data.path={path}: no such folder{hint}") from None
+        if not files:
+            raise SetError(f"data.path={path}: no pictures in it{hint}")
+        self.pictures = _named(files, self.path)
+        self.missing = self._find_missing(pattern, first)
+        if limit is not None:
+            if limit < 1:
+                raise SetError(f"data.limit={limit}: give a positive number of pictures, or null for all")
+            drawn = sorted(self.pictures, key=lambda p: _hash(f"{seed}/{p.name}".encode()))[:limit]
+            self.pictures = sorted(drawn, key=lambda p: p.name)
+            self.missing = []
+
+    def _find_missing(self, pattern: str | None, first: int) -> list[tuple[str, str]]:
+        if self.count is None:
+            return []
+        found = len(self.pictures)
+        if found > self.count:
+            raise SetError(
+                f"data.path={self.path}: {found} pictures, and {self.name} has {self.count}: "
+                "take the others away, or give data=folder to measure all that is there"
+            )
+        if pattern is None:
+            lacking = self.count - found
+            reason = f"missing: {self.path} has {found} of the {self.count} pictures of {self.name}"
+            return [(f"{lacking} unnamed", reason)] if lacking else []
+        wanted = [pattern.format(number) for number in range(first, first + self.count)]
+        there = {Path(picture.name).name for picture in self.pictures}
+        strangers = sorted(there - set(wanted))
+        if strangers:
+            raise SetError(
+                f"data.path={self.path}: {strangers[0]} is none of {self.name}, whose pictures are called "
+                f"{wanted[0]} to {wanted[-1]}: take it away, or give data=folder"
+            )
+        return [(name, f"missing: not in {self.path}") for name in wanted if name not in there]
+
+    def read(self, picture: Picture) -> Image.Image:
+        """Return a picture, mode RGB, prepared as the set says.
+
+        Raises:
+            ImageError: it cannot be read, or is not of the set's size.
+        """
+        image = read_rgb(picture.path)
+        if self.resize is not None and min(image.size) != self.resize:
+            scale = self.resize / min(image.size)
+            size = (round(image.width * scale), round(image.height * scale))
+            image = image.resize(size, Image.Resampling.LANCZOS)
+        if self.center_crop is not None:
+            left, top = (image.width - self.center_crop) // 2, (image.height - self.center_crop) // 2
+            if min(left, top) < 0:
+                raise ImageError(
+                    f"{picture.path}: {image.width}x{image.height} pixels, no {self.center_crop} on a side"
+                )
+            image = image.crop((left, top, left + self.center_crop, top + self.center_crop))
+        if self.sizes is not None and image.size not in self.sizes:
+            allowed = " or ".join(f"{width}x{height}" for width, height in self.sizes)
+            raise ImageError(
+                f"{picture.path}: {image.width}x{image.height} pixels, those of {self.name} have {allowed}"
+            )
+        return image
+
+    def hashes(self) -> dict[str, str]:
+        """Return the SHA-256 of each picture's file, by name; `unreadable` where there is none."""
+        found = {}
+        for picture in self.pictures:
+            try:
+                with picture.path.open("rb") as file:
+                    found[picture.name] = hashlib.file_digest(file, "sha256").hexdigest()
+            except OSError:
+                found[picture.name] = "unreadable"
+        return found
+
+    def preparation(self) -> dict[str, int | None]:
+        """Return what is done to each picture before it counts as the original."""
+        return {
+            "resize": self.resize,
+            "center_crop": self.center_crop,
+            "limit": self.limit,
+            "seed": self.seed,
+        }
+
+
+def _named(files: Sequence[Path], root: Path) -> list[Picture]:
+    stems = Counter(file.relative_to(root).with_suffix("") for file in files)
+    pictures = []
+    for file in files:
+        inside = file.relative_to(root)
+        alone = stems[inside.with_suffix("")] == 1
+        pictures.append(Picture((inside.with_suffix("") if alone else inside).as_posix(), file))
+    return sorted(pictures, key=lambda picture: picture.name)
+
+
+def _hash(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
