@@ -265,7 +265,6 @@ def test_density_tables_cost_what_the_density_says(spread: float) -> None:
         assert ideal - 1e-4 <= cost <= ideal + 0.01
 
 
-@pytest.mark.xfail(strict=True, reason="the floor of the likelihoods keeps every table at its widest")
 def test_density_tables_end_where_the_density_does() -> None:
     density = FactorizedDensity(4, init_scale=0.3)
     for table, row in zip(density_tables(density), likelihoods(density, 256), strict=True):

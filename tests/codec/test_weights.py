@@ -170,11 +170,8 @@ def test_the_fingerprint_does_not_depend_on_order(file: Path, tmp_path: Path) ->
     assert read_weights(tmp_path / "b.safetensors").fingerprint == weights.fingerprint
 
 
-def test_what_else_the_metadata_say_is_kept_and_counts_for_nothing(
-    rewrite: Callable[[Edit], Path], file: Path
-) -> None:
+def test_what_else_the_metadata_say_counts_for_nothing(rewrite: Callable[[Edit], Path], file: Path) -> None:
     weights = read_weights(rewrite(lambda tensors, metadata: metadata.update(note="from Tuesday")))
-    assert weights.metadata["note"] == "from Tuesday"
     assert weights.fingerprint == read_weights(file).fingerprint
 
 
@@ -339,3 +336,32 @@ def test_tables_of_z_must_fit_the_hyper_module(kind: dict[str, Any], tmp_path: P
             WeightsError, match=r"cannot be used for files: .*(indices 0 to 31|each of 16 channels)"
         ):
             glc.load(path, "cpu")
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "complaint"),
+    [
+        ("model", "[" * 600 + "]" * 600, "changed.safetensors: "),
+        ("format", "9" * 5000, "no description of a codec"),
+        ("rates", "[1, 2, 3, 4]", "'rates' must describe 4 rate points"),
+        ("tables", '{"thresholds": [], "y": [], "z": ""}', "frequency tables cannot be used"),
+    ],
+)
+def test_hostile_metadata_end_in_the_typed_error(
+    tmp_path: Path, key: str, value: str, complaint: str
+) -> None:
+    source = fixed_codec_weights(tmp_path / "whole.safetensors")
+    with safe_open(source, framework="pt") as file:
+        metadata = dict(file.metadata())
+    save_file(load_file(source), tmp_path / "changed.safetensors", {**metadata, key: value})
+    with pytest.raises(WeightsError, match=complaint):
+        read_weights(tmp_path / "changed.safetensors")
+
+
+def test_weights_that_cannot_be_exact_are_named_with_file_and_layer(tmp_path: Path) -> None:
+    source = fixed_codec_weights(tmp_path / "whole.safetensors")
+    weights = read_weights(source)
+    convolution = weights.model.coder.context.reduction
+    torch.nn.init.constant_(convolution.weight, 1e6)
+    with pytest.raises(WeightsError, match=r"whole\.safetensors: .*coder\.context\.reduction"):
+        Codec(weights)

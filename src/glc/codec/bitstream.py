@@ -73,6 +73,8 @@ def pack(header: Header, payload: bytes) -> bytes:
             f"a .glc file holds pictures of up to {MAX_SIDE} x {MAX_SIDE} pixels, "
             f"not {header.width} x {header.height}"
         )
+    if len(header.fingerprint) != FINGERPRINT_BYTES:
+        raise ValueError(f"a fingerprint has {FINGERPRINT_BYTES} bytes, not {len(header.fingerprint)}")
     start = _HEADER.pack(MAGIC, VERSION, header.fingerprint, header.width - 1, header.height - 1, header.rate)
     return start + payload + _CHECKSUM.pack(zlib.crc32(payload, zlib.crc32(start)))
 

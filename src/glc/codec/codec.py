@@ -55,9 +55,11 @@ class Codec:
         self.model = weights.model.to(self.device).requires_grad_(False)
         self.weights = weights
         if self.model.num_rates > MAX_RATES:
-            raise WeightsError(f"a codec has at most {MAX_RATES} rate points, not {self.model.num_rates}")
+            raise WeightsError(
+                f"{weights.source}: a codec has at most {MAX_RATES} rate points, not {self.model.num_rates}"
+            )
         if self.model.encoder.downsampling != self.model.decoder.downsampling:
-            raise WeightsError("the encoder and the decoder of the weights differ in their downsampling")
+            raise WeightsError(f"{weights.source}: encoder and decoder differ in their downsampling")
         coder = self.model.coder
         # Indices-map coding has no rate between two codebooks.
         self._unit = RATE_ONE if isinstance(coder, IndicesMapCoder) else 1
@@ -68,7 +70,7 @@ class Codec:
                 else TransformPayload(coder, weights.tables, self._exact_device())
             )
         except (InexactError, ValueError) as error:
-            raise WeightsError(f"the weights cannot be used for files: {error}") from error
+            raise WeightsError(f"{weights.source}: cannot be used for files: {error}") from error
 
     def _exact_device(self) -> torch.device:
         try:

@@ -133,18 +133,22 @@ class ExactLeakyReLU(nn.Module):
         return torch.where(x < 0, x * self.slope, x)
 
 
-def exact(network: Module) -> Module:
+def exact(network: Module, name: str = "network") -> Module:
     """Return a copy of a network that computes in exact arithmetic.
 
     Its convolutions and rectifiers are replaced; what lies between them, sums and products of activations
     and rearrangements, is exact in float64 already. Parameters of its own that the copy keeps besides are
     not used by the copy.
 
+    Args:
+        network: made of convolutions, rectifiers and what is exact anyway.
+        name: what to call it in messages.
+
     Raises:
         InexactError: when the network has a layer that is not known to be exact.
     """
     network = copy.deepcopy(network).requires_grad_(False).eval()
-    _replace(network, type(network).__name__)
+    _replace(network, name)
     return network
 
 
@@ -164,16 +168,16 @@ def _replace(module: nn.Module, path: str) -> None:
 def check_device(device: torch.device) -> None:
     """Check that a device multiplies matrices exactly where float64 can.
 
-    Some libraries offer to emulate float64 by lower precisions. A product whose sums need all 53 bits is
-    compared with the same in integers.
+    Some libraries offer to emulate float64 by lower precisions. A product whose sums need 53 bits is compared
+    with the same in integers.
 
     Raises:
         InexactError: when it has no float64, or the product is not exact.
     """
     generator = torch.Generator().manual_seed(0)
-    top = 1 << (ACTIVATION_BITS + 14)
-    a = torch.randint(-(1 << WEIGHT_BITS), 1 << WEIGHT_BITS, (256, 2048), generator=generator)
-    b = torch.randint(-top, top, (2048, 256), generator=generator)
+    # 2048 products of 16 and 26 bits: all of one sign, so that the sums come to about 2^52.
+    a = torch.randint(1 << 15, 1 << 16, (256, 2048), generator=generator)
+    b = torch.randint(1 << 25, 1 << 26, (2048, 256), generator=generator)
     expected = (a.unsqueeze(1) * b.T.unsqueeze(0)[:, :8]).sum(-1)
     try:
         product = torch.matmul(a.double().to(device), b.double().to(device))[:, :8].cpu()

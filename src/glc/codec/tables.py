@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from glc.codec.exact import ACTIVATION_BITS
-from glc.models.entropy import FactorizedDensity
+from glc.models.entropy import LIKELIHOOD_FLOOR, FactorizedDensity
 
 PRECISION = 24
 """Bits of a frequency."""
@@ -99,7 +99,7 @@ def density_tables(density: FactorizedDensity, widest: int = 256) -> list[Table]
     """
     symbols = torch.arange(-widest, widest + 1, dtype=torch.float32)
     grid = symbols.view(1, 1, -1, 1).expand(1, density.channels, -1, 1)
-    likelihood = torch.exp2(-density(grid)[0, :, :, 0]).double().numpy()
+    likelihood = torch.exp2(-density(grid)[0, :, :, 0]).double().sub_(LIKELIHOOD_FLOOR).clamp_min_(0).numpy()
     tables = []
     for row in likelihood:
         kept = np.flatnonzero(row > _TAIL / 4)
@@ -156,18 +156,19 @@ class Tables:
             inner = half[1:-1]
             y.append(Table(-len(inner), (*inner[::-1], *half)))
         z = [Table(low, tuple(rest)) for low, *rest in _integer_lists(stored["z"])]
-        (thresholds,) = _integer_lists([stored["thresholds"]])
+        (thresholds,) = _integer_lists([stored["thresholds"]], may_be_empty=True)
         return cls(tuple(thresholds), tuple(y), tuple(z))
 
 
-def _integer_lists(stored: Any) -> list[list[int]]:
-    if not isinstance(stored, Sequence) or not all(
-        isinstance(row, Sequence) and all(type(value) is int for value in row) for row in stored
-    ):
+def _integer_lists(stored: Any, may_be_empty: bool = False) -> list[list[int]]:
+    def is_row(row: Any) -> bool:
+        return (
+            isinstance(row, list) and (may_be_empty or bool(row)) and all(type(value) is int for value in row)
+        )
+
+    if not isinstance(stored, list) or not all(is_row(row) for row in stored):
         raise TableError("a table is a list of whole numbers")
-    if not all(isinstance(row, list) and row for row in stored):
-        raise TableError("a table is a list of whole numbers")
-    return [list(row) for row in stored]
+    return stored
 
 
 def gaussian_tables(z: Sequence[Table] = ()) -> Tables:

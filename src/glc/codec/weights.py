@@ -17,7 +17,7 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -50,8 +50,8 @@ class Weights:
     """One entry per rate point, from the fewest bits."""
     fingerprint: str
     """64 hexadecimal digits."""
-    metadata: Mapping[str, str] = field(default_factory=dict)
-    """What else the file says of itself."""
+    source: str = "the weights"
+    """What to call them in messages: their file."""
 
 
 def fingerprints(
@@ -116,10 +116,11 @@ def read_weights(path: str | Path) -> Weights:
         raise WeightsError(f"{path}: no such file") from None
     except (SafetensorError, OSError) as error:
         raise WeightsError(f"{path}: not a safetensors file ({error})") from error
-    if "model" not in metadata or not metadata.get("format", "").isdecimal():
+    version = metadata.get("format", "")
+    if "model" not in metadata or not version.isdecimal() or len(version) > 9:
         raise WeightsError(f"{path}: has no description of a codec in it; make such a file with `glc export`")
-    if int(metadata["format"]) > FORMAT:
-        raise WeightsError(f"{path}: format {metadata['format']} is newer than this glc reads ({FORMAT})")
+    if int(version) > FORMAT:
+        raise WeightsError(f"{path}: format {version} is newer than this glc reads ({FORMAT})")
     description = _parse(path, metadata, "model")
     model = build_model(path, description)
     fill(path, model, tensors)
@@ -128,15 +129,17 @@ def read_weights(path: str | Path) -> Weights:
     except TableError as error:
         raise WeightsError(f"{path}: its frequency tables cannot be used: {error}") from error
     rates = _parse(path, metadata, "rates")
-    if not isinstance(rates, list) or len(rates) != model.num_rates:
-        raise WeightsError(f"{path}: must list {model.num_rates} rate points")
+    if (
+        not isinstance(rates, list)
+        or len(rates) != model.num_rates
+        or not all(isinstance(rate, Mapping) for rate in rates)
+    ):
+        raise WeightsError(f"{path}: its metadata 'rates' must describe {model.num_rates} rate points")
     found = fingerprints(tensors, description, tables)
     for name, value in found.items():
         if metadata.get(name) != value:
             raise WeightsError(f"{path}: damaged: the content does not have the {name} that it states")
-    known = {"model", "tables", "rates", *found}
-    rest = {key: value for key, value in metadata.items() if key not in known}
-    return Weights(model.eval(), description, tables, rates, found["fingerprint"], rest)
+    return Weights(model.eval(), description, tables, rates, found["fingerprint"], str(path))
 
 
 def load_model(path: str | Path) -> GLC:
@@ -165,7 +168,7 @@ def build_model(path: str | Path, description: Any) -> GLC:
     """
     try:
         model = build(description)
-    except ArchitectureError as error:
+    except (ArchitectureError, RecursionError) as error:
         raise WeightsError(f"{path}: {error}") from error
     if not isinstance(model, GLC):
         raise WeightsError(f"{path}: describes {type(model).__name__}, not a codec")
