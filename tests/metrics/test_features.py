@@ -83,7 +83,10 @@ def test_inception_is_found_in_a_folder_and_shared(
     fid, kid = FID(32, weights_dir=tmp_path), KID(32, weights_dir=tmp_path)
     assert fid.inception is kid.network
     assert kid.network.num_features == 2048
-    assert torch.equal(kid.network.network.fc.weight, random_inception["fc.weight"])
+    assert torch.equal(kid.network.network.module.fc.weight, random_inception["fc.weight"])
+    # Their own tensors tell where they are, not those of the network, which another metric may have moved.
+    assert not list(fid.parameters())
+    assert not list(kid.buffers())
     some = patches(1, size=32)
     # As torch-fidelity computes it itself, resizing as TensorFlow 1 did.
     theirs = inception_extractor.FeatureExtractorInceptionV3(

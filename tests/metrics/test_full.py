@@ -1,4 +1,4 @@
-"""The metrics of an evaluation: the configurations, and LPIPS with published weights where they are at hand."""
+"""The metrics of an evaluation: configurations, and LPIPS with published weights where they are at hand."""
 
 import os
 import warnings

