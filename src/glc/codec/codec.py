@@ -115,12 +115,12 @@ class Codec:
         if target_bpp is not None:
             if not 0 < target_bpp <= 10_000:
                 raise ValueError(f"target_bpp must be positive and at most 10,000, got {target_bpp}")
-            target_size = int(target_bpp * height * width / 8)
+        target = target_size if target_bpp is None else target_bpp * height * width / 8
         with torch.inference_mode():
             latent = self._latent([x])
-            if target_size is None:
+            if target is None:
                 return self._encode(latent, [(height, width)], self.rate_of(quality))[0]
-            return self._search(latent, (height, width), target_size)
+            return self._search(latent, (height, width), target)
 
     def compress_batch(self, images: Sequence[Picture], quality: float = 50) -> list[bytes]:
         """Return the files of pictures that have one size once padded, coded together; see `compress`."""
@@ -241,7 +241,7 @@ class Codec:
             for (height, width), payload in zip(sizes, payloads, strict=True)
         ]
 
-    def _search(self, latent: Tensor, size: tuple[int, int], target: int) -> bytes:
+    def _search(self, latent: Tensor, size: tuple[int, int], target: float) -> bytes:
         made: dict[int, bytes] = {}
 
         def size_of(setting: int) -> int:
@@ -259,7 +259,7 @@ class Codec:
             reason = "the best quality needs no more" if found == top else "no size lies between"
             warnings.warn(
                 f"{len(data)} bytes ({8 * len(data) / pixels:.4f} bpp, quality "
-                f"{self.quality_of(found * self._unit):.1f}) is the nearest below {target} bytes: {reason}",
+                f"{self.quality_of(found * self._unit):.1f}) is the nearest below {int(target)} bytes: {reason}",
                 TargetWarning,
                 stacklevel=3,
             )

@@ -12,7 +12,7 @@ _AIM = 0.985
 _MAX_PROBES = 24
 
 
-def search(size_of: Callable[[int], int], top: int, target: int) -> int:
+def search(size_of: Callable[[int], int], top: int, target: float) -> int:
     """Return the setting in `[0, top]` whose size lies at most `TOLERANCE` below `target`, or near it.
 
     Sizes grow with the setting, nearly everywhere: the search holds a setting that fits and one that does
@@ -21,14 +21,14 @@ def search(size_of: Callable[[int], int], top: int, target: int) -> int:
     Args:
         size_of: size in bytes of the file at a setting; each is asked for once.
         top: largest setting.
-        target: bytes.
+        target: bytes, whole or not.
 
     Raises:
         TargetError: when setting 0 does not fit.
     """
     smallest = size_of(0)
     if smallest > target:
-        raise TargetError(f"no file of {target} bytes can be made; the smallest has {smallest} bytes")
+        raise TargetError(f"no file of {int(target)} bytes can be made; the smallest has {smallest} bytes")
     low, low_size = 0, smallest
     if top == 0 or low_size >= (1 - TOLERANCE) * target:
         return low

@@ -34,6 +34,7 @@ from glc.models.glc import GLC
 FORMAT = 1
 """Version of the weights file."""
 
+_STAGE_ONE = "glc.models.autoencoder.VQAutoencoder"
 _ENCODER_SIDE = ("encoder.", "coder.analysis.", "coder.hyper.analysis.")
 
 
@@ -122,6 +123,11 @@ def read_weights(path: str | Path) -> Weights:
     if int(version) > FORMAT:
         raise WeightsError(f"{path}: format {version} is newer than this glc reads ({FORMAT})")
     description = _parse(path, metadata, "model")
+    if isinstance(description, dict) and description.get("_target_") == _STAGE_ONE:
+        raise WeightsError(
+            f"{path}: a VQAutoencoder of stage I, without a coder, makes no files; "
+            f"start a training from it with init_from={path}"
+        )
     model = build_model(path, description)
     fill(path, model, tensors)
     try:
