@@ -1,14 +1,86 @@
 """Loggers."""
 
 import os
+import re
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import wandb
 from lightning.pytorch.loggers import WandbLogger
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from glc.training.processes import is_first_process
+
+STEP = "trainer/global_step"
+_AT_RATE = re.compile(r"val/(?P<name>.+)/(?P<rate>\d+)")
+_CHARTS = ("psnr", "ms_ssim", "lpips_alex")
+"""Metrics that are drawn over the rate, where they are measured."""
+
+
+class RateDistortionLogger(WandbLogger):
+    """A W&B logger that makes tables, curves and means of what is validated at several rate points.
+
+    From `val/NAME/K`, K a rate point:
+
+    - `val/NAME`: the mean over the points, one column for each run of a sweep;
+    - `rd/points`: a table with a row for each point;
+    - `rd/curve_NAME`: PSNR, MS-SSIM and LPIPS over the rate.
+    """
+
+    _lmbda: Any = None
+
+    @rank_zero_only
+    def log_hyperparams(self, params: Any) -> None:
+        """Log the recipe, and say how summaries are made of histories."""
+        super().log_hyperparams(params)
+        stage = params.get("stage") if isinstance(params, Mapping) else None
+        self._lmbda = stage.get("lmbda") if isinstance(stage, Mapping) else None
+        # The best is what a sweep is sorted by, the last what a checkpoint holds.
+        self.experiment.define_metric("val/loss", step_metric=STEP, summary="min,last")
+        self.experiment.define_metric("train/images_per_second", step_metric=STEP, summary="mean")
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """Log scalars, and what follows from those at rate points."""
+        points = rate_points(metrics, self._lmbda)
+        if "bpp" not in points.get(0, {}):
+            super().log_metrics(metrics, step)
+            return
+        names = [name for name in points[0] if name != "lambda"]
+        means = {f"val/{name}": sum(p[name] for p in points.values()) / len(points) for name in names}
+        super().log_metrics({**means, **metrics}, step)
+        rows = [[k, *point.values()] for k, point in points.items()]
+        table = wandb.Table(columns=["rate_point", *points[0]], data=rows)
+        made: dict[str, Any] = {"rd/points": table}
+        for name in _CHARTS:
+            if name in points[0]:
+                title = f"{name} over bits per pixel"
+                made[f"rd/curve_{name}"] = wandb.plot.line(table, "bpp", name, title=title)
+        self.experiment.log(made if step is None else {**made, STEP: step})
+
+
+def rate_points(metrics: Mapping[str, float], lmbda: Any = None) -> dict[int, dict[str, float]]:
+    """Return what is measured at each rate point, in order: names of `val/NAME/K` with their values.
+
+    Args:
+        metrics: scalars by their keys.
+        lmbda: lambda of the training, one or one per rate point, to go with them; None when not known.
+    """
+    found: dict[int, dict[str, float]] = {}
+    for key, value in metrics.items():
+        match = _AT_RATE.fullmatch(key)
+        if match:
+            found.setdefault(int(match["rate"]), {})[match["name"]] = value
+    points = {k: found[k] for k in sorted(found)}
+    # A metric that some point lacks has no mean.
+    shared = set.intersection(*map(set, points.values())) if points else set()
+    values = lmbda if isinstance(lmbda, Sequence) else [lmbda] * len(points)
+    for k, point in points.items():
+        known = {"lambda": values[k]} if k < len(values) and values[k] is not None else {}
+        points[k] = {**known, **{name: point[name] for name in sorted(shared)}}
+    return points
 
 
 def logged_in() -> bool:
@@ -23,8 +95,10 @@ def wandb_logger(
     runs_dir: str | Path,
     tags: Sequence[str] = (),
     resume: str | None = None,
-) -> WandbLogger:
+) -> RateDistortionLogger:
     """Return a W&B logger that never prompts: online when the user is logged in, offline otherwise.
+
+    The run's type is its stage, from the folder's place `NAME/STAGE` below `runs_dir`.
 
     `WANDB_MODE` in the environment decides when it is set. The run is called after its folder below
     `runs_dir`. Its identity is kept in that folder, so a resumed run continues its W&B run.
@@ -40,16 +114,18 @@ def wandb_logger(
     folder = Path(dir).resolve()
     root = Path(runs_dir).resolve()
     name = folder.relative_to(root).as_posix() if folder.is_relative_to(root) else folder.name
+    stage = name.split("/")[1] if "/" in name else None
     mode = os.environ.get("WANDB_MODE") or ("online" if logged_in() else "offline")
     folder.mkdir(parents=True, exist_ok=True)
     identity = folder / "wandb-id.txt"
     if is_first_process() and (resume is None or not identity.is_file()):
         identity.write_text(uuid.uuid4().hex[:8])
-    return WandbLogger(
+    return RateDistortionLogger(
         id=identity.read_text() if identity.is_file() else None,
         project=project,
         group=group,
         name=name,
+        job_type=stage,
         save_dir=folder,
         tags=list(tags),
         mode=mode,

@@ -1,0 +1,112 @@
+"""Reads a W&B offline run back: the newer packages write such files and have no reader for them.
+
+A file begins with seven bytes (`:W&B`, a magic number, a version). Then come blocks of 32 KiB in the
+log format of LevelDB: fragments with a header of seven bytes each (checksum, length, kind), which make up
+records. A record is a protocol buffer of W&B's.
+"""
+
+import json
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from wandb.proto import wandb_internal_pb2
+
+_BLOCK = 32 * 1024
+_HEADER = 7
+_FULL, _FIRST, _MIDDLE, _LAST = 1, 2, 3, 4
+
+
+@dataclass
+class OfflineRun:
+    """What a run sent."""
+
+    name: str = ""
+    group: str = ""
+    job_type: str = ""
+    project: str = ""
+    identity: str = ""
+    tags: list[str] = field(default_factory=list)
+    config: dict[str, Any] = field(default_factory=dict)
+    history: list[dict[str, Any]] = field(default_factory=list)
+    summary: dict[str, Any] = field(default_factory=dict)
+    definitions: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """By the name or pattern of the metric: `step` and `summary`."""
+    finished: bool = False
+
+    def keys(self) -> set[str]:
+        """Return everything that was ever logged."""
+        return {key for row in self.history for key in row if not key.startswith("_")}
+
+
+def read_finished_run(path: Path, seconds: float = 60) -> OfflineRun:
+    """Return what a `run-*.wandb` file holds once it is whole: another process writes it."""
+    deadline = time.monotonic() + seconds
+    while not (run := read_offline_run(path)).finished:
+        assert time.monotonic() < deadline, f"{path} has no end"
+        time.sleep(0.05)
+    return run
+
+
+def read_offline_run(path: Path) -> OfflineRun:
+    """Return what a `run-*.wandb` file holds so far."""
+    run = OfflineRun()
+    for payload in _records(path.read_bytes()):
+        record = wandb_internal_pb2.Record()
+        record.ParseFromString(payload)
+        kind = record.WhichOneof("record_type")
+        if kind == "run":
+            run.name, run.group = record.run.display_name, record.run.run_group
+            run.job_type, run.project = record.run.job_type, record.run.project
+            run.identity, run.tags = record.run.run_id, list(record.run.tags)
+            _update(run.config, record.run.config.update)
+        elif kind == "config":
+            _update(run.config, record.config.update)
+        elif kind == "history":
+            row: dict[str, Any] = {}
+            _update(row, record.history.item)
+            run.history.append(row)
+        elif kind == "summary":
+            _update(run.summary, record.summary.update)
+        elif kind == "exit":
+            run.finished = True
+        elif kind == "metric":
+            metric = record.metric
+            options = [option.name for option, on in metric.summary.ListFields() if on]
+            run.definitions[metric.name or metric.glob_name] = {
+                "step": metric.step_metric,
+                "summary": options,
+            }
+    return run
+
+
+def _update(kept: dict[str, Any], items: Any) -> None:
+    for item in items:
+        keys = list(item.nested_key) or [item.key]
+        holder = kept
+        for key in keys[:-1]:
+            holder = holder.setdefault(key, {})
+        holder[keys[-1]] = json.loads(item.value_json)
+
+
+def _records(data: bytes) -> Iterator[bytes]:
+    assert not data or data[:4] == b":W&B", "no offline run"
+    at, parts = _HEADER, b""
+    while at + _HEADER <= len(data):
+        left = _BLOCK - at % _BLOCK
+        if left < _HEADER:
+            at += left
+            continue
+        length, kind = int.from_bytes(data[at + 4 : at + 6], "little"), data[at + 6]
+        if kind == 0:
+            at += left
+            continue
+        part = data[at + _HEADER : at + _HEADER + length]
+        if len(part) < length:
+            return  # not written yet
+        at += _HEADER + length
+        parts = part if kind in (_FULL, _FIRST) else parts + part
+        if kind in (_FULL, _LAST):
+            yield parts
