@@ -3,7 +3,7 @@
 import multiprocessing
 import platform
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing
@@ -216,14 +216,20 @@ class Evaluation:
         here: Bench,
         assignment: Assignment,
         devices: Sequence[str],
-    ) -> Iterator[dict[str, Any]]:
+    ) -> Generator[dict[str, Any], None, None]:
         """Yield entries in the order in which they are done."""
         processes = min(self.processes, len(tasks))
         if processes <= 1:
             yield from (here.measure(*task) for task in tasks)
             return
-        # Forked children of a process that has used its threads or a GPU may hang.
-        context = multiprocessing.get_context("spawn")
+        # Children forked from here, where threads and perhaps a GPU are in use, could hang. A server that
+        # has only imported what they need can be forked, which saves each of them the imports.
+        context: Any
+        if "forkserver" in multiprocessing.get_all_start_methods():
+            context = multiprocessing.get_context("forkserver")
+            context.set_forkserver_preload(["__main__", "glc.evaluation.measure", "torchmetrics"])
+        else:
+            context = multiprocessing.get_context("spawn")
         queue = context.Queue()
         for k in range(processes):
             queue.put(devices[k % len(devices)])

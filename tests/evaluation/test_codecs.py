@@ -1,0 +1,209 @@
+"""Codecs of other people behind the one interface, with the real encoders where they are installed."""
+
+import io
+import sys
+import types
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from hydra.utils import instantiate
+from PIL import Image
+
+from glc.codec.codec import TargetWarning
+from glc.codec.errors import TargetError
+from glc.evaluation.codecs.base import CodecUnavailable, ImageCodec, Setting
+from glc.evaluation.codecs.latent import LatentCodec
+from glc.evaluation.codecs.still import StillCodec
+from glc.evaluation.codecs.video import VideoCodec
+from glc.evaluation.codecs.zoo import ZooCodec
+from tests.codec.fixed_model import fixed_codec_weights, fixed_picture
+
+CONF = Path(__file__).parents[2] / "conf"
+REAL = ("jpeg", "webp", "avif", "jpegxl", "hevc", "av1", "vvc")
+
+
+def configured(name: str, **changes: Any) -> ImageCodec:
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        cfg = compose("evaluate", ["codec=x", "out=x", "metrics=none"])
+    return instantiate(cfg.codecs[name], _convert_="all", **changes)
+
+
+def psnr(a: Image.Image, b: Image.Image) -> float:
+    difference = np.asarray(a, dtype=float) - np.asarray(b, dtype=float)
+    return float(10 * np.log10(255**2 / np.mean(difference**2)))
+
+
+def smooth(width: int, height: int) -> Image.Image:
+    """A colourful picture that any codec does well at its best."""
+    coarse = np.random.default_rng(0).integers(0, 256, (3, 4, 3), dtype=np.uint8)
+    return Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
+
+
+@pytest.mark.parametrize("name", REAL)
+def test_pictures_of_odd_sizes_survive_in_colour(name: str) -> None:
+    codec = configured(name)
+    picture = smooth(67, 45)
+    best, worst = codec.ladder[-1], codec.ladder[0]
+    # The extremes of some encoders are modes of their own.
+    good = {"jpeg": 90, "webp": 90, "avif": 85, "jpegxl": 90}.get(name, 12)
+    assert min(best, worst) <= good <= max(best, worst)
+    data = codec.encode(picture, Setting(quality=good))
+    decoded = codec.decode(data)
+    assert decoded.size == (67, 45)
+    assert decoded.mode == "RGB"
+    assert psnr(picture, decoded) > 36  # a wrong matrix or range of colours costs more
+    assert len(codec.encode(picture, codec.settings[0])) < len(data)
+    assert codec.encode(picture, Setting(quality=good)) == data
+    assert all(codec.versions().values())
+
+
+@pytest.mark.parametrize("name", ["hevc", "vvc"])
+def test_padding_is_told_in_one_byte_before_the_stream(name: str) -> None:
+    codec = configured(name)
+    (setting, *_) = codec.settings
+    assert codec.encode(smooth(67, 45), setting)[0] == 5 * 16 + 3
+    assert codec.encode(smooth(64, 48), setting)[0] == 0
+    assert codec.encode(smooth(64, 48), setting)[1:5] in (b"\0\0\0\1", b"\0\0\1\0", b"\0\0\1\x40")
+
+
+def test_files_hold_no_text_of_the_encoder() -> None:
+    # x265 would put 2 kB of its options into each.
+    assert b"x265" not in configured("hevc").encode(smooth(64, 48), Setting(quality=45))
+
+
+@pytest.mark.parametrize("name", ["jpeg", "vvc"])
+def test_damaged_files_are_errors(name: str) -> None:
+    codec = configured(name)
+    data = codec.encode(smooth(64, 48), codec.settings[0])
+    for damaged in (data[:10], b"\0" * 50):
+        with pytest.raises((ValueError, OSError, RuntimeError)):
+            codec.decode(damaged)
+
+
+def test_metadata_of_the_original_is_not_coded() -> None:
+    codec = configured("jpeg")
+    plain = smooth(64, 48)
+    stream = io.BytesIO()
+    plain.save(stream, "PNG", icc_profile=b"profile" * 100)
+    with_profile = Image.open(stream)
+    with_profile.load()
+    assert codec.encode(with_profile, codec.settings[0]) == codec.encode(plain, codec.settings[0])
+
+
+def test_a_rate_is_searched_on_the_codecs_own_ladder() -> None:
+    picture = Image.fromarray(fixed_picture(256, 256))
+    codec = configured("jpeg", qualities=None, target_bpp=[1.0])
+    (setting,) = codec.settings
+    assert (setting.label, setting.as_dict()) == ("bpp1", {"target_bpp": 1.0})
+    with pytest.warns(TargetWarning, match="is the nearest below 1 bpp"):
+        data = codec.encode(picture, setting)
+    sizes = [len(codec.encode_at(picture, quality)) for quality in codec.ladder]
+    assert len(data) == max(size for size in sizes if size <= 256 * 256 / 8)
+    with pytest.raises(TargetError, match=r"the smallest has \d+ bytes \(0\.\d+ bpp, quality 1\)"):
+        codec.encode(picture, Setting(target_bpp=0.01))
+
+
+def test_settings_are_checked() -> None:
+    assert [setting.label for setting in configured("jpeg", qualities=[5, 10]).settings] == ["q5", "q10"]
+    for match, values in {
+        "jpeg: qualities lie from 1 to 95, not at 96": {"qualities": [96]},
+        "jpeg: qualities are whole numbers, not 5.5": {"qualities": [5.5]},
+        "jpeg: settings are given twice": {"qualities": [5, 5]},
+        "jpeg: give at least one of": {"qualities": []},
+        "target_bpp=.*give positive numbers": {"qualities": None, "target_bpp": [0.0]},
+    }.items():
+        with pytest.raises(ValueError, match=match):
+            StillCodec("JPEG", ".jpg", lowest=1, highest=95, **values)  # type: ignore[arg-type]
+    with pytest.raises(Exception, match="vvc: qualities lie from 0 to 63, not at 64"):
+        configured("vvc", qualities=[64])
+
+
+def test_what_is_not_installed_is_named_with_the_command_that_installs_it(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    with pytest.raises(CodecUnavailable, match="no_plugin is not installed: pip install it"):
+        StillCodec("JXL", ".jxl", plugin="no_plugin", install="pip install it", qualities=[1])
+    with pytest.raises(CodecUnavailable, match="does not write and read NONE: pip install 'pillow"):
+        StillCodec("NONE", ".none", qualities=[1])
+    with pytest.raises(CodecUnavailable, match="has no libnone: pip install --upgrade imageio-ffmpeg"):
+        VideoCodec("libnone", ".n", "none", [], qualities=[1])
+    monkeypatch.setitem(sys.modules, "imageio_ffmpeg", None)
+    with pytest.raises(CodecUnavailable, match="vvc: there is no ffmpeg: pip install imageio-ffmpeg"):
+        VideoCodec("libvvenc", ".vvc", "vvc", [], qualities=[1])
+    monkeypatch.setitem(sys.modules, "compressai", None)
+    with pytest.raises(CodecUnavailable, match="pip install compressai"):
+        ZooCodec(qualities=[1])
+
+
+def test_the_latent_codec_writes_its_own_files(tmp_path: Path) -> None:
+    weights = fixed_codec_weights(tmp_path / "mine.safetensors")
+    codec = LatentCodec(weights)
+    assert codec.name == "mine"
+    assert [setting.label for setting in codec.settings] == ["q0", "q33.33", "q66.67", "q100"]
+    assert [codec.codec.rate_of(s.quality or 0) for s in codec.settings] == [0, 4096, 8192, 12288]
+    picture = Image.fromarray(fixed_picture(40, 50))
+    data = codec.encode(picture, codec.settings[1])
+    assert data == codec.codec.compress(picture, 100 / 3)
+    assert codec.decode(data).tobytes() == codec.codec.decompress(data).tobytes()
+    assert codec.fingerprint == codec.codec.weights.fingerprint
+    assert len(str(codec.options()["encoder_fingerprint"])) == 64
+    bpp = 1.01 * 8 * len(data) / 2000
+    (setting,) = LatentCodec(weights, target_bpp=[bpp]).settings
+    assert bpp >= 8 * len(codec.encode(picture, setting)) / 2000 > 0.9 * bpp
+
+
+class Halving:
+    """Stands for a model of the zoo: keeps every second pixel, as bytes."""
+
+    def __init__(self, quality: int, metric: str, pretrained: bool) -> None:
+        assert pretrained
+        self.updated = False
+
+    def eval(self) -> "Halving":
+        return self
+
+    def to(self, device: str) -> "Halving":
+        return self
+
+    def update(self) -> None:
+        self.updated = True
+
+    def compress(self, x: torch.Tensor) -> dict[str, Any]:
+        assert self.updated
+        assert x.shape[2] % 64 == x.shape[3] % 64 == 0
+        small = (x[:, :, ::2, ::2] * 255).round().to(torch.uint8)
+        return {"strings": [[small.numpy().tobytes()], [b"z"]], "shape": small.shape[2:]}
+
+    def decompress(self, strings: list[list[bytes]], shape: tuple[int, int]) -> dict[str, torch.Tensor]:
+        assert strings[1] == [b"z"]
+        values = np.frombuffer(strings[0][0], dtype=np.uint8).reshape(1, 3, *shape).copy()
+        return {
+            "x_hat": torch.from_numpy(values).float().div(255).repeat_interleave(2, 2).repeat_interleave(2, 3)
+        }
+
+
+def test_models_of_the_zoo_get_a_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    package, zoo = types.ModuleType("compressai"), types.ModuleType("compressai.zoo")
+    zoo.image_models = {"halving": Halving}  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "compressai", package)
+    monkeypatch.setitem(sys.modules, "compressai.zoo", zoo)
+    codec = ZooCodec("halving", qualities=[1, 3])
+    pixels = np.repeat(np.repeat(fixed_picture(20, 35), 2, 0), 2, 1)
+    data = codec.encode(Image.fromarray(pixels), codec.settings[1])
+    assert len(data) == 10 + 4 + 3 * 32 * 64 + 4 + 1
+    np.testing.assert_array_equal(np.asarray(codec.decode(data)), pixels)
+    with pytest.raises(ValueError, match="cut short"):
+        codec.decode(data[:8])
+    with pytest.raises(ValueError, match="architecture='other' is unknown; known are halving"):
+        ZooCodec("other", qualities=[1])
+
+    def offline(**values: Any) -> None:
+        raise OSError("no route")
+
+    zoo.image_models["halving"] = offline  # type: ignore[attr-defined]
+    with pytest.raises(CodecUnavailable, match=r"quality 1 cannot be had \(no route\)"):
+        ZooCodec("halving", qualities=[1])

@@ -1,0 +1,181 @@
+"""`python -m src.evaluate` and `glc eval` as a user types them."""
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig, OmegaConf
+
+from glc.cli import evaluating
+from glc.cli import main as glc
+from src import evaluate
+from src.overrides import explain_unknown_keys
+from tests.codec.fixed_model import fixed_codec_weights
+from tests.evaluation.stand_ins import write_pictures
+from tests.short_runs import QUIET, ROOT
+
+SETS = {"kodak": 24, "clic2020": 428, "div2k": 100, "celebahq": 2824, "coco30k": 40504, "folder": None}
+
+
+@pytest.fixture(autouse=True)
+def quiet(monkeypatch: pytest.MonkeyPatch) -> None:
+    for key, value in QUIET.items():
+        monkeypatch.setenv(key, value)
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_pictures(tmp_path_factory.mktemp("set"))
+
+
+def composed(*words: str) -> DictConfig:
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        return compose("evaluate", list(words))
+
+
+def run(pictures: Path, out: Path, *words: str) -> list[dict[str, Any]]:
+    return evaluate.evaluate(composed(f"data.path={pictures}", f"out={out}", "metrics=none", *words))
+
+
+@pytest.mark.parametrize("name", SETS)
+def test_every_set_says_what_it_is(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GLC_DATA", "sets")
+    cfg = composed("codec=jpeg", "out=x", f"data={name}")
+    assert cfg.pictures.name == name
+    assert cfg.pictures.count == SETS[name]
+    if name == "folder":
+        assert cfg.pictures.path is None
+        assert cfg.pictures.center_crop is None  # training's crop is another matter
+    else:
+        assert cfg.pictures.path.startswith("sets/")
+        assert cfg.pictures.source.startswith("https://")
+        assert cfg.pictures.license
+        text = (ROOT / "conf" / "data" / f"{name}.yaml").read_text()
+        assert "# Get " in text
+        assert "to evaluate on" in text.lower()
+        assert explain_unknown_keys(["codec=x", f"data={name}", "data.pth=x"], "evaluate") is not None
+
+
+def test_a_model_and_other_codecs_in_one_command(pictures: Path, tmp_path: Path) -> None:
+    weights = fixed_codec_weights(tmp_path / "mine.safetensors")
+    asked = f"codec=[{weights},jpeg]"
+    mine, jpeg = run(pictures, tmp_path / "out", asked, "codecs.jpeg.qualities=[5,10]", "data.limit=2")
+    assert [point["label"] for point in mine["points"]] == ["q0", "q33.33", "q66.67", "q100"]
+    assert [point["label"] for point in jpeg["points"]] == ["q5", "q10"]
+    assert mine["codec"]["kind"] == "glc"
+    assert len(mine["codec"]["fingerprint"]) == 64
+    assert jpeg["codec"]["versions"]["pillow"]
+    assert jpeg["codec"]["options"] == {"optimize": True}
+    for name, summary in (("mine", mine), ("jpeg", jpeg)):
+        assert json.loads((tmp_path / "out" / name / "summary.json").read_text()) == summary
+        assert summary["pictures"] == summary["data"]["count"] == 2
+        assert str(tmp_path) not in json.dumps(summary)
+
+
+def test_settings_of_the_command_line_replace_those_of_the_codec(pictures: Path, tmp_path: Path) -> None:
+    (summary,) = run(pictures, tmp_path / "a", "codec=jpeg", "qualities=[7]")
+    assert [point["setting"] for point in summary["points"]] == [{"quality": 7}]
+    (summary,) = run(pictures, tmp_path / "b", "codec=webp", "target_bpp=3")
+    assert [point["setting"] for point in summary["points"]] == [{"target_bpp": 3.0}]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["codec=nothing"], "codec=nothing: there is no model 'nothing'.*or one of jpeg, webp, avif"),
+        (["codec=no.safetensors"], "no.safetensors: no such weights file"),
+        (["codec=[]"], r"codec=\[\] names none"),
+        (["codec=[jpeg,jpeg]"], "two are called jpeg"),
+        (["codec=[jpeg,webp]", "qualities=[5]"], "units of one codec: give codecs.NAME.qualities="),
+        (["codec=jpeg", "qualities=[5]", "target_bpp=[1]"], "not both"),
+        (["codec=jpeg", "qualities=[101]"], "jpeg: qualities lie from 1 to 95, not at 101"),
+        (["codec=jpeg", "data.path=nowhere"], "data.path=nowhere: no such folder"),
+        (["codec=jpeg", "data.path=null"], "data.path is not given: data=folder data.path=DIR"),
+        (["codec=jpeg", "data=kodak"], "p0 is none of kodak"),
+        (["codec=jpeg", "processes=0"], "processes=0 and threads=1 must be positive"),
+        (["codec=jpeg", "device=nothing"], "there is no device 'nothing' here"),
+    ],
+)
+def test_what_cannot_be_done_is_said_and_nothing_written(
+    pictures: Path, tmp_path: Path, words: list[str], message: str
+) -> None:
+    with pytest.raises(evaluate.UsageError, match=message):
+        run(pictures, tmp_path / "out", *words)
+    assert not (tmp_path / "out").exists()
+
+
+def test_without_a_codec_or_a_folder(pictures: Path) -> None:
+    for words, key in ((["out=x"], "codec"), (["codec=jpeg"], "out")):
+        with pytest.raises(evaluate.UsageError, match=f"give a value to {key}"):
+            evaluate.evaluate(composed("metrics=none", f"data.path={pictures}", *words))
+
+
+def test_a_mistyped_key_is_a_usage_error(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["evaluate", "codec=jpeg", "qualitys=[5]"])
+    with pytest.raises(SystemExit) as caught:
+        evaluate.main()
+    assert caught.value.code == 2
+    shown = capsys.readouterr().err
+    assert shown.startswith("error: there is no key 'qualitys': did you mean qualities")
+    assert shown.count("\n") == 1
+
+
+def test_where_weights_lie_is_not_recorded(pictures: Path, tmp_path: Path) -> None:
+    words = ("codec=jpeg", "metrics=full", f"metrics.weights_dir={tmp_path}", f"data.path={pictures}")
+    (made,) = evaluate.prepare(composed(*words, f"out={tmp_path}")).values()
+    assert {"psnr", "ms_ssim", "lpips"} <= set(made.metrics)
+    assert str(tmp_path) not in json.dumps(made.protocol)
+    assert made.protocol["metrics"]["lpips"]["net"] == "alex"
+
+
+def test_the_printed_table_names_what_went_wrong(pictures: Path, tmp_path: Path) -> None:
+    broken = write_pictures(tmp_path / "set")
+    (broken / "p1.png").write_bytes(b"no")
+    (summary,) = run(broken, tmp_path / "out", "codec=jpeg", "qualities=[7]")
+    lines = evaluate.table(summary).splitlines()
+    assert lines[0].split() == ["jpeg", "pictures", "bpp", "encode_seconds", "decode_seconds"]
+    assert lines[1].split()[:2] == ["q7", "3"]
+    assert lines[2].startswith("failed: p1: ")
+
+
+def test_glc_eval_is_the_same_from_any_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_pictures(tmp_path / "set", [(24, 32)])
+    (tmp_path / "set" / "bad.png").write_bytes(b"no")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    words = ["eval", "codec=jpeg", "metrics=none", "data=folder", "data.path=set", "out=results"]
+    done = CliRunner().invoke(glc, words)
+    assert done.exit_code == 1  # a picture failed
+    summary = json.loads((tmp_path / "results" / "summary.json").read_text())
+    assert [failure["picture"] for failure in summary["failed"]] == ["bad"]
+    assert summary["points"][0]["pictures"] == 1
+    assert sorted(os.listdir(tmp_path)) == ["results", "set"]
+
+
+def test_glc_eval_without_a_configuration_says_what_to_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    installed = tmp_path / "site-packages" / "glc" / "__init__.py"
+    monkeypatch.setattr(evaluating.glc, "__file__", str(installed))
+    done = CliRunner().invoke(glc, ["eval", "codec=jpeg"])
+    assert done.exit_code == 2
+    assert "get a checkout" in done.output
+    # A package that brings them has them in a folder of its own.
+    for part in ("src/evaluate.py", "src/overrides.py", "conf/evaluate.yaml"):
+        path = installed.parent / "entry" / part
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    assert evaluating.find_entry() == installed.parent / "entry"
+
+
+def test_the_configuration_of_every_codec_is_whole() -> None:
+    for name, config in composed("codec=x", "out=x").codecs.items():
+        assert not OmegaConf.missing_keys(config), name
+        assert config.qualities
