@@ -70,15 +70,18 @@ def test_means_over_fewer_pictures_are_named(tmp_path: Path) -> None:
     folder = write_run(
         tmp_path / "a",
         data="kodak",
-        unavailable={"fid": "no weights"},
+        unavailable={"fid": "no weights for x.pth. Tried: a, b. Fix: c."},
         incomplete={"ms_ssim, q0": "over 2 of 3 pictures"},
     )
     path = folder / "summary.json"
     path.write_text(path.read_text().replace('"label": "q2", "pictures": 3', '"label": "q2", "pictures": 2'))
-    notes = " ".join(points_table([read_results(folder)]).notes)
+    runs = [read_results(folder), read_results(write_run(tmp_path / "b", "other"))]
+    notes = " ".join(points_table(runs).notes)
     assert "glc, q2: over 2 of 3 pictures only." in notes
-    assert "glc: fid was not measured: no weights" in notes
-    assert "glc, ms_ssim, q0: over 2 of 3 pictures" in notes
+    assert "fid was not measured (glc): no weights for x.pth." in notes
+    assert "Tried" not in notes
+    assert "glc, ms_ssim, q0: over 2 of 3 pictures." in notes
+    assert "fid was not measured (by any run)" in " ".join(points_table(runs[:1]).notes)
 
 
 def test_delta_rates_against_the_anchor(tmp_path: Path) -> None:

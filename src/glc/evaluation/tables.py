@@ -133,8 +133,8 @@ def points_table(runs: Sequence[Results], published: Sequence[PublishedCurve] = 
                 notes.append(
                     f"{run.name}, {point.label}: over {point.pictures} of {run.pictures} pictures only."
                 )
-        notes += [f"{run.name}: {name} was not measured: {why}" for name, why in run.unavailable.items()]
-        notes += [f"{run.name}, {mean}: {why}" for mean, why in run.incomplete.items()]
+        notes += [f"{run.name}, {mean}: {why}." for mean, why in run.incomplete.items()]
+    notes += _not_measured(runs)
     used = set()
     for entry in published:
         curves = {name: dict(entry.curve(name)) for name in names}
@@ -148,6 +148,18 @@ def points_table(runs: Sequence[Results], published: Sequence[PublishedCurve] = 
             used.add((entry.codec, entry.source, entry.read))
     notes += [f"{codec}{PUBLISHED}: {source}; {READ[read]}." for codec, source, read in sorted(used)]
     return Table(header, rows, text_columns=2, notes=notes)
+
+
+def _not_measured(runs: Sequence[Results]) -> list[str]:
+    """Return why metrics are missing, a line for each reason; what was tried and the fix are in the runs."""
+    lacking: dict[tuple[str, str], list[str]] = {}
+    for run in runs:
+        for name, why in run.unavailable.items():
+            lacking.setdefault((name, why.split(". ")[0].rstrip(".")), []).append(run.name)
+    return [
+        f"{name} was not measured ({', '.join(who) if len(who) < len(runs) else 'by any run'}): {why}."
+        for (name, why), who in lacking.items()
+    ]
 
 
 def bd_rate_table(
