@@ -13,69 +13,14 @@ import argparse
 import json
 import statistics
 import time
-from collections import defaultdict
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
 
-from glc.codec.codec import Codec, load
-from glc.codec.payload import TransformPayload
-
-
-class Stopwatch:
-    """Sums the wall time of wrapped functions; time inside an inner one does not count for the outer."""
-
-    def __init__(self, device: torch.device) -> None:
-        self.seconds: dict[str, float] = defaultdict(float)
-        self.device = device
-        self._inner = [0.0]
-
-    def wrap(self, part: str, function: Callable[..., Any]) -> Callable[..., Any]:
-        """Return the function, timed under the name of a part."""
-
-        def timed(*args: Any, **kwargs: Any) -> Any:
-            self._wait()
-            start = time.perf_counter()
-            self._inner.append(0.0)
-            try:
-                return function(*args, **kwargs)
-            finally:
-                self._wait()
-                whole = time.perf_counter() - start
-                self.seconds[part] += whole - self._inner.pop()
-                self._inner[-1] += whole
-
-        return timed
-
-    def _wait(self) -> None:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize()
-
-
-def watch(codec: Codec, stopwatch: Stopwatch) -> None:
-    """Time the parts of a codec from now on."""
-    payload, model = codec._payload, codec.model
-    if not isinstance(payload, TransformPayload):
-        raise SystemExit("this model has no transform coder")
-    parts = {
-        "E": model.encoder,
-        "D": model.decoder,
-        "g_a": model.coder.analysis,
-        "h_a, C_h": model.coder.hyper,
-        "g_s": model.coder.synthesis,
-        "exact networks": payload.synthesis,
-    }
-    for part, module in parts.items():
-        module.forward = stopwatch.wrap(part, module.forward)
-    for name in ("split_prior", "predict"):
-        setattr(payload.context, name, stopwatch.wrap("exact networks", getattr(payload.context, name)))
-    # What is left of reading and writing a payload, beside the networks inside, is entropy coding.
-    for name in ("encode", "decode"):
-        setattr(payload, name, stopwatch.wrap("entropy coding", getattr(payload, name)))
+from glc.codec.codec import load
+from glc.evaluation.stopwatch import watched
 
 
 def main() -> None:
@@ -93,23 +38,22 @@ def main() -> None:
     codec = load(args.weights, args.device)
     data = codec.compress(image, args.quality)
     codec.decompress(data)
-    stopwatch = Stopwatch(codec.device)
-    watch(codec, stopwatch)
     report: dict[str, dict[str, float]] = {}
-    for name, call in {
-        "compress": lambda: codec.compress(image, args.quality),
-        "decompress": lambda: codec.decompress(data),
-    }.items():
-        runs = []
-        for _ in range(args.repeats):
-            stopwatch.seconds.clear()
-            start = time.perf_counter()
-            call()
-            total = time.perf_counter() - start
-            runs.append(
-                {**stopwatch.seconds, "other": total - sum(stopwatch.seconds.values()), "total": total}
-            )
-        report[name] = {part: statistics.median(run[part] for run in runs) for part in runs[0]}
+    with watched(codec) as stopwatch:
+        for name, call in {
+            "compress": lambda: codec.compress(image, args.quality),
+            "decompress": lambda: codec.decompress(data),
+        }.items():
+            runs = []
+            for _ in range(args.repeats):
+                stopwatch.seconds.clear()
+                start = time.perf_counter()
+                call()
+                total = time.perf_counter() - start
+                runs.append(
+                    {**stopwatch.seconds, "other": total - sum(stopwatch.seconds.values()), "total": total}
+                )
+            report[name] = {part: statistics.median(run[part] for run in runs) for part in runs[0]}
     print(
         f"{image.width} x {image.height}, {len(data)} bytes, {codec.device}, "
         f"{torch.get_num_threads()} threads"
