@@ -4,6 +4,7 @@ python -m src.evaluate codec=mine.safetensors data=folder data.path=PHOTOS out=r
 """
 
 import logging
+import os
 import sys
 import warnings
 from collections.abc import Mapping, Sequence
@@ -164,13 +165,17 @@ def table(summary: Mapping[str, Any]) -> str:
     lines += [[point["label"], *(_number(point.get(key)) for key in keys)] for point in points]
     widths = [max(len(line[k]) for line in lines) for k in range(len(keys) + 1)]
     text = ["  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)) for line in lines]
-    text += [f"unavailable: {name}: {reason}" for name, reason in summary["unavailable"].items()]
+    text += [f"unavailable: {name}: {_short(reason)}" for name, reason in summary["unavailable"].items()]
     text += [f"incomplete: {name}: {reason}" for name, reason in summary["incomplete"].items()]
     text += [
         f"failed: {entry['picture']}{', ' + entry['label'] if 'label' in entry else ''}: {entry['reason']}"
         for entry in summary["failed"]
     ]
     return "\n".join(text)
+
+
+def _short(reason: str, length: int = 90) -> str:
+    return reason if len(reason) <= length else f"{reason[:length]}... (summary.json has the rest)"
 
 
 def _number(value: Any) -> str:
@@ -183,7 +188,7 @@ def log_to_wandb(summary: Mapping[str, Any], out: Path, project: str) -> None:
 
     from glc.training.loggers import logged_in
 
-    mode = "online" if logged_in() else "offline"
+    mode = os.environ.get("WANDB_MODE") or ("online" if logged_in() else "offline")
     config = {key: summary[key] for key in ("codec", "data", "protocol", "seed", "versions")}
     run = wandb.init(
         project=project,

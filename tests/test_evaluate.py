@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import shlex
 import sys
 from pathlib import Path
 from typing import Any
@@ -173,6 +175,21 @@ def test_glc_eval_without_a_configuration_says_what_to_do(
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
     assert evaluating.find_entry() == installed.parent / "entry"
+
+
+def commands() -> list[str]:
+    found = []
+    for path in [ROOT / "docs" / "evaluation.md", ROOT / "conf" / "evaluate.yaml"]:
+        found += re.findall(r"(?:python -m src\.evaluate|glc eval) ((?:\S+=\S+ ?)+)", path.read_text())
+    return found
+
+
+def test_commands_in_the_documents_compose() -> None:
+    assert len(commands()) >= 6
+    for command in commands():
+        words = shlex.split(command)
+        assert explain_unknown_keys(words, "evaluate") is None
+        assert composed(*words).codec
 
 
 def test_the_configuration_of_every_codec_is_whole() -> None:
