@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+import sys
 from collections.abc import Sequence
 from html.parser import HTMLParser
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 from click.testing import CliRunner
 from PIL import Image
 
+import glc.evaluation
 from glc.cli import main
 from glc.evaluation.comparison import at_equal_rate, worst
 from glc.evaluation.report import build_report, write_tables
@@ -273,3 +275,26 @@ def test_command_fails_with_one_line_and_writes_nothing(tmp_path: Path) -> None:
     assert "summary.json does not exist" in done.output
     assert not out.exists()
     assert not (tmp_path / "t").exists()
+
+
+@pytest.mark.parametrize("command", ["report", "complexity"])
+def test_a_missing_package_is_named_with_the_fix(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    # Put back at the end, as the modules are.
+    monkeypatch.setattr(glc, "evaluation", glc.evaluation)
+    for name in list(sys.modules):
+        if name.startswith(("glc.evaluation", "bjontegaard")):
+            monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setattr(sys, "meta_path", [Missing(), *sys.meta_path])
+    done = CliRunner().invoke(main, [command, str(tmp_path)])
+    assert done.exit_code == 1
+    assert "the package bjontegaard is missing: pip install 'glc[eval]'" in done.output
+
+
+class Missing:
+    """Lets a package look as if it were not installed."""
+
+    def find_spec(self, name: str, path: object = None, target: object = None) -> None:
+        if name.split(".")[0] == "bjontegaard":
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)

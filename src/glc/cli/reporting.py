@@ -2,9 +2,20 @@
 
 import json
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import click
+
+
+@contextmanager
+def _extra() -> Iterator[None]:
+    """Name the fix where the packages of evaluations are not installed."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        raise click.ClickException(f"the package {error.name} is missing: pip install 'glc[eval]'") from error
 
 
 @click.command()
@@ -48,8 +59,9 @@ def report(
     anchor: str | None,
 ) -> None:
     """Make one HTML page of evaluations (each RUN the out= of one), which opens offline."""
-    from glc.evaluation.report import build_report, write_tables
-    from glc.evaluation.results import read_runs, write_whole
+    with _extra():
+        from glc.evaluation.report import build_report, write_tables
+        from glc.evaluation.results import read_runs, write_whole
 
     found = read_runs(runs)
     page = build_report(found, originals, pictures, published, anchor)
@@ -112,16 +124,18 @@ def complexity(
 ) -> None:
     """Tell what a model costs: parameters, operations, seconds and memory, by size and device."""
     from glc.codec.codec import load
-    from glc.evaluation.complexity import (
-        Complexity,
-        devices_present,
-        macs_by_part,
-        measure,
-        name_of,
-        parameters_by_part,
-        to_markdown,
-    )
-    from glc.evaluation.results import write_whole
+
+    with _extra():
+        from glc.evaluation.complexity import (
+            Complexity,
+            devices_present,
+            macs_by_part,
+            measure,
+            name_of,
+            parameters_by_part,
+            to_markdown,
+        )
+        from glc.evaluation.results import write_whole
 
     measurements = []
     codec = None
