@@ -100,9 +100,9 @@ def test_inline_svg_begins_with_its_element(folder: Path) -> None:
         for element in ElementTree.fromstring(text).iter()
         if element.tag.endswith("clipPath")
     ]
-    other = svg(rd_figure([run], "psnr"), "psnr", inline=True)
+    other = svg(rd_figure([run], "lpips"), "other", inline=True)
     assert ids
-    # Else the second plot of a page would be cut as the first is.
+    # Names are of the whole page: one plot must not find the parts of another.
     assert not [name for name in ids if f'id="{name}"' in other]
 
 
