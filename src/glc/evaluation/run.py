@@ -3,6 +3,7 @@
 import multiprocessing
 import platform
 import shutil
+import sys
 from collections.abc import Generator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -107,6 +108,8 @@ class Evaluation:
             self.out, self.pictures, self.make_codec, self.make_metrics, left_out, self.threads, self.seed
         )
         with open_journal(self.out, identity, self.overwrite) as journal:
+            for left in self.out.glob("*/**/.*.part"):  # of a run that was killed while it wrote
+                left.unlink(missing_ok=True)
             here = Bench(self.out, self.pictures, codec, metrics.to(devices[0]), devices[0])
             entries = self._measure_pictures(here, journal, assignment, devices)
             sets = self._measure_sets(codec, journal, entries, metrics, in_set, devices[0])
@@ -196,7 +199,7 @@ class Evaluation:
                 if "failed" not in entry:
                     journal.append(entry)
                 else:
-                    bar.write(f"{entry['picture']}, {entry['label']}: {entry['failed']}")
+                    bar.write(f"{entry['picture']}, {entry['label']}: {entry['failed']}", file=sys.stderr)
                 found[entry["picture"], entry["label"]] = entry
                 bar.update()
         return found

@@ -156,12 +156,12 @@ class PictureSet:
 
 
 def _named(files: Sequence[Path], root: Path) -> list[Picture]:
-    stems = Counter(file.relative_to(root).with_suffix("") for file in files)
-    pictures = []
-    for file in files:
-        inside = file.relative_to(root)
-        alone = stems[inside.with_suffix("")] == 1
-        pictures.append(Picture((inside.with_suffix("") if alone else inside).as_posix(), file))
+    whole = [file.relative_to(root) for file in files]
+    stems = Counter(inside.with_suffix("") for inside in whole)
+    names = [inside.with_suffix("") if stems[inside.with_suffix("")] == 1 else inside for inside in whole]
+    if len(set(names)) < len(names):  # a.png, a.jpg and a.png.webp
+        names = whole
+    pictures = [Picture(name.as_posix(), file) for name, file in zip(names, files, strict=True)]
     return sorted(pictures, key=lambda picture: picture.name)
 
 
