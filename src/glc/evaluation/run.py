@@ -281,10 +281,11 @@ class Evaluation:
             ]
             if known:
                 found[setting.label] = known[-1]["values"]
+                metrics.unavailable |= known[-1]["unavailable"]
                 continue
             values = measure_set(self.out, self.pictures, measured, setting, only, device, self.seed)
-            if len(values) == len(in_set):
-                journal.append({"set": setting.label, "pictures": names, "bytes": sizes, "values": values})
+            done = {"set": setting.label, "pictures": names, "bytes": sizes, "values": values}
+            journal.append({**done, "unavailable": only.unavailable})
             metrics.unavailable |= only.unavailable
             found[setting.label] = values
         return found
