@@ -13,6 +13,7 @@ from glc.codec.bitstream import RATE_ONE
 from glc.codec.export import make_tables
 from glc.codec.weights import read_weights, save_weights
 from glc.models.coder import TransformCoder
+from glc.models.hyperprior import FactorizedHyperprior
 from tests.codec.fixed_model import CHANNELS, SIZES, fixed_codec_weights, fixed_picture
 
 SLACK = bitstream.OVERHEAD + 4
@@ -39,6 +40,9 @@ def fitted(path: Path, amplitude: float, scale: float, **variant: Any) -> glc.Co
             last = dict(network.named_modules())[f"{len(network) - 1}.1.project"]
             last.weight.mul_(0.05)
             last.bias[scales] = scale
+        if isinstance(coder.hyper, FactorizedHyperprior):  # likewise z: centred where its density is
+            for parameter in coder.hyper.density.biases:
+                parameter.zero_()
     tables = make_tables(made.model)
     save_weights(path, made.model.state_dict(), made.description, tables, made.rates)
     return glc.load(path, "cpu")

@@ -16,7 +16,8 @@ import click
     help="Pictures like those to be compressed: a folder, a text file that lists them, or a picture. On them "
     "the frequencies of the hyper code are counted, which shortens files. May be given several times.",
 )
-def export(checkpoint: Path, destination: Path, half: bool, photos: tuple[Path, ...]) -> None:
+@click.option("--force", is_flag=True, help="Replace DESTINATION where it exists.")
+def export(checkpoint: Path, destination: Path, half: bool, photos: tuple[Path, ...], force: bool) -> None:
     """Write a training CHECKPOINT's codec as a weights file DESTINATION (.safetensors).
 
     CHECKPOINT may be the folder of a training run; its last checkpoint is taken.
@@ -24,8 +25,10 @@ def export(checkpoint: Path, destination: Path, half: bool, photos: tuple[Path, 
     from tqdm import tqdm
 
     from glc.codec.export import export as write
+    from glc.codec.writing import check_destination
     from glc.data.listing import list_sources
 
+    check_destination(destination, checkpoint, force)
     last = checkpoint / "checkpoints" / "last.ckpt"
     pictures = [path for _, path in list_sources(photos)] if photos else []
     with tqdm(pictures, desc="counting", unit="pic", disable=None if pictures else True) as counted:

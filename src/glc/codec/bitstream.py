@@ -91,6 +91,8 @@ def unpack(data: bytes, max_pixels: int = DEFAULT_LIMIT) -> tuple[Header, bytes]
     Raises:
         NotGlcError, NewerVersionError, TruncatedError, DamagedError, SizeLimitError: see there.
     """
+    if not isinstance(data, bytes | bytearray | memoryview):
+        raise TypeError(f"expected the bytes of a .glc file, got {type(data).__name__}: read the file first")
     data = bytes(data)
     if not data:
         raise NotGlcError("the file is empty")

@@ -73,11 +73,15 @@ class Codec:
             raise WeightsError(f"{weights.source}: cannot be used for files: {error}") from error
 
     def _exact_device(self) -> torch.device:
-        try:
-            check_device(self.device)
-        except InexactError:
-            return torch.device("cpu")
-        return self.device
+        """Return where the exact networks run: the device, or the CPU where the device is not exact."""
+        if self.device.type != "cpu":
+            try:
+                check_device(self.device)
+                return self.device
+            except InexactError:
+                pass
+        check_device(torch.device("cpu"))
+        return torch.device("cpu")
 
     @property
     def fingerprint(self) -> bytes:
@@ -112,9 +116,10 @@ class Codec:
             raise ValueError("give target_bpp or target_size, not both")
         x = self._to_input(image)
         height, width = x.shape[-2:]
-        if target_bpp is not None:
-            if not 0 < target_bpp <= 10_000:
-                raise ValueError(f"target_bpp must be positive and at most 10,000, got {target_bpp}")
+        if target_bpp is not None and not 0 < target_bpp <= 10_000:
+            raise ValueError(f"target_bpp must be positive and at most 10,000, got {target_bpp}")
+        if target_size is not None and not 1 <= target_size <= 1 << 40:
+            raise ValueError(f"target_size must be a positive number of bytes, got {target_size}")
         target = target_size if target_bpp is None else target_bpp * height * width / 8
         with torch.inference_mode():
             latent = self._latent([x])
@@ -185,9 +190,15 @@ class Codec:
             symbols: of one picture, as `symbols` returns them.
             size: height and width of the picture in pixels.
             rate: rate point in units of 1 / 4096.
+
+        Raises:
+            ValueError: when they are none of a picture of that size at that rate.
         """
+        if not 0 <= rate <= (self.model.num_rates - 1) * RATE_ONE or rate % self._unit:
+            raise ValueError(f"the model has no rate point {rate / RATE_ONE}")
         header = Header(fingerprint=self.fingerprint, width=size[1], height=size[0], rate=rate)
         with torch.inference_mode():
+            self._payload.check(symbols, self._latent_size(header))
             return bitstream.pack(header, self._payload.write(symbols, self._rates([header]))[0])
 
     def rate_of(self, quality: float) -> int:
@@ -259,7 +270,8 @@ class Codec:
             reason = "the best quality needs no more" if found == top else "no size lies between"
             warnings.warn(
                 f"{len(data)} bytes ({8 * len(data) / pixels:.4f} bpp, quality "
-                f"{self.quality_of(found * self._unit):.1f}) is the nearest below {int(target)} bytes: {reason}",
+                f"{self.quality_of(found * self._unit):.1f}) is the nearest below {int(target)} bytes: "
+                f"{reason}",
                 TargetWarning,
                 stacklevel=3,
             )

@@ -106,9 +106,8 @@ def export(
     model, description, rates = model_from_checkpoint(checkpoint)
     if half:
         _halve(checkpoint, model)
-    photos = list(photos)
     hyper = getattr(model.coder, "hyper", None)
-    if photos and not isinstance(hyper, CategoricalHyperprior):
+    if not isinstance(hyper, CategoricalHyperprior) and any(True for _ in photos):
         raise WeightsError(f"{checkpoint}: has no categorical hyper code whose frequencies could be counted")
     pictures = (stack_pictures([read_rgb(photo)]) for photo in photos)
     tables = make_tables(model, pictures)

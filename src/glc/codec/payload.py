@@ -52,6 +52,15 @@ _Choose = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 outside the mask."""
 
 
+def _check(name: str, values: Tensor, shape: tuple[int, ...], low: int, high: int) -> None:
+    if values.is_floating_point() or tuple(values.shape) != shape:
+        raise ValueError(
+            f"{name} must be whole numbers of shape {list(shape)}, got {values.dtype} {list(values.shape)}"
+        )
+    if values.numel() and not low <= int(values.min()) <= int(values.max()) <= high:
+        raise ValueError(f"{name} must lie in [{low}, {high}]")
+
+
 class TransformPayload:
     """The payload of a `TransformCoder`: z, then y in the four steps of the quadtree.
 
@@ -104,6 +113,20 @@ class TransformPayload:
             return torch.where(mask, symbols, 0.0).to(torch.int32)
 
         return self._write(indices, choose)
+
+    def check(self, symbols: Symbols, size: tuple[int, int]) -> None:
+        """Check that symbols are those of one latent of h x w.
+
+        Raises:
+            ValueError: when they have another shape or type, or lie outside of what can be coded.
+        """
+        h, w = (side // self.coder.stride for side in size)
+        n = self.context.channels
+        _check("y", symbols.y, (1, n, *size), -SYMBOL_LIMIT, SYMBOL_LIMIT)
+        if isinstance(self.coder.hyper, CategoricalHyperprior):
+            _check("z", symbols.z, (1, h, w), 0, self.coder.hyper.quantizer.size - 1)
+        else:
+            _check("z", symbols.z, (1, n, h, w), -SYMBOL_LIMIT, SYMBOL_LIMIT)
 
     def write(self, symbols: Symbols, rate: Tensor) -> list[bytes]:
         """Return the payloads that hold given symbols at rate points `[B]`.
@@ -221,6 +244,10 @@ class IndicesMapPayload:
         indices = self.coder(latent, rate).symbols.to(torch.int32).cpu()
         symbols = Symbols(indices.new_zeros(len(indices), 0).long(), indices)
         return self.write(symbols, rate), symbols
+
+    def check(self, symbols: Symbols, size: tuple[int, int]) -> None:
+        """Check that symbols are indices for one latent of h x w; see `TransformPayload.check`."""
+        _check("y", symbols.y, (1, *size), 0, max(self.coder.sizes) - 1)
 
     def write(self, symbols: Symbols, rate: Tensor) -> list[bytes]:
         """Return the payloads that hold given symbols at whole rate points `[B]`."""

@@ -15,7 +15,6 @@ restore, say) leaves it as it is: its files stay readable.
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +28,7 @@ from torch import Tensor
 from glc.codec.architecture import ArchitectureError, build
 from glc.codec.errors import WeightsError
 from glc.codec.tables import TableError, Tables
+from glc.codec.writing import replacing
 from glc.models.glc import GLC
 
 FORMAT = 1
@@ -84,9 +84,6 @@ def save_weights(
     rates: Sequence[Mapping[str, Any]],
 ) -> None:
     """Write a weights file under another name and rename it when it is whole."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
     tensors = {name: tensor.detach().contiguous() for name, tensor in state.items()}
     metadata = {
         "format": str(FORMAT),
@@ -95,12 +92,8 @@ def save_weights(
         "rates": json.dumps([dict(rate) for rate in rates]),
         **fingerprints(tensors, description, tables),
     }
-    try:
+    with replacing(Path(path)) as partial:
         save_file(tensors, partial, metadata)
-        partial.chmod(0o666 & ~_umask())  # safetensors lets nobody but the owner read its files
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def read_weights(path: str | Path) -> Weights:
@@ -188,12 +181,6 @@ def _parse(path: str | Path, metadata: Mapping[str, str], key: str) -> Any:
         raise WeightsError(f"{path}: lacks the metadata {key!r}; export the model again") from None
     except (ValueError, RecursionError) as error:
         raise WeightsError(f"{path}: its metadata {key!r} cannot be read ({error})") from error
-
-
-def _umask() -> int:
-    mask = os.umask(0o022)
-    os.umask(mask)
-    return mask
 
 
 def _canonical(value: Any) -> bytes:

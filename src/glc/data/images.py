@@ -12,6 +12,7 @@ What each kind of picture becomes (all end as 8-bit RGB; colour profiles are ign
 | CMYK, YCbCr, HSV                       | Pillow's conversion                                             |
 | alpha (RGBA, LA, transparent palette)  | composited on white                                             |
 | 16-bit grey                            | divided by 257 and rounded: 0..65535 becomes 0..255             |
+| 16-bit colour                          | the high byte of each channel (so Pillow reads it)              |
 | 32-bit integer grey                    | the same when all values lie in 0..65535, else an error         |
 | float grey                             | 0..1 becomes 0..255; values outside (or NaN) are an error       |
 | animation, several pages               | the first frame                                                 |
@@ -156,9 +157,18 @@ def orientation(image: Image.Image) -> int:
 
 
 def _to_rgb(image: Image.Image, name: str) -> Image.Image:
-    if getattr(image, "n_frames", 1) > 1:
+    place = image.tell() if getattr(image, "n_frames", 1) > 1 else 0
+    if place:
         image.seek(0)
     image.load()
+    try:
+        return _frame_to_rgb(image, name)
+    finally:
+        if place:
+            image.seek(place)  # an open picture is the caller's
+
+
+def _frame_to_rgb(image: Image.Image, name: str) -> Image.Image:
     turn = _UPRIGHT.get(orientation(image))
     upright = image if turn is None else image.transpose(turn)
     if upright.mode.startswith("I") or upright.mode == "F":

@@ -1,10 +1,7 @@
 """From a published file to one of ours, and from one of ours to the authors' layout."""
 
 import json
-import os
-import secrets
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +16,7 @@ from glc.codec.published.layout import Layout
 from glc.codec.published.reading import Source, open_source
 from glc.codec.published.recognition import AUTOENCODER, CODEC, KINDS, Published, own_description, recognize
 from glc.codec.weights import FORMAT, build_model, read_weights, save_weights
+from glc.codec.writing import check_destination, replacing
 from glc.models.quantizer import VectorQuantizer
 
 LIGHTNING = "lightning"
@@ -54,7 +52,7 @@ def convert(
         FileExistsError: when `destination` exists.
     """
     source, destination = Path(source), Path(destination)
-    _check_destination(source, destination, force)
+    check_destination(destination, source, force)
     opened = open_source(_checkpoint_of(source))
     if opened.ours and kind in ("auto", LIGHTNING):
         export(opened.path, destination)
@@ -94,9 +92,8 @@ def _write_autoencoder(published: Published, destination: Path) -> None:
         "converted_from": published.layout.title,
     }
     tensors = {name: tensor.contiguous() for name, tensor in _joined(published.states()).items()}
-    with _replacing(destination) as partial:
+    with replacing(destination) as partial:
         save_file(tensors, partial, metadata)
-        partial.chmod(0o666 & ~_umask())  # safetensors lets nobody but the owner read its files
 
 
 def convert_to_official(
@@ -124,7 +121,7 @@ def convert_to_official(
         FileExistsError: when `destination` exists.
     """
     source, destination = Path(source), Path(destination)
-    _check_destination(source, destination, force)
+    check_destination(destination, source, force)
     path = _checkpoint_of(source)
     description, states = _our_networks(open_source(path))
     layout = glc_image.layout(sizes)
@@ -135,7 +132,7 @@ def convert_to_official(
             f"{problem}"
         )
     tensors = {name: t.contiguous() for name, t in layout.from_networks(states).items()}
-    with _replacing(destination) as partial:
+    with replacing(destination) as partial:
         torch.save(tensors, partial)
     lines = [f"{path}: a codec of glc, {_count(states.values())}"]
     missing = [name for name in layout.networks if name not in states]
@@ -247,33 +244,6 @@ def _below(state: Mapping[str, Tensor], network: str) -> dict[str, Tensor]:
 def _checkpoint_of(source: Path) -> Path:
     """Return the last checkpoint where the source is the folder of a run, else the source."""
     return source / "checkpoints" / "last.ckpt" if source.is_dir() else source
-
-
-def _check_destination(source: Path, destination: Path, force: bool) -> None:
-    if destination.is_dir():
-        raise WeightsError(f"{destination}: a folder; give the name of the file to write")
-    if destination.exists() and source.exists() and destination.samefile(source):
-        raise WeightsError(f"{destination}: the source itself; give the file to write another name")
-    if destination.exists() and not force:
-        raise FileExistsError(f"{destination}: exists; replace it with --force")
-
-
-@contextmanager
-def _replacing(destination: Path) -> Iterator[Path]:
-    """Give the name of a file that takes the place of another when it is whole."""
-    destination.parent.mkdir(parents=True, exist_ok=True)
-    partial = destination.with_name(f".glc-{secrets.token_hex(8)}.part")
-    try:
-        yield partial
-        partial.replace(destination)
-    finally:
-        partial.unlink(missing_ok=True)
-
-
-def _umask() -> int:
-    mask = os.umask(0o022)
-    os.umask(mask)
-    return mask
 
 
 __all__ = ["CODEC_NETWORKS", "KINDS", "LIGHTNING", "convert", "convert_to_official"]
