@@ -103,7 +103,7 @@ def test_initial_weights_by_path_and_none(trained: Path, pictures: Path, tmp_pat
     fresh = live_weights(checkpoint(run({**values, "init_from": "none", "name": "fresh"})))
     assert any(not torch.equal(value, source[key]) for key, value in fresh.items())
     message = refused({**values, "init_from": str(tmp_path / "missing.ckpt"), "name": "third"})
-    assert "missing.ckpt: no such checkpoint" in message
+    assert "missing.ckpt: no such file" in message
 
 
 def test_what_cannot_be_resumed(trained: Path, pictures: Path, tmp_path: Path) -> None:
