@@ -3,6 +3,7 @@
 python -m src.train stage=vqvae model=tiny data=samples
 """
 
+import errno
 import logging
 import sys
 import warnings
@@ -20,8 +21,9 @@ from omegaconf.errors import OmegaConfBaseException
 
 from glc.codec.checkpoint import read_checkpoint
 from glc.losses.perceptual import WeightsUnavailable
-from glc.training.callbacks.checkpoint import LAST, DivergedError
+from glc.training.callbacks.checkpoint import DivergedError
 from glc.training.processes import is_first_process
+from glc.training.saving import LAST, SavingError, find_whole
 from glc.training.stage import Stage
 from glc.training.transfer import check_resumable, transfer
 from src.overrides import explain_unknown_keys
@@ -78,8 +80,10 @@ def find_initial_weights(cfg: DictConfig) -> Path | None:
         return None
     if cfg.init_from is not None:
         return Path(cfg.init_from)
-    path = checkpoint_folder(Path(cfg.runs_dir) / cfg.name / cfg.stage.previous) / LAST
-    if not path.is_file():
+    folder = checkpoint_folder(Path(cfg.runs_dir) / cfg.name / cfg.stage.previous)
+    path = find_whole(folder)
+    if path is None:
+        path = folder / LAST
         raise UsageError(
             f"stage={cfg.stage.name} starts from stage={cfg.stage.previous}, and {path} does not exist: "
             f"train that stage under name={cfg.name} first, or give init_from=CHECKPOINT (or init_from=none)"
@@ -96,9 +100,10 @@ def find_checkpoint_to_resume(cfg: DictConfig) -> Path | None:
     """
     folder = checkpoint_folder(cfg.dir)
     if cfg.resume is not None:
-        path = folder / LAST if cfg.resume in ("last", "auto") else Path(cfg.resume)
-        if cfg.resume == "auto" and not path.is_file():
+        found = find_whole(folder) if cfg.resume in ("last", "auto") else Path(cfg.resume)
+        if cfg.resume == "auto" and found is None:
             return None
+        path = found or folder / LAST
         if not path.is_file():
             raise UsageError(f"resume={cfg.resume}: {path} does not exist")
         trained = read_checkpoint(path)["glc"]["recipe"].get("stage", {}).get("name")
@@ -127,7 +132,17 @@ class Run(NamedTuple):
 
 
 def prepare(cfg: DictConfig) -> Run:
-    """Make the objects of a composed configuration and find the weights and the data that it names."""
+    """Make the objects of a composed configuration and find the weights and the data that it names.
+
+    Raises:
+        UsageError: something is missing or does not go together.
+    """
+    if "_target_" not in cfg.data:
+        name = cfg.data.get("name", "the set")
+        raise UsageError(
+            f"data={name} is to evaluate on (python -m src.evaluate data={name}), not to train on: "
+            "data=folder data.train=PHOTOS data.val=OTHERS, or data=shards after `glc pack`"
+        )
     OmegaConf.resolve(cfg)
     missing = sorted(OmegaConf.missing_keys(cfg))
     if missing:
@@ -156,7 +171,9 @@ def prepare(cfg: DictConfig) -> Run:
             log.warning("resuming with another setting: %s", difference)
     callbacks = [instantiate(callback) for callback in cfg.callbacks.values() if callback is not None]
     loggers = [instantiate(logger) for logger in cfg.logger.values() if logger is not None]
-    trainer: L.Trainer = instantiate(cfg.trainer, callbacks=callbacks, logger=loggers)
+    plugins = [instantiate(plugin) for plugin in cfg.trainer.plugins.values() if plugin is not None]
+    settings = {key: value for key, value in cfg.trainer.items() if key != "plugins"}
+    trainer: L.Trainer = instantiate(settings, callbacks=callbacks, logger=loggers, plugins=plugins)
     return Run(stage, datamodule, trainer, resume)
 
 
@@ -220,8 +237,17 @@ def run(cfg: DictConfig) -> Any:
     except UsageError as error:
         log.error("error: %s", error)
         raise SystemExit(2) from error
-    except DivergedError as error:
+    except (DivergedError, SavingError) as error:
         log.error("error: %s", error)
+        raise SystemExit(1) from error
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+            raise
+        log.error(
+            "error: %s%s: the run's checkpoints are whole; see to the disk and continue with resume=last",
+            f"{error.filename}: " if error.filename else "",
+            error.strerror,
+        )
         raise SystemExit(1) from error
 
 

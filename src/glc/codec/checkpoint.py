@@ -6,6 +6,7 @@ from typing import Any
 import torch
 
 from glc.codec.errors import WeightsError
+from glc.codec.seal import check_seal
 
 CHECKPOINT_FORMAT = 1
 """Version of what glc's training adds to a checkpoint under the key `glc`."""
@@ -15,12 +16,16 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     """Read a training checkpoint without executing anything in it.
 
     Raises:
-        WeightsError: when it is missing, is no checkpoint of glc's training, or is of a newer format.
+        WeightsError: when it is missing, has another checksum than it states, is no checkpoint of glc's
+            training, or is of a newer format.
     """
     try:
+        check_seal(path)
         checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except FileNotFoundError:
         raise WeightsError(f"{path}: no such checkpoint") from None
+    except WeightsError:
+        raise
     except Exception as error:
         raise WeightsError(f"{path}: not a checkpoint that can be read safely ({error})") from error
     ours = checkpoint.get("glc") if isinstance(checkpoint, dict) else None

@@ -1,5 +1,6 @@
 """Loggers."""
 
+import csv
 import os
 import re
 import uuid
@@ -8,15 +9,53 @@ from pathlib import Path
 from typing import Any
 
 import wandb
-from lightning.pytorch.loggers import WandbLogger
+from lightning.fabric.loggers.logger import rank_zero_experiment
+from lightning.pytorch.loggers import CSVLogger, WandbLogger
+from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
+from glc.codec.writing import replacing
 from glc.training.processes import is_first_process
 
 STEP = "trainer/global_step"
 _AT_RATE = re.compile(r"val/(?P<name>.+)/(?P<rate>\d+)")
 _CHARTS = ("psnr", "ms_ssim", "lpips_alex")
 """Metrics that are drawn over the rate, where they are measured."""
+
+
+class _WholeRows(ExperimentWriter):
+    """Writes rows as Lightning does, but never empties a file that it has yet to fill again."""
+
+    def _rewrite_with_new_header(self, fieldnames: list[str]) -> None:
+        path = Path(self.metrics_file_path)
+        with path.open(newline="") as file:
+            rows = list(csv.DictReader(file))
+        with replacing(path) as partial, partial.open("w", newline="") as file:
+            writer = csv.DictWriter(file, fieldnames=fieldnames)
+            writer.writeheader()
+            writer.writerows(rows)
+
+
+class RowLogger(CSVLogger):
+    """Lightning's CSV logger that loses nothing to a kill: each row is written at once.
+
+    Args:
+        save_dir: folder of the run.
+        name: folder in it.
+    """
+
+    def __init__(self, save_dir: str | Path, name: str = "csv") -> None:
+        # No version is given: one file for each start, so a continued run adds version_1, and so on.
+        super().__init__(save_dir, name, flush_logs_every_n_steps=1)
+
+    @property
+    @rank_zero_experiment
+    def experiment(self) -> ExperimentWriter:
+        """What writes the rows."""
+        if self._experiment is None:
+            Path(self.root_dir).mkdir(parents=True, exist_ok=True)
+            self._experiment = _WholeRows(log_dir=self.log_dir)
+        return self._experiment  # type: ignore[return-value]
 
 
 class RateDistortionLogger(WandbLogger):

@@ -1,10 +1,14 @@
 """What all training stages share: optimisation, logging, frozen parts, randomness, checkpoints."""
 
+import random
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple, TypeVar, cast
 
 import lightning as L
+import numpy as np
 import torch
+from lightning.pytorch.strategies import ParallelStrategy
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
@@ -154,9 +158,12 @@ class Stage(L.LightningModule):
             # DDP waits for a gradient of every parameter, also of one that a weight of 0 or the rate points
             # of this batch leave out.
             loss = loss + sum(0.0 * p.sum() for p in self.parameters() if p.requires_grad)
-        self.manual_backward(loss / accumulate)
         if (batch_idx + 1) % accumulate and not self.trainer.is_last_batch:
+            # Devices talk once per step; until then each adds to its own gradient.
+            with self._without_synchronisation():
+                self.manual_backward(loss / accumulate)
             return
+        self.manual_backward(loss / accumulate)
         counted = self.optimizers()
         counted = counted if isinstance(counted, list) else [counted]
         # Only the first goes through Lightning's wrapper, which counts steps: one batch is one step.
@@ -172,10 +179,19 @@ class Stage(L.LightningModule):
         for scheduler in schedulers if isinstance(schedulers, list) else [schedulers]:
             scheduler.step()  # type: ignore[union-attr]
 
+    def _without_synchronisation(self) -> AbstractContextManager[Any]:
+        strategy = self.trainer.strategy
+        # Without a gradient to reduce, no wrapper has a switch for it.
+        return strategy.block_backward_sync() if isinstance(strategy, ParallelStrategy) else nullcontext()
+
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Seed the randomness of this batch."""
         self.position = self.trainer.fit_loop.epoch_loop.total_batch_idx + 1
-        torch.manual_seed((self.seed * 1_000_003 + self.position) * 65_537 + self.global_rank)
+        number = (self.seed * 1_000_003 + self.position) * 65_537 + self.global_rank
+        torch.manual_seed(number)
+        # Nothing here draws from these two; what a user adds may.
+        random.seed(number)
+        np.random.seed(number % 2**32)  # noqa: NPY002 (the global state is the point)
 
     # Logging --------------------------------------------------------------------------------------
 

@@ -6,7 +6,7 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.callbacks import Checkpoint
 
-LAST = "last.ckpt"
+from glc.training.saving import LAST, keep_previous
 
 
 class DivergedError(RuntimeError):
@@ -16,9 +16,10 @@ class DivergedError(RuntimeError):
 class LastCheckpoint(Checkpoint):
     """Keep `last.ckpt` up to date: every so many steps, and at the end of each epoch and of the training.
 
-    `resume=last` and the next stage start from it. As a `Checkpoint` it runs after all other callbacks, so it
-    holds the moving average of the very step; and it saves when the last epoch ends rather than when training
-    has ended, because by then the live weights have been replaced by the average.
+    `resume=last` and the next stage start from it; `previous.ckpt` is the one before. As a `Checkpoint` it
+    runs after all other callbacks, so it holds the moving average of the very step; and it saves when the last
+    epoch ends rather than when training has ended, because by then the live weights have been replaced by the
+    average.
 
     Args:
         dirpath: folder of the checkpoint.
@@ -32,6 +33,10 @@ class LastCheckpoint(Checkpoint):
         self.path = Path(dirpath) / LAST
         self.every_n_steps = every_n_steps
         self._saved_step = -1
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Note where a run goes on: between two batches of one step there is nothing to save."""
+        self._saved_step = trainer.global_step
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -56,4 +61,6 @@ class LastCheckpoint(Checkpoint):
                         "or stage.clip"
                     )
             self._saved_step = trainer.global_step
+            if trainer.is_global_zero:
+                keep_previous(self.path)
             trainer.save_checkpoint(self.path, weights_only=False)

@@ -33,19 +33,39 @@ class CodebookCare(L.Callback):
         self.max_vectors = max_vectors
         self._vectors: dict[str, list[Tensor]] = {}
         self._counts: dict[str, Tensor] = {}
+        self._restored: dict[str, dict[str, Tensor]] = {}
         self._step = 0
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Note where the training starts or goes on."""
+        """Note where the training starts or goes on; what all devices saw before, each takes its own."""
         self._step = trainer.global_step
+        for name, counts in self._restored.pop("counts", {}).items():
+            # Only their sum is ever used.
+            self._counts[name] = counts if trainer.is_global_zero else torch.zeros_like(counts)
+        for name, vectors in self._restored.pop("vectors", {}).items():
+            mine = vectors[trainer.global_rank % len(vectors)]
+            self._vectors[name] = [batch.to(pl_module.device) for batch in mine]
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the counts since the last revival, so that a resumed run revives the same codes."""
-        return {"counts": self._counts}
+        """Return the names under which `on_save_checkpoint` keeps what was seen."""
+        return {"counts": {}, "vectors": {}}
+
+    def on_save_checkpoint(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Keep what all devices saw: the counts since the last revival, and vectors for the start.
+
+        Counts are `[K]`, summed; vectors are `[devices, batches, N, D]`.
+        """
+        state = checkpoint["callbacks"][self.state_key]
+        for name, counts in self._counts.items():
+            state["counts"][name] = trainer.strategy.reduce(counts.clone(), reduce_op="sum")
+        for name, kept in self._vectors.items():
+            state["vectors"][name] = _all_devices(pl_module, torch.stack(kept))
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore the counts."""
-        self._counts = dict(state_dict["counts"])
+        """Take what was kept; checkpoints from before there were vectors have none."""
+        self._restored = {key: dict(state_dict.get(key, {})) for key in ("counts", "vectors")}
 
     @torch.no_grad()
     def on_train_batch_end(
@@ -98,9 +118,14 @@ class CodebookCare(L.Callback):
 
 def _pool(module: L.LightningModule, vectors: Tensor) -> Tensor:
     """Return the vectors of all devices `[N, D]`."""
-    gathered = module.all_gather(vectors)
+    return _all_devices(module, vectors).reshape(-1, vectors.shape[-1])
+
+
+def _all_devices(module: L.LightningModule, value: Tensor) -> Tensor:
+    """Return a tensor of each device `[devices, ...]`, also where there is only one."""
+    gathered = module.all_gather(value)
     assert isinstance(gathered, Tensor)
-    return gathered.reshape(-1, vectors.shape[-1])
+    return gathered.reshape(-1, *value.shape)
 
 
 def _share(
