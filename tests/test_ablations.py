@@ -1,0 +1,39 @@
+"""scripts/ablations.py: what its table says, and how a row gets another window."""
+
+import importlib.util
+import json
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def script() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("ablations", ROOT / "scripts" / "ablations.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_table_gives_the_rate_that_a_row_needs_more(script: ModuleType, tmp_path: Path) -> None:
+    curve = [(0.02, 0.5), (0.03, 0.4), (0.045, 0.34), (0.06, 0.31)]
+    for row, stage, factor in (("full", "transform", 1), ("full", "joint", 1), ("factorized", "joint", 1.25)):
+        points = [{"bpp": factor * bpp, "lpips": lpips} for bpp, lpips in curve]
+        (tmp_path / row / stage).mkdir(parents=True)
+        (tmp_path / row / stage / "summary.json").write_text(json.dumps({"points": points}))
+    rows = {line.split("|")[1].strip(): line for line in script.table(tmp_path, "lpips").splitlines()[2:]}
+    assert list(rows) == ["full", "factorized"]
+    assert rows["factorized"].split("|")[4:7] == ["  ", " +25.0 % ", " +17.7 % "]
+
+
+def test_every_window_of_an_architecture_is_changed(script: ModuleType) -> None:
+    described = {"encoder": {"window": 32, "stages": [{"window": 32, "width": 8}]}, "name": "window"}
+    assert script.change_window(described, None) == {
+        "encoder": {"window": None, "stages": [{"window": None, "width": 8}]},
+        "name": "window",
+    }
