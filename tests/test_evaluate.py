@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from click.testing import CliRunner
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
+from torchvision.models import AlexNet
 
 from glc.cli import evaluating
 from glc.cli import main as glc
@@ -135,6 +137,31 @@ def test_where_weights_lie_is_not_recorded(pictures: Path, tmp_path: Path) -> No
     assert {"psnr", "ms_ssim", "lpips"} <= set(made.metrics)
     assert str(tmp_path) not in json.dumps(made.protocol)
     assert made.protocol["metrics"]["lpips"]["net"] == "alex"
+
+
+METRICS = sorted(path.stem for path in (ROOT / "conf" / "metrics").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("group", METRICS)
+def test_every_group_of_metrics_takes_a_folder_of_weights(
+    group: str, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "no cache"))
+    with torch.device("meta"):
+        shapes = AlexNet().state_dict()
+    features = {name: torch.zeros(w.shape) for name, w in shapes.items() if name.startswith("features")}
+    torch.save(features, tmp_path / "alexnet.pth")  # LPIPS takes one of any name of that kind
+    words = ["codec=jpeg", f"metrics={group}", f"metrics.weights_dir={tmp_path}", f"data.path={pictures}"]
+    assert explain_unknown_keys(words, "evaluate") is None
+    (made,) = evaluate.prepare(composed(*words, f"out={tmp_path / 'out'}")).values()
+    only_lpips = [name for name in made.metrics if not name.startswith("lpips")]
+    assert made.make_metrics(only_lpips).names == [name for name in made.metrics if name.startswith("lpips")]
+    wrong = composed(*words[:2], f"metrics.weights_dir={tmp_path / 'no'}", words[3], f"out={tmp_path / 'out'}")
+    with pytest.raises(evaluate.UsageError, match=r"metrics.weights_dir='.*/no' is not a folder"):
+        evaluate.evaluate(wrong)
+    assert not (tmp_path / "out").exists()
+    train = ["stage=vqvae", f"metrics={group}", f"metrics.weights_dir={tmp_path}"]
+    assert explain_unknown_keys(train, "train") is None
 
 
 def test_the_printed_table_names_what_went_wrong(pictures: Path, tmp_path: Path) -> None:

@@ -135,6 +135,14 @@ def test_pictures_that_cannot_be_found(pictures: Path, tmp_path: Path) -> None:
     assert "data.crop: 65" in refused({**values, "data.crop": 65})
 
 
+@pytest.mark.parametrize("name", ["kodak", "clic2020", "div2k", "celebahq", "coco30k"])
+def test_a_set_to_evaluate_on_is_not_trained_on(tmp_path: Path, name: str) -> None:
+    message = refused({"stage": "vqvae", "data": name, "name": "x", "runs_dir": str(tmp_path / "runs")})
+    assert message.startswith(f"data={name} is to evaluate on (python -m src.evaluate data={name})")
+    assert "data=folder data.train=" in message
+    assert not (tmp_path / "runs").exists()
+
+
 def test_values_out_of_range_name_their_key(pictures: Path, tmp_path: Path) -> None:
     values = {**settings(pictures, tmp_path, "range", "transform"), "init_from": "none"}
     assert "stage.lmbda has 2 values" in refused({**values, "stage.lmbda": "[1,2]"})
