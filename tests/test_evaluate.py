@@ -156,7 +156,9 @@ def test_every_group_of_metrics_takes_a_folder_of_weights(
     (made,) = evaluate.prepare(composed(*words, f"out={tmp_path / 'out'}")).values()
     only_lpips = [name for name in made.metrics if not name.startswith("lpips")]
     assert made.make_metrics(only_lpips).names == [name for name in made.metrics if name.startswith("lpips")]
-    wrong = composed(*words[:2], f"metrics.weights_dir={tmp_path / 'no'}", words[3], f"out={tmp_path / 'out'}")
+    wrong = composed(
+        *words[:2], f"metrics.weights_dir={tmp_path / 'no'}", words[3], f"out={tmp_path / 'out'}"
+    )
     with pytest.raises(evaluate.UsageError, match=r"metrics.weights_dir='.*/no' is not a folder"):
         evaluate.evaluate(wrong)
     assert not (tmp_path / "out").exists()
