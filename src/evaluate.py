@@ -9,6 +9,7 @@ import sys
 import warnings
 from collections.abc import Mapping, Sequence
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +96,8 @@ def prepare(cfg: DictConfig) -> dict[str, Evaluation]:
     for key in ("codec", "out"):
         if OmegaConf.is_missing(cfg, key):
             raise UsageError(f"give a value to {key}: {key}=...")
+    if cfg.wandb and any(find_spec(name) is None for name in ("wandb", "lightning")):
+        raise UsageError("wandb=true needs the packages of training: pip install 'glc[train]'")
     if cfg.data.get("_target_") is not None and cfg.data.path is None:
         raise UsageError(
             "data.path is not given: data=folder data.path=DIR, or one of the sets "
@@ -183,7 +186,10 @@ def _number(value: Any) -> str:
 
 
 def log_to_wandb(summary: Mapping[str, Any], out: Path, project: str) -> None:
-    """Log a run's points as a table and its last point's metrics as the run's summary."""
+    """Log a run's points as a table and each point's metrics as the run's summary, `LABEL/METRIC`.
+
+    The W&B run ends in any case, with exit code 1 where logging failed.
+    """
     import wandb
 
     from glc.training.loggers import logged_in
@@ -200,6 +206,7 @@ def log_to_wandb(summary: Mapping[str, Any], out: Path, project: str) -> None:
         config=config,
         settings=wandb.Settings(silent=True, console="off"),
     )
+    code = 1
     try:
         points = [{**point, "setting": point["label"]} for point in summary["points"]]
         columns = list(dict.fromkeys(key for point in points for key in point))
@@ -208,8 +215,10 @@ def log_to_wandb(summary: Mapping[str, Any], out: Path, project: str) -> None:
         for point in points:
             values = {f"{point['label']}/{key}": value for key, value in point.items()}
             run.summary.update({key: value for key, value in values.items() if not isinstance(value, str)})
+        run.summary.update({"pictures": summary["pictures"], "failed": len(summary["failed"])})
+        code = 0
     finally:
-        run.finish()
+        run.finish(exit_code=code)
 
 
 @hydra.main(version_base="1.3", config_path="../conf", config_name="evaluate")

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+import wandb
 from click.testing import CliRunner
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
@@ -22,6 +23,7 @@ from src.overrides import explain_unknown_keys
 from tests.codec.fixed_model import fixed_codec_weights
 from tests.evaluation.stand_ins import write_pictures
 from tests.short_runs import QUIET, ROOT
+from tests.wandb_file import read_finished_run
 
 SETS = {"kodak": 24, "clic2020": 428, "div2k": 100, "celebahq": 2824, "coco30k": 40504, "folder": None}
 
@@ -198,12 +200,70 @@ def test_glc_eval_without_a_configuration_says_what_to_do(
     done = CliRunner().invoke(glc, ["eval", "codec=jpeg"])
     assert done.exit_code == 2
     assert "get a checkout" in done.output
+    monkeypatch.setattr(evaluating, "find_entry", lambda: tmp_path)
+    monkeypatch.setattr(evaluating, "find_spec", lambda name: None if name == "torchmetrics" else name)
+    done = CliRunner().invoke(glc, ["eval", "codec=jpeg"])
+    assert done.exit_code == 2
+    assert "the package torchmetrics is missing: pip install 'glc[eval]'" in done.output
+    monkeypatch.undo()
+    monkeypatch.setattr(evaluating.glc, "__file__", str(installed))
     # A package that brings them has them in a folder of its own.
     for part in ("src/evaluate.py", "src/overrides.py", "conf/evaluate.yaml"):
         path = installed.parent / "entry" / part
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
     assert evaluating.find_entry() == installed.parent / "entry"
+
+
+@pytest.fixture
+def logged(pictures: Path, tmp_path: Path) -> tuple[dict[str, Any], Path]:
+    words = ["codec=jpeg", "codecs.jpeg.qualities=[5,20]", "wandb=true", "wandb_project=mine"]
+    (summary,) = run(pictures, tmp_path / "out", *words)
+    return summary, tmp_path / "out"
+
+
+def offline_run(out: Path) -> Path:
+    (file,) = out.glob("wandb/offline-run-*/run-*.wandb")
+    return file
+
+
+def test_what_wandb_gets_of_an_evaluation(logged: tuple[dict[str, Any], Path]) -> None:
+    summary, out = logged
+    found = read_finished_run(offline_run(out))
+    assert found.exit_code == 0
+    assert (found.project, found.group, found.job_type) == ("mine", "evaluation folder", "evaluation")
+    assert found.name == "jpeg on folder"
+    assert found.config["codec"] == summary["codec"]
+    assert found.config["protocol"] == summary["protocol"]
+    assert (found.summary["pictures"], found.summary["failed"]) == (summary["pictures"], 0)
+    table = json.loads((offline_run(out).parent / "files" / found.summary["points"]["path"]).read_text())
+    rows = [dict(zip(table["columns"], row, strict=True)) for row in table["data"]]
+    assert [row["label"] for row in rows] == ["q5", "q20"]
+    for row, point in zip(rows, summary["points"], strict=True):
+        for key in ("bpp", "pictures", "encode_seconds"):
+            assert row[key] == point[key] == found.summary[f"{point['label']}/{key}"]
+
+
+def test_a_wandb_run_that_fails_has_an_end(
+    logged: tuple[dict[str, Any], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*args: Any, **options: Any) -> None:
+        raise OSError("disk full")
+
+    monkeypatch.setattr(wandb, "Table", full)
+    with pytest.raises(OSError, match="disk full"):
+        evaluate.log_to_wandb(logged[0], tmp_path / "second", "mine")
+    assert wandb.run is None
+    assert read_finished_run(offline_run(tmp_path / "second")).exit_code == 1
+
+
+def test_wandb_without_its_packages_is_said_at_once(
+    pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(evaluate, "find_spec", lambda name: None)
+    with pytest.raises(evaluate.UsageError, match=r"pip install 'glc\[train\]'"):
+        run(pictures, tmp_path / "out", "codec=jpeg", "wandb=true")
+    assert not (tmp_path / "out").exists()
 
 
 def commands() -> list[str]:

@@ -4,11 +4,17 @@ import re
 import shutil
 import subprocess
 import tomllib
+import zipfile
 from pathlib import Path
 
 import pytest
+from hatchling.builders.wheel import WheelBuilder
+from hydra import compose, initialize_config_dir
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+
+import glc
+from glc.cli.evaluating import find_entry
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
@@ -38,6 +44,42 @@ def test_locks_have_hashes_and_no_address(lock: str) -> None:
     entries = re.findall(r"^\S+==(?:.|\n(?=\s))*", text, re.M)
     assert entries
     assert all("--hash=sha256:" in entry for entry in entries)
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder that a wheel of this checkout is unpacked into, as pip does it."""
+    folder = tmp_path_factory.mktemp("wheel")
+    (wheel,) = WheelBuilder(str(ROOT)).build(directory=str(folder), versions=["standard"])
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(folder / "site-packages")
+    return folder / "site-packages"
+
+
+def test_a_wheel_has_all_that_glc_eval_runs(installed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(glc, "__file__", str(installed / "glc" / "__init__.py"))
+    entry = find_entry()
+    assert entry == installed / "glc" / "entry"
+    for name in ("src/__init__.py", "src/evaluate.py", "src/overrides.py"):
+        assert (entry / name).read_bytes() == (ROOT / name).read_bytes()
+    # All that these import of src came along.
+    imported = set(re.findall(r"^from src\.(\w+) import", (entry / "src/evaluate.py").read_text(), re.M))
+    assert imported == {"overrides"}
+    for group in ("data", "metrics"):
+        assert {p.name for p in (entry / "conf" / group).iterdir()} == {
+            p.name for p in (ROOT / "conf" / group).iterdir()
+        }
+    with initialize_config_dir(str(entry / "conf"), version_base="1.3"):
+        cfg = compose("evaluate", ["codec=jpeg", "out=x", "data=kodak", "metrics=full_64"])
+    assert cfg.pictures.name == "kodak"
+    assert {"lpips", "fid_64"} <= set(cfg.metrics.metrics)
+
+
+def test_a_wheel_has_the_files_that_are_no_modules(installed: Path) -> None:
+    inside = {path.relative_to(ROOT / "src") for path in (ROOT / "src/glc").rglob("*") if path.is_file()}
+    inside = {path for path in inside if "__pycache__" not in path.parts}
+    assert not {str(path) for path in inside if not (installed / path).is_file()}
+    assert not [path for path in installed.iterdir() if not path.name.startswith("glc")]
 
 
 def test_help_lists_every_target() -> None:

@@ -35,6 +35,7 @@ class OfflineRun:
     definitions: dict[str, dict[str, Any]] = field(default_factory=dict)
     """By the name or pattern of the metric: `step` and `summary`."""
     finished: bool = False
+    exit_code: int | None = None
 
     def keys(self) -> set[str]:
         """Return everything that was ever logged."""
@@ -71,7 +72,7 @@ def read_offline_run(path: Path) -> OfflineRun:
         elif kind == "summary":
             _update(run.summary, record.summary.update)
         elif kind == "exit":
-            run.finished = True
+            run.finished, run.exit_code = True, record.exit.exit_code
         elif kind == "metric":
             metric = record.metric
             options = [option.name for option, on in metric.summary.ListFields() if on]

@@ -1,8 +1,9 @@
-"""The command `glc eval`: the evaluation of a checkout, `python -m src.evaluate`, from anywhere."""
+"""The command `glc eval`: what `python -m src.evaluate` is in a checkout, from anywhere."""
 
 import os
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import click
@@ -11,6 +12,8 @@ import glc
 from glc.cli.errors import NothingDoneError
 
 _PARTS = ("src/evaluate.py", "src/overrides.py", "conf/evaluate.yaml")
+_PACKAGES = ("hydra", "omegaconf", "torchvision", "torchmetrics", "lpips")
+"""Of the extra `eval`; what single codecs and metrics need is named when they are asked for."""
 
 
 @click.command(
@@ -30,6 +33,9 @@ def evaluate(arguments: tuple[str, ...]) -> None:
     metrics.weights_dir=DIR names a folder with the metrics' weights. `--cfg job` shows all keys.
     """
     root = find_entry()
+    missing = [name for name in _PACKAGES if find_spec(name) is None]
+    if missing:
+        raise NothingDoneError(f"the package {missing[0]} is missing: pip install 'glc[eval]'")
     words = list(arguments)
     # Where `src` is looked for; paths on the command line stay relative to where the user is.
     paths = [str(root), *filter(None, [os.environ.get("PYTHONPATH")])]
