@@ -1,9 +1,8 @@
 """A run that was cut off and continued ends where one that was never cut off ends."""
 
-import signal
+import json
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ import torch
 from torch import Tensor
 
 from glc.training.stage import Stage
-from tests.short_runs import ROOT, STAGES, arguments, checkpoint, figures, run, settings
+from tests.short_runs import ROOT, STAGES, checkpoint, figures, run, settings
 
 STEPS, SAVED = 7, 5
 
@@ -118,6 +117,24 @@ def test_continues_as_if_never_cut_off(
     assert [row["step"] for row in second if "train/loss" in row] == [5, 6]
 
 
+@pytest.mark.parametrize("stage", ["vqvae"])
+def test_pieces_of_one_step_are_one_run(whole: dict[str, Path], pictures: Path, stage: str) -> None:
+    """Every place that a run can go on from: within epochs, at their ends, where a limit cut one."""
+    runs = whole[stage].parents[1]
+    chosen = {**options(pictures, runs, "pieces", stage), "resume": "auto", "max_minutes": 0}
+    for _ in range(STEPS):
+        folder = run(chosen)
+    resumed, expected = checkpoint(folder), checkpoint(whole[stage])
+    assert resumed["global_step"] == STEPS
+    for part in ("state_dict", "current_model_state", "optimizer_states", "lr_schedulers"):
+        assert not differences(resumed[part], expected[part], part)
+    assert not differences(resumed["callbacks"]["CodebookCare"], expected["callbacks"]["CodebookCare"])
+    logged = [row for i in range(STEPS) for row in figures(folder, i) if "train/loss" in row]
+    assert [row["step"] for row in logged] == list(range(STEPS))
+    wanted = [row["train/loss"] for row in figures(whole[stage]) if "train/loss" in row]
+    assert [row["train/loss"] for row in logged] == wanted
+
+
 def test_the_comparison_saw_moments_that_move(whole: dict[str, Path]) -> None:
     for stage in STAGES:
         saved = checkpoint(whole[stage])
@@ -127,25 +144,12 @@ def test_the_comparison_saw_moments_that_move(whole: dict[str, Path]) -> None:
             assert max(moments) > 0
 
 
-def test_a_killed_process_can_be_continued(pictures: Path, tmp_path: Path) -> None:
-    chosen = {
-        **settings(pictures, tmp_path, "killed", "vqvae", 10_000),
-        "callbacks.last.every_n_steps": 3,
-        "data.epoch_batches": 50,
-    }
-    last = tmp_path / "killed" / "vqvae" / "checkpoints" / "last.ckpt"
-    command = [sys.executable, "-m", "src.train", *arguments(chosen)]
-    with subprocess.Popen(
-        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    ) as process:
-        deadline = time.monotonic() + 120
-        while not last.is_file() and process.poll() is None and time.monotonic() < deadline:
-            time.sleep(0.05)
-        process.send_signal(signal.SIGKILL)
-        output = process.communicate()[0]
-    assert process.returncode == -signal.SIGKILL, output
-    step = checkpoint(last.parents[1])["global_step"]
-    assert step > 0
-    assert step % 3 == 0
-    run({**chosen, "trainer.max_steps": step + 2, "resume": "last"})
-    assert checkpoint(last.parents[1])["global_step"] == step + 2
+def test_killed_processes_are_continued(tmp_path: Path) -> None:
+    """The short version of what the script does twenty times over all stages."""
+    options = ["--seed", "1", "--kills", "2", "--steps", "9", "--stages", "vqvae"]
+    command = [sys.executable, "scripts/killed_training.py", *options, "--output", str(tmp_path / "killed")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=240, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    summary = json.loads((tmp_path / "killed" / "summary.json").read_text())
+    assert summary["kills"] == summary["moment"] + summary["write"] == 2
+    assert summary["wrong"] == []

@@ -167,10 +167,8 @@ class ImageDataModule(L.LightningDataModule):
         )
 
     def _trainer_epoch(self) -> int | None:
-        # Not `current_epoch`: that one still names the finished epoch in checkpoints saved at its end.
-        if self.trainer is None:
-            return None
-        return self.trainer.fit_loop.epoch_progress.current.processed  # type: ignore[attr-defined]
+        # Epochs that are over. One that a time limit cut short is gone on with, so it is not over yet.
+        return None if self.trainer is None else self.trainer.current_epoch
 
     def _rank_and_ranks(self) -> tuple[int, int]:
         if self.trainer is not None:

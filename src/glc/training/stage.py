@@ -18,6 +18,7 @@ from glc.codec.checkpoint import CHECKPOINT_FORMAT
 from glc.metrics.codebook import CodebookUsage
 from glc.metrics.quality import QualityMetrics
 from glc.models.quantizer import VectorQuantizer
+from glc.training.counting import count_batches, count_epochs
 
 M = TypeVar("M", bound=Metric)
 OptimizerFactory = Callable[[Iterable[nn.Parameter]], Optimizer]
@@ -186,7 +187,7 @@ class Stage(L.LightningModule):
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Seed the randomness of this batch."""
-        self.position = self.trainer.fit_loop.epoch_loop.total_batch_idx + 1
+        self.position = count_batches(self.trainer)
         number = (self.seed * 1_000_003 + self.position) * 65_537 + self.global_rank
         torch.manual_seed(number)
         # Nothing here draws from these two; what a user adds may.
@@ -244,6 +245,10 @@ class Stage(L.LightningModule):
         """Log the codebooks' usage since the last time."""
         if batch_idx == 0 or (batch_idx + 1) % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
             self._log_usage("train")
+
+    def on_train_epoch_end(self) -> None:
+        """Count epochs; callbacks that save come after this."""
+        count_epochs(self.trainer)
 
     def on_validation_epoch_end(self) -> None:
         """Log the codebooks' usage over the validation pictures."""

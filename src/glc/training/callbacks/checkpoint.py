@@ -17,9 +17,9 @@ class LastCheckpoint(Checkpoint):
     """Keep `last.ckpt` up to date: every so many steps, and at the end of each epoch and of the training.
 
     `resume=last` and the next stage start from it; `previous.ckpt` is the one before. As a `Checkpoint` it
-    runs after all other callbacks, so it holds the moving average of the very step; and it saves when the last
-    epoch ends rather than when training has ended, because by then the live weights have been replaced by the
-    average.
+    runs after all other callbacks, so it holds the moving average of the very step; and it saves when the
+    last epoch ends rather than when training has ended, because by then the live weights have been replaced
+    by the average.
 
     Args:
         dirpath: folder of the checkpoint.
