@@ -46,7 +46,13 @@ def four_pictures() -> Tensor:
 
 
 def update(
-    folder: Path, name: str, batch: int, accumulate: int = 1, devices: int = 1, first: int = 4
+    folder: Path,
+    name: str,
+    batch: int,
+    accumulate: int = 1,
+    devices: int = 1,
+    first: int = 4,
+    balance: bool = False,
 ) -> dict[str, Tensor]:
     """Return how far a step of plain gradient descent moves each weight.
 
@@ -57,6 +63,7 @@ def update(
         accumulate: batches per step.
         devices: processes.
         first: use only so many of the four pictures.
+        balance: weigh pictures by the mean lambda over their own.
     """
     options = settings(folder, folder, "one-step", name)
     torch.manual_seed(0)
@@ -64,6 +71,7 @@ def update(
     if name == "transform":
         module._target_ = f"{__name__}.FixedRates"
         module.noise = False
+        module.balance = balance
     else:
         module.adversarial.weight = 0
     stage: Stage = instantiate(module)

@@ -11,6 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from tests.short_runs import STAGES, checkpoint, compose, figures, finite, live_weights, settings
+from tests.training import one_step
 
 STEPS = 4
 PLAIN = (dict, list, tuple, str, int, float, bool, type(None))
@@ -174,3 +175,17 @@ def test_randomness_is_a_function_of_seed_step_and_rank(
     torch.rand(100)
     assert all(torch.equal(draw(*place), value) for place, value in zip(places, drawn, strict=True))
     assert len({tuple(value.tolist()) for value in drawn}) == len(places)
+
+
+def test_balanced_pictures_weigh_by_the_mean_lambda_over_their_own(tmp_path: Path) -> None:
+    """One picture, of the third rate point: its step is so many times the plain one."""
+    plain = one_step.update(tmp_path, "transform", batch=1, first=1)
+    balanced = one_step.update(tmp_path, "transform", batch=1, first=1, balance=True)
+    lmbda = list(compose(settings(tmp_path, tmp_path, "one-step", "transform")).stage.lmbda)
+    share = sum(lmbda) / len(lmbda) / lmbda[2]
+    assert share != 1
+    # Buffers (how often codes were used) move by themselves.
+    moved = {key for key, value in plain.items() if value.abs().max() > 0 and "analysis" in key}
+    assert moved
+    scaled = {key: share * plain[key] for key in moved}
+    assert one_step.difference(scaled, {key: balanced[key] for key in moved}) < 1e-3

@@ -33,10 +33,14 @@ class CodecStage(Stage):
         distortion_weights: weights of the distortion terms, which lambda multiplies.
         optimization: how to optimise.
         noise: estimate the rate with uniform noise instead of rounding.
+        balance: weigh each picture's objective by the mean lambda over its own, so that a rate point with a
+            large lambda does not outvote the others in what they share. Each point's optimum stays as it is.
         **options: see `Stage`.
     """
 
     lmbda: Tensor
+    share: Tensor
+    """Weight of a rate point's pictures, `[K]`; 1 without `balance`."""
 
     def __init__(
         self,
@@ -49,6 +53,7 @@ class CodecStage(Stage):
         distortion_weights: Mapping[str, float],
         optimization: Optimization,
         noise: bool = True,
+        balance: bool = False,
         **options: Any,
     ) -> None:
         super().__init__(optimization, **options)
@@ -61,6 +66,8 @@ class CodecStage(Stage):
         self.rate_loss = RateLoss()
         self.codebook = codebook
         self.register_buffer("lmbda", lambdas(lmbda, model.num_rates), persistent=False)
+        share = self.lmbda.mean() / self.lmbda if balance else torch.ones_like(self.lmbda)
+        self.register_buffer("share", share, persistent=False)
         self.weights = dict(weights)
         self.distortion_weights = dict(distortion_weights)
         if self.code_loss.predictor is None:

@@ -57,7 +57,7 @@ class JointStage(CodecStage):
         """Do one step on a batch of pictures, each at its own rate point."""
         x = self.pictures(batch)
         rate = self.draw_rates(x)
-        lmbda = self.lmbda[rate]
+        lmbda, share = self.lmbda[rate], self.share[rate]
         out = self.model(x, rate, self.noise)
         self.observe_hyper(out.z, out.z_indices)
 
@@ -74,10 +74,10 @@ class JointStage(CodecStage):
             weighted_sum(visible, self._weights(visible)),
             self.model.decoder.last_layer,
             self.global_step,
-            scale=lmbda,
+            scale=share * lmbda,
         )
         coding = self.coding_terms(out)
-        loss_g = surrogate + self.total(coding, hidden, lmbda, self._weights(hidden)).mean()
+        loss_g = surrogate + (share * self.total(coding, hidden, lmbda, self._weights(hidden))).mean()
         self.optimize(loss_g + loss_d, batch_idx)
 
         terms = {**coding, **visible, **hidden}

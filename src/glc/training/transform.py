@@ -38,7 +38,7 @@ class TransformStage(CodecStage):
         self.observe_hyper(coded.z, coded.z_indices)
 
         terms = self.code_terms(latent, indices, coded, self.lmbda[rate])
-        self.optimize(terms["loss"].mean(), batch_idx)
+        self.optimize((self.share[rate] * terms["loss"]).mean(), batch_idx)
         self.log_terms("train", terms, len(x))
 
     def code_terms(
