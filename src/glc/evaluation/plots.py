@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from matplotlib import rc_context
+from matplotlib.artist import Artist
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from glc.evaluation.published import PublishedCurve
@@ -28,8 +30,26 @@ def rd_figure(runs: Sequence[Results], name: str, published: Sequence[PublishedC
         name: the metric's key.
         published: curves on the same set.
     """
-    figure = Figure(figsize=(7.2, 4.4), layout="constrained")
-    axes = figure.add_subplot()
+    return rd_panels(runs, [name], published)
+
+
+def rd_panels(
+    runs: Sequence[Results], names: Sequence[str], published: Sequence[PublishedCurve] = ()
+) -> Figure:
+    """Return several metrics over the rate beside each other, as `rd_figure` draws one, with one legend."""
+    figure = Figure(figsize=(2.2 + 5.0 * len(names), 4.4), layout="constrained")
+    entries: dict[str, Artist] = {}
+    for k, name in enumerate(names):
+        axes = figure.add_subplot(1, len(names), k + 1)
+        _draw(axes, runs, name, published)
+        for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
+            entries.setdefault(label, handle)
+    if entries:
+        figure.legend(list(entries.values()), list(entries), loc="outside right upper", fontsize=8)
+    return figure
+
+
+def _draw(axes: Axes, runs: Sequence[Results], name: str, published: Sequence[PublishedCurve]) -> None:
     rates: list[float] = []
     for i, run in enumerate(runs):
         curve = _finite(curve_of(run, name))
@@ -37,8 +57,10 @@ def rd_figure(runs: Sequence[Results], name: str, published: Sequence[PublishedC
             colour, marker = COLOURS[i % len(COLOURS)], MARKERS[i % len(MARKERS)]
             axes.plot(*zip(*curve, strict=True), "-", color=colour, marker=marker, ms=6, label=run.name)
             rates += [rate for rate, _ in curve]
-    shown = [(entry.codec, entry.curve(name)) for entry in published]
-    for i, (codec, curve) in enumerate((codec, curve) for codec, curve in shown if curve):
+    # A curve looks the same in every panel: those of other metrics count, too.
+    for i, (codec, curve) in enumerate((entry.codec, entry.curve(name)) for entry in published):
+        if not curve:
+            continue
         axes.plot(
             *zip(*curve, strict=True),
             "--",
@@ -57,9 +79,6 @@ def rd_figure(runs: Sequence[Results], name: str, published: Sequence[PublishedC
     axes.set_xlabel("rate (bits per pixel)")
     axes.set_ylabel(metric(name).heading)
     axes.grid(alpha=0.3)
-    if rates:
-        figure.legend(loc="outside right upper", fontsize=8)
-    return figure
 
 
 def _finite(curve: list[tuple[float, float]]) -> list[tuple[float, float]]:
