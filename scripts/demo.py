@@ -20,8 +20,9 @@ import torch
 from torch import Tensor
 from torchvision.utils import save_image
 
-from glc.codec.codec import Codec, load
+from glc.codec.codec import Codec
 from glc.codec.export import export
+from glc.codec.loading import load
 from glc.data.images import read_rgb, to_tensor
 from glc.data.pack import pack
 from glc.data.samples import sample_paths

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from glc.codec.codec import load
+from glc.codec.loading import load
 from glc.evaluation.stopwatch import watched
 
 

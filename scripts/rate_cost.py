@@ -22,7 +22,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from glc.codec.bitstream import OVERHEAD
-from glc.codec.codec import Codec, load
+from glc.codec.codec import Codec
+from glc.codec.loading import load
 from glc.codec.padding import pad
 from glc.codec.payload import TransformPayload
 from glc.codec.tables import PRECISION, Table

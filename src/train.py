@@ -143,6 +143,13 @@ def prepare(cfg: DictConfig) -> Run:
             f"data={name} is to evaluate on (python -m src.evaluate data={name}), not to train on: "
             "data=folder data.train=PHOTOS data.val=OTHERS, or data=shards after `glc pack`"
         )
+    # An application belongs to one finished codec, which it needs to go on as well.
+    for_codec = "codec" in cfg.stage
+    start = find_initial_weights(cfg) if for_codec else None
+    if for_codec:
+        if start is None:
+            raise UsageError(f"stage={cfg.stage.name} needs a finished codec: init_from=CODEC.safetensors")
+        cfg.stage.codec = str(start)
     OmegaConf.resolve(cfg)
     missing = sorted(OmegaConf.missing_keys(cfg))
     if missing:
@@ -153,7 +160,8 @@ def prepare(cfg: DictConfig) -> Run:
             "(gradients scaled for float16 would pass by the discriminator and the clipping)"
         )
     resume = find_checkpoint_to_resume(cfg)
-    start = None if resume else find_initial_weights(cfg)
+    if not for_codec and resume is None:
+        start = find_initial_weights(cfg)
     L.seed_everything(cfg.seed, verbose=False)
 
     datamodule: L.LightningDataModule = instantiate(cfg.data)
@@ -162,7 +170,9 @@ def prepare(cfg: DictConfig) -> Run:
     recipe = OmegaConf.to_container(cfg, resolve=True)
     assert isinstance(recipe, dict)
     stage.recipe = {str(key): value for key, value in recipe.items()}
-    if start is not None:
+    if for_codec:
+        log.info("for the codec %s", start)
+    elif start is not None:
         log.info("starting from %s: %s", start, ", ".join(transfer(stage, start)))
     elif resume is None:
         stage.adopt([])

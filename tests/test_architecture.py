@@ -28,8 +28,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "training": {"layers", "models", "losses", "metrics", "data", "data.images", "codec"},
     "codec": {"layers", "models", "data.images", "pretrained"},
     "evaluation": {"", "layers", "models", "losses", "metrics", "codec", "data.images"},
-    "cli": {"", "codec", "data", "data.images", "evaluation"},
-    "app": {"", "codec", "data.images"},
+    "cli": {"", "app", "codec", "data", "data.images", "evaluation"},
+    "__main__": {"cli"},
+    "app": {"", "codec", "data.images", "losses", "metrics"},
     "": {"codec", "data.images"},
 }
 # What installing glc without extras brings, by import name, and the parts that live on it.

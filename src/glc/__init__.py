@@ -13,7 +13,7 @@ else here imports.
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from glc.codec.codec import Codec, TargetWarning, load
+    from glc.codec.codec import Codec, TargetWarning
     from glc.codec.errors import (
         BitstreamError,
         DamagedError,
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
         WeightsError,
         WrongWeightsError,
     )
+    from glc.codec.loading import load
     from glc.codec.payload import Symbols
     from glc.data.images import ImageError
 
@@ -44,7 +45,7 @@ _HOMES = {
     "TruncatedError": "codec.errors",
     "WeightsError": "codec.errors",
     "WrongWeightsError": "codec.errors",
-    "load": "codec.codec",
+    "load": "codec.loading",
 }
 
 __all__ = [

@@ -16,6 +16,7 @@ import click
 
 from glc.cli.errors import NOTHING_DONE, ONE_FAILED, NothingDoneError, message_about
 from glc.cli.plan import Job, Kind, Plan, make_plan
+from glc.cli.shards import shard_options
 from glc.codec.bitstream import DEFAULT_LIMIT
 
 if TYPE_CHECKING:
@@ -66,6 +67,7 @@ def _positive(ctx: click.Context, parameter: click.Parameter, value: float | Non
 
 
 @click.command()
+@shard_options
 @click.argument("inputs", metavar="IN...", nargs=-1, required=True)
 @click.option(
     "--quality",
@@ -76,12 +78,18 @@ def _positive(ctx: click.Context, parameter: click.Parameter, value: float | Non
     "--target-bpp", type=float, callback=_positive, help="Instead of a quality: bits per pixel at most."
 )
 @click.option("--target-size", type=click.IntRange(min=1), help="Instead of a quality: bytes at most.")
+@click.option(
+    "--encoder",
+    metavar="NAME|FILE",
+    help="Encoder in the place of the model's own, such as one that restores; the files are ordinary ones.",
+)
 @_shared_options
 def compress(
     inputs: tuple[str, ...],
     quality: float | None,
     target_bpp: float | None,
     target_size: int | None,
+    encoder: str | None,
     output: str | None,
     model: str | None,
     device: str,
@@ -113,7 +121,7 @@ def compress(
         from glc.cli.streams import write_result
         from glc.data.images import read_rgb
 
-        codec = Codecs(model, device).for_pictures()
+        codec = Codecs(model, device, encoder=encoder).for_pictures()
 
         def work(job: Job) -> str:
             with _notes(job):
@@ -133,6 +141,7 @@ def compress(
 
 
 @click.command()
+@shard_options
 @click.argument("inputs", metavar="IN...", nargs=-1, required=True)
 @click.option(
     "--max-pixels",
@@ -140,10 +149,16 @@ def compress(
     default=DEFAULT_LIMIT,
     help="Refuse larger pictures.  [default: 16384 x 16384]",
 )
+@click.option(
+    "--decoder",
+    metavar="NAME|FILE",
+    help="Decoder in the place of the model's own, such as one that draws in a style.",
+)
 @_shared_options
 def decompress(
     inputs: tuple[str, ...],
     max_pixels: int,
+    decoder: str | None,
     output: str | None,
     model: str | None,
     device: str,
@@ -168,7 +183,7 @@ def decompress(
         from glc.cli.streams import read_glc, write_result
         from glc.codec.bitstream import unpack
 
-        codecs = Codecs(model, device)
+        codecs = Codecs(model, device, decoder=decoder)
         codecs.check_for_files()
 
         def work(job: Job) -> str:

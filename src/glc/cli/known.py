@@ -11,11 +11,12 @@ from safetensors import SafetensorError, safe_open
 
 from glc.cli.errors import NothingDoneError, message
 from glc.codec.bitstream import Header
-from glc.codec.catalog import DEFAULT_MODEL, FOLDER_VARIABLE, catalog, find
+from glc.codec.catalog import DEFAULT_MODEL, FOLDER_VARIABLE, catalog, find, find_part
 from glc.codec.checkpoint import WeightsError
 from glc.codec.codec import Codec, choose_device
 from glc.codec.errors import WrongWeightsError
-from glc.codec.weights import read_weights
+from glc.codec.loading import assemble
+from glc.codec.parts import read_part
 
 
 @dataclass(frozen=True)
@@ -71,13 +72,17 @@ class Codecs:
     Args:
         model: what the user chose, or None.
         device: name of the device.
+        encoder: file or name of an encoder to use in the place of the codec's own, or None.
+        decoder: the same of a decoder.
 
     Raises:
-        NothingDoneError: when there is no such device, or the chosen model cannot be used.
+        NothingDoneError: when there is no such device, or the chosen model or part cannot be used.
     """
 
     model: str | None
     device: str
+    encoder: str | None = None
+    decoder: str | None = None
     loaded: dict[Path, Codec] = field(default_factory=dict, init=False)
     known: list[KnownModel] = field(default_factory=list, init=False)
 
@@ -85,6 +90,10 @@ class Codecs:
         self.known = known_models()[0]
         try:
             choose_device(self.device)
+            if self.encoder is not None:
+                read_part(find_part(self.encoder, "encoder"), "encoder")
+            if self.decoder is not None:
+                read_part(find_part(self.decoder, "decoder"), "decoder")
             if self.model is not None:
                 self._load(find(self.model))
         except (ValueError, OSError, RuntimeError, MemoryError) as error:
@@ -142,7 +151,9 @@ class Codecs:
     def _load(self, file: Path) -> Codec:
         if file not in self.loaded:
             try:
-                self.loaded[file] = Codec(read_weights(file), choose_device(self.device))
+                self.loaded[file] = Codec(
+                    assemble(file, self.encoder, self.decoder), choose_device(self.device)
+                )
             except WeightsError as error:
                 # Messages of a codec do not name the file that it came from.
                 text = str(error)

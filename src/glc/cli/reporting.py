@@ -123,7 +123,7 @@ def complexity(
     output: Path | None,
 ) -> None:
     """Tell what a model costs: parameters, operations, seconds and memory, by size and device."""
-    from glc.codec.codec import load
+    from glc.codec.loading import load
 
     with _extra():
         from glc.evaluation.complexity import (

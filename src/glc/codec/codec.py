@@ -2,7 +2,6 @@
 
 import warnings
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -11,13 +10,12 @@ from torch import Tensor
 
 from glc.codec import bitstream
 from glc.codec.bitstream import DEFAULT_LIMIT, FINGERPRINT_BYTES, MAX_RATES, RATE_ONE, Header
-from glc.codec.catalog import find
 from glc.codec.errors import DamagedError, TargetError, WeightsError, WrongWeightsError
 from glc.codec.exact import InexactError, check_device
 from glc.codec.padding import crop, pad, padded_size
 from glc.codec.payload import Decoded, IndicesMapPayload, Symbols, TransformPayload
 from glc.codec.target import TOLERANCE, search
-from glc.codec.weights import Weights, read_weights
+from glc.codec.weights import Weights
 from glc.data.images import ImageSource, read_rgb, stack_pictures, to_image
 from glc.models.coder import IndicesMapCoder
 
@@ -313,20 +311,6 @@ class Codec:
             to_image(crop(x_hat, header.height, header.width))
             for x_hat, header in zip(pictures, headers, strict=True)
         ]
-
-
-def load(model: str | Path, device: str | torch.device = "auto") -> Codec:
-    """Return the codec of a weights file or of a model that comes with glc.
-
-    Args:
-        model: a file, or a name (`glc models` lists them).
-        device: "cpu", "cuda", or "auto" for a GPU where there is one.
-
-    Raises:
-        WeightsError: when there is no such model, or its file cannot be used.
-        ValueError: when there is no such device.
-    """
-    return Codec(read_weights(find(model)), choose_device(device))
 
 
 def choose_device(name: str | torch.device) -> torch.device:

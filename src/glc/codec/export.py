@@ -8,11 +8,13 @@ import torch
 from torch import Tensor
 
 from glc.codec.architecture import without_projections
+from glc.codec.catalog import find
 from glc.codec.checkpoint import read_checkpoint
 from glc.codec.errors import WeightsError
 from glc.codec.padding import pad
+from glc.codec.parts import export_part
 from glc.codec.tables import Table, Tables, density_tables, gaussian_tables, index_table
-from glc.codec.weights import build_model, fill, save_weights
+from glc.codec.weights import Weights, build_model, fill, fingerprints, read_weights, save_weights
 from glc.data.images import read_rgb, stack_pictures
 from glc.models.coder import TransformCoder
 from glc.models.glc import GLC
@@ -43,6 +45,27 @@ def model_from_checkpoint(path: str | Path) -> tuple[GLC, dict[str, Any], list[d
     fill(path, model, state)
     fold_codebooks(model)
     return model.eval(), without_projections(description), rate_points(model, module.get("lmbda"))
+
+
+def read_codec(source: str | Path) -> Weights:
+    """Return the codec that an application is trained for.
+
+    Args:
+        source: a weights file or a known model's name; or a checkpoint of stage II or III, or the folder of
+            its run, for the codec that `glc export` without options makes of it.
+
+    Raises:
+        WeightsError: when there is no such codec.
+    """
+    path = Path(source)
+    if path.is_dir():
+        path = path / "checkpoints" / "last.ckpt"
+    elif path.suffix != ".ckpt":
+        return read_weights(find(source))
+    model, description, rates = model_from_checkpoint(path)
+    tables = make_tables(model)
+    made = fingerprints(model.state_dict(), description, tables)["fingerprint"]
+    return Weights(model, description, tables, rates, made, str(path))
 
 
 def fold_codebooks(model: GLC) -> None:
@@ -91,10 +114,11 @@ def export(
 ) -> None:
     """Write a training checkpoint's codec as a weights file: tensors and their description, no pickle.
 
-    The file is written under another name and renamed when it is whole.
+    The file is written under another name and renamed when it is whole. Of a checkpoint of stage=restoration
+    or stage=stylization it is the file of the encoder or decoder that was trained: see `glc.codec.parts`.
 
     Args:
-        checkpoint: of stage II or III.
+        checkpoint: of stage II or III, or of an application.
         destination: the weights file.
         half: store the weights in half precision; the codec computes with what is stored.
         photos: pictures from which to count the frequencies of the hyper code; see `make_tables`.
@@ -103,6 +127,10 @@ def export(
         WeightsError: when the checkpoint holds no whole codec.
         glc.data.images.ImageError: when a picture cannot be read.
     """
+    if "part" in read_checkpoint(checkpoint)["glc"]:
+        if any(True for _ in photos):
+            raise WeightsError(f"{checkpoint}: one network has no frequencies to count: leave --photos away")
+        return export_part(checkpoint, destination, half)
     model, description, rates = model_from_checkpoint(checkpoint)
     if half:
         _halve(checkpoint, model)

@@ -111,6 +111,9 @@ def read_weights(path: str | Path) -> Weights:
     except (SafetensorError, OSError) as error:
         raise WeightsError(f"{path}: not a safetensors file ({error})") from error
     version = metadata.get("format", "")
+    if "part" in metadata:
+        kind = metadata["part"]
+        raise WeightsError(f"{path}: the weights of one {kind}, not of a codec: use them with --{kind}")
     if "model" not in metadata or not version.isdecimal() or len(version) > 9:
         raise WeightsError(f"{path}: has no description of a codec in it; make such a file with `glc export`")
     if int(version) > FORMAT:

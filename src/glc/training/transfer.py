@@ -61,6 +61,13 @@ def check_resumable(stage: Stage, path: str | Path) -> list[str]:
         raise TransferError(
             f"{path}: cannot be continued by this model: {problem}. {_trained_model(checkpoint)}"
         )
+    codec = checkpoint["glc"].get("part", {}).get("fingerprint")
+    wanted = getattr(stage, "part", {}).get("fingerprint")
+    if codec != wanted:
+        raise TransferError(
+            f"{path}: was trained for the codec {str(codec)[:8]}, not for {str(wanted)[:8]}: "
+            "give that codec as init_from="
+        )
     before, now = (dict(_settings(recipe)) for recipe in (checkpoint["glc"]["recipe"], stage.recipe))
     return [
         f"{key} was {before.get(key)}, is {now.get(key)}"

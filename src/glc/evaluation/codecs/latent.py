@@ -9,7 +9,7 @@ from PIL import Image
 from safetensors import safe_open
 
 from glc.codec.catalog import find
-from glc.codec.codec import load
+from glc.codec.loading import load
 from glc.evaluation.codecs.base import ImageCodec
 
 

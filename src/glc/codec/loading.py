@@ -1,0 +1,40 @@
+"""A codec from the names or files of its model and, where they are others, of its encoder and decoder."""
+
+from pathlib import Path
+
+import torch
+
+from glc.codec.catalog import find, find_part
+from glc.codec.codec import Codec, choose_device
+from glc.codec.parts import attach, read_part
+from glc.codec.weights import Weights, read_weights
+
+
+def load(
+    model: str | Path,
+    device: str | torch.device = "auto",
+    *,
+    encoder: str | Path | None = None,
+    decoder: str | Path | None = None,
+) -> Codec:
+    """Return the codec of a weights file or of a model that comes with glc.
+
+    Args:
+        model: a file, or a name (`glc models` lists them).
+        device: "cpu", "cuda", or "auto" for a GPU where there is one.
+        encoder: file or name of an encoder made for this model, such as one that restores, to compress with.
+        decoder: the same of a decoder, such as one that draws in a style, to decompress with.
+
+    Raises:
+        WeightsError: when there is no such model, its file cannot be used, or a part is another model's.
+        ValueError: when there is no such device.
+    """
+    return Codec(assemble(find(model), encoder, decoder), choose_device(device))
+
+
+def assemble(file: Path, encoder: str | Path | None = None, decoder: str | Path | None = None) -> Weights:
+    """Return the weights in a codec's file, with an encoder or a decoder in the place of its own."""
+    weights = read_weights(file)
+    chosen = [read_part(find_part(encoder, "encoder"), "encoder")] if encoder is not None else []
+    chosen += [read_part(find_part(decoder, "decoder"), "decoder")] if decoder is not None else []
+    return attach(weights, *chosen)

@@ -1,0 +1,218 @@
+"""What pictures suffer before a restoration encoder sees them: noise, blur, JPEG, lost resolution, holes.
+
+Each is a module that maps x `[B, 3, H, W]` in [-1, 1] to a degraded picture of the same shape, as it would
+be saved: on 8-bit levels. A parameter is one number, or a pair `[low, high]` from which each picture draws
+its own. All random numbers come from `generator`, else from torch's global generator on the CPU, so that
+what a picture suffers does not depend on the device.
+"""
+
+import io
+import math
+from abc import abstractmethod
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from PIL import Image, ImageDraw
+from torch import Generator, Tensor, nn
+from torchvision.transforms.v2.functional import gaussian_blur
+
+from glc.data.images import from_uint8, stack_pictures, to_image, to_uint8
+
+Range = float | Sequence[float]
+
+HOLE = float(from_uint8(torch.tensor(128)))
+"""What holes are filled with: mid grey, level 128 of 255 in all channels."""
+
+
+def _range(key: str, value: Range, low: float, high: float) -> tuple[float, float]:
+    """Return a parameter as a pair.
+
+    Raises:
+        ValueError: when it is no number or pair within the limits.
+    """
+    pair = (value, value) if isinstance(value, int | float) else tuple(value)
+    if len(pair) != 2 or not low <= pair[0] <= pair[1] <= high:
+        raise ValueError(f"{key} must be a number or [low, high] within [{low:g}, {high:g}], got {value}")
+    return float(pair[0]), float(pair[1])
+
+
+def _draw(pair: tuple[float, float], generator: Generator | None) -> float:
+    return pair[0] + (pair[1] - pair[0]) * torch.rand((), generator=generator).item()
+
+
+class Degradation(nn.Module):
+    """Base: `degrade` does it to one picture, `forward` to each of a batch."""
+
+    def forward(self, x: Tensor, generator: Generator | None = None) -> Tensor:
+        """Degrade x `[B, 3, H, W]` in [-1, 1], each picture by its own draw.
+
+        Args:
+            x: the pictures, on any device.
+            generator: on the CPU; None for torch's global one.
+        """
+        done = torch.stack([self.degrade(picture, generator) for picture in x])
+        return from_uint8(to_uint8(done)).to(x.dtype)
+
+    @abstractmethod
+    def degrade(self, x: Tensor, generator: Generator | None) -> Tensor:
+        """Degrade a picture `[3, H, W]` in [-1, 1]; the result may leave that range."""
+
+
+class GaussianNoise(Degradation):
+    """White Gaussian noise.
+
+    Args:
+        sigma: standard deviation in levels of 255, within [0, 255].
+    """
+
+    def __init__(self, sigma: Range = 20.0) -> None:
+        super().__init__()
+        self.sigma = _range("degradation.sigma", sigma, 0, 255)
+
+    def degrade(self, x: Tensor, generator: Generator | None) -> Tensor:
+        """Add noise to a picture."""
+        sigma = _draw(self.sigma, generator) / 127.5
+        return x + sigma * torch.randn(x.shape, generator=generator).to(x.device)
+
+
+class Blur(Degradation):
+    """A Gaussian blur.
+
+    Args:
+        sigma: standard deviation in pixels, within [0.1, 20].
+    """
+
+    def __init__(self, sigma: Range = (1.0, 3.0)) -> None:
+        super().__init__()
+        self.sigma = _range("degradation.sigma", sigma, 0.1, 20)
+
+    def degrade(self, x: Tensor, generator: Generator | None) -> Tensor:
+        """Blur a picture; its edges are reflected as far as they reach."""
+        sigma = _draw(self.sigma, generator)
+        radius = min(math.ceil(3 * sigma), min(x.shape[-2:]) - 1)
+        return gaussian_blur(x, [2 * radius + 1, 2 * radius + 1], [sigma, sigma])
+
+
+class JPEG(Degradation):
+    """JPEG's artefacts, with colour at half the resolution.
+
+    Args:
+        quality: Pillow's scale, within [1, 95].
+    """
+
+    def __init__(self, quality: Range = (5.0, 30.0)) -> None:
+        super().__init__()
+        self.quality = _range("degradation.quality", quality, 1, 95)
+
+    def degrade(self, x: Tensor, generator: Generator | None) -> Tensor:
+        """Write a picture as JPEG and read it back, on the CPU."""
+        stream = io.BytesIO()
+        to_image(x.float().cpu()).save(stream, "JPEG", quality=round(_draw(self.quality, generator)))
+        return stack_pictures([Image.open(stream)])[0].to(x)
+
+
+class Downsample(Degradation):
+    """Resolution lost and interpolated: bicubic down with anti-aliasing, bicubic up.
+
+    Args:
+        factor: by which sides shrink, within [1, 16].
+    """
+
+    def __init__(self, factor: Range = (2.0, 4.0)) -> None:
+        super().__init__()
+        self.factor = _range("degradation.factor", factor, 1, 16)
+
+    def degrade(self, x: Tensor, generator: Generator | None) -> Tensor:
+        """Shrink a picture and enlarge it again."""
+        factor = _draw(self.factor, generator)
+        height, width = x.shape[-2:]
+        small = (max(1, round(height / factor)), max(1, round(width / factor)))
+        shrunk = F.interpolate(x[None].float(), small, mode="bicubic", antialias=True)
+        return F.interpolate(shrunk, (height, width), mode="bicubic")[0].to(x.dtype)
+
+
+class Mask(Degradation):
+    """Holes filled with mid grey: strokes as of a brush, and boxes, as many as cover a share of the picture.
+
+    The encoder sees the filled picture and nothing else: what has holes is an ordinary picture file.
+
+    Args:
+        share: of the picture that is lost, at least; within [0, 0.9]. The last stroke or box may exceed it.
+        boxes: probability that a piece is a box and no stroke, within [0, 1].
+    """
+
+    def __init__(self, share: Range = (0.05, 0.25), boxes: float = 0.3) -> None:
+        super().__init__()
+        self.share = _range("degradation.share", share, 0, 0.9)
+        self.boxes = _range("degradation.boxes", boxes, 0, 1)[0]
+
+    def degrade(self, x: Tensor, generator: Generator | None) -> Tensor:
+        """Cut holes into a picture and fill them."""
+        return x.masked_fill(self.draw(x.shape[-2], x.shape[-1], generator).to(x.device), HOLE)
+
+    def draw(self, height: int, width: int, generator: Generator | None = None) -> Tensor:
+        """Return a random mask `[height, width]`, bool, true where the picture is lost."""
+        wanted = _draw(self.share, generator) * height * width
+        canvas = Image.new("1", (width, height))
+        pen = ImageDraw.Draw(canvas)
+        lost = torch.zeros(height, width, dtype=torch.bool)
+        while lost.sum() < wanted:
+            if _draw((0, 1), generator) < self.boxes:
+                self._box(pen, height, width, generator)
+            else:
+                self._stroke(pen, height, width, generator)
+            values = torch.frombuffer(bytearray(canvas.convert("L").tobytes()), dtype=torch.uint8)
+            lost = values.view(height, width) > 0
+        return lost
+
+    @staticmethod
+    def _box(pen: ImageDraw.ImageDraw, height: int, width: int, generator: Generator | None) -> None:
+        left, top = (_draw((-0.1, 0.9), generator) for _ in range(2))
+        across, down = (_draw((0.08, 0.3), generator) for _ in range(2))
+        pen.rectangle((left * width, top * height, (left + across) * width, (top + down) * height), fill=1)
+
+    @staticmethod
+    def _stroke(pen: ImageDraw.ImageDraw, height: int, width: int, generator: Generator | None) -> None:
+        side = min(height, width)
+        thick = max(1, round(_draw((0.02, 0.06), generator) * side))
+        x, y = _draw((0, width), generator), _draw((0, height), generator)
+        turn = _draw((0, 2 * math.pi), generator)
+        points = [(x, y)]
+        for _ in range(2 + int(_draw((0, 5), generator))):
+            turn += _draw((-1, 1), generator)
+            reach = _draw((0.08, 0.25), generator) * side
+            x, y = x + reach * math.cos(turn), y + reach * math.sin(turn)
+            points.append((x, y))
+        pen.line(points, fill=1, width=thick, joint="curve")
+
+
+class Mixture(Degradation):
+    """One of several degradations, drawn for each picture.
+
+    Args:
+        parts: name to degradation; a part that is None is left out.
+        weights: name to how often it is drawn, relative to the others; 1 where a name is missing.
+
+    Raises:
+        ValueError: when there is nothing to draw, or a weight is negative or names no part.
+    """
+
+    def __init__(self, parts: dict[str, Degradation | None], weights: dict[str, float] | None = None) -> None:
+        super().__init__()
+        self.parts = nn.ModuleDict({name: part for name, part in parts.items() if part is not None})
+        given = dict(weights or {})
+        unknown = sorted(given.keys() - parts.keys())
+        if unknown:
+            raise ValueError(f"degradation.weights: no part is named {', '.join(unknown)}")
+        shares = [float(given.get(name, 1.0)) for name in self.parts]
+        if not shares or min(shares) < 0 or sum(shares) <= 0:
+            raise ValueError(f"degradation.weights must be positive for some part, got {given}")
+        self.shares = torch.tensor(shares)
+
+    def degrade(self, x: Tensor, generator: Generator | None) -> Tensor:
+        """Let a picture suffer one of the parts."""
+        chosen = int(torch.multinomial(self.shares, 1, generator=generator))
+        part = list(self.parts.values())[chosen]
+        assert isinstance(part, Degradation)
+        return part.degrade(x, generator)

@@ -1,0 +1,112 @@
+"""The applications: one network trained for a finished codec."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hydra.utils import instantiate
+from PIL import Image
+
+import glc
+from glc.codec.export import export, read_codec
+from glc.codec.parts import read_label
+from src.train import UsageError
+from tests.codec.fixed_model import fixed_codec_weights, fixed_picture
+from tests.short_runs import checkpoint, compose, figures, finite, run, settings, write_pictures
+from tests.training.test_stages import all_plain
+
+
+@pytest.fixture(scope="module")
+def codec(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return fixed_codec_weights(tmp_path_factory.mktemp("codec") / "codec.safetensors")
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_pictures(tmp_path_factory.mktemp("photos"), count=3, side=96)
+
+
+def options(photos: Path, runs: Path, codec: Path, stage: str, steps: int = 4) -> dict[str, Any]:
+    return {**settings(photos, runs, "app", stage, steps), "init_from": str(codec)}
+
+
+@pytest.fixture(scope="module")
+def denoiser(photos: Path, codec: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    values = options(photos, tmp_path_factory.mktemp("runs"), codec, "restoration", steps=12)
+    return run(
+        {**values, "degradation.sigma": 60, "stage.optimizer.lr": 1e-3, "trainer.log_every_n_steps": 4}
+    )
+
+
+def test_a_restoration_run_keeps_the_new_encoder_only(denoiser: Path, codec: Path) -> None:
+    saved = checkpoint(denoiser)
+    own = read_codec(codec).model.encoder.state_dict()
+    assert saved["state_dict"].keys() == {f"encoder.{name}" for name in own}
+    assert not any(torch.equal(saved["state_dict"][f"encoder.{k}"], v) for k, v in own.items())
+    assert all_plain(saved["glc"])
+    assert saved["glc"]["part"]["fingerprint"] == read_codec(codec).fingerprint
+    rows = figures(denoiser)
+    assert all(finite(row) for row in rows)
+    last = [row for row in rows if "val/loss" in row][-1]
+    assert last["val/latent_mse"] < last["val/latent_mse_plain"]
+    assert {f"val/bpp{kind}/{k}" for k in range(4) for kind in ("", "_plain")} <= last.keys()
+
+
+def test_what_was_trained_writes_files_that_any_decoder_opens(
+    denoiser: Path, codec: Path, tmp_path: Path
+) -> None:
+    for half in (False, True):
+        export(denoiser / "checkpoints" / "last.ckpt", tmp_path / "restore.safetensors", half)
+        label = read_label(tmp_path / "restore.safetensors")
+        assert (label.kind, label.about["stage"]) == ("encoder", "restoration")
+        assert label.about["degradation"]["sigma"] == 60
+        restoring = glc.load(codec, "cpu", encoder=tmp_path / "restore.safetensors")
+        picture = fixed_picture(64, 96)
+        data = restoring.compress(picture)
+        plain = glc.load(codec, "cpu")
+        assert data != plain.compress(picture)
+        assert np.array_equal(np.asarray(plain.decompress(data)), np.asarray(restoring.decompress(data)))
+    sizes = [file.stat().st_size for file in (tmp_path / "restore.safetensors", codec)]
+    assert sizes[0] < sizes[1] / 3
+
+
+def test_validation_degrades_a_picture_in_the_same_way_each_time(
+    photos: Path, codec: Path, tmp_path: Path
+) -> None:
+    cfg = compose({**options(photos, tmp_path, codec, "restoration"), "stage.codec": str(codec)})
+    stage = instantiate(cfg.stage.module)
+    x = torch.zeros(1, 3, 32, 32)
+    seen = [stage.degradation(x, stage.fixed_generator(number)) for number in (0, 0, 1)]
+    assert torch.equal(seen[0], seen[1])
+    assert not torch.equal(seen[0], seen[2])
+    assert not any(p.requires_grad for p in stage.model.parameters())
+    assert all(p.requires_grad for p in stage.encoder.parameters())
+
+
+def test_another_codec_cannot_continue_a_run(
+    denoiser: Path, photos: Path, codec: Path, tmp_path: Path
+) -> None:
+    other = fixed_codec_weights(tmp_path / "other.safetensors", seed=1)
+    values = options(photos, tmp_path, other, "restoration")
+    with pytest.raises(UsageError, match=r"was trained for the codec .* give that codec as init_from="):
+        run({**values, "resume": str(denoiser / "checkpoints" / "last.ckpt")})
+
+
+def test_without_a_codec_the_fix_is_named(photos: Path, tmp_path: Path) -> None:
+    values = settings(photos, tmp_path, "none", "restoration")
+    with pytest.raises(UsageError, match=r"stage=restoration starts from stage=joint.*init_from="):
+        run(values)
+    with pytest.raises(UsageError, match=r"init_from=CODEC\.safetensors"):
+        run({**values, "init_from": "none"})
+
+
+def test_a_checkpoint_stands_for_the_codec_that_it_exports_to(
+    stages: dict[str, Path], tmp_path: Path
+) -> None:
+    export(stages["joint"] / "checkpoints" / "last.ckpt", tmp_path / "codec.safetensors")
+    assert read_codec(stages["joint"]).fingerprint == read_codec(tmp_path / "codec.safetensors").fingerprint
+    picture = Image.fromarray(fixed_picture(64, 64))
+    made = glc.Codec(read_codec(stages["joint"]), "cpu").compress(picture)
+    assert glc.load(tmp_path / "codec.safetensors", "cpu").compress(picture) == made
