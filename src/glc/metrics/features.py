@@ -214,8 +214,8 @@ def _at_hand(name: str, url: str, weights_dir: str | Path | None) -> Path:
         if (folder / name).is_file():
             return folder / name
     raise WeightsUnavailable(
-        f"no weights {name} in {' or '.join(map(str, folders))}, and files of this size are not downloaded "
-        f"unasked. Fix: put {url} there, or name a folder that holds it (weights_dir)."
+        f"no weights {name}, and files of this size are not downloaded unasked. Tried: "
+        f"{', '.join(map(str, folders))}. Fix: put {url} there, or name a folder that holds it (weights_dir)."
     )
 
 

@@ -1,0 +1,116 @@
+"""Compare codecs on a set of pictures and write the comparison into a document: tables, BD-rates, one plot.
+
+    python scripts/compare_codecs.py --codecs mine.safetensors,jpeg,webp,avif,jpegxl,hevc,av1,vvc \\
+        --data kodak --pictures KODAK --weights-dir WEIGHTS --out results/kodak --document docs/evaluation.md
+
+Evaluates (going on where an evaluation of the same command was broken off), then replaces what stands in the
+document between `<!-- comparison -->` and `<!-- end of comparison -->`. The plot goes to `images/` beside the
+document. `--only-write` writes from the results that are there. Published figures stand beside the measured
+ones, marked. Exits with 1 when a picture failed, with 2 when nothing could be started; the document then
+stays as it is.
+"""
+
+import argparse
+import math
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from glc.evaluation.plots import rd_panels, svg
+from glc.evaluation.published import PublishedCurve, published_curves
+from glc.evaluation.report import check_comparable, place
+from glc.evaluation.results import Results, read_runs, write_whole
+from glc.evaluation.tables import bd_rate_table, points_table
+
+ROOT = Path(__file__).resolve().parents[1]
+BEGIN, END = "<!-- comparison -->", "<!-- end of comparison -->"
+METRICS = ("lpips", "psnr")
+"""What the plot shows, left and right."""
+NAMES = {"VTM (VVC)": "vvc"}
+"""Published codecs of which a measured one is another encoder."""
+
+
+def check_against_published(
+    runs: Sequence[Results], published: Sequence[PublishedCurve], metric: str = "psnr"
+) -> list[str]:
+    """Return a sentence for each published point that a measured curve of the same codec spans."""
+    found = []
+    for entry in published:
+        run = next((run for run in runs if run.name == NAMES.get(entry.codec)), None)
+        points = (
+            [(math.log(p.bpp), p.values[metric]) for p in run.points if metric in p.values] if run else []
+        )
+        for bpp, value in entry.curve(metric):
+            if run and len(points) > 1 and points[0][0] <= math.log(bpp) <= points[-1][0]:
+                here = np.interp(math.log(bpp), *zip(*points, strict=True))
+                found.append(
+                    f"{entry.codec} is published with {value:.2f} dB at {bpp:.4f} bpp; {run.name} measured "
+                    f"here has {here:.2f} dB there, between its points ({here - value:+.2f} dB)."
+                )
+    return found
+
+
+def between(document: str, text: str, name: str) -> str:
+    """Return a document with what stands between the markers replaced.
+
+    Raises:
+        ValueError: the markers are not there once each, in order.
+    """
+    head, begin, rest = document.partition(BEGIN)
+    _, end, tail = rest.partition(END)
+    if not (begin and end) or BEGIN in tail or END in tail:
+        raise ValueError(f"{name}: needs the lines {BEGIN} and {END}, once each, where the tables belong")
+    return f"{head}{BEGIN}\n\n{text.strip()}\n\n{END}{tail}"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Evaluate, then write."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--codecs", required=True, help="names and weights files as for codec=, with commas")
+    parser.add_argument("--data", default="kodak", help="the set, as for data=")
+    parser.add_argument("--pictures", type=Path, help="its folder")
+    parser.add_argument("--weights-dir", type=Path, help="of the metrics")
+    parser.add_argument("--out", type=Path, required=True, help="results: a folder for each codec")
+    parser.add_argument("--document", type=Path, required=True)
+    parser.add_argument("--anchor", default="vvc", help="what BD-rates are against")
+    parser.add_argument("--only-write", action="store_true", help="evaluate nothing")
+    options = parser.parse_args(arguments)
+    codecs = options.codecs.split(",")
+    document = options.document.read_text("utf-8")
+    between(document, "", str(options.document))  # before hours of work
+    if not options.only_write:
+        words = [f"codec=[{','.join(codecs)}]", f"data={options.data}", f"out={options.out.resolve()}"]
+        if options.pictures:
+            words.append(f"data.path={options.pictures.resolve()}")
+        if options.weights_dir:
+            words.append(f"metrics.weights_dir={options.weights_dir.resolve()}")
+        done = subprocess.run([sys.executable, "-m", "src.evaluate", *words], cwd=ROOT, check=False)
+        if done.returncode:
+            return done.returncode
+    runs = read_runs([options.out / Path(codec).stem for codec in codecs])
+    check_comparable(runs)
+    published = published_curves(runs[0].data_name)
+    plot = options.document.parent / "images" / f"rd_{runs[0].data_name}.svg"
+    parts = [
+        f"![rate and quality on {runs[0].data_name}](images/{plot.name})",
+        points_table(runs, published).to_markdown(),
+        bd_rate_table(runs, place(runs, options.anchor), published).to_markdown(),
+        *check_against_published(runs, published),
+    ]
+    text = between(document, "\n\n".join(part.strip() for part in parts), str(options.document))
+    write_whole(plot, svg(rd_panels(runs, METRICS, published), plot.stem))
+    write_whole(options.document, text)
+    return 0
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)

@@ -1,0 +1,70 @@
+"""scripts/compare_codecs.py: what it writes into a document, and what it leaves as it was."""
+
+import importlib.util
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from glc.evaluation.published import PublishedCurve
+from glc.evaluation.results import read_results
+from tests.evaluation.fake_run import at_rates, write_run
+from tests.short_runs import ROOT
+
+DOCUMENT = "# Words\n\n<!-- comparison -->\nold\n<!-- end of comparison -->\n\nmore words\n"
+
+
+@pytest.fixture(scope="module")
+def script() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("compare", ROOT / "scripts" / "compare_codecs.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def written(tmp_path: Path, script: ModuleType) -> str:
+    write_run(tmp_path / "out" / "slim", "slim", at_rates(0.5))
+    write_run(tmp_path / "out" / "vvc", "vvc")
+    (tmp_path / "words.md").write_text(DOCUMENT)
+    words = ["--codecs", "here/slim.safetensors,vvc", "--out", str(tmp_path / "out"), "--only-write"]
+    assert script.main([*words, "--document", str(tmp_path / "words.md")]) == 0
+    return (tmp_path / "words.md").read_text()
+
+
+def test_tables_and_plot_replace_what_stood_between(tmp_path: Path, script: ModuleType) -> None:
+    text = written(tmp_path, script)
+    assert text.startswith("# Words\n\n<!-- comparison -->\n")
+    assert text.endswith("<!-- end of comparison -->\n\nmore words\n")
+    assert "old" not in text
+    assert "| slim | −50.0 | −50.0 | −50.0 |" in text
+    assert "| GLC (published) | – | – | 0.0247 |" in text
+    plot = tmp_path / "images" / "rd_kodak.svg"
+    assert "![rate and quality on kodak](images/rd_kodak.svg)" in text
+    drawn = plot.read_text()
+    assert {"LPIPS ↓", "PSNR (dB) ↑"} <= {part.split("<")[0] for part in drawn.split(">")}
+    assert drawn.count(">vvc<") == 1  # one legend
+    # The same results, the same bytes.
+    assert written(tmp_path, script) == text
+    assert plot.read_text() == drawn
+
+
+def test_a_document_without_markers_is_left_alone(tmp_path: Path, script: ModuleType) -> None:
+    for text in ("words", DOCUMENT + script.BEGIN, "<!-- end of comparison -->\n<!-- comparison -->"):
+        (tmp_path / "words.md").write_text(text)
+        with pytest.raises(ValueError, match=r"words.md: needs the lines <!-- comparison -->"):
+            script.main(["--codecs", "x", "--out", str(tmp_path), "--document", str(tmp_path / "words.md")])
+        assert (tmp_path / "words.md").read_text() == text
+
+
+def test_published_points_within_a_measured_curve_are_compared(tmp_path: Path, script: ModuleType) -> None:
+    run = read_results(write_run(tmp_path / "vvc", "vvc"))
+    points = [{"bpp": 0.01, "psnr": 1.0}, {"bpp": (0.02 * 0.03) ** 0.5, "psnr": 22.75}]
+    entry = PublishedCurve("VTM (VVC)", "a paper", "file", points)
+    (sentence,) = script.check_against_published([run], [entry])
+    # Half way in log rate between 22 and 23 dB.
+    assert "published with 22.75 dB at 0.0245 bpp" in sentence
+    assert "has 22.50 dB there, between its points (-0.25 dB)" in sentence
+    other = PublishedCurve("GLC", "a paper", "file", points)
+    assert script.check_against_published([run], [other]) == []
