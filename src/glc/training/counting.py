@@ -6,6 +6,7 @@ skip an epoch, and every logged step would be called one more than it is.
 """
 
 import lightning as L
+from lightning.pytorch.loops.progress import _ProcessedTracker
 
 
 def count_batches(trainer: L.Trainer) -> int:
@@ -22,4 +23,5 @@ def count_epochs(trainer: L.Trainer) -> None:
     """Let no more epochs be over than began. Call it when an epoch ends, before anything is saved."""
     progress = trainer.fit_loop.epoch_progress
     for tracker in (progress.total, progress.current):
+        assert isinstance(tracker, _ProcessedTracker)
         tracker.processed = min(tracker.processed, tracker.started)
