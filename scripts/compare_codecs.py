@@ -98,7 +98,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     plot = options.document.parent / "images" / f"rd_{runs[0].data_name}.svg"
     parts = [
         f"![rate and quality on {runs[0].data_name}](images/{plot.name})",
-        points_table(runs, published).to_markdown(),
+        points_table(runs, published, seconds=False).to_markdown(),
         bd_rate_table(runs, place(runs, options.anchor), published).to_markdown(),
         *check_against_published(runs, published),
     ]

@@ -109,12 +109,21 @@ def number(value: float | None, digits: int) -> str:
     return "inf" if math.isinf(value) else f"{value:.{digits}f}"
 
 
-def points_table(runs: Sequence[Results], published: Sequence[PublishedCurve] = ()) -> Table:
-    """Return the means of each run at each setting, then published points, marked as such."""
+def points_table(
+    runs: Sequence[Results], published: Sequence[PublishedCurve] = (), seconds: bool = True
+) -> Table:
+    """Return the means of each run at each setting, then published points, marked as such.
+
+    Args:
+        runs: measured.
+        published: curves on the same set.
+        seconds: with the times, which mean something only where nothing else ran on the machine.
+    """
+    times = ("encode_seconds", "decode_seconds") if seconds else ()
     names = all_metrics(runs)
     chosen = [metric(name) for name in names]
     header = ["codec", "setting", "pictures", "bpp ↓", *(m.heading for m in chosen)]
-    header += ["encode (s)", "decode (s)"]
+    header += [f"{name.removesuffix('_seconds')} (s)" for name in times]
     rows, notes = [], []
     for run in runs:
         for point in run.points:
@@ -125,8 +134,7 @@ def points_table(runs: Sequence[Results], published: Sequence[PublishedCurve] = 
                     str(point.pictures),
                     number(point.bpp, 4),
                     *(number(point.values.get(m.name), m.digits) for m in chosen),
-                    number(point.values.get("encode_seconds"), 3),
-                    number(point.values.get("decode_seconds"), 3),
+                    *(number(point.values.get(name), 3) for name in times),
                 ]
             )
             if point.pictures < run.pictures:
@@ -143,7 +151,14 @@ def points_table(runs: Sequence[Results], published: Sequence[PublishedCurve] = 
                 continue
             values = [number(curves[m.name].get(rate), m.digits) for m in chosen]
             rows.append(
-                [f"{entry.codec}{PUBLISHED}", NOTHING, NOTHING, number(rate, 4), *values, NOTHING, NOTHING]
+                [
+                    f"{entry.codec}{PUBLISHED}",
+                    NOTHING,
+                    NOTHING,
+                    number(rate, 4),
+                    *values,
+                    *[NOTHING] * len(times),
+                ]
             )
             used.add((entry.codec, entry.source, entry.read))
     notes += [f"{codec}{PUBLISHED}: {source}; {READ[read]}." for codec, source, read in sorted(used)]
