@@ -14,7 +14,16 @@ from glc.codec.export import export, read_codec
 from glc.codec.parts import read_label
 from src.train import UsageError
 from tests.codec.fixed_model import fixed_codec_weights, fixed_picture
-from tests.short_runs import checkpoint, compose, figures, finite, run, settings, write_pictures
+from tests.short_runs import (
+    checkpoint,
+    compose,
+    figures,
+    finite,
+    run,
+    settings,
+    stand_in_weights,
+    write_pictures,
+)
 from tests.training.test_stages import all_plain
 
 
@@ -110,3 +119,54 @@ def test_a_checkpoint_stands_for_the_codec_that_it_exports_to(
     picture = Image.fromarray(fixed_picture(64, 64))
     made = glc.Codec(read_codec(stages["joint"]), "cpu").compress(picture)
     assert glc.load(tmp_path / "codec.safetensors", "cpu").compress(picture) == made
+
+
+@pytest.fixture(scope="module")
+def painter(photos: Path, codec: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("style")
+    rows = np.arange(80)[:, None] + np.arange(100)
+    stripes = np.stack([(rows // 6 % 2) * 220, (rows // 9 % 2) * 90, 255 - (rows // 6 % 2) * 220], -1)
+    Image.fromarray(stripes.astype(np.uint8)).save(folder / "stripes.png")
+    more = {
+        "perceptual.required": "true",
+        "perceptual.net": "squeeze",
+        "perceptual.weights_dir": str(stand_in_weights(folder / "weights")),
+        "stage.style": str(folder / "stripes.png"),
+        "stage.style_size": 64,
+        "stage.optimizer.lr": 3e-3,
+        "trainer.log_every_n_steps": 4,
+    }
+    return run({**options(photos, folder, codec, "stylization", steps=12), **more})
+
+
+def test_a_stylization_run_draws_the_same_files_in_the_style(
+    painter: Path, codec: Path, tmp_path: Path
+) -> None:
+    saved = checkpoint(painter)
+    assert {key.split(".")[0] for key in saved["state_dict"]} == {"decoder"}
+    rows = [row for row in figures(painter) if "val/loss" in row]
+    assert all(finite(row) for row in rows)
+    assert rows[-1]["val/style"] < rows[-1]["val/style_plain"]
+
+    export(painter / "checkpoints" / "last.ckpt", tmp_path / "style.safetensors")
+    label = read_label(tmp_path / "style.safetensors")
+    assert (label.kind, label.about["style"]) == ("decoder", "stripes.png")
+    styled = glc.load(codec, "cpu", decoder=tmp_path / "style.safetensors")
+    data = glc.load(codec, "cpu").compress(fixed_picture(64, 96))
+    assert styled.compress(fixed_picture(64, 96)) == data
+    assert not np.array_equal(
+        np.asarray(styled.decompress(data)), np.asarray(glc.load(codec, "cpu").decompress(data))
+    )
+
+
+def test_a_style_that_cannot_be_read_is_named(photos: Path, codec: Path, tmp_path: Path) -> None:
+    values = {
+        **options(photos, tmp_path, codec, "stylization"),
+        "stage.style": "none.png",
+        "perceptual.net": "squeeze",
+        "perceptual.weights_dir": str(stand_in_weights(tmp_path / "weights")),
+    }
+    with pytest.raises(UsageError, match=r"none\.png: no such file"):
+        run(values)
+    with pytest.raises(UsageError, match=r"stage\.style"):
+        run({key: value for key, value in values.items() if key != "stage.style"})

@@ -89,6 +89,12 @@ class LPIPS(nn.Module):
         with torch.autocast(x.device.type, enabled=False):
             return self.network(x.float(), y.float()).flatten()
 
+    def features(self, x: Tensor) -> list[Tensor]:
+        """Return the backbone's feature maps `[B, C_i, h_i, w_i]` of x `[B, 3, H, W]` in [-1, 1], float32."""
+        network = self.network.module
+        with torch.autocast(x.device.type, enabled=False):
+            return list(network.net(network.scaling_layer(x.float())))
+
 
 def _build(net: str, weights_dir: str | Path | None) -> nn.Module:
     import lpips  # here, because it is slow to import and no part of the core
