@@ -11,7 +11,7 @@ import threading
 import urllib.request
 import warnings
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -91,7 +91,7 @@ class LPIPS(nn.Module):
 
     def features(self, x: Tensor) -> list[Tensor]:
         """Return the backbone's feature maps `[B, C_i, h_i, w_i]` of x `[B, 3, H, W]` in [-1, 1], float32."""
-        network = self.network.module
+        network: Any = self.network.module
         with torch.autocast(x.device.type, enabled=False):
             return list(network.net(network.scaling_layer(x.float())))
 

@@ -1,0 +1,157 @@
+"""scripts/train_applications.py and scripts/restoration_table.py, in short versions."""
+
+import argparse
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from glc.codec.parts import save_part
+from glc.codec.weights import read_weights
+from glc.data.degradations import GaussianNoise, Mask
+from tests.codec.fixed_model import fixed_codec_weights, fixed_picture
+
+ROOT = Path(__file__).parents[1]
+
+
+def load(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, ROOT / "scripts" / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def training() -> ModuleType:
+    return load("train_applications")
+
+
+@pytest.fixture(scope="module")
+def table() -> ModuleType:
+    return load("restoration_table")
+
+
+class Trainer:
+    """Stands for `python -m src.train`: each call adds steps to the checkpoint of its run."""
+
+    def __init__(self, output: Path, per_call: int) -> None:
+        self.output, self.per_call = output, per_call
+        self.calls: list[str] = []
+        self.words: list[str] = []
+
+    def __call__(self, command: list[str], check: bool) -> subprocess.CompletedProcess[str]:
+        if "export" in command:
+            source, file = map(Path, command[4:6])
+            file.write_bytes(b"weights")
+            self.calls.append(f"export {source.parts[-4]}")
+            return subprocess.CompletedProcess(command, 0)
+        self.words = command
+        given = dict(word.split("=", 1) for word in command if "=" in word)
+        path = self.output / given["name"] / given["stage"] / "checkpoints" / "last.ckpt"
+        done = torch.load(path)["global_step"] if path.is_file() else 0
+        path.parent.mkdir(parents=True, exist_ok=True)
+        planned = int(given["trainer.max_steps"])
+        torch.save({"global_step": min(done + self.per_call, planned)}, path)
+        self.calls.append(given["name"])
+        return subprocess.CompletedProcess(command, 0)
+
+
+def test_applications_are_trained_in_turn_and_continued(
+    training: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = Trainer(tmp_path, per_call=60)
+    monkeypatch.setattr(training.subprocess, "run", trainer)
+    monkeypatch.setattr(training, "read_checkpoint", torch.load)
+    arguments = argparse.Namespace(
+        codec="small", name="small", shards=tmp_path, weights=tmp_path, output=tmp_path, minutes=10.0
+    )
+    arguments.steps = {"denoise": 100, "inpaint": 50, "mosaic": 60}
+    arguments.only, arguments.overrides, arguments.device, arguments.net = [], [], "cpu", "squeeze"
+    arguments.style = training.make_mosaic(tmp_path / "mosaic.png", side=96)
+
+    assert training.train(arguments) == training.MORE
+    names = ["small-denoise", "small-inpaint", "small-mosaic"]
+    assert trainer.calls == [call for name in names for call in (name, f"export {name}")]
+    assert "stage=stylization" in trainer.words
+    assert f"stage.style={arguments.style}" in trainer.words
+    trainer.calls.clear()
+    assert training.train(arguments) == 0
+    assert trainer.calls == ["small-denoise", "export small-denoise"]
+    assert (tmp_path / "small-mosaic.decoder.safetensors").is_file()
+    (tmp_path / "small-inpaint.encoder.safetensors").unlink()
+    trainer.calls.clear()
+    assert training.train(arguments) == 0
+    assert trainer.calls == ["export small-inpaint"]
+
+
+def test_the_mosaic_is_the_same_each_time(training: ModuleType, tmp_path: Path) -> None:
+    first, again = (training.make_mosaic(tmp_path / f"{i}.png", side=64) for i in range(2))
+    assert first.read_bytes() == again.read_bytes()
+    assert len(np.unique(np.asarray(Image.open(first)).reshape(-1, 3), axis=0)) > 10
+
+
+def test_restorers_restore(table: ModuleType, tmp_path: Path) -> None:
+    rows, columns = np.mgrid[:64, :64]
+    clean = np.stack([rows * 2 + 60, columns * 2 + 60, rows + columns + 60], -1).astype(np.uint8)
+    picture = Image.fromarray(clean)
+
+    class Halve(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x / 2
+
+    sides = {"x": {2: torch.export.Dim.AUTO, 3: torch.export.Dim.AUTO}}
+    halve = torch.export.export(Halve(), (torch.rand(1, 3, 48, 40),), dynamic_shapes=sides)
+    torch.export.save(halve, tmp_path / "halve.pt2")
+    for degradation, names in (
+        (GaussianNoise(20), {"non-local means", "total variation", "halve"}),
+        (Mask(0.1), {"biharmonic inpainting", "halve"}),
+    ):
+        degraded = table.degrade(degradation, picture, 0, seed=0)
+        assert degraded.tobytes() == table.degrade(degradation, picture, 0, seed=0).tobytes()
+        found = table.restorers(degradation, tmp_path / "halve.pt2")
+        assert names <= found.keys()
+
+        def error(image: Image.Image) -> float:
+            return float(((np.asarray(image, float) - clean) ** 2).mean())
+
+        for name in names - {"halve"}:
+            assert error(found[name](degraded)) < error(degraded) / 2, name
+        halved = np.asarray(found["halve"](degraded), float)
+        assert np.abs(halved - np.asarray(degraded, float) / 2).max() <= 0.51
+
+
+def test_the_table_compares_at_one_rate(
+    table: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    codec = fixed_codec_weights(tmp_path / "codec.safetensors")
+    weights = read_weights(codec)
+    encoder = tmp_path / "own.encoder.safetensors"
+    state = weights.model.encoder.state_dict()
+    save_part(encoder, "encoder", state, weights.description["encoder"], weights.fingerprint)
+    (tmp_path / "photos").mkdir()
+    Image.fromarray(fixed_picture(192, 192)).save(tmp_path / "photos" / "a.png")
+    words = ["--codec", str(codec), "--encoder", str(encoder), "--pictures", str(tmp_path / "photos")]
+    words += ["--output", str(tmp_path / "out"), "degradation.sigma=30"]
+    monkeypatch.setattr(sys, "argv", ["restoration_table.py", *words])
+    monkeypatch.setenv("GLC_OFFLINE", "1")
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    # The encoder is the codec's own: it does not beat itself, and less so with fewer bytes.
+    assert table.main() == 1
+    rows = json.loads((tmp_path / "out" / "table.json").read_text())
+    assert [row["way"] for row in rows][:2] == [table.OURS, table.ALONE]
+    assert rows[-1]["way"] == table.CLEAN
+    assert all(rows[0]["bytes"] <= row["bytes"] <= 1.03 * rows[0]["bytes"] for row in rows[1:2])
+    assert all(row["bpp"] == pytest.approx(8 * row["bytes"] / 192**2) for row in rows)
+    assert Image.open(tmp_path / "out" / "side_by_side.png").size[1] == 192
+    assert "without lpips_alex" in capsys.readouterr().err
+    monkeypatch.setattr(sys, "argv", ["restoration_table.py", *words[:5], str(tmp_path / "no"), *words[6:]])
+    assert table.main() == 2
