@@ -29,7 +29,7 @@ lint: setup ## check style, formatting and types
 lock: setup ## resolve the newest allowed versions again into requirements/*.txt
 	@echo uv | $(COMPILE) --no-annotate - -o requirements/uv.txt
 	@$(COMPILE) pyproject.toml -o requirements/core.txt
-	@$(COMPILE) --extra train --extra eval --extra dev pyproject.toml -o requirements/dev.txt
+	@$(COMPILE) --extra train --extra sweep --extra eval --extra dev pyproject.toml -o requirements/dev.txt
 	@$(COMPILE) --extra app pyproject.toml -o requirements/app.txt
 
 clean: ## delete caches and build output (.venv, data/ and runs/ stay)
