@@ -18,6 +18,8 @@ from glc.cli.errors import NOTHING_DONE, ONE_FAILED, NothingDoneError, message_a
 from glc.cli.plan import Job, Kind, Plan, make_plan
 from glc.cli.shards import shard_options
 from glc.codec.bitstream import DEFAULT_LIMIT
+from glc.codec.inference.memory import parse_memory
+from glc.codec.inference.precision import PRECISIONS
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -36,6 +38,13 @@ LOSSLESS: dict[str, tuple[str, dict[str, Any]]] = {
 """Pillow's name and options of the formats that pictures can be written in, by suffix."""
 
 
+def _memory(ctx: click.Context, parameter: click.Parameter, value: str | None) -> int | None:
+    try:
+        return None if value is None else parse_memory(value)
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from None
+
+
 def _shared_options(command: Callable[..., None]) -> Callable[..., None]:
     for option in reversed(
         (
@@ -51,6 +60,19 @@ def _shared_options(command: Callable[..., None]) -> Callable[..., None]:
                 default="auto",
                 show_default=True,
                 help="Where the networks run.",
+            ),
+            click.option(
+                "--precision",
+                type=click.Choice(PRECISIONS),
+                default="auto",
+                show_default=True,
+                help="Number format of the networks that the files' symbols do not hang on.",
+            ),
+            click.option(
+                "--memory",
+                metavar="SIZE",
+                callback=_memory,
+                help="What may be taken, such as 8GB.  [default: what is free]",
             ),
             click.option("--force", is_flag=True, help="Replace existing files."),
             click.option("--quiet", is_flag=True, help="No progress bar and no summary."),
@@ -93,6 +115,8 @@ def compress(
     output: str | None,
     model: str | None,
     device: str,
+    precision: str,
+    memory: int | None,
     force: bool,
     quiet: bool,
 ) -> None:
@@ -121,7 +145,7 @@ def compress(
         from glc.cli.streams import write_result
         from glc.data.images import read_rgb
 
-        codec = Codecs(model, device, encoder=encoder).for_pictures()
+        codec = Codecs(model, device, precision, memory, encoder=encoder).for_pictures()
 
         def work(job: Job) -> str:
             with _notes(job):
@@ -162,6 +186,8 @@ def decompress(
     output: str | None,
     model: str | None,
     device: str,
+    precision: str,
+    memory: int | None,
     force: bool,
     quiet: bool,
 ) -> None:
@@ -183,7 +209,7 @@ def decompress(
         from glc.cli.streams import read_glc, write_result
         from glc.codec.bitstream import unpack
 
-        codecs = Codecs(model, device, decoder=decoder)
+        codecs = Codecs(model, device, precision, memory, decoder=decoder)
         codecs.check_for_files()
 
         def work(job: Job) -> str:

@@ -72,6 +72,8 @@ class Codecs:
     Args:
         model: what the user chose, or None.
         device: name of the device.
+        precision: number format, see `glc.load`.
+        memory: bytes that may be taken, or None for what is free.
         encoder: file or name of an encoder to use in the place of the codec's own, or None.
         decoder: the same of a decoder.
 
@@ -81,6 +83,8 @@ class Codecs:
 
     model: str | None
     device: str
+    precision: str = "auto"
+    memory: int | None = None
     encoder: str | None = None
     decoder: str | None = None
     loaded: dict[Path, Codec] = field(default_factory=dict, init=False)
@@ -151,9 +155,8 @@ class Codecs:
     def _load(self, file: Path) -> Codec:
         if file not in self.loaded:
             try:
-                self.loaded[file] = Codec(
-                    assemble(file, self.encoder, self.decoder), choose_device(self.device)
-                )
+                weights = assemble(file, self.encoder, self.decoder)
+                self.loaded[file] = Codec(weights, choose_device(self.device), self.precision, self.memory)
             except WeightsError as error:
                 # Messages of a codec do not name the file that it came from.
                 text = str(error)

@@ -12,11 +12,14 @@ from glc.codec import bitstream
 from glc.codec.bitstream import DEFAULT_LIMIT, FINGERPRINT_BYTES, MAX_RATES, RATE_ONE, Header
 from glc.codec.errors import DamagedError, TargetError, WeightsError, WrongWeightsError
 from glc.codec.exact import InexactError, check_device
-from glc.codec.padding import crop, pad, padded_size
+from glc.codec.inference.memory import parse_memory
+from glc.codec.inference.precision import choose_precision
+from glc.codec.inference.running import NotFiniteError, PictureNetworks
+from glc.codec.padding import padded_size
 from glc.codec.payload import Decoded, IndicesMapPayload, Symbols, TransformPayload
 from glc.codec.target import TOLERANCE, search
 from glc.codec.weights import Weights
-from glc.data.images import ImageSource, read_rgb, stack_pictures, to_image
+from glc.data.images import ImageSource, read_rgb
 from glc.models.coder import IndicesMapCoder
 
 Picture = ImageSource | np.ndarray | Tensor
@@ -43,15 +46,29 @@ class Codec:
     Args:
         weights: from `glc.codec.weights.read_weights`.
         device: where the networks run.
+        precision: "auto", "float32" or "bfloat16" for E and D, see `choose_precision`; no file that exists
+            decodes to other integers for it.
+        memory: what the process may take, in bytes or as text such as "8GB"; None for what is free.
 
     Raises:
         WeightsError: when the weights cannot make a codec.
+        ValueError: for another precision or no size of memory.
     """
 
-    def __init__(self, weights: Weights, device: str | torch.device = "cpu") -> None:
+    def __init__(
+        self,
+        weights: Weights,
+        device: str | torch.device = "cpu",
+        precision: str = "auto",
+        memory: int | str | None = None,
+    ) -> None:
         self.device = torch.device(device)
         self.model = weights.model.to(self.device).requires_grad_(False)
         self.weights = weights
+        limit = parse_memory(memory) if isinstance(memory, str) else memory
+        precisions = choose_precision(precision, self.device)
+        self.networks = PictureNetworks(self.model, self.device, precisions, limit)
+        """E and D as they run."""
         if self.model.num_rates > MAX_RATES:
             raise WeightsError(
                 f"{weights.source}: a codec has at most {MAX_RATES} rate points, not {self.model.num_rates}"
@@ -215,7 +232,7 @@ class Codec:
         return 100 * rate / max(1, (self.model.num_rates - 1) * RATE_ONE)
 
     def _to_input(self, image: Picture) -> Tensor:
-        """Return a picture as x `[1, 3, H, W]` in [-1, 1]."""
+        """Return a picture as `[1, 3, H, W]`, uint8 levels or float32 in [-1, 1]."""
         if isinstance(image, Tensor):
             if image.ndim != 3 or image.shape[0] != 3 or not image.is_floating_point():
                 raise ValueError(
@@ -232,13 +249,12 @@ class Codec:
                 image = Image.fromarray(image)
             except TypeError as error:
                 raise ValueError(f"an array must be uint8 [H, W, 3], got {shape}") from error
-        return stack_pictures([read_rgb(image)])
+        return torch.from_numpy(np.asarray(read_rgb(image)).transpose(2, 0, 1)[None].copy())
 
     def _latent(self, inputs: Sequence[Tensor]) -> Tensor:
-        padded = [pad(x, self.model.stride) for x in inputs]
-        if len({x.shape for x in padded}) > 1:
+        if len({padded_size(x.shape[-2], x.shape[-1], self.model.stride) for x in inputs}) > 1:
             raise ValueError("the pictures of a batch must have one size once padded to the model's stride")
-        return self.model.encoder(torch.cat(padded).to(self.device))
+        return self.networks.encode(inputs)
 
     def _encode(self, latent: Tensor, sizes: Sequence[tuple[int, int]], rate: int) -> list[bytes]:
         rates = latent.new_full((len(latent),), rate / RATE_ONE)
@@ -304,13 +320,11 @@ class Codec:
         return self._payload.decode(payloads, self._latent_size(headers[0]), self._rates(headers))
 
     def _draw(self, latent_hat: Tensor, headers: Sequence[Header]) -> list[Image.Image]:
-        pictures = self.model.decode_latent(latent_hat)
-        if not pictures.isfinite().all():
-            raise DamagedError("damaged: the symbols are none of a picture, its pixels are not finite")
-        return [
-            to_image(crop(x_hat, header.height, header.width))
-            for x_hat, header in zip(pictures, headers, strict=True)
-        ]
+        try:
+            pictures = self.networks.draw(latent_hat, [(header.height, header.width) for header in headers])
+        except NotFiniteError as error:
+            raise DamagedError(f"damaged: the symbols are none of a picture, its {error}") from error
+        return [Image.fromarray(picture) for picture in pictures]
 
 
 def choose_device(name: str | torch.device) -> torch.device:

@@ -16,6 +16,8 @@ def load(
     *,
     encoder: str | Path | None = None,
     decoder: str | Path | None = None,
+    precision: str = "auto",
+    memory: int | str | None = None,
 ) -> Codec:
     """Return the codec of a weights file or of a model that comes with glc.
 
@@ -24,12 +26,14 @@ def load(
         device: "cpu", "cuda", or "auto" for a GPU where there is one.
         encoder: file or name of an encoder made for this model, such as one that restores, to compress with.
         decoder: the same of a decoder, such as one that draws in a style, to decompress with.
+        precision: "auto", "float32" or "bfloat16" for E and D; any precision reads any file.
+        memory: what the process may take, in bytes or as text such as "8GB"; None for what is free.
 
     Raises:
         WeightsError: when there is no such model, its file cannot be used, or a part is another model's.
-        ValueError: when there is no such device.
+        ValueError: when there is no such device or precision, or memory is no size.
     """
-    return Codec(assemble(find(model), encoder, decoder), choose_device(device))
+    return Codec(assemble(find(model), encoder, decoder), choose_device(device), precision, memory)
 
 
 def assemble(file: Path, encoder: str | Path | None = None, decoder: str | Path | None = None) -> Weights:

@@ -61,7 +61,7 @@ def watched(codec: Codec) -> Iterator[Stopwatch]:
     """Time the parts of a codec within the block, by their names in the paper and `ENTROPY_CODING`."""
     stopwatch = Stopwatch(codec.device)
     payload, model = codec._payload, codec.model
-    functions: list[tuple[str, Any, str]] = [("E", model.encoder, "forward"), ("D", model.decoder, "forward")]
+    functions: list[tuple[str, Any, str]] = [("E", codec.networks, "encode"), ("D", codec.networks, "draw")]
     if isinstance(payload, TransformPayload):
         coder = payload.coder
         functions += [

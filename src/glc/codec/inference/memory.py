@@ -1,0 +1,47 @@
+"""How much memory the networks may take."""
+
+import os
+import re
+from pathlib import Path
+
+_UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
+_GROUPS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
+
+
+class MemoryLimitError(MemoryError):
+    """A picture needs more memory than may be used."""
+
+
+def parse_memory(text: str) -> int:
+    """Return the bytes that a text such as `8GB`, `500 MB` or `1.5g` names.
+
+    Raises:
+        ValueError: when it names none, or none at all.
+    """
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]?)i?b?\s*", text.lower())
+    if match is None or not float(match[1]):
+        raise ValueError(f"memory must be a size such as 8GB or 500MB, got {text!r}")
+    return int(float(match[1]) * _UNITS[match[2]])
+
+
+def available_memory() -> int | None:
+    """Return the bytes that this process may still take on this machine, or None where that is not told."""
+    found = [int(text) for name in _GROUPS if (text := _read(name).strip()).isdecimal()]
+    limits = [limit - resident_memory() for limit in found]
+    match = re.search(r"MemAvailable:\s*(\d+) kB", _read("/proc/meminfo"))
+    if match is not None:
+        limits.append(int(match[1]) * 1024)
+    return max(0, min(limits)) if limits else None
+
+
+def resident_memory() -> int:
+    """Return the bytes that this process holds now; 0 where that is not told."""
+    fields = _read("/proc/self/statm").split()
+    return int(fields[1]) * os.sysconf("SC_PAGE_SIZE") if len(fields) > 1 else 0
+
+
+def _read(name: str) -> str:
+    try:
+        return Path(name).read_text()
+    except OSError:
+        return ""

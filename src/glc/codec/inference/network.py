@@ -1,0 +1,207 @@
+"""E and D as the codec runs them on a CPU: in bands of rows, with as few maps at a time as there can be.
+
+Where all of a network's normalisations look at single positions, its part at high resolution (all that is not
+attention or below it) runs on slabs of rows that overlap by what its convolutions see: the seams are exact.
+Group normalisation needs the whole map: such a network holds two maps of its widest level.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from glc.codec.inference.bands import BAND_ELEMENTS, Convolution, Scratch, Source, bands, empty_map, fill
+from glc.codec.inference.memory import MemoryLimitError
+from glc.codec.inference.steps import Map, Step, has_global_norm, make_steps, split_ending
+from glc.models.autoencoder import Decoder, Encoder
+
+_BAND_COPIES = 24
+"""Memory of what a band needs, in bands of float32: transforms of a convolution above all."""
+
+
+def _peak(steps: Sequence[Step], channels: int, height: float, width: float, size: int) -> int:
+    """Return the most bytes of maps that steps hold, from a map of given channels and size on."""
+    scratch, most, map_bytes = 0, 0, int(channels * height * width * size)
+    for step in steps:
+        scratch = max(scratch, int(step.scratch_channels * height * width * size))
+        height, width = height * step.scale, width * step.scale
+        made = int(step.channels * height * width * size)
+        most = max(most, map_bytes + scratch + (made if step.makes_map else 0))
+        map_bytes = made
+    return max(most, map_bytes + scratch)
+
+
+def _slab_rows(whole: int, rows: int, overlap: int, limit: int | None, what: str) -> int:
+    """Return how many rows of a map a slab may have; `whole` is the bytes that all of them need."""
+    bands_need = _BAND_COPIES * BAND_ELEMENTS * 4
+    if limit is None or whole + bands_need <= limit:
+        return rows
+    fitting = int((limit - bands_need) / whole * rows) - 2 * overlap
+    if fitting < 1:
+        least = min(whole, int(whole * (2 * overlap + 1) / rows)) + bands_need
+        raise MemoryLimitError(
+            f"{what} needs {least / 1e9:.1f} GB for a picture of this size, and {max(0, limit) / 1e9:.1f} GB "
+            "may be used: allow more with --memory (memory= in Python), or choose the precision bfloat16, "
+            "which halves it"
+        )
+    return fitting
+
+
+class BandedEncoder:
+    """E, from the rows of a picture to its latent.
+
+    Args:
+        encoder: whose weights to use, as they are now.
+        dtype: of the maps between its first and its last layer.
+    """
+
+    def __init__(self, encoder: Encoder, dtype: torch.dtype) -> None:
+        blocks = list(encoder.blocks)
+        self.stem = 1
+        if isinstance(blocks[0], nn.PixelUnshuffle):
+            self.stem = blocks[0].downscale_factor
+            del blocks[0]
+        first = blocks.pop(0)
+        assert isinstance(first, nn.Conv2d)
+        # From pixels in float32: 8 bits of them are more than bfloat16 holds.
+        self.first = Convolution(first, torch.float32)
+        self.dtype = dtype
+        self.gather = isinstance(getattr(blocks[0], "norm1", None), nn.GroupNorm)
+        steps = make_steps(blocks, dtype)
+        count = next(i for i, step in enumerate([*steps, None]) if step is None or step.reach < 0)
+        self.local, self.rest = steps[:count], steps[count:]
+        self.factor = round(1 / math.prod(step.scale for step in self.local))
+        # Rows at a slab's ends that were computed from zeros in the place of the next slab's.
+        self.overlap = 1
+        for step in self.local:
+            self.overlap = math.ceil((self.overlap + step.reach) * step.scale)
+
+    def __call__(self, picture: Source, width: int, limit: int | None = None) -> Tensor:
+        """Return l `[1, C, H / f, W / f]`, float32.
+
+        Args:
+            picture: its rows, `[1, 3, rows, W]` in [-1, 1].
+            width: W.
+            limit: bytes that may be used.
+
+        Raises:
+            MemoryLimitError: when they do not suffice.
+        """
+        scratch = Scratch()
+        factor, stem = self.factor, self.stem
+        height, width = picture.height // stem, width // stem
+        rows, columns = height // factor, width // factor
+        channels = self.local[-1].channels if self.local else self.first.channels
+        size = self.dtype.itemsize
+        kept = _peak(self.rest, channels, rows, columns, size)
+        whole = max(kept, _peak(self.local, self.first.channels, height, width, size))
+        if limit is not None and self.local:
+            limit -= kept
+        step = _slab_rows(whole, rows, self.overlap, limit, "the encoder")
+        if step == rows:
+            x = self._slab(picture, 0, height, width, scratch)
+        else:
+            x = Map(empty_map(channels, rows, columns, self.dtype))
+            for start in range(0, rows, step):
+                stop = min(rows, start + step)
+                low, high = max(0, start - self.overlap), min(rows, stop + self.overlap)
+                part = self._slab(picture, low * factor, high * factor, width, scratch)
+                x.values[:, :, start:stop] = part.values[:, :, start - low : stop - low]
+            scratch = Scratch()
+        for layer in self.rest:
+            x = layer(x, scratch)
+        return x.values.float().contiguous()
+
+    def _slab(self, picture: Source, start: int, stop: int, width: int, scratch: Scratch) -> Map:
+        """Return the local steps' output for some rows, counted after the stem."""
+        stem = self.stem
+
+        def read(low: int, high: int) -> Tensor:
+            found = picture.read((start + low) * stem, (start + high) * stem)
+            return F.pixel_unshuffle(found, stem) if stem > 1 else found
+
+        source = Source(stop - start, read)
+        values = empty_map(self.first.channels, stop - start, width, self.dtype)
+        x = Map(values, fill(values, lambda low, high: self.first.rows(source, low, high), self.gather))
+        for step in self.local:
+            x = step(x, scratch)
+        return x
+
+
+class BandedDecoder:
+    """D, from a latent to the rows of a picture.
+
+    Args:
+        decoder: whose weights to use, as they are now.
+        dtype: of the maps between its first and its last layer.
+    """
+
+    def __init__(self, decoder: Decoder, dtype: torch.dtype) -> None:
+        blocks = list(decoder.blocks)
+        self.stem = 1
+        if isinstance(blocks[-1], nn.PixelShuffle):
+            self.stem = blocks[-1].upscale_factor
+            del blocks[-1]
+        last = blocks.pop()
+        assert isinstance(last, nn.Conv2d)
+        self.last = Convolution(last, torch.float32)
+        blocks, self.ending = split_ending(blocks)
+        self.dtype = dtype
+        steps = make_steps(blocks, dtype, self.ending)
+        count = len(steps)
+        if not has_global_norm(self.ending):
+            while count and steps[count - 1].reach >= 0:
+                count -= 1
+        self.rest, self.local = steps[:count], steps[count:]
+        self.factor = round(math.prod(step.scale for step in self.local))
+        self.overlap = 1
+        for step in reversed(self.local):
+            self.overlap = math.ceil(self.overlap / step.scale) + step.reach
+
+    def __call__(
+        self, latent: Tensor, write: Callable[[int, Tensor], None], limit: int | None = None
+    ) -> None:
+        """Draw the picture of l `[1, C, h, w]`.
+
+        Args:
+            latent: float32.
+            write: takes the number of a row and the rows from it on, `[1, 3, rows, W]`, not clamped.
+            limit: bytes that may be used.
+
+        Raises:
+            MemoryLimitError: when they do not suffice.
+        """
+        channels, height, width = latent.shape[1:]
+        size = self.dtype.itemsize
+        kept = _peak(self.rest, channels, height, width, size)
+        x = Map(latent.to(self.dtype, memory_format=torch.channels_last))
+        scale = math.prod(step.scale for step in self.rest)
+        rows, columns = round(height * scale), round(width * scale)
+        middle = self.rest[-1].channels if self.rest else channels
+        whole = max(kept, _peak(self.local, middle, rows, columns, size))
+        if limit is not None and self.local:
+            limit -= kept
+        step = _slab_rows(whole, rows, self.overlap, limit, "the decoder")
+        scratch = Scratch()
+        for layer in self.rest:
+            x = layer(x, scratch)
+        for start in range(0, rows, step):
+            stop = min(rows, start + step)
+            low, high = max(0, start - self.overlap), min(rows, stop + self.overlap)
+            part = x
+            if step < rows:
+                part = Map(x.values[:, :, low:high].clone(memory_format=torch.channels_last))
+            for layer in self.local:
+                part = layer(part, scratch)
+            self._finish(part, (start - low) * self.factor, (stop - low) * self.factor, low, write)
+
+    def _finish(self, x: Map, start: int, stop: int, low: int, write: Callable[[int, Tensor], None]) -> None:
+        source = x.source(self.ending)
+        per_row = x.values.shape[1] * x.values.shape[3]
+        for first, end in bands(stop - start, per_row):
+            rows = self.last.rows(source, start + first, start + end)
+            if self.stem > 1:
+                rows = F.pixel_shuffle(rows, self.stem)
+            write((low * self.factor + start + first) * self.stem, rows)

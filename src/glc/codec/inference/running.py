@@ -1,0 +1,146 @@
+"""Pictures to latents and back, as the codec does it: E and D on any device, within a limit of memory."""
+
+import copy
+from collections.abc import Sequence
+from functools import cached_property
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from glc.codec.inference.bands import Source
+from glc.codec.inference.memory import available_memory, resident_memory
+from glc.codec.inference.network import BandedDecoder, BandedEncoder
+from glc.codec.inference.precision import Precision
+from glc.codec.padding import padded_size
+from glc.data.images import from_uint8, to_uint8
+from glc.models.glc import GLC
+
+Size = tuple[int, int]
+"""Height and width in pixels."""
+
+_RESERVE = 0.9
+"""Part of the memory that is free on the machine which may be used."""
+
+
+class NotFiniteError(ValueError):
+    """A latent is none of a picture."""
+
+
+class PictureNetworks:
+    """E and D of a codec.
+
+    On a CPU pictures are computed one after the other in bands of rows, see `glc.codec.inference.network`.
+    Other devices compute a whole batch at once, in channels-last memory.
+
+    Args:
+        model: whose weights to use, as they are when a network is first needed.
+        device: where.
+        precision: number formats of the two.
+        memory: bytes that the process may take; None for what is free on the machine.
+    """
+
+    def __init__(
+        self, model: GLC, device: torch.device, precision: Precision, memory: int | None = None
+    ) -> None:
+        self.model = model
+        self.device = device
+        self.precision = precision
+        self.memory = memory
+
+    @cached_property
+    def _banded_encoder(self) -> BandedEncoder:
+        return BandedEncoder(self.model.encoder, self.precision.encoder)
+
+    @cached_property
+    def _banded_decoder(self) -> BandedDecoder:
+        return BandedDecoder(self.model.decoder, self.precision.decoder)
+
+    @cached_property
+    def _whole_encoder(self) -> nn.Module:
+        return _cast(self.model.encoder, self.precision.encoder)
+
+    @cached_property
+    def _whole_decoder(self) -> nn.Module:
+        return _cast(self.model.decoder, self.precision.decoder)
+
+    def limit(self) -> int | None:
+        """Return the bytes that may still be taken, or None where nothing says."""
+        if self.memory is not None:
+            return max(0, self.memory - resident_memory())
+        free = available_memory()
+        return None if free is None else int(_RESERVE * free)
+
+    def encode(self, pictures: Sequence[Tensor]) -> Tensor:
+        """Return the latents `[B, C, h, w]`, float32, on the device.
+
+        Args:
+            pictures: `[1, 3, H, W]` each, uint8 levels or float32 in [-1, 1]; all of one size once padded.
+
+        Raises:
+            MemoryLimitError: when a picture needs more memory than may be used.
+        """
+        if self.device.type == "cpu":
+            return torch.cat([self._encode_banded(picture) for picture in pictures])
+        x = torch.cat([_padded(p, 0, None, self.model.stride) for p in pictures])
+        x = x.to(self.device, self.precision.encoder, memory_format=torch.channels_last)
+        return self._whole_encoder(x).float().contiguous()
+
+    def _encode_banded(self, picture: Tensor) -> Tensor:
+        stride = self.model.stride
+        height, width = padded_size(picture.shape[2], picture.shape[3], stride)
+        source = Source(height, lambda start, stop: _padded(picture, start, stop, stride))
+        return self._banded_encoder(source, width, self.limit())
+
+    def draw(self, latent_hat: Tensor, sizes: Sequence[Size]) -> list[np.ndarray]:
+        """Return the pictures, uint8 `[H, W, 3]`, of latents l_hat `[B, C, h, w]`.
+
+        Args:
+            latent_hat: float32.
+            sizes: of the pictures, padding excluded.
+
+        Raises:
+            NotFiniteError: when a pixel is not finite.
+            MemoryLimitError: when a picture needs more memory than may be used.
+        """
+        if self.model.refiner is not None:
+            latent_hat = self.model.refiner(latent_hat)
+        canvases = [_Canvas(size) for size in sizes]
+        if self.device.type == "cpu":
+            for latent, canvas in zip(latent_hat.split(1), canvases, strict=True):
+                self._banded_decoder(latent, canvas.write, self.limit())
+        else:
+            x = latent_hat.to(self.precision.decoder, memory_format=torch.channels_last)
+            for x_hat, canvas in zip(self._whole_decoder(x).float().split(1), canvases, strict=True):
+                canvas.write(0, x_hat)
+        return [canvas.pixels for canvas in canvases]
+
+
+class _Canvas:
+    """A picture that is written by rows."""
+
+    def __init__(self, size: Size) -> None:
+        self.pixels = np.empty((*size, 3), np.uint8)
+
+    def write(self, row: int, rows: Tensor) -> None:
+        height, width = self.pixels.shape[:2]
+        rows = rows[0, :, : max(0, height - row), :width]
+        if not rows.isfinite().all():
+            raise NotFiniteError("pixels are not finite")
+        self.pixels[row : row + rows.shape[1]] = to_uint8(rows).permute(1, 2, 0).cpu().numpy()
+
+
+def _padded(picture: Tensor, start: int, stop: int | None, stride: int) -> Tensor:
+    """Return rows of a picture, padded to multiples of the stride by its last pixels, in [-1, 1]."""
+    height, width = picture.shape[2:]
+    rows, columns = padded_size(height, width, stride)
+    inside = picture[:, :, min(start, height - 1) : stop]
+    inside = from_uint8(inside) if inside.dtype == torch.uint8 else inside
+    below = (rows if stop is None else stop) - start - inside.shape[2]
+    if below or columns > width:
+        return nn.functional.pad(inside, (0, columns - width, 0, below), mode="replicate")
+    return inside
+
+
+def _cast(network: nn.Module, dtype: torch.dtype) -> nn.Module:
+    return copy.deepcopy(network).to(dtype=dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]

@@ -1,0 +1,199 @@
+"""The blocks of E and D as steps from map to map, each run in bands."""
+
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from glc.codec.inference.bands import Convolution, Scratch, Source, UpsamplingConvolution, empty_map, fill
+from glc.codec.inference.statistics import ChannelStatistics, Normalizer
+from glc.layers.attention import WindowAttention, merge_windows, partition_windows
+from glc.layers.blocks import Downsample, ResidualBlock, Upsample
+from glc.layers.normalization import PixelNorm
+
+_SWISH = nn.SiLU()
+_BEFORE = (nn.GroupNorm, PixelNorm, nn.Identity, nn.SiLU)
+
+
+class Map:
+    """A map `[1, C, H, W]` and, where the next block needs them, the statistics of its channels."""
+
+    def __init__(self, values: Tensor, statistics: ChannelStatistics | None = None) -> None:
+        self.values = values
+        self.statistics = statistics
+
+    def source(self, before: tuple[nn.Module, ...] = ()) -> Source:
+        """Return the source of its rows, after a normalisation and swish where they are given."""
+        values = self.values
+        if not before:
+            return Source(values.shape[2], lambda start, stop: values[:, :, start:stop])
+        swish = isinstance(before[-1], nn.SiLU)
+        norm = before[0] if len(before) > swish else nn.Identity()
+        normalize = Normalizer(norm, self.statistics, swish)
+        return Source(values.shape[2], lambda start, stop: normalize(values[:, :, start:stop]))
+
+
+class Step(Protocol):
+    """A block, ready to run."""
+
+    gather: bool
+    """Whether the next block wants statistics of the output."""
+    channels: int
+    """Width of the output."""
+    scale: float
+    """Rows of the output per row of the input."""
+    reach: int
+    """Rows beyond a row of the input that its output sees, or -1 when it sees all."""
+    makes_map: bool
+    """Whether the output takes memory of its own."""
+    scratch_channels: int
+    """Width of the map that is needed in between; 0 for none."""
+
+    def __call__(self, x: Map, scratch: Scratch) -> Map:
+        """Apply the block; the input may be overwritten."""
+        ...
+
+
+class ResidualStep:
+    """`ResidualBlock`; where the width stays, its output replaces its input."""
+
+    scale = 1.0
+
+    def __init__(self, block: ResidualBlock, dtype: torch.dtype) -> None:
+        self.gather = False
+        self.block = block
+        self.conv1 = Convolution(block.conv1, dtype)
+        self.conv2 = Convolution(block.conv2, dtype)
+        self.skip = Convolution(block.skip, dtype) if isinstance(block.skip, nn.Conv2d) else None
+        self.channels = self.scratch_channels = self.conv2.channels
+        self.makes_map = self.skip is not None
+        self.global_norm = isinstance(block.norm1, nn.GroupNorm)
+        self.reach = -1 if self.global_norm else 2
+
+    def __call__(self, x: Map, scratch: Scratch) -> Map:
+        """Apply the block."""
+        _, channels, height, width = x.values.shape
+        plain, source = x.source(), x.source((self.block.norm1, _SWISH))
+        h = scratch.map(self.channels, height, width, self.conv1.dtype)
+        wide = channels * width
+        statistics = fill(h, lambda a, b: self.conv1.rows(source, a, b), self.global_norm, width=wide)
+        hidden = Map(h, statistics).source((self.block.norm2, _SWISH))
+        skip = self.skip
+        if skip is None:
+            found = fill(x.values, lambda a, b: self.conv2.rows(hidden, a, b), self.gather, add=True)
+            return Map(x.values, found)
+
+        def both(start: int, stop: int) -> Tensor:
+            return self.conv2.rows(hidden, start, stop).add_(skip.rows(plain, start, stop))
+
+        values = empty_map(self.channels, height, width, self.conv2.dtype)
+        return Map(values, fill(values, both, self.gather, width=wide))
+
+
+class AttentionStep:
+    """`WindowAttention`, some rows of windows at a time; its output replaces its input."""
+
+    scale = 1.0
+    reach = -1  # the whole window: more than a tile should overlap by
+    makes_map = False
+    scratch_channels = 0
+
+    def __init__(self, block: WindowAttention, dtype: torch.dtype) -> None:
+        self.gather = False
+        self.block = block
+        convs = (block.query, block.key, block.value)
+        self.weight = torch.cat([conv.weight.detach().flatten(1) for conv in convs]).to(dtype)
+        self.bias = torch.cat([conv.bias.detach() for conv in convs if conv.bias is not None]).to(dtype)
+        self.out = Convolution(block.out, dtype)
+        self.channels = self.out.channels
+
+    def __call__(self, x: Map, scratch: Scratch) -> Map:
+        """Apply the block."""
+        height, width = x.values.shape[2:]
+        window = max(height, width) if self.block.window is None else self.block.window
+        source = x.source((self.block.norm,))
+
+        def rows(start: int, stop: int) -> Tensor:
+            tokens, mask = partition_windows(source.rows(start, stop), window)
+            query, key, value = F.linear(tokens, self.weight, self.bias)[:, None].chunk(3, -1)
+            mask = None if mask is None else mask[:, None, None, :]
+            attended = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)[:, 0]
+            merged = merge_windows(attended, window, (stop - start, width))
+            return self.out.rows(Source(stop - start, lambda a, b: merged[:, :, a:b]), 0, stop - start)
+
+        return Map(x.values, fill(x.values, rows, self.gather, multiple=min(window, height), add=True))
+
+
+class ConvolutionStep:
+    """A convolution to a new map, after a normalisation and swish where they are given."""
+
+    makes_map = True
+    scratch_channels = 0
+
+    def __init__(
+        self, conv: nn.Conv2d, dtype: torch.dtype, before: tuple[nn.Module, ...] = (), doubles: bool = False
+    ) -> None:
+        self.gather = False
+        self.before = before
+        self.conv = UpsamplingConvolution(conv, dtype) if doubles else Convolution(conv, dtype)
+        self.channels = conv.out_channels
+        self.dtype = dtype
+        self.doubles = doubles
+        self.scale = 2.0 if doubles else 1 / conv.stride[0]
+        self.reach = -1 if has_global_norm(before) else conv.kernel_size[0] // 2
+
+    def __call__(self, x: Map, scratch: Scratch) -> Map:
+        """Apply the block."""
+        _, channels, height, width = x.values.shape
+        source = x.source(self.before)
+        values = empty_map(self.channels, int(height * self.scale), int(width * self.scale), self.dtype)
+
+        def rows(start: int, stop: int) -> Tensor:
+            return self.conv.rows(source, start, stop)
+
+        per_row = int(channels * width / self.scale)
+        multiple = 2 if self.doubles else 1
+        return Map(values, fill(values, rows, self.gather, multiple=multiple, width=per_row))
+
+
+def has_global_norm(modules: tuple[nn.Module, ...]) -> bool:
+    """Whether one of them looks at the whole map."""
+    return any(isinstance(module, nn.GroupNorm) for module in modules)
+
+
+def split_ending(blocks: list[nn.Module]) -> tuple[list[nn.Module], tuple[nn.Module, ...]]:
+    """Split off the normalisation and swish at the end of a list of blocks."""
+    count = len(blocks)
+    while count and isinstance(blocks[count - 1], _BEFORE):
+        count -= 1
+    return blocks[:count], tuple(blocks[count:])
+
+
+def make_steps(blocks: list[nn.Module], dtype: torch.dtype, after: tuple[nn.Module, ...] = ()) -> list[Step]:
+    """Turn blocks into steps.
+
+    Args:
+        blocks: those of E or D between its first and its last convolution.
+        dtype: of the maps.
+        after: normalisation and swish that follow.
+    """
+    steps: list[Step] = []
+    before: tuple[nn.Module, ...] = ()
+    for block in (*blocks, *after):
+        first = getattr(block, "norm1", getattr(block, "norm", block))
+        if steps and not before:
+            steps[-1].gather = isinstance(first, nn.GroupNorm)
+        if isinstance(block, ResidualBlock):
+            steps.append(ResidualStep(block, dtype))
+        elif isinstance(block, WindowAttention):
+            steps.append(AttentionStep(block, dtype))
+        elif isinstance(block, Downsample | Upsample):
+            steps.append(ConvolutionStep(block.conv, dtype, doubles=isinstance(block, Upsample)))
+        elif isinstance(block, nn.Conv2d):
+            steps.append(ConvolutionStep(block, dtype, before))
+            before = ()
+        else:
+            assert isinstance(block, _BEFORE), block
+            before = (*before, block)
+    return steps
