@@ -7,10 +7,10 @@ COMPILE := $(PY) -m uv pip compile --quiet --upgrade --universal --python-versio
 	--no-emit-index-url --custom-compile-command "make lock"
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint lock clean
+.PHONY: help setup demo test notebooks lint lock clean
 
 help: ## list the targets
-	@awk 'BEGIN { FS = ":.*## " } /^[a-z][a-z-]*:.*## / { printf "  %-8s %s\n", $$1, $$2 }' Makefile
+	@awk 'BEGIN { FS = ":.*## " } /^[a-z][a-z-]*:.*## / { printf "  %-10s %s\n", $$1, $$2 }' Makefile
 
 setup: ## make .venv and install the locked requirements (nothing to do when they are unchanged)
 	@PYTHON="$(PYTHON)" sh scripts/setup.sh
@@ -20,6 +20,9 @@ demo: setup ## train the tiny codec on photographs inside installed packages, th
 
 test: setup ## run the tests; ARGS="-k name" passes options to pytest
 	@$(PY) -m pytest $(ARGS)
+
+notebooks: setup ## run the notebooks from top to bottom
+	@$(PY) scripts/run_notebooks.py
 
 lint: setup ## check style, formatting and types
 	@$(PY) -m ruff check .

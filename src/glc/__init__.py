@@ -26,6 +26,7 @@ if TYPE_CHECKING:
         WrongWeightsError,
     )
     from glc.codec.loading import load
+    from glc.codec.parts import decoders, encoders
     from glc.codec.payload import Symbols
     from glc.data.images import ImageError
 
@@ -45,6 +46,8 @@ _HOMES = {
     "TruncatedError": "codec.errors",
     "WeightsError": "codec.errors",
     "WrongWeightsError": "codec.errors",
+    "decoders": "codec.parts",
+    "encoders": "codec.parts",
     "load": "codec.loading",
 }
 
@@ -62,6 +65,8 @@ __all__ = [
     "TruncatedError",
     "WeightsError",
     "WrongWeightsError",
+    "decoders",
+    "encoders",
     "load",
 ]
 

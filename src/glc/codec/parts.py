@@ -18,7 +18,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -26,12 +26,16 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from glc.codec.architecture import ArchitectureError, build
+from glc.codec.catalog import parts as known_parts
 from glc.codec.checkpoint import read_checkpoint
 from glc.codec.errors import WeightsError
 from glc.codec.weights import Weights
 from glc.codec.writing import replacing
 from glc.models.autoencoder import Decoder, Encoder
 from glc.models.glc import GLC
+
+if TYPE_CHECKING:
+    from glc.codec.codec import Codec
 
 FORMAT = 1
 """Version of the layout of such files."""
@@ -157,6 +161,28 @@ def attach(weights: Weights, *parts: Part) -> Weights:
         networks[part.kind] = part.network
     model = weights.model
     return replace(weights, model=GLC(**networks, coder=model.coder, refiner=model.refiner).eval())
+
+
+def encoders(codec: "Codec") -> dict[str, Path]:
+    """Return the files of the encoders that were made for a codec, by the names by which they are known."""
+    return _made_for(codec, "encoder")
+
+
+def decoders(codec: "Codec") -> dict[str, Path]:
+    """Return the files of the decoders that were made for a codec, by the names by which they are known."""
+    return _made_for(codec, "decoder")
+
+
+def _made_for(codec: "Codec", kind: Kind) -> dict[str, Path]:
+    found = {}
+    for name, file in known_parts(kind).items():
+        try:
+            label = read_label(file)
+        except WeightsError:
+            continue  # the commands say what is wrong with a file that is asked for
+        if label.kind == kind and label.fingerprint == codec.weights.fingerprint:
+            found[name] = file
+    return found
 
 
 def export_part(checkpoint: str | Path, destination: str | Path, half: bool = False) -> None:

@@ -1,0 +1,55 @@
+"""Notebooks: outputs stripped, imports few, and cells that are complete; `make notebooks` runs them."""
+
+import ast
+import importlib.util
+import json
+from pathlib import Path
+
+import nbformat
+import pytest
+
+ROOT = Path(__file__).parents[1]
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+ALLOWED = {"glc", "matplotlib", "numpy", "PIL", "torch", "io", "os", "warnings"}
+
+
+def test_there_are_four() -> None:
+    assert [path.name[:2] for path in NOTEBOOKS] == ["01", "02", "03", "04"]
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_outputs_are_stripped_and_imports_are_few(path: Path) -> None:
+    notebook = nbformat.read(path, as_version=4)
+    nbformat.validate(notebook)
+    cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    assert cells
+    for cell in cells:
+        assert cell.outputs == []
+        assert cell.execution_count is None
+        for node in ast.walk(ast.parse(cell.source)):
+            if isinstance(node, ast.Import):
+                names = [alias.name for alias in node.names]
+            else:
+                names = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            assert {name.split(".")[0] for name in names} <= ALLOWED
+    assert {"kernelspec", "language_info"} == notebook.metadata.keys()
+
+
+def test_a_failing_cell_fails_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    spec = importlib.util.spec_from_file_location("run_notebooks", ROOT / "scripts" / "run_notebooks.py")
+    assert spec is not None
+    assert spec.loader is not None
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    notebook = json.loads(NOTEBOOKS[0].read_text())
+    notebook["cells"] = [{**notebook["cells"][1], "source": ["assert 1 + 1 == 3, 'wrong sum'"]}]
+    (tmp_path / "bad.ipynb").write_text(json.dumps(notebook))
+    monkeypatch.setenv("GLC_NOTEBOOK_MODEL", "unused")
+    monkeypatch.setattr("sys.argv", ["run_notebooks.py", str(tmp_path / "bad.ipynb")])
+    assert script.main() == 1
+    said = capsys.readouterr()
+    assert "bad.ipynb" in said.out
+    assert "FAILED" in said.out
+    assert "wrong sum" in said.err
