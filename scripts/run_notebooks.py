@@ -3,7 +3,7 @@
     python scripts/run_notebooks.py [NOTEBOOK...]
 
 They take the model that the environment variable GLC_NOTEBOOK_MODEL names, else the default model where it
-comes with glc, else one with random weights that is made here, with an encoder and a decoder for it: that shows
+comes with glc, else one with random weights made here, with an encoder and a decoder for it: that shows
 that the cells run, not what the codec can do. Prints seconds for each; exits with 1 when a cell fails.
 """
 
