@@ -12,6 +12,7 @@ from glc.cli.errors import Commands
 from glc.cli.evaluating import evaluate
 from glc.cli.inspecting import info, models
 from glc.cli.reporting import complexity, report
+from glc.cli.serving import serve
 from glc.cli.training import export, pack
 
 
@@ -21,5 +22,17 @@ def main() -> None:
     """Generative Latent Coding: an image codec for ultra-low bitrates, and the tools to train it."""
 
 
-for _command in (compress, decompress, info, models, convert, export, pack, evaluate, report, complexity):
+for _command in (
+    compress,
+    decompress,
+    info,
+    models,
+    convert,
+    export,
+    pack,
+    evaluate,
+    report,
+    complexity,
+    serve,
+):
     main.add_command(_command)
