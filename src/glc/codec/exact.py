@@ -20,6 +20,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from glc.layers.blocks import GatedFeedForward
+
 WEIGHT_BITS = 14
 ACTIVATION_BITS = 12
 ACTIVATION_LIMIT = 1 << 14
@@ -27,6 +29,8 @@ ACTIVATION_LIMIT = 1 << 14
 _ONE = float(1 << ACTIVATION_BITS)
 _TOP = float(ACTIVATION_LIMIT << ACTIVATION_BITS)
 _SUM_LIMIT = 1 << 53
+_POSITIONS = 1024
+"""Positions of a map that a feed-forward layer computes at a time."""
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -116,6 +120,41 @@ class ExactConv2d(nn.Module):
         return total
 
 
+class ExactFeedForward(nn.Module):
+    """`GatedFeedForward` in exact arithmetic, some positions at a time.
+
+    It computes what its layers would one after the other, bit for bit. Their inputs and outputs, four times as
+    wide as the map, exist for a few positions only: they stay in the processor's cache, and the memory of a
+    large map is that of the map.
+
+    Args:
+        block: the layers.
+        name: what to call it in messages.
+    """
+
+    def __init__(self, block: GatedFeedForward, name: str) -> None:
+        super().__init__()
+        self.expand = ExactConv2d(block.expand, f"{name}.expand")
+        self.project = ExactConv2d(block.project, f"{name}.project")
+        self.slope = ExactLeakyReLU(block.act.negative_slope).slope
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map `[B, C, H, W]` to float64 of that shape."""
+        out = torch.empty(x.shape, dtype=torch.float64, device=x.device)
+        flat, result = x.flatten(2), out.flatten(2)
+        step = _POSITIONS if x.device.type == "cpu" else flat.shape[2]
+        for start in range(0, flat.shape[2], step):
+            part = flat[:, :, start : start + step]
+            # Whole numbers of the activations' grid throughout: scaling by powers of two rounds nothing.
+            wide = torch.matmul(self.expand.weight[0], _to_units(part)).add_(self.expand.bias)
+            value, gate = wide.round_().clamp_(-_TOP, _TOP).chunk(2, 1)
+            gated = value.mul_(F.leaky_relu_(gate, self.slope)).mul_(1 / _ONE).round_().clamp_(-_TOP, _TOP)
+            narrow = torch.matmul(self.project.weight[0], gated).add_(self.project.bias)
+            narrow.round_().clamp_(-_TOP, _TOP).mul_(1 / _ONE)
+            torch.add(part, narrow, out=result[:, :, start : start + step])
+        return out
+
+
 class ExactLeakyReLU(nn.Module):
     """A leaky rectifier whose slope lies on the weights' grid; its output is exact, on the products' grid.
 
@@ -157,6 +196,8 @@ def _replace(module: nn.Module, path: str) -> None:
         where = f"{path}.{name}"
         if isinstance(child, nn.Conv2d):
             setattr(module, name, ExactConv2d(child, where))
+        elif isinstance(child, GatedFeedForward):
+            setattr(module, name, ExactFeedForward(child, where))
         elif isinstance(child, nn.LeakyReLU):
             setattr(module, name, ExactLeakyReLU(child.negative_slope, where))
         elif isinstance(child, nn.PixelShuffle | nn.Identity) or next(child.children(), None) is not None:
