@@ -123,9 +123,8 @@ class ExactConv2d(nn.Module):
 class ExactFeedForward(nn.Module):
     """`GatedFeedForward` in exact arithmetic, some positions at a time.
 
-    It computes what its layers would one after the other, bit for bit. Their inputs and outputs, four times as
-    wide as the map, exist for a few positions only: they stay in the processor's cache, and the memory of a
-    large map is that of the map.
+    It computes what its layers would one after the other, bit for bit. What lies between them, four times as
+    wide as the map, exists for a few positions only: the memory of a large map is that of the map.
 
     Args:
         block: the layers.
