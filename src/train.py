@@ -209,20 +209,23 @@ def train(cfg: DictConfig) -> float | None:
         if isinstance(cause, ValueError | TypeError | OSError | WeightsUnavailable | OmegaConfBaseException):
             raise UsageError(str(cause)) from error
         raise
-    for logger in trainer.loggers:
-        logger.log_hyperparams(stage.recipe)
-    if cfg.overwrite and resume is None and trainer.is_global_zero:
-        # Only now that everything else is in order.
-        for old in checkpoint_folder(cfg.dir).glob("*.ckpt"):
-            old.unlink()
+    exit_code = 1
     try:
+        for logger in trainer.loggers:
+            logger.log_hyperparams(stage.recipe)
+        if cfg.overwrite and resume is None and trainer.is_global_zero:
+            # Only now that everything else is in order.
+            for old in checkpoint_folder(cfg.dir).glob("*.ckpt"):
+                old.unlink()
         if cfg.validate_first and resume is None:
             trainer.validate(stage, datamodule=datamodule, verbose=False)
         trainer.fit(stage, datamodule=datamodule, ckpt_path=resume, weights_only=True)
         loss = trainer.callback_metrics.get("val/loss")
+        exit_code = 0
         return None if loss is None else float(loss)
     finally:
-        wandb.finish()
+        # Each job of a sweep ends its own run, and one that failed says so.
+        wandb.finish(exit_code)
 
 
 def quieten() -> None:

@@ -7,6 +7,7 @@ import lightning as L
 import torch
 from hydra.utils import instantiate
 from torch import Tensor
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 
 from glc.data.stream import ImageBatch
 from glc.training.stage import Optimization, Stage
@@ -34,6 +35,23 @@ class Batches(torch.utils.data.Dataset[ImageBatch]):
     def __getitem__(self, index: int) -> ImageBatch:
         x = self.batches[index]
         return ImageBatch(x, [str(index)] * len(x))
+
+
+class CountedReductions(L.Callback):
+    """Leaves a dot in a file for each exchange of gradients."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Have the wrapper of the processes tell."""
+
+        def counted(state, bucket):  # type: ignore[no-untyped-def]  # DDP looks at annotations
+            with self.path.open("a") as file:
+                file.write(".")
+            return allreduce_hook(state, bucket)
+
+        trainer.model.register_comm_hook(None, counted)  # type: ignore[union-attr,operator]
 
 
 def four_pictures() -> Tensor:
@@ -81,6 +99,7 @@ def update(
         accelerator="cpu",
         devices=devices,
         strategy="ddp_fork" if devices > 1 else "auto",
+        callbacks=[CountedReductions(folder / f"reductions-{batch}x{accumulate}")] if devices > 1 else [],
         max_epochs=1,
         logger=False,
         enable_checkpointing=False,

@@ -62,6 +62,14 @@ def test_two_processes_of_two_pictures_are_one_of_four(folder: Path, tmp_path: P
     assert difference(one, update(tmp_path, "transform", batch=2, devices=1, first=2)) > 0.1
 
 
+def test_processes_talk_once_for_each_accumulated_step(folder: Path, tmp_path: Path) -> None:
+    one = update(tmp_path, "transform", batch=4)
+    accumulated = torch.load(folder / "accumulated.pt", weights_only=True)
+    assert difference(one, accumulated) < 1e-5
+    once, twice = (len((folder / f"reductions-{kind}").read_text()) for kind in ("2x1", "1x2"))
+    assert once == twice > 0
+
+
 def test_four_pictures_have_four_rates() -> None:
     holder = type("", (), {"model": type("", (), {"num_rates": 4})})
     assert sorted(FixedRates.draw_rates(holder, four_pictures()).tolist()) == [0, 1, 2, 3]

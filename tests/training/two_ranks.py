@@ -63,6 +63,8 @@ def main(pictures: Path, folder: Path) -> None:
         }
         run(options)
     torch.save(update(folder, "transform", batch=2, devices=2), folder / "update.pt")
+    accumulated = update(folder, "transform", batch=1, devices=2, accumulate=2)
+    torch.save(accumulated, folder / "accumulated.pt")
 
 
 if __name__ == "__main__":

@@ -142,14 +142,15 @@ def compress(
 
     def start() -> Callable[[Job], str]:
         from glc.cli.known import Codecs
-        from glc.cli.streams import write_result
+        from glc.cli.streams import read_picture, write_result
         from glc.data.images import read_rgb
 
         codec = Codecs(model, device, precision, memory, encoder=encoder).for_pictures()
 
         def work(job: Job) -> str:
             with _notes(job):
-                image = read_rgb(sys.stdin.buffer.read() if job.source is None else job.source, job.name)
+                source = read_picture(sys.stdin.buffer) if job.source is None else job.source
+                image = read_rgb(source, job.name)
                 data = codec.compress(
                     image,
                     50 if quality is None else quality,
@@ -213,7 +214,7 @@ def decompress(
         codecs.check_for_files()
 
         def work(job: Job) -> str:
-            data = read_glc(job.source)
+            data = read_glc(job.source, max_pixels)
             header, _ = unpack(data, max_pixels)
             with _notes(job):
                 picture = codecs.for_file(header).decompress(data, max_pixels=max_pixels)

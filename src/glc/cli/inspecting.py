@@ -20,7 +20,7 @@ def info(file: Path, as_json: bool) -> None:
 
     job = Job(None if str(file) == STREAM else file, None)
     try:
-        data = read_glc(job.source)
+        data = read_glc(job.source, MAX_SIDE**2)
         header, _ = unpack(data, MAX_SIDE**2)
     except (ValueError, OSError, MemoryError) as error:
         click.echo(message_about(job.name, error), err=True)

@@ -4,26 +4,45 @@ import errno
 import os
 import secrets
 import sys
+from contextlib import nullcontext
 from pathlib import Path
+from typing import IO
 
 from glc.cli.plan import Job
-from glc.codec.bitstream import MAGIC, unpack
+from glc.codec.bitstream import DEFAULT_LIMIT, HEADER, longest_file
+from glc.codec.errors import DamagedError
 
 
-def read_glc(source: Path | None) -> bytes:
+def read_glc(source: Path | None, max_pixels: int = DEFAULT_LIMIT) -> bytes:
     """Return the bytes of a `.glc` file, or those on standard input for None.
 
     Raises:
-        NotGlcError: when it begins like none; the rest is not read then.
+        BitstreamError: when it begins like none, or like one of too large a picture, or goes on for longer
+            than a file of its picture can; the rest is not read then.
         OSError: when it cannot be read.
     """
-    if source is None:
-        return sys.stdin.buffer.read()
-    with open(source, "rb") as file:
-        start = file.read(len(MAGIC))
-        if start != MAGIC:
-            unpack(start)  # says what it is instead
-        return start + file.read()
+    with open(source, "rb") if source is not None else nullcontext(sys.stdin.buffer) as file:
+        start = file.read(HEADER)
+        limit = longest_file(start, max_pixels)
+        data = start + file.read(limit + 1 - len(start))
+    if len(data) > limit:
+        raise DamagedError(f"damaged: longer than any file of a picture of its size ({limit:,} bytes)")
+    return data
+
+
+def read_picture(stream: IO[bytes]) -> bytes:
+    """Return the bytes of a picture on a stream.
+
+    Raises:
+        ImageError: there are more than a picture of the largest size has.
+    """
+    from glc.data.images import MAX_PIXELS, ImageError
+
+    limit = MAX_PIXELS * 8 + (1 << 20)  # four channels of 16 bits, not compressed, and a header
+    data = stream.read(limit + 1)
+    if len(data) > limit:
+        raise ImageError(f"standard input: more than {limit:,} bytes, which no picture needs")
+    return data
 
 
 def write_result(job: Job, data: bytes, force: bool) -> None:

@@ -43,6 +43,8 @@ DEFAULT_LIMIT = 16384 * 16384
 FINGERPRINT_BYTES = 4
 
 _HEADER = struct.Struct("<3sB4sHHH")
+HEADER = _HEADER.size
+"""Bytes before the payload."""
 _CHECKSUM = struct.Struct("<I")
 OVERHEAD = _HEADER.size + _CHECKSUM.size
 """Bytes of a file beside its payload."""
@@ -77,6 +79,26 @@ def pack(header: Header, payload: bytes) -> bytes:
         raise ValueError(f"a fingerprint has {FINGERPRINT_BYTES} bytes, not {len(header.fingerprint)}")
     start = _HEADER.pack(MAGIC, VERSION, header.fingerprint, header.width - 1, header.height - 1, header.rate)
     return start + payload + _CHECKSUM.pack(zlib.crc32(payload, zlib.crc32(start)))
+
+
+def longest_file(start: bytes, max_pixels: int = DEFAULT_LIMIT) -> int:
+    """Return how many bytes a file can have, at most, from its first `HEADER` bytes.
+
+    For whoever reads a stream: more than that is no file, and need not be read.
+
+    Raises:
+        NotGlcError, NewerVersionError, TruncatedError, SizeLimitError: as `unpack` would.
+    """
+    if len(start) < _HEADER.size or start[:3] != MAGIC or start[3] != VERSION:
+        unpack(start[: _HEADER.size])
+    _, _, _, width, height, _ = _HEADER.unpack_from(start)
+    pixels = (width + 1) * (height + 1)
+    if pixels > max_pixels:
+        raise SizeLimitError(
+            f"the picture has {width + 1} x {height + 1} pixels, more than the limit of {max_pixels}"
+        )
+    # Padded to a model's stride, with the longest code for every symbol, a picture takes less.
+    return (1 << 20) + 16 * pixels
 
 
 def unpack(data: bytes, max_pixels: int = DEFAULT_LIMIT) -> tuple[Header, bytes]:

@@ -26,6 +26,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from glc.codec.architecture import ArchitectureError, build
+from glc.codec.budget import Budget
 from glc.codec.catalog import parts as known_parts
 from glc.codec.checkpoint import read_checkpoint
 from glc.codec.errors import WeightsError
@@ -121,7 +122,8 @@ def read_part(path: str | Path, kind: Kind) -> Part:
     if _digest(tensors, description) != metadata.get("part_fingerprint"):
         raise WeightsError(f"{path}: damaged: the content does not have the checksum that it states")
     try:
-        network = build(description)
+        with Budget.of(tensors):
+            network = build(description)
     except (ArchitectureError, RecursionError) as error:
         raise WeightsError(f"{path}: {error}") from error
     if not isinstance(network, _CLASSES[kind]):

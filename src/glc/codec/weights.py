@@ -16,6 +16,7 @@ restore, say) leaves it as it is: its files stay readable.
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from glc.codec.architecture import ArchitectureError, build
+from glc.codec.budget import Budget
 from glc.codec.errors import WeightsError
 from glc.codec.tables import TableError, Tables
 from glc.codec.writing import replacing
@@ -124,7 +126,7 @@ def read_weights(path: str | Path) -> Weights:
             f"{path}: a VQAutoencoder of stage I, without a coder, makes no files; "
             f"start a training from it with init_from={path}"
         )
-    model = build_model(path, description)
+    model = build_model(path, description, Budget.of(tensors))
     fill(path, model, tensors)
     try:
         tables = Tables.from_json(_parse(path, metadata, "tables"))
@@ -162,14 +164,20 @@ def fill(path: str | Path, model: GLC, state: Mapping[str, Tensor]) -> None:
         raise WeightsError(f"{path}: the weights do not fit their description: {reason}") from error
 
 
-def build_model(path: str | Path, description: Any) -> GLC:
+def build_model(path: str | Path, description: Any, budget: Budget | None = None) -> GLC:
     """Build the codec that a description names.
 
+    Args:
+        path: what to call it in messages.
+        description: the architecture.
+        budget: what it may allocate; None for any. Give it where the description comes from a file.
+
     Raises:
-        WeightsError: when it names something else; the message names `path`.
+        WeightsError: when it names something else, or more; the message names `path`.
     """
     try:
-        model = build(description)
+        with budget or nullcontext():
+            model = build(description)
     except (ArchitectureError, RecursionError) as error:
         raise WeightsError(f"{path}: {error}") from error
     if not isinstance(model, GLC):

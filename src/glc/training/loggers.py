@@ -1,6 +1,7 @@
 """Loggers."""
 
 import csv
+import logging
 import os
 import re
 import uuid
@@ -16,6 +17,8 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from glc.codec.writing import replacing
 from glc.training.processes import is_first_process
+
+_log = logging.getLogger(__name__)
 
 STEP = "trainer/global_step"
 _AT_RATE = re.compile(r"val/(?P<name>.+)/(?P<rate>\d+)")
@@ -69,6 +72,22 @@ class RateDistortionLogger(WandbLogger):
     """
 
     _lmbda: Any = None
+
+    @property
+    @rank_zero_experiment
+    def experiment(self) -> Any:
+        """The W&B run; it is kept on the disk when the server cannot be reached."""
+        try:
+            return super().experiment
+        except wandb.errors.CommError as error:
+            wandb.teardown(1)  # what serves the run would not let go of its name
+            self._wandb_init["mode"] = "offline"
+            _log.warning(
+                "W&B cannot be reached (%s): the run is kept in %s; send it later with `wandb sync`",
+                " ".join(str(error).split())[:200],
+                Path(self._wandb_init["dir"]) / "wandb",
+            )
+            return super().experiment
 
     @rank_zero_only
     def log_hyperparams(self, params: Any) -> None:

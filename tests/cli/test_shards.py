@@ -1,0 +1,96 @@
+"""`--shards`: what a collection's files are, and what is said."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.cli.runs import Glc, picture
+from tests.corpus.stand_ins import read_tar, write_tar
+
+
+@pytest.fixture
+def shards(tmp_path: Path) -> Path:
+    """Two shards of two pictures with a text each."""
+    for shard in range(2):
+        members = []
+        for i in range(2):
+            data = picture(tmp_path / f"{shard}-{i}.png", seed=10 * shard + i).read_bytes()
+            members += [(f"{shard}-{i}.png", data), (f"{shard}-{i}.txt", b"a picture")]
+        write_tar(tmp_path / "in" / f"in-{shard}.tar", members)
+    return tmp_path / "in"
+
+
+def test_there_and_back(glc: Glc, shards: Path) -> None:
+    model = ("--model", "small", "--device", "cpu")
+    result = glc("compress", "--shards", "in/in-{0..1}.tar", "-o", "out", "--keep", "--quality", 30, *model)
+    assert result.exit_code == 0, result.output
+    assert "4 of 4 samples in 2 shards" in result.stdout
+    assert "bpp" in result.stdout
+    coded = read_tar(Path("out/in-1.tar"))
+    assert list(coded) == ["1-0.glc", "1-0.txt", "1-1.glc", "1-1.txt"]
+    glc("compress", "1-1.png", "--quality", 30, *model)
+    assert coded["1-1.glc"] == Path("1-1.glc").read_bytes()
+
+    result = glc("decompress", "--shards", "out", "-o", "back")
+    assert result.exit_code == 0, result.output
+    decoded = read_tar(Path("back/in-1.tar"))
+    assert list(decoded) == ["1-0.png", "1-1.png"]
+    glc("decompress", "1-1.glc", "-o", "1-1.decoded.png", *model)
+    Path("from_shard.png").write_bytes(decoded["1-1.png"])
+    pictures = [np.asarray(Image.open(name)) for name in ("1-1.decoded.png", "from_shard.png")]
+    assert np.array_equal(*pictures)
+    totals = [json.loads(Path(f"{name}/manifest.json").read_text())["totals"] for name in ("out", "back")]
+    assert totals[0]["bpp"] == totals[1]["bpp"] == 8 * totals[0]["coded_bytes"] / (4 * 40 * 50)
+
+
+def test_failures_are_counted_and_the_exit_code_says_so(glc: Glc, shards: Path) -> None:
+    write_tar(shards / "in-2.tar", [("bad.png", b"no picture")])
+    result = glc("compress", "--shards", "in/in-{0..3}.tar", "-o", "out", "--model", "small")
+    assert result.exit_code == 1
+    assert "1 samples failed, 1 shards could not be read" in result.stderr
+    lines = [json.loads(line) for line in Path("out/failures.jsonl").read_text().splitlines()]
+    assert [(line["shard"], line["key"]) for line in lines] == [("in-2.tar", "bad"), ("in-3.tar", None)]
+    assert "not a picture" in lines[0]["error"]
+
+
+def test_what_cannot_be_started(glc: Glc, shards: Path, tmp_path: Path) -> None:
+    def refused(*words: object) -> str:
+        before = sorted(tmp_path.rglob("*"))
+        result = glc("compress", *words, "--model", "small")
+        assert result.exit_code == 2, result.output
+        assert sorted(tmp_path.rglob("*")) == before
+        return result.stderr
+
+    assert "-o OUT" in refused("--shards", "in")
+    assert "--keep goes with --shards" in refused("0-0.png", "--keep")
+    assert "--processes goes with --shards" in refused("0-0.png", "--processes", 2)
+    assert "none of 3 shards" in refused("--shards", "on-{0..2}.tar", "-o", "out")
+    assert "written over" in refused("--shards", "in", "-o", "in")
+    # A file where the folder would be stands for a place that cannot be written to.
+    assert "0-0.png" in refused("--shards", "in", "-o", "0-0.png")
+
+
+def test_another_model_is_another_setting(glc: Glc, shards: Path) -> None:
+    assert glc("compress", "--shards", "in", "-o", "out", "--model", "small").exit_code == 0
+    result = glc("compress", "--shards", "in", "-o", "out", "--model", "other")
+    assert result.exit_code == 2
+    assert "weights was" in result.stderr
+    assert "--force" in result.stderr
+
+
+def test_standard_input_has_an_end(glc: Glc, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = picture("photo.png")
+    data = glc("compress", source, "-o", "-", "--model", "small").stdout_bytes
+    result = glc("decompress", "-", stdin=data[:14] + bytes(2 << 20))
+    assert result.exit_code == 2
+    assert "longer than any file" in result.stderr
+    result = glc("decompress", "-", "--max-pixels", 100, stdin=data)
+    assert result.exit_code == 2
+    assert "limit of 100" in result.stderr
+    monkeypatch.setattr("glc.data.images.MAX_PIXELS", 1000)
+    result = glc("compress", "-", "--model", "small", stdin=bytes((1 << 20) + 8001))
+    assert result.exit_code == 2
+    assert "more than 1,056,576 bytes" in result.stderr
