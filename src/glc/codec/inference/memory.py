@@ -8,7 +8,7 @@ _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
 _GROUPS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 
 
-class MemoryLimitError(MemoryError):
+class MemoryLimitError(ValueError):
     """A picture needs more memory than may be used."""
 
 
