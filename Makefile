@@ -7,7 +7,7 @@ COMPILE := $(PY) -m uv pip compile --quiet --upgrade --universal --python-versio
 	--no-emit-index-url --custom-compile-command "make lock"
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test notebooks lint lock clean
+.PHONY: help setup demo test notebooks app serve lint lock clean
 
 help: ## list the targets
 	@awk 'BEGIN { FS = ":.*## " } /^[a-z][a-z-]*:.*## / { printf "  %-10s %s\n", $$1, $$2 }' Makefile
@@ -23,6 +23,12 @@ test: setup ## run the tests; ARGS="-k name" passes options to pytest
 
 notebooks: setup ## run the notebooks from top to bottom
 	@$(PY) scripts/run_notebooks.py
+
+app: setup ## install what the page needs beside .venv (gradio holds Pillow back)
+	@$(PY) scripts/app_packages.py
+
+serve: app ## open the page; ARGS="--model FILE" passes options to glc serve
+	@PYTHONPATH=build/app $(PY) -m glc serve $(ARGS)
 
 lint: setup ## check style, formatting and types
 	@$(PY) -m ruff check .

@@ -43,12 +43,17 @@ def _told(action: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _table(figures: dict[str, str]) -> str:
-    rows = "\n".join(f"| {name} | {value} |" for name, value in figures.items())
-    return f"| | |\n|---|---|\n{rows}"
+    first, *rest = [f"| {name} | {value} |" for name, value in figures.items()]
+    return "\n".join([first, "|---|---|", *rest])
 
 
 def _slider(label: str) -> gr.ImageSlider:
     return gr.ImageSlider(label=label, format=PNG, type="pil", interactive=False, max_height=640)
+
+
+def _shown(label: str) -> gr.Image:
+    # gradio's own choice of buttons has one that uploads the picture.
+    return gr.Image(label=label, format=PNG, interactive=False, buttons=["download", "fullscreen"])
 
 
 def _picture_file() -> gr.File:
@@ -93,7 +98,7 @@ def _compress_tab(studio: Studio, model: gr.Dropdown) -> None:
             result = gr.File(label="The .glc file", interactive=False)
         with gr.Column(scale=3):
             slider = _slider("Original and reconstruction")
-            coarse = gr.Image(label="What the hyper code alone carries", format=PNG, interactive=False)
+            coarse = _shown("What the hyper code alone carries")
 
     def show(mode: str) -> Any:
         return gr.update(visible=mode == "quality"), gr.update(visible=mode != "quality")
@@ -117,7 +122,7 @@ def _open_tab(studio: Studio) -> None:
             file = gr.File(label="A .glc file", file_count="single", type="filepath", height=120)
             figures = gr.Markdown()
         with gr.Column(scale=3):
-            picture = gr.Image(label="Picture", format=PNG, interactive=False)
+            picture = _shown("Picture")
 
     def run(path: str | None) -> Any:
         found, told = studio.open(path)

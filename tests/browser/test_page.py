@@ -1,0 +1,185 @@
+"""The page of `glc serve` in a real browser.
+
+gradio wants another Pillow than training does. Where it is not installed, GLC_APP_PATH may name a folder that
+holds it (`make app` fills build/app); else these tests are skipped.
+"""
+
+import importlib.util
+import os
+import re
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+import glc
+from glc.codec.parts import save_part
+from glc.codec.weights import read_weights
+from tests.browser.conftest import OpenPage, Watched
+from tests.codec.fixed_model import fixed_codec_weights, fixed_picture
+
+ROOT = Path(__file__).parents[2]
+PACKAGES = Path(os.environ.get("GLC_APP_PATH", ROOT / "build" / "app"))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model, an encoder and a decoder for it, pictures, and what is none."""
+    folder = tmp_path_factory.mktemp("page")
+    codec = fixed_codec_weights(folder / "mine.safetensors")
+    weights = read_weights(codec)
+    for name, kind in (("mine-denoise", "encoder"), ("mine-inpaint", "encoder"), ("mine-style", "decoder")):
+        state = getattr(weights.model, kind).state_dict()
+        moved = {key: value * 1.05 for key, value in state.items()}
+        part = folder / f"{name}.{kind}.safetensors"
+        save_part(part, kind, moved, weights.description[kind], weights.fingerprint)  # type: ignore[arg-type]
+    Image.fromarray(fixed_picture(192, 256)).save(folder / "photo.png")
+    Image.new("L", (2000, 1000)).save(folder / "large.png")
+    (folder / "text.png").write_text("no picture")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def address(folder: Path) -> Iterator[str]:
+    """The page, served by the command in a process of its own."""
+    if importlib.util.find_spec("gradio") is None and not (PACKAGES / "gradio").is_dir():
+        pytest.skip("gradio is not at hand: `make app`, or GLC_APP_PATH=FOLDER that holds it")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    environment = {**os.environ, "GLC_MODELS": str(folder), "TORCH_HOME": str(folder)}
+    environment["PYTHONPATH"] = os.pathsep.join([str(PACKAGES), environment.get("PYTHONPATH", "")])
+    words = ["serve", "--port", str(port), "--model", "mine", "--max-pixels", "1000000", "--device", "cpu"]
+    log = folder / "log.txt"
+    with log.open("w") as file:
+        command = [sys.executable, "-m", "glc", *words]
+        server = subprocess.Popen(command, env=environment, stdout=file, stderr=file)
+    try:
+        end = time.monotonic() + 120
+        while "Ctrl-C stops" not in log.read_text():
+            assert server.poll() is None, log.read_text()
+            assert time.monotonic() < end, "the page did not start within 120 s"
+            time.sleep(0.2)
+        yield f"http://127.0.0.1:{port}/"
+    finally:
+        server.terminate()
+        server.wait(30)
+    assert "Traceback" not in log.read_text()
+
+
+@pytest.fixture
+def page(address: str, open_page: OpenPage) -> Iterator[Watched]:
+    watched = open_page(address, offline=False)
+    watched.page.set_default_timeout(60_000)
+    watched.page.get_by_role("button", name="Compress").wait_for()
+    yield watched
+    # The page talks to this machine alone.
+    assert not [url for url in watched.requests if not url.startswith((address, "blob:"))]
+
+
+def assert_calm(watched: Watched) -> None:
+    """Check that the page's scripts found nothing wrong (but what gradio says of itself)."""
+    assert not [text for text in watched.errors if "not implemented" not in text]
+
+
+def upload(watched: Watched, path: Path) -> None:
+    visible = watched.page.locator("[role=tabpanel]:visible input[type=file]").first
+    visible.set_input_files(path)
+
+
+def cell(watched: Watched, name: str) -> str:
+    """Return what the visible table says of something."""
+    panel = watched.page.locator("[role=tabpanel]:visible")
+    row = panel.locator("tr", has=watched.page.get_by_text(name, exact=True)).first
+    row.wait_for()
+    return row.locator("td, th").nth(1).inner_text()
+
+
+def download(watched: Watched, name: str) -> bytes:
+    panel = watched.page.locator("[role=tabpanel]:visible")
+    link = panel.locator(f"a[download='{name}']").first
+    link.wait_for()
+    with watched.page.expect_download() as started:
+        link.click()
+    return Path(started.value.path()).read_bytes()
+
+
+def sizes_of_pictures(watched: Watched) -> list[list[int]]:
+    script = "panel => [...panel.querySelectorAll('img')].map(i => [i.naturalWidth, i.naturalHeight])"
+    return watched.page.locator("[role=tabpanel]:visible").evaluate(script)
+
+
+def test_a_dropped_picture_is_compressed_and_can_be_opened_again(
+    page: Watched, folder: Path, tmp_path: Path
+) -> None:
+    upload(page, folder / "photo.png")
+    data = glc.load(folder / "mine.safetensors", "cpu").compress(folder / "photo.png", 50)
+    assert cell(page, "file") == f"{len(data):,} bytes"
+    assert cell(page, "bits per pixel") == f"{8 * len(data) / 192 / 256:.4f}"
+    assert re.fullmatch(r"\d+\.\d\d dB", cell(page, "PSNR"))
+    assert float(cell(page, "MS-SSIM")) < 1
+    page.page.wait_for_function("document.querySelectorAll('[role=tabpanel] img').length >= 3")
+    assert [256, 192] in sizes_of_pictures(page)  # the slider's two and what the hyper code carries
+    assert download(page, "photo.glc") == data
+
+    (tmp_path / "photo.glc").write_bytes(data)
+    page.page.get_by_role("tab", name="Open a file").click()
+    upload(page, tmp_path / "photo.glc")
+    assert cell(page, "model") == "mine"
+    assert_calm(page)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("text.png", "text.png: not a picture in a known format"),
+        ("large.png", "large.png: 2000 x 1000 pixels, more than the limit of 1 million"),
+    ],
+)
+def test_a_bad_picture_is_one_clear_line(page: Watched, folder: Path, name: str, message: str) -> None:
+    upload(page, folder / name)
+    page.page.get_by_text(message).first.wait_for()
+    assert "Traceback" not in page.page.inner_text("body")
+    assert_calm(page)
+
+
+def test_a_picture_is_restored_and_drawn_in_a_style(page: Watched, folder: Path) -> None:
+    codec = folder / "mine.safetensors"
+    for tab, button, quality, part in (
+        ("Restore", "Restore", 50, {"encoder": folder / "mine-denoise.encoder.safetensors"}),
+        ("Style", "Draw", 100, {}),
+    ):
+        page.page.get_by_role("tab", name=tab).click()
+        upload(page, folder / "photo.png")
+        page.page.locator("[role=tabpanel]:visible").get_by_text("photo", exact=False).first.wait_for()
+        page.page.get_by_role("button", name=button, exact=True).click()
+        wanted = glc.load(codec, "cpu", **part).compress(folder / "photo.png", quality)
+        assert download(page, "photo.glc") == wanted
+
+
+def test_holes_are_painted_and_filled(page: Watched, folder: Path) -> None:
+    page.page.get_by_role("tab", name="Fill holes").click()
+    page.page.get_by_role("button", name="Fill", exact=True).click()
+    page.page.get_by_text("choose a picture first").first.wait_for()
+    upload(page, folder / "photo.png")
+    canvas = page.page.locator("[role=tabpanel]:visible canvas").first
+    canvas.wait_for()
+    page.page.wait_for_timeout(1500)  # the picture fades in
+    box = canvas.bounding_box()
+    assert box is not None
+    x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+    page.page.mouse.move(x - 30, y)
+    page.page.mouse.down()
+    page.page.mouse.move(x + 30, y + 10, steps=8)
+    page.page.mouse.up()
+    page.page.wait_for_timeout(500)
+    page.page.get_by_role("button", name="Fill", exact=True).click()
+    data = download(page, "filled.glc")
+    assert glc.load(folder / "mine.safetensors", "cpu").decompress(data).size == (256, 192)
+    plain = glc.load(folder / "mine.safetensors", "cpu").compress(folder / "photo.png", 50)
+    assert data != plain
