@@ -7,7 +7,7 @@ COMPILE := $(PY) -m uv pip compile --quiet --upgrade --universal --python-versio
 	--no-emit-index-url --custom-compile-command "make lock"
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test notebooks app serve lint lock clean
+.PHONY: help setup demo test notebooks app serve lint lock bench clean
 
 help: ## list the targets
 	@awk 'BEGIN { FS = ":.*## " } /^[a-z][a-z-]*:.*## / { printf "  %-10s %s\n", $$1, $$2 }' Makefile
