@@ -11,6 +11,8 @@ from omegaconf import OmegaConf
 from PIL import Image
 
 from glc.cli import main
+from glc.codec.parts import save_part
+from glc.codec.weights import read_weights
 from src.overrides import explain_unknown_keys
 from src.train import register_resolvers
 from tests.codec.fixed_model import fixed_codec_weights, fixed_picture
@@ -70,5 +72,20 @@ def test_the_codec_is_used_as_printed(document: str, tmp_path: Path, monkeypatch
     for line in found:
         # The pictures are tiny and the codec is no good: the sizes of real ones are out of its reach.
         line = re.sub(r"--target-(bpp|size) [\d.]+", r"--target-size 100000", line)
+        result = CliRunner().invoke(main, shlex.split(line)[1:])
+        assert result.exit_code == 0, (line, result.output)
+
+
+def test_applications_are_used_as_printed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    weights = read_weights(fixed_codec_weights(tmp_path / "mine.safetensors"))
+    for name, kind in (("denoise", "encoder"), ("mosaic", "decoder")):
+        state = getattr(weights.model, kind).state_dict()
+        file = f"{name}.{kind}.safetensors"
+        save_part(file, kind, state, weights.description[kind], weights.fingerprint)  # type: ignore[arg-type]
+    Image.fromarray(fixed_picture(64, 64)).save("noisy.png")
+    found = codec_commands("docs/applications.md")
+    assert len(found) == 3
+    for line in found:
         result = CliRunner().invoke(main, shlex.split(line)[1:])
         assert result.exit_code == 0, (line, result.output)
