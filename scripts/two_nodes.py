@@ -4,8 +4,8 @@
     python scripts/two_nodes.py --output nodes --local      (two nodes at one address, for anyone)
 
 Each node is started as on a cluster, by its own torchrun with its own number. Stage II of the tiny model
-trains for a few steps on the photographs that come inside installed packages. Losses and weights must be those
-of two processes of one node, bit by bit. Writes summary.json; exits with 1 when anything differs.
+trains for a few steps on the photographs that come inside installed packages. Losses and weights must be
+those of two processes of one node, bit by bit. Writes summary.json; exits with 1 when anything differs.
 """
 
 import argparse
