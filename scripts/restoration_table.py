@@ -7,7 +7,7 @@ encoder at `--quality`; by the codec alone; by the codec after a restorer; and, 
 by the codec alone. The others get at least the bytes of the first and at most 3 % more. All are measured
 against the clean original. Restorers against noise: non-local means and total variation (scikit-image), told
 sigma; BM3D where the package `bm3d` is installed. For holes: scikit-image's biharmonic inpainting, told the
-mask. `--network FILE` adds one of yours, written by torch.export: pictures [1, 3, H, W] in [0, 1] to the same.
+mask. `--network FILE` adds one of yours (torch.export.save): pictures [1, 3, H, W] in [0, 1] to the same.
 
 `--metrics full` adds DISTS, FID and KID where their weights are (`--weights`). Writes table.md, table.json
 and side_by_side.png. Exits with 1 unless the encoder beats the codec alone in PSNR and LPIPS.
