@@ -81,13 +81,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--pictures", type=Path, required=True, help="folder; the first of its files are taken"
     )
     parser.add_argument("--count", type=int, default=6, help="pictures")
-    parser.add_argument("--codecs", default="jpeg,webp", help="names as for codec=")
+    parser.add_argument("--codecs", default="jpeg,webp", help="names or weights files as for codec=")
     parser.add_argument("--kills", type=int, default=3)
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
     parser.add_argument("--weights-dir", type=Path, help="for LPIPS")
     parser.add_argument("--output", type=Path, help="folder to keep the runs and report.json in")
     options = parser.parse_args(arguments)
-    codecs, chance = options.codecs.split(","), random.Random(options.seed)
+    given, chance = options.codecs.split(","), random.Random(options.seed)
+    codecs = [Path(codec).stem for codec in given]  # a weights file's results lie under its stem
     found = sorted(path for path in options.pictures.iterdir() if path.is_file())[: options.count]
     if len(found) < options.count:
         parser.error(
@@ -104,7 +105,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     def command(out: Path, *more: str) -> list[str]:
         weights = [f"metrics.weights_dir={options.weights_dir.resolve()}"] if options.weights_dir else []
         return [
-            sys.executable, "-m", "src.evaluate", f"codec=[{','.join(codecs)}]", "metrics=default",
+            sys.executable, "-m", "src.evaluate", f"codec=[{','.join(given)}]", "metrics=default",
             "data=folder", f"data.path={pictures.resolve()}", f"out={out.resolve()}", *weights, *more,
         ]  # fmt: skip
 
