@@ -26,7 +26,7 @@ from killed_corpus import ROOT, command, write_shards
 def main() -> None:
     """Parse the command line, run, print and write the summary."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--pictures", type=int, default=600)
+    parser.add_argument("--pictures", type=int, default=1500)
     parser.add_argument("--shards", type=int, default=30)
     parser.add_argument("--side", type=int, default=224, help="of the crops, in pixels")
     parser.add_argument("--repeats", type=int, default=3)
