@@ -43,12 +43,13 @@ def make_models(folder: Path) -> Path:
     return codec
 
 
-def run(path: Path) -> str | None:
-    """Run a notebook; return what went wrong, or None."""
+def run(path: Path, folder: Path) -> str | None:
+    """Run a notebook, with its sockets in a folder; return what went wrong, or None."""
     notebook = nbformat.read(path, as_version=4)
-    # Nobody but this process should be able to talk to the kernel.
-    transport = "ipc" if os.name == "posix" else "tcp"
-    manager = AsyncKernelManager(kernel_name="python3", transport=transport)
+    manager = AsyncKernelManager(kernel_name="python3")
+    if os.name == "posix":
+        # Nobody but this process should be able to talk to the kernel.
+        manager.transport, manager.ip = "ipc", str(folder / path.stem)
     client = NotebookClient(notebook, km=manager, timeout=LIMIT)
     try:
         client.execute()
@@ -71,7 +72,7 @@ def main() -> int:
             os.environ[MODEL] = str(make_models(Path(folder)))
         for path in paths:
             start = time.monotonic()
-            problem = run(path)
+            problem = run(path, Path(folder))
             print(f"{path.name}: {time.monotonic() - start:.1f} s{' FAILED' if problem else ''}", flush=True)
             if problem:
                 failed = True
