@@ -8,7 +8,7 @@ from PIL import Image
 
 import glc as library
 from glc.cli.coding import LOSSLESS
-from glc.cli.known import read_weights
+from glc.codec.weights import read_weights
 from tests.cli.runs import Glc, picture, tree
 
 
@@ -64,7 +64,7 @@ def test_each_file_is_decoded_with_the_known_model_that_made_it(
         assert (
             glc("compress", picture(f"{name}.png"), "-o", f"in/{name}.glc", "--model", model).exit_code == 0
         )
-    monkeypatch.setattr("glc.cli.known.read_weights", count)
+    monkeypatch.setattr("glc.codec.loading.read_weights", count)
     result = glc("decompress", "in", "-o", "out")
     assert result.exit_code == 0, result.stderr
     assert tree("out") == ["a.png", "b.png", "c.png", "d.png"]
