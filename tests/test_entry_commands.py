@@ -39,7 +39,7 @@ def test_without_a_stage_it_lists_them() -> None:
     done = command()
     assert done.returncode != 0
     listed = done.stderr.split("Available options:")[1].split("Set the")[0].split()
-    assert listed == ["joint", "transform", "vqvae"]
+    assert listed == ["joint", "restoration", "stylization", "transform", "vqvae"]
     assert "Traceback" not in done.stderr
 
 

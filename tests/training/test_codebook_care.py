@@ -30,6 +30,8 @@ class Driver:
         self.trainer = SimpleNamespace(
             global_step=0,
             world_size=1,
+            is_global_zero=True,
+            global_rank=0,
             strategy=SimpleNamespace(reduce=lambda tensor, reduce_op: tensor),
             callbacks=[],
         )
@@ -133,8 +135,11 @@ def test_counts_survive_a_checkpoint() -> None:
     first = Driver(quantizer, CodebookCare(revive_every=2))
     first.step(vectors)
     second = Driver(quantizer, CodebookCare(revive_every=2))
-    second.care.load_state_dict(first.care.state_dict())
+    saved = {"callbacks": {first.care.state_key: first.care.state_dict()}}
+    first.care.on_save_checkpoint(first.trainer, first.stage, saved)  # type: ignore[arg-type]
+    second.care.load_state_dict(saved["callbacks"][first.care.state_key])
     second.trainer.global_step = 1
+    second.care.on_train_start(second.trainer, second.stage)  # type: ignore[arg-type]
     before = quantizer.embedding.clone()
     second.step(vectors[:20])  # one code only, but the others were used before the cut
     assert torch.equal(quantizer.embedding, before)
