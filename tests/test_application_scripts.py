@@ -1,7 +1,6 @@
 """scripts/train_applications.py and scripts/restoration_table.py, in short versions."""
 
 import argparse
-import importlib.util
 import json
 import subprocess
 import sys
@@ -17,27 +16,19 @@ from glc.codec.parts import save_part
 from glc.codec.weights import read_weights
 from glc.data.degradations import GaussianNoise, Mask
 from tests.codec.fixed_model import fixed_codec_weights, fixed_picture
+from tests.scripts import load_script
 
 ROOT = Path(__file__).parents[1]
 
 
-def load(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(name, ROOT / "scripts" / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 @pytest.fixture(scope="module")
 def training() -> ModuleType:
-    return load("train_applications")
+    return load_script("train_applications")
 
 
 @pytest.fixture(scope="module")
 def table() -> ModuleType:
-    return load("restoration_table")
+    return load_script("restoration_table")
 
 
 class Trainer:

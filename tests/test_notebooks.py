@@ -1,14 +1,15 @@
 """Notebooks: outputs stripped, imports few, and cells that are complete; `make notebooks` runs them."""
 
 import ast
-import importlib.util
 import json
 from pathlib import Path
 
 import nbformat
 import pytest
 
-ROOT = Path(__file__).parents[1]
+from tests.scripts import load_script
+from tests.short_runs import ROOT
+
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 ALLOWED = {"glc", "matplotlib", "numpy", "PIL", "torch", "io", "os", "warnings"}
 
@@ -38,11 +39,7 @@ def test_outputs_are_stripped_and_imports_are_few(path: Path) -> None:
 def test_a_failing_cell_fails_the_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    spec = importlib.util.spec_from_file_location("run_notebooks", ROOT / "scripts" / "run_notebooks.py")
-    assert spec is not None
-    assert spec.loader is not None
-    script = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(script)
+    script = load_script("run_notebooks")
     notebook = json.loads(NOTEBOOKS[0].read_text())
     notebook["cells"] = [{**notebook["cells"][1], "source": ["assert 1 + 1 == 3, 'wrong sum'"]}]
     (tmp_path / "bad.ipynb").write_text(json.dumps(notebook))

@@ -1,7 +1,6 @@
 """scripts/train_small.py: pieces of checkpoints, and which stage comes next."""
 
 import argparse
-import importlib.util
 import subprocess
 from pathlib import Path
 from types import ModuleType
@@ -9,17 +8,14 @@ from types import ModuleType
 import pytest
 import torch
 
+from tests.scripts import load_script
+
 ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture(scope="module")
 def script() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("train_small", ROOT / "scripts" / "train_small.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script("train_small")
 
 
 def test_pieces_make_the_same_file_again(

@@ -1,6 +1,5 @@
 """scripts/compare_codecs.py: what it writes into a document, and what it leaves as it was."""
 
-import importlib.util
 from pathlib import Path
 from types import ModuleType
 
@@ -9,19 +8,14 @@ import pytest
 from glc.evaluation.published import PublishedCurve
 from glc.evaluation.results import read_results
 from tests.evaluation.fake_run import at_rates, write_run
-from tests.short_runs import ROOT
+from tests.scripts import load_script
 
 DOCUMENT = "# Words\n\n<!-- comparison -->\nold\n<!-- end of comparison -->\n\nmore words\n"
 
 
 @pytest.fixture(scope="module")
 def script() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("compare", ROOT / "scripts" / "compare_codecs.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script("compare_codecs")
 
 
 def written(tmp_path: Path, script: ModuleType) -> str:

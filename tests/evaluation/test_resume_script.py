@@ -1,6 +1,5 @@
 """scripts/evaluation_resume.py: what it calls a difference, and what it refuses. Kills are in test_run.py."""
 
-import importlib.util
 import shutil
 from pathlib import Path
 from types import ModuleType
@@ -9,17 +8,12 @@ import pytest
 
 from tests.evaluation.fake_run import write_run
 from tests.evaluation.stand_ins import write_pictures
-from tests.short_runs import ROOT
+from tests.scripts import load_script
 
 
 @pytest.fixture(scope="module")
 def script() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("resume", ROOT / "scripts" / "evaluation_resume.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script("evaluation_resume")
 
 
 def test_seconds_are_no_difference_and_all_else_is(tmp_path: Path, script: ModuleType) -> None:
