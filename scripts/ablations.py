@@ -65,12 +65,15 @@ def train(row: str, arguments: argparse.Namespace) -> None:
              f"runs_dir={arguments.output / 'runs'}", "resume=auto", f"init_from={start}", "logger=csv",
              f"data.train={arguments.shards / 'train'}", f"data.val={arguments.shards / 'val'}",
              f"perceptual.weights_dir={arguments.weights}", f"trainer.max_steps={arguments.steps[stage]}",
-             f"data.crop={arguments.crop}", f"seed={arguments.seed}", *arguments.overrides)  # fmt: skip
+             f"data.crop={arguments.crop}", f"seed={arguments.seed}",
+             *([f"stage.discriminator_from={arguments.start}"] if stage == "joint" else []),
+             *arguments.overrides)  # fmt: skip
         start = run / "checkpoints" / "last.ckpt"
         weights = arguments.output / row / f"{stage}.safetensors"
         weights.parent.mkdir(parents=True, exist_ok=True)
         call("-m", "glc", "export", start, weights, "--force")
-        measure(weights, arguments, arguments.output / row / stage)
+        if stage in arguments.measured:
+            measure(weights, arguments, arguments.output / row / stage)
 
 
 def change_window(description: Any, window: int | None) -> Any:
@@ -84,7 +87,7 @@ def change_window(description: Any, window: int | None) -> Any:
 
 def another_window(row: str, arguments: argparse.Namespace) -> None:
     """Measure `full` with attention in other windows."""
-    for stage in STAGES:
+    for stage in arguments.measured:
         full = read_weights(arguments.output / "full" / f"{stage}.safetensors")
         weights = arguments.output / row / f"{stage}.safetensors"
         weights.parent.mkdir(parents=True, exist_ok=True)
@@ -143,6 +146,9 @@ def main() -> int:
     parser.add_argument("--weights", type=Path, help="folder with LPIPS' SqueezeNet and AlexNet")
     parser.add_argument("--pictures", type=Path, help="folder of pictures to measure on")
     parser.add_argument("--steps", type=steps, action="append", default=[], metavar="STAGE=N")
+    parser.add_argument(
+        "--measured", nargs="+", choices=STAGES, default=STAGES, help="stages to code pictures with (both)"
+    )
     parser.add_argument("--crop", type=int, default=128, help="side of the training crops (%(default)s)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--metric", default="lpips", help="of the table (%(default)s)")

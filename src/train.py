@@ -25,7 +25,7 @@ from glc.training.callbacks.checkpoint import DivergedError
 from glc.training.processes import is_first_process
 from glc.training.saving import LAST, SavingError, find_whole
 from glc.training.stage import Stage
-from glc.training.transfer import check_resumable, transfer
+from glc.training.transfer import check_resumable, transfer, transfer_discriminator
 from src.overrides import explain_unknown_keys
 
 log = logging.getLogger(__name__)
@@ -89,6 +89,22 @@ def find_initial_weights(cfg: DictConfig) -> Path | None:
             f"train that stage under name={cfg.name} first, or give init_from=CHECKPOINT (or init_from=none)"
         )
     return path
+
+
+def find_discriminator(cfg: DictConfig) -> Path | None:
+    """Return the checkpoint with the discriminator to go on with: the one given, or stage I's of this name.
+
+    Raises:
+        UsageError: when the one given does not exist.
+    """
+    given = cfg.stage.get("discriminator_from")
+    if given in (None, "none"):
+        return None
+    if given == "auto":
+        return find_whole(checkpoint_folder(Path(cfg.runs_dir) / cfg.name / "vqvae"))
+    if not Path(given).is_file():
+        raise UsageError(f"stage.discriminator_from={given}: no such file; give a checkpoint, auto or none")
+    return Path(given)
 
 
 def find_checkpoint_to_resume(cfg: DictConfig) -> Path | None:
@@ -173,7 +189,11 @@ def prepare(cfg: DictConfig) -> Run:
     if for_codec:
         log.info("for the codec %s", start)
     elif start is not None:
-        log.info("starting from %s: %s", start, ", ".join(transfer(stage, start)))
+        loaded = transfer(stage, start)
+        log.info("starting from %s: %s", start, ", ".join(loaded))
+        adversary = None if "adversarial.discriminator" in loaded else find_discriminator(cfg)
+        if adversary is not None and transfer_discriminator(stage, adversary):
+            log.info("the discriminator is that of %s", adversary)
     elif resume is None:
         stage.adopt([])
     if resume is not None:

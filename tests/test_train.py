@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from glc.training.callbacks.checkpoint import DivergedError
-from src.train import UsageError, find_initial_weights
+from src.train import UsageError, find_discriminator, find_initial_weights
 from tests.short_runs import QUIET, checkpoint, compose, live_weights, run, settings, write_pictures
 
 
@@ -80,6 +80,18 @@ def test_where_initial_weights_are_found(trained: Path, pictures: Path) -> None:
     assert find_initial_weights(compose(options(trained, pictures, "transform", init_from="none"))) is None
     elsewhere = compose(options(trained, pictures, "transform", init_from=str(last), name="other"))
     assert find_initial_weights(elsewhere) == last
+    assert find_discriminator(compose(options(trained, pictures, "transform"))) is None
+    joint = {"init_from": "none", "stage.discriminator_from": "auto"}
+    assert find_discriminator(compose(options(trained, pictures, "joint", **joint))) == last
+    assert find_discriminator(compose(options(trained, pictures, "joint", **joint, name="other"))) is None
+    given = {**joint, "stage.discriminator_from": str(last)}
+    assert find_discriminator(compose(options(trained, pictures, "joint", **given, name="other"))) == last
+    with pytest.raises(UsageError, match=r"discriminator_from=nowhere\.ckpt: no such file"):
+        find_discriminator(
+            compose(
+                options(trained, pictures, "joint", **{**joint, "stage.discriminator_from": "nowhere.ckpt"})
+            )
+        )
 
 
 def test_weights_of_another_model(trained: Path, pictures: Path) -> None:

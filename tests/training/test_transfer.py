@@ -11,7 +11,7 @@ from hydra.utils import instantiate
 from glc.codec.checkpoint import WeightsError
 from glc.codec.published.conversion import convert
 from glc.training.stage import Stage
-from glc.training.transfer import TransferError, transfer
+from glc.training.transfer import TransferError, transfer, transfer_discriminator
 from tests.codec.published.stand_ins import SMALL, layouts, stand_in, stand_ins
 from tests.short_runs import checkpoint, compose, settings
 
@@ -67,6 +67,19 @@ def test_every_stage_takes_what_it_shares(make: Make, stages: dict[str, Path]) -
     loaded = transfer(vqvae, last(stages["vqvae"]))
     assert "adversarial.discriminator" in loaded
     assert same(vqvae, "autoencoder.quantizer", first, "autoencoder.quantizer")
+
+
+def test_the_last_stage_gets_the_discriminator_of_the_first(make: Make, stages: dict[str, Path]) -> None:
+    joint = make("joint")
+    first = checkpoint(stages["vqvae"])["state_dict"]
+    name = "adversarial.discriminator"
+    assert not transfer_discriminator(joint, last(stages["transform"]))
+    assert not same(joint, name, first, name)
+    assert transfer_discriminator(joint, last(stages["vqvae"]))
+    assert same(joint, name, first, name)
+    other = make("joint", model__discriminator__channels=24)
+    with pytest.raises(TransferError, match=r"adversarial\.discriminator does not fit"):
+        transfer_discriminator(other, last(stages["vqvae"]))
 
 
 def test_the_first_stage_can_start_from_a_codec(make: Make, stages: dict[str, Path]) -> None:

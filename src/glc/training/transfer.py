@@ -132,6 +132,27 @@ def transfer(stage: Stage, path: str | Path) -> list[str]:
     return loaded
 
 
+def transfer_discriminator(stage: Stage, path: str | Path) -> bool:
+    """Load the discriminator of a checkpoint into a stage; return whether the checkpoint has one.
+
+    Stage II trains none, so stage III gets that of stage I from there.
+
+    Raises:
+        WeightsError: when the file cannot be read.
+        TransferError: when the two discriminators differ.
+    """
+    name = "adversarial.discriminator"
+    checkpoint = read_checkpoint(path)
+    weights = _below(checkpoint["state_dict"], name)
+    if not weights:
+        return False
+    problem = _difference(weights, _below(stage.state_dict(), name))
+    if problem:
+        raise TransferError(f"{path}: {name} does not fit: {problem}. {_trained_model(checkpoint)}")
+    stage.get_submodule(name).load_state_dict(weights)
+    return True
+
+
 def _networks(path: str | Path, pixels: bool) -> tuple[dict[str, dict[str, Tensor]], str]:
     """Return the networks in a file by their names in the codec stages, and what the file is.
 
