@@ -41,13 +41,8 @@ lock: setup ## resolve the newest allowed versions again into requirements/*.txt
 	@$(COMPILE) --extra train --extra sweep --extra eval --extra dev pyproject.toml -o requirements/dev.txt
 	@$(COMPILE) --extra app pyproject.toml -o requirements/app.txt
 
-BENCH := $(if $(FULL),natural,small)
-bench: setup ## measure the codec against its plain networks; FULL=1 for the paper's size
-	@mkdir -p runs/bench
-	@test -f runs/bench/$(BENCH).safetensors || \
-		$(PY) scripts/random_weights.py $(BENCH) runs/bench/$(BENCH).safetensors
-	@$(PY) benchmarks/codec.py --weights runs/bench/$(BENCH).safetensors --rounds $(if $(FULL),5,2) \
-		--output runs/bench/$(BENCH)
+bench: setup ## measure speed and memory; FULL=1 for the paper's sizes, ARGS="loading" for one part
+	@$(PY) -m benchmarks $(if $(FULL),--full --output runs/bench/full) $(ARGS)
 
 clean: ## delete caches and build output (.venv, data/ and runs/ stay)
 	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

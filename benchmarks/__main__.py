@@ -1,0 +1,65 @@
+r"""Measure speed and memory: sides in turn, medians, ratios to a baseline of the same run.
+
+    python -m benchmarks [NAME ...] [--full] [--device D] [--threads N] [--rounds N] [--output FOLDER] \
+        [--resume]
+
+Names: codec, folder, loading, training, entropy; all of them by default. Each leaves NAME.json and NAME.md in
+the folder. `--resume` leaves out those that lie there already: a job that was cut off goes on. The short form
+is for every change (about five minutes on two cores), `--full` has the paper's sizes.
+"""
+
+import argparse
+import importlib
+import sys
+from pathlib import Path
+
+import torch
+
+from benchmarks.readings import run, table, write
+
+NAMES = ("codec", "folder", "loading", "training", "entropy")
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run what the command line names."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__.splitlines()[0])
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"{', '.join(NAMES)}; default: all")
+    parser.add_argument("--full", action="store_true", help="the paper's sizes, more rounds")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--rounds", type=int, help="default: 2, with --full 5")
+    parser.add_argument("--output", type=Path, default=Path("runs/bench"))
+    parser.add_argument("--resume", action="store_true", help="leave out what FOLDER has already")
+    parser.add_argument("--weights", type=Path, help="codec, folder: weights file; default: random weights")
+    parser.add_argument("--picture", type=Path, help="codec: default: smooth noise of 768 x 512")
+    parser.add_argument("--precisions", default="auto,float32,bfloat16", help="codec: sides")
+    parser.add_argument("--quality", type=float, default=100 / 3, help="codec, folder")
+    parser.add_argument("--against", help="codec: command of another program to run in turn")
+    parser.add_argument("--shards", help="loading: shards of JPEGs; default: made of installed photographs")
+    parser.add_argument("--stages", default="vqvae,transform,joint", help="training")
+    parser.add_argument("--model", help="training: of conf/model; default: small, with --full natural")
+    args = parser.parse_args(arguments)
+    unknown = sorted(set(args.names) - set(NAMES))
+    if unknown:
+        parser.error(f"no benchmark is called {', '.join(unknown)}; there are {', '.join(NAMES)}")
+    for key in ("rounds", "threads"):
+        if (value := getattr(args, key)) is not None and value < 1:
+            parser.error(f"--{key} must be at least 1")
+    if args.device != "cpu" and not torch.cuda.is_available():
+        parser.error(f"--device {args.device}: no GPU is at hand")
+    args.rounds = args.rounds or (5 if args.full else 2)
+    args.device = torch.device(args.device)
+    torch.set_num_threads(args.threads)
+    for name in args.names or NAMES:
+        module = importlib.import_module(f"benchmarks.{name}")
+        for benchmark in module.benchmarks(args):
+            if args.resume and (args.output / f"{benchmark.name}.json").is_file():
+                print(f"{benchmark.name}: done before", file=sys.stderr)
+                continue
+            report = run(benchmark, args.rounds)
+            write(report, args.output)
+            print(table(report) + "\n", flush=True)
+
+
+if __name__ == "__main__":
+    main()

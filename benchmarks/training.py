@@ -1,0 +1,122 @@
+"""Images per second of a training step of each stage, against a plain loop in float32.
+
+The baseline is what `python -m src.train` does with nothing chosen: float32, eager, PyTorch's own memory
+format and optimizer. Pictures are noise that lies in memory; discriminator and LPIPS (random weights) take
+part from the first step. The first two steps of a run are not counted.
+"""
+
+import argparse
+import logging
+import warnings
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from hydra import compose, initialize_config_dir
+from hydra.utils import instantiate
+from torch import nn
+
+from benchmarks.readings import Benchmark, Clock, Reading
+from glc.data.stream import ImageBatch
+from glc.layers.frozen import Frozen
+from glc.losses.perceptual import LPIPS
+from src.train import quieten, register_resolvers
+
+ROOT = Path(__file__).resolve().parent.parent
+WARM = 2
+SIDES: dict[str, tuple[str, ...]] = {
+    "plain": (),
+    "bfloat16": ("trainer=bf16",),
+    "bfloat16, channels-last": ("trainer=bf16", "stage.channels_last=true"),
+    "compiled too": ("trainer=bf16", "stage.channels_last=true", "stage.compile=true"),
+}
+
+
+class RandomLPIPS(LPIPS):
+    """LPIPS whose backbone has random weights: for times, which do not depend on them."""
+
+    def __init__(self, net: str = "vgg", **_: Any) -> None:
+        import lpips
+
+        nn.Module.__init__(self)
+        self.precision = "float32"
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", category=UserWarning, module="torchvision")
+            self.network = Frozen(lpips.LPIPS(pretrained=False, pnet_rand=True, net=net, verbose=False))
+
+
+class _Stop(L.Callback):
+    """Counts the steps after the first ones and reads the clock at the last."""
+
+    def __init__(self, device: torch.device, steps: int) -> None:
+        self.device, self.steps = device, steps
+        self.reading: Reading | None = None
+
+    def on_train_batch_end(self, trainer: Any, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Start or read the clock."""
+        if batch_idx + 1 == WARM:
+            self.clock = Clock(self.device)
+        elif batch_idx + 1 == WARM + self.steps:
+            self.reading = self.clock.reading(self.steps * len(batch.x))
+
+
+def benchmarks(args: argparse.Namespace) -> Iterator[Benchmark]:
+    """Return one benchmark per stage."""
+    on_gpu = args.device.type != "cpu"
+    model = args.model or ("natural" if args.full else "small")
+    big = args.full or on_gpu
+    crop, batch, steps = (256, 8, 20 if on_gpu else 3) if big else (128, 4, 3)
+    names = list(SIDES)[: len(SIDES) if on_gpu else 3]
+    for stage in args.stages.split(","):
+        given = [f"stage={stage}", f"model={model}", f"perceptual.net={'vgg' if big else 'squeeze'}"]
+        if stage != "transform":
+            given.append("stage.discriminator_start=0")
+        sides = {
+            name: partial(step, (*given, *SIDES[name]), crop, batch, steps, args.device, args.threads)
+            for name in names
+        }
+        about = f"model={model}, batches of {batch}, crops of {crop}. `plain`: float32, eager."
+        yield Benchmark(f"training_{stage}", "image", about, sides)
+
+
+def step(
+    overrides: tuple[str, ...], crop: int, batch: int, steps: int, device: torch.device, threads: int
+) -> Reading:
+    """Measure one side of a stage."""
+    torch.set_num_threads(threads)
+    torch.set_float32_matmul_precision("high" if "trainer=bf16" in overrides else "highest")
+    register_resolvers()
+    quieten()
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", module="lightning")
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        shared = ["data=samples", "metrics=none", f"batch={batch}", "++perceptual.required=true"]
+        cfg = compose("train", [*shared, *overrides, "dir=none", "hydra.run.dir=none"])
+    cfg.perceptual = {"_target_": "benchmarks.training.RandomLPIPS", "net": cfg.perceptual.net}
+    L.seed_everything(0, verbose=False)
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(device)
+    stage = instantiate(cfg.stage.module)
+    stop = _Stop(device, steps)
+    settings = {key: value for key, value in cfg.trainer.items() if key != "plugins"}
+    settings |= {
+        "max_steps": WARM + steps,
+        "accelerator": device.type,
+        "limit_val_batches": 0,
+        "enable_checkpointing": False,
+        "enable_progress_bar": False,
+        "logger": False,
+    }
+    trainer = instantiate(settings, callbacks=[stop])
+    pictures = torch.rand(4 * batch, 3, crop, crop) * 2 - 1
+    batches = [ImageBatch(x, [""] * batch) for x in pictures.split(batch)]
+    loader = torch.utils.data.DataLoader(
+        batches * (WARM + steps), batch_size=None, pin_memory=device.type == "cuda"
+    )
+    trainer.fit(stage, loader)
+    assert stop.reading is not None
+    return stop.reading

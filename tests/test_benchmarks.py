@@ -1,0 +1,46 @@
+"""The benchmarks' arithmetic, and one of them from its command to its files."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from benchmarks.__main__ import main
+from benchmarks.readings import Reading, compare
+
+
+def test_ratios_are_those_of_medians_per_unit() -> None:
+    base = [Reading(2, seconds, 4.0) for seconds in (2.0, 8.0, 4.0)]
+    other = [Reading(1, seconds, 0.5, details={"part": seconds / 2}) for seconds in (1.0, 9.0, 0.5)]
+    found = compare({"base": base, "other": other})
+    assert found["base"]["seconds"] == 2.0
+    assert found["base"]["times_as_fast"] == 1.0
+    assert found["other"]["times_as_fast"] == 2.0
+    assert found["other"]["times_as_fast_by_processor"] == 4.0
+    assert found["other"]["per_second"] == 1.0
+    assert found["other"]["details"] == {"part": 0.5}
+
+
+def test_a_benchmark_leaves_its_figures_and_is_not_repeated(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["entropy", "--rounds", "1", "--threads", "1", "--output", str(tmp_path), "--resume"]
+    main(command)
+    report = json.loads((tmp_path / "entropy.json").read_text())
+    assert list(report["sides"]) == ["library's Gaussians", "our tables"]
+    library, ours = report["sides"].values()
+    # Both come near the entropy of the same symbols.
+    assert ours["details"]["bits per symbol"] == pytest.approx(
+        library["details"]["bits per symbol"], rel=0.02
+    )
+    assert (tmp_path / "entropy.md").read_text().strip() in capsys.readouterr().out
+    (tmp_path / "entropy_z.json").unlink()
+    main(command)
+    assert "entropy: done before" in capsys.readouterr().err
+    assert (tmp_path / "entropy_z.json").is_file()
+
+
+def test_an_unknown_name_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["speed"])
+    assert "no benchmark is called speed" in capsys.readouterr().err
