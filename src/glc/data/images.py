@@ -222,22 +222,34 @@ def stack_pictures(images: Sequence[Image.Image]) -> Tensor:
     """Turn RGB pictures of one size into a float32 tensor [B, 3, H, W] in [-1, 1].
 
     Raises:
+        ValueError: as `stack_levels`.
+    """
+    import torch
+
+    # In numpy, which stays on this thread: with torch's pool, loading and training would wait for each other.
+    x = stack_levels(images).numpy().astype(np.float32)
+    x /= np.float32(127.5)
+    x -= np.float32(1)
+    return torch.from_numpy(x)
+
+
+def stack_levels(images: Sequence[Image.Image]) -> Tensor:
+    """Turn RGB pictures of one size into a uint8 tensor [B, 3, H, W]; `from_uint8` maps it to [-1, 1].
+
+    Raises:
         ValueError: the pictures differ in size, or one's mode is not RGB (read it with `read_rgb`).
     """
     import torch
 
     width, height = images[0].size
-    # In numpy, which stays on this thread: with torch's pool, loading and training would wait for each other.
-    x = np.empty((len(images), 3, height, width), np.float32)
-    for place, image in zip(x, images, strict=True):
+    levels = np.empty((len(images), 3, height, width), np.uint8)
+    for place, image in zip(levels, images, strict=True):
         if image.mode != "RGB":
             raise ValueError(f"expected an RGB picture, got mode {image.mode}: read it with read_rgb")
         if image.size != (width, height):
             raise ValueError(f"pictures differ in size: {image.size} and {(width, height)}")
         place[...] = np.asarray(image).transpose(2, 0, 1)
-    x /= np.float32(127.5)
-    x -= np.float32(1)
-    return torch.from_numpy(x)
+    return torch.from_numpy(levels)
 
 
 def to_image(x: Tensor) -> Image.Image:

@@ -19,7 +19,7 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from glc.data.images import ImageError
+from glc.data.images import ImageError, from_uint8
 from glc.data.shards import ListSource, Record, RecordSource, ShardSource, index_shards
 from glc.data.sources import Sources, resolve
 from glc.data.stream import FixedImages, ImageBatch, TrainLoader, TrainStream, collate_images
@@ -34,6 +34,8 @@ _CACHE_LIMIT = 8 << 30  # bytes of decoded pictures
 
 class ImageDataModule(L.LightningDataModule):
     """Random crops to train on and a fixed list to validate on, as `ImageBatch`es in [-1, 1].
+
+    The training loader itself gives uint8 levels; they become floats once the trainer has them on the device.
 
     Args:
         train: folder of shards, shard pattern, URL, image folder, or a list of them (see `glc.data.sources`).
@@ -165,6 +167,10 @@ class ImageDataModule(L.LightningDataModule):
             pin_memory=torch.cuda.is_available(),
             generator=torch.Generator().manual_seed(self.seed),
         )
+
+    def on_after_batch_transfer(self, batch: ImageBatch, dataloader_idx: int) -> ImageBatch:
+        """Make floats in [-1, 1] of a training batch, on the device where it is used."""
+        return batch._replace(x=from_uint8(batch.x)) if batch.x.dtype == torch.uint8 else batch
 
     def _trainer_epoch(self) -> int | None:
         # Epochs that are over. One that a time limit cut short is gone on with, so it is not over yet.

@@ -25,7 +25,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_info
 
 from glc.data.crops import centre_crop, random_crop
-from glc.data.images import ImageError, stack_pictures, to_tensor
+from glc.data.images import ImageError, stack_levels, to_tensor
 from glc.data.shards import Record, RecordSource
 
 _log = logging.getLogger(__name__)
@@ -34,7 +34,7 @@ _GIVE_UP_AFTER = 1000  # unreadable pictures in a row: by then it is no accident
 
 
 class ImageBatch(NamedTuple):
-    """`x`: float32 [B, 3, H, W] in [-1, 1]; `key`: B names."""
+    """`x`: float32 [B, 3, H, W] in [-1, 1], or uint8 levels on the way there; `key`: B names."""
 
     x: Tensor
     key: list[str]
@@ -53,7 +53,7 @@ class _BadPictures:
 
 
 class TrainStream(IterableDataset[ImageBatch]):
-    """Batches of random crops of one rank; each loader worker yields every W-th batch of the epoch."""
+    """Batches of random crops of one rank, uint8; each loader worker yields every W-th batch of the epoch."""
 
     def __init__(
         self,
@@ -91,7 +91,8 @@ class TrainStream(IterableDataset[ImageBatch]):
         crops = self._crops(epoch, role, workers, skip=first // workers * self.batch_size)
         for _ in range(first, self.epoch_batches, workers):
             keys, cuts = zip(*itertools.islice(crops, self.batch_size), strict=True)
-            yield ImageBatch(stack_pictures(cuts), list(keys))
+            # As levels: a quarter of the bytes on the way out of a worker and to the device.
+            yield ImageBatch(stack_levels(cuts), list(keys))
 
     def _crops(self, epoch: int, role: int, workers: int, skip: int) -> Iterator[tuple[str, Image.Image]]:
         consumer, consumers = self.rank * workers + role, self.ranks * workers
