@@ -1,9 +1,11 @@
 """The benchmarks' arithmetic, and one of them from its command to its files."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 from benchmarks.__main__ import main
 from benchmarks.readings import Reading, compare
@@ -21,6 +23,15 @@ def test_ratios_are_those_of_medians_per_unit() -> None:
     assert found["other"]["details"] == {"part": 0.5}
 
 
+@pytest.fixture
+def threads() -> Iterator[None]:
+    """Leave the number of threads as it was."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("threads")
 def test_a_benchmark_leaves_its_figures_and_is_not_repeated(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
