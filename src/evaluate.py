@@ -20,9 +20,10 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from glc.codec.catalog import find
+from glc.corpus.run import UnfinishedError, world
 from glc.evaluation.codecs.base import CodecUnavailable, ImageCodec
 from glc.evaluation.run import Evaluation
-from glc.evaluation.sets import PictureSet
+from glc.evaluation.shards import ShardEvaluation, are_shards
 from glc.losses.perceptual import WeightsUnavailable
 from glc.metrics.quality import QualityMetrics
 from src.overrides import explain_unknown_keys
@@ -30,7 +31,9 @@ from src.overrides import explain_unknown_keys
 log = logging.getLogger(__name__)
 
 ON_DEVICE = ("glc.evaluation.codecs.latent.LatentCodec", "glc.evaluation.codecs.zoo.ZooCodec")
+SHARDS = "glc.evaluation.shards.ShardSet"
 LATENT = {"_target_": ON_DEVICE[0]}
+UNFINISHED = 3  # exit code: the same command goes on, as of `glc compress --shards`
 # Where a metric's weights lie says nothing about its numbers.
 NOT_RECORDED = ("weights_dir",)
 
@@ -87,7 +90,7 @@ def codec_configs(cfg: DictConfig) -> dict[str, dict[str, Any]]:
     return configs
 
 
-def prepare(cfg: DictConfig) -> dict[str, Evaluation]:
+def prepare(cfg: DictConfig) -> dict[str, Evaluation | ShardEvaluation]:
     """Make the evaluations of a composed configuration, by the name of the codec.
 
     Raises:
@@ -103,15 +106,21 @@ def prepare(cfg: DictConfig) -> dict[str, Evaluation]:
             "data.path is not given: data=folder data.path=DIR, or one of the sets "
             "data=kodak|clic2020|div2k|celebahq|coco30k"
         )
-    pictures: PictureSet = instantiate(cfg.pictures, _convert_="all")
+    of_shards = are_shards(cfg.data.path)
+    shared: dict[str, Any] = {}
+    if of_shards:
+        shared = {"keep": cfg.keep}
+        pictures = instantiate({**cfg.pictures, "_target_": SHARDS}, _convert_="all")
+    else:
+        pictures = instantiate(cfg.pictures, _convert_="all")
+        for name, reason in pictures.missing:
+            log.warning("%s: %s", name, reason)
     metrics = OmegaConf.to_container(cfg.metrics, resolve=True)
     assert isinstance(metrics, dict)
-    for name, reason in pictures.missing:
-        log.warning("%s: %s", name, reason)
     configs = codec_configs(cfg)
     device = OmegaConf.to_container(cfg.device) if isinstance(cfg.device, ListConfig) else str(cfg.device)
     return {
-        name: Evaluation(
+        name: (ShardEvaluation if of_shards else Evaluation)(
             out=Path(cfg.out, name) if isinstance(cfg.codec, ListConfig) else Path(cfg.out),
             pictures=pictures,
             make_codec=partial(make_codec, config),
@@ -123,6 +132,7 @@ def prepare(cfg: DictConfig) -> dict[str, Evaluation]:
             threads=cfg.threads,
             seed=cfg.seed,
             overwrite=cfg.overwrite,
+            **shared,
         )
         for name, config in configs.items()
     }
@@ -147,7 +157,7 @@ def evaluate(cfg: DictConfig) -> list[dict[str, Any]]:
             summary = evaluation.run()
             log.info("%s", table(summary))
             log.info("%s: results in %s", name, evaluation.out)
-            if cfg.wandb:
+            if cfg.wandb and world()[0] == 0:
                 log_to_wandb(summary, evaluation.out, cfg.wandb_project)
             summaries.append(summary)
     except (ValueError, OSError, WeightsUnavailable, CodecUnavailable, OmegaConfBaseException) as error:
@@ -229,6 +239,9 @@ def run(cfg: DictConfig) -> None:
     except UsageError as error:
         log.error("error: %s", error)
         raise SystemExit(2) from error
+    except UnfinishedError as error:
+        log.error("error: %s", error)
+        raise SystemExit(UNFINISHED) from error
     except RuntimeError as error:
         log.error("error: %s", error)
         raise SystemExit(1) from error

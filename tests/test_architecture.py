@@ -27,7 +27,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "metrics": {"layers", "losses", "data.images"},
     "training": {"layers", "models", "losses", "metrics", "data", "data.images", "codec"},
     "codec": {"layers", "models", "data.images", "pretrained"},
-    "evaluation": {"", "layers", "models", "losses", "metrics", "codec", "data.images"},
+    "evaluation": {"", "layers", "models", "losses", "metrics", "codec", "corpus", "data.images"},
     "corpus": {"codec"},
     "cli": {"", "app", "codec", "data", "data.images", "evaluation", "corpus"},
     "__main__": {"cli"},

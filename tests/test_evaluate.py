@@ -21,6 +21,7 @@ from glc.cli import main as glc
 from src import evaluate
 from src.overrides import explain_unknown_keys
 from tests.codec.fixed_model import fixed_codec_weights
+from tests.corpus.stand_ins import write_tar
 from tests.evaluation.stand_ins import write_pictures
 from tests.short_runs import QUIET, ROOT
 from tests.wandb_file import read_finished_run
@@ -179,17 +180,17 @@ def test_the_printed_table_names_what_went_wrong(pictures: Path, tmp_path: Path)
 
 
 def test_glc_eval_is_the_same_from_any_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write_pictures(tmp_path / "set", [(24, 32)])
-    (tmp_path / "set" / "bad.png").write_bytes(b"no")
+    (picture,) = write_pictures(tmp_path / "set", [(24, 32)]).iterdir()
+    write_tar(tmp_path / "it's-7.tar", [("p.png", picture.read_bytes()), ("bad.png", b"no")])
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    words = ["eval", "codec=jpeg", "metrics=none", "data=folder", "data.path=set", "out=results"]
+    words = ["eval", "codec=jpeg", "metrics=none", "--shards", "it's-{7..7}.tar", "out=results"]
     done = CliRunner().invoke(glc, words)
     assert done.exit_code == 1  # a picture failed
     summary = json.loads((tmp_path / "results" / "summary.json").read_text())
-    assert [failure["picture"] for failure in summary["failed"]] == ["bad"]
+    assert [failure["picture"] for failure in summary["failed"]] == ["it's-7/bad"]
     assert summary["points"][0]["pictures"] == 1
-    assert sorted(os.listdir(tmp_path)) == ["results", "set"]
+    assert sorted(os.listdir(tmp_path)) == ["it's-7.tar", "results", "set"]
 
 
 def test_glc_eval_without_a_configuration_says_what_to_do(

@@ -77,7 +77,7 @@ def test_another_model_is_another_setting(glc: Glc, shards: Path) -> None:
     assert glc("compress", "--shards", "in", "-o", "out", "--model", "small").exit_code == 0
     result = glc("compress", "--shards", "in", "-o", "out", "--model", "other")
     assert result.exit_code == 2
-    assert "weights was" in result.stderr
+    assert "weights.model was" in result.stderr
     assert "--force" in result.stderr
 
 

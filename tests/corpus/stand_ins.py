@@ -43,7 +43,7 @@ class Reverser:
             os.kill(os.getpid(), signal.SIGKILL)
         if data == b"slow":
             time.sleep(0.2)
-        return Coded("rev", data[::-1], 10, len(data))
+        return Coded([("rev", data[::-1])], 10, len(data))
 
 
 def make_reverser(here: int) -> Reverser:

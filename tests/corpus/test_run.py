@@ -192,7 +192,7 @@ def test_places_of_several_commands(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_folder_holds_shards_of_one_setting(shards: Path, tmp_path: Path) -> None:
     code(shards, tmp_path / "out")
-    with pytest.raises(CorpusError, match=r"keep was True, is False.*--force"):
+    with pytest.raises(CorpusError, match=r"keep was true, is false.*--force"):
         code(shards, tmp_path / "out", keep=False)
     assert "0-0.json" in read_tar(tmp_path / "out" / "in-0.tar")
     code(shards, tmp_path / "out", keep=False, force=True)

@@ -179,10 +179,11 @@ class MakeCoder:
     def _device(self, here: int) -> str:
         import torch
 
+        from glc.corpus.run import place_here
+
         if self.device not in ("auto", "cuda") or torch.cuda.device_count() < 2:
             return self.device
-        local = int(os.environ.get("LOCAL_RANK") or os.environ.get("SLURM_LOCALID") or 0)
-        return f"cuda:{(local * self.processes + here) % torch.cuda.device_count()}"
+        return f"cuda:{place_here(here, self.processes) % torch.cuda.device_count()}"
 
 
 @dataclass
@@ -207,7 +208,7 @@ class Compressor:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # a target that was not reached is no failure
             coded = self.codec.compress(image, **self.options)
-        return Coded("glc", coded, image.width * image.height, len(coded))
+        return Coded([("glc", coded)], image.width * image.height, len(coded))
 
 
 @dataclass
@@ -230,4 +231,4 @@ class Decompressor:
         picture = self.codecs.for_file(header).decompress(data, **self.options)
         stream = io.BytesIO()
         picture.save(stream, "PNG")
-        return Coded("png", stream.getvalue(), picture.width * picture.height, len(data))
+        return Coded([("png", stream.getvalue())], picture.width * picture.height, len(data))

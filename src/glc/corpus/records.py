@@ -19,12 +19,14 @@ from pathlib import Path
 from typing import Any
 
 from glc.codec.writing import replacing
+from glc.corpus.changes import differences
 from glc.corpus.shards import Shard
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
 FAILURES = "failures.jsonl"
 NOTES = ".glc"
+REMEDY = "choose another folder with -o, or replace what is there with --force"
 
 
 class CorpusError(ValueError):
@@ -44,7 +46,7 @@ class Record:
     coded_bytes: int
     """Of all its `.glc` files."""
     pixels: int
-    """Of all pictures that were coded."""
+    """Of all pictures that were coded; of one that was coded several times, so many times."""
     bytes: int
     """Size of the shard that was written; 0 where none was, because nothing could be read."""
     sha256: str
@@ -69,10 +71,18 @@ class Folder:
         """The file of a kind (`json`, `journal`, `part`, `lock`) that belongs to a shard."""
         return self.notes / f"{shard.name}.{kind}"
 
-    def prepare(self, settings: dict[str, Any], shards: Sequence[Shard], force: bool) -> None:
+    def prepare(
+        self, settings: dict[str, Any], shards: Sequence[Shard], force: bool, remedy: str = REMEDY
+    ) -> None:
         """Make the folder, and check that what lies in it was made with the same settings.
 
         Call it while no other process does.
+
+        Args:
+            settings: what decides the bytes.
+            shards: that are to be written.
+            force: replace what was made with others.
+            remedy: what the user is told to do where that is in the way.
 
         Raises:
             CorpusError: it was made with others, or holds shards of other origin, and `force` is not set.
@@ -91,23 +101,15 @@ class Folder:
             return
         if not force:
             if found is not None:
-                keys = sorted(found.keys() | wanted.keys()) if isinstance(found, dict) else []
-                changed = [
-                    f"{k} was {found.get(k)}, is {wanted.get(k)}"
-                    for k in keys
-                    if found.get(k) != wanted.get(k)
-                ]
+                changed = list(differences(found, wanted)) if found else ["they cannot be read"]
+                more = f"; and {len(changed) - 3} more" if len(changed) > 3 else ""
                 raise CorpusError(
                     f"{self.path}: its shards were made with other settings "
-                    f"({'; '.join(changed) or 'unreadable'}): choose another folder with -o, "
-                    "or replace them with --force"
+                    f"({'; '.join(changed[:3])}{more}): {remedy}"
                 )
             for shard in shards:
                 if self.target(shard).exists():
-                    raise CorpusError(
-                        f"{self.target(shard)} exists: choose another folder with -o, "
-                        "or replace it with --force"
-                    )
+                    raise CorpusError(f"{self.target(shard)} exists: {remedy}")
         for old in self.notes.iterdir():
             if old.suffix in (".json", ".journal", ".part"):
                 old.unlink()

@@ -14,7 +14,7 @@ from typing import Any
 
 from glc.corpus.claims import claim
 from glc.corpus.progress import Progress, Watch
-from glc.corpus.records import CorpusError, Folder
+from glc.corpus.records import REMEDY, CorpusError, Folder
 from glc.corpus.work import Coder, Task, work
 
 MakeCoder = Callable[[int], Coder]
@@ -46,6 +46,12 @@ def world() -> tuple[int, int]:
     return 0, 1
 
 
+def place_here(here: int, processes: int) -> int:
+    """Return the number of a process among all on its machine, where each task starts several of them."""
+    local = int(os.environ.get("LOCAL_RANK") or os.environ.get("SLURM_LOCALID") or 0)
+    return local * processes + here
+
+
 def run(
     task: Task,
     settings: dict[str, Any],
@@ -55,6 +61,7 @@ def run(
     threads: int = 1,
     force: bool = False,
     quiet: bool = False,
+    remedy: str = REMEDY,
 ) -> dict[str, Any]:
     """Code a collection, or go on with it, together with whoever else runs the same command.
 
@@ -66,6 +73,7 @@ def run(
         threads: that each computes with.
         force: replace what other settings made.
         quiet: show no progress.
+        remedy: what the user is told to do about a folder that others' shards are in.
 
     Returns:
         The manifest's totals.
@@ -80,7 +88,7 @@ def run(
     folder.notes.mkdir(parents=True, exist_ok=True)
     settings = {**settings, "keep": task.keep, "threads": threads}
     with claim(folder.notes / "settings.lock", wait=True):
-        folder.prepare(settings, task.shards, force)
+        folder.prepare(settings, task.shards, force, remedy)
     with Progress(Watch(folder, task.shards), quiet or place > 0):
         problems = _do(task, make_coder, place, places, processes, threads)
     totals = folder.finish(settings, task.shards)

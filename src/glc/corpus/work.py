@@ -16,13 +16,12 @@ from glc.corpus.shards import Sample, Shard, ShardError, read_samples
 
 @dataclass(frozen=True)
 class Coded:
-    """What became of a file: its new suffix without the dot, its content, and what it counts."""
+    """What became of a file: new suffixes without the dot, contents, and what it counts."""
 
-    suffix: str
-    data: bytes
+    files: Sequence[tuple[str, bytes]]
     pixels: int
     coded_bytes: int
-    """Size of the `.glc` file, whichever of the two that is."""
+    """Size of the compressed file, whether that is what was read or what was written."""
 
 
 class Coder(Protocol):
@@ -147,7 +146,8 @@ def _coded_files(sample: Sample, keep: bool, coder: Coder) -> tuple[list[tuple[s
         raise ValueError(f"nothing to code among its files ({', '.join(names)})")
     coded = coder.code(sample.files[place][1], names[place])
     files = [(name, content) for name, (_, content) in zip(names, sample.files, strict=True)] if keep else []
-    files[place if keep else 0 : place + 1 if keep else 0] = [(f"{sample.key}.{coded.suffix}", coded.data)]
+    made = [(f"{sample.key}.{suffix}", data) for suffix, data in coded.files]
+    files[place if keep else 0 : place + 1 if keep else 0] = made
     if len({name for name, _ in files}) < len(files):
         raise ValueError(f"two of its files would have one name ({', '.join(name for name, _ in files)})")
     return files, coded

@@ -1,9 +1,9 @@
 """One picture at one setting: to bytes, back from these bytes, and measured."""
 
-import os
+import io
 import time
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,22 +37,76 @@ def reconstruction_path(folder: Path, setting: Setting, picture: Picture) -> Pat
 
 
 @dataclass
-class Bench:
-    """What measures pictures in one process.
+class Meter:
+    """Puts pictures through a codec and measures what comes back.
 
     Args:
-        folder: of the run.
-        pictures: the set.
         codec: under test.
         metrics: scores of single pictures.
         device: where the scores are computed.
     """
 
-    folder: Path
-    pictures: PictureSet
     codec: ImageCodec
     metrics: QualityMetrics
     device: str
+
+    def encode(self, original: Image.Image, setting: Setting) -> tuple[bytes, dict[str, Any]]:
+        """Return a picture's file, and `encode_seconds` with a `note` where there is one."""
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("ignore")
+            warnings.simplefilter("always", TargetWarning)
+            start = time.perf_counter()
+            data = self.codec.encode(original, setting)
+            seconds = time.perf_counter() - start
+        note = {"note": str(caught[-1].message)} if caught else {}
+        return data, {"encode_seconds": round(seconds, 4), **note}
+
+    def decode(
+        self, data: bytes, original: Image.Image, where: str | Path
+    ) -> tuple[Image.Image, dict[str, Any]]:
+        """Return what a file decodes to and how good that is: sizes, `bpp`, `scores`, `decode_seconds`.
+
+        Raises:
+            ValueError: it is of another size than the original, which was read from `where`.
+        """
+        start = time.perf_counter()
+        decoded = self.codec.decode(data)
+        seconds = time.perf_counter() - start
+        if decoded.size != original.size:
+            raise ValueError(
+                f"{where}: decoded to {decoded.width}x{decoded.height} pixels, "
+                f"the original has {original.width}x{original.height}"
+            )
+        return decoded, {
+            "width": original.width,
+            "height": original.height,
+            "bytes": len(data),
+            "bpp": 8 * len(data) / (original.width * original.height),
+            "scores": self._score(original, decoded),
+            "decode_seconds": round(seconds, 4),
+        }
+
+    def _score(self, original: Image.Image, decoded: Image.Image) -> dict[str, float]:
+        x, x_hat = (stack_pictures([image]).to(self.device) for image in (original, decoded))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of pictures left out; the summary says how many
+            values = self.metrics.measure(x, x_hat)
+        return {name: float(f"{value.item():.{_DIGITS}g}") for name, value in values.items()}
+
+
+@dataclass
+class Bench:
+    """What measures pictures of a folder in one process.
+
+    Args:
+        folder: of the run.
+        pictures: the set.
+        meter: codec and metrics.
+    """
+
+    folder: Path
+    pictures: PictureSet
+    meter: Meter
 
     def measure(self, picture: Picture, setting: Setting) -> dict[str, Any]:
         """Compress a picture into a file, decompress the file, score the result.
@@ -68,49 +122,23 @@ class Bench:
         # One picture's misfortune is reported with its name and leaves the others alone; decoders of all
         # kinds raise nearly anything.
         except Exception as error:
-            reason = " ".join(str(error).split()) or type(error).__name__
-            return entry | {"failed": reason}
+            return entry | {"failed": reason_of(error)}
 
     def _measure(self, picture: Picture, setting: Setting) -> dict[str, Any]:
         original = self.pictures.read(picture)
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("ignore")
-            warnings.simplefilter("always", TargetWarning)
-            start = time.perf_counter()
-            data = self.codec.encode(original, setting)
-            encoded = time.perf_counter() - start
-        path = file_path(self.folder, setting, picture, self.codec.suffix)
+        data, encoded = self.meter.encode(original, setting)
+        path = file_path(self.folder, setting, picture, self.meter.codec.suffix)
         write_bytes(path, data, sync=False)
         data = path.read_bytes()  # what is decoded is what lies in the file
-        start = time.perf_counter()
-        decoded = self.codec.decode(data)
-        seconds = time.perf_counter() - start
-        if decoded.size != original.size:
-            raise ValueError(
-                f"{picture.path}: decoded to {decoded.width}x{decoded.height} pixels, "
-                f"the original has {original.width}x{original.height}"
-            )
-        _write_png(reconstruction_path(self.folder, setting, picture), decoded)
-        bits = 8 * len(data)
-        entry: dict[str, Any] = {
-            "width": original.width,
-            "height": original.height,
-            "bytes": len(data),
-            "bpp": bits / (original.width * original.height),
-            "scores": self._score(original, decoded),
-            "encode_seconds": round(encoded, 4),
-            "decode_seconds": round(seconds, 4),
-        }
-        if caught:
-            entry["note"] = str(caught[-1].message)
-        return entry
+        decoded, measured = self.meter.decode(data, original, picture.path)
+        path = reconstruction_path(self.folder, setting, picture)
+        write_bytes(path, png_bytes(decoded), sync=False)
+        return {**measured, **encoded}
 
-    def _score(self, original: Image.Image, decoded: Image.Image) -> dict[str, float]:
-        x, x_hat = (stack_pictures([image]).to(self.device) for image in (original, decoded))
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of pictures left out; the summary says how many
-            values = self.metrics.measure(x, x_hat)
-        return {name: float(f"{value.item():.{_DIGITS}g}") for name, value in values.items()}
+
+def reason_of(error: Exception) -> str:
+    """Return what went wrong in one line."""
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 def measure_set(
@@ -149,17 +177,12 @@ def measure_set(
     return {name: float(f"{value.item():.{_DIGITS}g}") for name, value in metrics.compute().items()}
 
 
-def _write_png(path: Path, image: Image.Image) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        # Plain pixels: what a decoder attached, such as a profile, is no part of the result.
-        Image.frombytes("RGB", image.size, image.convert("RGB").tobytes()).save(
-            partial, "PNG", compress_level=3
-        )
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+def png_bytes(image: Image.Image) -> bytes:
+    """Return a decoded picture's file: plain pixels, without what a decoder attached, such as a profile."""
+    stream = io.BytesIO()
+    plain = Image.frombytes("RGB", image.size, image.convert("RGB").tobytes())
+    plain.save(stream, "PNG", compress_level=3)
+    return stream.getvalue()
 
 
 _bench: Bench | None = None  # of this process, where it is a worker
@@ -188,7 +211,7 @@ class Assignment:
         """Return a bench on a device."""
         prepare_process(self.threads, self.seed)
         metrics = self.make_metrics(self.left_out).to(device)
-        return Bench(self.folder, self.pictures, self.make_codec(device), metrics, device)
+        return Bench(self.folder, self.pictures, Meter(self.make_codec(device), metrics, device))
 
 
 def start_worker(assignment: Assignment, devices: Any) -> None:
@@ -201,8 +224,3 @@ def work(task: tuple[Picture, Setting]) -> dict[str, Any]:
     """Measure with this process's bench."""
     assert _bench is not None
     return _bench.measure(*task)
-
-
-def as_mapping(settings: Sequence[Setting]) -> list[Mapping[str, Any]]:
-    """Return settings as the summary has them."""
-    return [{"label": setting.label, **setting.as_dict()} for setting in settings]

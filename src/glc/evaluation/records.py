@@ -13,6 +13,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
+from glc.corpus.changes import differences
+
 try:
     import fcntl
 except ImportError:  # Windows: two runs in one folder are then not kept apart
@@ -145,29 +147,10 @@ def _recover(file: IO[bytes], path: Path) -> list[dict[str, Any]]:
 
 
 def _compare(folder: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    differences = list(_differences(before, now))
-    if differences:
-        more = f" (and {len(differences) - 3} more)" if len(differences) > 3 else ""
+    found = list(differences(before, now))
+    if found:
+        more = f" (and {len(found) - 3} more)" if len(found) > 3 else ""
         raise RecordsError(
-            f"{folder}: begun with other settings: {'; '.join(differences[:3])}{more}: "
+            f"{folder}: begun with other settings: {'; '.join(found[:3])}{more}: "
             "give another out=, or overwrite=true"
         )
-
-
-def _differences(before: Any, now: Any, name: str = "") -> Iterator[str]:
-    if isinstance(before, Mapping) and isinstance(now, Mapping):
-        for key in dict.fromkeys([*before, *now]):
-            place = f"{name}.{key}" if name else str(key)
-            if key not in now:
-                yield f"{place} is gone"
-            elif key not in before:
-                yield f"{place} is new"
-            else:
-                yield from _differences(before[key], now[key], place)
-    elif before != now:
-        yield f"{name} was {_short(before)}, is {_short(now)}"
-
-
-def _short(value: Any) -> str:
-    text = json.dumps(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."

@@ -1,7 +1,6 @@
 """An evaluation: every picture at every setting, recorded as it goes, summed up at the end."""
 
 import multiprocessing
-import platform
 import shutil
 import sys
 from collections.abc import Generator, Mapping, Sequence
@@ -9,22 +8,19 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing
 from dataclasses import dataclass, field
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import torch
 from tqdm import tqdm
 
-import glc
-from glc.codec.codec import choose_device
 from glc.evaluation.codecs.base import ImageCodec, Setting
+from glc.evaluation.identity import choose_devices, describe
 from glc.evaluation.measure import (
     Assignment,
     Bench,
     MakeCodec,
     MakeMetrics,
-    as_mapping,
+    Meter,
     file_path,
     measure_set,
     prepare_process,
@@ -36,8 +32,6 @@ from glc.evaluation.records import IDENTITY, Journal, open_journal
 from glc.evaluation.sets import Picture, PictureSet
 from glc.evaluation.summary import write_results
 from glc.metrics.quality import QualityMetrics
-
-_PACKAGES = ("torchmetrics", "torchvision", "lpips", "numpy", "pillow")
 
 
 @dataclass
@@ -91,14 +85,23 @@ class Evaluation:
             raise ValueError(
                 f"processes={self.processes} and threads={self.threads} must be positive whole numbers"
             )
-        devices = self._devices()
+        devices = choose_devices(self.device, self.processes > 1)
         prepare_process(self.threads, self.seed)
         codec = self.make_codec(devices[0])
         metrics = self.make_metrics(())
         known = {*metrics.names, *metrics.unavailable}
         in_set = [name for name in self.metrics if name not in known]
         hashes = self.pictures.hashes()
-        identity = self._identity(codec, hashes, devices, [*metrics.names, *in_set])
+        data = {
+            "name": self.pictures.name,
+            "count": len(self.pictures.pictures) + self._absent(),
+            "source": self.pictures.source,
+            "license": self.pictures.license,
+            "preparation": self.pictures.preparation(),
+            "sha256": dict(hashes),
+        }
+        measured = [*metrics.names, *in_set]
+        identity = describe(codec, data, self.protocol, measured, devices[0], self.threads, self.seed)
         if self.overwrite and (self.out / IDENTITY).is_file():
             for old in ("files", "reconstructions"):
                 shutil.rmtree(self.out / old, ignore_errors=True)
@@ -110,7 +113,8 @@ class Evaluation:
         with open_journal(self.out, identity, self.overwrite) as journal:
             for left in self.out.glob("*/**/.*.part"):  # of a run that was killed while it wrote
                 left.unlink(missing_ok=True)
-            here = Bench(self.out, self.pictures, codec, metrics.to(devices[0]), devices[0])
+            meter = Meter(codec, metrics.to(devices[0]), devices[0])
+            here = Bench(self.out, self.pictures, meter)
             entries = self._measure_pictures(here, journal, assignment, devices)
             sets = self._measure_sets(codec, journal, entries, metrics, in_set, devices[0])
             unavailable = dict(metrics.unavailable)
@@ -126,49 +130,6 @@ class Evaluation:
                 unavailable,
             )
 
-    def _devices(self) -> list[str]:
-        names = [self.device] if isinstance(self.device, str) else list(self.device)
-        if names == ["auto"] and torch.cuda.is_available():
-            names = ["cuda"]
-        if names == ["cuda"] and self.processes > 1 and torch.cuda.is_available():
-            names = [f"cuda:{k}" for k in range(torch.cuda.device_count())]
-        return [str(choose_device(name)) for name in names]
-
-    def _identity(
-        self, codec: ImageCodec, hashes: Mapping[str, str], devices: Sequence[str], measured: Sequence[str]
-    ) -> dict[str, Any]:
-        return {
-            "codec": {
-                "name": codec.name,
-                "kind": codec.kind,
-                "fingerprint": codec.fingerprint,
-                "versions": dict(codec.versions()),
-                "options": dict(codec.options()),
-            },
-            "settings": as_mapping(codec.settings),
-            "data": {
-                "name": self.pictures.name,
-                "count": len(self.pictures.pictures) + self._absent(),
-                "source": self.pictures.source,
-                "license": self.pictures.license,
-                "preparation": self.pictures.preparation(),
-                "sha256": dict(hashes),
-            },
-            "protocol": {
-                **dict(self.protocol),
-                "measured": list(measured),
-                "device": devices[0].partition(":")[0],
-                "threads": self.threads,
-            },
-            "seed": self.seed,
-            "versions": {
-                "glc": glc.__version__,
-                "torch": torch.__version__,
-                "python": platform.python_version(),
-            }
-            | {name: found for name in _PACKAGES if (found := _version(name))},
-        }
-
     def _absent(self) -> int:
         if self.pictures.limit is not None or self.pictures.count is None:
             return 0
@@ -177,7 +138,7 @@ class Evaluation:
     def _measure_pictures(
         self, here: Bench, journal: Journal, assignment: Assignment, devices: Sequence[str]
     ) -> dict[tuple[str, str], dict[str, Any]]:
-        codec = here.codec
+        codec = here.meter.codec
         done = {(entry["picture"], entry["label"]): entry for entry in journal.entries if "picture" in entry}
         found: dict[tuple[str, str], dict[str, Any]] = {}
         tasks = []
@@ -289,10 +250,3 @@ class Evaluation:
             metrics.unavailable |= only.unavailable
             found[setting.label] = values
         return found
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None

@@ -24,6 +24,51 @@ class Picture:
     path: Path
 
 
+@dataclass(frozen=True)
+class Form:
+    """What is done to each picture of a set before it counts as the original.
+
+    Args:
+        name: of the set.
+        sizes: `[width, height]` that its pictures have once prepared, one of these; None: any.
+        resize: scale to this short side, in pixels, with Lanczos' filter, where it differs; None: not.
+        center_crop: then cut a square of this side out of the centre; None: not.
+    """
+
+    name: str
+    sizes: Sequence[Sequence[int]] | None = None
+    resize: int | None = None
+    center_crop: int | None = None
+
+    def apply(self, image: Image.Image, where: str) -> Image.Image:
+        """Return the original of a picture, mode RGB, that was read from a place.
+
+        Raises:
+            ImageError: it is not of the set's size.
+        """
+        if self.resize is not None and min(image.size) != self.resize:
+            scale = self.resize / min(image.size)
+            size = (round(image.width * scale), round(image.height * scale))
+            image = image.resize(size, Image.Resampling.LANCZOS)
+        if self.center_crop is not None:
+            left, top = (image.width - self.center_crop) // 2, (image.height - self.center_crop) // 2
+            if min(left, top) < 0:
+                raise ImageError(
+                    f"{where}: {image.width}x{image.height} pixels, no {self.center_crop} on a side"
+                )
+            image = image.crop((left, top, left + self.center_crop, top + self.center_crop))
+        if self.sizes and image.size not in {tuple(size) for size in self.sizes}:
+            allowed = " or ".join(f"{width}x{height}" for width, height in self.sizes)
+            raise ImageError(
+                f"{where}: {image.width}x{image.height} pixels, those of {self.name} have {allowed}"
+            )
+        return image
+
+    def as_dict(self) -> dict[str, int | None]:
+        """Return what is done, for the record."""
+        return {"resize": self.resize, "center_crop": self.center_crop}
+
+
 class PictureSet:
     """The pictures under a folder, as a known set or as they are.
 
@@ -68,8 +113,8 @@ class PictureSet:
             raise SetError(f"data.path is not given: name the folder of the pictures ({name}), data.path=DIR")
         self.name, self.path, self.count = name, Path(path), count
         self.source, self.license = source, license
-        self.sizes = [tuple(size) for size in sizes] if sizes else None
-        self.resize, self.center_crop, self.limit, self.seed = resize, center_crop, limit, seed
+        self.form = Form(name, sizes, resize, center_crop)
+        self.limit, self.seed = limit, seed
         hint = f"; get {name} from {source}, or name another folder" if source else ""
         try:
             files = list_images(self.path)
@@ -115,24 +160,7 @@ class PictureSet:
         Raises:
             ImageError: it cannot be read, or is not of the set's size.
         """
-        image = read_rgb(picture.path)
-        if self.resize is not None and min(image.size) != self.resize:
-            scale = self.resize / min(image.size)
-            size = (round(image.width * scale), round(image.height * scale))
-            image = image.resize(size, Image.Resampling.LANCZOS)
-        if self.center_crop is not None:
-            left, top = (image.width - self.center_crop) // 2, (image.height - self.center_crop) // 2
-            if min(left, top) < 0:
-                raise ImageError(
-                    f"{picture.path}: {image.width}x{image.height} pixels, no {self.center_crop} on a side"
-                )
-            image = image.crop((left, top, left + self.center_crop, top + self.center_crop))
-        if self.sizes is not None and image.size not in self.sizes:
-            allowed = " or ".join(f"{width}x{height}" for width, height in self.sizes)
-            raise ImageError(
-                f"{picture.path}: {image.width}x{image.height} pixels, those of {self.name} have {allowed}"
-            )
-        return image
+        return self.form.apply(read_rgb(picture.path), str(picture.path))
 
     def hashes(self) -> dict[str, str]:
         """Return the SHA-256 of each picture's file, by name; `unreadable` where there is none."""
@@ -147,12 +175,7 @@ class PictureSet:
 
     def preparation(self) -> dict[str, int | None]:
         """Return what is done to each picture before it counts as the original."""
-        return {
-            "resize": self.resize,
-            "center_crop": self.center_crop,
-            "limit": self.limit,
-            "seed": self.seed,
-        }
+        return {**self.form.as_dict(), "limit": self.limit, "seed": self.seed}
 
 
 def _named(files: Sequence[Path], root: Path) -> list[Picture]:

@@ -1,7 +1,7 @@
 """The result files of a run: `summary.json` and `per_image.csv`.
 
 Nothing in them depends on when, in how many pieces or by how many processes the pictures were measured, but
-the columns `encode_seconds` and `decode_seconds`.
+the columns `encode_seconds` and `decode_seconds`, which those of shards do not have.
 """
 
 import csv
@@ -20,9 +20,66 @@ from glc.evaluation.sets import PictureSet
 
 FORMAT = 1
 """Version of both files."""
+SECONDS = ("encode_seconds", "decode_seconds")
+_FIRST = ("picture", "width", "height", "label", "bytes", "bpp")
 
 Entry = Mapping[str, Any]
 Entries = Mapping[tuple[str, str], Entry]
+
+
+class Means:
+    """The means of pictures at one setting, of any number of them in little memory.
+
+    Args:
+        names: of the metrics of single pictures, in the order of the columns.
+    """
+
+    _AT_ONCE = 1 << 16
+
+    def __init__(self, names: Sequence[str]) -> None:
+        self.pictures = 0
+        self._values: dict[str, list[float]] = {name: [] for name in ("bpp", *names)}
+        self._counts = dict.fromkeys(self._values, 0)
+        self._strange: dict[str, list[str]] = {name: [] for name in names}
+
+    def add(self, name: str, entry: Entry) -> None:
+        """Count a picture of a name in."""
+        self.pictures += 1
+        for key, value in {"bpp": entry["bpp"], **entry["scores"]}.items():
+            if not math.isfinite(value):
+                self._strange[key].append(name)
+                continue
+            values = self._values[key]
+            values.append(value)
+            self._counts[key] += 1
+            if len(values) > self._AT_ONCE:
+                values[:] = [math.fsum(values)]
+
+    def point(self, setting: Setting) -> dict[str, Any]:
+        """Return the beginning of a point of the summary: the setting and its means."""
+        values = {key: math.fsum(self._values[key]) / count for key, count in self.counts().items() if count}
+        return {"setting": setting.as_dict(), "label": setting.label, "pictures": self.pictures, **values}
+
+    def counts(self) -> dict[str, int]:
+        """Return over how many pictures each mean is."""
+        return {key: 0 if self._strange.get(key) else count for key, count in self._counts.items()}
+
+    def incomplete(self, label: str) -> dict[str, str]:
+        """Return why a mean is not over all pictures, by `metric, label`."""
+        reasons = {}
+        for key, strange in self._strange.items():
+            whole = self.pictures
+            if strange:
+                # A mean that leaves them out would flatter or hide; one that has them in is no number.
+                reasons[key] = (
+                    f"no mean: not finite for {len(strange)} of {whole} pictures, such as {strange[0]}"
+                )
+            elif not self._counts[key]:
+                reasons[key] = "not defined for pictures of these sizes"
+            elif self._counts[key] < self.pictures:
+                over = f"over {self._counts[key]} of {whole} pictures"
+                reasons[key] = f"{over}: not defined for the sizes of the others"
+        return {f"{key}, {label}": reason for key, reason in reasons.items()}
 
 
 def write_results(
@@ -57,23 +114,15 @@ def write_results(
         rows = [row for row in rows if "failed" not in row]
         if not rows:
             continue
-        point: dict[str, Any] = {
-            "setting": setting.as_dict(),
-            "label": setting.label,
-            "pictures": len(rows),
-            "bpp": math.fsum(row["bpp"] for row in rows) / len(rows),
-        }
-        counts = {"bpp": len(rows)}
-        for name in names:
-            value, counts[name], reason = _mean(rows, name)
-            if value is not None:
-                point[name] = value
-            if reason:
-                partial[f"{name}, {setting.label}"] = reason
+        means = Means(names)
+        for row in rows:
+            means.add(row["picture"], row)
+        point, counts = means.point(setting), means.counts()
+        partial |= means.incomplete(setting.label)
         for name, value in sets.get(setting.label, {}).items():
             if name in in_set and math.isfinite(value):
                 point[name], counts[name] = value, len(rows)
-        for name in ("encode_seconds", "decode_seconds"):
+        for name in SECONDS:
             point[name] = statistics.median(row[name] for row in rows)
         points.append(point)
         measured[setting.label] = counts
@@ -84,44 +133,53 @@ def write_results(
         for (name, label), entry in sorted(entries.items())
         if "note" in entry
     ]
-    data = {key: value for key, value in identity["data"].items() if key != "sha256"}
-    summary = {
-        "format": FORMAT,
-        "codec": identity["codec"],
-        "data": data,
-        "protocol": identity["protocol"],
-        "seed": identity["seed"],
-        "versions": identity["versions"],
-        "pictures": sum(picture.name not in at_fault for picture in pictures.pictures),
-        "failed": failed,
-        "unavailable": dict(unavailable),
-        "incomplete": partial,
-        "measured": measured,
-        "notes": notes,
-        "points": points,
-    }
-    write_text(out / "per_image.csv", _table(pictures, entries, labels, names))
-    write_text(out / "summary.json", json.dumps(summary, indent=1, allow_nan=False) + "\n")
+    summary = summarise(
+        identity,
+        pictures=sum(picture.name not in at_fault for picture in pictures.pictures),
+        failed=failed,
+        unavailable=dict(unavailable),
+        incomplete=partial,
+        measured=measured,
+        notes=notes,
+        points=points,
+    )
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(header(names, SECONDS))
+    for picture in pictures.pictures:
+        for label in labels:
+            entry = entries[picture.name, label]
+            if "failed" not in entry:
+                writer.writerow(row_of(picture.name, label, entry, names, SECONDS))
+    write_text(out / "per_image.csv", text.getvalue())
+    write_text(out / "summary.json", summary_text(summary))
     return summary
 
 
-def _mean(rows: Sequence[Entry], name: str) -> tuple[float | None, int, str | None]:
-    """Return the mean of a score, over how many pictures it is, and why it is not over all, if so."""
-    values = [row["scores"][name] for row in rows if name in row["scores"]]
-    if not values:
-        return None, 0, "not defined for pictures of these sizes"
-    strange = [row["picture"] for row in rows if not math.isfinite(row["scores"].get(name, 0.0))]
-    if strange:
-        # A mean that leaves them out would flatter or hide; one that has them in is no number.
-        return (
-            None,
-            0,
-            f"no mean: not finite for {len(strange)} of {len(rows)} pictures, such as {strange[0]}",
-        )
-    reason = None
-    if len(values) < len(rows):
-        reason = f"over {len(values)} of {len(rows)} pictures: not defined for the sizes of the others"
-    return math.fsum(values) / len(values), len(values), reason
+def summarise(identity: Mapping[str, Any], **found: Any) -> dict[str, Any]:
+    """Return the summary of a run: what decided the numbers, then what was found."""
+    data = {key: value for key, value in identity["data"].items() if key != "sha256"}
+    decided = {key: identity[key] for key in ("protocol", "seed", "versions")}
+    return {"format": FORMAT, "codec": identity["codec"], "data": data, **decided, **found}
+
+
+def summary_text(summary: Mapping[str, Any]) -> str:
+    """Return what `summary.json` holds."""
+    return json.dumps(summary, indent=1, allow_nan=False) + "\n"
+
+
+def header(names: Sequence[str], last: Sequence[str] = ()) -> list[str]:
+    """Return the columns of `per_image.csv`."""
+    return [*_FIRST, *names, *last]
+
+
+def row_of(
+    picture: str, label: str, entry: Entry, names: Sequence[str], last: Sequence[str] = ()
+) -> list[Any]:
+    """Return the row of a picture at a setting."""
+    first = {**entry, "picture": picture, "label": label}
+    scores = [entry["scores"].get(name, "") for name in names]
+    return [*(first[name] for name in _FIRST), *scores, *(entry[name] for name in last)]
 
 
 def _failures(pictures: PictureSet, entries: Entries, labels: Sequence[str]) -> list[dict[str, str]]:
@@ -141,18 +199,3 @@ def _failures(pictures: PictureSet, entries: Entries, labels: Sequence[str]) -> 
                 for label, reason in reasons.items()
             ]
     return failed
-
-
-def _table(pictures: PictureSet, entries: Entries, labels: Sequence[str], names: Sequence[str]) -> str:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    first = ["picture", "width", "height", "label", "bytes", "bpp"]
-    last = ["encode_seconds", "decode_seconds"]
-    writer.writerow([*first, *names, *last])
-    for picture in pictures.pictures:
-        for label in labels:
-            entry = entries[picture.name, label]
-            if "failed" not in entry:
-                scores = [entry["scores"].get(name, "") for name in names]
-                writer.writerow([*(entry[name] for name in first), *scores, *(entry[name] for name in last)])
-    return text.getvalue()
