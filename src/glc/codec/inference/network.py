@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from glc.codec.inference import winograd
 from glc.codec.inference.bands import BAND_ELEMENTS, Convolution, Scratch, Source, bands, empty_map, fill
 from glc.codec.inference.memory import MemoryLimitError
 from glc.codec.inference.steps import Map, Step, has_global_norm, make_steps, split_ending
@@ -112,6 +113,7 @@ class BandedEncoder:
             scratch = Scratch()
         for layer in self.rest:
             x = layer(x, scratch)
+        winograd.forget()
         return x.values.float().contiguous()
 
     def _slab(self, picture: Source, start: int, stop: int, width: int, scratch: Scratch) -> Map:
@@ -196,6 +198,7 @@ class BandedDecoder:
             for layer in self.local:
                 part = layer(part, scratch)
             self._finish(part, (start - low) * self.factor, (stop - low) * self.factor, low, write)
+        winograd.forget()
 
     def _finish(self, x: Map, start: int, stop: int, low: int, write: Callable[[int, Tensor], None]) -> None:
         source = x.source(self.ending)

@@ -7,6 +7,8 @@ and what is exact in this codec does not come here.
 The transforms are sums of shifted views, the products one batched matrix product.
 """
 
+import threading
+
 import torch
 from torch import Tensor, nn
 
@@ -14,8 +16,8 @@ TILE = 4
 _INPUT = TILE + 2
 _TILES_AT_ONCE = 384
 """Tiles whose transforms exist at a time: about what a cache holds of them."""
-_CACHED = 256 * 256
-"""Products of input and output channels up to which transformed weights, four times as many, are kept."""
+_IN_DOUBLE = 256 * 256
+"""Products of input and output channels up to which weights are transformed in float64."""
 
 _KERNEL = (
     (1 / 4, 0, 0),
@@ -27,31 +29,50 @@ _KERNEL = (
 )
 
 
+class _Latest(threading.local):
+    """The transformed weights of the convolution that a thread is at: four times as many as its own.
+
+    A network's convolutions run one after the other, each over a whole map: what one needs is made once for
+    all bands, and never more than that is held.
+    """
+
+    owner: "WinogradConvolution | None" = None
+    weights: Tensor | None = None
+
+
+_latest = _Latest()
+
+
+def forget() -> None:
+    """Give back the memory of the last convolution of this thread."""
+    _latest.owner = _latest.weights = None
+
+
 class WinogradConvolution:
     """A 3x3 convolution of stride 1.
 
     Args:
-        conv: the convolution; its padding is the caller's business.
+        conv: the convolution; its padding is the caller's business. Its weights are not copied.
     """
 
     def __init__(self, conv: nn.Conv2d) -> None:
-        weight = conv.weight.detach()
-        self.channels, self.in_channels = weight.shape[:2]
-        # Row-major over the kernel's columns, then rows: the order in which `_input` leaves its transforms.
-        self._taps = weight.permute(3, 2, 1, 0).reshape(9, -1).double()
-        kernel = torch.tensor(_KERNEL, dtype=torch.float64)
-        self._transform = torch.kron(kernel, kernel)
+        self._weight = conv.weight.detach()
+        self.channels, self.in_channels = self._weight.shape[:2]
         self._bias = None if conv.bias is None else conv.bias.detach().float()
-        self._cached: Tensor | None = None
-        if self.channels * self.in_channels <= _CACHED:
-            self._cached = self._weights()
-        else:
-            self._transform, self._taps = self._transform.float(), self._taps.float()
 
     def _weights(self) -> Tensor:
-        if self._cached is not None:
-            return self._cached
-        return torch.mm(self._transform, self._taps).view(36, self.in_channels, self.channels).float()
+        if _latest.owner is not self or _latest.weights is None:
+            forget()  # before asking for more
+            _latest.weights, _latest.owner = self._transformed(), self
+        return _latest.weights
+
+    def _transformed(self) -> Tensor:
+        dtype = torch.float64 if self.channels * self.in_channels <= _IN_DOUBLE else torch.float32
+        kernel = torch.tensor(_KERNEL, dtype=torch.float64)
+        # Row-major over the kernel's columns, then rows: the order in which `_input` leaves its transforms.
+        taps = self._weight.permute(3, 2, 1, 0).reshape(9, -1).to(dtype)
+        made = torch.mm(torch.kron(kernel, kernel).to(dtype), taps)
+        return made.view(36, self.in_channels, self.channels).float()
 
     def __call__(self, x: Tensor) -> Tensor:
         """Map `[1, C, H + 2, W + 2]`, float32, padded and channels-last, to `[1, out_channels, H, W]`."""
