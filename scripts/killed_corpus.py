@@ -1,12 +1,14 @@
 """Kill a compression of shards at random moments, go on, and compare with one that nothing happened to.
 
     python scripts/killed_corpus.py --seed 0 --kills 10 --output killed
+    python scripts/killed_corpus.py --evaluate --seed 0 --kills 10 --output killed
 
 Small crops of the photographs that come inside installed packages, some of them damaged, in shards. One
 command with several processes is killed (SIGKILL) when it has reached a random place: the whole of it, or one
 process, in which case the others go on. The same command is given again until it is done. The shards, the
 manifest and the list of failures must then be those of one process that was left alone, byte for byte, and
 hold every sample once.
+With --evaluate it is an evaluation of the shards, and its tables and summary are compared too.
 Writes summary.json; exits with 1 when anything differs.
 """
 
@@ -31,6 +33,7 @@ from glc.data.images import read_rgb
 from glc.data.samples import sample_paths
 
 ROOT = Path(__file__).resolve().parents[1]
+SILENT: dict[str, Any] = {"cwd": ROOT, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
 
 
 def write_shards(folder: Path, shards: int, pictures: int, side: int, rng: random.Random) -> int:
@@ -58,8 +61,18 @@ def write_shards(folder: Path, shards: int, pictures: int, side: int, rng: rando
 
 
 def command(given: argparse.Namespace, weights: Path, out: Path, processes: int) -> list[str]:
-    """Return the command line that compresses the shards."""
+    """Return the command line that compresses or evaluates the shards."""
     pattern = given.output / "in" / f"in-{{000000..{given.shards - 1:06d}}}.tar"
+    if given.evaluate:
+        words = [
+            f"codec={weights}",
+            "qualities=[30,70]",
+            "data=shards",
+            f"data.path='{pattern}'",
+            "metrics=full",
+        ]
+        words += [f"metrics.weights_dir={given.weights_dir or given.output}", "device=cpu", f"out={out}"]
+        return [sys.executable, "-m", "src.evaluate", *words, f"processes={processes}"]
     words = ["compress", "--shards", str(pattern), "-o", str(out), "--model", str(weights), "--keep"]
     main = "import sys; from glc.cli import main; main(sys.argv[1:])"
     return [sys.executable, "-c", main, *words, "--processes", str(processes), "--quiet", "--device", "cpu"]
@@ -87,7 +100,7 @@ def disturb(given: argparse.Namespace, weights: Path, out: Path, rng: random.Ran
     reached = 0
     while True:
         report["starts"] += 1
-        process = subprocess.Popen(line, start_new_session=True, stderr=subprocess.DEVNULL)
+        process = subprocess.Popen(line, start_new_session=True, **SILENT)
         watch = Watch(folder, shards)
         while process.poll() is None and report["kills"] < given.kills:
             room = (watch.total - reached) / (given.kills - report["kills"] + 1)
@@ -126,9 +139,11 @@ def compare(one: Path, other: Path, pictures: int, damaged: int) -> list[str]:
     keys = []
     for path in sorted(one.glob("*.tar")):
         with tarfile.open(path) as tar:
-            keys += [name for name in tar.getnames() if name.endswith(".glc")]
-    failed = [json.loads(line)["key"] for line in (one / "failures.jsonl").read_text().splitlines()]
-    found = sorted([key.removesuffix(".glc") for key in keys] + failed)
+            keys += [name for name in tar.getnames() if name.endswith((".glc", ".json"))]
+    listed = one / "failures.jsonl"
+    lines = listed.read_text().splitlines() if listed.exists() else []
+    failed = [json.loads(line)["key"] for line in lines]
+    found = sorted([key.partition(".")[0] for key in keys] + failed)
     if found != [f"{place:08d}" for place in range(pictures)] or len(failed) != damaged:
         wrong.append(f"{len(keys)} done, {len(failed)} failed, {len(set(found))} different of {pictures}")
     totals = json.loads((one / "manifest.json").read_text())["totals"]
@@ -147,20 +162,23 @@ def main() -> None:
     parser.add_argument("--processes", type=int, default=3)
     parser.add_argument("--side", type=int, default=48, help="of the crops, in pixels")
     parser.add_argument("--weights", type=Path, help="of the codec  [default: tiny, with random weights]")
+    parser.add_argument("--evaluate", action="store_true", help="with `glc eval` instead of `glc compress`")
+    parser.add_argument("--weights-dir", type=Path, help="of LPIPS, for --evaluate  [default: without it]")
     parser.add_argument("--output", type=Path, required=True, help="folder; what is in it is replaced")
     given = parser.parse_args()
     os.environ.update(OMP_NUM_THREADS="1", CUDA_VISIBLE_DEVICES="")
     given.output = given.output.resolve()
+    given.weights_dir = given.weights_dir.resolve() if given.weights_dir else None
     shutil.rmtree(given.output, ignore_errors=True)
     rng = random.Random(given.seed)
     damaged = write_shards(given.output / "in", given.shards, given.pictures, given.side, rng)
-    weights = given.weights
+    weights = given.weights.resolve() if given.weights else None
     if weights is None:
         weights = given.output / "tiny.safetensors"
         script = [sys.executable, str(ROOT / "scripts" / "random_weights.py"), "tiny", str(weights)]
         subprocess.run(script, check=True, stdout=subprocess.DEVNULL)
     began = time.monotonic()
-    alone = subprocess.run(command(given, weights, given.output / "alone", 1), check=False)
+    alone = subprocess.run(command(given, weights, given.output / "alone", 1), check=False, **SILENT)
     seconds = time.monotonic() - began
     if alone.returncode != (1 if damaged else 0):
         raise SystemExit(f"the undisturbed run ended with {alone.returncode}")

@@ -202,20 +202,25 @@ def log_to_wandb(summary: Mapping[str, Any], out: Path, project: str) -> None:
     """
     import wandb
 
-    from glc.training.loggers import logged_in
+    from glc.training.loggers import give_up, logged_in
 
     mode = os.environ.get("WANDB_MODE") or ("online" if logged_in() else "offline")
     config = {key: summary[key] for key in ("codec", "data", "protocol", "seed", "versions")}
-    run = wandb.init(
+    begin = partial(
+        wandb.init,
         project=project,
         group=f"evaluation {summary['data']['name']}",
         name=f"{summary['codec']['name']} on {summary['data']['name']}",
         job_type="evaluation",
         dir=str(out),
-        mode=mode,
         config=config,
         settings=wandb.Settings(silent=True, console="off"),
     )
+    try:
+        run = begin(mode=mode)
+    except wandb.errors.CommError as error:
+        give_up(error, out)
+        run = begin(mode="offline")
     code = 1
     try:
         points = [{**point, "setting": point["label"]} for point in summary["points"]]

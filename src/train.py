@@ -8,13 +8,15 @@ import logging
 import sys
 import warnings
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import hydra
 import lightning as L
 import torch
 import wandb
+from hydra.core.hydra_config import HydraConfig
 from hydra.errors import InstantiationException
+from hydra.types import RunMode
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -261,6 +263,18 @@ def quieten() -> None:
     warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")
 
 
+class JobFailedError(RuntimeError):
+    """A job of a sweep has failed; the message says why."""
+
+
+def stop(code: int, message: str, error: Exception) -> NoReturn:
+    """End with an exit code; in a sweep only this job, so that the others go on before it ends with 1."""
+    log.error("error: %s", message)
+    if HydraConfig.initialized() and HydraConfig.get().mode is RunMode.MULTIRUN:
+        raise JobFailedError(message) from error
+    raise SystemExit(code) from error
+
+
 @hydra.main(version_base="1.3", config_path="../conf", config_name="train")
 def run(cfg: DictConfig) -> Any:
     """Hydra's entry: train, with what the user can mend reported in one line."""
@@ -268,20 +282,15 @@ def run(cfg: DictConfig) -> Any:
     try:
         return train(cfg)
     except UsageError as error:
-        log.error("error: %s", error)
-        raise SystemExit(2) from error
+        stop(2, str(error), error)
     except (DivergedError, SavingError) as error:
-        log.error("error: %s", error)
-        raise SystemExit(1) from error
+        stop(1, str(error), error)
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
             raise
-        log.error(
-            "error: %s%s: the run's checkpoints are whole; see to the disk and continue with resume=last",
-            f"{error.filename}: " if error.filename else "",
-            error.strerror,
-        )
-        raise SystemExit(1) from error
+        where = f"{error.filename}: " if error.filename else ""
+        hint = "the run's checkpoints are whole; see to the disk and continue with resume=last"
+        stop(1, f"{where}{error.strerror}: {hint}", error)
 
 
 def main() -> None:

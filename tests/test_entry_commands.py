@@ -1,6 +1,5 @@
 """`python -m src.train` as a user types it."""
 
-import os
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -10,7 +9,9 @@ from typing import Any
 import pytest
 
 from src import train
-from tests.short_runs import QUIET, ROOT, arguments, checkpoint, figures, settings, write_pictures
+from tests.short_runs import QUIET, arguments, checkpoint, figures, settings, write_pictures
+from tests.started import start
+from tests.wandb_file import read_finished_run
 
 
 @pytest.fixture(scope="module")
@@ -19,16 +20,7 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def command(*words: str, **environment: str) -> "subprocess.CompletedProcess[str]":
-    return subprocess.run(
-        [sys.executable, "-m", "src.train", *words],
-        cwd=ROOT,
-        env={**os.environ, **QUIET, "OMP_NUM_THREADS": "1", **environment},
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=200,
-        check=False,
-    )
+    return start(["-m", "src.train", *words], {**QUIET, **environment})
 
 
 def words(values: Mapping[str, Any], *more: str) -> list[str]:
@@ -69,25 +61,68 @@ def test_what_the_user_can_mend_is_one_line(pictures: Path, tmp_path: Path) -> N
     assert not list(tmp_path.rglob("metrics.csv"))
 
 
-def test_a_sweep_makes_one_well_named_run_each(pictures: Path, tmp_path: Path) -> None:
-    values = settings(pictures, tmp_path, "sweep", "transform", 1)
+def swept(pictures: Path, runs: Path, stage: str = "transform") -> dict[str, Any]:
+    values = settings(pictures, runs, "sweep", stage, 1)
     # What any user may leave to the defaults, so that the names stay short.
     for key in ("data.val_limit", "metrics", "stage.schedule.warmup", "perceptual.required"):
         del values[key]
     del values["trainer.log_every_n_steps"]
-    values |= {"init_from": "none", "stage.lmbda": "0.5,4", "logger": "default"}
-    done = command("-m", *words(values), WANDB_DIR=str(tmp_path))
-    assert done.returncode == 0, done.stdout + done.stderr
+    return {**values, "init_from": "none", "logger": "default"}
+
+
+def test_a_sweep_makes_one_well_named_run_each_and_outlives_one_that_fails(
+    pictures: Path, tmp_path: Path
+) -> None:
+    """By joblib, in the process of the command: more of them would only cost the imports of each."""
+    values = swept(pictures, tmp_path) | {"hydra/launcher": "local", "hydra.launcher.n_jobs": 1}
+    done = command("-m", *words({**values, "stage.lmbda": "0.5,1e300,4"}), WANDB_DIR=str(tmp_path))
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert "error: training diverged" in done.stdout + done.stderr
     root = tmp_path / "sweep" / "transform"
-    runs = sorted(path.parent.parent for path in root.rglob("last.ckpt"))
-    assert len(runs) == 2
-    for run, lmbda in zip(runs, (0.5, 4), strict=True):
+    runs = sorted(path.parent for path in root.glob("*/wandb-id.txt"))
+    assert len(runs) == 3
+    for run, lmbda in zip(runs, ("0.5", "1e+300", "4"), strict=True):
         assert run.name.endswith(f"_model-tiny_stage.lmbda-{lmbda}_trainer.max_steps-1")
         assert run.parent == root  # no path of the pictures in the name
         assert "=" not in str(run)
-        assert checkpoint(run)["glc"]["recipe"]["stage"]["lmbda"] == lmbda
-        assert len(list(run.glob("wandb/offline-run-*/run-*.wandb"))) == 1
-    assert len({(run / "wandb-id.txt").read_text() for run in runs}) == 2
+        (logged,) = run.glob("wandb/offline-run-*/run-*.wandb")
+        ended = read_finished_run(logged)
+        assert ended.identity == (run / "wandb-id.txt").read_text()
+        assert ended.exit_code == (1 if lmbda == "1e+300" else 0)
+        if ended.exit_code == 0:
+            assert checkpoint(run)["glc"]["recipe"]["stage"]["lmbda"] == float(lmbda)
+    assert len({(run / "wandb-id.txt").read_text() for run in runs}) == 3
+
+
+def test_a_sweep_by_submitit_ends_with_the_code_of_its_jobs(pictures: Path, tmp_path: Path) -> None:
+    """Its local executor starts a process for the job, as SLURM would."""
+    pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
+    values = swept(pictures, tmp_path) | {"hydra/launcher": "submitit_local", "stage.lmbda": "1e300"}
+    place = f"hydra.launcher.submitit_folder={tmp_path / 'jobs' / '%j'}"
+    done = command("-m", *words(values), place, "hydra.launcher.timeout_min=4", WANDB_DIR=str(tmp_path))
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert "training diverged" in done.stdout + done.stderr
+    (logged,) = tmp_path.glob("sweep/transform/*/wandb/offline-run-*/run-*.wandb")
+    assert read_finished_run(logged).exit_code == 1
+
+
+def test_a_search_by_optuna_goes_on_after_a_trial_that_diverges(pictures: Path, tmp_path: Path) -> None:
+    pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
+    search = {
+        "sweep": "optuna",
+        "seed": 0,  # draws what diverges first
+        "logger": "csv",
+        "hydra.sweeper.n_trials": 2,
+        "stage.lmbda": "choice(1.0,1e300)",
+    }
+    done = command("-m", *words({**swept(pictures, tmp_path), **search}))
+    assert done.returncode == 0, done.stdout + done.stderr
+    (found,) = tmp_path.rglob("optimization_results.yaml")
+    assert "stage.lmbda: 1.0" in found.read_text()
+    trials = sorted(path.name for path in found.parent.glob("trial-*"))
+    assert trials == ["trial-0", "trial-1"]
+    finished = [path.parent.parent.name for path in found.parent.rglob("last.ckpt")]
+    assert finished == ["trial-1"]
 
 
 def test_two_processes_from_the_command_line(pictures: Path, tmp_path: Path) -> None:

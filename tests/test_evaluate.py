@@ -24,7 +24,7 @@ from tests.codec.fixed_model import fixed_codec_weights
 from tests.corpus.stand_ins import write_tar
 from tests.evaluation.stand_ins import write_pictures
 from tests.short_runs import QUIET, ROOT
-from tests.wandb_file import read_finished_run
+from tests.wandb_file import read_finished_run, without_server
 
 SETS = {"kodak": 24, "clic2020": 428, "div2k": 100, "celebahq": 2824, "coco30k": 40504, "folder": None}
 
@@ -216,11 +216,17 @@ def test_glc_eval_without_a_configuration_says_what_to_do(
     assert evaluating.find_entry() == installed.parent / "entry"
 
 
-@pytest.fixture
-def logged(pictures: Path, tmp_path: Path) -> tuple[dict[str, Any], Path]:
+@pytest.fixture(scope="module")
+def logged(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], Path]:
+    """What was logged where there is an account, and no way to W&B."""
     words = ["codec=jpeg", "codecs.jpeg.qualities=[5,20]", "wandb=true", "wandb_project=mine"]
-    (summary,) = run(pictures, tmp_path / "out", *words)
-    return summary, tmp_path / "out"
+    out = tmp_path_factory.mktemp("logged") / "out"
+    with pytest.MonkeyPatch.context() as patch:
+        for key, value in {**QUIET, "WANDB_MODE": "online"}.items():
+            patch.setenv(key, value)
+        patch.setattr(wandb, "init", without_server(wandb.init))
+        (summary,) = run(pictures, out, *words)
+    return summary, out
 
 
 def offline_run(out: Path) -> Path:

@@ -9,6 +9,7 @@ from lightning.pytorch.loggers import WandbLogger
 
 from glc.training import loggers
 from glc.training.loggers import wandb_logger
+from tests.wandb_file import without_server
 
 
 def make(folder: Path, resume: str | None = None) -> WandbLogger:
@@ -82,9 +83,13 @@ def test_a_resumed_run_keeps_its_identity(monkeypatch: pytest.MonkeyPatch, tmp_p
     assert make(tmp_path / "name" / "new", resume="last")._wandb_init["id"]
 
 
-def test_writes_offline_without_a_terminal(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+@pytest.mark.parametrize("unreachable", [False, True])
+def test_writes_offline_without_a_terminal_and_without_a_server(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture, unreachable: bool
+) -> None:
     """A real run, offline: it must neither ask nor fail where nobody can answer."""
-    monkeypatch.setattr(loggers, "logged_in", lambda: False)
+    monkeypatch.setattr(loggers, "logged_in", lambda: unreachable)
+    monkeypatch.setattr(wandb, "init", without_server(wandb.init))
     monkeypatch.setattr("builtins.input", lambda *words: pytest.fail("it asked"))
     folder = tmp_path / "name" / "stage"
     logger = make(folder)
@@ -92,6 +97,8 @@ def test_writes_offline_without_a_terminal(monkeypatch: pytest.MonkeyPatch, tmp_
     logger.log_metrics({"train/loss": 1.5}, step=0)
     logger.finalize("success")
     wandb.finish()
+    assert ("W&B cannot be reached (no answer)" in caplog.text) == unreachable
+    assert (f"kept in {folder / 'wandb'}; send it later with `wandb sync`" in caplog.text) == unreachable
     (file,) = folder.glob("wandb/offline-run-*/run-*.wandb")
     deadline = time.monotonic() + 30  # another process writes it
     while b"train/loss" not in file.read_bytes() and time.monotonic() < deadline:

@@ -80,13 +80,8 @@ class RateDistortionLogger(WandbLogger):
         try:
             return super().experiment
         except wandb.errors.CommError as error:
-            wandb.teardown(1)  # what serves the run would not let go of its name
+            give_up(error, self._wandb_init["dir"])
             self._wandb_init["mode"] = "offline"
-            _log.warning(
-                "W&B cannot be reached (%s): the run is kept in %s; send it later with `wandb sync`",
-                " ".join(str(error).split())[:200],
-                Path(self._wandb_init["dir"]) / "wandb",
-            )
             return super().experiment
 
     @rank_zero_only
@@ -144,6 +139,16 @@ def rate_points(metrics: Mapping[str, float], lmbda: Any = None) -> dict[int, di
 def logged_in() -> bool:
     """Say whether W&B has a key: in the environment or kept by `wandb login`."""
     return bool(os.environ.get("WANDB_API_KEY")) or wandb.login(prompt=False, verify=False)
+
+
+def give_up(error: Exception, folder: str | Path) -> None:
+    """Warn that W&B cannot be reached and that a run, to be made offline now, is kept below a folder."""
+    wandb.teardown(1)  # what serves the run would not let go of its name
+    _log.warning(
+        "W&B cannot be reached (%s): the run is kept in %s; send it later with `wandb sync`",
+        " ".join(str(error).split())[:200],
+        Path(folder) / "wandb",
+    )
 
 
 def wandb_logger(
