@@ -1,10 +1,11 @@
-"""Commands as a user types them, each in a process of its own, but without the seconds of imports of each.
+"""Programs in processes of their own, without the seconds of imports that each would take.
 
-A process that has imported what the commands import waits for them, and forks itself for each. Nothing has
-run in it, so that a command finds what it finds in a fresh interpreter.
+A process that has imported what programs import waits for orders, and forks itself for each. Nothing else has
+run in it, so that a program finds what it finds in a fresh interpreter.
 """
 
 import atexit
+import importlib
 import json
 import os
 import runpy
@@ -14,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import traceback
+import types
 import weakref
 from collections.abc import Mapping, Sequence
 from functools import cache
@@ -21,43 +23,71 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[1]
+IMPORTED = {
+    "torch": ("torch",),
+    "all": ("torch", "hydra", "lightning", "wandb", "webdataset", "torchmetrics", "glc.cli", "src.train"),
+}
 
 
-def start(
-    words: Sequence[str], environment: Mapping[str, str] | None = None, seconds: float = 240
-) -> "subprocess.CompletedProcess[str]":
-    """Run what `python WORDS` would, from the project's folder and with nothing to read from.
+class Started:
+    """A program that runs; one at a time.
 
     Args:
-        words: `-m MODULE ARGUMENTS`, `-c PROGRAM ARGUMENTS` or `SCRIPT ARGUMENTS`.
+        words: `-m MODULE ARGUMENTS`, `-c PROGRAM ARGUMENTS` or `SCRIPT ARGUMENTS`, as after `python`.
         environment: on top of this process's.
-        seconds: at most.
-
-    Raises:
-        subprocess.TimeoutExpired: it took longer.
+        imported: what it finds imported: a key of `IMPORTED`.
+        terminal: what it has for standard error, by its path; None: a file.
+        folder: where it runs.
     """
-    with tempfile.TemporaryDirectory() as folder:
-        shown = [Path(folder, name) for name in ("out", "err")]
-        values = {**os.environ, "OMP_NUM_THREADS": "1", **(environment or {})}
-        order = {"words": list(map(str, words)), "environment": values, "shown": list(map(str, shown))}
-        server = _server()
-        assert server.stdin is not None
-        assert server.stdout is not None
-        server.stdin.write(json.dumps(order) + "\n")
-        server.stdin.flush()
-        if not select.select([server.stdout], [], [], seconds)[0]:
-            os.killpg(server.pid, signal.SIGKILL)
-            _server.cache_clear()
-            raise subprocess.TimeoutExpired(list(words), seconds)
-        code = int(server.stdout.readline())
-        out, err = (path.read_text(errors="replace") for path in shown)
-        return subprocess.CompletedProcess(list(words), code, out, err)
+
+    def __init__(
+        self,
+        words: Sequence[object],
+        environment: Mapping[str, str] | None = None,
+        imported: str = "all",
+        terminal: str | None = None,
+        folder: Path = ROOT,
+    ) -> None:
+        self.words = [str(word) for word in words]
+        self.folder = tempfile.TemporaryDirectory()
+        self.shown = [Path(self.folder.name, name) for name in ("out", "err")]
+        order = {
+            "words": self.words,
+            "environment": {**os.environ, "OMP_NUM_THREADS": "1", **(environment or {})},
+            "folder": str(folder),
+            "shown": [str(self.shown[0]), terminal or str(self.shown[1])],
+        }
+        self.server = _server(imported)
+        assert self.server.stdin is not None
+        self.server.stdin.write(json.dumps(order) + "\n")
+        self.server.stdin.flush()
+
+    def finish(self, seconds: float = 240) -> "subprocess.CompletedProcess[str]":
+        """Wait for its end.
+
+        Raises:
+            subprocess.TimeoutExpired: it did not come.
+        """
+        with self.folder:
+            assert self.server.stdout is not None
+            if not select.select([self.server.stdout], [], [], seconds)[0]:
+                os.killpg(self.server.pid, signal.SIGKILL)
+                _server.cache_clear()
+                raise subprocess.TimeoutExpired(self.words, seconds)
+            code = int(self.server.stdout.readline())
+            out, err = (path.read_text(errors="replace") if path.exists() else "" for path in self.shown)
+            return subprocess.CompletedProcess(self.words, code, out, err)
+
+
+def start(words: Sequence[object], **options: Any) -> "subprocess.CompletedProcess[str]":
+    """Run a program to its end, with nothing to read; see `Started`."""
+    return Started(words, **options).finish()
 
 
 @cache
-def _server() -> "subprocess.Popen[str]":
+def _server(imported: str) -> "subprocess.Popen[str]":
     server = subprocess.Popen(
-        [sys.executable, "-m", "tests.started"],
+        [sys.executable, "-m", "tests.started", *IMPORTED[imported]],
         cwd=ROOT,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         stdin=subprocess.PIPE,
@@ -65,16 +95,15 @@ def _server() -> "subprocess.Popen[str]":
         text=True,
         start_new_session=True,
     )
-    assert server.stdin is not None
-    atexit.register(server.stdin.close)
+    atexit.register(server.communicate)
     return server
 
 
-def _serve() -> None:
-    import src.train  # noqa: F401
-
-    # What a command runs is imported anew, as `python -m` does.
-    del sys.modules["src.train"]
+def _serve(modules: Sequence[str]) -> None:
+    for module in modules:
+        importlib.import_module(module)
+    # What a program runs is imported anew, as `python -m` does.
+    sys.modules.pop("src.train", None)
     for line in sys.stdin:
         child = os.fork()
         if not child:
@@ -83,29 +112,32 @@ def _serve() -> None:
         print(os.waitstatus_to_exitcode(status), flush=True)
 
 
-def _become(words: list[str], environment: dict[str, str], shown: list[str]) -> Any:
-    code = 1
+def _become(words: list[str], environment: dict[str, str], folder: str, shown: list[str]) -> Any:
+    code: Any = 1
     for inherited in list(weakref.finalize._registry):  # type: ignore[attr-defined]
         inherited.atexit = False  # such as the removal of a folder that all of them share
     try:
         os.environ.clear()
         os.environ.update(environment)
         for descriptor, path in enumerate([os.devnull, *shown]):
-            os.dup2(os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND), descriptor)
-        if words[0] == "-c":
-            sys.argv = ["-c", *words[2:]]
-            exec(words[1], {"__name__": "__main__"})
-        elif words[0] == "-m":
+            os.dup2(os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOCTTY), descriptor)
+        os.chdir(folder)
+        if words[0] == "-m":
             sys.argv = words[1:]
             runpy.run_module(words[1], run_name="__main__", alter_sys=True)
+        elif words[0] == "-c":
+            sys.argv = ["-c", *words[2:]]
+            own = sys.modules["__main__"] = types.ModuleType("__main__")
+            exec(words[1], own.__dict__)
         else:
             sys.argv, sys.path[0] = words, str(Path(words[0]).resolve().parent)
             runpy.run_path(words[0], run_name="__main__")
         code = 0
     except SystemExit as ended:
-        code = ended.code if isinstance(ended.code, int) else int(ended.code is not None)
-        if isinstance(ended.code, str):
-            print(ended.code, file=sys.stderr)
+        code = ended.code or 0
+        if isinstance(code, str):
+            print(code, file=sys.stderr)
+            code = 1
     except BaseException:
         traceback.print_exc()
     finally:
@@ -116,4 +148,4 @@ def _become(words: list[str], environment: dict[str, str], shown: list[str]) -> 
 
 
 if __name__ == "__main__":
-    _serve()
+    _serve(sys.argv[1:])

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.started import start
+
 ROOT = Path(__file__).parents[1]
 SOURCES = sorted((ROOT / "src").rglob("*.py"))
 
@@ -163,8 +165,7 @@ def test_the_library_imports_without_the_training_stack() -> None:
     extras = "torchvision,torchmetrics,lpips,webdataset,torchdata,matplotlib,skimage,sklearn,scipy"
     arguments = [extras, ",".join(TRAINING_STACK), ",".join(core), ",".join(losses)]
     # torch itself looks for some of these when it starts and does without them.
-    command = [sys.executable, "-c", "import torch\n" + BLOCKED_IMPORTS, *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = start(["-c", BLOCKED_IMPORTS, *arguments], imported="torch")
     assert done.returncode == 0, done.stderr
 
 

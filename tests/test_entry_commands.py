@@ -20,7 +20,7 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def command(*words: str, **environment: str) -> "subprocess.CompletedProcess[str]":
-    return start(["-m", "src.train", *words], {**QUIET, **environment})
+    return start(["-m", "src.train", *words], environment={**QUIET, **environment})
 
 
 def words(values: Mapping[str, Any], *more: str) -> list[str]:

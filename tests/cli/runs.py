@@ -12,6 +12,8 @@ from tests.codec.fixed_model import fixed_picture
 
 Glc = Callable[..., Result]
 """Takes arguments, and bytes for standard input as `stdin`."""
+MAIN = "from glc.cli import main; main()"
+"""What the command `glc` runs."""
 
 
 def picture(path: str | Path, height: int = 40, width: int = 50, seed: int = 0) -> Path:
@@ -26,11 +28,7 @@ def tree(folder: str | Path) -> list[str]:
     return sorted(p.relative_to(folder).as_posix() for p in Path(folder).rglob("*") if p.is_file())
 
 
-def command(*arguments: object) -> list[str]:
-    """Return the command line of `glc` in a process of its own."""
-    return [sys.executable, "-c", "from glc.cli import main; main()", *map(str, arguments)]
-
-
 def separately(*arguments: object, stdin: bytes = b"") -> "subprocess.CompletedProcess[bytes]":
     """Run `glc` in a process of its own."""
-    return subprocess.run(command(*arguments), input=stdin, capture_output=True, timeout=120, check=False)
+    command = [sys.executable, "-c", MAIN, *map(str, arguments)]
+    return subprocess.run(command, input=stdin, capture_output=True, timeout=120, check=False)

@@ -3,7 +3,6 @@
 import contextlib
 import errno
 import os
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,8 @@ import torch
 from PIL import Image
 
 from glc.codec.codec import Codec
-from tests.cli.runs import Glc, command, picture, tree
+from tests.cli.runs import MAIN, Glc, picture, tree
+from tests.started import start
 
 
 def lines(text: str) -> list[str]:
@@ -289,9 +289,7 @@ def test_many_files_show_a_bar_on_a_terminal(glc: Glc) -> None:
     Path("c.png").write_bytes(b"no picture")
     terminal, end = pytest.importorskip("pty").openpty()
     pytest.importorskip("termios").tcsetwinsize(end, (24, 80))
-    done = subprocess.run(
-        command("compress", "."), stdout=subprocess.PIPE, stderr=end, timeout=120, check=False
-    )
+    done = start(["-c", MAIN, "compress", "."], terminal=os.ttyname(end), folder=Path.cwd())
     os.close(end)
     shown = b""
     with contextlib.suppress(OSError):  # that is how Linux tells the end

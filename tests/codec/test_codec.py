@@ -1,7 +1,5 @@
 """The whole path: pictures to files and back."""
 
-import subprocess
-import sys
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -18,6 +16,7 @@ import glc
 from glc.codec import bitstream
 from tests.codec.fixed_model import fixed_picture
 from tests.codec.variants import VARIANTS, WITH_Y, Variants
+from tests.started import start
 
 
 @pytest.fixture(scope="module")
@@ -208,9 +207,7 @@ def test_works_where_no_training_stack_is_installed(variants: Variants, tmp_path
         str(path)
         for path in (variants.weights("categorical"), *(tmp_path / n for n in ("in.png", "f", "out.png")))
     ]
-    done = subprocess.run(
-        [sys.executable, "-c", BLOCKED, *paths], capture_output=True, text=True, check=False
-    )
+    done = start(["-c", BLOCKED, *paths], imported="torch")
     assert done.returncode == 0, done.stderr
     data = (tmp_path / "f").read_bytes()
     codec = variants.codec("categorical")

@@ -1,6 +1,3 @@
-import os
-import subprocess
-import sys
 import warnings
 from itertools import chain
 from pathlib import Path
@@ -17,6 +14,7 @@ from glc.data.images import to_uint8
 from glc.data.module import ImageDataModule
 from glc.data.samples import sample_paths
 from src.train import register_resolvers
+from tests.started import start
 
 CONF = Path(__file__).parents[2] / "conf"
 CONFIGS = ["shards", "folder", "samples", "openimages", "imagenet", "ffhq", "coco"]
@@ -232,15 +230,7 @@ trainer.fit(Recorder(), ImageDataModule(
 
 
 def test_two_ranks_of_one_shard_train_without_waiting_for_each_other(shards, pictures, tmp_path):
-    command = [sys.executable, "-c", DDP, str(shards / "train-000000.tar"), str(pictures), str(tmp_path)]
-    done = subprocess.run(
-        command,
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=150,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-    )
+    done = start(["-c", DDP, shards / "train-000000.tar", pictures, tmp_path], folder=tmp_path)
     assert done.returncode == 0, done.stderr
     (seen0, val0), (seen1, val1) = (torch.load(tmp_path / f"rank{rank}.pt") for rank in range(2))
     assert len(seen0) == len(seen1) == 10

@@ -1,8 +1,6 @@
 """Complexity: counts against counting by hand and by computing; times and memory that are what they say."""
 
 import json
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -29,6 +27,7 @@ from glc.evaluation.complexity import (
 from glc.evaluation.stopwatch import ENTROPY_CODING, Stopwatch, watched
 from glc.models.glc import count_parameters
 from tests.codec.fixed_model import CHANNELS, CODES, Coder, Hyper, fixed_codec_weights
+from tests.started import start
 
 
 def make(folder: Path, hyper: Hyper = "categorical", coder: Coder = "transform") -> Codec:
@@ -148,7 +147,7 @@ if start.bytes() is not None:
 
 def test_peak_memory() -> None:
     # In a process of its own: this one has freed memory that it may hold, give back, or use again.
-    done = subprocess.run([sys.executable, "-c", PEAK], capture_output=True, text=True, check=False)
+    done = start(["-c", PEAK], imported="torch")
     assert done.returncode == 0, done.stderr
 
 

@@ -2,8 +2,6 @@
 
 import json
 import socket
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,6 +14,7 @@ from torchmetrics import Metric
 from torchmetrics.image.kid import KernelInceptionDistance
 
 from glc.metrics import CMMD, FID, KID, NotMeasurable, QualityMetrics, cut_patches
+from tests.started import Started
 
 SIZE = 16
 
@@ -232,8 +231,7 @@ def test_two_processes_compute_what_one_does() -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"tcp://127.0.0.1:{free.getsockname()[1]}"
-    arguments = [sys.executable, "-W", "ignore", "-c", SECOND, str(Path(__file__)), address]
-    second = subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True)
+    second = Started(["-c", SECOND, Path(__file__), address])
     seen = []
     try:
         torch.distributed.init_process_group("gloo", init_method=address, rank=0, world_size=2)
@@ -242,11 +240,10 @@ def test_two_processes_compute_what_one_does() -> None:
             metrics.update(x[share], x_hat[share])
             seen.append({name: value.item() for name, value in metrics.compute().items()})
             metrics.reset()
-        output = second.communicate(timeout=120)[0]
     finally:
-        second.kill()
+        done = second.finish(120)
         if torch.distributed.is_initialized():
             torch.distributed.destroy_process_group()
     assert seen[0] == pytest.approx(expected, rel=1e-6)
     assert seen[1] == pytest.approx(expected, rel=1e-6)
-    assert [json.loads(line) for line in output.splitlines()[-2:]] == seen
+    assert [json.loads(line) for line in done.stdout.splitlines()[-2:]] == seen

@@ -1,7 +1,5 @@
 import json
 import socket
-import subprocess
-import sys
 from functools import partial
 from pathlib import Path
 
@@ -16,6 +14,7 @@ from torchmetrics import Metric
 
 from glc.losses.perceptual import WeightsUnavailable
 from glc.metrics import MSSSIM, PSNR, NotMeasurable, QualityMetrics, bits_per_pixel
+from tests.started import Started
 
 ROOT = Path(__file__).parents[2]
 
@@ -239,18 +238,16 @@ def test_two_processes_compute_what_one_does(tmp_path: Path) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"tcp://127.0.0.1:{free.getsockname()[1]}"
-    arguments = [sys.executable, "-W", "ignore", "-c", SECOND, str(tmp_path / "pictures.pt"), address]
-    second = subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True)
+    second = Started(["-c", SECOND, tmp_path / "pictures.pt", address])
     try:
         torch.distributed.init_process_group("gloo", init_method=address, rank=0, world_size=2)
         metrics = QualityMetrics({"psnr": PSNR(), "ms_ssim": MSSSIM()})
         with pytest.warns(UserWarning, match="ms_ssim leaves pictures out"):
             metrics.update(x[:1], x_hat[:1], bits[:1])
         first = {name: value.item() for name, value in metrics.compute().items()}
-        output = second.communicate(timeout=120)[0]
     finally:
-        second.kill()
+        done = second.finish(120)
         if torch.distributed.is_initialized():
             torch.distributed.destroy_process_group()
     assert first == pytest.approx(expected, rel=1e-5)
-    assert json.loads(output.splitlines()[-1]) == first
+    assert json.loads(done.stdout.splitlines()[-1]) == first

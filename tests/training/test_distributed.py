@@ -1,14 +1,12 @@
 """Two processes on the CPU: every stage trains, in step, and computes what one process computes."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 
-from tests.short_runs import QUIET, ROOT, STAGES, checkpoint, figures, finite
+from tests.short_runs import QUIET, STAGES, checkpoint, figures, finite
+from tests.started import start
 from tests.training.one_step import FixedRates, difference, four_pictures, update
 from tests.training.two_ranks import UNEVEN
 
@@ -16,11 +14,7 @@ from tests.training.two_ranks import UNEVEN
 @pytest.fixture(scope="module")
 def folder(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("two-ranks")
-    command = [sys.executable, "-m", "tests.training.two_ranks", str(pictures), str(folder)]
-    environment = {**os.environ, **QUIET, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=240, check=False
-    )
+    done = start(["-m", "tests.training.two_ranks", pictures, folder], environment=QUIET)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
     return folder
 

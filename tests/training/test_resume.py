@@ -1,8 +1,6 @@
 """A run that was cut off and continued ends where one that was never cut off ends."""
 
 import json
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +11,7 @@ from torch import Tensor
 
 from glc.training.stage import Stage
 from tests.short_runs import ROOT, STAGES, checkpoint, figures, run, settings
+from tests.started import start
 
 STEPS, SAVED = 7, 5
 
@@ -147,8 +146,7 @@ def test_the_comparison_saw_moments_that_move(whole: dict[str, Path]) -> None:
 def test_killed_processes_are_continued(tmp_path: Path) -> None:
     """The short version of what the script does twenty times over all stages."""
     options = ["--seed", "1", "--kills", "2", "--steps", "9", "--stages", "vqvae"]
-    command = [sys.executable, "scripts/killed_training.py", *options, "--output", str(tmp_path / "killed")]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=240, check=False)
+    done = start([ROOT / "scripts" / "killed_training.py", *options, "--output", tmp_path / "killed"])
     assert done.returncode == 0, done.stdout + done.stderr
     summary = json.loads((tmp_path / "killed" / "summary.json").read_text())
     assert summary["kills"] == summary["moment"] + summary["write"] == 2

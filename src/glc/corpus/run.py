@@ -156,9 +156,11 @@ def _start(
     parent = multiprocessing.parent_process()
     if parent is not None:
         threading.Thread(target=_end_with, args=(parent.sentinel,), daemon=True).start()
-    _set_threads(threads)
     try:
-        work(task, make_coder(here), place, places)
+        coder = make_coder(here)
+        if "torch" in sys.modules:  # a coder that computes without it need not wait for its import
+            _set_threads(threads)
+        work(task, coder, place, places)
     except Exception as error:
         told.send(_reason(error))
         sys.exit(_STOPPED)
