@@ -114,8 +114,11 @@ def _serve(modules: Sequence[str]) -> None:
 
 def _become(words: list[str], environment: dict[str, str], folder: str, shown: list[str]) -> Any:
     code: Any = 1
+    # What the imports have asked for at an exit is for the end of all: W&B removes a folder that all share.
+    atexit._clear()
     for inherited in list(weakref.finalize._registry):  # type: ignore[attr-defined]
-        inherited.atexit = False  # such as the removal of a folder that all of them share
+        inherited.atexit = False
+    weakref.finalize._registered_with_atexit = False  # type: ignore[attr-defined]
     try:
         os.environ.clear()
         os.environ.update(environment)
