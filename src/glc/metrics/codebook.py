@@ -5,6 +5,12 @@ from torch import Tensor
 from torchmetrics import Metric
 
 
+def count_codes(indices: Tensor, size: int) -> Tensor:
+    """Return how often each of `size` codes occurs, int64; unlike `bincount` it does not wait for a GPU."""
+    flat = indices.flatten()
+    return flat.new_zeros(size).scatter_add_(0, flat, torch.ones_like(flat))
+
+
 class CodebookUsage(Metric):
     """Share of codes used and perplexity of their distribution, over all indices since the last reset.
 
@@ -25,7 +31,7 @@ class CodebookUsage(Metric):
 
     def update(self, indices: Tensor) -> None:
         """Count indices of any shape, int64 in `[0, M)`."""
-        self.counts += torch.bincount(indices.flatten(), minlength=self.size)
+        self.counts += count_codes(indices, self.size)
 
     def compute(self) -> dict[str, Tensor]:
         """Return the figures over what was counted."""

@@ -33,4 +33,8 @@ def draw_rates(
     """
     rounds = -(-batch_size // num_rates)
     points = torch.cat([torch.randperm(num_rates, generator=generator) for _ in range(rounds)])
-    return points[:batch_size].to(device)
+    points = points[:batch_size]
+    if device.type == "cuda":
+        # From pinned memory the copy goes on by itself; from any other the step would wait for it.
+        return points.pin_memory().to(device, non_blocking=True)
+    return points.to(device)

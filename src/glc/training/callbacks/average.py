@@ -1,8 +1,13 @@
 """A moving average of the weights."""
 
+from collections import defaultdict
+from itertools import chain
+from typing import Any
+
 import lightning as L
+import torch
 from lightning.pytorch.callbacks import WeightAveraging
-from torch import nn
+from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 
@@ -12,6 +17,9 @@ class MovingAverage(WeightAveraging):
     Unlike Lightning's `EMAWeightAveraging` it leaves exactly alone what does not move. Frozen networks are
     part of the average, and `decay * a + (1 - decay) * a` differs from `a` in its last digits; over a
     training these differences add up to 1e-4 of a weight. Interpolating, as here, gives `a`.
+
+    And it lies where the weights lie: Lightning's is made before they are moved to their device and stays
+    behind, so that each step would wait for all weights to come to it.
 
     Args:
         decay: share of the old average, per step, in [0, 1).
@@ -23,7 +31,38 @@ class MovingAverage(WeightAveraging):
     def __init__(self, decay: float = 0.999) -> None:
         if not 0 <= decay < 1:
             raise ValueError(f"callbacks.ema.decay must lie in [0, 1), got {decay}")
-        super().__init__(multi_avg_fn=get_ema_multi_avg_fn(decay))
+        super().__init__()
+        self._interpolate = get_ema_multi_avg_fn(decay)
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Follow the weights to their device; the count of steps stays where looking at it costs nothing."""
+        if self._average_model is not None:
+            self._average_model.module.to(pl_module.device)
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Take in the weights after a step."""
+        if trainer.global_step > self._latest_update_step:
+            self._update(pl_module)
+            self._latest_update_step = trainer.global_step
+
+    @torch.no_grad()
+    def _update(self, module: nn.Module) -> None:
+        average = self._average_model
+        assert average is not None
+        kept = chain(average.module.parameters(), average.module.buffers())
+        first = not average.n_averaged
+        grouped: dict[torch.dtype, tuple[list[Tensor], list[Tensor]]] = defaultdict(lambda: ([], []))
+        for old, new in zip(kept, chain(module.parameters(), module.buffers()), strict=True):
+            if first:
+                old.copy_(new)
+            else:
+                grouped[old.dtype][0].append(old.detach())
+                grouped[old.dtype][1].append(new.detach())
+        for olds, news in grouped.values():
+            self._interpolate(olds, news, average.n_averaged)
+        average.n_averaged += 1
 
     def counterpart(self, module: L.LightningModule, part: nn.Module) -> nn.Module | None:
         """Return the average of a submodule, None before there is one."""

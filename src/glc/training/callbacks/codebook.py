@@ -6,6 +6,7 @@ import lightning as L
 import torch
 from torch import Tensor
 
+from glc.metrics.codebook import count_codes
 from glc.models.quantizer import VectorQuantizer
 from glc.training.callbacks.average import MovingAverage
 from glc.training.stage import Stage
@@ -34,6 +35,7 @@ class CodebookCare(L.Callback):
         self._vectors: dict[str, list[Tensor]] = {}
         self._counts: dict[str, Tensor] = {}
         self._restored: dict[str, dict[str, Tensor]] = {}
+        self._started: set[str] = set()
         self._step = 0
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -81,18 +83,24 @@ class CodebookCare(L.Callback):
             if not any(p.requires_grad for p in quantizer.parameters()):
                 continue
             vectors = seen.vectors.permute(0, 2, 3, 1).reshape(-1, quantizer.dim).float()
-            if not quantizer.initialized and self.initialize_after is not None:
+            if self.initialize_after is not None and not self._has_started(name, quantizer):
                 self._collect(name, vectors)
                 if stepped and trainer.global_step > self.initialize_after:
                     pooled = _pool(pl_module, torch.cat(self._vectors.pop(name)))
                     quantizer.initialize(pooled, generator=torch.Generator().manual_seed(pl_module.seed))
                     _share(trainer, pl_module, quantizer)
             if self.revive_every and quantizer.projection is None:
-                counts = torch.bincount(seen.indices.flatten(), minlength=quantizer.size)
+                counts = count_codes(seen.indices, quantizer.size)
                 held = self._counts.get(name, torch.zeros_like(counts)).to(counts.device)
                 self._counts[name] = held + counts
                 if stepped and trainer.global_step % self.revive_every == 0:
                     self._revive(trainer, pl_module, name, quantizer, vectors)
+
+    def _has_started(self, name: str, quantizer: VectorQuantizer) -> bool:
+        # Once it has, it is not looked at again: that would wait for a GPU in every step.
+        if name not in self._started and quantizer.initialized:
+            self._started.add(name)
+        return name in self._started
 
     def _collect(self, name: str, vectors: Tensor) -> None:
         kept = self._vectors.setdefault(name, [])
