@@ -276,7 +276,9 @@ def test_wandb_without_its_packages_is_said_at_once(
 def commands() -> list[str]:
     found = []
     for path in [ROOT / "docs" / "evaluation.md", ROOT / "conf" / "evaluate.yaml"]:
-        found += re.findall(r"(?:python -m src\.evaluate|glc eval) ((?:\S+=\S+ ?)+)", path.read_text())
+        found += re.findall(
+            r"(?:python -m src\.evaluate|glc eval(?: --shards '\S+')?) ((?:\S+=\S+ ?)+)", path.read_text()
+        )
     return found
 
 

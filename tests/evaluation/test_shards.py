@@ -17,6 +17,7 @@ from glc.corpus.records import CorpusError
 from glc.corpus.run import UnfinishedError
 from glc.evaluation.codecs.base import ImageCodec
 from glc.evaluation.records import RecordsError
+from glc.evaluation.report import build_report
 from glc.evaluation.results import read_results
 from glc.evaluation.sets import Form, SetError
 from glc.evaluation.shards import MakeMeasurer, Measurer, ShardEvaluation, ShardSet, are_shards
@@ -87,8 +88,9 @@ def test_the_figures_are_those_of_a_folder(finished: Path, pictures: Path, tmp_p
     assert "all pictures of the set in one place" in summary["unavailable"]["difference"]
     assert "put them there" in summary["unavailable"]["lpips"]
     assert (summary["pictures"], summary["data"]["count"], summary["failed"]) == (4, 4, [])
-    # What reads results reads these too.
+    # What reads results reads these too, and makes a page without pictures of them.
     assert len(read_results(finished).rows) == 8
+    assert f"{summary['points'][0]['psnr']:.2f}" in build_report([read_results(finished)])
 
 
 def test_each_shard_has_its_line_and_all_adds_up(finished: Path) -> None:

@@ -65,13 +65,18 @@ def build_report(
     check_comparable(runs)
     published = published_curves(runs[0].data_name) if with_published else []
     found = Originals(originals)
+    shown = [run for run in runs if run.has_pictures]
     title = f"Evaluation on {runs[0].data_name}"
     sections = [
         ("summary", "Summary", _summary(runs)),
         ("plots", "Rate and quality", _plots(runs, published)),
         ("points", "Points", points_table(runs, published).to_html()),
         ("bd-rate", "BD-rate", bd_rate_table(runs, place(runs, anchor), published).to_html()),
-        ("compare", "Pictures at nearly equal rate", _slider(runs, found, pictures)),
+        (
+            "compare",
+            "Pictures at nearly equal rate",
+            _slider(shown, found, pictures),
+        ),
         ("failures", "Where each codec does worst", _failures(runs, found)),
         ("settings", "Settings and versions", _settings(runs)),
     ]
@@ -171,7 +176,7 @@ def _plots(runs: Sequence[Results], published: Sequence[PublishedCurve]) -> str:
 
 
 def _slider(runs: Sequence[Results], originals: Originals, limit: int) -> str:
-    choices = at_equal_rate(runs, limit)
+    choices = at_equal_rate(runs, limit) if runs else []
     codecs = [run.name for run in runs]
     shown: list[dict[str, Any]] = []
     with_original = False
@@ -218,6 +223,9 @@ def _failures(runs: Sequence[Results], originals: Originals) -> str:
         if run.failed:
             items = "".join(f"<li>{html.escape(_failure(failure))}</li>\n" for failure in run.failed)
             parts.append(f"<p>Failed, and in none of the means:</p>\n<ul>\n{items}</ul>")
+        if not run.has_pictures:
+            parts.append("<p>An evaluation of shards, without pictures to show.</p>")
+            continue
         name, rows = worst(run)
         if not rows:
             parts.append("<p>No metric of single pictures was measured.</p>")

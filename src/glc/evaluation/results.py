@@ -140,6 +140,11 @@ class Results:
         """Means that lack pictures or are missing, by `metric, label`, with the reason."""
         return dict(self.summary.get("incomplete") or {})
 
+    @property
+    def has_pictures(self) -> bool:
+        """Whether decoded pictures lie beside the results; an evaluation of shards has none there."""
+        return "shards" not in self.summary["data"]
+
     def metrics(self) -> list[str]:
         """Return the keys of the metrics that some point has, in the usual order."""
         return _in_order(key for point in self.points for key in point.values)
