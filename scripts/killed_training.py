@@ -89,6 +89,9 @@ def settings(output: Path, name: str, stage: str, steps: int) -> list[str]:
     if stage != "vqvae":
         before = output / "runs" / "whole" / STAGES[STAGES.index(stage) - 1]
         values["init_from"] = before / "checkpoints" / "last.ckpt"
+    if stage == "joint":
+        first = output / "runs" / "whole" / "vqvae"
+        values["stage.discriminator_from"] = first / "checkpoints" / "last.ckpt"
     return [f"{key}={value}" for key, value in values.items()]
 
 

@@ -77,6 +77,8 @@ def test_continues_as_if_never_cut_off(
     if stage != "vqvae":
         previous = whole[STAGES[STAGES.index(stage) - 1]]
         chosen["init_from"] = previous / "checkpoints" / "last.ckpt"
+    if stage == "joint":
+        chosen["stage.discriminator_from"] = whole["vqvae"] / "checkpoints" / "last.ckpt"
 
     with monkeypatch.context() as patch:
         start_batch = Stage.on_train_batch_start

@@ -4,14 +4,14 @@ from pathlib import Path
 
 import torch
 
-from glc.codec.catalog import find, find_part
+from glc.codec.catalog import DEFAULT_MODEL, find, find_part
 from glc.codec.codec import Codec, choose_device
 from glc.codec.parts import attach, read_part
 from glc.codec.weights import Weights, read_weights
 
 
 def load(
-    model: str | Path,
+    model: str | Path = DEFAULT_MODEL,
     device: str | torch.device = "auto",
     *,
     encoder: str | Path | None = None,
@@ -22,7 +22,7 @@ def load(
     """Return the codec of a weights file or of a model that comes with glc.
 
     Args:
-        model: a file, or a name (`glc models` lists them).
+        model: a file, or a name (`glc models` lists them); by default the codec in the box.
         device: "cpu", "cuda", or "auto" for a GPU where there is one.
         encoder: file or name of an encoder made for this model, such as one that restores, to compress with.
         decoder: the same of a decoder, such as one that draws in a style, to decompress with.

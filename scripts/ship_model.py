@@ -1,0 +1,154 @@
+"""Put a trained codec into the package, with the record of how it was made and files that must keep decoding.
+
+    python scripts/ship_model.py small --runs runs/small --photos PHOTOS
+
+RUNS holds the folders vqvae, transform and joint of one training. Writes the weights file of the last stage
+in half precision into src/glc/pretrained; into docs/models/NAME each stage's configuration and validations,
+and record.json with checksums; into tests/expected/NAME files of two photographs with the integers in them.
+`tests/codec/test_shipped.py` holds the three together. PHOTOS are pictures of the training: the frequencies
+of the hyper code are counted on them.
+"""
+
+import argparse
+import csv
+import hashlib
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+import glc
+from glc.codec.checkpoint import read_checkpoint
+from glc.codec.errors import WeightsError
+from glc.codec.export import export
+from glc.codec.writing import replacing
+from glc.data.images import list_images, read_rgb
+from glc.data.samples import sample_paths
+
+ROOT = Path(__file__).resolve().parents[1]
+STAGES = ("vqvae", "transform", "joint")
+GOLDEN = {"chelsea": (0, 0, 451, 300), "flower": (0, 0, 256, 192)}
+"""Boxes in photographs of the packages: one whole with odd sides, one corner."""
+QUALITIES = (0.0, 45.5, 100.0)
+
+
+def digest(symbols: glc.Symbols) -> str:
+    """Return the SHA-256 of the integers, as little-endian int32, and of their shapes."""
+    found = hashlib.sha256()
+    for values in (symbols.z, symbols.y):
+        found.update(repr(tuple(values.shape)).encode())
+        found.update(values.numpy().astype("<i4").tobytes())
+    return found.hexdigest()
+
+
+def validation_rows(run: Path) -> Iterator[dict[str, str]]:
+    """Yield a run's validation rows in the order of their steps, over all its continuations."""
+    rows: dict[int, dict[str, str]] = {}
+    files = sorted(
+        run.glob("csv/version_*/metrics.csv"), key=lambda path: int(path.parent.name.split("_")[1])
+    )
+    if not files:
+        raise ValueError(
+            f"{run}: has no csv/version_*/metrics.csv; train with logger=csv or the default loggers"
+        )
+    for file in files:
+        with file.open(newline="") as stream:
+            for row in csv.DictReader(stream):
+                kept = {key: value for key, value in row.items() if key.startswith("val/") and value}
+                if kept:
+                    rows[int(row["step"])] = kept
+    for step in sorted(rows):
+        yield {"step": str(step), **rows[step]}
+
+
+def without_folders(value: Any) -> Any:
+    """Return a configuration in which absolute paths are their last two names: the rest is one machine's."""
+    if isinstance(value, dict):
+        return {key: without_folders(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [without_folders(item) for item in value]
+    if isinstance(value, str) and value.startswith("/"):
+        return "/".join(Path(value).parts[-2:])
+    return value
+
+
+def record(runs: Path, folder: Path) -> dict[str, Any]:
+    """Write each stage's configuration and validation log; return what they are."""
+    folder.mkdir(parents=True, exist_ok=True)
+    stages = {}
+    for stage in STAGES:
+        checkpoint = runs / stage / "checkpoints" / "last.ckpt"
+        content = read_checkpoint(checkpoint)
+        with replacing(folder / f"{stage}.yaml") as partial:
+            partial.write_text(yaml.safe_dump(without_folders(content["glc"]["recipe"]), sort_keys=False))
+        rows = list(validation_rows(runs / stage))
+        columns = list(dict.fromkeys(key for row in rows for key in row))
+        with replacing(folder / f"{stage}.csv") as partial, partial.open("w", newline="") as stream:
+            writer = csv.DictWriter(stream, columns, lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(rows)
+        stages[stage] = {
+            "steps": int(content["global_step"]),
+            "checkpoint_sha256": hashlib.sha256(checkpoint.read_bytes()).hexdigest(),
+            "validation": rows[-1],
+        }
+    return stages
+
+
+def golden(codec: glc.Codec, folder: Path) -> None:
+    """Write the files that must keep decoding, and the integers in them."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for old in folder.iterdir():
+        old.unlink()
+    photographs = {path.stem: path for split in ("train", "test") for path in sample_paths(split)}
+    note: dict[str, Any] = {"fingerprint": codec.weights.fingerprint, "files": {}}
+    for name, box in GOLDEN.items():
+        picture = read_rgb(photographs[name]).crop(box)
+        for quality in QUALITIES:
+            data = codec.compress(picture, quality)
+            file = f"{name}_q{quality:g}.glc"
+            (folder / file).write_bytes(data)
+            note["files"][file] = {"box": list(box), "symbols": digest(codec.symbols(data))}
+    (folder / "golden.json").write_text(json.dumps(note, indent=1) + "\n")
+
+
+def main() -> int:
+    """Run from the command line; return the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("name", help="of the model in the package")
+    parser.add_argument("--runs", type=Path, required=True, help="folder with vqvae, transform and joint")
+    parser.add_argument("--photos", type=Path, help="pictures to count the hyper codes on")
+    parser.add_argument("--count", type=int, default=64, help="of those photographs (%(default)s)")
+    arguments = parser.parse_args()
+    weights = ROOT / "src" / "glc" / "pretrained" / f"{arguments.name}.safetensors"
+    try:
+        photos = [] if arguments.photos is None else list_images(arguments.photos)[: arguments.count]
+        stages = record(arguments.runs, ROOT / "docs" / "models" / arguments.name)
+        export(arguments.runs / "joint" / "checkpoints" / "last.ckpt", weights, half=True, photos=photos)
+        codec = glc.load(weights, device="cpu")
+        golden(codec, ROOT / "tests" / "expected" / arguments.name)
+    except (OSError, ValueError, WeightsError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    made = {
+        "fingerprint": codec.weights.fingerprint,
+        "sha256": hashlib.sha256(weights.read_bytes()).hexdigest(),
+        "bytes": weights.stat().st_size,
+        "parameters": sum(p.numel() for p in codec.model.parameters()),
+        "torch": torch.__version__,
+        "pictures_counted": len(photos),
+        "stages": stages,
+    }
+    target = ROOT / "docs" / "models" / arguments.name / "record.json"
+    with replacing(target) as partial:
+        partial.write_text(json.dumps(made, indent=1) + "\n")
+    print(f"{weights.relative_to(ROOT)}: {made['bytes']:,} bytes, {made['parameters']:,} parameters")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,89 @@
+"""The codec in the box is what its record says, and files that it wrote keep decoding."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from click.testing import CliRunner
+
+import glc
+from glc import pretrained
+from glc.cli import main
+from glc.codec import bitstream
+from glc.data.images import read_rgb
+from glc.data.samples import sample_paths
+from tests.scripts import load_script
+from tests.short_runs import ROOT
+
+NAME = "small"
+RECORD = ROOT / "docs" / "models" / NAME
+EXPECTED = ROOT / "tests" / "expected" / NAME
+GOLDEN = json.loads((EXPECTED / "golden.json").read_text())
+PHOTOGRAPHS = {path.stem: path for path in sample_paths("test")}
+
+
+@pytest.fixture(scope="module")
+def codec() -> glc.Codec:
+    return glc.load(device="cpu")
+
+
+@pytest.fixture(scope="module")
+def record() -> dict[str, Any]:
+    return json.loads((RECORD / "record.json").read_text())
+
+
+def test_the_weights_are_those_of_the_record(codec: glc.Codec, record: dict[str, Any]) -> None:
+    (folder,) = pretrained.__path__
+    data = (Path(folder) / f"{NAME}.safetensors").read_bytes()
+    assert len(data) == record["bytes"] <= 24e6
+    assert hashlib.sha256(data).hexdigest() == record["sha256"]
+    assert codec.weights.fingerprint == record["fingerprint"] == GOLDEN["fingerprint"]
+    assert len(codec.weights.rates) == 4
+
+
+def test_each_stage_of_the_record_was_trained_on_what_it_says(record: dict[str, Any]) -> None:
+    for stage, made in record["stages"].items():
+        recipe = yaml.safe_load((RECORD / f"{stage}.yaml").read_text())
+        assert recipe["stage"]["name"] == stage
+        assert recipe["model"]["name"] == NAME
+        assert "kodak" not in json.dumps(recipe).lower()
+        lines = (RECORD / f"{stage}.csv").read_text().splitlines()
+        assert abs(int(lines[-1].split(",")[0]) - made["steps"]) <= recipe["data"]["epoch_batches"]
+
+
+@pytest.mark.parametrize("file", GOLDEN["files"])
+def test_its_files_hold_the_integers_they_held(codec: glc.Codec, file: str) -> None:
+    data, expected = (EXPECTED / file).read_bytes(), GOLDEN["files"][file]
+    symbols = codec.symbols(data)
+    assert load_script("ship_model").digest(symbols) == expected["symbols"]
+    header, _ = bitstream.unpack(data)
+    assert codec.from_symbols(symbols, (header.height, header.width), header.rate) == data
+
+
+def test_a_golden_file_looks_like_its_photograph(codec: glc.Codec) -> None:
+    for file, expected in GOLDEN["files"].items():
+        if file.endswith("q100.glc"):
+            original = read_rgb(PHOTOGRAPHS[file.split("_")[0]]).crop(expected["box"])
+            decoded = codec.decompress((EXPECTED / file).read_bytes())
+            assert decoded.size == original.size
+            error = np.mean((np.asarray(decoded, float) - np.asarray(original, float)) ** 2)
+            # A grey picture of the right mean has 11 to 15 dB here.
+            assert 10 * np.log10(255**2 / error) > 18
+
+
+def test_a_photograph_needs_no_choice_of_a_model(tmp_path: Path, codec: glc.Codec) -> None:
+    photo = PHOTOGRAPHS["chelsea"]
+    sizes = []
+    for quality in ("0", "33", "67", "100"):
+        file = tmp_path / f"{quality}.glc"
+        words = ["compress", str(photo), "--quality", quality, "-o", str(file)]
+        result = CliRunner().invoke(main, words, catch_exceptions=False)
+        assert result.exit_code == 0, result.output
+        sizes.append(file.stat().st_size)
+    assert sizes == sorted(set(sizes))
+    width, height = read_rgb(photo).size
+    assert 0.01 < 8 * sizes[0] / (width * height) < 8 * sizes[-1] / (width * height) < 0.08
