@@ -1,5 +1,7 @@
 """What `train` refuses, before anything is written, and what it says."""
 
+import errno
+import os
 from pathlib import Path
 from typing import Any
 
@@ -7,7 +9,9 @@ import pytest
 import torch
 
 from glc.training.callbacks.checkpoint import DivergedError
+from glc.training.loggers import RowLogger
 from src.train import UsageError, find_discriminator, find_initial_weights
+from src.train import run as entry
 from tests.short_runs import QUIET, checkpoint, compose, live_weights, run, settings, write_pictures
 
 
@@ -206,6 +210,35 @@ def test_a_training_that_diverges_keeps_the_last_good_checkpoint(pictures: Path,
         )
     assert (folder / "checkpoints" / "last.ckpt").read_bytes() == before
     assert not list((tmp_path / "diverged").rglob("*.ckpt"))
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS])
+def test_a_disk_that_takes_no_more_ends_it_and_the_checkpoint_before_stays(
+    number: int,
+    pictures: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    values = settings(pictures, tmp_path, "full", "vqvae", 2)
+    folder = run({**values, "trainer.max_steps": 1}) if number == errno.ENOSPC else tmp_path
+    log = RowLogger.save
+
+    def full(self: RowLogger) -> None:
+        if self.experiment.metrics:
+            raise OSError(number, os.strerror(number), "metrics.csv")
+        log(self)
+
+    monkeypatch.setattr(RowLogger, "save", full)
+    with pytest.raises(SystemExit) as caught:
+        entry(compose({**values, "resume": "auto"}))
+    assert caught.value.code == 1
+    assert f"metrics.csv: {os.strerror(number)}: the run's checkpoints are whole" in caplog.text
+    assert "resume=last" in caplog.text
+    if number == errno.ENOSPC:
+        assert checkpoint(folder)["global_step"] == 1
+    monkeypatch.undo()
+    assert checkpoint(run({**values, "resume": "auto"}))["global_step"] == 2
 
 
 def test_training_in_pieces_of_limited_time(pictures: Path, tmp_path: Path) -> None:
