@@ -16,8 +16,9 @@ _PART_KINDS = ("encoder", "decoder")
 
 
 def catalog() -> dict[str, Path]:
-    """Return the weights file of each model that is known by name; the user's come before those of glc."""
-    return {file.stem: file for file in _files() if Path(file.stem).suffix[1:] not in _PART_KINDS}
+    """Return the weights file of each model that is known, by its name; the user's come before those of glc."""
+    files = {file.stem: file for file in _files() if Path(file.stem).suffix[1:] not in _PART_KINDS}
+    return dict(sorted(files.items()))
 
 
 def parts(kind: str) -> dict[str, Path]:
