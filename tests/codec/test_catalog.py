@@ -83,7 +83,7 @@ def test_a_missing_file_is_named(path: str) -> None:
 
 
 def test_an_unknown_name_is_answered_with_the_known_ones() -> None:
-    with pytest.raises(WeightsError, match=r"no model 'huge' \(known are natural, small, mine\).*glc export"):
+    with pytest.raises(WeightsError, match=r"no model 'huge' \(known are mine, natural, small\).*glc export"):
         find("huge")
 
 

@@ -16,7 +16,7 @@ _PART_KINDS = ("encoder", "decoder")
 
 
 def catalog() -> dict[str, Path]:
-    """Return the weights file of each model that is known, by its name; the user's come before those of glc."""
+    """Return the weights file of each known model by its name; the user's come before those of glc."""
     files = {file.stem: file for file in _files() if Path(file.stem).suffix[1:] not in _PART_KINDS}
     return dict(sorted(files.items()))
 
