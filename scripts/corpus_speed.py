@@ -20,7 +20,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from killed_corpus import ROOT, command, write_shards
+from killed_corpus import ROOT, compressing, write_shards
 
 
 def main() -> None:
@@ -48,7 +48,9 @@ def main() -> None:
             out = given.output / "out"
             shutil.rmtree(out, ignore_errors=True)
             began = time.monotonic()
-            done = subprocess.run(command(given, weights, out, processes), check=False)
+            done = subprocess.run(
+                compressing(given.output / "in", given.shards, weights, out, processes), check=False
+            )
             taken.append(time.monotonic() - began)
             if done.returncode != (1 if damaged else 0):
                 raise SystemExit(f"the command ended with {done.returncode}")

@@ -60,22 +60,43 @@ def write_shards(folder: Path, shards: int, pictures: int, side: int, rng: rando
     return damaged
 
 
-def command(given: argparse.Namespace, weights: Path, out: Path, processes: int) -> list[str]:
-    """Return the command line that compresses or evaluates the shards."""
-    pattern = given.output / "in" / f"in-{{000000..{given.shards - 1:06d}}}.tar"
-    if given.evaluate:
-        words = [
-            f"codec={weights}",
-            "qualities=[30,70]",
-            "data=shards",
-            f"data.path='{pattern}'",
-            "metrics=full",
-        ]
-        words += [f"metrics.weights_dir={given.weights_dir or given.output}", "device=cpu", f"out={out}"]
-        return [sys.executable, "-m", "src.evaluate", *words, f"processes={processes}"]
-    words = ["compress", "--shards", str(pattern), "-o", str(out), "--model", str(weights), "--keep"]
+def compressing(given: Path, shards: int, weights: Path, out: Path, processes: int) -> list[str]:
+    """Return the command line that compresses the shards in a folder."""
+    words = [
+        "compress",
+        "--shards",
+        pattern(given, shards),
+        "-o",
+        str(out),
+        "--model",
+        str(weights),
+        "--keep",
+    ]
     main = "import sys; from glc.cli import main; main(sys.argv[1:])"
     return [sys.executable, "-c", main, *words, "--processes", str(processes), "--quiet", "--device", "cpu"]
+
+
+def evaluating(
+    given: Path, shards: int, weights: Path, out: Path, processes: int, metrics: Path
+) -> list[str]:
+    """Return the command line that evaluates the shards in a folder, with metrics' weights in another."""
+    words = [f"codec={weights}", "qualities=[30,70]", "data=shards", f"data.path='{pattern(given, shards)}'"]
+    words += ["metrics=full", f"metrics.weights_dir={metrics}", "device=cpu", f"out={out}"]
+    return [sys.executable, "-m", "src.evaluate", *words, f"processes={processes}"]
+
+
+def pattern(given: Path, shards: int) -> str:
+    """Return what names the shards that `write_shards` wrote."""
+    return str(given / f"in-{{000000..{shards - 1:06d}}}.tar")
+
+
+def command(given: argparse.Namespace, weights: Path, out: Path, processes: int) -> list[str]:
+    """Return the command line that was asked for."""
+    place = given.output / "in"
+    if given.evaluate:
+        metrics = given.weights_dir or given.output
+        return evaluating(place, given.shards, weights, out, processes, metrics)
+    return compressing(place, given.shards, weights, out, processes)
 
 
 def workers_of(process: subprocess.Popen[bytes]) -> list[int]:
