@@ -65,6 +65,12 @@ def as_mapping(settings: Sequence[Setting]) -> list[Mapping[str, Any]]:
     return [{"label": setting.label, **setting.as_dict()} for setting in settings]
 
 
+def check_counts(processes: int, threads: int) -> None:
+    """Raise ValueError unless there is at least one process, with at least one thread."""
+    if processes < 1 or threads < 1:
+        raise ValueError(f"processes={processes} and threads={threads} must be positive whole numbers")
+
+
 def choose_devices(device: str | Sequence[str], several: bool) -> list[str]:
     """Return the devices that processes take in turn.
 

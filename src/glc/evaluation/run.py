@@ -14,7 +14,7 @@ from typing import Any
 from tqdm import tqdm
 
 from glc.evaluation.codecs.base import ImageCodec, Setting
-from glc.evaluation.identity import choose_devices, describe
+from glc.evaluation.identity import check_counts, choose_devices, describe
 from glc.evaluation.measure import (
     Assignment,
     Bench,
@@ -81,10 +81,7 @@ class Evaluation:
             RecordsError: the folder belongs to another evaluation or is in use.
             SetError, CodecUnavailable, WeightsError, ValueError: nothing could be started, or written.
         """
-        if self.processes < 1 or self.threads < 1:
-            raise ValueError(
-                f"processes={self.processes} and threads={self.threads} must be positive whole numbers"
-            )
+        check_counts(self.processes, self.threads)
         devices = choose_devices(self.device, self.processes > 1)
         prepare_process(self.threads, self.seed)
         codec = self.make_codec(devices[0])

@@ -21,7 +21,7 @@ from glc.corpus.shards import Shard, find_shards
 from glc.corpus.work import Coded, Task
 from glc.data.images import is_image_name, list_images, read_rgb
 from glc.evaluation.codecs.base import ImageCodec
-from glc.evaluation.identity import choose_devices, describe
+from glc.evaluation.identity import check_counts, choose_devices, describe
 from glc.evaluation.measure import (
     MakeCodec,
     MakeMetrics,
@@ -213,10 +213,7 @@ class ShardEvaluation:
             UnfinishedError: some shards are not done; the same command goes on.
             CodecUnavailable, WeightsError, ValueError, OSError: nothing could be started, or written.
         """
-        if self.processes < 1 or self.threads < 1:
-            raise ValueError(
-                f"processes={self.processes} and threads={self.threads} must be positive whole numbers"
-            )
+        check_counts(self.processes, self.threads)
         if (self.out / IDENTITY).exists():
             raise RecordsError(f"{self.out}: holds the evaluation of a folder of pictures: give another out=")
         for shard in self.pictures.shards:
