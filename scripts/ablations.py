@@ -17,6 +17,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from words import number_of
+
 from glc.codec.weights import read_weights, save_weights
 from glc.codec.writing import replacing
 from glc.evaluation.bd_rate import bd_rate
@@ -128,14 +130,6 @@ def table(output: Path, metric: str) -> str:
     return "\n".join(lines) + "\n"
 
 
-def steps(word: str) -> tuple[str, int]:
-    """Read STAGE=NUMBER."""
-    stage, _, number = word.partition("=")
-    if stage not in STAGES or not number.isdigit() or int(number) < 1:
-        raise argparse.ArgumentTypeError(f"{word!r}: give STAGE=NUMBER, the stage one of {', '.join(STAGES)}")
-    return stage, int(number)
-
-
 def main() -> int:
     """Run from the command line; return the exit status."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -145,7 +139,7 @@ def main() -> int:
     parser.add_argument("--shards", type=Path, help="folder with train/ and val/, made by glc pack")
     parser.add_argument("--weights", type=Path, help="folder with LPIPS' SqueezeNet and AlexNet")
     parser.add_argument("--pictures", type=Path, help="folder of pictures to measure on")
-    parser.add_argument("--steps", type=steps, action="append", default=[], metavar="STAGE=N")
+    parser.add_argument("--steps", type=number_of(STAGES), action="append", default=[], metavar="STAGE=N")
     parser.add_argument(
         "--measured", nargs="+", choices=STAGES, default=STAGES, help="stages to code pictures with (both)"
     )

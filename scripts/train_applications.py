@@ -19,6 +19,7 @@ from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
+from words import number_of
 
 from glc.codec.checkpoint import read_checkpoint
 from glc.codec.errors import WeightsError
@@ -156,15 +157,6 @@ def _export(application: Application, arguments: argparse.Namespace) -> int:
     return subprocess.run(command, check=False).returncode
 
 
-def steps(word: str) -> tuple[str, int]:
-    """Read APPLICATION=NUMBER."""
-    name, _, number = word.partition("=")
-    names = [application.name for application in APPLICATIONS]
-    if name not in names or not number.isdigit() or int(number) < 1:
-        raise argparse.ArgumentTypeError(f"{word!r}: give NAME=NUMBER, the name one of {', '.join(names)}")
-    return name, int(number)
-
-
 def main() -> int:
     """Run from the command line; return the exit status."""
     import torch
@@ -179,7 +171,13 @@ def main() -> int:
     parser.add_argument("--output", type=Path, required=True, help="folder of the runs and the files")
     parser.add_argument("--minutes", type=float, default=30.0, help="of this call (%(default)s)")
     parser.add_argument("--only", action="append", choices=[a.name for a in APPLICATIONS])
-    parser.add_argument("--steps", type=steps, action="append", default=[], metavar="NAME=N")
+    parser.add_argument(
+        "--steps",
+        type=number_of([a.name for a in APPLICATIONS]),
+        action="append",
+        default=[],
+        metavar="NAME=N",
+    )
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     parser.add_argument("--workers", type=int, default=8, help="loader processes on a GPU machine")
     parser.add_argument("overrides", nargs="*", help="further settings of the training")

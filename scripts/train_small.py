@@ -18,6 +18,7 @@ import time
 from pathlib import Path
 
 import torch
+from words import number_of
 
 from glc.codec.checkpoint import read_checkpoint
 
@@ -126,14 +127,6 @@ def train(arguments: argparse.Namespace) -> int:
     return subprocess.run(command, check=False).returncode
 
 
-def steps(word: str) -> tuple[str, int]:
-    """Read STAGE=NUMBER."""
-    stage, _, number = word.partition("=")
-    if stage not in STAGES or not number.isdigit() or int(number) < 1:
-        raise argparse.ArgumentTypeError(f"{word!r}: give STAGE=NUMBER, the stage one of {', '.join(STAGES)}")
-    return stage, int(number)
-
-
 def main() -> int:
     """Run from the command line; return the exit status."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -149,7 +142,7 @@ def main() -> int:
     parser.add_argument(
         "--workers", type=int, default=8, help="loader processes on a GPU machine (%(default)s)"
     )
-    parser.add_argument("--steps", type=steps, action="append", default=[], metavar="STAGE=N")
+    parser.add_argument("--steps", type=number_of(STAGES), action="append", default=[], metavar="STAGE=N")
     parser.add_argument("--photos", type=Path, help="folder of photographs to count the hyper codes on")
     parser.add_argument("--pieces", action="store_true", help="also leave the checkpoint in files of 16 MiB")
     parser.add_argument("overrides", nargs="*", help="further settings of the training")

@@ -11,12 +11,10 @@ from click.testing import CliRunner
 from glc.cli import main
 from tests.codec.fixed_model import fixed_codec_weights
 from tests.scripts import load_script
-from tests.short_runs import ROOT
 
 
 def test_it_times_whole_compressions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     weights = fixed_codec_weights(tmp_path / "fixed.safetensors")
-    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
     script = load_script("corpus_speed")
     asked: list[str] = []
 
