@@ -139,23 +139,26 @@ class TransformPayload:
     def _write(
         self, indices: Tensor, choose: Callable[[Tensor, Tensor, Tensor], Tensor]
     ) -> tuple[list[bytes], Symbols]:
-        runs: list[list[tuple[np.ndarray, np.ndarray]]] = [[] for _ in range(len(indices))]
+        noted: Tensor | None = None
 
         def choose_and_note(mask: Tensor, classes: Tensor, means: Tensor, steps: Tensor) -> Tensor:
-            symbols = choose(mask, means, steps)
-            for i, run in enumerate(runs):
-                run.append((symbols[i][mask[0]].cpu().numpy(), classes[i][mask[0]].cpu().numpy()))
-            return symbols
+            nonlocal noted
+            noted = classes if noted is None else torch.where(mask, classes, noted)
+            return choose(mask, means, steps)
 
-        symbols, _ = self._code(self._prior(indices), choose_and_note)
+        found, _ = self._code(self._prior(indices), choose_and_note)
+        assert noted is not None
+        # Off the device once, when all is chosen: until then nothing waits for it.
+        symbols, indices, classes = found.cpu(), indices.cpu(), noted.cpu()
+        masks = quadtree_masks(self.context.channels, *symbols.shape[-2:])[:, 0].numpy()
         payloads = []
-        for run, z in zip(runs, indices.cpu().numpy(), strict=True):
+        for values, of_each, z in zip(symbols.numpy(), classes.numpy(), indices.numpy(), strict=True):
             stack = Encoder()
-            for values, classes in reversed(run):
-                self.y_model.push(stack, values, classes)
+            for mask in masks[::-1]:
+                self.y_model.push(stack, values[mask], of_each[mask])
             self._push_z(stack, z)
             payloads.append(stack.payload())
-        return payloads, Symbols(indices.cpu(), symbols.cpu())
+        return payloads, Symbols(indices, symbols)
 
     def decode(self, payloads: Sequence[bytes], size: tuple[int, int], rate: Tensor) -> Decoded:
         """Return what payloads hold.
@@ -172,12 +175,12 @@ class TransformPayload:
         indices = self._pop_z(stacks, size)
 
         def choose(mask: Tensor, classes: Tensor, means: Tensor, steps: Tensor) -> Tensor:
-            symbols = torch.zeros(classes.shape, dtype=torch.int32)
-            where = mask[0].cpu()
-            for i, stack in enumerate(stacks):
-                values = self.y_model.pop(stack, classes[i][mask[0]].cpu().numpy())
-                symbols[i][where] = torch.from_numpy(values)
-            return symbols.to(self.device)
+            # All pictures together: one wait for the device in a step.
+            where, known = mask[0].cpu().numpy(), classes.cpu().numpy()
+            symbols = np.zeros(known.shape, np.int32)
+            for values, of_each, stack in zip(symbols, known, stacks, strict=True):
+                values[where] = self.y_model.pop(stack, of_each[where])
+            return torch.from_numpy(symbols).to(self.device)
 
         symbols, y_hat = self._code(self._prior(indices), choose)
         for stack in stacks:

@@ -1,0 +1,53 @@
+"""How often the payload stops a device that works on its own: each value taken off it is a wait."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+import glc
+from glc.models.context import STEPS
+from tests.codec.fixed_model import fixed_codec_weights, fixed_picture
+
+
+class Waits(TorchFunctionMode):
+    """Counts calls that would wait for a GPU; on a CPU they cost nothing, but they are the same calls."""
+
+    number = 0
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        """Count a call and pass it on."""
+        selects = func is Tensor.__getitem__ and isinstance(args[1], Tensor) and args[1].dtype == torch.bool
+        if selects or func in (Tensor.cpu, Tensor.item, Tensor.tolist, Tensor.nonzero, Tensor.__bool__):
+            self.number += 1
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("pictures", [1, 3])
+def test_a_device_is_waited_for_once_to_encode_and_once_a_step_to_decode(
+    pictures: int, tmp_path: Path
+) -> None:
+    codec = glc.load(fixed_codec_weights(tmp_path / "weights.safetensors"), "cpu")
+    images = [fixed_picture(64, 96, seed) for seed in range(pictures)]
+    rates = torch.ones(pictures)
+    with torch.inference_mode():
+        latent = codec.networks.encode([codec._to_input(image) for image in images])
+        # Of the rate points' check, which a GPU is spared, nothing is counted.
+        analysis, synthesis = codec._payload.coder.analysis, codec._payload.coder.synthesis
+        with Waits() as check:
+            synthesis(analysis(latent, rates), rates)
+        with Waits() as encoding:
+            payloads, symbols = codec._payload.encode(latent, rates)
+        with Waits() as decoding:
+            decoded = codec._payload.decode(payloads, (latent.shape[2], latent.shape[3]), rates)
+    assert decoded.symbols == symbols
+    # Whether y is finite; symbols, classes and z.
+    assert encoding.number - check.number // 2 == 1 + 3
+    # A step's mask and classes; all symbols, for who asked.
+    assert decoding.number - check.number // 2 == 2 * STEPS + 1
