@@ -137,6 +137,18 @@ def test_codebooks_of_indices_map_coding_come_from_the_first_stage(
     assert torch.cdist(largest, codes).min(1).values.max() < spread
 
 
+@pytest.mark.parametrize(("coder", "factor"), [("transform", 1), ("indices_map", 250)])
+def test_codebooks_of_the_latent_weigh_as_its_distortion(make: Make, coder: str, factor: float) -> None:
+    """With lambda 250 it counts 250 times in indices-map coding; that of C_h counts once."""
+    stage = make("joint", coder=coder)
+    coding = {name: torch.full((1,), 2.0, requires_grad=True) for name in ("rate_y", "rate_z", "codebook")}
+    distortion = {name: torch.full((1,), 3.0, requires_grad=True) for name in stage.distortion_weights}
+    stage.total(coding, distortion, torch.tensor([250.0])).sum().backward()
+    assert coding["codebook"].grad == factor * stage.weights["codebook"]
+    assert coding["rate_y"].grad == stage.weights["rate_y"]
+    assert distortion["l1"].grad == 250 * stage.distortion_weights["l1"]
+
+
 # Published weights: model=natural and model=facial at the sizes of the stand-ins.
 SIZES = {
     "model__latent_channels": SMALL.latent_channels,

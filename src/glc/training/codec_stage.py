@@ -12,7 +12,7 @@ from glc.losses.code_prediction import CodePredictionLoss
 from glc.losses.rate import RateLoss
 from glc.losses.vq import CodebookLoss
 from glc.models.code_predictor import CodePredictor
-from glc.models.coder import CoderOutput
+from glc.models.coder import CoderOutput, IndicesMapCoder
 from glc.models.glc import GLC, GLCOutput
 from glc.models.hyperprior import CategoricalHyperprior
 from glc.models.quantizer import VectorQuantizer
@@ -95,10 +95,17 @@ class CodecStage(Stage):
         lmbda: Tensor,
         distortion_weights: Mapping[str, float] | None = None,
     ) -> Tensor:
-        """Return the objective `[B]`: weighted rate and codebook terms + lambda x weighted distortion."""
+        """Return the objective `[B]`: weighted rate and codebook terms + lambda x weighted distortion.
+
+        The codebooks of indices-map coding are the latent's own: their term belongs to the distortion, as in
+        stage I. Beside a distortion times lambda it would hold nothing: E would leave its codes.
+        """
         weights = {name: w for name, w in self.weights.items() if name != "codebook" or name in coding}
         if distortion_weights is None:
             distortion_weights = self.distortion_weights
+        if isinstance(self.model.coder, IndicesMapCoder) and "codebook" in weights:
+            distortion = {**distortion, "codebook": coding["codebook"]}
+            distortion_weights = {**distortion_weights, "codebook": weights.pop("codebook")}
         return weighted_sum(coding, weights) + lmbda * weighted_sum(distortion, distortion_weights)
 
     def observe_hyper(self, z: Tensor, indices: Tensor) -> None:
