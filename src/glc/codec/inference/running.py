@@ -1,7 +1,8 @@
 """Pictures to latents and back, as the codec does it: E and D on any device, within a limit of memory."""
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 
 import numpy as np
@@ -9,11 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from glc.codec.inference.bands import Source
-from glc.codec.inference.memory import available_memory, resident_memory
+from glc.codec.inference.memory import MemoryLimitError, available_memory, resident_memory
 from glc.codec.inference.network import BandedDecoder, BandedEncoder
 from glc.codec.inference.precision import Precision
 from glc.codec.padding import padded_size
 from glc.data.images import from_uint8, to_uint8
+from glc.models.autoencoder import Decoder, Encoder
 from glc.models.glc import GLC
 
 Size = tuple[int, int]
@@ -31,7 +33,7 @@ class PictureNetworks:
     """E and D of a codec.
 
     On a CPU pictures are computed one after the other in bands of rows, see `glc.codec.inference.network`.
-    Other devices compute a whole batch at once, in channels-last memory.
+    Other devices compute a whole batch at once, in channels-last memory, and know no limit but their own.
 
     Args:
         model: whose weights to use, as they are when a network is first needed.
@@ -58,11 +60,11 @@ class PictureNetworks:
 
     @cached_property
     def _whole_encoder(self) -> nn.Module:
-        return _cast(self.model.encoder, self.precision.encoder)
+        return _cast(self.model.encoder, self.precision.encoder, first=True)
 
     @cached_property
     def _whole_decoder(self) -> nn.Module:
-        return _cast(self.model.decoder, self.precision.decoder)
+        return _cast(self.model.decoder, self.precision.decoder, first=False)
 
     def limit(self) -> int | None:
         """Return the bytes that may still be taken, or None where nothing says."""
@@ -82,8 +84,13 @@ class PictureNetworks:
         """
         if self.device.type == "cpu":
             return torch.cat([self._encode_banded(picture) for picture in pictures])
-        x = torch.cat([_padded(p, 0, None, self.model.stride) for p in pictures])
-        x = x.to(self.device, self.precision.encoder, memory_format=torch.channels_last)
+        with _enough_memory(self.device):
+            return self._encode_whole(pictures)
+
+    def _encode_whole(self, pictures: Sequence[Tensor]) -> Tensor:
+        # As they came: levels are a quarter of the bytes of floats.
+        moved = [_padded(picture.to(self.device), 0, None, self.model.stride) for picture in pictures]
+        x = torch.cat(moved).contiguous(memory_format=torch.channels_last)
         return self._whole_encoder(x).float().contiguous()
 
     def _encode_banded(self, picture: Tensor) -> Tensor:
@@ -101,7 +108,7 @@ class PictureNetworks:
 
         Raises:
             NotFiniteError: when a pixel is not finite.
-            MemoryLimitError: when a picture needs more memory than may be used.
+            MemoryLimitError: when a picture needs more memory than may be used, or than a GPU has.
         """
         if self.model.refiner is not None:
             latent_hat = self.model.refiner(latent_hat)
@@ -110,10 +117,16 @@ class PictureNetworks:
             for latent, canvas in zip(latent_hat.split(1), canvases, strict=True):
                 self._banded_decoder(latent, canvas.write, self.limit())
         else:
-            x = latent_hat.to(self.precision.decoder, memory_format=torch.channels_last)
-            for x_hat, canvas in zip(self._whole_decoder(x).float().split(1), canvases, strict=True):
-                canvas.write(0, x_hat)
+            with _enough_memory(self.device):
+                x_hat = self._draw_whole(latent_hat)
+            for picture, canvas in zip(x_hat.split(1), canvases, strict=True):
+                canvas.write(0, picture)
         return [canvas.pixels for canvas in canvases]
+
+    def _draw_whole(self, latent_hat: Tensor) -> Tensor:
+        x = latent_hat.to(self.precision.decoder, memory_format=torch.channels_last)
+        x_hat: Tensor = self._whole_decoder(x)
+        return x_hat
 
 
 class _Canvas:
@@ -142,5 +155,31 @@ def _padded(picture: Tensor, start: int, stop: int | None, stride: int) -> Tenso
     return inside
 
 
-def _cast(network: nn.Module, dtype: torch.dtype) -> nn.Module:
-    return copy.deepcopy(network).to(dtype=dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
+@contextmanager
+def _enough_memory(device: torch.device) -> Iterator[None]:
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise MemoryLimitError(
+            f"the memory of {device} does not suffice for a picture or batch of this size: give --device cpu "
+            "(device= in Python), which computes it in bands, or fewer pictures at a time"
+        ) from error
+
+
+def _cast(network: Encoder | Decoder, dtype: torch.dtype, first: bool) -> nn.Module:
+    """Return a copy for whole pictures.
+
+    Its convolution from or to pixels stays in float32, as in bands: 8 bits are more than bfloat16 holds.
+
+    Args:
+        network: E or D.
+        dtype: of all else.
+        first: whether its pixels are what comes in.
+    """
+    made = copy.deepcopy(network).to(dtype=dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    convolutions = [block for block in made.blocks if isinstance(block, nn.Conv2d)]
+    if first:
+        convolutions[0].float().register_forward_hook(lambda _, given, out: out.to(dtype))
+    else:
+        convolutions[-1].float().register_forward_pre_hook(lambda _, given: (given[0].float(),))
+    return made
