@@ -3,6 +3,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -85,6 +86,41 @@ def test_half_precision_around_it_does_not_change_the_choice(projected: bool) ->
     torch.testing.assert_close(decoded, module.decode(expected), rtol=0, atol=0)
     half = x.bfloat16()
     assert torch.equal(module(half).indices, module(half.float()).indices)
+
+
+def tf32_is_allowed() -> bool:
+    products = torch.backends.cuda.matmul
+    known = getattr(products, "fp32_precision", None)  # torch 2.9 and later
+    return products.allow_tf32 if known is None else known != "ieee"
+
+
+class Products(TorchFunctionMode):
+    """Notes whether a GPU could shorten the factors of a matrix product."""
+
+    def __init__(self) -> None:
+        self.allowed: list[bool] = []
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in (torch.addmm, torch.nn.functional.linear):
+            self.allowed.append(tf32_is_allowed())
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("allowed", ["high", "medium"])
+def test_codes_are_made_and_searched_without_tf32_where_a_training_allows_it(allowed: str) -> None:
+    module = quantizer(projected=True)
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(allowed)
+    try:
+        with Products() as products:
+            module(torch.randn(1, 6, 4, 4))
+        assert products.allowed == [False, False]
+        assert tf32_is_allowed()
+        with pytest.raises(RuntimeError):
+            nearest_code(torch.randn(2, 3), torch.randn(2, 4))
+        assert torch.get_float32_matmul_precision() == allowed
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 @both
