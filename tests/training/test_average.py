@@ -43,6 +43,30 @@ def test_averages_what_moves_and_leaves_the_rest_exactly(tmp_path) -> None:
     assert torch.equal(module.still, still)
 
 
+class Rearranged(L.LightningModule):
+    """Changes its memory format as the stages do, when the average lies in the old one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(4, 6, 3)
+
+    def setup(self, stage: str) -> None:
+        self.to(memory_format=torch.channels_last)
+
+
+def test_lies_in_memory_as_the_weights_do() -> None:
+    module, average = Rearranged(), MovingAverage(decay=0.9)
+    trainer = L.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
+    average.setup(trainer, module, "fit")
+    module.setup("fit")
+    average.on_fit_start(trainer, module)
+    kept = average.counterpart(module, module.conv)
+    assert isinstance(kept, nn.Conv2d)
+    assert kept.weight.stride() == module.conv.weight.stride() == (36, 1, 12, 4)
+    assert torch.equal(kept.weight, module.conv.weight)
+    assert kept.weight.data_ptr() != module.conv.weight.data_ptr()
+
+
 @pytest.mark.parametrize("decay", [-0.1, 1.0, 1.5])
 def test_refuses_a_decay_that_is_none(decay: float) -> None:
     with pytest.raises(ValueError, match=r"callbacks\.ema\.decay"):
