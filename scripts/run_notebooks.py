@@ -2,14 +2,13 @@
 
     python scripts/run_notebooks.py [NOTEBOOK...]
 
-They take the model that the environment variable GLC_NOTEBOOK_MODEL names, else the default model where it
-comes with glc, else one with random weights made here, with an encoder and a decoder for it: that shows
-that the cells run, not what the codec can do. Prints seconds for each; exits with 1 when a cell fails.
+They take the model that the environment variable GLC_NOTEBOOK_MODEL names, else the default model. Where no
+folder of GLC_MODELS holds encoders and decoders, the model's own stand in for some: that shows that the cells
+run, not what they can do. Prints seconds for each; exits with 1 when a cell fails.
 """
 
 import argparse
 import os
-import subprocess
 import sys
 import tempfile
 import time
@@ -20,8 +19,8 @@ from jupyter_client.manager import AsyncKernelManager
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
 
-from glc.codec.catalog import DEFAULT_MODEL, FOLDER_VARIABLE, catalog
-from glc.codec.parts import save_part
+from glc.codec.catalog import DEFAULT_MODEL, FOLDER_VARIABLE, find
+from glc.codec.parts import Kind, save_part
 from glc.codec.weights import read_weights
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -30,17 +29,18 @@ LIMIT = 300
 """Seconds that a cell may take."""
 
 
-def make_models(folder: Path) -> Path:
-    """Write a tiny codec with random weights and an encoder and a decoder for it; return its file."""
-    codec = folder / "random.safetensors"
-    words = [sys.executable, str(ROOT / "scripts" / "random_weights.py"), "tiny", str(codec)]
-    subprocess.run(words, check=True)
-    weights = read_weights(codec)
-    for kind, name in (("encoder", "random-denoise"), ("decoder", "random-style")):
+def make_parts(model: str, folder: Path) -> None:
+    """Write a model's own encoder and decoder as files that the notebooks find in the folder."""
+    weights = read_weights(find(model))
+    kinds: tuple[tuple[str, Kind], ...] = (
+        ("denoise", "encoder"),
+        ("inpaint", "encoder"),
+        ("style", "decoder"),
+    )
+    for name, kind in kinds:
         state = getattr(weights.model, kind).state_dict()
-        part = folder / f"{name}.{kind}.safetensors"
-        save_part(part, kind, state, weights.description[kind], weights.fingerprint)  # type: ignore[arg-type]
-    return codec
+        part = folder / f"own-{name}.{kind}.safetensors"
+        save_part(part, kind, state, weights.description[kind], weights.fingerprint)
 
 
 def run(path: Path, folder: Path) -> str | None:
@@ -67,9 +67,9 @@ def main() -> int:
     os.environ["MPLBACKEND"] = "agg"
     failed = False
     with tempfile.TemporaryDirectory() as folder:
-        if MODEL not in os.environ and DEFAULT_MODEL not in catalog():
+        if FOLDER_VARIABLE not in os.environ:
+            make_parts(os.environ.get(MODEL, DEFAULT_MODEL), Path(folder))
             os.environ[FOLDER_VARIABLE] = folder
-            os.environ[MODEL] = str(make_models(Path(folder)))
         for path in paths:
             start = time.monotonic()
             problem = run(path, Path(folder))

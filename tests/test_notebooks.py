@@ -7,6 +7,8 @@ from pathlib import Path
 import nbformat
 import pytest
 
+import glc
+from tests.codec.fixed_model import fixed_codec_weights
 from tests.scripts import load_script
 from tests.short_runs import ROOT
 
@@ -36,6 +38,26 @@ def test_outputs_are_stripped_and_imports_are_few(path: Path) -> None:
     assert {"kernelspec", "language_info"} == notebook.metadata.keys()
 
 
+def test_the_cells_on_applications_have_something_to_run_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = fixed_codec_weights(tmp_path / "mine.safetensors")
+    seen = []
+
+    def run(path: Path, folder: Path) -> None:
+        codec = glc.load(model, "cpu")
+        seen.append((sorted(glc.encoders(codec)), sorted(glc.decoders(codec))))
+
+    script = load_script("run_notebooks")
+    monkeypatch.setattr(script, "run", run)
+    monkeypatch.setenv("GLC_NOTEBOOK_MODEL", str(model))
+    monkeypatch.setenv("GLC_MODELS", "unset")
+    monkeypatch.delenv("GLC_MODELS")
+    monkeypatch.setattr("sys.argv", ["run_notebooks.py", "a.ipynb"])
+    assert script.main() == 0
+    assert seen == [(["own-denoise", "own-inpaint"], ["own-style"])]
+
+
 def test_a_failing_cell_fails_the_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -43,7 +65,7 @@ def test_a_failing_cell_fails_the_run(
     notebook = json.loads(NOTEBOOKS[0].read_text())
     notebook["cells"] = [{**notebook["cells"][1], "source": ["assert 1 + 1 == 3, 'wrong sum'"]}]
     (tmp_path / "bad.ipynb").write_text(json.dumps(notebook))
-    monkeypatch.setenv("GLC_NOTEBOOK_MODEL", "unused")
+    monkeypatch.setenv("GLC_MODELS", str(tmp_path))  # else parts would be made for the cells to find
     monkeypatch.setattr("sys.argv", ["run_notebooks.py", str(tmp_path / "bad.ipynb")])
     assert script.main() == 1
     said = capsys.readouterr()
