@@ -120,6 +120,15 @@ def test_restorers_restore(table: ModuleType, tmp_path: Path) -> None:
         assert np.abs(halved - np.asarray(degraded, float) / 2).max() <= 0.51
 
 
+def test_more_bytes_are_no_victory(table: ModuleType) -> None:
+    alone = {"psnr": 20.0, "lpips_alex": 0.4, "bytes": 1000}
+    ours = {"psnr": 20.1, "lpips_alex": 0.39, "bytes": 1000}
+    assert table.beats(ours, alone)
+    for worse in ({"bytes": 1001}, {"lpips_alex": 0.41}, {"psnr": 19.9}):
+        assert not table.beats({**ours, **worse}, alone)
+    assert table.beats({"psnr": 20.1, "bytes": 990}, {"psnr": 20.0, "bytes": 1000})
+
+
 def test_the_table_compares_at_one_rate(
     table: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -144,5 +153,15 @@ def test_the_table_compares_at_one_rate(
     assert all(row["bpp"] == pytest.approx(8 * row["bytes"] / 192**2) for row in rows)
     assert Image.open(tmp_path / "out" / "side_by_side.png").size[1] == 192
     assert "without lpips_alex" in capsys.readouterr().err
-    monkeypatch.setattr(sys, "argv", ["restoration_table.py", *words[:5], str(tmp_path / "no"), *words[6:]])
-    assert table.main() == 2
+    capsys.readouterr()
+    for bad, message in (
+        ([*words[:5], str(tmp_path / "no"), *words[6:]], "no: "),
+        ([*words, "--degradation", "nosie"], "nosie"),
+        ([*words[:-1], "degradation.sgima=3"], "degradation.sgima"),
+        ([*words[:-1], "degradation.sigma=-3"], "degradation.sigma must be a number"),
+    ):
+        monkeypatch.setattr(sys, "argv", ["restoration_table.py", *bad])
+        assert table.main() == 2
+        said = capsys.readouterr().err
+        assert said.startswith("error: ")
+        assert message in said
