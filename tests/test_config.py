@@ -92,6 +92,20 @@ def test_every_choice_composes_with_every_stage(group: str, choice: str) -> None
             assert cfg.model.name == choice
 
 
+@pytest.mark.parametrize("choice", choices("degradation"))
+def test_every_degradation_can_be_made(choice: str) -> None:
+    cfg = chosen("restoration", degradation=choice)
+    assert type(instantiate(cfg.degradation)).__name__.lower() == choice.replace("_", "")
+
+
+def test_a_mixtures_parts_are_left_out_and_weighed() -> None:
+    more = {"degradation.parts.mask": "null", "degradation.weights.blur": "2"}
+    mixture = instantiate(chosen("restoration", degradation="mixture", **more).degradation)
+    assert list(mixture.parts) == ["gaussian_noise", "blur", "jpeg", "downsample"]
+    assert mixture.shares.tolist() == [1, 2, 1, 1]
+    assert chosen("restoration", degradation="mixture").degradation.weights.keys() == {*mixture.parts, "mask"}
+
+
 @pytest.mark.parametrize(("experiment", "stage"), list(itertools.product(choices("experiment"), STAGES)))
 def test_every_experiment_composes_with_every_stage(experiment: str, stage: str) -> None:
     cfg = chosen(stage, experiment=experiment)
