@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from glc.codec.parts import save_part
+from glc.codec.weights import read_weights
 from tests.cli.runs import Glc, picture
 from tests.corpus.stand_ins import read_tar, write_tar
 
@@ -79,6 +81,28 @@ def test_another_model_is_another_setting(glc: Glc, shards: Path) -> None:
     assert result.exit_code == 2
     assert "weights.model was" in result.stderr
     assert "--force" in result.stderr
+
+
+def test_another_encoder_of_the_same_name_is_another_setting(
+    glc: Glc, shards: Path, models: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weights = read_weights(models / "small.safetensors")
+    for file in models.glob("*.safetensors"):
+        Path(file.name).symlink_to(file)
+    monkeypatch.setenv("GLC_MODELS", ".")
+
+    def write(factor: float) -> None:
+        state = {name: factor * tensor for name, tensor in weights.model.encoder.state_dict().items()}
+        part = Path("ours.encoder.safetensors")
+        save_part(part, "encoder", state, weights.description["encoder"], weights.fingerprint)
+
+    words = ("compress", "--shards", "in", "-o", "out", "--model", "small", "--encoder", "ours")
+    write(1.0)
+    assert glc(*words).exit_code == 0
+    write(1.1)
+    result = glc(*words)
+    assert result.exit_code == 2
+    assert "weights.encoder was" in result.stderr
 
 
 def test_standard_input_has_an_end(glc: Glc, monkeypatch: pytest.MonkeyPatch) -> None:

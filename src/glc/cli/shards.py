@@ -108,7 +108,7 @@ def code_shards(
             "command": command,
             "glc": __version__,
             **options,
-            "weights": {key: _identity(value) for key, value in weights.items()},
+            "weights": {key: _identity(key, value) for key, value in weights.items()},
         }
         totals = run(
             Task(found, folder, keep),
@@ -139,14 +139,14 @@ def code_shards(
         raise click.exceptions.Exit(ONE_FAILED)
 
 
-def _identity(value: Any) -> Any:
+def _identity(key: str, value: Any) -> Any:
     """Return what tells a weights file from another of the same name: its hash; other values as they are."""
-    from glc.codec.catalog import find
+    from glc.codec.catalog import find, find_part
 
     if not isinstance(value, str):
         return value
     try:
-        path = find(value)
+        path = find_part(value, key) if key in ("encoder", "decoder") else find(value)
     except (ValueError, OSError):
         path = Path(value)
     if not path.is_file():
