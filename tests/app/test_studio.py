@@ -87,6 +87,19 @@ def test_what_cannot_be_done_is_said(studio: Studio, folder: Path, tmp_path: Pat
         studio.inpaint(Image.new("RGB", (8, 8)), np.zeros((8, 8), bool), "mine", OWN, 50)
 
 
+def test_a_broken_model_beside_does_not_keep_files_from_being_opened(
+    studio: Studio, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = studio.compress(folder / "photo.png", "mine").file
+    (folder / "broken.safetensors").write_bytes(b"nothing")
+    try:
+        fresh = Studio("mine", "cpu", max_bytes=100_000)
+    finally:
+        (folder / "broken.safetensors").unlink()
+    assert "broken" in fresh.models
+    assert fresh.open(file)[1]["model"] == "mine"
+
+
 def test_holes_are_what_the_encoder_was_trained_on(studio: Studio, folder: Path) -> None:
     picture = Image.open(folder / "photo.png")
     mask = np.zeros((64, 96), bool)

@@ -11,7 +11,7 @@ from threading import Lock
 import numpy as np
 from PIL import Image, ImageFilter
 
-from glc.codec.bitstream import unpack
+from glc.codec.bitstream import Header, unpack
 from glc.codec.catalog import DEFAULT_MODEL, catalog
 from glc.codec.codec import Codec, TargetWarning
 from glc.codec.errors import WeightsError, WrongWeightsError
@@ -199,7 +199,7 @@ class Studio:
             values = metrics(stack_pictures([original]), stack_pictures([picture]))
         return values
 
-    def open(self, path: str | Path | None, decoder: str | None = None) -> tuple[Image.Image, dict[str, str]]:
+    def open(self, path: str | Path | None) -> tuple[Image.Image, dict[str, str]]:
         """Decode a `.glc` file with the model that made it; return the picture and what to tell of it.
 
         Raises:
@@ -210,15 +210,13 @@ class Studio:
         self._check_bytes(path)
         data = Path(path).read_bytes()
         header, _ = unpack(data, self.max_pixels)
-        for name in self.models:
-            if self.codec(name).fingerprint == header.fingerprint:
-                break
-        else:
+        name = self._made_by(header)
+        if name is None:
             raise WrongWeightsError(
                 f"{Path(path).name}: written with the weights {header.fingerprint.hex()}, "
                 "which no model here has"
             )
-        codec = self.codec(name, decoder=decoder)
+        codec = self.codec(name)
         picture = codec.decompress(data, max_pixels=self.max_pixels)
         figures = {
             "size": f"{header.width} x {header.height} pixels",
@@ -228,6 +226,16 @@ class Studio:
             "model": name,
         }
         return picture, figures
+
+    def _made_by(self, header: Header) -> str | None:
+        """Return the name of the model that a file was made with; a model that cannot be loaded is none."""
+        for name in self.models:
+            try:
+                if self.codec(name).fingerprint == header.fingerprint:
+                    return name
+            except WeightsError:
+                continue
+        return None
 
     def restore(
         self, path: str | Path | None, model: str, encoder: str, quality: float
