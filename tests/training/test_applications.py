@@ -168,5 +168,7 @@ def test_a_style_that_cannot_be_read_is_named(photos: Path, codec: Path, tmp_pat
     }
     with pytest.raises(UsageError, match=r"none\.png: no such file"):
         run(values)
+    with pytest.raises(UsageError, match=r"stage\.style_size=0: give 64 pixels or more"):
+        run({**values, "stage.style_size": 0})
     with pytest.raises(UsageError, match=r"stage\.style"):
         run({key: value for key, value in values.items() if key != "stage.style"})

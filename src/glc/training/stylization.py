@@ -17,13 +17,19 @@ from glc.training.part_stage import PartStage
 from glc.training.rates import draw_rates
 from glc.training.stage import Optimization
 
+SHORTEST = 64
+"""Pixels; much below, a network of `StyleLoss` has no place left in its last layer."""
+
 
 def read_style(path: str | Path, side: int) -> Tensor:
     """Return the picture of a style `[1, 3, H, W]` in [-1, 1], its short side `side` pixels.
 
     Raises:
         ImageError: it cannot be read.
+        ValueError: the side is too short for the networks that look at it.
     """
+    if side < SHORTEST:
+        raise ValueError(f"stage.style_size={side}: give {SHORTEST} pixels or more")
     x = stack_pictures([read_rgb(path)])
     height, width = x.shape[-2:]
     factor = side / min(height, width)
@@ -53,6 +59,7 @@ class StylizationStage(PartStage):
 
     Raises:
         ImageError: the style's picture cannot be read.
+        ValueError: style_size is too small.
     """
 
     kind = "decoder"
