@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from glc.cli.errors import NOTHING_DONE, ONE_FAILED, NothingDoneError, message_about
+from glc.cli.pipeline import Steps, outcomes, threads_for
 from glc.cli.plan import Job, Kind, Plan, make_plan
 from glc.cli.shards import shard_options
 from glc.codec.bitstream import DEFAULT_LIMIT
@@ -140,27 +141,31 @@ def compress(
             )
     _refuse_terminal(plan)
 
-    def start() -> Callable[[Job], str]:
+    def start() -> Steps[Image, bytes]:
         from glc.cli.known import Codecs
         from glc.cli.streams import read_picture, write_result
         from glc.data.images import read_rgb
 
         codec = Codecs(model, device, precision, memory, encoder=encoder).for_pictures()
 
-        def work(job: Job) -> str:
+        def read(job: Job) -> Image:
+            source = read_picture(sys.stdin.buffer) if job.source is None else job.source
+            return read_rgb(source, job.name)
+
+        def code(job: Job, image: Image) -> tuple[bytes, str]:
             with _notes(job):
-                source = read_picture(sys.stdin.buffer) if job.source is None else job.source
-                image = read_rgb(source, job.name)
                 data = codec.compress(
                     image,
                     50 if quality is None else quality,
                     target_bpp=target_bpp,
                     target_size=target_size,
                 )
-            write_result(job, data, force)
-            return f"{len(data):,} bytes, {8 * len(data) / (image.width * image.height):.4f} bpp"
+            return data, f"{len(data):,} bytes, {8 * len(data) / (image.width * image.height):.4f} bpp"
 
-        return work
+        def write(job: Job, data: bytes) -> None:
+            write_result(job, data, force)
+
+        return Steps(read, code, write, threads_for(codec.device.type))
 
     _run(plan, start, quiet)
 
@@ -205,33 +210,38 @@ def decompress(
         _format_of(job.destination)
     _refuse_terminal(plan)
 
-    def start() -> Callable[[Job], str]:
+    def start() -> Steps[bytes, Image]:
         from glc.cli.known import Codecs
         from glc.cli.streams import read_glc, write_result
         from glc.codec.bitstream import unpack
+        from glc.codec.codec import choose_device
 
         codecs = Codecs(model, device, precision, memory, decoder=decoder)
         codecs.check_for_files()
 
-        def work(job: Job) -> str:
-            data = read_glc(job.source, max_pixels)
+        def read(job: Job) -> bytes:
+            return read_glc(job.source, max_pixels)
+
+        def code(job: Job, data: bytes) -> tuple[Image, str]:
             header, _ = unpack(data, max_pixels)
             with _notes(job):
                 picture = codecs.for_file(header).decompress(data, max_pixels=max_pixels)
-            write_result(job, _encoded(picture, job.destination), force)
-            return f"{picture.width} x {picture.height}"
+            return picture, f"{picture.width} x {picture.height}"
 
-        return work
+        def write(job: Job, picture: Image) -> None:
+            write_result(job, _encoded(picture, job.destination), force)
+
+        return Steps(read, code, write, threads_for(choose_device(device).type))
 
     _run(plan, start, quiet)
 
 
-def _run(plan: Plan, start: Callable[[], Callable[[Job], str]], quiet: bool) -> None:
+def _run(plan: Plan, start: Callable[[], Steps[Any, Any]], quiet: bool) -> None:
     """Do the jobs of a plan; report those that fail and go on.
 
     Args:
         plan: the jobs.
-        start: loads what the jobs need and returns what does one of them and says what came of it.
+        start: loads what the jobs need and returns how they are done.
         quiet: say nothing but what goes wrong.
 
     Raises:
@@ -242,24 +252,21 @@ def _run(plan: Plan, start: Callable[[], Callable[[Job], str]], quiet: bool) -> 
     for problem in plan.problems:
         click.echo(problem, err=True)
     failed = len(plan.problems)
-    work = start() if plan.jobs else None
     # Only on a terminal: in a log a bar would hide the lines that count.
     hidden = True if quiet or len(plan.jobs) < 2 else None
-    with tqdm(plan.jobs, unit="file", disable=hidden, dynamic_ncols=True) as bar:
-        for job in bar:
-            assert work is not None
-            try:
-                summary = work(job)
-            except BrokenPipeError:
-                raise
-            except (ValueError, OSError, RuntimeError, MemoryError) as error:
+    done = outcomes(plan.jobs, start()) if plan.jobs else iter(())
+    with (
+        warnings.catch_warnings(action="ignore"),
+        tqdm(done, total=len(plan.jobs), unit="file", disable=hidden, dynamic_ncols=True) as bar,
+    ):
+        for job, outcome in bar:
+            if isinstance(outcome, Exception):
                 failed += 1
-                bar.write(message_about(job.name, error), file=sys.stderr)
-            else:
-                if not quiet:
-                    # Where the data go to standard output, nothing else does.
-                    out = sys.stderr if job.destination is None else sys.stdout
-                    bar.write(f"{job.name} -> {job.target}: {summary}", file=out)
+                bar.write(message_about(job.name, outcome), file=sys.stderr)
+            elif not quiet:
+                # Where the data go to standard output, nothing else does.
+                out = sys.stderr if job.destination is None else sys.stdout
+                bar.write(f"{job.name} -> {job.target}: {outcome}", file=out)
     if failed:
         raise click.exceptions.Exit(NOTHING_DONE if plan.single else ONE_FAILED)
 

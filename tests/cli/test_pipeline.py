@@ -1,0 +1,86 @@
+"""Files are read and written while a device computes, and nothing else changes by it."""
+
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from glc.cli import pipeline
+from glc.cli.pipeline import Steps, outcomes
+from glc.cli.plan import Job
+from tests.cli.runs import Glc, picture, tree
+
+
+def jobs(count: int) -> list[Job]:
+    return [Job(Path(f"{i}.in"), Path(f"{i}.out")) for i in range(count)]
+
+
+def test_the_next_files_are_read_and_the_last_written_while_one_is_coded() -> None:
+    read: set[str] = set()
+    may_write, written = threading.Event(), []
+
+    def code(job: Job, name: str) -> tuple[str, str]:
+        if name == "1.in":
+            deadline = time.monotonic() + 10
+            while "3.in" not in read and time.monotonic() < deadline:
+                time.sleep(0.001)
+            assert "3.in" in read, "two ahead"
+            assert not written, "the first file's writing has not kept this one waiting"
+            may_write.set()
+        assert threading.current_thread() is threading.main_thread()
+        assert int(name[0]) + 3 >= len(read) - 1, "no more than that is held"
+        return name, f"coded {name}"
+
+    def write(job: Job, name: str) -> None:
+        assert may_write.wait(10)
+        written.append(name)
+
+    def take(job: Job) -> str:
+        read.add(job.name)
+        return job.name
+
+    found = list(outcomes(jobs(9), Steps(take, code, write, threads=2)))
+    assert [outcome for _, outcome in found] == [f"coded {i}.in" for i in range(9)]
+    assert sorted(written) == [f"{i}.in" for i in range(9)]
+
+
+@pytest.mark.parametrize("threads", [0, 3])
+def test_an_error_of_any_step_is_that_of_its_file(threads: int) -> None:
+    def fail_at(number: int, job: Job) -> str:
+        if job.name == f"{number}.in":
+            raise ValueError(f"step {number}")
+        return job.name
+
+    def write(job: Job, name: str) -> None:
+        fail_at(2, job)
+
+    steps = Steps(lambda job: fail_at(0, job), lambda job, name: (fail_at(1, job), name), write, threads)
+    found = [(job.name, str(outcome)) for job, outcome in outcomes(jobs(4), steps)]
+    assert found == [("0.in", "step 0"), ("1.in", "step 1"), ("2.in", "step 2"), ("3.in", "3.in")]
+
+    def interrupt(job: Job, name: str) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        list(outcomes(jobs(4), Steps(steps.read, lambda job, name: (name, name), interrupt, threads)))
+
+
+def test_commands_give_the_same_with_threads(glc: Glc, monkeypatch: pytest.MonkeyPatch) -> None:
+    for i in range(4):
+        picture(f"in/{i}.png", seed=i)
+    Path("in/2.png").write_bytes(b"no picture")
+    expected = [glc("compress", "in", "-o", "out"), glc("decompress", "out", "-o", "back")]
+    monkeypatch.setattr("glc.cli.coding.threads_for", lambda device: 2)
+    found = [glc("compress", "in", "-o", "out2"), glc("decompress", "out2", "-o", "back2")]
+    for one, other in zip(expected, found, strict=True):
+        assert one.stdout.replace("out/", "out2/").replace("back/", "back2/") == other.stdout
+        assert (one.stderr, one.exit_code) == (other.stderr, other.exit_code)
+    for first, second in (("out", "out2"), ("back", "back2")):
+        assert tree(first) == tree(second)
+        for name in tree(first):
+            assert Path(first, name).read_bytes() == Path(second, name).read_bytes()
+
+
+def test_a_cpu_gets_no_threads() -> None:
+    assert pipeline.threads_for("cpu") == 0 < pipeline.threads_for("cuda") <= pipeline.MOST_THREADS
