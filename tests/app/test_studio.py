@@ -1,5 +1,6 @@
 """What the page does, without the page."""
 
+import io
 from pathlib import Path
 
 import numpy as np
@@ -66,7 +67,9 @@ def test_limits_hold_before_anything_is_decoded(studio: Studio, folder: Path, tm
     with pytest.raises(glc.SizeLimitError):
         studio.open(tmp_path / "large.glc")
     with pytest.raises(glc.ImageError, match=r"more than the limit"):
-        studio.inpaint(Image.new("RGB", (100, 100)), np.ones((100, 100), bool), "mine", OWN, 50)
+        studio.canvas(tmp_path / "wide.png")
+    with pytest.raises(glc.ImageError, match=r"more than the limit"):
+        studio.inpaint(tmp_path / "wide.png", np.ones((64, 97), bool), "mine", OWN, 50)
 
 
 def test_what_cannot_be_done_is_said(studio: Studio, folder: Path, tmp_path: Path) -> None:
@@ -84,7 +87,7 @@ def test_what_cannot_be_done_is_said(studio: Studio, folder: Path, tmp_path: Pat
     with pytest.raises(glc.WeightsError, match="no encoder 'none'"):
         studio.restore(folder / "photo.png", "mine", "none", 50)
     with pytest.raises(glc.ImageError, match="paint over"):
-        studio.inpaint(Image.new("RGB", (8, 8)), np.zeros((8, 8), bool), "mine", OWN, 50)
+        studio.inpaint(folder / "photo.png", np.zeros((64, 96), bool), "mine", OWN, 50)
 
 
 def test_a_broken_model_beside_does_not_keep_files_from_being_opened(
@@ -104,13 +107,33 @@ def test_holes_are_what_the_encoder_was_trained_on(studio: Studio, folder: Path)
     picture = Image.open(folder / "photo.png")
     mask = np.zeros((64, 96), bool)
     mask[20:30, 40:60] = True
-    holed, coded = studio.inpaint(picture, mask, "mine", OWN, 50)
+    holed, coded = studio.inpaint(folder / "photo.png", mask, "mine", OWN, 50)
     values = np.asarray(holed)
     assert (values[mask] == GREY).all()
     outside = np.ones_like(mask)
     outside[19:31, 39:61] = False  # the soft edge of the brush
     assert np.array_equal(values[outside], np.asarray(picture)[outside])
     assert coded.file.read_bytes() == glc.load(folder / "mine.safetensors", "cpu").compress(holed, 50)
+    assert coded.file.name == "photo.glc"
+    assert "PSNR" not in coded.figures  # against a picture with holes it would say nothing
+
+
+def test_what_the_page_sends_back_is_within_its_limit(studio: Studio, folder: Path, tmp_path: Path) -> None:
+    assert studio.canvas(folder / "photo.png").size == (96, 64)
+    noise = np.random.default_rng(0).integers(0, 256, (60, 100, 4), np.uint8)
+    Image.fromarray(noise[..., :3]).save(tmp_path / "noise.png")
+    studio.max_bytes = 20_000
+    small = studio.canvas(tmp_path / "noise.png")
+    assert small.size == (81, 48)
+    stream = io.BytesIO()
+    Image.fromarray(noise[:48, :81]).save(stream, "PNG")
+    assert len(stream.getvalue()) < studio.max_bytes
+    # What was painted there is as large on the picture.
+    mask = np.zeros((48, 81), bool)
+    mask[20:30, 30:40] = True
+    lost = (np.asarray(studio.inpaint(tmp_path / "noise.png", mask, "mine", OWN, 50)[0]) == GREY).all(-1)
+    rows, columns = np.nonzero(lost)
+    assert (rows.min(), columns.min(), rows.max(), columns.max()) == pytest.approx((24, 36, 38, 50), abs=1)
 
 
 def test_without_a_model_the_fix_is_named(

@@ -12,7 +12,6 @@ os.environ.setdefault("GLC_OFFLINE", "1")
 
 import gradio as gr
 import numpy as np
-from PIL import Image
 
 from glc.app.studio import OWN, Coded, Studio
 
@@ -186,44 +185,43 @@ def _restore_tab(studio: Studio, model: gr.Dropdown) -> None:
 def _inpaint_tab(studio: Studio, model: gr.Dropdown) -> None:
     with gr.Row():
         with gr.Column(scale=1, min_width=280):
+            file = _picture_file()
             encoder = _choice(studio, model, "encoder", "inpaint")
             quality = _quality()
             go = gr.Button("Fill", variant="primary")
             figures = gr.Markdown()
             result = gr.File(label="The .glc file: an ordinary one", interactive=False)
         with gr.Column(scale=3):
+            # Without sources of its own: it says nothing of files that are bad or too large.
             editor = gr.ImageEditor(
-                label="Picture: paint over what is to be replaced",
+                label="Paint over what is to be replaced",
                 type="numpy",
                 format=PNG,
-                sources=("upload", "clipboard"),
+                sources=(),
                 transforms=(),
                 layers=False,
                 brush=gr.Brush(default_size=24, colors=["#808080"], color_mode="fixed"),
             )
             slider = _slider("With holes and filled")
 
-    def run(value: dict[str, Any] | None, name: str, part: str | None, quality: float) -> Any:
+    def show(path: str | None) -> Any:
+        return {"background": np.asarray(studio.canvas(path)), "layers": [], "composite": None}
+
+    def run(
+        path: str | None, value: dict[str, Any] | None, name: str, part: str | None, quality: float
+    ) -> Any:
         part = _need(part, "encoder")
-        picture, mask = _painted(value)
-        holed, coded = studio.inpaint(picture, mask, name, part, quality)
+        holed, coded = studio.inpaint(path, _painted(value), name, part, quality)
         return (holed, coded.picture), _table(coded.figures), str(coded.file)
 
-    _on(go.click, run, [editor, model, encoder, quality], [slider, figures, result])
+    _on(file.upload, show, [file], [editor])
+    _on(go.click, run, [file, editor, model, encoder, quality], [slider, figures, result])
 
 
-def _painted(value: dict[str, Any] | None) -> tuple[Image.Image | None, np.ndarray | None]:
-    """Return the picture and the mask in what the editor gives: background and layers `[H, W, 4]`."""
-    background = None if value is None else value.get("background")
-    if value is None or background is None:
-        return None, None
-    layers = [layer[..., 3] > 0 for layer in value.get("layers") or [] if layer.shape[-1] == 4]
-    mask = np.any(layers, axis=0) if layers else None
-    picture = Image.fromarray(background)
-    if picture.mode == "RGBA":
-        white = Image.new("RGBA", picture.size, (255, 255, 255, 255))
-        picture = Image.alpha_composite(white, picture)
-    return picture.convert("RGB"), mask
+def _painted(value: dict[str, Any] | None) -> np.ndarray | None:
+    """Return the mask `[H, W]` in what the editor gives: layers `[H, W, 4]`."""
+    layers = [layer[..., 3] > 0 for layer in (value or {}).get("layers") or [] if layer.shape[-1] == 4]
+    return np.any(layers, axis=0) if layers else None
 
 
 def _style_tab(studio: Studio, model: gr.Dropdown) -> None:

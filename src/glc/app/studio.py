@@ -23,6 +23,8 @@ OWN = "the model's own"
 """Stands for the model's own encoder or decoder among choices."""
 GREY = 128
 """Level that holes are filled with: what an inpainting encoder takes for a hole."""
+CANVAS = 1_000_000
+"""Pixels of a picture to paint on; more would only make the page slow."""
 
 
 @dataclass(frozen=True)
@@ -156,7 +158,9 @@ class Studio:
         quality: float,
         target_size: int | None = None,
         encoder: str | None = None,
+        compared: bool = True,
     ) -> Coded:
+        """Code a picture; `compared` where what comes out should look like what went in."""
         codec = self.codec(model, encoder)
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("ignore")
@@ -179,7 +183,7 @@ class Studio:
             "bits per pixel": f"{8 * len(data) / pixels:.4f}",
             "ratio": f"1 : {3 * pixels / len(data):,.0f}",
             "quality": f"{codec.quality_of(header.rate):.1f} of 100",
-            **self.measure(picture, decoded),
+            **(self.measure(picture, decoded) if compared else {}),
         }
         return Coded(picture, decoded, self._keep(data, stem), figures, coarse, note)
 
@@ -244,18 +248,33 @@ class Studio:
         picture = self.read_picture(path)
         stem = Path(str(path)).stem
         return (
-            self._code(picture, stem, model, quality, encoder=encoder),
-            self._code(picture, stem, model, quality),
+            self._code(picture, stem, model, quality, encoder=encoder, compared=False),
+            self._code(picture, stem, model, quality, compared=False),
         )
 
+    def canvas(self, path: str | Path | None) -> Image.Image:
+        """Return a picture to paint on: as it is, or smaller where the page could not send it back.
+
+        The page sends PNGs of what was painted and of what lies under it, up to four bytes a pixel.
+
+        Raises:
+            ImageError: as `read_picture` does.
+        """
+        picture = self.read_picture(path)
+        most = min(CANVAS, self.max_bytes // 5)
+        factor = (most / (picture.width * picture.height)) ** 0.5
+        if factor >= 1:
+            return picture
+        return picture.resize((max(1, int(picture.width * factor)), max(1, int(picture.height * factor))))
+
     def inpaint(
-        self, picture: Image.Image | None, mask: np.ndarray | None, model: str, encoder: str, quality: float
+        self, path: str | Path | None, mask: np.ndarray | None, model: str, encoder: str, quality: float
     ) -> tuple[Image.Image, Coded]:
         """Fill what a mask covers with grey, and let an encoder invent it.
 
         Args:
-            picture: RGB.
-            mask: `[H, W]`, bool, true where the picture is lost.
+            path: the picture.
+            mask: `[H, W]`, bool, true where its `canvas` was painted over.
             model: name of the model.
             encoder: name of an inpainting encoder.
             quality: 0 to 100.
@@ -266,16 +285,15 @@ class Studio:
         Raises:
             ValueError: when there is no picture, or nothing was painted over.
         """
-        if picture is None:
-            raise ImageError("choose a picture first")
-        self._check_pixels("the picture", picture.size)
+        picture = self.read_picture(path)
         if mask is None or not mask.any():
             raise ImageError("paint over what is to be replaced first")
         # The brush's edge is soft: what it covers in part is lost as well.
         wide = Image.fromarray(mask.astype(np.uint8) * 255).filter(ImageFilter.MaxFilter(3))
-        holed = picture.convert("RGB").copy()
-        holed.paste((GREY, GREY, GREY), mask=wide)
-        return holed, self._code(holed, "filled", model, quality, encoder=encoder)
+        holed = picture.copy()
+        holed.paste((GREY, GREY, GREY), mask=wide.resize(picture.size, Image.Resampling.NEAREST))
+        coded = self._code(holed, Path(str(path)).stem, model, quality, encoder=encoder, compared=False)
+        return holed, coded
 
     def stylize(
         self, path: str | Path | None, model: str, decoder: str, quality: float
