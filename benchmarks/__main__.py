@@ -4,8 +4,9 @@ r"""Measure speed and memory: sides in turn, medians, ratios to a baseline of th
         [--resume]
 
 Names: codec, folder, loading, training, entropy; all of them by default. Each leaves NAME.json and NAME.md in
-the folder. `--resume` leaves out those that lie there already: a job that was cut off goes on. The short form
-is for every change (about five minutes on two cores), `--full` has the paper's sizes.
+the folder. `--resume` leaves out what lies there already, down to single readings (NAME.readings.json): a job
+that was cut off goes on. The short form is for every change (about five minutes on two cores), `--full` has
+the paper's sizes.
 """
 
 import argparse
@@ -56,8 +57,12 @@ def main(arguments: list[str] | None = None) -> None:
             if args.resume and (args.output / f"{benchmark.name}.json").is_file():
                 print(f"{benchmark.name}: done before", file=sys.stderr)
                 continue
-            report = run(benchmark, args.rounds)
+            notes = args.output / f"{benchmark.name}.readings.json"
+            if not args.resume:
+                notes.unlink(missing_ok=True)
+            report = run(benchmark, args.rounds, notes)
             write(report, args.output)
+            notes.unlink()
             print(table(report) + "\n", flush=True)
 
 

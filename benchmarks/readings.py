@@ -78,13 +78,28 @@ def peak_gb(device: torch.device) -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale / 1e9
 
 
-def run(benchmark: Benchmark, rounds: int) -> dict[str, Any]:
-    """Measure the sides in turn, `rounds` times, and return the report."""
+def run(benchmark: Benchmark, rounds: int, notes: Path | None = None) -> dict[str, Any]:
+    """Measure the sides in turn, `rounds` times, and return the report.
+
+    Args:
+        benchmark: the sides.
+        rounds: how often.
+        notes: file that gets each reading as it comes; readings of the same benchmark in it are not repeated.
+    """
     found: dict[str, list[Reading]] = {side: [] for side in benchmark.sides}
+    if notes is not None and notes.is_file():
+        noted = json.loads(notes.read_text())
+        if noted["about"] == benchmark.about:
+            found |= {side: [Reading(**each) for each in noted["readings"].get(side, [])] for side in found}
     for number in range(rounds):
         for side, measure in benchmark.sides.items():
+            if len(found[side]) > number:
+                continue
             reading = measure()
             found[side].append(reading)
+            if notes is not None:
+                readings = {each: [asdict(one) for one in taken] for each, taken in found.items()}
+                _write_json(notes, {"about": benchmark.about, "readings": readings})
             each = f"{1e3 * reading.seconds / reading.units:.4g} ms per {benchmark.unit}"
             print(f"{benchmark.name}, round {number + 1}, {side}: {each}", file=sys.stderr, flush=True)
     return {
@@ -169,6 +184,11 @@ def write(report: Mapping[str, Any], folder: Path) -> None:
     """Write `NAME.json` and `NAME.md`, the JSON last: where it lies, the benchmark is done."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / f"{report['name']}.md").write_text(table(report) + "\n")
-    unfinished = folder / f".{report['name']}.json"
-    unfinished.write_text(json.dumps(report, indent=1) + "\n")
-    unfinished.replace(folder / f"{report['name']}.json")
+    _write_json(folder / f"{report['name']}.json", report)
+
+
+def _write_json(path: Path, content: Any) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f".{path.name}")
+    unfinished.write_text(json.dumps(content, indent=1) + "\n")
+    unfinished.replace(path)

@@ -1,7 +1,7 @@
 """Show that files decode to the same integers under every setting, on every device, in every environment.
 
     python scripts/exactness.py encode --weights W --synthetic 4 --output DIR [--device cuda]
-    python scripts/exactness.py verify --weights W --input DIR [--device cuda]
+    python scripts/exactness.py verify --weights W --input DIR [--output DIR] [--device cuda]
     python scripts/exactness.py matrix --weights W --synthetic 4 --output DIR
 
 `encode` writes `.glc` files and `symbols.json`, the hashes of the integers that the encoder chose. `verify`
@@ -285,7 +285,9 @@ def verify(arguments: argparse.Namespace) -> int:
     wrong = sum(len(row["different"]) for row in rows)
     print(f"torch {rows[0]['torch']}: {len(rows)} settings, {wrong} differences")
     name = f"verified_torch{rows[0]['torch'].split('+')[0]}_{arguments.device.replace(':', '')}.json"
-    (arguments.input / name).write_text(json.dumps(rows, indent=2) + "\n")
+    folder = arguments.output or arguments.input
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / name).write_text(json.dumps(rows, indent=2) + "\n")
     return 1 if wrong else 0
 
 
@@ -324,6 +326,8 @@ def parse() -> argparse.Namespace:
         if command is encode:
             sub.add_argument("--threads", type=int, default=1)
             sub.add_argument("--all-settings", action="store_true", help="one folder per setting")
+        if command is verify:
+            sub.add_argument("--output", type=Path, help="folder for the table as JSON (default: --input)")
         if command is decode:
             sub.add_argument("--result", type=Path, required=True, help="where to write the table's rows")
     return parser.parse_args()

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from benchmarks.__main__ import main
-from benchmarks.readings import Reading, compare
+from benchmarks.readings import Benchmark, Reading, compare, run
 
 
 def test_ratios_are_those_of_medians_per_unit() -> None:
@@ -45,10 +45,33 @@ def test_a_benchmark_leaves_its_figures_and_is_not_repeated(
         library["details"]["bits per symbol"], rel=0.02
     )
     assert (tmp_path / "entropy.md").read_text().strip() in capsys.readouterr().out
+    assert not list(tmp_path.glob("*.readings.json"))
     (tmp_path / "entropy_z.json").unlink()
     main(command)
     assert "entropy: done before" in capsys.readouterr().err
     assert (tmp_path / "entropy_z.json").is_file()
+
+
+def test_a_benchmark_that_was_cut_off_goes_on_where_it_was(tmp_path: Path) -> None:
+    taken: list[str] = []
+
+    def side(name: str, last: int) -> Reading:
+        if len(taken) == last:
+            raise KeyboardInterrupt
+        taken.append(name)
+        return Reading(1, len(taken), 0.5, details={"part": 0.25})
+
+    def benchmark(last: int = 99, about: str = "one") -> Benchmark:
+        return Benchmark("b", "u", about, {name: lambda name=name: side(name, last) for name in "ab"})
+
+    notes = tmp_path / "out" / "b.readings.json"
+    with pytest.raises(KeyboardInterrupt):
+        run(benchmark(last=3), 2, notes)
+    report = run(benchmark(), 2, notes)
+    assert taken == ["a", "b", "a", "b"]
+    assert [reading["seconds"] for reading in report["readings"]["b"]] == [2, 4]
+    run(benchmark(about="another"), 1, notes)
+    assert taken == ["a", "b"] * 3
 
 
 def test_an_unknown_name_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
