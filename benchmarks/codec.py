@@ -58,7 +58,8 @@ def benchmarks(args: argparse.Namespace) -> Iterator[Benchmark]:
 def random_weights(args: argparse.Namespace) -> Path:
     """Return a weights file of the size that is measured, made where there is none."""
     model = "natural" if args.full else "small"
-    path: Path = args.output / f"{model}.safetensors"
+    # Not beside the figures, which are kept and carried.
+    path = ROOT / "runs" / "bench" / f"{model}.safetensors"
     if not path.is_file():
         path.parent.mkdir(parents=True, exist_ok=True)
         script = [sys.executable, str(ROOT / "scripts/random_weights.py"), model, str(path)]
