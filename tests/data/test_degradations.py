@@ -88,13 +88,27 @@ def test_downsampling_loses_the_finest_pattern_only() -> None:
 def test_holes_are_grey_and_the_rest_is_untouched(boxes: float) -> None:
     x = torch.full((3, 3, 80, 120), 0.5)
     x = from_uint8(((x + 1) * 127.5).round())
-    done = Mask([0.2, 0.3], boxes)(x, seeded(3))
+    done = Mask([0.2, 0.3], boxes, canvas=1)(x, seeded(3))
     lost = (done == HOLE).all(1)
     assert torch.equal(done[:, 0][~lost], x[:, 0][~lost])
     shares = lost.float().mean((1, 2))
     assert shares.min() >= 0.2
     assert shares.max() < 0.6
     assert len({mask.numpy().tobytes() for mask in lost}) == 3  # each picture has its own
+
+
+def test_crops_have_the_holes_of_whole_pictures() -> None:
+    """Cut from masks of 512 pixels: the same share is lost on average, some crops lose nothing, some all."""
+    generator = seeded(0)
+    lost = torch.stack([Mask(0.5, boxes=1.0).draw(48, 64, generator) for _ in range(120)])
+    shares = lost.float().mean((1, 2))
+    assert lost.shape == (120, 48, 64)
+    assert 0.35 < shares.mean() < 0.75
+    assert (shares == 0).sum() > 10
+    assert (shares == 1).sum() > 10
+    # A picture that is no smaller has its own holes, of the share asked for.
+    whole = Mask(0.3, boxes=1.0).draw(512, 520, generator).float().mean()
+    assert 0.3 <= whole < 0.6
 
 
 def test_a_mixture_draws_by_weight() -> None:
@@ -117,6 +131,7 @@ def test_a_mixture_draws_by_weight() -> None:
         (lambda: Downsample([1, 2, 3]), r"degradation\.factor"),
         (lambda: Mask(1.0), r"degradation\.share"),
         (lambda: Mask(0.1, boxes=2), r"degradation\.boxes"),
+        (lambda: Mask(0.1, canvas=0), r"degradation\.canvas"),
         (lambda: Mixture({"blur": None}), r"degradation\.weights must be positive"),
         (lambda: Mixture({"blur": Blur()}, {"blurr": 1}), r"degradation\.weights: no part is named blurr"),
     ],

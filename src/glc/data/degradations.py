@@ -140,10 +140,13 @@ class Mask(Degradation):
     Args:
         share: of the picture that is lost, at least; within [0, 0.9]. The last stroke or box may exceed it.
         boxes: probability that a piece is a box and no stroke, within [0, 1].
+        canvas: side in pixels of the picture that a smaller one is cut from: a training crop has holes of the
+            size that they have in whole pictures, and may have none. 1 draws holes for the crop itself.
     """
 
-    def __init__(self, share: Range = (0.05, 0.25), boxes: float = 0.3) -> None:
+    def __init__(self, share: Range = (0.05, 0.25), boxes: float = 0.3, canvas: int = 512) -> None:
         super().__init__()
+        self.canvas = int(_range("degradation.canvas", canvas, 1, 8192)[0])
         self.share = _range("degradation.share", share, 0, 0.9)
         self.boxes = _range("degradation.boxes", boxes, 0, 1)[0]
 
@@ -153,6 +156,15 @@ class Mask(Degradation):
 
     def draw(self, height: int, width: int, generator: Generator | None = None) -> Tensor:
         """Return a random mask `[height, width]`, bool, true where the picture is lost."""
+        rows, columns = max(height, self.canvas), max(width, self.canvas)
+        lost = self._draw_whole(rows, columns, generator)
+        if (rows, columns) == (height, width):
+            return lost
+        top = round(_draw((0, rows - height), generator))
+        left = round(_draw((0, columns - width), generator))
+        return lost[top : top + height, left : left + width]
+
+    def _draw_whole(self, height: int, width: int, generator: Generator | None) -> Tensor:
         wanted = _draw(self.share, generator) * height * width
         canvas = Image.new("1", (width, height))
         pen = ImageDraw.Draw(canvas)
