@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 
 import glc as library
+from glc.codec.parts import save_part
+from glc.codec.weights import read_weights
 from tests.cli.runs import Glc, picture
 
 
@@ -57,6 +59,8 @@ def test_models_lists_what_is_known(glc: Glc, models: Path) -> None:
         "rates": [{"lmbda": 1.0}, {"lmbda": 2.0}, {"lmbda": 4.0}, {"lmbda": 8.0}],
         "file": str(file),
         "bytes": file.stat().st_size,
+        "encoders": [],
+        "decoders": [],
     }
     assert not rows["other"]["default"]
     text = glc("models").stdout
@@ -64,6 +68,22 @@ def test_models_lists_what_is_known(glc: Glc, models: Path) -> None:
         (line,) = (line for line in text.splitlines() if line.startswith(name))
         assert row["fingerprint"][:8] in line
         assert line.endswith(row["file"])
+
+
+def test_models_lists_the_parts_below_the_model_that_they_were_made_for(glc: Glc, models: Path) -> None:
+    codec = read_weights(models / "other.safetensors")
+    part = models / "moved.encoder.safetensors"
+    state, description = codec.model.encoder.state_dict(), codec.description["encoder"]
+    try:
+        save_part(part, "encoder", state, description, codec.fingerprint, {})
+        lines = glc("models").stdout.splitlines()
+        other = next(at for at, line in enumerate(lines) if line.startswith("other"))
+        assert [at for at, line in enumerate(lines) if line == "  --encoder moved"] == [other + 1]
+        rows = {row["name"]: row for row in json.loads(glc("models", "--json").stdout)}
+        assert [rows[name]["encoders"] for name in ("other", "small")] == [["moved"], []]
+        assert not rows["other"]["decoders"]
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def test_models_reports_files_that_are_none_and_lists_the_others(

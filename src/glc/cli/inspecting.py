@@ -56,7 +56,7 @@ def info(file: Path, as_json: bool) -> None:
 @click.command()
 @click.option("--json", "as_json", is_flag=True, help="Machine-readable.")
 def models(as_json: bool) -> None:
-    """List the models that are known by name.
+    """List the models that are known by name, and the encoders and decoders made for them.
 
     They are those that come with glc and the .safetensors files in the folder that the environment variable
     GLC_MODELS names.
@@ -74,6 +74,8 @@ def models(as_json: bool) -> None:
                 "rates": model.rates,
                 "file": click.format_filename(model.file),
                 "bytes": model.bytes,
+                "encoders": model.parts("encoder"),
+                "decoders": model.parts("decoder"),
             }
             for model in known
         ]
@@ -88,6 +90,9 @@ def models(as_json: bool) -> None:
             click.echo(
                 f"{name:<{width}}{model.fingerprint[:8]:<10}{len(model.rates):>11}{megabytes:>12}  {file}"
             )
+            for kind in ("encoder", "decoder"):
+                for part in model.parts(kind):
+                    click.echo(f"  --{kind} {part}")
         if any(model.name == DEFAULT_MODEL for model in known):
             click.echo("* used where none is chosen")
     else:

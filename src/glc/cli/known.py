@@ -16,7 +16,7 @@ from glc.codec.checkpoint import WeightsError
 from glc.codec.codec import Codec, choose_device
 from glc.codec.errors import WrongWeightsError
 from glc.codec.loading import assemble
-from glc.codec.parts import read_part
+from glc.codec.parts import Kind, made_for, read_part
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,10 @@ class KnownModel:
     rates: list[dict[str, Any]]
     """One entry per rate point."""
     bytes: int
+
+    def parts(self, kind: Kind) -> list[str]:
+        """Return the names of the encoders or decoders that were made for it."""
+        return list(made_for(self.fingerprint, kind))
 
     def made(self, header: Header) -> bool:
         """Whether a file with this header can be decoded with the model."""

@@ -167,22 +167,23 @@ def attach(weights: Weights, *parts: Part) -> Weights:
 
 def encoders(codec: "Codec") -> dict[str, Path]:
     """Return the files of the encoders that were made for a codec, by the names by which they are known."""
-    return _made_for(codec, "encoder")
+    return made_for(codec.weights.fingerprint, "encoder")
 
 
 def decoders(codec: "Codec") -> dict[str, Path]:
     """Return the files of the decoders that were made for a codec, by the names by which they are known."""
-    return _made_for(codec, "decoder")
+    return made_for(codec.weights.fingerprint, "decoder")
 
 
-def _made_for(codec: "Codec", kind: Kind) -> dict[str, Path]:
+def made_for(fingerprint: str, kind: Kind) -> dict[str, Path]:
+    """Return the files of the parts of a kind that were made for the codec of a fingerprint, by name."""
     found = {}
     for name, file in known_parts(kind).items():
         try:
             label = read_label(file)
         except WeightsError:
             continue  # the commands say what is wrong with a file that is asked for
-        if label.kind == kind and label.fingerprint == codec.weights.fingerprint:
+        if label.kind == kind and label.fingerprint == fingerprint:
             found[name] = file
     return found
 
