@@ -61,7 +61,7 @@ def measure(weights: Path, arguments: argparse.Namespace, out: Path) -> None:
 def train(row: str, arguments: argparse.Namespace) -> None:
     """Train stages II and III of a row, and measure each."""
     start = arguments.start
-    for stage in STAGES:
+    for stage in STAGES[: STAGES.index(arguments.until) + 1]:
         run = arguments.output / "runs" / row / stage
         call("-m", "src.train", "experiment=small", *ROWS[row], f"stage={stage}", f"name={row}",
              f"runs_dir={arguments.output / 'runs'}", "resume=auto", f"init_from={start}", "logger=csv",
@@ -142,6 +142,9 @@ def main() -> int:
     parser.add_argument("--steps", type=number_of(STAGES), action="append", default=[], metavar="STAGE=N")
     parser.add_argument(
         "--measured", nargs="+", choices=STAGES, default=STAGES, help="stages to code pictures with (both)"
+    )
+    parser.add_argument(
+        "--until", choices=STAGES, default=STAGES[-1], help="last stage of this call (%(default)s)"
     )
     parser.add_argument("--crop", type=int, default=128, help="side of the training crops (%(default)s)")
     parser.add_argument("--seed", type=int, default=0)

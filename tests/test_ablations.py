@@ -33,3 +33,28 @@ def test_every_window_of_an_architecture_is_changed(script: ModuleType) -> None:
         "encoder": {"window": None, "stages": [{"window": None, "width": 8}]},
         "name": "window",
     }
+
+
+def test_a_call_ends_with_the_stage_that_it_is_given(
+    script: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    called: list[tuple[str, ...]] = []
+    monkeypatch.setattr(script, "call", lambda *words: called.append(tuple(map(str, words))))
+    words = [
+        "ablations",
+        "factorized",
+        "--until",
+        "transform",
+        "--steps",
+        "transform=7",
+        "--output",
+        tmp_path,
+    ]
+    for name in ("start", "shards", "weights", "pictures"):
+        words += [f"--{name}", tmp_path / name]
+    monkeypatch.setattr("sys.argv", list(map(str, words)))
+    assert script.main() == 0
+    trained, exported, measured = called
+    assert {"stage=transform", "coder=factorized", "trainer.max_steps=7"} <= set(trained)
+    assert exported[2] == "export"
+    assert f"out={tmp_path / 'factorized' / 'transform'}" in measured

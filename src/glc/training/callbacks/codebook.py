@@ -89,6 +89,7 @@ class CodebookCare(L.Callback):
                     pooled = _pool(pl_module, torch.cat(self._vectors.pop(name)))
                     quantizer.initialize(pooled, generator=torch.Generator().manual_seed(pl_module.seed))
                     _share(trainer, pl_module, quantizer)
+                    self._started.add(name)
             if self.revive_every and quantizer.projection is None:
                 counts = count_codes(seen.indices, quantizer.size)
                 held = self._counts.get(name, torch.zeros_like(counts)).to(counts.device)
