@@ -40,17 +40,8 @@ def test_a_call_ends_with_the_stage_that_it_is_given(
 ) -> None:
     called: list[tuple[str, ...]] = []
     monkeypatch.setattr(script, "call", lambda *words: called.append(tuple(map(str, words))))
-    words = [
-        "ablations",
-        "factorized",
-        "--until",
-        "transform",
-        "--steps",
-        "transform=7",
-        "--output",
-        tmp_path,
-    ]
-    for name in ("start", "shards", "weights", "pictures"):
+    words: list[object] = "ablations factorized --until transform --steps transform=7".split()
+    for name in ("start", "shards", "weights", "pictures", "output"):
         words += [f"--{name}", tmp_path / name]
     monkeypatch.setattr("sys.argv", list(map(str, words)))
     assert script.main() == 0
