@@ -40,7 +40,7 @@ def test_a_call_ends_with_the_stage_that_it_is_given(
 ) -> None:
     called: list[tuple[str, ...]] = []
     monkeypatch.setattr(script, "call", lambda *words: called.append(tuple(map(str, words))))
-    words: list[object] = "ablations factorized --until transform --steps transform=7".split()
+    words: list[object] = ["ablations", "factorized", "--until", "transform", "--steps", "transform=7"]
     for name in ("start", "shards", "weights", "pictures", "output"):
         words += [f"--{name}", tmp_path / name]
     monkeypatch.setattr("sys.argv", list(map(str, words)))
@@ -48,4 +48,4 @@ def test_a_call_ends_with_the_stage_that_it_is_given(
     trained, exported, measured = called
     assert {"stage=transform", "coder=factorized", "trainer.max_steps=7"} <= set(trained)
     assert exported[2] == "export"
-    assert f"out={tmp_path / 'factorized' / 'transform'}" in measured
+    assert f"out={tmp_path / 'output' / 'factorized' / 'transform'}" in measured
