@@ -23,6 +23,7 @@ from words import number_of
 
 from glc.codec.checkpoint import read_checkpoint
 from glc.codec.errors import WeightsError
+from glc.training.saving import find_whole
 
 MORE = 3
 LEAST_MINUTES = 0.5
@@ -68,8 +69,9 @@ def make_mosaic(path: Path, side: int = 384, seed: int = 0) -> Path:
 
 
 def state(checkpoint: Path) -> int:
-    """Return the steps that a run has done; 0 without a checkpoint."""
-    return int(read_checkpoint(checkpoint)["global_step"]) if checkpoint.is_file() else 0
+    """Return the steps of a run's checkpoint, of the one before where it is damaged; 0 without any."""
+    whole = find_whole(checkpoint.parent)
+    return 0 if whole is None else int(read_checkpoint(whole)["global_step"])
 
 
 def overrides(application: Application, arguments: argparse.Namespace, minutes: float) -> list[str]:

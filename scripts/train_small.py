@@ -21,6 +21,7 @@ import torch
 from words import number_of
 
 from glc.codec.checkpoint import read_checkpoint
+from glc.training.saving import find_whole
 
 STAGES = ("vqvae", "transform", "joint")
 PIECE = 16 * 2**20
@@ -67,10 +68,14 @@ def join(folder: Path, checkpoint: Path) -> None:
 
 
 def state(checkpoint: Path) -> tuple[int, int]:
-    """Return the steps that a run has done and is to do; (0, 1) without a checkpoint."""
-    if not checkpoint.is_file():
+    """Return the steps that a run has done and is to do; (0, 1) without a checkpoint.
+
+    Where the checkpoint is damaged, the one before takes its place.
+    """
+    whole = find_whole(checkpoint.parent)
+    if whole is None:
         return 0, 1
-    content = read_checkpoint(checkpoint)
+    content = read_checkpoint(whole)
     return int(content["global_step"]), int(content["glc"]["recipe"]["trainer"]["max_steps"])
 
 

@@ -12,6 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
+from glc.codec.errors import WeightsError
 from glc.codec.parts import save_part
 from glc.codec.weights import read_weights
 from glc.data.degradations import GaussianNoise, Mask
@@ -29,6 +30,10 @@ def training() -> ModuleType:
 @pytest.fixture(scope="module")
 def table() -> ModuleType:
     return load_script("restoration_table")
+
+
+def write_checkpoint(path: Path, steps: int) -> None:
+    torch.save({"global_step": steps, "glc": {"format": 1, "recipe": {}}, "state_dict": {}}, path)
 
 
 class Trainer:
@@ -51,7 +56,7 @@ class Trainer:
         done = torch.load(path)["global_step"] if path.is_file() else 0
         path.parent.mkdir(parents=True, exist_ok=True)
         planned = int(given["trainer.max_steps"])
-        torch.save({"global_step": min(done + self.per_call, planned)}, path)
+        write_checkpoint(path, min(done + self.per_call, planned))
         self.calls.append(given["name"])
         return subprocess.CompletedProcess(command, 0)
 
@@ -61,7 +66,6 @@ def test_applications_are_trained_in_turn_and_continued(
 ) -> None:
     trainer = Trainer(tmp_path, per_call=60)
     monkeypatch.setattr(training.subprocess, "run", trainer)
-    monkeypatch.setattr(training, "read_checkpoint", torch.load)
     arguments = argparse.Namespace(
         codec="small", name="small", shards=tmp_path, weights=tmp_path, output=tmp_path, minutes=10.0
     )
@@ -84,6 +88,17 @@ def test_applications_are_trained_in_turn_and_continued(
     assert trainer.calls == ["export small-inpaint"]
 
 
+def test_a_damaged_checkpoint_counts_as_the_one_before(training: ModuleType, tmp_path: Path) -> None:
+    assert training.state(tmp_path / "last.ckpt") == 0
+    write_checkpoint(tmp_path / "previous.ckpt", 250)
+    (tmp_path / "last.ckpt").write_bytes(b"cut off")
+    assert training.state(tmp_path / "last.ckpt") == 250
+    (tmp_path / "last.ckpt").write_bytes(b"cut off")
+    (tmp_path / "previous.ckpt").unlink()
+    with pytest.raises(WeightsError, match="last"):
+        training.state(tmp_path / "last.ckpt")
+
+
 def test_the_mosaic_is_the_same_each_time(training: ModuleType, tmp_path: Path) -> None:
     first, again = (training.make_mosaic(tmp_path / f"{i}.png", side=64) for i in range(2))
     assert first.read_bytes() == again.read_bytes()
@@ -104,7 +119,7 @@ def test_restorers_restore(table: ModuleType, tmp_path: Path) -> None:
     torch.export.save(halve, tmp_path / "halve.pt2")
     for degradation, names in (
         (GaussianNoise(20), {"non-local means", "total variation", "halve"}),
-        (Mask(0.1), {"biharmonic inpainting", "halve"}),
+        (Mask(0.1, canvas=1), {"biharmonic inpainting", "halve"}),
     ):
         degraded = table.degrade(degradation, picture, 0, seed=0)
         assert degraded.tobytes() == table.degrade(degradation, picture, 0, seed=0).tobytes()
