@@ -12,7 +12,7 @@ from glc.codec import bitstream
 from glc.codec.bitstream import DEFAULT_LIMIT, FINGERPRINT_BYTES, MAX_RATES, RATE_ONE, Header
 from glc.codec.errors import DamagedError, TargetError, WeightsError, WrongWeightsError
 from glc.codec.exact import InexactError, check_device
-from glc.codec.inference.memory import parse_memory
+from glc.codec.inference.memory import check_memory, parse_memory
 from glc.codec.inference.precision import choose_precision
 from glc.codec.inference.running import NotFiniteError, PictureNetworks
 from glc.codec.padding import padded_size
@@ -123,6 +123,7 @@ class Codec:
             ImageError: when the picture cannot be read.
             ValueError: when it, the quality or the target is out of range.
             TargetError: when even the lowest quality needs more than the target.
+            MemoryLimitError: when the picture needs more memory than may be used.
 
         Warns:
             TargetWarning: when the file stays more than 3 % below its target.
@@ -158,6 +159,7 @@ class Codec:
 
         Raises:
             BitstreamError: when the file cannot be decoded; its subclasses say why.
+            MemoryLimitError: when the picture needs more memory than may be used.
         """
         return self.decompress_batch([data], max_pixels=max_pixels)[0]
 
@@ -257,6 +259,8 @@ class Codec:
         return self.networks.encode(inputs)
 
     def _encode(self, latent: Tensor, sizes: Sequence[tuple[int, int]], rate: int) -> list[bytes]:
+        need = self._payload.memory(len(latent), (latent.shape[-2], latent.shape[-1]))
+        check_memory(need, self.networks.limit(), "the entropy model")
         rates = latent.new_full((len(latent),), rate / RATE_ONE)
         payloads, _ = self._payload.encode(latent, rates)
         return [
@@ -317,7 +321,10 @@ class Codec:
         return torch.tensor([header.rate / RATE_ONE for header in headers], device=self.device)
 
     def _decode(self, headers: Sequence[Header], payloads: Sequence[bytes]) -> Decoded:
-        return self._payload.decode(payloads, self._latent_size(headers[0]), self._rates(headers))
+        size = self._latent_size(headers[0])
+        need = self._payload.memory(len(headers), size)
+        check_memory(need, self.networks.limit(), "the entropy model")
+        return self._payload.decode(payloads, size, self._rates(headers))
 
     def _draw(self, latent_hat: Tensor, headers: Sequence[Header]) -> list[Image.Image]:
         try:

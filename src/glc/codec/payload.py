@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -15,10 +16,14 @@ from glc.codec.entropy_coder import (
     UniformModel,
 )
 from glc.codec.exact import ACTIVATION_BITS, InexactError, exact
+from glc.codec.slabs import in_slabs, reach
 from glc.codec.tables import SYMBOL_LIMIT, Tables
 from glc.models.coder import IndicesMapCoder, TransformCoder
 from glc.models.context import STEPS, quadtree_masks
 from glc.models.hyperprior import CategoricalHyperprior
+
+_BYTES = 96
+"""Memory that an element of y takes: maps in float64, symbols, classes; measured at 8192 x 8192."""
 
 
 @dataclass(frozen=True)
@@ -100,19 +105,35 @@ class TransformPayload:
                 raise ValueError(f"z needs one table for each of {coder.context.channels} channels")
             self.z_model = IntegerModel(tables.z)
 
+    def memory(self, batch: int, size: tuple[int, int]) -> int:
+        """Return the bytes that the maps of so many latents of h x w take."""
+        return _BYTES * batch * self.context.channels * size[0] * size[1]
+
     def encode(self, latent: Tensor, rate: Tensor) -> tuple[list[bytes], Symbols]:
         """Return the payloads for latents l `[B, C, h, w]` at rate points `[B]`, and what they hold."""
-        y = self.coder.analysis(latent, rate).float()
+        (y,) = in_slabs(
+            lambda part: (self.coder.analysis(part, rate).float(),), (latent,), reach(self.coder.analysis)
+        )
         if not y.isfinite().all():
             raise ValueError("the transform of the picture is not finite: the weights do not fit pictures")
-        indices = self.coder.hyper(y).indices.clamp(-SYMBOL_LIMIT, SYMBOL_LIMIT)
-        y_exact = y.to(self.device, torch.float64)
+        (indices,) = in_slabs(
+            self._hyper_indices, (y,), reach(self.coder.hyper.analysis), 1 / self.coder.stride
+        )
+        if self.index_model is not None:
+            indices = indices[:, 0]
+        indices = indices.clamp(-SYMBOL_LIMIT, SYMBOL_LIMIT)
+        y = y.to(self.device)
 
         def choose(mask: Tensor, means: Tensor, steps: Tensor) -> Tensor:
-            symbols = (y_exact / steps - means).round_().clamp_(-SYMBOL_LIMIT, SYMBOL_LIMIT)
-            return torch.where(mask, symbols, 0.0).to(torch.int32)
+            symbols = y.double().div_(steps).sub_(means).round_().clamp_(-SYMBOL_LIMIT, SYMBOL_LIMIT)
+            return symbols.mul_(mask).to(torch.int32)
 
         return self._write(indices, choose)
+
+    def _hyper_indices(self, y: Tensor) -> tuple[Tensor]:
+        """Return what is sent for z, with the dimension of channels."""
+        indices = self.coder.hyper(y).indices
+        return (indices if indices.ndim == 4 else indices[:, None],)
 
     def check(self, symbols: Symbols, size: tuple[int, int]) -> None:
         """Check that symbols are those of one latent of h x w.
@@ -185,7 +206,12 @@ class TransformPayload:
         symbols, y_hat = self._code(self._prior(indices), choose)
         for stack in stacks:
             stack.finish()
-        latent_hat = self.coder.synthesis(y_hat.to(rate.device, torch.float32), rate).float()
+        synthesis = self.coder.synthesis
+        (latent_hat,) = in_slabs(
+            lambda part: (synthesis(part, rate).float(),),
+            (y_hat.to(rate.device, torch.float32),),
+            reach(synthesis),
+        )
         return Decoded(Symbols(indices, symbols.cpu()), latent_hat)
 
     def decode_z(self, payloads: Sequence[bytes], size: tuple[int, int], rate: Tensor) -> Tensor:
@@ -195,22 +221,43 @@ class TransformPayload:
 
     def _prior(self, indices: Tensor) -> Tensor:
         z_hat = self.coder.hyper.decode(indices.to(next(self.coder.parameters()).device))
-        return self.synthesis(z_hat.to(self.device, torch.float64))
+        (prior,) = in_slabs(
+            lambda part: (self.synthesis(part),),
+            (z_hat.to(self.device, torch.float64),),
+            reach(self.synthesis),
+            self.coder.stride,
+        )
+        return prior
 
     def _code(self, prior: Tensor, choose: _Choose) -> tuple[Tensor, Tensor]:
         """Walk the quadtree; return the symbols that `choose` gave, int32, and y_hat, float64."""
-        steps, scales, means, reduced = self.context.split_prior(prior)
-        masks = quadtree_masks(self.context.channels, prior.shape[-2], prior.shape[-1], prior.device)
+        context = self.context
+        steps, scales, means, reduced = in_slabs(context.split_prior, (prior,), 0)
+        del prior
+        masks = quadtree_masks(context.channels, means.shape[-2], means.shape[-1], means.device)
         y_hat = torch.zeros_like(means)
-        all_symbols = torch.zeros(means.shape, dtype=torch.int32, device=prior.device)
+        all_symbols = torch.zeros(means.shape, dtype=torch.int32, device=means.device)
+        classes = self._classes(scales)
+        del scales
         for k in range(STEPS):
             if k > 0:
-                scales, means = self.context.predict(k, y_hat, reduced)
-            classes = torch.bucketize(scales.contiguous(), self.thresholds, right=True, out_int32=True)
+                classes, means = in_slabs(
+                    partial(self._predict, k),
+                    (y_hat, reduced),
+                    reach(context.adaptors[k - 1], context.shared),
+                )
             symbols = choose(masks[k], classes, means, steps)
             all_symbols += symbols
             y_hat = torch.where(masks[k], symbols + means, y_hat)
         return all_symbols, y_hat * steps
+
+    def _predict(self, k: int, y_hat: Tensor, reduced: Tensor) -> tuple[Tensor, Tensor]:
+        """Return classes and means of a step."""
+        scales, means = self.context.predict(k, y_hat, reduced)
+        return self._classes(scales), means
+
+    def _classes(self, scales: Tensor) -> Tensor:
+        return torch.bucketize(scales.contiguous(), self.thresholds, right=True, out_int32=True)
 
     def _push_z(self, stack: Encoder, indices: np.ndarray) -> None:
         if self.index_model is not None:
@@ -241,6 +288,10 @@ class IndicesMapPayload:
     def __init__(self, coder: IndicesMapCoder) -> None:
         self.coder = coder
         self.models = [UniformModel(size) for size in coder.sizes]
+
+    def memory(self, batch: int, size: tuple[int, int]) -> int:
+        """Return the bytes that the indices of so many latents of h x w take."""
+        return 8 * batch * size[0] * size[1]
 
     def encode(self, latent: Tensor, rate: Tensor) -> tuple[list[bytes], Symbols]:
         """Return the payloads for latents l `[B, C, h, w]` at whole rate points `[B]`, and what they hold."""

@@ -12,6 +12,24 @@ class MemoryLimitError(ValueError):
     """A picture needs more memory than may be used."""
 
 
+def check_memory(need: int, limit: int | None, what: str) -> None:
+    """Check that something may be computed.
+
+    Args:
+        need: bytes that it takes.
+        limit: bytes that may be used; None where nothing says.
+        what: what to call it in the message.
+
+    Raises:
+        MemoryLimitError: when the limit is less.
+    """
+    if limit is not None and need > limit:
+        raise MemoryLimitError(
+            f"{what} needs {need / 1e9:.1f} GB for a picture of this size, and {limit / 1e9:.1f} GB may be "
+            "used: allow more with --memory (memory= in Python)"
+        )
+
+
 def parse_memory(text: str) -> int:
     """Return the bytes that a text such as `8GB`, `500 MB` or `1.5g` names.
 

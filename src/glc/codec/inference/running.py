@@ -67,7 +67,9 @@ class PictureNetworks:
         return _cast(self.model.decoder, self.precision.decoder, first=False)
 
     def limit(self) -> int | None:
-        """Return the bytes that may still be taken, or None where nothing says."""
+        """Return the bytes that may still be taken; None where nothing says, as on a GPU."""
+        if self.device.type != "cpu":
+            return None
         if self.memory is not None:
             return max(0, self.memory - resident_memory())
         free = available_memory()
