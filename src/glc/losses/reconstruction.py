@@ -6,23 +6,28 @@ from collections.abc import Mapping
 from torch import Tensor, nn
 
 from glc.losses.perceptual import LPIPS, Net, WeightsUnavailable
+from glc.losses.views import RandomViews
 
 log = logging.getLogger(__name__)
 
 
-def load_perceptual(net: Net = "vgg", weights_dir: str | None = None, required: bool = True) -> LPIPS | None:
+def load_perceptual(
+    net: Net = "vgg", weights_dir: str | None = None, required: bool = True, views: bool = False
+) -> LPIPS | RandomViews | None:
     """Return the perceptual distance, or None with a line in the log when its weights cannot be had.
 
     Args:
         net: backbone, `vgg`, `alex` or `squeeze`.
         weights_dir: folder with the backbone's weights; None for torch hub's cache, then a download.
         required: raise instead of training without it.
+        views: let it see pictures through random views while training (`RandomViews`).
 
     Raises:
         WeightsUnavailable: when it is required and its weights cannot be had.
     """
     try:
-        return LPIPS(net, weights_dir)
+        distance = LPIPS(net, weights_dir)
+        return RandomViews(distance) if views else distance
     except WeightsUnavailable as error:
         if required:
             raise WeightsUnavailable(

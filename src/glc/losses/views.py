@@ -1,0 +1,52 @@
+"""Pictures as a loss's network may see them: moved, mirrored, turned, made smaller at random."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class RandomViews(nn.Module):
+    """A perceptual distance that sees both pictures through the same random view while it is trained with.
+
+    A fixed network has blind spots that lie on the grid of its strides and at its own scale, and a decoder
+    finds them: what it draws there lowers this distance and no other. Views that change from step to step
+    take the grid away (the idea of E-LPIPS, Kettunen et al. 2019, with fewer kinds of views). In evaluation
+    mode the pictures are compared as they are.
+
+    Args:
+        distance: maps two batches `[B, 3, H, W]` to distances `[B]`.
+        shift: up to so many rows and columns less one are cut off at the top and left.
+        smaller: how often pictures are made smaller, 0 to 1.
+        min_scale: the smallest scale then; the largest is the middle between it and 1.
+    """
+
+    def __init__(
+        self, distance: nn.Module, shift: int = 8, smaller: float = 0.4, min_scale: float = 0.5
+    ) -> None:
+        super().__init__()
+        self.distance = distance
+        self.shift = shift
+        self.smaller = smaller
+        self.min_scale = min_scale
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        """Distance between x and y `[B, 3, H, W]` in [-1, 1], `[B]`; H and W at least 4 times `shift`."""
+        return self.distance(*self.view(x, y)) if self.training else self.distance(x, y)
+
+    def view(self, *pictures: Tensor) -> tuple[Tensor, ...]:
+        """Return the pictures through one random view; its numbers are drawn on the CPU, so no GPU waits."""
+        top, left = torch.randint(0, self.shift, (2,)).tolist()
+        upside_down, mirrored, turned, smaller = (
+            torch.rand(4) < torch.tensor([0.5, 0.5, 0.5, self.smaller])
+        ).tolist()
+        scale = self.min_scale + (1 - self.min_scale) / 2 * torch.rand(()).item()
+        flipped = [-2] * upside_down + [-1] * mirrored
+        views = []
+        for picture in pictures:
+            seen = picture[..., top:, left:].flip(flipped)
+            if turned:
+                seen = seen.transpose(-1, -2)
+            if smaller:
+                seen = F.interpolate(seen, scale_factor=scale, mode="bilinear", antialias=True)
+            views.append(seen)
+        return tuple(views)
