@@ -1,8 +1,10 @@
 """Random views: the same for both pictures, other ones each time, none in evaluation."""
 
+import pytest
 import torch
 from torch import Tensor, nn
 
+from glc.losses.style import StyleLoss
 from glc.losses.views import RandomViews
 
 
@@ -52,3 +54,8 @@ def test_the_gradient_reaches_the_pixels_that_are_seen() -> None:
     views(x, torch.zeros(1, 3, 64, 64)).sum().backward()
     assert x.grad is not None
     assert x.grad[..., 8:, 8:].ne(0).all()
+
+
+def test_style_has_no_views() -> None:
+    with pytest.raises(ValueError, match=r"perceptual\.views=false"):
+        StyleLoss(RandomViews(Difference()))

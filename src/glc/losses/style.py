@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from glc.losses.perceptual import LPIPS
+from glc.losses.views import RandomViews
 
 
 def gram(features: Tensor) -> Tensor:
@@ -30,15 +31,17 @@ class StyleLoss(nn.Module):
         content_layers: indices of the layers that hold the content, 0 the first.
 
     Raises:
-        ValueError: there is no network, or it has no such layer.
+        ValueError: there is no network, or it sees random views, or it has no such layer.
     """
 
-    def __init__(self, perceptual: LPIPS | None, content_layers: Sequence[int] = (2,)) -> None:
+    def __init__(self, perceptual: LPIPS | RandomViews | None, content_layers: Sequence[int] = (2,)) -> None:
         super().__init__()
         if perceptual is None:
             raise ValueError(
                 "content and style are compared by a network: perceptual.required=false is not possible"
             )
+        if isinstance(perceptual, RandomViews):
+            raise ValueError("content and style have no random views: set perceptual.views=false")
         self.perceptual = perceptual
         self.content_layers = tuple(content_layers)
         with torch.no_grad():
