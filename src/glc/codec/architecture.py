@@ -3,8 +3,10 @@
 from collections.abc import Mapping
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
+from glc.codec.budget import Budget
 from glc.models.autoencoder import Decoder, Encoder
 from glc.models.code_predictor import CodePredictionRefiner, CodePredictor
 from glc.models.coder import IndicesMapCoder, TransformCoder
@@ -64,6 +66,30 @@ def build(description: Any) -> Any:
         return part(**values)
     except Exception as error:  # the arguments may be anything, and so may what they lead to
         raise ArchitectureError(f"{name}: {error}") from error
+
+
+def build_for(description: Any, tensors: Mapping[str, Tensor], share: bool = False) -> Any:
+    """Build what a description names with given weights: nothing is allocated or drawn for others.
+
+    Args:
+        description: as `build` takes it.
+        tensors: all of its state. Other types than the network's are converted.
+        share: let them be the network's own tensors. Otherwise it gets copies.
+
+    Raises:
+        ArchitectureError: as in `build`, or when it is far larger than the tensors.
+        RuntimeError: when the tensors are not those of the network; the message names them.
+    """
+    with torch.device("meta"), Budget.of(tensors):
+        network = build(description)
+    if not isinstance(network, nn.Module):
+        return network
+    types = {name: tensor.dtype for name, tensor in network.state_dict().items()}
+    state = {
+        name: tensor.to(types.get(name, tensor.dtype), copy=not share) for name, tensor in tensors.items()
+    }
+    network.load_state_dict(state, assign=True)
+    return network
 
 
 def without_projections(description: Any) -> Any:

@@ -67,7 +67,7 @@ class Codec:
         self.weights = weights
         limit = parse_memory(memory) if isinstance(memory, str) else memory
         precisions = choose_precision(precision, self.device)
-        self.networks = PictureNetworks(self.model, self.device, precisions, limit)
+        self.networks = PictureNetworks(self.model, self.device, precisions, limit, weights.files)
         """E and D as they run."""
         if self.model.num_rates > MAX_RATES:
             raise WeightsError(
@@ -86,6 +86,7 @@ class Codec:
             )
         except (InexactError, ValueError) as error:
             raise WeightsError(f"{weights.source}: cannot be used for files: {error}") from error
+        self.networks.release()
 
     def _exact_device(self) -> torch.device:
         """Return where the exact networks run: the device, or the CPU where the device is not exact."""
@@ -260,9 +261,10 @@ class Codec:
 
     def _encode(self, latent: Tensor, sizes: Sequence[tuple[int, int]], rate: int) -> list[bytes]:
         need = self._payload.memory(len(latent), (latent.shape[-2], latent.shape[-1]))
-        check_memory(need, self.networks.limit(), "the entropy model")
+        check_memory(need, self.networks.limit(self.model.coder), "the entropy model")
         rates = latent.new_full((len(latent),), rate / RATE_ONE)
         payloads, _ = self._payload.encode(latent, rates)
+        self.networks.release()
         return [
             bitstream.pack(
                 Header(fingerprint=self.fingerprint, width=width, height=height, rate=rate), payload
@@ -323,8 +325,10 @@ class Codec:
     def _decode(self, headers: Sequence[Header], payloads: Sequence[bytes]) -> Decoded:
         size = self._latent_size(headers[0])
         need = self._payload.memory(len(headers), size)
-        check_memory(need, self.networks.limit(), "the entropy model")
-        return self._payload.decode(payloads, size, self._rates(headers))
+        check_memory(need, self.networks.limit(self.model.coder), "the entropy model")
+        decoded = self._payload.decode(payloads, size, self._rates(headers))
+        self.networks.release()
+        return decoded
 
     def _draw(self, latent_hat: Tensor, headers: Sequence[Header]) -> list[Image.Image]:
         try:

@@ -65,15 +65,17 @@ class ExactConv2d(nn.Module):
     Args:
         conv: 1x1, depth-wise, or dense, of odd size and padded with zeros.
         name: what to call it in messages.
+        keep: hold the weights in float64, twice the memory of the convolution's own. Otherwise they are made
+            of its own in each call, which must be the same then.
 
     Raises:
         InexactError: when the convolution is of another kind, or its sums could outgrow 53 bits.
     """
 
-    weight: Tensor
     bias: Tensor
+    _kept: Tensor | None
 
-    def __init__(self, conv: nn.Conv2d, name: str = "convolution") -> None:
+    def __init__(self, conv: nn.Conv2d, name: str = "convolution", keep: bool = True) -> None:
         super().__init__()
         side = conv.kernel_size[0]
         depthwise = conv.groups == conv.in_channels == conv.out_channels and conv.groups > 1
@@ -90,21 +92,31 @@ class ExactConv2d(nn.Module):
         largest = weight.abs().sum((1, 2, 3)) * _TOP + bias.abs()
         if largest.max() * (1 << WEIGHT_BITS) >= _SUM_LIMIT:
             raise InexactError(f"{name} has weights so large that its sums do not fit 53 bits")
-        taps = weight.permute(2, 3, 0, 1).reshape(side * side, conv.out_channels, -1).contiguous()
-        self.register_buffer("weight", taps)
+        self.register_buffer("_kept", _taps(weight).contiguous() if keep else None)
+        self._own = None if keep else conv.weight.detach()
         self.register_buffer("bias", bias[:, None])
+
+    def weight(self) -> Tensor:
+        """Return the weights on their grid, float64 `[taps, out_channels, in_channels or 1]`."""
+        if self._own is None:
+            assert self._kept is not None
+            return self._kept
+        taps = _taps(self._own)
+        made = torch.empty(taps.shape, dtype=torch.float64)
+        # Powers of two: exact in the weights' own format too.
+        return torch.mul(taps, 1 << WEIGHT_BITS, out=made).round_().mul_(2.0**-WEIGHT_BITS)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map `[B, in_channels, H, W]` to float64 `[B, out_channels, H, W]` on the activations' grid."""
         x = _to_units(x)
         b, _, h, w = x.shape
         if self.radius == 0:
-            total = torch.matmul(self.weight[0], x.reshape(b, -1, h * w)).add_(self.bias)
+            total = torch.matmul(self.weight()[0], x.reshape(b, -1, h * w)).add_(self.bias)
         elif self.depthwise:
             total = self._shifted_sum(x, h, w).flatten(2)
         else:
             total = self.bias.expand(b, -1, h * w).clone()
-            for tap, shifted in zip(self.weight, self._shifts(x, h, w), strict=True):
+            for tap, shifted in zip(self.weight(), self._shifts(x, h, w), strict=True):
                 total += torch.matmul(tap, shifted.reshape(b, -1, h * w))
         return total.round_().clamp_(-_TOP, _TOP).mul_(1 / _ONE).view(b, -1, h, w)
 
@@ -115,9 +127,14 @@ class ExactConv2d(nn.Module):
 
     def _shifted_sum(self, x: Tensor, h: int, w: int) -> Tensor:
         total = self.bias[..., None].expand(x.shape).clone(memory_format=torch.contiguous_format)
-        for tap, shifted in zip(self.weight, self._shifts(x, h, w), strict=True):
+        for tap, shifted in zip(self.weight(), self._shifts(x, h, w), strict=True):
             total.addcmul_(shifted, tap[..., None])
         return total
+
+
+def _taps(weight: Tensor) -> Tensor:
+    """Return a convolution's weights `[O, I, k, k]` as k * k matrices `[O, I]`."""
+    return weight.permute(2, 3, 0, 1).reshape(-1, *weight.shape[:2])
 
 
 class ExactFeedForward(nn.Module):
@@ -129,12 +146,13 @@ class ExactFeedForward(nn.Module):
     Args:
         block: the layers.
         name: what to call it in messages.
+        keep: see `ExactConv2d`.
     """
 
-    def __init__(self, block: GatedFeedForward, name: str) -> None:
+    def __init__(self, block: GatedFeedForward, name: str, keep: bool = True) -> None:
         super().__init__()
-        self.expand = ExactConv2d(block.expand, f"{name}.expand")
-        self.project = ExactConv2d(block.project, f"{name}.project")
+        self.expand = ExactConv2d(block.expand, f"{name}.expand", keep)
+        self.project = ExactConv2d(block.project, f"{name}.project", keep)
         self.slope = ExactLeakyReLU(block.act.negative_slope).slope
 
     def forward(self, x: Tensor) -> Tensor:
@@ -142,13 +160,14 @@ class ExactFeedForward(nn.Module):
         out = torch.empty(x.shape, dtype=torch.float64, device=x.device)
         flat, result = x.flatten(2), out.flatten(2)
         step = _POSITIONS if x.device.type == "cpu" else flat.shape[2]
+        expand, project = self.expand.weight()[0], self.project.weight()[0]
         for start in range(0, flat.shape[2], step):
             part = flat[:, :, start : start + step]
             # Whole numbers of the activations' grid throughout: scaling by powers of two rounds nothing.
-            wide = torch.matmul(self.expand.weight[0], _to_units(part)).add_(self.expand.bias)
+            wide = torch.matmul(expand, _to_units(part)).add_(self.expand.bias)
             value, gate = wide.round_().clamp_(-_TOP, _TOP).chunk(2, 1)
             gated = value.mul_(F.leaky_relu_(gate, self.slope)).mul_(1 / _ONE).round_().clamp_(-_TOP, _TOP)
-            narrow = torch.matmul(self.project.weight[0], gated).add_(self.project.bias)
+            narrow = torch.matmul(project, gated).add_(self.project.bias)
             narrow.round_().clamp_(-_TOP, _TOP).mul_(1 / _ONE)
             torch.add(part, narrow, out=result[:, :, start : start + step])
         return out
@@ -171,36 +190,39 @@ class ExactLeakyReLU(nn.Module):
         return torch.where(x < 0, x * self.slope, x)
 
 
-def exact(network: Module, name: str = "network") -> Module:
-    """Return a copy of a network that computes in exact arithmetic.
+def exact(network: Module, name: str = "network", keep: bool = True) -> Module:
+    """Return a network like the given one that computes in exact arithmetic.
 
     Its convolutions and rectifiers are replaced; what lies between them, sums and products of activations
-    and rearrangements, is exact in float64 already. Parameters of its own that the copy keeps besides are
-    not used by the copy.
+    and rearrangements, is exact in float64 already. Parameters that it has besides are those of the given
+    one, and not used.
 
     Args:
         network: made of convolutions, rectifiers and what is exact anyway.
         name: what to call it in messages.
+        keep: hold weights of its own, see `ExactConv2d`.
 
     Raises:
         InexactError: when the network has a layer that is not known to be exact.
     """
-    network = copy.deepcopy(network).requires_grad_(False).eval()
-    _replace(network, name)
+    # The weights are not copied: their places are taken at once.
+    shared = {id(p): nn.Parameter(p.detach(), requires_grad=False) for p in network.parameters()}
+    network = copy.deepcopy(network, shared).eval()  # type: ignore[arg-type]
+    _replace(network, name, keep)
     return network
 
 
-def _replace(module: nn.Module, path: str) -> None:
+def _replace(module: nn.Module, path: str, keep: bool) -> None:
     for name, child in list(module.named_children()):
         where = f"{path}.{name}"
         if isinstance(child, nn.Conv2d):
-            setattr(module, name, ExactConv2d(child, where))
+            setattr(module, name, ExactConv2d(child, where, keep))
         elif isinstance(child, GatedFeedForward):
-            setattr(module, name, ExactFeedForward(child, where))
+            setattr(module, name, ExactFeedForward(child, where, keep))
         elif isinstance(child, nn.LeakyReLU):
             setattr(module, name, ExactLeakyReLU(child.negative_slope, where))
         elif isinstance(child, nn.PixelShuffle | nn.Identity) or next(child.children(), None) is not None:
-            _replace(child, where)
+            _replace(child, where, keep)
         else:
             raise InexactError(f"{where} ({type(child).__name__}) is not known to be exact")
 

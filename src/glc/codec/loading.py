@@ -37,8 +37,11 @@ def load(
 
 
 def assemble(file: Path, encoder: str | Path | None = None, decoder: str | Path | None = None) -> Weights:
-    """Return the weights in a codec's file, with an encoder or a decoder in the place of its own."""
-    weights = read_weights(file)
-    chosen = [read_part(find_part(encoder, "encoder"), "encoder")] if encoder is not None else []
-    chosen += [read_part(find_part(decoder, "decoder"), "decoder")] if decoder is not None else []
+    """Return the weights in a codec's file, with an encoder or a decoder in the place of its own.
+
+    They are left in their files where they can, see `glc.codec.mapping`.
+    """
+    weights = read_weights(file, mapped=True)
+    chosen = [read_part(find_part(encoder, "encoder"), "encoder", mapped=True)] if encoder is not None else []
+    chosen += [read_part(find_part(decoder, "decoder"), "decoder", mapped=True)] if decoder is not None else []
     return attach(weights, *chosen)

@@ -25,11 +25,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from glc.codec.architecture import ArchitectureError, build
-from glc.codec.budget import Budget
+from glc.codec.architecture import ArchitectureError, build_for
 from glc.codec.catalog import parts as known_parts
 from glc.codec.checkpoint import read_checkpoint
 from glc.codec.errors import WeightsError
+from glc.codec.mapping import MappedFile, open_tensors
 from glc.codec.weights import Weights
 from glc.codec.writing import replacing
 from glc.models.autoencoder import Decoder, Encoder
@@ -57,6 +57,8 @@ class Part:
     about: Mapping[str, Any] = field(default_factory=dict)
     source: str = "the weights"
     """What to call them in messages: their file."""
+    files: tuple[MappedFile, ...] = ()
+    """See `Weights`."""
 
 
 @dataclass(frozen=True)
@@ -105,35 +107,41 @@ def read_label(path: str | Path) -> PartLabel:
     Raises:
         WeightsError: when it is missing, damaged, of a newer format, or no such file.
     """
-    return _label(path, _open(path)[0])
+    try:
+        with safe_open(path, framework="pt") as file:
+            return _label(path, file.metadata() or {})
+    except FileNotFoundError:
+        raise WeightsError(f"{path}: no such file") from None
+    except (SafetensorError, OSError) as error:
+        raise WeightsError(f"{path}: not a safetensors file ({error})") from error
 
 
-def read_part(path: str | Path, kind: Kind) -> Part:
-    """Read a part's file.
+def read_part(path: str | Path, kind: Kind, mapped: bool = False) -> Part:
+    """Read a part's file; `mapped` is explained at `glc.codec.weights.read_weights`.
 
     Raises:
         WeightsError: when the file is missing, damaged, of a newer format, or no part of this kind.
     """
-    metadata, tensors = _open(path, tensors=True)
+    metadata, tensors, files = open_tensors(path, mapped)
     label = _label(path, metadata)
     if label.kind != kind:
         raise WeightsError(f"{path}: holds {_an(label.kind)}, not {_an(kind)}: use it as --{label.kind}")
     description = _parse(path, metadata, "model")
     if _digest(tensors, description) != metadata.get("part_fingerprint"):
         raise WeightsError(f"{path}: damaged: the content does not have the checksum that it states")
+    for file in files:
+        file.release()
     try:
-        with Budget.of(tensors):
-            network = build(description)
+        network = build_for(description, tensors, share=bool(files))
     except (ArchitectureError, RecursionError) as error:
         raise WeightsError(f"{path}: {error}") from error
-    if not isinstance(network, _CLASSES[kind]):
-        raise WeightsError(f"{path}: describes {type(network).__name__}, not {_an(kind)}")
-    try:
-        network.load_state_dict(tensors)
     except RuntimeError as error:
         reason = " ".join(str(error).split())
         raise WeightsError(f"{path}: the weights do not fit their description: {reason}") from error
-    return Part(kind, network.eval().requires_grad_(False), label.fingerprint, label.about, str(path))
+    if not isinstance(network, _CLASSES[kind]):
+        raise WeightsError(f"{path}: describes {type(network).__name__}, not {_an(kind)}")
+    network.eval().requires_grad_(False)
+    return Part(kind, network, label.fingerprint, label.about, str(path), files)
 
 
 def attach(weights: Weights, *parts: Part) -> Weights:
@@ -161,8 +169,9 @@ def attach(weights: Weights, *parts: Part) -> Weights:
                     f"the codec's {getattr(own, name)}"
                 )
         networks[part.kind] = part.network
-    model = weights.model
-    return replace(weights, model=GLC(**networks, coder=model.coder, refiner=model.refiner).eval())
+    model = GLC(**networks, coder=weights.model.coder, refiner=weights.model.refiner)
+    files = sum((part.files for part in parts), weights.files)
+    return replace(weights, model=model.eval(), files=files)
 
 
 def encoders(codec: "Codec") -> dict[str, Path]:
@@ -211,18 +220,6 @@ def export_part(checkpoint: str | Path, destination: str | Path, half: bool = Fa
             if not tensor.isfinite().all():
                 raise WeightsError(f"{checkpoint}: {name} does not fit half precision; export without --half")
     save_part(destination, part["kind"], state, part["description"], part["fingerprint"], part.get("about"))
-
-
-def _open(path: str | Path, tensors: bool = False) -> tuple[dict[str, str], dict[str, Tensor]]:
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            names = file.keys() if tensors else ()
-            return metadata, {name: file.get_tensor(name) for name in names}
-    except FileNotFoundError:
-        raise WeightsError(f"{path}: no such file") from None
-    except (SafetensorError, OSError) as error:
-        raise WeightsError(f"{path}: not a safetensors file ({error})") from error
 
 
 def _label(path: str | Path, metadata: Mapping[str, str]) -> PartLabel:

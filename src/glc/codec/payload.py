@@ -84,8 +84,10 @@ class TransformPayload:
     def __init__(self, coder: TransformCoder, tables: Tables, device: torch.device) -> None:
         self.coder = coder
         self.device = device
-        self.synthesis = exact(coder.hyper.synthesis, "coder.hyper.synthesis").to(device)
-        self.context = exact(coder.context, "coder.context").to(device)
+        # A GPU has the memory for copies in float64, and less time to make them.
+        keep = next(coder.parameters()).device.type != "cpu"
+        self.synthesis = exact(coder.hyper.synthesis, "coder.hyper.synthesis", keep).to(device)
+        self.context = exact(coder.context, "coder.context", keep).to(device)
         limits = torch.tensor(tables.thresholds, dtype=torch.float64, device=device)
         self.thresholds = limits / (1 << ACTIVATION_BITS)
         self.y_model = IntegerModel(tables.y)

@@ -16,19 +16,17 @@ restore, say) leaves it as it is: its files stay readable.
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from glc.codec.architecture import ArchitectureError, build
-from glc.codec.budget import Budget
+from glc.codec.architecture import ArchitectureError, build, build_for
 from glc.codec.errors import WeightsError
+from glc.codec.mapping import MappedFile, open_tensors
 from glc.codec.tables import TableError, Tables
 from glc.codec.writing import replacing
 from glc.models.glc import GLC
@@ -55,6 +53,8 @@ class Weights:
     """64 hexadecimal digits."""
     source: str = "the weights"
     """What to call them in messages: their file."""
+    files: tuple[MappedFile, ...] = ()
+    """Those whose memory the model's tensors share, see `glc.codec.mapping`."""
 
 
 def fingerprints(
@@ -98,20 +98,18 @@ def save_weights(
         save_file(tensors, partial, metadata)
 
 
-def read_weights(path: str | Path) -> Weights:
+def read_weights(path: str | Path, mapped: bool = False) -> Weights:
     """Read a weights file.
+
+    Args:
+        path: the file.
+        mapped: let the tensors be the file's memory where they can, see `glc.codec.mapping`: for codecs,
+            which need a part of them at a time. What is trained has memory of its own.
 
     Raises:
         WeightsError: when the file is missing, is not a codec's, is damaged, or is of a newer format.
     """
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except FileNotFoundError:
-        raise WeightsError(f"{path}: no such file") from None
-    except (SafetensorError, OSError) as error:
-        raise WeightsError(f"{path}: not a safetensors file ({error})") from error
+    metadata, tensors, files = open_tensors(path, mapped)
     version = metadata.get("format", "")
     if "part" in metadata:
         kind = metadata["part"]
@@ -126,8 +124,7 @@ def read_weights(path: str | Path) -> Weights:
             f"{path}: a VQAutoencoder of stage I, without a coder, makes no files; "
             f"start a training from it with init_from={path}"
         )
-    model = build_model(path, description, Budget.of(tensors))
-    fill(path, model, tensors)
+    model = build_model(path, description, tensors, share=bool(files))
     try:
         tables = Tables.from_json(_parse(path, metadata, "tables"))
     except TableError as error:
@@ -143,7 +140,9 @@ def read_weights(path: str | Path) -> Weights:
     for name, value in found.items():
         if metadata.get(name) != value:
             raise WeightsError(f"{path}: damaged: the content does not have the {name} that it states")
-    return Weights(model.eval(), description, tables, rates, found["fingerprint"], str(path))
+    for file in files:
+        file.release()
+    return Weights(model.eval(), description, tables, rates, found["fingerprint"], str(path), files)
 
 
 def load_model(path: str | Path) -> GLC:
@@ -160,29 +159,38 @@ def fill(path: str | Path, model: GLC, state: Mapping[str, Tensor]) -> None:
     try:
         model.load_state_dict(state)
     except RuntimeError as error:
-        reason = " ".join(str(error).split())
-        raise WeightsError(f"{path}: the weights do not fit their description: {reason}") from error
+        raise WeightsError(f"{path}: {_misfit(error)}") from error
 
 
-def build_model(path: str | Path, description: Any, budget: Budget | None = None) -> GLC:
+def build_model(
+    path: str | Path, description: Any, tensors: Mapping[str, Tensor] | None = None, share: bool = False
+) -> GLC:
     """Build the codec that a description names.
 
     Args:
         path: what to call it in messages.
         description: the architecture.
-        budget: what it may allocate; None for any. Give it where the description comes from a file.
+        tensors: its weights, which also limit what it may allocate; None for random ones and no limit. Give
+            them where the description comes from a file.
+        share: see `build_for`.
 
     Raises:
-        WeightsError: when it names something else, or more; the message names `path`.
+        WeightsError: when it names something else, or more, or what the tensors do not fit; the message names
+            `path`.
     """
     try:
-        with budget or nullcontext():
-            model = build(description)
+        model = build(description) if tensors is None else build_for(description, tensors, share)
     except (ArchitectureError, RecursionError) as error:
         raise WeightsError(f"{path}: {error}") from error
+    except RuntimeError as error:
+        raise WeightsError(f"{path}: {_misfit(error)}") from error
     if not isinstance(model, GLC):
         raise WeightsError(f"{path}: describes {type(model).__name__}, not a codec")
     return model
+
+
+def _misfit(error: RuntimeError) -> str:
+    return f"the weights do not fit their description: {' '.join(str(error).split())}"
 
 
 def _parse(path: str | Path, metadata: Mapping[str, str], key: str) -> Any:

@@ -24,7 +24,8 @@ class RateScaler(nn.Module):
         if num_rates < 1:
             raise ValueError(f"num_rates must be at least 1, got {num_rates}")
         self.num_rates = num_rates
-        exponents = torch.arange(num_rates) - (num_rates - 1) / 2
+        # On the CPU always: for a network without memory, torch would load its compiler, 160 MB, to subtract.
+        exponents = torch.arange(num_rates, device="cpu") - (num_rates - 1) / 2
         self.scale = nn.Parameter((ratio**exponents)[:, None].repeat(1, channels))
 
     def forward(self, rate: Rate) -> Tensor:

@@ -13,6 +13,7 @@ from glc.codec.inference.bands import Source
 from glc.codec.inference.memory import MemoryLimitError, available_memory, resident_memory
 from glc.codec.inference.network import BandedDecoder, BandedEncoder
 from glc.codec.inference.precision import Precision
+from glc.codec.mapping import MappedFile, bytes_to_read
 from glc.codec.padding import padded_size
 from glc.data.images import from_uint8, to_uint8
 from glc.models.autoencoder import Decoder, Encoder
@@ -40,23 +41,34 @@ class PictureNetworks:
         device: where.
         precision: number formats of the two.
         memory: bytes that the process may take; None for what is free on the machine.
+        files: whose memory the model's weights share: no more of it is held than one network's at a time.
     """
 
     def __init__(
-        self, model: GLC, device: torch.device, precision: Precision, memory: int | None = None
+        self,
+        model: GLC,
+        device: torch.device,
+        precision: Precision,
+        memory: int | None = None,
+        files: tuple[MappedFile, ...] = (),
     ) -> None:
         self.model = model
         self.device = device
         self.precision = precision
         self.memory = memory
+        self.files = files
 
     @cached_property
     def _banded_encoder(self) -> BandedEncoder:
-        return BandedEncoder(self.model.encoder, self.precision.encoder)
+        made = BandedEncoder(self.model.encoder, self.precision.encoder)
+        self.release()  # half of a network in bfloat16 is a copy
+        return made
 
     @cached_property
     def _banded_decoder(self) -> BandedDecoder:
-        return BandedDecoder(self.model.decoder, self.precision.decoder)
+        made = BandedDecoder(self.model.decoder, self.precision.decoder)
+        self.release()
+        return made
 
     @cached_property
     def _whole_encoder(self) -> nn.Module:
@@ -66,14 +78,25 @@ class PictureNetworks:
     def _whole_decoder(self) -> nn.Module:
         return _cast(self.model.decoder, self.precision.decoder, first=False)
 
-    def limit(self) -> int | None:
-        """Return the bytes that may still be taken; None where nothing says, as on a GPU."""
+    def limit(self, network: nn.Module) -> int | None:
+        """Return the bytes that may still be taken; None where nothing says, as on a GPU.
+
+        Args:
+            network: what will run: its weights will be in memory besides.
+        """
         if self.device.type != "cpu":
             return None
         if self.memory is not None:
-            return max(0, self.memory - resident_memory())
-        free = available_memory()
-        return None if free is None else int(_RESERVE * free)
+            free: int | None = self.memory - resident_memory()
+        else:
+            available = available_memory()
+            free = None if available is None else int(_RESERVE * available)
+        return None if free is None else max(0, free - bytes_to_read(network, self.files))
+
+    def release(self) -> None:
+        """Give back the memory of weights that lie in files."""
+        for file in self.files:
+            file.release()
 
     def encode(self, pictures: Sequence[Tensor]) -> Tensor:
         """Return the latents `[B, C, h, w]`, float32, on the device.
@@ -85,7 +108,10 @@ class PictureNetworks:
             MemoryLimitError: when a picture needs more memory than may be used.
         """
         if self.device.type == "cpu":
-            return torch.cat([self._encode_banded(picture) for picture in pictures])
+            try:
+                return torch.cat([self._encode_banded(picture) for picture in pictures])
+            finally:
+                self.release()
         with _enough_memory(self.device):
             return self._encode_whole(pictures)
 
@@ -99,7 +125,7 @@ class PictureNetworks:
         stride = self.model.stride
         height, width = padded_size(picture.shape[2], picture.shape[3], stride)
         source = Source(height, lambda start, stop: _padded(picture, start, stop, stride))
-        return self._banded_encoder(source, width, self.limit())
+        return self._banded_encoder(source, width, self.limit(self.model.encoder))
 
     def draw(self, latent_hat: Tensor, sizes: Sequence[Size]) -> list[np.ndarray]:
         """Return the pictures, uint8 `[H, W, 3]`, of latents l_hat `[B, C, h, w]`.
@@ -116,8 +142,11 @@ class PictureNetworks:
             latent_hat = self.model.refiner(latent_hat)
         canvases = [_Canvas(size) for size in sizes]
         if self.device.type == "cpu":
-            for latent, canvas in zip(latent_hat.split(1), canvases, strict=True):
-                self._banded_decoder(latent, canvas.write, self.limit())
+            try:
+                for latent, canvas in zip(latent_hat.split(1), canvases, strict=True):
+                    self._banded_decoder(latent, canvas.write, self.limit(self.model.decoder))
+            finally:
+                self.release()
         else:
             with _enough_memory(self.device):
                 x_hat = self._draw_whole(latent_hat)

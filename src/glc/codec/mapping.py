@@ -1,0 +1,117 @@
+"""The tensors of a safetensors file whose memory is the file itself.
+
+What is not touched takes no memory, and what was touched can be given back: the system reads it again. Writing
+to such a tensor makes a copy of the page in this process; the file never changes.
+
+While the tensors live, the file must not be cut off or written over in place (the process would end with
+SIGBUS). Renaming another file over it, as everything here that writes does, is safe, and so is deleting it.
+"""
+
+import mmap
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from glc.codec.errors import WeightsError
+
+CAN_MAP = sys.platform != "win32"
+"""Whether files are mapped here. Windows would not let another file take the place of one that is."""
+
+_FILE_BACKED, _SWAPPED, _PRESENT = (np.uint64(1 << bit) for bit in (61, 62, 63))
+"""What Linux says of a page in /proc/self/pagemap."""
+
+
+class MappedFile:
+    """A safetensors file; its tensors share its memory where they are float32, others are copies.
+
+    Args:
+        path: the file.
+
+    Raises:
+        safetensors.SafetensorError: when it is no such file.
+        OSError: when it cannot be read.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        with open(path, "rb") as file:
+            # Checks the header. Should the file be replaced just now, what was mapped fails its checksum.
+            with safe_open(path, framework="pt") as opened:
+                self.metadata: dict[str, str] = opened.metadata() or {}
+                names = opened.offset_keys()
+                self._memory = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+                whole = torch.frombuffer(self._memory, dtype=torch.uint8)
+                self._start, self._stop = whole.data_ptr(), whole.data_ptr() + whole.numel()
+                self.tensors: dict[str, Tensor] = {}
+                place = 8 + int.from_bytes(self._memory[:8], "little")
+                for name in names:
+                    part = opened.get_slice(name)
+                    tensor = opened.get_tensor(name)
+                    if part.get_dtype() == "F32" and tensor.numel() and place % 4 == 0:
+                        mapped = whole[place : place + tensor.nbytes].view(torch.float32)
+                        self.tensors[name] = mapped.view(tensor.shape)
+                    else:
+                        self.tensors[name] = tensor.clone()
+                    place += tensor.nbytes
+        self.release()
+
+    def holds(self, tensor: Tensor) -> bool:
+        """Whether a tensor's memory is the file's."""
+        return self._start <= tensor.data_ptr() < self._stop
+
+    def release(self) -> None:
+        """Give back the memory of what was read, where the system can and nothing was written to a tensor.
+
+        Anything that uses a tensor meanwhile reads the same again; only writing must wait.
+        """
+        if hasattr(mmap, "MADV_DONTNEED") and not self._written():
+            self._memory.madvise(mmap.MADV_DONTNEED)
+
+    def _written(self) -> bool:
+        """Whether a page is this process's own by now, or might be: giving it back would undo the writing."""
+        first, last = self._start // mmap.PAGESIZE, -(-self._stop // mmap.PAGESIZE)
+        try:
+            with open("/proc/self/pagemap", "rb", buffering=0) as file:
+                file.seek(8 * first)
+                pages = np.frombuffer(file.read(8 * (last - first)), np.uint64)
+        except OSError:
+            return True
+        if len(pages) != last - first:
+            return True
+        own = (pages & _FILE_BACKED) == 0
+        return bool((own & ((pages & (_PRESENT | _SWAPPED)) != 0)).any())
+
+
+def open_tensors(
+    path: str | Path, mapped: bool
+) -> tuple[dict[str, str], dict[str, Tensor], tuple[MappedFile, ...]]:
+    """Return the metadata and the tensors of a safetensors file, and the file where they are its memory.
+
+    Args:
+        path: the file.
+        mapped: leave the tensors where they are. Otherwise, and on systems where that would be in the way,
+            none is returned that outlives the file.
+
+    Raises:
+        WeightsError: when it is missing or no such file.
+    """
+    try:
+        if mapped and CAN_MAP:
+            file = MappedFile(path)
+            return file.metadata, file.tensors, (file,)
+        with safe_open(path, framework="pt") as opened:
+            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+            return opened.metadata() or {}, tensors, ()
+    except FileNotFoundError:
+        raise WeightsError(f"{path}: no such file") from None
+    except (SafetensorError, OSError) as error:
+        raise WeightsError(f"{path}: not a safetensors file ({error})") from error
+
+
+def bytes_to_read(network: nn.Module, files: tuple[MappedFile, ...]) -> int:
+    """Return the bytes that using a network may yet read from mapped files."""
+    parameters = network.parameters()
+    return sum(p.nbytes for p in parameters if any(file.holds(p) for file in files))
