@@ -255,6 +255,23 @@ def test_exact_networks_compute_what_their_float_networks_do(kind: str) -> None:
     assert not torch.equal(found, expected)
 
 
+@pytest.mark.parametrize("kind", NETWORKS)
+@torch.no_grad()
+def test_weights_made_in_each_call_are_those_that_are_kept(kind: str) -> None:
+    network, call, x = random_network(kind)
+    for parameter in network.parameters():  # of many magnitudes, few of them on the grid
+        parameter.mul_(torch.linspace(-12, 2, parameter.numel()).exp2().view_as(parameter))
+    kept, made = exact(network), exact(network, keep=False)
+    layers = [[m for m in each.modules() if isinstance(m, ExactConv2d)] for each in (kept, made)]
+    assert len(layers[0]) > 5
+    for one, other in zip(*layers, strict=True):
+        assert other.weight().dtype == torch.float64
+        assert torch.equal(one.weight(), other.weight())
+        assert one.weight() is one.weight()
+        assert not any(buffer.ndim > 2 for buffer in other.buffers())
+    assert torch.equal(call(kept, x), call(made, x))
+
+
 def test_the_network_itself_stays_as_it_was() -> None:
     network = DepthConvBlock(4, 8)
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}

@@ -194,10 +194,8 @@ class Codec:
         """
         headers, payloads = self._open([data], max_pixels)
         with torch.inference_mode():
-            rate = self._rates(headers)
-            return self._draw(self._payload.decode_z(payloads, self._latent_size(headers[0]), rate), headers)[
-                0
-            ]
+            size, rate = self._latent_size(headers[0]), self._rates(headers)
+            return self._draw(self._payload.decode_z(payloads, size, rate), headers)[0]
 
     def from_symbols(self, symbols: Symbols, size: tuple[int, int], rate: int) -> bytes:
         """Return the file that holds given integers; `symbols` undoes it.
@@ -265,12 +263,8 @@ class Codec:
         rates = latent.new_full((len(latent),), rate / RATE_ONE)
         payloads, _ = self._payload.encode(latent, rates)
         self.networks.release()
-        return [
-            bitstream.pack(
-                Header(fingerprint=self.fingerprint, width=width, height=height, rate=rate), payload
-            )
-            for (height, width), payload in zip(sizes, payloads, strict=True)
-        ]
+        headers = (Header(fingerprint=self.fingerprint, width=w, height=h, rate=rate) for h, w in sizes)
+        return [bitstream.pack(*each) for each in zip(headers, payloads, strict=True)]
 
     def _search(self, latent: Tensor, size: tuple[int, int], target: float) -> bytes:
         made: dict[int, bytes] = {}

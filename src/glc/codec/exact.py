@@ -207,7 +207,7 @@ def exact(network: Module, name: str = "network", keep: bool = True) -> Module:
     """
     # The weights are not copied: their places are taken at once.
     shared = {id(p): nn.Parameter(p.detach(), requires_grad=False) for p in network.parameters()}
-    network = copy.deepcopy(network, shared).eval()  # type: ignore[arg-type]
+    network = copy.deepcopy(network, shared).eval()
     _replace(network, name, keep)
     return network
 

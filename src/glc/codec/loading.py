@@ -6,7 +6,7 @@ import torch
 
 from glc.codec.catalog import DEFAULT_MODEL, find, find_part
 from glc.codec.codec import Codec, choose_device
-from glc.codec.parts import attach, read_part
+from glc.codec.parts import Kind, attach, read_part
 from glc.codec.weights import Weights, read_weights
 
 
@@ -42,6 +42,6 @@ def assemble(file: Path, encoder: str | Path | None = None, decoder: str | Path 
     They are left in their files where they can, see `glc.codec.mapping`.
     """
     weights = read_weights(file, mapped=True)
-    chosen = [read_part(find_part(encoder, "encoder"), "encoder", mapped=True)] if encoder is not None else []
-    chosen += [read_part(find_part(decoder, "decoder"), "decoder", mapped=True)] if decoder is not None else []
-    return attach(weights, *chosen)
+    named: list[tuple[Kind, str | Path | None]] = [("encoder", encoder), ("decoder", decoder)]
+    chosen = [(kind, find_part(name, kind)) for kind, name in named if name is not None]
+    return attach(weights, *(read_part(part, kind, mapped=True) for kind, part in chosen))

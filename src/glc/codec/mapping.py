@@ -1,10 +1,10 @@
 """The tensors of a safetensors file whose memory is the file itself.
 
-What is not touched takes no memory, and what was touched can be given back: the system reads it again. Writing
-to such a tensor makes a copy of the page in this process; the file never changes.
+What is not touched takes no memory, and what was touched can be given back: the system reads it again. What
+is written to such a tensor is this process's own; the file never changes.
 
-While the tensors live, the file must not be cut off or written over in place (the process would end with
-SIGBUS). Renaming another file over it, as everything here that writes does, is safe, and so is deleting it.
+While the tensors live, the file must not be cut off or written over in place: the process would end with
+SIGBUS. Renaming another file over it, as all that glc writes is put in place, is safe, and so is deleting it.
 """
 
 import mmap
@@ -37,26 +37,22 @@ class MappedFile:
     """
 
     def __init__(self, path: str | Path) -> None:
-        with open(path, "rb") as file:
-            # Checks the header. Should the file be replaced just now, what was mapped fails its checksum.
-            with safe_open(path, framework="pt") as opened:
-                self.metadata: dict[str, str] = opened.metadata() or {}
-                names = opened.offset_keys()
-                self._memory = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
-                whole = torch.frombuffer(self._memory, dtype=torch.uint8)
-                self._start, self._stop = whole.data_ptr(), whole.data_ptr() + whole.numel()
-                self.tensors: dict[str, Tensor] = {}
-                place = 8 + int.from_bytes(self._memory[:8], "little")
-                for name in names:
-                    part = opened.get_slice(name)
-                    tensor = opened.get_tensor(name)
-                    if part.get_dtype() == "F32" and tensor.numel() and place % 4 == 0:
-                        mapped = whole[place : place + tensor.nbytes].view(torch.float32)
-                        self.tensors[name] = mapped.view(tensor.shape)
-                    else:
-                        self.tensors[name] = tensor.clone()
-                    place += tensor.nbytes
-        self.release()
+        self.tensors: dict[str, Tensor] = {}
+        # Its header is checked. Should it be replaced just now, what is mapped will fail the file's checksum.
+        with open(path, "rb") as file, safe_open(path, framework="pt") as opened:
+            self.metadata: dict[str, str] = opened.metadata() or {}
+            self._memory = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+            whole = torch.frombuffer(self._memory, dtype=torch.uint8)
+            self._start, self._stop = whole.data_ptr(), whole.data_ptr() + whole.numel()
+            place = 8 + int.from_bytes(self._memory[:8], "little")  # one tensor after the other from there on
+            for name in opened.offset_keys():
+                tensor = opened.get_tensor(name)  # not read yet
+                if tensor.dtype == torch.float32 and tensor.numel() and place % tensor.itemsize == 0:
+                    mapped = whole[place : place + tensor.nbytes].view(torch.float32)
+                    self.tensors[name] = mapped.view(tensor.shape)
+                else:
+                    self.tensors[name] = tensor.clone()
+                place += tensor.nbytes
 
     def holds(self, tensor: Tensor) -> bool:
         """Whether a tensor's memory is the file's."""
@@ -92,8 +88,8 @@ def open_tensors(
 
     Args:
         path: the file.
-        mapped: leave the tensors where they are. Otherwise, and on systems where that would be in the way,
-            none is returned that outlives the file.
+        mapped: leave float32 tensors where they are, on systems where that is not in the way. Otherwise no
+            file is returned, and the tensors are to be copied.
 
     Raises:
         WeightsError: when it is missing or no such file.
@@ -101,7 +97,8 @@ def open_tensors(
     try:
         if mapped and CAN_MAP:
             file = MappedFile(path)
-            return file.metadata, file.tensors, (file,)
+            some = any(file.holds(tensor) for tensor in file.tensors.values())
+            return file.metadata, file.tensors, (file,) if some else ()
         with safe_open(path, framework="pt") as opened:
             tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
             return opened.metadata() or {}, tensors, ()

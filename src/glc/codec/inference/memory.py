@@ -1,8 +1,12 @@
 """How much memory the networks may take."""
 
+import ctypes
 import os
 import re
+import sys
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
 _GROUPS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
@@ -56,6 +60,23 @@ def resident_memory() -> int:
     """Return the bytes that this process holds now; 0 where that is not told."""
     fields = _read("/proc/self/statm").split()
     return int(fields[1]) * os.sysconf("SC_PAGE_SIZE") if len(fields) > 1 else 0
+
+
+def give_back_freed() -> None:
+    """Give memory that was freed back to the system, where the C library keeps it and can (glibc)."""
+    trim = _malloc_trim()
+    if trim is not None:
+        trim(0)
+
+
+@cache
+def _malloc_trim() -> Any:
+    if not sys.platform.startswith("linux"):
+        return None
+    try:
+        return ctypes.CDLL(None).malloc_trim
+    except (OSError, AttributeError):
+        return None  # another C library
 
 
 def _read(name: str) -> str:

@@ -163,7 +163,11 @@ class BandedDecoder:
             self.overlap = math.ceil(self.overlap / step.scale) + step.reach
 
     def __call__(
-        self, latent: Tensor, write: Callable[[int, Tensor], None], limit: int | None = None
+        self,
+        latent: Tensor,
+        write: Callable[[int, Tensor], None],
+        limit: int | None = None,
+        release: Callable[[], None] | None = None,
     ) -> None:
         """Draw the picture of l `[1, C, h, w]`.
 
@@ -171,6 +175,7 @@ class BandedDecoder:
             latent: float32.
             write: takes the number of a row and the rows from it on, `[1, 3, rows, W]`, not clamped.
             limit: bytes that may be used.
+            release: called now and then, when weights were used that are not needed again.
 
         Raises:
             MemoryLimitError: when they do not suffice.
@@ -189,6 +194,8 @@ class BandedDecoder:
         scratch = Scratch()
         for layer in self.rest:
             x = layer(x, scratch)
+            if release is not None and layer.scale > 1:
+                release()  # most weights lie below the widest maps
         for start in range(0, rows, step):
             stop = min(rows, start + step)
             low, high = max(0, start - self.overlap), min(rows, stop + self.overlap)

@@ -10,7 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from glc.codec.inference.bands import Source
-from glc.codec.inference.memory import MemoryLimitError, available_memory, resident_memory
+from glc.codec.inference.memory import (
+    MemoryLimitError,
+    available_memory,
+    give_back_freed,
+    resident_memory,
+)
 from glc.codec.inference.network import BandedDecoder, BandedEncoder
 from glc.codec.inference.precision import Precision
 from glc.codec.mapping import MappedFile, bytes_to_read
@@ -94,7 +99,12 @@ class PictureNetworks:
         return None if free is None else max(0, free - bytes_to_read(network, self.files))
 
     def release(self) -> None:
-        """Give back the memory of weights that lie in files."""
+        """Give back the memory of weights that lie in files, and what was freed."""
+        self._release_files()
+        if self.files:
+            give_back_freed()
+
+    def _release_files(self) -> None:
         for file in self.files:
             file.release()
 
@@ -144,7 +154,8 @@ class PictureNetworks:
         if self.device.type == "cpu":
             try:
                 for latent, canvas in zip(latent_hat.split(1), canvases, strict=True):
-                    self._banded_decoder(latent, canvas.write, self.limit(self.model.decoder))
+                    limit = self.limit(self.model.decoder)
+                    self._banded_decoder(latent, canvas.write, limit, self._release_files)
             finally:
                 self.release()
         else:
