@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 import glc
-from glc.app.studio import GREY, OWN, Studio
+from glc.app.studio import GREY, KEPT, OWN, Studio
 from tests.codec.fixed_model import fixed_codec_weights, fixed_picture
 
 
@@ -46,6 +46,32 @@ def test_a_picture_becomes_a_file_that_the_codec_opens(studio: Studio, folder: P
     opened, told = studio.open(coded.file)
     assert np.array_equal(np.asarray(opened), np.asarray(coded.picture))
     assert told["model"] == "mine"
+
+
+def test_the_codecs_used_last_stay_loaded(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = [f"m{i}" for i in range(KEPT + 1)]
+    for name in names:
+        (tmp_path / f"{name}.safetensors").write_bytes((folder / "mine.safetensors").read_bytes())
+    monkeypatch.setenv("GLC_MODELS", str(tmp_path))
+    studio = Studio("m0", "cpu")
+    first, second = studio.codec("m0"), studio.codec("m1")
+    for name in names[2:-1]:
+        studio.codec(name)
+    assert studio.codec("m0") is first
+    studio.codec(names[-1])
+    assert studio.codec("m0") is first
+    assert studio.codec("m1") is not second
+
+
+def test_a_file_called_as_a_model_does_not_hide_it(studio: Studio, folder: Path, tmp_path: Path) -> None:
+    twin = tmp_path / "mine.safetensors"
+    twin.write_bytes((folder / "other.safetensors").read_bytes())
+    both = Studio(str(twin), "cpu")
+    assert both.first == "mine.safetensors"
+    assert {"mine", "mine.safetensors"} <= set(both.models)
+    assert both.codec("mine").weights.fingerprint != both.codec(both.first).weights.fingerprint
 
 
 def test_a_target_too_large_leaves_a_note(studio: Studio, folder: Path) -> None:

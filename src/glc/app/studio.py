@@ -25,6 +25,8 @@ GREY = 128
 """Level that holes are filled with: what an inpainting encoder takes for a hole."""
 CANVAS = 1_000_000
 """Pixels of a picture to paint on; more would only make the page slow."""
+KEPT = 4
+"""Codecs that stay loaded, the last ones used."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +73,8 @@ class Studio:
         self.models = {name: str(file) for name, file in catalog().items()}
         first = self.model
         if first is not None and first not in self.models:
-            first = Path(first).stem
+            # A file called as one of the models is has its whole name, so that both can be chosen.
+            first = Path(first).name if Path(first).stem in self.models else Path(first).stem
             self.models = {**self.models, first: str(self.model)}
         if not self.models:
             raise WeightsError("no model comes with this version of glc: give a weights file with --model")
@@ -82,7 +85,7 @@ class Studio:
         self.folder = tempfile.TemporaryDirectory(prefix="glc-page-")
 
     def codec(self, model: str, encoder: str | None = None, decoder: str | None = None) -> Codec:
-        """Return a model's codec, with other parts where they are named; each is loaded once.
+        """Return a model's codec, with other parts where they are named; the last few stay loaded.
 
         Raises:
             WeightsError: when there is none.
@@ -92,9 +95,13 @@ class Studio:
         encoder, decoder = (None if part in (None, "", OWN) else part for part in (encoder, decoder))
         key = (model, encoder, decoder)
         with self._lock:
-            if key not in self._loaded:
-                self._loaded[key] = load(self.models[model], self.device, encoder=encoder, decoder=decoder)
-            return self._loaded[key]
+            codec = self._loaded.pop(key, None)
+            if codec is None:
+                codec = load(self.models[model], self.device, encoder=encoder, decoder=decoder)
+            self._loaded[key] = codec
+            if len(self._loaded) > KEPT:
+                del self._loaded[next(iter(self._loaded))]
+            return codec
 
     def parts(self, model: str, kind: str) -> list[str]:
         """Return the names of the encoders or decoders that were made for a model."""
