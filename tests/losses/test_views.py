@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from glc.losses.style import StyleLoss
-from glc.losses.views import RandomViews
+from glc.losses.views import LEAST, RandomViews
 
 
 class Difference(nn.Module):
@@ -38,6 +38,17 @@ def test_views_differ_in_place_side_and_size() -> None:
     assert min(min(size) for size in sizes) < 48
     assert max(max(size) for size in sizes) > 58
     assert 15 < turned < 45
+
+
+@pytest.mark.parametrize("size", [(24, 80), (32, 32), (33, 47), (65, 65)])
+def test_views_keep_what_the_smallest_network_needs(size: tuple[int, int]) -> None:
+    views = RandomViews(Difference())
+    least = min(*size, LEAST)
+    x = torch.rand(1, 3, *size)
+    for _ in range(60):
+        (seen,) = views.view(x)
+        assert min(seen.shape[-2:]) >= least
+        assert max(seen.shape[-2:]) <= max(size)
 
 
 def test_evaluation_compares_whole_pictures() -> None:

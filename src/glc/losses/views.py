@@ -4,6 +4,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+LEAST = 32
+"""Rows and columns that a view keeps: AlexNet sees no fewer than 31."""
+
 
 class RandomViews(nn.Module):
     """A perceptual distance that sees both pictures through the same random view while it is trained with.
@@ -30,7 +33,10 @@ class RandomViews(nn.Module):
         self.min_scale = min_scale
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
-        """Distance between x and y `[B, 3, H, W]` in [-1, 1], `[B]`; H and W at least 4 times `shift`."""
+        """Distance between x and y `[B, 3, H, W]` in [-1, 1], `[B]`.
+
+        A side of less than twice `LEAST` is made smaller, or cut off, only as far as `LEAST`.
+        """
         return self.distance(*self.view(x, y)) if self.training else self.distance(x, y)
 
     def view(self, *pictures: Tensor) -> tuple[Tensor, ...]:
@@ -40,6 +46,10 @@ class RandomViews(nn.Module):
             torch.rand(4) < torch.tensor([0.5, 0.5, 0.5, self.smaller])
         ).tolist()
         scale = self.min_scale + (1 - self.min_scale) / 2 * torch.rand(()).item()
+        height, width = pictures[0].shape[-2:]
+        top, left = min(top, max(0, height - LEAST)), min(left, max(0, width - LEAST))
+        # Half a row more, since sides are rounded down.
+        scale = min(1.0, max(scale, (LEAST + 0.5) / min(height - top, width - left)))
         flipped = [-2] * upside_down + [-1] * mirrored
         views = []
         for picture in pictures:
