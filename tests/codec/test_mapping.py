@@ -1,6 +1,9 @@
 """Weights that stay in their file: what is read of it, what is given back, and that nothing is written."""
 
+import copy
+import errno
 import hashlib
+import pickle
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +18,8 @@ import glc
 from glc.codec import mapping
 from glc.codec.errors import WeightsError
 from glc.codec.inference import running
+from glc.codec.inference.precision import choose_precision
+from glc.codec.inference.running import PictureNetworks
 from glc.codec.mapping import MappedFile, bytes_to_read
 from glc.codec.parts import save_part
 from glc.codec.weights import read_weights, save_weights
@@ -96,6 +101,18 @@ def test_without_a_pagemap_nothing_is_given_back(large: Path, monkeypatch: pytes
     assert file.tensors["a"].sum() == 3 * MANY
 
 
+def test_memory_that_is_locked_is_kept(large: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Locked:
+        def madvise(self, option: int) -> None:
+            raise OSError(errno.EINVAL, "Invalid argument")
+
+    file = MappedFile(large)
+    monkeypatch.setattr(file, "_memory", Locked())
+    monkeypatch.setattr(file, "_written", lambda: False)
+    file.release()
+    assert file.tensors["b"].sum() == MANY
+
+
 def test_a_codec_computes_with_the_file_and_a_training_with_copies(file: Path) -> None:
     for parameter in glc.load(file, "cpu").model.parameters():
         assert parameter.device.type == "cpu"
@@ -145,6 +162,10 @@ def test_nothing_of_the_file_is_held_between_calls(file: Path, tmp_path: Path) -
     assert held() == [0, 0]
     codec.decompress(data)
     assert held() == [0, 0]
+    symbols = codec.symbols(data)
+    assert held() == [0, 0]
+    assert codec.from_symbols(symbols, (70, 50), codec.rate_of(50)) == data
+    assert held() == [0, 0]
     for parameter in codec.model.parameters():
         parameter.sum()
     assert min(held()) > 0
@@ -180,6 +201,29 @@ def test_changing_a_loaded_model_changes_neither_its_file_nor_later_calls(file: 
     assert other.decompress(other.compress(image)).tobytes() == changed
     assert hashlib.sha256(file.read_bytes()).hexdigest() == before
     assert codec.decompress(codec.compress(image)).tobytes() == plain.tobytes()
+
+
+def test_what_is_saved_of_a_loaded_model_is_what_was_asked_for(file: Path, tmp_path: Path) -> None:
+    codec, own = glc.load(file, "cpu"), read_weights(file)
+    sizes = {}
+    for name, model in (("mapped", codec.model), ("own", own.model)):
+        torch.save(model.encoder.state_dict(), tmp_path / name)
+        sizes[name] = (tmp_path / name).stat().st_size
+        state = torch.load(tmp_path / name)
+        expected = own.model.encoder.state_dict()
+        assert state.keys() == expected.keys()
+        assert all(torch.equal(state[key], tensor) for key, tensor in expected.items())
+    assert abs(sizes["mapped"] - sizes["own"]) < 0.1 * sizes["own"]
+
+
+def test_copies_of_weights_have_memory_of_their_own(file: Path) -> None:
+    weights = glc.load(file, "cpu").weights
+    for copied in (copy.deepcopy(weights), pickle.loads(pickle.dumps(weights))):
+        assert not copied.files
+        assert not any(weights.files[0].holds(parameter) for parameter in copied.model.parameters())
+        assert glc.Codec(copied).compress(fixed_picture(70, 50)) == glc.load(file, "cpu").compress(
+            fixed_picture(70, 50)
+        )
 
 
 def flip(data: bytearray) -> None:
@@ -242,6 +286,15 @@ def test_weights_that_are_yet_to_be_read_count_against_the_memory(
         assert codec.networks.limit(network) == 49_000_000 - size
     own = glc.Codec(read_weights(file), memory=50_000_000)
     assert own.networks.limit(own.model.decoder) == 49_000_000
+
+
+def test_on_a_gpu_nothing_is_given_back_in_each_call(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    weights = glc.load(file, "cpu").weights
+    precision = choose_precision("float32", torch.device("cuda"))
+    networks = PictureNetworks(weights.model, torch.device("cuda"), precision, files=weights.files)
+    monkeypatch.setattr(running, "give_back_freed", lambda: pytest.fail("time is lost"))
+    monkeypatch.setattr(MappedFile, "release", lambda _: pytest.fail("time is lost"))
+    networks.release()
 
 
 def test_on_windows_nothing_is_mapped(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,8 +7,10 @@ While the tensors live, the file must not be cut off or written over in place: t
 SIGBUS. Renaming another file over it, as all that glc writes is put in place, is safe, and so is deleting it.
 """
 
+import json
 import mmap
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -42,17 +44,21 @@ class MappedFile:
         with open(path, "rb") as file, safe_open(path, framework="pt") as opened:
             self.metadata: dict[str, str] = opened.metadata() or {}
             self._memory = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
-            whole = torch.frombuffer(self._memory, dtype=torch.uint8)
-            self._start, self._stop = whole.data_ptr(), whole.data_ptr() + whole.numel()
-            place = 8 + int.from_bytes(self._memory[:8], "little")  # one tensor after the other from there on
-            for name in opened.offset_keys():
+            self._start = torch.frombuffer(self._memory, dtype=torch.uint8).data_ptr()
+            self._stop = self._start + len(self._memory)
+            first = 8 + int.from_bytes(self._memory[:8], "little")
+            header = json.loads(self._memory[8:first])
+            for name in opened.keys():  # noqa: SIM118
                 tensor = opened.get_tensor(name)  # not read yet
+                place = first + header[name]["data_offsets"][0]
                 if tensor.dtype == torch.float32 and tensor.numel() and place % tensor.itemsize == 0:
-                    mapped = whole[place : place + tensor.nbytes].view(torch.float32)
+                    # A storage for each: what is saved or shared of one of them is not the whole file.
+                    mapped = torch.frombuffer(
+                        self._memory, dtype=torch.float32, count=tensor.numel(), offset=place
+                    )
                     self.tensors[name] = mapped.view(tensor.shape)
                 else:
                     self.tensors[name] = tensor.clone()
-                place += tensor.nbytes
 
     def holds(self, tensor: Tensor) -> bool:
         """Whether a tensor's memory is the file's."""
@@ -64,7 +70,8 @@ class MappedFile:
         Anything that uses a tensor meanwhile reads the same again; only writing must wait.
         """
         if hasattr(mmap, "MADV_DONTNEED") and not self._written():
-            self._memory.madvise(mmap.MADV_DONTNEED)
+            with suppress(OSError):  # locked in memory, such as by mlockall
+                self._memory.madvise(mmap.MADV_DONTNEED)
 
     def _written(self) -> bool:
         """Whether a page is this process's own by now, or might be: giving it back would undo the writing."""

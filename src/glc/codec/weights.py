@@ -56,6 +56,10 @@ class Weights:
     files: tuple[MappedFile, ...] = ()
     """Those whose memory the model's tensors share, see `glc.codec.mapping`."""
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what a copy holds, one for another process too: its tensors have memory of their own."""
+        return {**self.__dict__, "files": ()}
+
 
 def fingerprints(
     state: Mapping[str, Tensor], description: Mapping[str, Any], tables: Tables

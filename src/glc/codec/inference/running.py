@@ -61,7 +61,7 @@ class PictureNetworks:
         self.device = device
         self.precision = precision
         self.memory = memory
-        self.files = files
+        self.files = files if device.type == "cpu" else ()  # elsewhere the weights are copies
 
     @cached_property
     def _banded_encoder(self) -> BandedEncoder:
