@@ -74,6 +74,12 @@ def test_a_file_called_as_a_model_does_not_hide_it(studio: Studio, folder: Path,
     assert both.codec("mine").weights.fingerprint != both.codec(both.first).weights.fingerprint
 
 
+def test_the_file_of_a_model_is_that_model(studio: Studio, folder: Path) -> None:
+    named = Studio(str(folder / "mine.safetensors"), "cpu")
+    assert named.first == "mine"
+    assert named.models.keys() == studio.models.keys()
+
+
 def test_a_target_too_large_leaves_a_note(studio: Studio, folder: Path) -> None:
     best = studio.compress(folder / "photo.png", "mine", quality=100)
     coded = studio.compress(folder / "photo.png", "mine", target_size=50_000)

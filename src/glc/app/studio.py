@@ -73,8 +73,10 @@ class Studio:
         self.models = {name: str(file) for name, file in catalog().items()}
         first = self.model
         if first is not None and first not in self.models:
-            # A file called as one of the models is has its whole name, so that both can be chosen.
-            first = Path(first).name if Path(first).stem in self.models else Path(first).stem
+            file = Path(first)
+            known = self.models.get(file.stem)
+            # Another file called as one of the models is has its whole name, so that both can be chosen.
+            first = file.stem if known is None or Path(known).resolve() == file.resolve() else file.name
             self.models = {**self.models, first: str(self.model)}
         if not self.models:
             raise WeightsError("no model comes with this version of glc: give a weights file with --model")
