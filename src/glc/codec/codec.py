@@ -215,9 +215,9 @@ class Codec:
         header = Header(fingerprint=self.fingerprint, width=size[1], height=size[0], rate=rate)
         with torch.inference_mode():
             self._payload.check(symbols, self._latent_size(header))
-            payloads = self._payload.write(symbols, self._rates([header]))
+            (payload,) = self._payload.write(symbols, self._rates([header]))
         self.networks.release()
-        return bitstream.pack(header, payloads[0])
+        return bitstream.pack(header, payload)
 
     def rate_of(self, quality: float) -> int:
         """Return the rate point of a quality from 0 to 100, in units of 1 / 4096.
