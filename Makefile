@@ -18,8 +18,8 @@ setup: ## make .venv and install the locked requirements (nothing to do when the
 demo: setup ## train the tiny codec on photographs inside installed packages, then show what it does
 	@$(PY) scripts/demo.py
 
-test: setup ## run the tests; ARGS="-k name" passes options to pytest
-	@$(PY) -m pytest $(ARGS)
+test: setup ## run the tests, by a worker for each core, at most four; ARGS="-k name" passes options to pytest, "-n 0" is without workers
+	@$(PY) -m pytest -n auto --maxprocesses 4 --dist loadscope $(ARGS)
 
 notebooks: setup ## run the notebooks from top to bottom
 	@$(PY) scripts/run_notebooks.py

@@ -1,9 +1,16 @@
 """What every test can rely on: a fixed seed, and no more threads than a small machine has."""
 
-import pytest
-import torch
+import os
 
-torch.set_num_threads(min(2, torch.get_num_threads()))
+# Workers side by side share the cores: a thread for each, and for each program that a test starts.
+SHARED = "PYTEST_XDIST_WORKER" in os.environ
+if SHARED:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import pytest  # noqa: E402
+import torch  # noqa: E402
+
+torch.set_num_threads(1 if SHARED else min(2, torch.get_num_threads()))
 
 
 @pytest.fixture(autouse=True)
