@@ -1,6 +1,6 @@
 """The latent auto-encoder: a VQGAN's encoder E, decoder D and codebook C (paper sections 3.2, 8.1)."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -11,6 +11,9 @@ from glc.layers.attention import WindowAttention
 from glc.layers.blocks import Downsample, ResidualBlock, Upsample
 from glc.layers.normalization import make_norm
 from glc.models.quantizer import Quantized, VectorQuantizer
+
+_QUAD = 12
+"""Values of a square of 2 x 2 pixels."""
 
 
 class _Pipeline(nn.Module):
@@ -112,7 +115,7 @@ def _apply(block: nn.Module, x: Tensor) -> Tensor:
 
 
 class Decoder(_Pipeline):
-    """D: latent to picture, the mirror image of `Encoder` (its arguments are explained there).
+    """D: latent to picture, the mirror image of `Encoder` (its other arguments are explained there).
 
     ```
     l [B, latent_channels, H / f, W / f]
@@ -121,6 +124,20 @@ class Decoder(_Pipeline):
       -> norm -> swish -> 3x3 -> depth-to-space (stem)
     x_hat [B, 3, H, W], nominally in [-1, 1], not clamped
     ```
+
+    A stem of 4 draws squares of 4 x 4 pixels that know nothing of each other. Fine blocks see across them, at
+    half the picture's size: with `fine_blocks` the last line is
+
+    ```
+      -> norm -> swish -> 3x3 -> depth-to-space (stem / 2) -> residual blocks -> 3x3 -> depth-to-space (2)
+    ```
+
+    Args:
+        fine_blocks: residual blocks at half the picture's size.
+        fine_channels: their width, at least 12.
+
+    Raises:
+        ValueError: for fine blocks with an odd stem or fewer channels.
     """
 
     def __init__(
@@ -136,7 +153,14 @@ class Decoder(_Pipeline):
         out_activation: bool = True,
         projection: bool = True,
         checkpointing: bool = False,
+        fine_blocks: int = 0,
+        fine_channels: int = 48,
     ) -> None:
+        if fine_blocks and (stem % 2 or fine_channels < _QUAD):
+            raise ValueError(
+                f"fine_blocks={fine_blocks} needs an even stem and fine_channels of at least {_QUAD}, "
+                f"got {stem} and {fine_channels}"
+            )
         width = channels * multipliers[-1]
         blocks: list[nn.Module] = []
         if projection:
@@ -158,15 +182,55 @@ class Decoder(_Pipeline):
         blocks.append(make_norm(norm, width))
         if out_activation:
             blocks.append(nn.SiLU())
-        blocks.append(nn.Conv2d(width, 3 * stem**2, 3, padding=1))
-        if stem > 1:
-            blocks.append(nn.PixelShuffle(stem))
+        self._ending = len(blocks)
+        shuffle = stem
+        if fine_blocks:
+            blocks.append(nn.Conv2d(width, fine_channels * (stem // 2) ** 2, 3, padding=1))
+            if stem > 2:
+                blocks.append(nn.PixelShuffle(stem // 2))
+            blocks += [ResidualBlock(fine_channels, fine_channels, norm) for _ in range(fine_blocks)]
+            width, shuffle = fine_channels, 2
+        blocks.append(nn.Conv2d(width, 3 * shuffle**2, 3, padding=1))
+        if shuffle > 1:
+            blocks.append(nn.PixelShuffle(shuffle))
         super().__init__(blocks, checkpointing)
         self.latent_channels = latent_channels
         self.downsampling = stem * 2 ** (len(multipliers) - 1)
+        self.fine_blocks = fine_blocks
+        self._stem = stem
 
         self._apply_last = _apply
-        self._last = len(blocks) - (2 if stem > 1 else 1)
+        self._last = len(blocks) - (2 if shuffle > 1 else 1)
+
+    @torch.no_grad()
+    def grown(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return this decoder's weights such that it draws what one without its fine blocks draws.
+
+        The picture becomes the first channels of the fine blocks, which begin as identities.
+
+        Args:
+            weights: `state_dict()` of the decoder without them.
+
+        Raises:
+            KeyError, RuntimeError: when they are of another decoder.
+        """
+        half, last = self._stem // 2, f"blocks.{self._last}."
+        own = {name: tensor.clone() for name, tensor in self.state_dict().items()}
+        for name, tensor in weights.items():
+            if int(name.split(".")[1]) < self._ending:
+                own[name] = tensor
+        for kind in ("weight", "bias"):
+            ending = f"blocks.{self._ending}.{kind}"
+            # From color, row and column in the stem's square to color, place in a square of 2, place of the square.
+            drawn = weights[ending].unflatten(0, (3, half, 2, half, 2))
+            own[ending][: _QUAD * half**2] = drawn.movedim((2, 4), (1, 2)).flatten(0, 4)
+        for index, block in enumerate(self.blocks):
+            if index > self._ending and isinstance(block, ResidualBlock):
+                own[f"blocks.{index}.conv2.weight"].zero_()
+                own[f"blocks.{index}.conv2.bias"].zero_()
+        own[last + "bias"].zero_()
+        nn.init.dirac_(own[last + "weight"])
+        return own
 
     @property
     def last_layer(self) -> nn.Parameter:

@@ -1,14 +1,16 @@
 """Start a stage from the weights of another (`init_from=`)."""
 
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from glc.codec.checkpoint import WeightsError, read_checkpoint
 from glc.codec.published.reading import open_source
 from glc.codec.published.recognition import foreign_networks
+from glc.models.autoencoder import Decoder
 from glc.training.stage import Stage
 
 NETWORKS = {
@@ -96,7 +98,8 @@ def _trained_model(checkpoint: dict[str, Any]) -> str:
 def transfer(stage: Stage, path: str | Path) -> list[str]:
     """Load every network that a stage shares with a file, whole or not at all.
 
-    The averaged weights are taken where the file has them.
+    The averaged weights are taken where the file has them. A decoder without fine blocks becomes one that
+    has them and draws the same.
 
     Args:
         stage: the stage to start.
@@ -119,7 +122,7 @@ def transfer(stage: Stage, path: str | Path) -> list[str]:
         here = next((n for n in names if _below(target, n)), None)
         if here is None or codec_name not in source:
             continue
-        weights = source[codec_name]
+        weights = _fitting(source[codec_name], stage.get_submodule(here))
         problem = _difference(weights, _below(target, here))
         if problem:
             raise TransferError(f"{path}: {here} does not fit: {problem}. {origin}")
@@ -177,6 +180,14 @@ def _networks(path: str | Path, pixels: bool) -> tuple[dict[str, dict[str, Tenso
 
 def _below(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {key[len(prefix) + 1 :]: value for key, value in state.items() if key.startswith(prefix + ".")}
+
+
+def _fitting(weights: dict[str, Tensor], network: nn.Module) -> dict[str, Tensor]:
+    """Return the weights, grown where they are of a decoder without the fine blocks that the network has."""
+    if isinstance(network, Decoder) and network.fine_blocks and len(weights) < len(network.state_dict()):
+        with suppress(KeyError, RuntimeError):  # of another decoder: what differs is said later
+            return network.grown(weights)
+    return weights
 
 
 def _difference(source: dict[str, Tensor], target: dict[str, Tensor], limit: int = 3) -> str:

@@ -126,21 +126,30 @@ class AttentionStep:
 
 
 class ConvolutionStep:
-    """A convolution to a new map, after a normalisation and swish where they are given."""
+    """A convolution to a new map, after a normalisation and swish where they are given.
+
+    It may double the map before (`Upsample`), or turn channels into space after (`nn.PixelShuffle`).
+    """
 
     makes_map = True
     scratch_channels = 0
 
     def __init__(
-        self, conv: nn.Conv2d, dtype: torch.dtype, before: tuple[nn.Module, ...] = (), doubles: bool = False
+        self,
+        conv: nn.Conv2d,
+        dtype: torch.dtype,
+        before: tuple[nn.Module, ...] = (),
+        doubles: bool = False,
+        shuffle: int = 1,
     ) -> None:
         self.gather = False
         self.before = before
         self.conv = UpsamplingConvolution(conv, dtype) if doubles else Convolution(conv, dtype)
-        self.channels = conv.out_channels
+        self.channels = conv.out_channels // shuffle**2
         self.dtype = dtype
-        self.doubles = doubles
-        self.scale = 2.0 if doubles else 1 / conv.stride[0]
+        self.shuffle = shuffle
+        self.multiple = 2 if doubles else shuffle
+        self.scale = (2.0 if doubles else 1 / conv.stride[0]) * shuffle
         self.reach = -1 if has_global_norm(before) else conv.kernel_size[0] // 2
 
     def __call__(self, x: Map, scratch: Scratch) -> Map:
@@ -150,11 +159,14 @@ class ConvolutionStep:
         values = empty_map(self.channels, int(height * self.scale), int(width * self.scale), self.dtype)
 
         def rows(start: int, stop: int) -> Tensor:
-            return self.conv.rows(source, start, stop)
+            if self.shuffle == 1:
+                return self.conv.rows(source, start, stop)
+            return F.pixel_shuffle(
+                self.conv.rows(source, start // self.shuffle, stop // self.shuffle), self.shuffle
+            )
 
         per_row = int(channels * width / self.scale)
-        multiple = 2 if self.doubles else 1
-        return Map(values, fill(values, rows, self.gather, multiple=multiple, width=per_row))
+        return Map(values, fill(values, rows, self.gather, multiple=self.multiple, width=per_row))
 
 
 def has_global_norm(modules: tuple[nn.Module, ...]) -> bool:
@@ -180,7 +192,8 @@ def make_steps(blocks: list[nn.Module], dtype: torch.dtype, after: tuple[nn.Modu
     """
     steps: list[Step] = []
     before: tuple[nn.Module, ...] = ()
-    for block in (*blocks, *after):
+    sequence = (*blocks, *after)
+    for block, following in zip(sequence, (*sequence[1:], None), strict=True):
         first = getattr(block, "norm1", getattr(block, "norm", block))
         if steps and not before:
             steps[-1].gather = isinstance(first, nn.GroupNorm)
@@ -191,8 +204,11 @@ def make_steps(blocks: list[nn.Module], dtype: torch.dtype, after: tuple[nn.Modu
         elif isinstance(block, Downsample | Upsample):
             steps.append(ConvolutionStep(block.conv, dtype, doubles=isinstance(block, Upsample)))
         elif isinstance(block, nn.Conv2d):
-            steps.append(ConvolutionStep(block, dtype, before))
+            shuffle = following.upscale_factor if isinstance(following, nn.PixelShuffle) else 1
+            steps.append(ConvolutionStep(block, dtype, before, shuffle=shuffle))
             before = ()
+        elif isinstance(block, nn.PixelShuffle):
+            continue  # the convolution's before it
         else:
             assert isinstance(block, _BEFORE), block
             before = (*before, block)
