@@ -38,6 +38,34 @@ def test_last_layer_is_what_the_picture_comes_from(stem: int) -> None:
         torch.testing.assert_close(decoder(latent), 2 * before)
 
 
+@pytest.mark.parametrize("stem", [2, 4, 8])
+def test_a_decoder_grows_fine_blocks_and_draws_the_same(stem: int) -> None:
+    torch.manual_seed(2)
+    shape = {"channels": 8, "multipliers": (1, 2), "num_blocks": 1, "stem": stem, "norm": "pixel"}
+    coarse = Decoder(4, **shape).eval()
+    fine = Decoder(4, **shape, fine_blocks=2, fine_channels=16).eval()
+    latent = torch.randn(2, 4, 3, 5)
+    x_hat = coarse(latent)
+    assert fine.downsampling == coarse.downsampling
+    assert not torch.allclose(fine(latent), x_hat, atol=0.1)
+    fine.load_state_dict(fine.grown(coarse.state_dict()))
+    torch.testing.assert_close(fine(latent), x_hat)
+    # Nothing that it has grown is cut off: the second step's gradient reaches every weight.
+    for _ in range(2):
+        fine.zero_grad()
+        (fine(latent) - 1).square().mean().backward()
+        with torch.no_grad():
+            for parameter in fine.parameters():
+                parameter -= 0.1 * parameter.grad
+    assert all(parameter.grad.abs().max() > 0 for parameter in fine.parameters())
+
+
+@pytest.mark.parametrize("wrong", [{"stem": 1}, {"stem": 4, "fine_channels": 11}])
+def test_fine_blocks_need_squares_of_two_pixels(wrong: dict[str, int]) -> None:
+    with pytest.raises(ValueError, match="fine_blocks=1 needs an even stem and fine_channels of at least 12"):
+        Decoder(4, 8, (1, 2), fine_blocks=1, **wrong)
+
+
 @pytest.mark.parametrize("part", [Encoder, Decoder])
 def test_attention_is_windowed_in_evaluation_and_global_in_training(part: Part) -> None:
     torch.manual_seed(1)

@@ -108,6 +108,20 @@ def test_a_network_that_does_not_fit_is_named(make: Make, stages: dict[str, Path
     assert all(torch.equal(value, before[k]) for k, value in stage.model.decoder.state_dict().items())
 
 
+def test_a_decoder_grows_fine_blocks_from_a_stage_without(make: Make, stages: dict[str, Path]) -> None:
+    plain, fine = make("joint"), make("joint", **{"+model__decoder__fine_blocks": 1})
+    transfer(plain, last(stages["joint"]))
+    assert "model.decoder" in transfer(fine, last(stages["joint"]))
+    latent = torch.randn(1, plain.model.decoder.latent_channels, 4, 3)
+    draw = [stage.model.decoder.eval() for stage in (plain, fine)]
+    torch.testing.assert_close(draw[1](latent), draw[0](latent))
+    assert len(draw[1].state_dict()) > len(draw[0].state_dict())
+
+    with pytest.raises(TransferError, match=r"model\.decoder does not fit: missing: blocks\."):
+        wide = {"+model__decoder__fine_blocks": 1, "model__decoder__num_blocks": 2}
+        transfer(make("joint", **wide), last(stages["joint"]))
+
+
 def test_another_depth_is_reported_by_keys(make: Make, stages: dict[str, Path]) -> None:
     with pytest.raises(TransferError, match=r"model\.encoder does not fit: missing: blocks\."):
         transfer(make("transform", model__encoder__num_blocks=2), last(stages["vqvae"]))

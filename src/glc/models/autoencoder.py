@@ -221,7 +221,7 @@ class Decoder(_Pipeline):
                 own[name] = tensor
         for kind in ("weight", "bias"):
             ending = f"blocks.{self._ending}.{kind}"
-            # From color, row and column in the stem's square to color, place in a square of 2, place of the square.
+            # Color, row and column in the stem -> color, place in a square of 2, place of the square.
             drawn = weights[ending].unflatten(0, (3, half, 2, half, 2))
             own[ending][: _QUAD * half**2] = drawn.movedim((2, 4), (1, 2)).flatten(0, 4)
         for index, block in enumerate(self.blocks):

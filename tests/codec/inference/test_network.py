@@ -18,13 +18,16 @@ SHAPES: dict[str, dict[str, Any]] = {
     "group": {"norm": "group", "multipliers": (1, 2, 2), "stem": 1, "level_attention": True},
     "pixel": {"norm": "pixel", "multipliers": (1, 2, 2), "stem": 2, "level_attention": False},
     "none": {"norm": "none", "multipliers": (1, 1), "stem": 1, "out_activation": False, "projection": False},
+    "fine": {"norm": "pixel", "multipliers": (1, 2), "stem": 4, "level_attention": False},
 }
+FINE = {"fine": {"fine_blocks": 2, "fine_channels": 16}}
+"""What the decoder alone is given."""
 
 
 def networks(kind: str, channels: int = 16) -> tuple[Encoder, Decoder]:
     torch.manual_seed(3)
     given = {"latent_channels": 8, "channels": channels, "num_blocks": 1, "window": 4, **SHAPES[kind]}
-    made = Encoder(**given).eval(), Decoder(**given).eval()
+    made = Encoder(**given).eval(), Decoder(**given, **FINE.get(kind, {})).eval()
     for made_network in made:
         for name, parameter in made_network.named_parameters():
             if "norm" in name:
@@ -90,7 +93,7 @@ def test_bfloat16_stays_near(kind: str) -> None:
 
 
 @torch.inference_mode()
-@pytest.mark.parametrize("kind", ["pixel", "none"])
+@pytest.mark.parametrize("kind", ["pixel", "none", "fine"])
 def test_slabs_have_no_seams(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     encoder, decoder = networks(kind)
     x = torch.rand(1, 3, 320, 16) * 2 - 1
