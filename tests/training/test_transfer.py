@@ -117,9 +117,9 @@ def test_a_decoder_grows_fine_blocks_from_a_stage_without(make: Make, stages: di
     torch.testing.assert_close(draw[1](latent), draw[0](latent))
     assert len(draw[1].state_dict()) > len(draw[0].state_dict())
 
+    deep = make("joint", **{"+model__decoder__fine_blocks": 1, "model__decoder__num_blocks": 2})
     with pytest.raises(TransferError, match=r"model\.decoder does not fit: missing: blocks\."):
-        wide = {"+model__decoder__fine_blocks": 1, "model__decoder__num_blocks": 2}
-        transfer(make("joint", **wide), last(stages["joint"]))
+        transfer(deep, last(stages["joint"]))
 
 
 def test_another_depth_is_reported_by_keys(make: Make, stages: dict[str, Path]) -> None:

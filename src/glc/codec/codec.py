@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 
 import numpy as np
 import torch
@@ -12,7 +13,7 @@ from glc.codec import bitstream
 from glc.codec.bitstream import DEFAULT_LIMIT, FINGERPRINT_BYTES, MAX_RATES, RATE_ONE, Header
 from glc.codec.errors import DamagedError, TargetError, WeightsError, WrongWeightsError
 from glc.codec.exact import InexactError, check_device
-from glc.codec.inference.memory import check_memory, parse_memory
+from glc.codec.inference.memory import parse_memory
 from glc.codec.inference.precision import choose_precision
 from glc.codec.inference.running import NotFiniteError, PictureNetworks
 from glc.codec.padding import padded_size
@@ -180,6 +181,7 @@ class Codec:
 
         Raises:
             BitstreamError: when the file cannot be decoded.
+            MemoryLimitError: when the picture needs more memory than may be used.
         """
         headers, payloads = self._open([data], max_pixels)
         with torch.inference_mode():
@@ -191,11 +193,14 @@ class Codec:
         Raises:
             BitstreamError: when the file cannot be decoded.
             ValueError: when the model has no hyper code.
+            MemoryLimitError: when the picture needs more memory than may be used.
         """
         headers, payloads = self._open([data], max_pixels)
         with torch.inference_mode():
             size, rate = self._latent_size(headers[0]), self._rates(headers)
-            return self._draw(self._payload.decode_z(payloads, size, rate), headers)[0]
+            with self._coding(1, size):
+                latent_hat = self._payload.decode_z(payloads, size, rate)
+            return self._draw(latent_hat, headers)[0]
 
     def from_symbols(self, symbols: Symbols, size: tuple[int, int], rate: int) -> bytes:
         """Return the file that holds given integers; `symbols` undoes it.
@@ -209,14 +214,15 @@ class Codec:
 
         Raises:
             ValueError: when they are none of a picture of that size at that rate.
+            MemoryLimitError: when the picture needs more memory than may be used.
         """
         if not 0 <= rate <= (self.model.num_rates - 1) * RATE_ONE or rate % self._unit:
             raise ValueError(f"the model has no rate point {rate / RATE_ONE}")
         header = Header(fingerprint=self.fingerprint, width=size[1], height=size[0], rate=rate)
-        with torch.inference_mode():
-            self._payload.check(symbols, self._latent_size(header))
+        latent_size = self._latent_size(header)
+        self._payload.check(symbols, latent_size)
+        with torch.inference_mode(), self._coding(1, latent_size):
             (payload,) = self._payload.write(symbols, self._rates([header]))
-        self.networks.release()
         return bitstream.pack(header, payload)
 
     def rate_of(self, quality: float) -> int:
@@ -259,12 +265,13 @@ class Codec:
             raise ValueError("the pictures of a batch must have one size once padded to the model's stride")
         return self.networks.encode(inputs)
 
+    def _coding(self, count: int, size: tuple[int, int]) -> AbstractContextManager[None]:
+        return self.networks.coding(self._payload.memory(count, size))
+
     def _encode(self, latent: Tensor, sizes: Sequence[tuple[int, int]], rate: int) -> list[bytes]:
-        need = self._payload.memory(len(latent), (latent.shape[-2], latent.shape[-1]))
-        check_memory(need, self.networks.limit(self.model.coder), "the entropy model")
         rates = latent.new_full((len(latent),), rate / RATE_ONE)
-        payloads, _ = self._payload.encode(latent, rates)
-        self.networks.release()
+        with self._coding(len(latent), (latent.shape[-2], latent.shape[-1])):
+            payloads, _ = self._payload.encode(latent, rates)
         headers = (Header(fingerprint=self.fingerprint, width=w, height=h, rate=rate) for h, w in sizes)
         return [bitstream.pack(*each) for each in zip(headers, payloads, strict=True)]
 
@@ -320,11 +327,8 @@ class Codec:
 
     def _decode(self, headers: Sequence[Header], payloads: Sequence[bytes]) -> Decoded:
         size = self._latent_size(headers[0])
-        need = self._payload.memory(len(headers), size)
-        check_memory(need, self.networks.limit(self.model.coder), "the entropy model")
-        decoded = self._payload.decode(payloads, size, self._rates(headers))
-        self.networks.release()
-        return decoded
+        with self._coding(len(headers), size):
+            return self._payload.decode(payloads, size, self._rates(headers))
 
     def _draw(self, latent_hat: Tensor, headers: Sequence[Header]) -> list[Image.Image]:
         try:

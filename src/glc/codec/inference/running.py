@@ -13,6 +13,7 @@ from glc.codec.inference.bands import Source
 from glc.codec.inference.memory import (
     MemoryLimitError,
     available_memory,
+    check_memory,
     give_back_freed,
     resident_memory,
 )
@@ -97,6 +98,22 @@ class PictureNetworks:
             available = available_memory()
             free = None if available is None else int(_RESERVE * available)
         return None if free is None else max(0, free - bytes_to_read(network, self.files))
+
+    @contextmanager
+    def coding(self, need: int) -> Iterator[None]:
+        """Surround what the entropy model computes: checked beforehand, its weights given back after it.
+
+        Args:
+            need: bytes that it takes.
+
+        Raises:
+            MemoryLimitError: when it needs more memory than may be used.
+        """
+        check_memory(need, self.limit(self.model.coder), "the entropy model")
+        try:
+            yield
+        finally:
+            self.release()
 
     def release(self) -> None:
         """Give back the memory of weights that lie in files, and what was freed."""
