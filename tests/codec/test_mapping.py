@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 import glc
-from glc.codec import mapping
+from glc.codec import bitstream, mapping
 from glc.codec.errors import WeightsError
 from glc.codec.inference import running
 from glc.codec.inference.precision import choose_precision
@@ -165,6 +165,12 @@ def test_nothing_of_the_file_is_held_between_calls(file: Path, tmp_path: Path) -
     symbols = codec.symbols(data)
     assert held() == [0, 0]
     assert codec.from_symbols(symbols, (70, 50), codec.rate_of(50)) == data
+    assert held() == [0, 0]
+    header, payload = bitstream.unpack(data)
+    with pytest.raises(glc.DamagedError):
+        codec.decompress(bitstream.pack(header, payload + bytes(range(16))))
+    assert held() == [0, 0]
+    codec.decode_z(data)
     assert held() == [0, 0]
     for parameter in codec.model.parameters():
         parameter.sum()
