@@ -26,7 +26,7 @@ from glc.evaluation.run import Evaluation
 from glc.evaluation.shards import ShardEvaluation, are_shards
 from glc.losses.perceptual import WeightsUnavailable
 from glc.metrics.quality import QualityMetrics
-from src.overrides import explain_unknown_keys
+from src.overrides import explain_overrides
 
 log = logging.getLogger(__name__)
 
@@ -125,7 +125,7 @@ def prepare(cfg: DictConfig) -> dict[str, Evaluation | ShardEvaluation]:
             pictures=pictures,
             make_codec=partial(make_codec, config),
             make_metrics=partial(make_metrics, metrics),
-            metrics=list(metrics["metrics"]),
+            metrics=[name for name, entry in metrics["metrics"].items() if entry is not None],
             protocol=_recorded(metrics),
             device=device,  # type: ignore[arg-type]
             processes=cfg.processes,
@@ -256,7 +256,7 @@ def run(cfg: DictConfig) -> None:
 
 def main() -> None:
     """Command line entry; a mistyped key is answered with the keys that it may have meant."""
-    problem = explain_unknown_keys(sys.argv[1:], "evaluate")
+    problem = explain_overrides(sys.argv[1:], "evaluate")
     if problem:
         print(f"error: {problem}", file=sys.stderr)
         raise SystemExit(2)

@@ -1,6 +1,7 @@
 """What did the user mean? Suggestions for command-line overrides that the configuration does not have."""
 
 import difflib
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,9 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
+
+SWEPT_KEYS = "GLC_SWEPT_KEYS"
+"""Environment variable that tells the jobs of a sweep, in whatever process, what is swept over."""
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
 
@@ -35,8 +39,49 @@ def _named(override: Override, known: list[str]) -> Iterator[str]:
     yield from below(override.key_or_group, override.value())
 
 
-def explain_unknown_keys(arguments: list[str], config_name: str = "train") -> str | None:
-    """Return a message for the first override of a key that does not exist, or None when all do.
+def _parse(arguments: list[str]) -> list[Override]:
+    """Return the overrides on a command line; those that Hydra will complain about are left out with all."""
+    words = [a for a in arguments if "=" in a and not a.startswith("-")]
+    try:
+        return OverridesParser.create().parse_overrides(words)
+    except HydraException:
+        return []
+
+
+def remember_swept_keys(arguments: list[str]) -> None:
+    """Tell `swept_name`, here and in processes started from here, which keys take several values."""
+    swept = [override.key_or_group for override in _parse(arguments) if override.is_sweep_override()]
+    os.environ[SWEPT_KEYS] = ",".join(swept)
+
+
+def swept_name(overrides: list[str], otherwise: str) -> str:
+    """Return the folder of a sweep's job: what it was given of what is swept over, `stage.lmbda-2_seed-1`.
+
+    Args:
+        overrides: the job's, as `KEY=VALUE`.
+        otherwise: the name where nothing is known to be swept over.
+    """
+    swept = os.environ.get(SWEPT_KEYS, "").split(",")
+    given = (override.lstrip("+").partition("=")[::2] for override in overrides)
+    parts = [f"{key}-{value}" for key, value in given if key in swept]
+    # One folder's name, and one that may be given in an override.
+    return "_".join(parts).replace("/", "-").replace("=", "-") or otherwise
+
+
+def _impossible_choice(chosen: list[Override]) -> str | None:
+    """Return a message for the first group that is given no name to choose."""
+    for override in chosen:
+        group, value = override.key_or_group, override.value()
+        if not (override.is_delete() or override.is_sweep_override() or isinstance(value, str | list)):
+            names = sorted(path.stem for path in (CONF / group).glob("*.yaml"))
+            return f"{override.input_line}: choose one of {', '.join(names)}, or leave {group} out"
+    return None
+
+
+def explain_overrides(arguments: list[str], config_name: str = "train") -> str | None:
+    """Return a message for the first override that cannot be, or None when all can.
+
+    It names a key that does not exist, gives a group nothing to choose, or sweeps over stages.
 
     What Hydra itself reports well, such as a missing choice, is left to it.
 
@@ -44,18 +89,16 @@ def explain_unknown_keys(arguments: list[str], config_name: str = "train") -> st
         arguments: the command line.
         config_name: the primary configuration.
     """
-    parser = OverridesParser.create()
-    words = [a for a in arguments if "=" in a and not a.startswith("-")]
-    try:
-        overrides = parser.parse_overrides(words)
-    except HydraException:
-        return None
+    overrides = _parse(arguments)
     groups = {p.relative_to(CONF).as_posix() for p in CONF.rglob("*") if p.is_dir()} | {
         "hydra/launcher",
         "hydra/sweeper",
     }
     # `stage={name: x}` changes the section of the group's name; `stage=x` chooses from the group.
     chosen = [o for o in overrides if o.key_or_group in groups and not isinstance(o.value(), dict)]
+    impossible = _impossible_choice([o for o in chosen if not o.key_or_group.startswith("hydra")])
+    if impossible:
+        return impossible
     changed = [
         o
         for o in overrides
@@ -80,4 +123,6 @@ def explain_unknown_keys(arguments: list[str], config_name: str = "train") -> st
         meant = list(dict.fromkeys([*near, *siblings]))[:3]
         hint = f"did you mean {' or '.join(meant)}?" if meant else "see --cfg job for all keys"
         return f"there is no key {key!r}: {hint}"
+    if config_name == "train" and any(o.key_or_group == "stage" and o.is_sweep_override() for o in chosen):
+        return "a sweep is of one stage, since each starts from the one before: give a command for each"
     return None

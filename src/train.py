@@ -28,7 +28,7 @@ from glc.training.processes import is_first_process
 from glc.training.saving import LAST, SavingError, find_whole
 from glc.training.stage import Stage
 from glc.training.transfer import check_resumable, transfer, transfer_discriminator
-from src.overrides import explain_unknown_keys
+from src.overrides import explain_overrides, remember_swept_keys, swept_name
 
 log = logging.getLogger(__name__)
 
@@ -47,7 +47,7 @@ def per_device(batch: int, devices: int | str, num_nodes: int, accumulate: int) 
             "(or set data.batch_size)"
         )
     parts = devices * num_nodes * accumulate
-    if batch % parts:
+    if parts < 1 or batch % parts:
         raise ValueError(
             f"batch={batch} does not divide among trainer.devices={devices} x trainer.num_nodes={num_nodes} "
             f"x stage.accumulate={accumulate}: change one of them (or set data.batch_size)"
@@ -56,8 +56,9 @@ def per_device(batch: int, devices: int | str, num_nodes: int, accumulate: int) 
 
 
 def register_resolvers() -> None:
-    """Make `${per_device:...}` known to configurations, also in a process that got them pickled."""
+    """Make what `${...:}` calls known to configurations, also in a process that got them pickled."""
     OmegaConf.register_new_resolver("per_device", per_device, replace=True)
+    OmegaConf.register_new_resolver("swept_name", swept_name, replace=True)
 
 
 register_resolvers()
@@ -72,6 +73,23 @@ def checkpoint_folder(folder: str | Path) -> Path:
     return Path(folder) / "checkpoints"
 
 
+def checkpoint_of(run: Path, given: str) -> Path:
+    """Return the last whole checkpoint of a run's folder.
+
+    Args:
+        run: the folder.
+        given: how the user named it, for the message.
+
+    Raises:
+        UsageError: when it has none.
+        WeightsError: when none of them can be read.
+    """
+    path = find_whole(checkpoint_folder(run)) or find_whole(run)
+    if path is None:
+        raise UsageError(f"{given}: has no checkpoints/{LAST}; give a checkpoint or a run's folder")
+    return path
+
+
 def find_initial_weights(cfg: DictConfig) -> Path | None:
     """Return the checkpoint to start from: the one given, or the stage before's under the same run name.
 
@@ -81,7 +99,11 @@ def find_initial_weights(cfg: DictConfig) -> Path | None:
     if cfg.init_from == "none" or (cfg.init_from is None and cfg.stage.previous is None):
         return None
     if cfg.init_from is not None:
-        return Path(cfg.init_from)
+        path = Path(cfg.init_from)
+        # Stages of an application take a run's folder as it is.
+        return (
+            checkpoint_of(path, f"init_from={path}") if path.is_dir() and "codec" not in cfg.stage else path
+        )
     folder = checkpoint_folder(Path(cfg.runs_dir) / cfg.name / cfg.stage.previous)
     path = find_whole(folder)
     if path is None:
@@ -122,6 +144,8 @@ def find_checkpoint_to_resume(cfg: DictConfig) -> Path | None:
         if cfg.resume == "auto" and found is None:
             return None
         path = found or folder / LAST
+        if path.is_dir():
+            path = checkpoint_of(path, f"resume={cfg.resume}")
         if not path.is_file():
             raise UsageError(f"resume={cfg.resume}: {path} does not exist")
         trained = read_checkpoint(path)["glc"]["recipe"].get("stage", {}).get("name")
@@ -172,6 +196,8 @@ def prepare(cfg: DictConfig) -> Run:
     missing = sorted(OmegaConf.missing_keys(cfg))
     if missing:
         raise UsageError(f"give a value to {', '.join(missing)}: {missing[0]}=...")
+    if not isinstance(cfg.seed, int):
+        raise UsageError(f"seed={cfg.seed}: give a whole number; random numbers are functions of it")
     if str(cfg.trainer.precision) not in PRECISIONS:
         raise UsageError(
             f"trainer.precision={cfg.trainer.precision}: the stages train in {' or '.join(PRECISIONS)} "
@@ -295,10 +321,11 @@ def run(cfg: DictConfig) -> Any:
 
 def main() -> None:
     """Command line entry; a mistyped key is answered with the keys that it may have meant."""
-    problem = explain_unknown_keys(sys.argv[1:])
+    problem = explain_overrides(sys.argv[1:])
     if problem:
         print(f"error: {problem}", file=sys.stderr)
         raise SystemExit(2)
+    remember_swept_keys(sys.argv[1:])
     run()
 
 

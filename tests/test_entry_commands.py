@@ -63,10 +63,6 @@ def test_what_the_user_can_mend_is_one_line(pictures: Path, tmp_path: Path) -> N
 
 def swept(pictures: Path, runs: Path, stage: str = "transform") -> dict[str, Any]:
     values = settings(pictures, runs, "sweep", stage, 1)
-    # What any user may leave to the defaults, so that the names stay short.
-    for key in ("data.val_limit", "metrics", "stage.schedule.warmup", "perceptual.required"):
-        del values[key]
-    del values["trainer.log_every_n_steps"]
     return {**values, "init_from": "none", "logger": "default"}
 
 
@@ -82,9 +78,7 @@ def test_a_sweep_makes_one_well_named_run_each_and_outlives_one_that_fails(
     runs = sorted(path.parent for path in root.glob("*/wandb-id.txt"))
     assert len(runs) == 3
     for run, lmbda in zip(runs, ("0.5", "1e+300", "4"), strict=True):
-        assert run.name.endswith(f"_model-tiny_stage.lmbda-{lmbda}_trainer.max_steps-1")
-        assert run.parent == root  # no path of the pictures in the name
-        assert "=" not in str(run)
+        assert run == root / f"stage.lmbda-{lmbda}"
         (logged,) = run.glob("wandb/offline-run-*/run-*.wandb")
         ended = read_finished_run(logged)
         assert ended.identity == (run / "wandb-id.txt").read_text()

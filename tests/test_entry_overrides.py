@@ -1,8 +1,8 @@
-"""What the command line says about keys that do not exist."""
+"""What the command line says about overrides that cannot be, and how it names the jobs of a sweep."""
 
 import pytest
 
-from src.overrides import explain_unknown_keys
+from src.overrides import SWEPT_KEYS, explain_overrides, remember_swept_keys, swept_name
 
 STAGE = "stage=vqvae"
 
@@ -29,7 +29,7 @@ STAGE = "stage=vqvae"
 def test_a_mistyped_key_is_answered_with_what_was_meant(
     words: list[str], key: str, meant: str | None
 ) -> None:
-    message = explain_unknown_keys(words)
+    message = explain_overrides(words)
     assert message is not None
     assert f"there is no key {key!r}" in message
     if meant:
@@ -64,19 +64,44 @@ def test_a_mistyped_key_is_answered_with_what_was_meant(
     ],
 )
 def test_what_exists_passes(words: list[str]) -> None:
-    assert explain_unknown_keys(words) is None
+    assert explain_overrides(words) is None
 
 
 def test_keys_of_the_chosen_groups_count() -> None:
     # `refiner.predictor` exists with one choice of code_prediction only.
     key = "model.refiner.predictor.width=32"
-    assert explain_unknown_keys([STAGE, "code_prediction=network", key]) is None
-    assert "model.predictor.width" in (explain_unknown_keys([STAGE, key]) or "")
+    assert explain_overrides([STAGE, "code_prediction=network", key]) is None
+    assert "model.predictor.width" in (explain_overrides([STAGE, key]) or "")
     # Without a stage there is nothing to compare with; Hydra lists the stages.
-    assert explain_unknown_keys(["trainer.devcies=8"]) is None
+    assert explain_overrides(["trainer.devcies=8"]) is None
 
 
 def test_a_key_below_a_null_is_no_mistake_of_spelling() -> None:
-    message = explain_unknown_keys([STAGE, "code_prediction=none", "model.predictor.width=3"])
+    message = explain_overrides([STAGE, "code_prediction=none", "model.predictor.width=3"])
     assert message is not None
     assert "model.predictor_width" in message
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([STAGE, "logger=null"], "logger=null: choose one of csv, default"),
+        (["stage=1"], "stage=1: choose one of "),
+        ([STAGE, "experiment=null"], ", or leave experiment out"),
+        (["-m", "stage=vqvae,transform"], "a sweep is of one stage"),
+    ],
+)
+def test_a_group_is_given_a_choice(words: list[str], message: str) -> None:
+    assert message in (explain_overrides(words) or "")
+
+
+def test_a_job_of_a_sweep_is_named_by_what_is_swept_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(SWEPT_KEYS, raising=False)
+    job = ["stage=transform", "data.train=/a/b.tar", "+stage.lmbda=2", "seed=1", "init_from=/c/d.ckpt"]
+    assert swept_name(job, "otherwise") == "otherwise"
+    remember_swept_keys(["-m", "stage=transform", "+stage.lmbda=1,2", "seed=range(0,3)"])
+    assert swept_name(job, "otherwise") == "stage.lmbda-2_seed-1"
+    remember_swept_keys(["-m", "init_from=/c/d.ckpt,/c/e.ckpt"])
+    assert swept_name(job, "otherwise") == "init_from--c-d.ckpt"
+    remember_swept_keys(["stage=transform"])
+    assert swept_name(job, "otherwise") == "otherwise"

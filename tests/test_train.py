@@ -82,8 +82,12 @@ def test_where_initial_weights_are_found(trained: Path, pictures: Path) -> None:
     assert find_initial_weights(compose(options(trained, pictures))) is None
     assert find_initial_weights(compose(options(trained, pictures, "transform"))) == last
     assert find_initial_weights(compose(options(trained, pictures, "transform", init_from="none"))) is None
-    elsewhere = compose(options(trained, pictures, "transform", init_from=str(last), name="other"))
-    assert find_initial_weights(elsewhere) == last
+    for given in (last, trained, trained / "checkpoints"):
+        elsewhere = compose(options(trained, pictures, "transform", init_from=str(given), name="other"))
+        assert find_initial_weights(elsewhere) == last
+    nothing = compose(options(trained, pictures, "transform", init_from=str(trained.parent)))
+    with pytest.raises(UsageError, match=r"init_from=.*: has no checkpoints/last\.ckpt"):
+        find_initial_weights(nothing)
     assert find_discriminator(compose(options(trained, pictures, "transform"))) is None
     joint = {"init_from": "none", "stage.discriminator_from": "auto"}
     assert find_discriminator(compose(options(trained, pictures, "joint", **joint))) == last
@@ -130,7 +134,8 @@ def test_what_cannot_be_resumed(trained: Path, pictures: Path, tmp_path: Path) -
     damaged.write_bytes((trained / "checkpoints" / "last.ckpt").read_bytes()[:5000])
     assert "damaged.ckpt" in refused(options(trained, pictures, resume=str(damaged)))
     last = str(trained / "checkpoints" / "last.ckpt")
-    message = refused(options(trained, pictures, "transform", resume=last))
+    assert "has no checkpoints/last.ckpt" in refused(options(trained, pictures, resume=str(trained.parent)))
+    message = refused(options(trained, pictures, "transform", resume=str(trained)))
     assert "stage=vqvae" in message
     assert "stage=transform" in message
     assert "init_from=" in message
@@ -164,7 +169,10 @@ def test_values_out_of_range_name_their_key(pictures: Path, tmp_path: Path) -> N
     assert "stage.lmbda has 2 values" in refused({**values, "stage.lmbda": "[1,2]"})
     assert "callbacks.ema.decay" in refused({**values, "callbacks.ema.decay": 1})
     assert "floor and hold" in refused({**values, "stage.schedule.hold": 3})
+    assert "seed=None: give a whole number" in refused({**values, "seed": "null"})
+    assert "data.val: is empty" in refused({**values, "data.val": "null"})
     del values["data.batch_size"]
+    assert "stage.accumulate=0" in refused({**values, "batch": 8, "stage.accumulate": 0})
     message = refused({**values, "batch": 7, "trainer.devices": 2})
     assert "batch=7 does not divide among trainer.devices=2" in message
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from glc.codec.inference.memory import MemoryLimitError
 from glc.corpus import work as corpus_work
 from glc.corpus.claims import claim
 from glc.corpus.journal import Journal
@@ -241,6 +242,27 @@ def test_a_full_disk_stops_and_loses_nothing(
         with pytest.raises(UnfinishedError, match=r"2 of 3 shards.*No space left.*same command"):
             code(shards, tmp_path / "out")
     assert set(contents(tmp_path / "out")) == {"in-0.tar"}
+    code(shards, tmp_path / "out")
+    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("shortage", [MemoryLimitError("9 GB: allow more with --memory"), MemoryError()])
+def test_what_lacks_memory_waits_for_more_and_holds_up_no_other_shard(
+    shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shortage: Exception
+) -> None:
+    code(shards, tmp_path / "whole")
+    reverse = Reverser.code
+
+    def short(self: Reverser, data: bytes, name: str) -> Any:
+        if data == b"text 0 3":
+            raise shortage
+        return reverse(self, data, name)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Reverser, "code", short)
+        with pytest.raises(UnfinishedError, match=r"1 of 3 shards.*0-3: .*[mM]emory"):
+            code(shards, tmp_path / "out")
+    assert set(contents(tmp_path / "out")) == {"in-1.tar", "in-2.tar"}
     code(shards, tmp_path / "out")
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")
 

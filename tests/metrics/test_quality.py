@@ -133,7 +133,9 @@ def test_missing_weights_leave_a_metric_out_and_other_errors_do_not() -> None:
     def unavailable() -> nn.Module:
         raise WeightsUnavailable("no weights for vgg; fix: ...")
 
-    metrics = QualityMetrics({"psnr": partial(PSNR), "lpips": unavailable})
+    # One that is set to null was not asked for.
+    metrics = QualityMetrics({"psnr": partial(PSNR), "lpips": unavailable, "ms_ssim": None})
+    assert metrics.names == ["psnr"]
     metrics.update(*pictures())
     assert set(metrics.compute()) == {"psnr"}
     metrics.reset()

@@ -68,6 +68,9 @@ def differences(a: Any, b: Any, place: str = "") -> list[str]:
     return [] if a == b else [place]
 
 
+SPEED = "train/images_per_second"
+
+
 @pytest.mark.parametrize("stage", STAGES)
 def test_continues_as_if_never_cut_off(
     whole: dict[str, Path], pictures: Path, monkeypatch: pytest.MonkeyPatch, stage: str
@@ -116,6 +119,9 @@ def test_continues_as_if_never_cut_off(
     first, second = figures(folder, 0), figures(folder, 1)
     assert [row["step"] for row in first if "train/loss" in row] == [0, 1, 2, 3, 4]
     assert [row["step"] for row in second if "train/loss" in row] == [5, 6]
+    # The clock of the piece starts with it, also within an epoch.
+    speeds = [float(row[SPEED]) for row in first + second if row.get(SPEED)]
+    assert min(speeds) > max(speeds) / 100
 
 
 @pytest.mark.parametrize("stage", ["vqvae"])

@@ -104,6 +104,7 @@ def code_shards(
         if not any(shard.path.exists() for shard in found):
             raise ValueError(f"{found[0].path}: no such file; none of {len(found)} shards is there")
         weights = {"model": model or (DEFAULT_MODEL if command == "compress" else None), **parts}
+        weights.pop("memory", None)  # decides no byte: what lacks some goes on with more
         settings = {
             "command": command,
             "glc": __version__,

@@ -8,10 +8,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from glc.codec.inference.memory import MemoryLimitError
 from glc.corpus.claims import claim
 from glc.corpus.journal import Journal
 from glc.corpus.records import Folder, Record
 from glc.corpus.shards import Sample, Shard, ShardError, read_samples
+
+
+class ShortOfMemoryError(RuntimeError):
+    """A sample needs more memory than there is now: no fault of the sample's, so nothing is recorded."""
 
 
 @dataclass(frozen=True)
@@ -60,17 +65,24 @@ def work(task: Task, coder: Coder, place: int, places: int) -> None:
 
     Raises:
         OSError: the output cannot be written.
+        ShortOfMemoryError: all is done but shards with samples that need more memory.
     """
+    short: dict[str, str] = {}
     folder = Folder(task.folder)
     start = len(task.shards) * place // max(1, places)
     order = [*task.shards[start:], *task.shards[:start]]
     for wait in (False, True):
         for shard in order:
-            if folder.record(shard) is not None:
+            if shard.name in short or folder.record(shard) is not None:
                 continue
             with claim(folder.note(shard, "lock"), wait) as claimed:
                 if claimed and folder.record(shard) is None:
-                    _do(shard, folder, task.keep, coder)
+                    try:
+                        _do(shard, folder, task.keep, coder)
+                    except ShortOfMemoryError as error:
+                        short[shard.name] = str(error)
+    if short:
+        raise ShortOfMemoryError("; ".join(short.values()))
 
 
 def _do(shard: Shard, folder: Folder, keep: bool, coder: Coder) -> None:
@@ -128,7 +140,9 @@ def _tell_apart(shard: Shard, skip: int) -> Iterator[Sample]:
 def _code(sample: Sample, journal: Journal, keep: bool, coder: Coder) -> None:
     try:
         files, coded = _coded_files(sample, keep, coder)
-    except (ValueError, OSError, RuntimeError, MemoryError) as error:
+    except (MemoryLimitError, MemoryError) as error:
+        raise ShortOfMemoryError(f"{sample.key}: {str(error) or type(error).__name__}") from error
+    except (ValueError, OSError, RuntimeError) as error:
         if "CUDA error" in str(error):
             raise  # after one of these the device answers nothing else
         journal.add(sample.key, sample.end, [], error=" ".join(str(error).split()) or type(error).__name__)

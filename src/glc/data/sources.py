@@ -46,18 +46,18 @@ def is_url(name: str) -> bool:
     return _URL.match(name) is not None
 
 
-def resolve(given: str | os.PathLike[str] | Iterable[str | os.PathLike[str]], key: str) -> Sources:
+def resolve(given: str | os.PathLike[str] | Iterable[str | os.PathLike[str]] | None, key: str) -> Sources:
     """Find the shards or pictures that a config value names.
 
     Args:
-        given: one name or several; see the module's table.
+        given: one name or several, or nothing, which is an error; see the module's table.
         key: the config key, for messages, such as "data.train".
 
     Raises:
         ValueError: nothing given, nothing found, a local shard is missing, or shards are mixed with pictures.
             The message starts with the key and says what to do.
     """
-    items = [given] if isinstance(given, (str, os.PathLike)) else list(given)
+    items = [given] if isinstance(given, (str, os.PathLike)) else list(given or [])
     if not items or not all(str(item) for item in items):
         raise ValueError(f"{key}: is empty; give shards, a folder of pictures or a list")
     found = Sources()

@@ -82,8 +82,8 @@ class QualityMetrics(nn.Module):
 
     Args:
         metrics: name to metric: a score, a metric of a whole set, or a callable without arguments that makes
-            one (`_partial_: true` in Hydra). One that raises `WeightsUnavailable` when made is left out, with
-            its reason kept in `unavailable`, so that evaluation goes on without it.
+            one (`_partial_: true` in Hydra); None is left out. One that raises `WeightsUnavailable` when made
+            is left out too, with its reason kept in `unavailable`, so that evaluation goes on without it.
         eight_bit: measure x_hat as it would be saved, rounded to 256 levels per channel. Values outside
             [-1, 1] are clamped in either case.
         weights_dir: the folder that the metrics are told to look in for weights, when they share one: a wrong
@@ -102,7 +102,7 @@ class QualityMetrics(nn.Module):
 
     def __init__(
         self,
-        metrics: Mapping[str, nn.Module | Callable[[], nn.Module]],
+        metrics: Mapping[str, nn.Module | Callable[[], nn.Module] | None],
         eight_bit: bool = True,
         weights_dir: str | Path | None = None,
     ) -> None:
@@ -121,6 +121,8 @@ class QualityMetrics(nn.Module):
         self._scores = nn.ModuleDict()
         self._set_metrics = nn.ModuleDict()
         for name, entry in metrics.items():
+            if entry is None:
+                continue
             try:
                 metric = entry if isinstance(entry, nn.Module) else entry()
             except WeightsUnavailable as error:

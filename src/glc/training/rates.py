@@ -17,7 +17,7 @@ def lambdas(values: float | Sequence[float], num_rates: int) -> Tensor:
     if len(listed) != num_rates:
         raise ValueError(
             f"stage.lmbda has {len(listed)} values for the model's {num_rates} rate points: "
-            f"give one value, or {num_rates} (coder.num_rates)"
+            f"give one value, or {num_rates} (model.num_rates)"
         )
     if not all(0 < value < math.inf for value in listed):
         raise ValueError(f"stage.lmbda must be positive and finite, got {listed}")

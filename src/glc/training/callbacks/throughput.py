@@ -13,6 +13,10 @@ class Throughput(L.Callback):
         self._images = 0
         self._since = 0.0
 
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Start the clock also where a run goes on within an epoch, which does not start then."""
+        self._images, self._since = 0, time.perf_counter()
+
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Start the clock; validation between epochs is not counted."""
         self._images, self._since = 0, time.perf_counter()
