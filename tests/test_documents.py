@@ -13,7 +13,7 @@ from PIL import Image
 from glc.cli import main
 from glc.codec.parts import save_part
 from glc.codec.weights import read_weights
-from src.overrides import explain_unknown_keys
+from src.overrides import explain_overrides
 from src.train import register_resolvers
 from tests.codec.fixed_model import fixed_codec_weights, fixed_picture
 
@@ -41,7 +41,7 @@ def commands() -> list[str]:
 def test_commands_compose(command: str) -> None:
     register_resolvers()
     words = [w for w in shlex.split(command) if "=" in w]
-    assert explain_unknown_keys(words) is None
+    assert explain_overrides(words) is None
     first = [re.sub(r"=([^\[,]*),.*", r"=\1", w) for w in words] if " -m " in f" {command} " else words
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         cfg = compose("train", first)

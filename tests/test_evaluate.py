@@ -19,7 +19,7 @@ from torchvision.models import AlexNet
 from glc.cli import evaluating
 from glc.cli import main as glc
 from src import evaluate
-from src.overrides import explain_unknown_keys
+from src.overrides import explain_overrides
 from tests.codec.fixed_model import fixed_codec_weights
 from tests.corpus.stand_ins import write_tar
 from tests.evaluation.stand_ins import write_pictures
@@ -65,7 +65,7 @@ def test_every_set_says_what_it_is(name: str, monkeypatch: pytest.MonkeyPatch) -
         text = (ROOT / "conf" / "data" / f"{name}.yaml").read_text()
         assert "# Get " in text
         assert "to evaluate on" in text.lower()
-        assert explain_unknown_keys(["codec=x", f"data={name}", "data.pth=x"], "evaluate") is not None
+        assert explain_overrides(["codec=x", f"data={name}", "data.pth=x"], "evaluate") is not None
 
 
 def test_a_model_and_other_codecs_in_one_command(pictures: Path, tmp_path: Path) -> None:
@@ -155,7 +155,7 @@ def test_every_group_of_metrics_takes_a_folder_of_weights(
     features = {name: torch.zeros(w.shape) for name, w in shapes.items() if name.startswith("features")}
     torch.save(features, tmp_path / "alexnet.pth")  # LPIPS takes one of any name of that kind
     words = ["codec=jpeg", f"metrics={group}", f"metrics.weights_dir={tmp_path}", f"data.path={pictures}"]
-    assert explain_unknown_keys(words, "evaluate") is None
+    assert explain_overrides(words, "evaluate") is None
     (made,) = evaluate.prepare(composed(*words, f"out={tmp_path / 'out'}")).values()
     only_lpips = [name for name in made.metrics if not name.startswith("lpips")]
     assert made.make_metrics(only_lpips).names == [name for name in made.metrics if name.startswith("lpips")]
@@ -166,7 +166,7 @@ def test_every_group_of_metrics_takes_a_folder_of_weights(
         evaluate.evaluate(wrong)
     assert not (tmp_path / "out").exists()
     train = ["stage=vqvae", f"metrics={group}", f"metrics.weights_dir={tmp_path}"]
-    assert explain_unknown_keys(train, "train") is None
+    assert explain_overrides(train, "train") is None
 
 
 def test_the_printed_table_names_what_went_wrong(pictures: Path, tmp_path: Path) -> None:
@@ -286,7 +286,7 @@ def test_commands_in_the_documents_compose() -> None:
     assert len(commands()) >= 6
     for command in commands():
         words = shlex.split(command)
-        assert explain_unknown_keys(words, "evaluate") is None
+        assert explain_overrides(words, "evaluate") is None
         assert composed(*words).codec
 
 

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 import glc
+from glc.codec.pictures import to_input
 from glc.models.context import STEPS
 from tests.codec.fixed_model import fixed_codec_weights, fixed_picture
 
@@ -37,7 +38,7 @@ def test_a_device_is_waited_for_once_to_encode_and_once_a_step_to_decode(
     images = [fixed_picture(64, 96, seed) for seed in range(pictures)]
     rates = torch.ones(pictures)
     with torch.inference_mode():
-        latent = codec.networks.encode([codec._to_input(image) for image in images])
+        latent = codec.networks.encode([to_input(image) for image in images])
         # Of the rate points' check, which a GPU is spared, nothing is counted.
         analysis, synthesis = codec._payload.coder.analysis, codec._payload.coder.synthesis
         with Waits() as check:

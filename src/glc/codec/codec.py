@@ -4,7 +4,6 @@ import warnings
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 
-import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
@@ -18,13 +17,10 @@ from glc.codec.inference.precision import choose_precision
 from glc.codec.inference.running import NotFiniteError, PictureNetworks
 from glc.codec.padding import padded_size
 from glc.codec.payload import Decoded, IndicesMapPayload, Symbols, TransformPayload
+from glc.codec.pictures import Picture, to_input
 from glc.codec.target import TOLERANCE, search
 from glc.codec.weights import Weights
-from glc.data.images import ImageSource, read_rgb
 from glc.models.coder import IndicesMapCoder
-
-Picture = ImageSource | np.ndarray | Tensor
-"""A path, a PIL image, an array `[H, W, 3]` of uint8, or a float tensor `[3, H, W]` in [0, 1]."""
 
 
 class TargetWarning(UserWarning):
@@ -132,7 +128,7 @@ class Codec:
         """
         if target_bpp is not None and target_size is not None:
             raise ValueError("give target_bpp or target_size, not both")
-        x = self._to_input(image)
+        x = to_input(image)
         height, width = x.shape[-2:]
         if target_bpp is not None and not 0 < target_bpp <= 10_000:
             raise ValueError(f"target_bpp must be positive and at most 10,000, got {target_bpp}")
@@ -147,7 +143,7 @@ class Codec:
 
     def compress_batch(self, images: Sequence[Picture], quality: float = 50) -> list[bytes]:
         """Return the files of pictures that have one size once padded, coded together; see `compress`."""
-        inputs = [self._to_input(image) for image in images]
+        inputs = [to_input(image) for image in images]
         with torch.inference_mode():
             sizes = [(x.shape[-2], x.shape[-1]) for x in inputs]
             return self._encode(self._latent(inputs), sizes, self.rate_of(quality)) if inputs else []
@@ -239,26 +235,6 @@ class Codec:
     def quality_of(self, rate: int) -> float:
         """Return the quality of a rate point in units of 1 / 4096; 0 where there is only one."""
         return 100 * rate / max(1, (self.model.num_rates - 1) * RATE_ONE)
-
-    def _to_input(self, image: Picture) -> Tensor:
-        """Return a picture as `[1, 3, H, W]`, uint8 levels or float32 in [-1, 1]."""
-        if isinstance(image, Tensor):
-            if image.ndim != 3 or image.shape[0] != 3 or not image.is_floating_point():
-                raise ValueError(
-                    f"a tensor must be floats [3, H, W] in [0, 1], got {image.dtype} {list(image.shape)}"
-                )
-            if 0 in image.shape or not (image.min() >= 0 and image.max() <= 1):
-                raise ValueError("a tensor must hold pixels, with values in [0, 1]")
-            return image.detach().float()[None] * 2 - 1
-        if isinstance(image, np.ndarray):
-            if image.dtype != np.uint8 or image.ndim not in (2, 3) or 0 in image.shape:
-                raise ValueError(f"an array must be uint8 [H, W, 3], got {image.dtype} {list(image.shape)}")
-            shape = list(image.shape)
-            try:
-                image = Image.fromarray(image)
-            except TypeError as error:
-                raise ValueError(f"an array must be uint8 [H, W, 3], got {shape}") from error
-        return torch.from_numpy(np.asarray(read_rgb(image)).transpose(2, 0, 1)[None].copy())
 
     def _latent(self, inputs: Sequence[Tensor]) -> Tensor:
         if len({padded_size(x.shape[-2], x.shape[-1], self.model.stride) for x in inputs}) > 1:

@@ -8,6 +8,7 @@ import glc
 from glc.codec.inference.memory import MemoryLimitError
 from glc.codec.inference.precision import Precision
 from glc.codec.inference.running import PictureNetworks
+from glc.codec.pictures import to_input
 from tests.codec.fixed_model import fixed_codec_weights, fixed_picture
 
 CPU = torch.device("cpu")
@@ -21,8 +22,8 @@ def codec(tmp_path_factory: pytest.TempPathFactory) -> glc.Codec:
 @torch.inference_mode()
 def test_whole_batches_are_what_bands_are(codec: glc.Codec) -> None:
     networks = PictureNetworks(codec.model, CPU, Precision(torch.float32, torch.float32))
-    levels = [codec._to_input(fixed_picture(67, 90, seed)) for seed in range(2)]
-    floats = codec._to_input(torch.rand(3, 70, 96))
+    levels = [to_input(fixed_picture(67, 90, seed)) for seed in range(2)]
+    floats = to_input(torch.rand(3, 70, 96))
     latent = networks._encode_whole([*levels, floats])
     assert torch.allclose(latent, networks.encode([*levels, floats]), atol=1e-4)
     x_hat = networks._draw_whole(latent)
@@ -40,7 +41,7 @@ def test_pixels_are_float32_in_whole_pictures_too(codec: glc.Codec) -> None:
     seen: list[torch.Tensor] = []
     for block in (first, second):
         block.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
-    latent = networks._encode_whole([codec._to_input(fixed_picture(64, 64))])
+    latent = networks._encode_whole([to_input(fixed_picture(64, 64))])
     assert (seen[0] != seen[0].bfloat16()).any()
     assert [x.dtype for x in seen] == [torch.float32, torch.bfloat16]
     x_hat = networks._draw_whole(latent)
