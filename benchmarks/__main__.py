@@ -3,10 +3,10 @@ r"""Measure speed and memory: sides in turn, medians, ratios to a baseline of th
     python -m benchmarks [NAME ...] [--full] [--device D] [--threads N] [--rounds N] [--output FOLDER] \
         [--resume]
 
-Names: codec, folder, loading, training, entropy; all of them by default. Each leaves NAME.json and NAME.md in
-the folder. `--resume` leaves out what lies there already, down to single readings (NAME.readings.json): a job
-that was cut off goes on. The short form is for every change (about five minutes on two cores), `--full` has
-the paper's sizes.
+Names: codec, folder, loading, entropy, training; all of them by default. Each leaves NAME.json and NAME.md in
+the folder. `--resume` leaves out what was measured in the same way and lies there already, down to single
+readings (NAME.readings.json): a job that was cut off goes on. The short form is for every change (three
+minutes on two idle cores), `--full` has the paper's sizes.
 """
 
 import argparse
@@ -16,9 +16,9 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.readings import run, table, write
+from benchmarks.readings import is_done, run, table, write
 
-NAMES = ("codec", "folder", "loading", "training", "entropy")
+NAMES = ("codec", "folder", "loading", "entropy", "training")
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -51,16 +51,18 @@ def main(arguments: list[str] | None = None) -> None:
     args.rounds = args.rounds or (5 if args.full else 2)
     args.device = torch.device(args.device)
     torch.set_num_threads(args.threads)
+    settings = {key: getattr(args, key) for key in ("full", "threads", "rounds", "quality")}
+    settings["device"] = torch.cuda.get_device_name() if args.device.type == "cuda" else str(args.device)
     for name in args.names or NAMES:
         module = importlib.import_module(f"benchmarks.{name}")
         for benchmark in module.benchmarks(args):
-            if args.resume and (args.output / f"{benchmark.name}.json").is_file():
+            if args.resume and is_done(benchmark, settings, args.output):
                 print(f"{benchmark.name}: done before", file=sys.stderr)
                 continue
             notes = args.output / f"{benchmark.name}.readings.json"
             if not args.resume:
                 notes.unlink(missing_ok=True)
-            report = run(benchmark, args.rounds, notes)
+            report = run(benchmark, args.rounds, notes, settings)
             write(report, args.output)
             notes.unlink()
             print(table(report) + "\n", flush=True)

@@ -6,8 +6,8 @@ side of the codec is a compress and a decompress with the file in between, so th
 a CPU the first call of a process counts, as one use of the command line has it; on a GPU calls after a
 warm-up.
 
-`--against` names a command that prints, as its last line, JSON with `seconds` (a list of wall and processor
-seconds) and `peak_gb`.
+`--against` names a command that prints, as its last line, JSON with `seconds` (a list of pairs of wall and
+processor seconds, the last of which counts) and `peak_gb`.
 """
 
 import argparse
@@ -16,6 +16,7 @@ import shlex
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -114,11 +115,13 @@ def measure(settings: dict[str, Any]) -> Reading:
         return {}
 
     def file() -> dict[str, float]:
-        start = time.perf_counter()
-        data = codec.compress(image, quality)
-        middle = time.perf_counter()
-        codec.decompress(data)
-        return {"compress": middle - start, "decompress": time.perf_counter() - middle}
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder, "picture.glc")
+            start = time.perf_counter()
+            path.write_bytes(codec.compress(image, quality))
+            middle = time.perf_counter()
+            codec.decompress(path.read_bytes())
+            return {"compress": middle - start, "decompress": time.perf_counter() - middle}
 
     call: Callable[[], dict[str, float]] = networks if plain else file
     for _ in range(settings["warm"]):

@@ -78,18 +78,30 @@ def peak_gb(device: torch.device) -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale / 1e9
 
 
-def run(benchmark: Benchmark, rounds: int, notes: Path | None = None) -> dict[str, Any]:
+def is_done(benchmark: Benchmark, settings: Mapping[str, Any], folder: Path) -> bool:
+    """Whether a folder has the report of a benchmark that was run in the same way."""
+    path = folder / f"{benchmark.name}.json"
+    if not path.is_file():
+        return False
+    report = json.loads(path.read_text())
+    return report["about"] == benchmark.about and report.get("settings") == settings
+
+
+def run(
+    benchmark: Benchmark, rounds: int, notes: Path | None = None, settings: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
     """Measure the sides in turn, `rounds` times, and return the report.
 
     Args:
         benchmark: the sides.
         rounds: how often.
         notes: file that gets each reading as it comes; readings of the same benchmark in it are not repeated.
+        settings: how it is run; goes into report and notes, whose readings count if theirs are the same.
     """
     found: dict[str, list[Reading]] = {side: [] for side in benchmark.sides}
     if notes is not None and notes.is_file():
         noted = json.loads(notes.read_text())
-        if noted["about"] == benchmark.about:
+        if noted["about"] == benchmark.about and noted["settings"] == settings:
             found |= {side: [Reading(**each) for each in noted["readings"].get(side, [])] for side in found}
     for number in range(rounds):
         for side, measure in benchmark.sides.items():
@@ -99,7 +111,7 @@ def run(benchmark: Benchmark, rounds: int, notes: Path | None = None) -> dict[st
             found[side].append(reading)
             if notes is not None:
                 readings = {each: [asdict(one) for one in taken] for each, taken in found.items()}
-                _write_json(notes, {"about": benchmark.about, "readings": readings})
+                _write_json(notes, {"about": benchmark.about, "settings": settings, "readings": readings})
             each = f"{1e3 * reading.seconds / reading.units:.4g} ms per {benchmark.unit}"
             print(f"{benchmark.name}, round {number + 1}, {side}: {each}", file=sys.stderr, flush=True)
     return {
@@ -107,6 +119,7 @@ def run(benchmark: Benchmark, rounds: int, notes: Path | None = None) -> dict[st
         "unit": benchmark.unit,
         "about": benchmark.about,
         "rounds": rounds,
+        "settings": settings,
         "machine": machine(),
         "sides": compare(found),
         "readings": {side: [asdict(reading) for reading in each] for side, each in found.items()},

@@ -50,6 +50,9 @@ def test_a_benchmark_leaves_its_figures_and_is_not_repeated(
     main(command)
     assert "entropy: done before" in capsys.readouterr().err
     assert (tmp_path / "entropy_z.json").is_file()
+    main([*command, "--threads", "2"])
+    assert "done before" not in capsys.readouterr().err
+    assert json.loads((tmp_path / "entropy.json").read_text())["settings"]["threads"] == 2
 
 
 def test_a_benchmark_that_was_cut_off_goes_on_where_it_was(tmp_path: Path) -> None:
@@ -72,6 +75,9 @@ def test_a_benchmark_that_was_cut_off_goes_on_where_it_was(tmp_path: Path) -> No
     assert [reading["seconds"] for reading in report["readings"]["b"]] == [2, 4]
     run(benchmark(about="another"), 1, notes)
     assert taken == ["a", "b"] * 3
+    # Nor do readings of another device.
+    run(benchmark(about="another"), 1, notes, {"device": "another"})
+    assert taken == ["a", "b"] * 4
 
 
 def test_an_unknown_name_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
