@@ -12,6 +12,7 @@ from glc.codec.inference import bands, network
 from glc.codec.inference.bands import Source
 from glc.codec.inference.memory import MemoryLimitError
 from glc.codec.inference.network import BandedDecoder, BandedEncoder
+from glc.codec.inference.steps import make_steps
 from glc.models.autoencoder import Decoder, Encoder
 
 SHAPES: dict[str, dict[str, Any]] = {
@@ -90,6 +91,23 @@ def test_bfloat16_stays_near(kind: str) -> None:
     assert (
         psnr(draw(BandedDecoder(decoder, torch.bfloat16), latent, decoder.downsampling), decoder(latent)) > 35
     )
+
+
+@torch.inference_mode()
+def test_below_the_first_doubling_a_decoder_is_in_float32() -> None:
+    _, decoder = networks("group")
+    latent = torch.randn(1, 8, 6, 6)
+    exact, seen = decoder(latent), {}
+    for name, low in (("float32", torch.float32), ("bfloat16", torch.bfloat16)):
+        banded = BandedDecoder(decoder, torch.bfloat16)
+        doubling = next(i for i, step in enumerate(banded.rest) if step.scale > 1)
+        assert {step.dtype for step in banded.rest[:doubling]} == {torch.float32}
+        assert {step.dtype for step in banded.rest[doubling:]} == {torch.bfloat16}
+        if low is torch.bfloat16:  # as it would be
+            banded.rest[:doubling] = make_steps(list(decoder.blocks)[:doubling], low)
+            banded.dtype = low
+        seen[name] = psnr(draw(banded, latent, decoder.downsampling), exact)
+    assert seen["float32"] > seen["bfloat16"] + 1
 
 
 @torch.inference_mode()

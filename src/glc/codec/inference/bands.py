@@ -145,7 +145,7 @@ class UpsamplingConvolution:
 
     def rows(self, source: Source, start: int, stop: int) -> Tensor:
         """Return the output's rows `[1, out_channels, rows, 2 W]`; start and stop are even."""
-        band = F.pad(source.rows(start // 2 - 1, stop // 2 + 1), (1, 1))
+        band = F.pad(source.rows(start // 2 - 1, stop // 2 + 1).to(self.dtype), (1, 1))
         if self._winograd is not None:
             doubled = F.interpolate(band, scale_factor=2.0, mode="nearest")
             return self._winograd(doubled[:, :, 1:-1, 1:-1])

@@ -16,16 +16,18 @@ from glc.codec.inference import winograd
 from glc.codec.inference.bands import BAND_ELEMENTS, Convolution, Scratch, Source, bands, empty_map, fill
 from glc.codec.inference.memory import MemoryLimitError
 from glc.codec.inference.steps import Map, Step, has_global_norm, make_steps, split_ending
+from glc.layers.blocks import Upsample
 from glc.models.autoencoder import Decoder, Encoder
 
 _BAND_COPIES = 24
 """Memory of what a band needs, in bands of float32: transforms of a convolution above all."""
 
 
-def _peak(steps: Sequence[Step], channels: int, height: float, width: float, size: int) -> int:
-    """Return the most bytes of maps that steps hold, from a map of given channels and size on."""
-    scratch, most, map_bytes = 0, 0, int(channels * height * width * size)
+def _peak(steps: Sequence[Step], channels: int, height: float, width: float, dtype: torch.dtype) -> int:
+    """Return the most bytes of maps that steps hold, from a map of given channels, size and dtype on."""
+    scratch, most, map_bytes = 0, 0, int(channels * height * width * dtype.itemsize)
     for step in steps:
+        size = step.dtype.itemsize
         scratch = max(scratch, int(step.scratch_channels * height * width * size))
         height, width = height * step.scale, width * step.scale
         made = int(step.channels * height * width * size)
@@ -95,9 +97,8 @@ class BandedEncoder:
         height, width = picture.height // stem, width // stem
         rows, columns = height // factor, width // factor
         channels = self.local[-1].channels if self.local else self.first.channels
-        size = self.dtype.itemsize
-        kept = _peak(self.rest, channels, rows, columns, size)
-        whole = max(kept, _peak(self.local, self.first.channels, height, width, size))
+        kept = _peak(self.rest, channels, rows, columns, self.dtype)
+        whole = max(kept, _peak(self.local, self.first.channels, height, width, self.dtype))
         if limit is not None and self.local:
             limit -= kept
         step = _slab_rows(whole, rows, self.overlap, limit, "the encoder")
@@ -135,9 +136,12 @@ class BandedEncoder:
 class BandedDecoder:
     """D, from a latent to the rows of a picture.
 
+    Before the first doubling it computes in float32 in any case: there most weights lie and few of the
+    products, and an error is spread over the whole picture by all that follows.
+
     Args:
         decoder: whose weights to use, as they are now.
-        dtype: of the maps between its first and its last layer.
+        dtype: of the maps from the first doubling to the last layer.
     """
 
     def __init__(self, decoder: Decoder, dtype: torch.dtype) -> None:
@@ -150,8 +154,9 @@ class BandedDecoder:
         assert isinstance(last, nn.Conv2d)
         self.last = Convolution(last, torch.float32)
         blocks, self.ending = split_ending(blocks)
-        self.dtype = dtype
-        steps = make_steps(blocks, dtype, self.ending)
+        low = next((i for i, block in enumerate(blocks) if isinstance(block, Upsample)), 0)
+        steps = make_steps(blocks[:low], torch.float32) + make_steps(blocks[low:], dtype, self.ending)
+        self.dtype = steps[0].dtype
         count = len(steps)
         if not has_global_norm(self.ending):
             while count and steps[count - 1].reach >= 0:
@@ -181,13 +186,14 @@ class BandedDecoder:
             MemoryLimitError: when they do not suffice.
         """
         channels, height, width = latent.shape[1:]
-        size = self.dtype.itemsize
-        kept = _peak(self.rest, channels, height, width, size)
+        kept = _peak(self.rest, channels, height, width, self.dtype)
         x = Map(latent.to(self.dtype, memory_format=torch.channels_last))
         scale = math.prod(step.scale for step in self.rest)
         rows, columns = round(height * scale), round(width * scale)
-        middle = self.rest[-1].channels if self.rest else channels
-        whole = max(kept, _peak(self.local, middle, rows, columns, size))
+        middle, dtype = channels, self.dtype
+        if self.rest:
+            middle, dtype = self.rest[-1].channels, self.rest[-1].dtype
+        whole = max(kept, _peak(self.local, middle, rows, columns, dtype))
         if limit is not None and self.local:
             limit -= kept
         step = _slab_rows(whole, rows, self.overlap, limit, "the decoder")

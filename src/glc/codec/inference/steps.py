@@ -41,6 +41,8 @@ class Step(Protocol):
     """Whether the next block wants statistics of the output."""
     channels: int
     """Width of the output."""
+    dtype: torch.dtype
+    """Of the output, and of the map in between."""
     scale: float
     """Rows of the output per row of the input."""
     reach: int
@@ -63,6 +65,7 @@ class ResidualStep:
     def __init__(self, block: ResidualBlock, dtype: torch.dtype) -> None:
         self.gather = False
         self.block = block
+        self.dtype = dtype
         self.conv1 = Convolution(block.conv1, dtype)
         self.conv2 = Convolution(block.conv2, dtype)
         self.skip = Convolution(block.skip, dtype) if isinstance(block.skip, nn.Conv2d) else None
@@ -102,6 +105,7 @@ class AttentionStep:
     def __init__(self, block: WindowAttention, dtype: torch.dtype) -> None:
         self.gather = False
         self.block = block
+        self.dtype = dtype
         convs = (block.query, block.key, block.value)
         self.weight = torch.cat([conv.weight.detach().flatten(1) for conv in convs]).to(dtype)
         self.bias = torch.cat([conv.bias.detach() for conv in convs if conv.bias is not None]).to(dtype)
