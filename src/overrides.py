@@ -1,4 +1,4 @@
-"""What did the user mean? Suggestions for command-line overrides that the configuration does not have."""
+"""Overrides on the command line: what cannot be, what was meant, and how the jobs of a sweep are named."""
 
 import difflib
 import os
