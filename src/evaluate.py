@@ -77,6 +77,8 @@ def codec_configs(cfg: DictConfig) -> dict[str, dict[str, Any]]:
         else:
             try:
                 config = {**LATENT, "model": str(find(name).resolve())}
+                if cfg.effort:
+                    config |= {"effort": cfg.effort, "weights_dir": cfg.metrics.get("weights_dir")}
             except ValueError as error:
                 raise UsageError(f"codec={name}: {error}; or one of {', '.join(cfg.codecs)}") from error
             name = Path(config["model"]).stem

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from glc.cli.effort import check_effort, make_effort
 from glc.cli.errors import NOTHING_DONE, ONE_FAILED, NothingDoneError, message_about
 from glc.cli.pipeline import Steps, outcomes, threads_for
 from glc.cli.plan import Job, Kind, Plan, make_plan
@@ -106,6 +107,17 @@ def _positive(ctx: click.Context, parameter: click.Parameter, value: float | Non
     metavar="NAME|FILE",
     help="Encoder in the place of the model's own, such as one that restores; the files are ordinary ones.",
 )
+@click.option(
+    "--effort",
+    type=click.IntRange(min=0),
+    default=0,
+    help="Steps of a search for a latent that draws the picture better: 10 are much, each takes seconds.",
+)
+@click.option(
+    "--lpips-weights",
+    metavar="FOLDER",
+    help="With --effort: where SqueezeNet's weights are.  [default: torch hub's cache, then a download]",
+)
 @_shared_options
 def compress(
     inputs: tuple[str, ...],
@@ -113,6 +125,8 @@ def compress(
     target_bpp: float | None,
     target_size: int | None,
     encoder: str | None,
+    effort: int,
+    lpips_weights: str | None,
     output: str | None,
     model: str | None,
     device: str,
@@ -131,6 +145,7 @@ def compress(
         raise click.UsageError("give only one of --quality, --target-bpp and --target-size")
     if quality is not None and math.isnan(quality):
         raise click.UsageError("--quality is not a number")
+    check_effort(effort, lpips_weights, encoder)
     from glc.data.images import is_image_name
 
     plan = make_plan(inputs, output, Kind("pictures", is_image_name, GLC_SUFFIX), force)
@@ -147,6 +162,7 @@ def compress(
         from glc.data.images import read_rgb
 
         codec = Codecs(model, device, precision, memory, encoder=encoder).for_pictures()
+        search = make_effort(effort, lpips_weights)
 
         def read(job: Job) -> Image:
             source = read_picture(sys.stdin.buffer) if job.source is None else job.source
@@ -159,6 +175,7 @@ def compress(
                     50 if quality is None else quality,
                     target_bpp=target_bpp,
                     target_size=target_size,
+                    effort=search,
                 )
             return data, f"{len(data):,} bytes, {8 * len(data) / (image.width * image.height):.4f} bpp"
 

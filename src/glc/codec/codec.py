@@ -17,7 +17,7 @@ from glc.codec.inference.precision import choose_precision
 from glc.codec.inference.running import NotFiniteError, PictureNetworks
 from glc.codec.padding import padded_size
 from glc.codec.payload import Decoded, IndicesMapPayload, Symbols, TransformPayload
-from glc.codec.pictures import Picture, to_input
+from glc.codec.pictures import LatentSearch, Picture, to_input
 from glc.codec.target import TOLERANCE, search
 from glc.codec.weights import Weights
 from glc.models.coder import IndicesMapCoder
@@ -108,6 +108,7 @@ class Codec:
         *,
         target_bpp: float | None = None,
         target_size: int | None = None,
+        effort: LatentSearch | None = None,
     ) -> bytes:
         """Return the file of a picture.
 
@@ -116,6 +117,8 @@ class Codec:
             quality: 0 to 100, from the lowest trained rate point to the highest and linearly between them.
             target_bpp: instead of a quality, bits per pixel of the whole file: it lands at most 3 % below.
             target_size: the same in bytes.
+            effort: searches a better latent than E's at the file's rate point (with a target, at the one that
+                E's latent needs for it).
 
         Raises:
             ImageError: when the picture cannot be read.
@@ -137,9 +140,22 @@ class Codec:
         target = target_size if target_bpp is None else target_bpp * height * width / 8
         with torch.inference_mode():
             latent = self._latent([x])
+            if effort is not None:
+                rate = self.rate_of(quality) if target is None else self._search(latent, x, target)[0]
+                latent = self._improved(effort, x, latent, rate)
             if target is None:
                 return self._encode(latent, [(height, width)], self.rate_of(quality))[0]
-            return self._search(latent, (height, width), target)
+            rate, data = self._search(latent, x, target)
+        if len(data) < (1 - TOLERANCE) * target:
+            highest = rate == (self.model.num_rates - 1) * RATE_ONE
+            warnings.warn(
+                f"{len(data)} bytes ({8 * len(data) / (height * width):.4f} bpp, quality "
+                f"{self.quality_of(rate):.1f}) is the nearest below {int(target)} bytes: "
+                f"{'the best quality needs no more' if highest else 'no size lies between'}",
+                TargetWarning,
+                stacklevel=2,
+            )
+        return data
 
     def compress_batch(self, images: Sequence[Picture], quality: float = 50) -> list[bytes]:
         """Return the files of pictures that have one size once padded, coded together; see `compress`."""
@@ -251,30 +267,29 @@ class Codec:
         headers = (Header(fingerprint=self.fingerprint, width=w, height=h, rate=rate) for h, w in sizes)
         return [bitstream.pack(*each) for each in zip(headers, payloads, strict=True)]
 
-    def _search(self, latent: Tensor, size: tuple[int, int], target: float) -> bytes:
+    def _improved(self, effort: LatentSearch, x: Tensor, latent: Tensor, rate: int) -> Tensor:
+        try:
+            limit = self.networks.limit(self.model)
+            return effort(self.model, self.networks.padded(x), latent, rate / RATE_ONE, limit)
+        finally:
+            self.networks.release()
+
+    def _search(self, latent: Tensor, x: Tensor, target: float) -> tuple[int, bytes]:
+        """Return the rate point, in units of 1 / 4096, of the largest file below a target, and that file."""
+        height, width = x.shape[-2:]
         made: dict[int, bytes] = {}
 
         def size_of(setting: int) -> int:
-            made[setting] = self._encode(latent, [size], setting * self._unit)[0]
+            made[setting] = self._encode(latent, [(height, width)], setting * self._unit)[0]
             return len(made[setting])
 
         top = (self.model.num_rates - 1) * RATE_ONE // self._unit
-        pixels = size[0] * size[1]
         try:
             found = search(size_of, top, target)
         except TargetError as error:
-            raise TargetError(f"{error} ({8 * len(made[0]) / pixels:.4f} bpp, quality 0)") from None
-        data = made[found]
-        if len(data) < (1 - TOLERANCE) * target:
-            reason = "the best quality needs no more" if found == top else "no size lies between"
-            warnings.warn(
-                f"{len(data)} bytes ({8 * len(data) / pixels:.4f} bpp, quality "
-                f"{self.quality_of(found * self._unit):.1f}) is the nearest below {int(target)} bytes: "
-                f"{reason}",
-                TargetWarning,
-                stacklevel=3,
-            )
-        return data
+            bpp = 8 * len(made[0]) / (height * width)
+            raise TargetError(f"{error} ({bpp:.4f} bpp, quality 0)") from None
+        return found * self._unit, made[found]
 
     def _open(self, files: Sequence[bytes], max_pixels: int) -> tuple[list[Header], list[bytes]]:
         headers, payloads = [], []

@@ -1,4 +1,6 @@
-"""What a codec takes for a picture, and how the networks get it."""
+"""What a codec takes for a picture, how the networks get it, and who may look for a better latent of it."""
+
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -6,9 +8,18 @@ from PIL import Image
 from torch import Tensor
 
 from glc.data.images import ImageSource, read_rgb
+from glc.models.glc import GLC
 
 Picture = ImageSource | np.ndarray | Tensor
 """A path, a PIL image, an array `[H, W, 3]` of uint8, or a float tensor `[3, H, W]` in [0, 1]."""
+
+
+class LatentSearch(Protocol):
+    """Finds a better latent of a picture than E's, such as `glc.effort.Effort`."""
+
+    def __call__(self, model: GLC, x: Tensor, latent: Tensor, rate: float, memory: int | None) -> Tensor:
+        """Return a latent for x `[1, 3, H, W]` in [-1, 1] at a rate point, within bytes of memory."""
+        ...
 
 
 def to_input(image: Picture) -> Tensor:

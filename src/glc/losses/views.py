@@ -21,16 +21,23 @@ class RandomViews(nn.Module):
         shift: up to so many rows and columns less one are cut off at the top and left.
         smaller: how often pictures are made smaller, 0 to 1.
         min_scale: the smallest scale then; the largest is the middle between it and 1.
+        generator: draws the views, on the CPU; None for torch's own.
     """
 
     def __init__(
-        self, distance: nn.Module, shift: int = 8, smaller: float = 0.4, min_scale: float = 0.5
+        self,
+        distance: nn.Module,
+        shift: int = 8,
+        smaller: float = 0.4,
+        min_scale: float = 0.5,
+        generator: torch.Generator | None = None,
     ) -> None:
         super().__init__()
         self.distance = distance
         self.shift = shift
         self.smaller = smaller
         self.min_scale = min_scale
+        self.generator = generator
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         """Distance between x and y `[B, 3, H, W]` in [-1, 1], `[B]`.
@@ -41,11 +48,11 @@ class RandomViews(nn.Module):
 
     def view(self, *pictures: Tensor) -> tuple[Tensor, ...]:
         """Return the pictures through one random view; its numbers are drawn on the CPU, so no GPU waits."""
-        top, left = torch.randint(0, self.shift, (2,)).tolist()
+        top, left = torch.randint(0, self.shift, (2,), generator=self.generator).tolist()
         upside_down, mirrored, turned, smaller = (
-            torch.rand(4) < torch.tensor([0.5, 0.5, 0.5, self.smaller])
+            torch.rand(4, generator=self.generator) < torch.tensor([0.5, 0.5, 0.5, self.smaller])
         ).tolist()
-        scale = self.min_scale + (1 - self.min_scale) / 2 * torch.rand(()).item()
+        scale = self.min_scale + (1 - self.min_scale) / 2 * torch.rand((), generator=self.generator).item()
         height, width = pictures[0].shape[-2:]
         top, left = min(top, max(0, height - LEAST)), min(left, max(0, width - LEAST))
         # Half a row more, since sides are rounded down.

@@ -144,7 +144,7 @@ class PictureNetworks:
 
     def _encode_whole(self, pictures: Sequence[Tensor]) -> Tensor:
         # As they came: levels are a quarter of the bytes of floats.
-        moved = [_padded(picture.to(self.device), 0, None, self.model.stride) for picture in pictures]
+        moved = [self.padded(picture) for picture in pictures]
         x = torch.cat(moved).contiguous(memory_format=torch.channels_last)
         return self._whole_encoder(x).float().contiguous()
 
@@ -153,6 +153,10 @@ class PictureNetworks:
         height, width = padded_size(picture.shape[2], picture.shape[3], stride)
         source = Source(height, lambda start, stop: _padded(picture, start, stop, stride))
         return self._banded_encoder(source, width, self.limit(self.model.encoder))
+
+    def padded(self, picture: Tensor) -> Tensor:
+        """Return a picture as E sees it: float32 `[1, 3, H, W]` in [-1, 1] on the device, padded."""
+        return _padded(picture.to(self.device), 0, None, self.model.stride)
 
     def draw(self, latent_hat: Tensor, sizes: Sequence[Size]) -> list[np.ndarray]:
         """Return the pictures, uint8 `[H, W, 3]`, of latents l_hat `[B, C, h, w]`.

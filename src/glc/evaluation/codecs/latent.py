@@ -10,6 +10,7 @@ from safetensors import safe_open
 
 from glc.codec.catalog import find
 from glc.codec.loading import load
+from glc.effort import Effort
 from glc.evaluation.codecs.base import ImageCodec
 
 
@@ -21,9 +22,12 @@ class LatentCodec(ImageCodec):
         device: where the networks run.
         qualities: 0 to 100; by default the model's trained rate points.
         target_bpp: bits per pixel instead.
+        effort: steps of the search for a better latent of each picture, see `glc.effort`; 0 for none.
+        weights_dir: folder with LPIPS' weights for that search; None for torch hub's cache.
 
     Raises:
         WeightsError: there is no such model, or its file cannot be used.
+        WeightsUnavailable: LPIPS' weights cannot be had.
         ValueError: there is no such device, or a quality is out of range.
     """
 
@@ -37,10 +41,14 @@ class LatentCodec(ImageCodec):
         device: str = "cpu",
         qualities: Sequence[float] | None = None,
         target_bpp: Sequence[float] | None = None,
+        effort: int = 0,
+        weights_dir: str | Path | None = None,
     ) -> None:
         self.codec = load(model, device)
+        self._steps = effort
+        self._effort = Effort(effort, weights_dir=weights_dir) if effort else None
         file = find(model)
-        self.name = file.stem
+        self.name = f"{file.stem}-effort{effort}" if effort else file.stem
         with safe_open(file, framework="numpy") as opened:
             self._encoder = (opened.metadata() or {}).get("encoder_fingerprint")
         self.fingerprint = self.codec.weights.fingerprint
@@ -51,11 +59,11 @@ class LatentCodec(ImageCodec):
 
     def encode_at(self, image: Image.Image, quality: float) -> bytes:
         """Return the `.glc` file of a picture."""
-        return self.codec.compress(image, quality)
+        return self.codec.compress(image, quality, effort=self._effort)
 
     def _search(self, image: Image.Image, target_bpp: float) -> bytes:
         # It encodes the latent once and searches behind it.
-        return self.codec.compress(image, target_bpp=target_bpp)
+        return self.codec.compress(image, target_bpp=target_bpp, effort=self._effort)
 
     def decode(self, data: bytes) -> Image.Image:
         """Return the picture in a `.glc` file.
@@ -72,6 +80,7 @@ class LatentCodec(ImageCodec):
     def options(self) -> Mapping[str, Any]:
         """Return the encoder's fingerprint: encoders may differ where the files' fingerprint does not."""
         return {
+            **({"effort": self._steps} if self._steps else {}),
             "encoder_fingerprint": self._encoder,
             "rates": [dict(rate) for rate in self.codec.weights.rates],
         }
