@@ -15,12 +15,15 @@ from PIL import Image
 
 from glc.codec.codec import TargetWarning
 from glc.codec.errors import TargetError
+from glc.effort import Effort
 from glc.evaluation.codecs.base import CodecUnavailable, ImageCodec, Setting
 from glc.evaluation.codecs.latent import LatentCodec
 from glc.evaluation.codecs.still import StillCodec
 from glc.evaluation.codecs.video import VideoCodec
 from glc.evaluation.codecs.zoo import ZooCodec
+from src.evaluate import codec_configs
 from tests.codec.fixed_model import fixed_codec_weights, fixed_picture
+from tests.losses.test_perceptual import FILES, reference, save_features
 
 CONF = Path(__file__).parents[2] / "conf"
 REAL = ("jpeg", "webp", "avif", "jpegxl", "hevc", "av1", "vvc")
@@ -154,6 +157,25 @@ def test_the_latent_codec_writes_its_own_files(tmp_path: Path) -> None:
     bpp = 1.01 * 8 * len(data) / 2000
     (setting,) = LatentCodec(weights, target_bpp=[bpp]).settings
     assert bpp >= 8 * len(codec.encode(picture, setting)) / 2000 > 0.9 * bpp
+
+
+def test_the_latent_codec_searches_with_effort(tmp_path: Path) -> None:
+    weights = fixed_codec_weights(tmp_path / "mine.safetensors")
+    save_features(reference("squeeze"), tmp_path / FILES["squeeze"])
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        words = [f"codec='{weights}'", "out=x", "effort=2", f"metrics.weights_dir='{tmp_path}'"]
+        config = codec_configs(compose("evaluate", words))["mine"]
+    plain, searching = LatentCodec(weights), instantiate(config, _convert_="all")
+    assert searching.name == "mine-effort2"
+    assert searching.options() == {**plain.options(), "effort": 2}
+    picture = Image.fromarray(fixed_picture(64, 64))
+    data = searching.encode(picture, plain.settings[1])
+    assert data != plain.encode(picture, plain.settings[1])
+    assert plain.decode(data).tobytes() == searching.decode(data).tobytes()
+    assert data == plain.codec.compress(picture, 100 / 3, effort=Effort(2, weights_dir=tmp_path))
+    # Beside a codec of other people effort is for ours alone.
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        assert "effort" not in codec_configs(compose("evaluate", ["codec=jpeg", "out=x", "effort=2"]))["jpeg"]
 
 
 class Halving:

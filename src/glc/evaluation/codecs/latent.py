@@ -78,8 +78,13 @@ class LatentCodec(ImageCodec):
         return {"torch": torch.__version__}
 
     def options(self) -> Mapping[str, Any]:
-        """Return the encoder's fingerprint: encoders may differ where the files' fingerprint does not."""
+        """Return what makes other files or other pictures where the files' fingerprint is the same.
+
+        That is the encoder, its effort, and the number formats of E and D: `auto` depends on the processor.
+        """
+        precision = self.codec.networks.precision
         return {
+            "precision": [str(precision.encoder), str(precision.decoder)],
             **({"effort": self._steps} if self._steps else {}),
             "encoder_fingerprint": self._encoder,
             "rates": [dict(rate) for rate in self.codec.weights.rates],

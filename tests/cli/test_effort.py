@@ -1,0 +1,78 @@
+"""`glc compress --effort`: better latents by the command, with LPIPS' weights from a folder."""
+
+import os
+import tarfile
+from pathlib import Path
+
+import pytest
+
+from tests.cli.runs import Glc, picture, tree
+from tests.losses.test_perceptual import FILES, reference, save_features
+
+
+@pytest.fixture(autouse=True)
+def offline(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
+    monkeypatch.setenv("GLC_OFFLINE", "1")
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path_factory.mktemp("torch")))
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("lpips")
+    save_features(reference("squeeze"), folder / FILES["squeeze"])
+    return folder
+
+
+def test_files_are_ordinary_and_other_ones(glc: Glc, weights: Path) -> None:
+    picture("in/a.png", 64, 96)
+    picture("in/b.png", 40, 50, seed=1)
+    assert glc("compress", "in", "-o", "plain").exit_code == 0
+    searched = glc("compress", "in", "-o", "searched", "--effort", 3, "--lpips-weights", weights)
+    assert searched.exit_code == 0, searched.output
+    assert tree("searched") == tree("plain") == ["a.glc", "b.glc"]
+    assert Path("searched/a.glc").read_bytes() != Path("plain/a.glc").read_bytes()
+    assert glc("decompress", "searched", "-o", "drawn").exit_code == 0
+    assert tree("drawn") == ["a.png", "b.png"]
+
+
+def test_without_weights_nothing_is_written(glc: Glc) -> None:
+    picture("a.png")
+    result = glc("compress", "a.png", "--effort", 3)
+    assert result.exit_code == 2
+    assert "squeezenet1_1" in result.output and "--lpips-weights" in result.output
+    assert "Traceback" not in result.output
+    assert os.listdir() == ["a.png"]
+    nowhere = glc("compress", "a.png", "--effort", 3, "--lpips-weights", "nowhere")
+    assert nowhere.exit_code == 2 and "nowhere" in nowhere.output
+
+
+def test_shards_hold_the_same_files(glc: Glc, weights: Path) -> None:
+    path = picture("in/a.png", 64, 96)
+    with tarfile.open("in.tar", "w") as shard:
+        shard.add(path, "a.png")
+    options = ("--effort", 2, "--lpips-weights", weights, "-o", "out")
+    assert glc("compress", "in", *options).exit_code == 0
+    result = glc("compress", "in.tar", "--shards", *options)
+    assert result.exit_code == 0, result.output
+    with tarfile.open("out/in.tar") as shard:
+        member = shard.extractfile("a.glc")
+        assert member is not None and member.read() == Path("out/a.glc").read_bytes()
+    # Another effort is another setting, which does not go into a folder begun with this one.
+    assert "effort" in glc("compress", "in.tar", "--shards", *options[2:], "--effort", 1).output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (("--effort", 3, "--encoder", "denoise"), "give one of them"),
+        (("--lpips-weights", "."), "goes with --effort"),
+        (("--effort", -1), "--effort"),
+    ],
+)
+def test_what_does_not_go_together_is_refused(glc: Glc, arguments: tuple[object, ...], reason: str) -> None:
+    picture("a.png")
+    for shards in ((), ("--shards", "-o", "out")):
+        result = glc("compress", "a.png", *arguments, *shards)
+        assert result.exit_code == 2
+        assert reason in result.output
+        assert os.listdir() == ["a.png"]
