@@ -39,11 +39,13 @@ def test_without_weights_nothing_is_written(glc: Glc) -> None:
     picture("a.png")
     result = glc("compress", "a.png", "--effort", 3)
     assert result.exit_code == 2
-    assert "squeezenet1_1" in result.output and "--lpips-weights" in result.output
+    assert "squeezenet1_1" in result.output
+    assert "--lpips-weights" in result.output
     assert "Traceback" not in result.output
     assert os.listdir() == ["a.png"]
     nowhere = glc("compress", "a.png", "--effort", 3, "--lpips-weights", "nowhere")
-    assert nowhere.exit_code == 2 and "nowhere" in nowhere.output
+    assert nowhere.exit_code == 2
+    assert "nowhere" in nowhere.output
 
 
 def test_shards_hold_the_same_files(glc: Glc, weights: Path) -> None:
@@ -56,7 +58,8 @@ def test_shards_hold_the_same_files(glc: Glc, weights: Path) -> None:
     assert result.exit_code == 0, result.output
     with tarfile.open("out/in.tar") as shard:
         member = shard.extractfile("a.glc")
-        assert member is not None and member.read() == Path("out/a.glc").read_bytes()
+        assert member is not None
+        assert member.read() == Path("out/a.glc").read_bytes()
     # Another effort is another setting, which does not go into a folder begun with this one.
     assert "effort" in glc("compress", "in.tar", "--shards", *options[2:], "--effort", 1).output
 
