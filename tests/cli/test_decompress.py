@@ -1,5 +1,6 @@
 """`glc decompress`: pictures back, with the model that made them."""
 
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +9,8 @@ from PIL import Image
 
 import glc as library
 from glc.cli.coding import LOSSLESS
+from glc.cli.streams import read_glc, read_picture
+from glc.codec import bitstream
 from glc.codec.weights import read_weights
 from tests.cli.runs import Glc, picture, tree
 
@@ -118,6 +121,33 @@ def test_what_is_no_whole_file_is_refused(glc: Glc) -> None:
             assert result.stderr.count("\n") == 1
             assert result.stdout == ""
     assert tree(".") == ["a.glc", "a.png", "bad.glc"]
+
+
+def test_a_damaged_size_is_damage(glc: Glc) -> None:
+    glc("compress", picture("a.png", 40, 50))
+    damaged = bytearray(Path("a.glc").read_bytes())
+    damaged[8:12] = b"\xff\xff\xff\xff"
+    Path("a.glc").write_bytes(damaged)
+    for more in ((), ("--max-pixels", 100)):
+        result = glc("decompress", "a.glc", "-o", "b.png", *more)
+        assert result.exit_code == 2
+        assert result.stderr.startswith("a.glc: damaged or truncated: ")
+    # Longer than any file that is accepted: the end is not waited for.
+    result = glc("decompress", "-", "--max-pixels", 100, stdin=bytes(damaged) + bytes(2 << 20))
+    assert "65536 x 65536 pixels, more than the limit of 100" in result.stderr
+
+
+def test_reading_takes_no_more_memory_than_there_is_to_read(glc: Glc) -> None:
+    header = bitstream.Header(fingerprint=bytes(4), width=16384, height=16384, rate=0)
+    data = bitstream.pack(header, b"\1" * (3 << 20))
+    Path("a.glc").write_bytes(data)
+    with open("a.glc", "rb") as file:
+        for read in (lambda: read_glc(Path("a.glc")), lambda: read_picture(file)):
+            tracemalloc.start()
+            assert read() == data
+            peak = tracemalloc.get_traced_memory()[1]
+            tracemalloc.stop()
+            assert peak < 4 * len(data)
 
 
 def test_the_limit_on_the_size_can_be_set(glc: Glc) -> None:

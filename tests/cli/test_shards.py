@@ -70,6 +70,7 @@ def test_what_cannot_be_started(glc: Glc, shards: Path, tmp_path: Path) -> None:
     assert "--keep goes with --shards" in refused("0-0.png", "--keep")
     assert "--processes goes with --shards" in refused("0-0.png", "--processes", 2)
     assert "none of 3 shards" in refused("--shards", "on-{0..2}.tar", "-o", "out")
+    assert "not a number" in refused("--shards", "in", "-o", "out", "--quality", "nan")
     assert "written over" in refused("--shards", "in", "-o", "in")
     # A file where the folder would be stands for a place that cannot be written to.
     assert "0-0.png" in refused("--shards", "in", "-o", "0-0.png")
@@ -81,6 +82,25 @@ def test_another_model_is_another_setting(glc: Glc, shards: Path) -> None:
     assert result.exit_code == 2
     assert "weights.model was" in result.stderr
     assert "--force" in result.stderr
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_name_that_is_none_does_not_begin(glc: Glc, shards: Path, processes: int) -> None:
+    words = ("compress", "--shards", "in", "-o", "out", "--processes", processes)
+    for option, message in (("--model", "there is no model 'typo'"), ("--encoder", "no encoder 'typo'")):
+        result = glc(*words, option, "typo")
+        assert result.exit_code == 2, result.output
+        assert message in result.stderr
+        assert not Path("out").exists()
+
+
+def test_a_model_that_cannot_be_loaded_does_not_block_the_folder(glc: Glc, shards: Path) -> None:
+    Path("bad.safetensors").write_bytes(b"no weights")
+    words = ("compress", "--shards", "in", "-o", "out", "--model")
+    result = glc(*words, "bad.safetensors")
+    assert result.exit_code == 2
+    assert "bad.safetensors" in result.stderr
+    assert glc(*words, "small").exit_code == 0
 
 
 def test_another_encoder_of_the_same_name_is_another_setting(

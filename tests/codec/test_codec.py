@@ -76,6 +76,18 @@ def test_the_picture_decides_the_symbols_and_the_symbols_the_picture(codec: glc.
     assert codec.decompress(third).tobytes() != codec.decompress(first).tobytes()
 
 
+def test_indices_must_be_those_of_their_rate_point(variants: Variants) -> None:
+    codec = variants.codec("indices_map")
+    sizes = codec.model.coder.sizes
+    for point, size in enumerate(sizes):
+        y = torch.full((1, 4, 4), size - 1, dtype=torch.int32)
+        rate, side = point * bitstream.RATE_ONE, (4 * codec.model.stride, 4 * codec.model.stride)
+        symbols = glc.Symbols(torch.zeros(1, 0, dtype=torch.long), y)
+        assert codec.symbols(codec.from_symbols(symbols, side, rate)) == symbols
+        with pytest.raises(ValueError, match=rf"y must lie in \[0, {size - 1}\]"):
+            codec.from_symbols(glc.Symbols(symbols.z, y + 1), side, rate)
+
+
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_decoding_is_a_pure_function(variants: Variants, variant: str) -> None:
     codec = variants.codec(variant)

@@ -263,6 +263,21 @@ def test_the_command_takes_the_folder_of_a_run(
     assert not (tmp_path / "no.safetensors").exists()
 
 
+@pytest.mark.parametrize("command", ["export", "convert"])
+def test_the_checkpoint_that_is_read_is_not_replaced(
+    stages: dict[str, Path], tmp_path: Path, command: str
+) -> None:
+    last = tmp_path / "checkpoints" / "last.ckpt"
+    last.parent.mkdir()
+    content = (stages["joint"] / "checkpoints" / "last.ckpt").read_bytes()
+    last.write_bytes(content)
+    for source in (tmp_path, last):
+        result = CliRunner().invoke(main, [command, str(source), str(last), "--force"])
+        assert result.exit_code == 1
+        assert "last.ckpt: the source itself" in result.stderr
+    assert last.read_bytes() == content
+
+
 def test_the_command_halves_weights_and_counts_codes_on_photos(
     stages: dict[str, Path], weights: Path, tmp_path: Path
 ) -> None:

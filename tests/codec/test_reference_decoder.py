@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -12,8 +13,10 @@ import pytest
 import torch
 
 import glc
+from glc.models.autoencoder import Decoder
 from tests.codec import reference_decoder as reference
 from tests.codec.fixed_model import fixed_codec_weights, fixed_picture
+from tests.codec.reference_drawing import Drawing
 from tests.codec.reference_networks import latents
 from tests.codec.reference_weights import Table, Weights
 
@@ -197,6 +200,30 @@ def test_the_latent_of_indices_is_their_codes(pairs: Any) -> None:
     decoded = reference.decode(data, weights)
     expected = latents(weights, decoded.y, None, reference.parse(data).rate)
     np.testing.assert_array_equal(found[0].numpy(), expected)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"norm": "group", "stem": 1, "window": 2, "channels": 48},
+        {"norm": "pixel", "stem": 4, "level_attention": False, "fine_blocks": 2, "fine_channels": 16},
+        {"norm": "none", "stem": 2, "window": None, "out_activation": False, "projection": False},
+        {"stem": 2, "fine_blocks": 1},
+    ],
+    ids=str,
+)
+def test_the_picture_of_a_latent_agrees(options: dict[str, Any]) -> None:
+    torch.manual_seed(0)
+    description = {"latent_channels": 6, "channels": 8, "multipliers": [1, 2], "num_blocks": 2, **options}
+    decoder = Decoder(**description).eval().double()
+    for parameter in decoder.parameters():
+        torch.nn.init.normal_(parameter, std=0.15)
+    tensors = {f"decoder.{name}": tensor.numpy() for name, tensor in decoder.state_dict().items()}
+    latent = torch.randn(6, 3, 5, dtype=torch.float64)
+    with torch.inference_mode():
+        expected = decoder(latent[None])[0].numpy()
+    found = Drawing(SimpleNamespace(tensors=tensors, real=tensors.__getitem__), description)(latent.numpy())
+    np.testing.assert_allclose(found, expected, atol=1e-5 * np.abs(expected).max())
 
 
 # Files that must be rejected.

@@ -7,8 +7,13 @@ import tarfile
 import time
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
-from glc.corpus.work import Coded
+from glc.corpus.run import run
+from glc.corpus.shards import find_shards
+from glc.corpus.work import Coded, Task
+
+SETTINGS = {"command": "reverse"}
 
 
 def write_tar(path: Path, members: Iterable[tuple[str, bytes]]) -> Path:
@@ -49,3 +54,14 @@ class Reverser:
 def make_reverser(here: int) -> Reverser:
     """Return a coder, as each process makes its own."""
     return Reverser()
+
+
+def code(shards: Path, out: Path, keep: bool = True, **options: Any) -> dict[str, Any]:
+    """Turn all texts in shards around; the totals."""
+    task = Task(find_shards([str(shards)]), out, keep)
+    return run(task, SETTINGS, make_reverser, quiet=True, **options)
+
+
+def contents(out: Path) -> dict[str, bytes]:
+    """Return the files in a folder by name."""
+    return {path.name: path.read_bytes() for path in out.iterdir() if path.is_file()}

@@ -19,32 +19,9 @@ from glc.corpus.records import CorpusError, Folder
 from glc.corpus.run import UnfinishedError, run, world
 from glc.corpus.shards import find_shards
 from glc.corpus.work import Task
-from tests.corpus.stand_ins import Reverser, make_reverser, read_tar, write_tar
+from tests.corpus.stand_ins import SETTINGS, Reverser, code, contents, make_reverser, read_tar, write_tar
 
 ROOT = Path(__file__).parents[2]
-SETTINGS = {"command": "reverse"}
-
-
-@pytest.fixture
-def shards(tmp_path: Path) -> Path:
-    """Three shards of five samples; one sample fails, one has nothing to code."""
-    for shard in range(3):
-        members = []
-        for i in range(5):
-            text = b"bad" if (shard, i) == (1, 2) else f"text {shard} {i}".encode()
-            suffix = "csv" if (shard, i) == (2, 0) else "txt"
-            members += [(f"{shard}-{i}.{suffix}", text), (f"{shard}-{i}.json", b"{}")]
-        write_tar(tmp_path / "in" / f"in-{shard}.tar", members)
-    return tmp_path / "in"
-
-
-def code(shards: Path, out: Path, keep: bool = True, **options: Any) -> dict[str, Any]:
-    task = Task(find_shards([str(shards)]), out, keep)
-    return run(task, SETTINGS, make_reverser, quiet=True, **options)
-
-
-def contents(out: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in out.iterdir() if path.is_file()}
 
 
 def test_every_sample_once_and_a_manifest_that_adds_up(shards: Path, tmp_path: Path) -> None:
@@ -189,18 +166,6 @@ def test_places_of_several_commands(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RANK", "2")
     with pytest.raises(CorpusError, match="RANK=2"):
         world()
-
-
-def test_a_folder_holds_shards_of_one_setting(shards: Path, tmp_path: Path) -> None:
-    code(shards, tmp_path / "out")
-    with pytest.raises(CorpusError, match=r"keep was true, is false.*--force"):
-        code(shards, tmp_path / "out", keep=False)
-    assert "0-0.json" in read_tar(tmp_path / "out" / "in-0.tar")
-    code(shards, tmp_path / "out", keep=False, force=True)
-    assert "0-0.json" not in read_tar(tmp_path / "out" / "in-0.tar")
-    write_tar(tmp_path / "foreign" / "in-1.tar", [])
-    with pytest.raises(CorpusError, match=r"in-1\.tar exists.*--force"):
-        code(shards, tmp_path / "foreign")
 
 
 def test_missing_and_broken_shards_are_told_of_and_mended(shards: Path, tmp_path: Path) -> None:

@@ -126,6 +126,33 @@ def test_a_shard_that_breaks_off_or_is_damaged_says_so(tmp_path: Path) -> None:
         list(read_samples(path))
 
 
+@pytest.mark.parametrize("kind", ["more memory than there is", "no length", "deep"])
+def test_a_header_that_tarfile_trips_over_is_damage(tmp_path: Path, kind: str) -> None:
+    header = tarfile.TarInfo("pax")
+    header.type = tarfile.XHDTYPE
+    if kind == "deep":
+        header.size = 512
+        hostile = (header.tobuf(tarfile.PAX_FORMAT) + b"11 path=a\n".ljust(512, b"\0")) * 3000
+    else:
+        header.size = 1 << 45 if kind == "more memory than there is" else 1 << 64
+        hostile = header.tobuf(tarfile.GNU_FORMAT)
+    good = member_bytes("0.txt", b"good") + member_bytes("1.txt", b"its files may go on")
+    for before, found in ((b"", []), (good, ["0"])):
+        path = tmp_path / "s.tar"
+        path.write_bytes(before + hostile + closing_bytes(0))
+        samples = read_samples(path)
+        assert [next(samples).key for _ in found] == found
+        with pytest.raises(ShardError, match=r"s\.tar: damaged header"):
+            next(samples)
+
+
+def test_an_error_of_who_takes_samples_is_not_the_shards(tmp_path: Path) -> None:
+    samples = read_samples(write_tar(tmp_path / "s.tar", [("0.txt", b""), ("1.txt", b"")]))
+    next(samples)
+    with pytest.raises(MemoryError):
+        samples.throw(MemoryError)
+
+
 def test_what_is_written_is_a_tar_of_fixed_bytes() -> None:
     files = [("0.glc", b"GLC" * 300), ("deep/" * 40 + "é.json", b"{}"), ("n.txt", b"")]
     content = b"".join(member_bytes(name, data) for name, data in files)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import functools
 import hashlib
 import io
+import math
 import os
+import time
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -15,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from glc import __version__
+from glc.cli.effort import check_effort, make_effort
 from glc.cli.errors import ONE_FAILED, NothingDoneError, message
 
 if TYPE_CHECKING:
@@ -73,6 +76,8 @@ def code_shards(
     target_bpp: float | None = None,
     target_size: int | None = None,
     max_pixels: int | None = None,
+    effort: int = 0,
+    lpips_weights: str | None = None,
     **parts: Any,
 ) -> None:
     """Code the samples of shards; what the arguments mean is said where they are options.
@@ -87,14 +92,21 @@ def code_shards(
     from glc.corpus.shards import find_shards
     from glc.corpus.work import Task
 
+    began = time.time()
     if output is None or output == "-":
         raise click.UsageError("--shards needs the folder to write to: -o OUT")
     if sum(value is not None for value in (quality, target_bpp, target_size)) > 1:
         raise click.UsageError("give only one of --quality, --target-bpp and --target-size")
+    if quality is not None and math.isnan(quality):
+        raise click.UsageError("--quality is not a number")
+    check_effort(effort, lpips_weights, parts.get("encoder"))
+    make_effort(effort, lpips_weights)  # what cannot be had is known before a process starts
     if command == "compress" and quality is None and target_bpp is None and target_size is None:
         quality = 50
     options: dict[str, Any] = {"quality": quality, "target_bpp": target_bpp, "target_size": target_size}
     options = {k: v for k, v in {**options, "max_pixels": max_pixels}.items() if v is not None}
+    if effort:
+        options["effort"] = effort
     folder = Path(output)
     try:
         found = find_shards(inputs)
@@ -114,11 +126,12 @@ def code_shards(
         totals = run(
             Task(found, folder, keep),
             settings,
-            MakeCoder(command, model, device, options, parts, processes),
+            MakeCoder(command, model, device, options, parts, processes, lpips_weights),
             processes=processes,
             threads=threads,
             force=force,
             quiet=quiet,
+            began=began,
         )
     except UnfinishedError as error:
         click.echo(f"Error: {error}", err=True)
@@ -141,18 +154,17 @@ def code_shards(
 
 
 def _identity(key: str, value: Any) -> Any:
-    """Return what tells a weights file from another of the same name: its hash; other values as they are."""
+    """Return what tells a weights file from another of the same name: its hash; other values as they are.
+
+    Raises:
+        WeightsError: there is no such file. Known here, it is no reason to begin.
+        OSError: it cannot be read.
+    """
     from glc.codec.catalog import find, find_part
 
-    if not isinstance(value, str):
+    if value is None or key not in ("model", "encoder", "decoder"):
         return value
-    try:
-        path = find_part(value, key) if key in ("encoder", "decoder") else find(value)
-    except (ValueError, OSError):
-        path = Path(value)
-    if not path.is_file():
-        return value
-    with open(path, "rb") as file:
+    with open(find(value) if key == "model" else find_part(value, key), "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
@@ -166,6 +178,7 @@ class MakeCoder:
     options: Mapping[str, Any]
     parts: Mapping[str, Any]
     processes: int
+    lpips_weights: str | None = None
 
     def __call__(self, here: int) -> Coder:
         """Load the model, on this process's device where there are several."""
@@ -173,7 +186,8 @@ class MakeCoder:
 
         codecs = Codecs(self.model, self._device(here), **self.parts)
         if self.command == "compress":
-            return Compressor(codecs.for_pictures(), self.options)
+            search = make_effort(self.options.get("effort", 0), self.lpips_weights)
+            return Compressor(codecs.for_pictures(), {**self.options, "effort": search})
         codecs.check_for_files()
         return Decompressor(codecs, self.options)
 

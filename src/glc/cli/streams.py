@@ -1,6 +1,7 @@
 """Reading inputs and writing outputs, so that no half of a file is ever seen."""
 
 import errno
+import io
 import os
 import secrets
 import sys
@@ -9,23 +10,26 @@ from pathlib import Path
 from typing import IO
 
 from glc.cli.plan import Job
-from glc.codec.bitstream import DEFAULT_LIMIT, HEADER, longest_file
+from glc.codec.bitstream import DEFAULT_LIMIT, HEADER, check_size, longest_file
 from glc.codec.errors import DamagedError
+
+_CHUNK = 1 << 20
 
 
 def read_glc(source: Path | None, max_pixels: int = DEFAULT_LIMIT) -> bytes:
     """Return the bytes of a `.glc` file, or those on standard input for None.
 
     Raises:
-        BitstreamError: when it begins like none, or like one of too large a picture, or goes on for longer
-            than a file of its picture can; the rest is not read then.
+        BitstreamError: when it begins like none, or goes on for longer than a file of its picture, or of any
+            accepted one, can; the rest is not read then.
         OSError: when it cannot be read.
     """
     with open(source, "rb") if source is not None else nullcontext(sys.stdin.buffer) as file:
         start = file.read(HEADER)
         limit = longest_file(start, max_pixels)
-        data = start + file.read(limit + 1 - len(start))
+        data = _read(file, limit + 1, start)
     if len(data) > limit:
+        check_size(start, max_pixels)
         raise DamagedError(f"damaged: longer than any file of a picture of its size ({limit:,} bytes)")
     return data
 
@@ -39,10 +43,19 @@ def read_picture(stream: IO[bytes]) -> bytes:
     from glc.data.images import MAX_PIXELS, ImageError
 
     limit = MAX_PIXELS * 8 + (1 << 20)  # four channels of 16 bits, not compressed, and a header
-    data = stream.read(limit + 1)
+    data = _read(stream, limit + 1)
     if len(data) > limit:
         raise ImageError(f"standard input: more than {limit:,} bytes, which no picture needs")
     return data
+
+
+def _read(stream: IO[bytes], limit: int, start: bytes = b"") -> bytes:
+    """Read on to the end or to so many bytes; one `read` would allocate the limit, whatever there is."""
+    data = io.BytesIO()
+    data.write(start)
+    while chunk := stream.read(min(_CHUNK, limit - data.tell())):
+        data.write(chunk)
+    return data.getvalue()
 
 
 def write_result(job: Job, data: bytes, force: bool) -> None:

@@ -28,11 +28,12 @@ def export(checkpoint: Path, destination: Path, half: bool, photos: tuple[Path, 
     from glc.codec.writing import check_destination
     from glc.data.listing import list_sources
 
+    if checkpoint.is_dir():
+        checkpoint = checkpoint / "checkpoints" / "last.ckpt"
     check_destination(destination, checkpoint, force)
-    last = checkpoint / "checkpoints" / "last.ckpt"
     pictures = [path for _, path in list_sources(photos)] if photos else []
     with tqdm(pictures, desc="counting", unit="pic", disable=None if pictures else True) as counted:
-        write(last if checkpoint.is_dir() else checkpoint, destination, half, counted)
+        write(checkpoint, destination, half, counted)
 
 
 @click.command()

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from glc.codec.bitstream import MAX_RATES
 from glc.codec.budget import Budget
 from glc.models.autoencoder import Decoder, Encoder
 from glc.models.code_predictor import CodePredictionRefiner, CodePredictor
@@ -35,6 +36,19 @@ _PARTS: dict[str, type[nn.Module]] = {
 }
 
 
+_KINDS: dict[str, tuple[type, ...]] = {
+    "encoder": (Encoder,),
+    "decoder": (Decoder,),
+    "coder": (TransformCoder, IndicesMapCoder),
+    "refiner": (CodePredictionRefiner, type(None)),
+    "hyper": (CategoricalHyperprior, FactorizedHyperprior),
+    "context": (QuadtreeContext,),
+    "predictor": (CodePredictor,),
+    "quantizer": (VectorQuantizer,),
+}
+"""What an argument must be that is a part itself."""
+
+
 class ArchitectureError(ValueError):
     """A description does not describe a model that this version knows."""
 
@@ -62,10 +76,25 @@ def build(description: Any) -> Any:
     part = _PARTS.get(name) if isinstance(name, str) else None
     if part is None:
         raise ArchitectureError(f"{name!r} is no part of a codec known to this version of glc")
+    for key, value in values.items():
+        _check(name, key, value)
     try:
         return part(**values)
     except Exception as error:  # the arguments may be anything, and so may what they lead to
         raise ArchitectureError(f"{name}: {error}") from error
+
+
+def _check(name: str, key: str, value: Any) -> None:
+    """Refuse an argument that its part would take, for something else to trip over it."""
+    kinds = _KINDS.get(key)
+    if kinds is not None and not isinstance(value, kinds):
+        names = " or ".join("null" if kind is type(None) else kind.__name__ for kind in kinds)
+        raise ArchitectureError(f"{name}: its {key} must be {names}, not {type(value).__name__}")
+    if key in ("window", "stem", "num_rates") and not (key == "window" and value is None):
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise ArchitectureError(f"{name}: its {key} must be a whole number from 1, not {value!r:.40}")
+        if key == "num_rates" and value > MAX_RATES:
+            raise ArchitectureError(f"{name}: a codec has at most {MAX_RATES} rate points, not {value}")
 
 
 def build_for(description: Any, tensors: Mapping[str, Tensor], share: bool = False) -> Any:

@@ -84,21 +84,30 @@ def pack(header: Header, payload: bytes) -> bytes:
 def longest_file(start: bytes, max_pixels: int = DEFAULT_LIMIT) -> int:
     """Return how many bytes a file can have, at most, from its first `HEADER` bytes.
 
-    For whoever reads a stream: more than that is no file, and need not be read.
+    For whoever reads a stream: more than that is no file, and need not be read. Of a picture above the limit
+    it is as much as of one at the limit: whether its size is damaged, the checksum at the end says.
 
     Raises:
-        NotGlcError, NewerVersionError, TruncatedError, SizeLimitError: as `unpack` would.
+        NotGlcError, NewerVersionError, TruncatedError: as `unpack` would.
     """
     if len(start) < _HEADER.size or start[:3] != MAGIC or start[3] != VERSION:
         unpack(start[: _HEADER.size])
     _, _, _, width, height, _ = _HEADER.unpack_from(start)
-    pixels = (width + 1) * (height + 1)
-    if pixels > max_pixels:
+    # Padded to a model's stride, with the longest code for every symbol, a picture takes less.
+    return (1 << 20) + 16 * min((width + 1) * (height + 1), max_pixels)
+
+
+def check_size(start: bytes, max_pixels: int = DEFAULT_LIMIT) -> None:
+    """Check the size that a file's first `HEADER` bytes state.
+
+    Raises:
+        SizeLimitError: there are more pixels.
+    """
+    _, _, _, width, height, _ = _HEADER.unpack_from(start)
+    if (width + 1) * (height + 1) > max_pixels:
         raise SizeLimitError(
             f"the picture has {width + 1} x {height + 1} pixels, more than the limit of {max_pixels}"
         )
-    # Padded to a model's stride, with the longest code for every symbol, a picture takes less.
-    return (1 << 20) + 16 * pixels
 
 
 def unpack(data: bytes, max_pixels: int = DEFAULT_LIMIT) -> tuple[Header, bytes]:
@@ -134,10 +143,7 @@ def unpack(data: bytes, max_pixels: int = DEFAULT_LIMIT) -> tuple[Header, bytes]
         raise DamagedError(f"damaged or truncated: the checksum of its {len(data)} bytes does not fit")
     _, _, fingerprint, width, height, rate = _HEADER.unpack_from(body)
     header = Header(fingerprint=fingerprint, width=width + 1, height=height + 1, rate=rate)
-    if header.width * header.height > max_pixels:
-        raise SizeLimitError(
-            f"the picture has {header.width} x {header.height} pixels, more than the limit of {max_pixels}"
-        )
+    check_size(body, max_pixels)
     payload = body[_HEADER.size :]
     if payload.endswith(b"\0"):
         raise DamagedError("damaged: the payload ends in a zero byte, which no encoder writes")

@@ -58,7 +58,7 @@ class Budget(TorchFunctionMode):
         """
         kwargs = kwargs or {}
         made = _elements(func, args, kwargs)
-        self.used += max(made, _LEAST) if made else 0
+        self.used += 0 if made is None else max(made, _LEAST)
         if self.used > self.elements:
             raise OverBudgetError(
                 f"it describes a network of more than {self.elements:,} numbers, which its file does not have"
@@ -66,7 +66,8 @@ class Budget(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
-def _elements(func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> int:
+def _elements(func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> int | None:
+    """Return how many elements a call makes, perhaps none; None where it makes no tensor from nothing."""
     if func in _SIZED:
         size = kwargs.get("size", args)
         if len(size) and isinstance(size[0], Sequence):
@@ -76,4 +77,4 @@ def _elements(func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str
         return int(max((abs(n) for n in args if isinstance(n, int | float)), default=0))
     if func is torch.eye:
         return math.prod([n for n in args if isinstance(n, int)] * (2 if len(args) == 1 else 1))
-    return 0
+    return None

@@ -306,9 +306,16 @@ class IndicesMapPayload:
         _check("y", symbols.y, (1, *size), 0, max(self.coder.sizes) - 1)
 
     def write(self, symbols: Symbols, rate: Tensor) -> list[bytes]:
-        """Return the payloads that hold given symbols at whole rate points `[B]`."""
+        """Return the payloads that hold given symbols at whole rate points `[B]`.
+
+        Raises:
+            ValueError: when an index is none of its rate point's.
+        """
         payloads = []
         for point, values in zip(rate.tolist(), symbols.y.numpy(), strict=True):
+            size = self.coder.sizes[int(point)]
+            if values.size and int(values.max()) >= size:
+                raise ValueError(f"y must lie in [0, {size - 1}] at rate point {int(point)}")
             stack = Encoder()
             self.models[int(point)].push(stack, values.ravel())
             payloads.append(stack.payload())

@@ -26,7 +26,7 @@ class Journal:
     Args:
         part: the file for the coded samples.
         notes: the journal.
-        source: identifies what is coded; what was written for another is thrown away.
+        source: identifies what is coded; what was written for another, in what both say, is thrown away.
 
     Raises:
         OSError: the files cannot be made or read.
@@ -65,7 +65,8 @@ class Journal:
                 if not isinstance(line, dict):
                     break
                 if not kept:
-                    if line != {"source": source}:
+                    found = line.get("source")
+                    if not isinstance(found, dict) or not found or {**source, **found} != source:
                         return 0
                 else:
                     content = tar.read(line["end"] - self.size)

@@ -26,6 +26,8 @@ FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
 FAILURES = "failures.jsonl"
 NOTES = ".glc"
+_NOTES = (".json", ".journal", ".part", ".mark")
+"""Suffixes of what is noted of work that was begun."""
 REMEDY = "choose another folder with -o, or replace what is there with --force"
 
 
@@ -54,6 +56,8 @@ class Record:
     """`key` and `error` of each sample that failed."""
     problem: str | None = None
     """Why the shard was not read to its end; None when it was."""
+    source_mtime_ns: int | None = None
+    """When what was read was last changed; None where it was missing, and in older records."""
 
 
 class Folder:
@@ -72,35 +76,37 @@ class Folder:
         return self.notes / f"{shard.name}.{kind}"
 
     def prepare(
-        self, settings: dict[str, Any], shards: Sequence[Shard], force: bool, remedy: str = REMEDY
+        self,
+        settings: dict[str, Any],
+        shards: Sequence[Shard],
+        force: bool,
+        began: float,
+        remedy: str = REMEDY,
     ) -> None:
         """Make the folder, and check that what lies in it was made with the same settings.
 
-        Call it while no other process does.
+        Call it while no other process does. Settings for which nothing was begun are replaced.
 
         Args:
             settings: what decides the bytes.
             shards: that are to be written.
-            force: replace what was made with others.
+            force: replace what was made with others, and what was finished with the same.
+            began: when the command began, in seconds since the epoch. A collection finished after that is the
+                work of other processes of it, and one that is not finished is gone on with, so that `force`
+                undoes nothing that was done for this command.
             remedy: what the user is told to do where that is in the way.
 
         Raises:
             CorpusError: it was made with others, or holds shards of other origin, and `force` is not set.
             OSError: it cannot be made or written to.
         """
-        path = self.notes / "settings.json"
         self.notes.mkdir(parents=True, exist_ok=True)
-        found: Any = None
-        if path.is_file():
-            try:
-                found = json.loads(path.read_text("utf-8"))
-            except ValueError:
-                found = {}
-        wanted = json.loads(json.dumps({"format_version": FORMAT_VERSION, **settings}))
-        if found == wanted:
+        found, wanted = self._settings(), _stored(settings)
+        if found == wanted and not (force and self._finished_before(began)):
             return
+        notes = [old for old in self.notes.iterdir() if old.suffix in _NOTES and old != self._settings_path]
         if not force:
-            if found is not None:
+            if found is not None and notes:
                 changed = list(differences(found, wanted)) if found else ["they cannot be read"]
                 more = f"; and {len(changed) - 3} more" if len(changed) > 3 else ""
                 raise CorpusError(
@@ -110,12 +116,41 @@ class Folder:
             for shard in shards:
                 if self.target(shard).exists():
                     raise CorpusError(f"{self.target(shard)} exists: {remedy}")
-        for old in self.notes.iterdir():
-            if old.suffix in (".json", ".journal", ".part"):
-                old.unlink()
-        for name in (MANIFEST, FAILURES):
-            (self.path / name).unlink(missing_ok=True)
-        _write(path, wanted)
+        # The manifest last: until then it is seen that what it counts is to be made again.
+        for old in (*notes, self._settings_path, self.path / FAILURES, self.path / MANIFEST):
+            old.unlink(missing_ok=True)
+        _write(self._settings_path, wanted)
+
+    def begin(self, settings: dict[str, Any]) -> None:
+        """Note that work begins, after which nobody replaces the settings unasked.
+
+        Call it while no other process does, once all that work needs is there.
+
+        Raises:
+            CorpusError: another command has replaced the settings since `prepare`.
+        """
+        if self._settings() != _stored(settings):
+            raise CorpusError(f"{self.path}: another command with other settings began to write to it")
+        (self.notes / "begun.mark").touch()
+
+    @property
+    def _settings_path(self) -> Path:
+        return self.notes / "settings.json"
+
+    def _settings(self) -> Any:
+        """Return the settings of what lies here; None without any, nothing in them when they are damaged."""
+        try:
+            return json.loads(self._settings_path.read_text("utf-8"))
+        except FileNotFoundError:
+            return None
+        except ValueError:
+            return {}
+
+    def _finished_before(self, began: float) -> bool:
+        try:
+            return (self.path / MANIFEST).stat().st_mtime < began
+        except FileNotFoundError:
+            return False
 
     def write_record(self, shard: Shard, record: Record) -> None:
         """Note that a shard is finished."""
@@ -127,7 +162,9 @@ class Folder:
             found = Record(**json.loads(self.note(shard, "json").read_text("utf-8")))
         except (FileNotFoundError, ValueError, TypeError):
             return None
-        if found.source_bytes != shard.bytes():
+        stamp = shard.stamp()
+        size, mtime = (None, None) if stamp is None else stamp
+        if found.source_bytes != size or found.source_mtime_ns not in (None, mtime):
             return None
         try:
             written = self.target(shard).stat().st_size
@@ -169,7 +206,9 @@ class Folder:
             "bpp": 8 * coded / pixels if pixels else None,
             "bytes": sum(record.bytes for record in complete),
         }
-        listed = [{k: v for k, v in asdict(record).items() if k != "failures"} for record in complete]
+        # A copy of a shard has another time and the same content.
+        left_out = ("failures", "source_mtime_ns")
+        listed = [{k: v for k, v in asdict(record).items() if k not in left_out} for record in complete]
         _write(
             self.path / MANIFEST,
             {"format_version": FORMAT_VERSION, "totals": totals, "settings": settings, "shards": listed},
@@ -186,6 +225,11 @@ class Folder:
         else:
             (self.path / FAILURES).unlink(missing_ok=True)
         return totals
+
+
+def _stored(settings: dict[str, Any]) -> Any:
+    """Return settings as they are read again."""
+    return json.loads(json.dumps({"format_version": FORMAT_VERSION, **settings}))
 
 
 def _write(path: Path, content: dict[str, Any]) -> None:

@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable
 from multiprocessing import connection
 from pathlib import Path
@@ -62,6 +63,7 @@ def run(
     force: bool = False,
     quiet: bool = False,
     remedy: str = REMEDY,
+    began: float | None = None,
 ) -> dict[str, Any]:
     """Code a collection, or go on with it, together with whoever else runs the same command.
 
@@ -71,9 +73,11 @@ def run(
         make_coder: called once in each process.
         processes: of this command.
         threads: that each computes with.
-        force: replace what other settings made.
+        force: replace what other settings made, and what was finished before with the same. What is not
+            finished is gone on with.
         quiet: show no progress.
         remedy: what the user is told to do about a folder that others' shards are in.
+        began: when the command began (`time.time()`), if it has done more than to call this.
 
     Returns:
         The manifest's totals.
@@ -83,14 +87,15 @@ def run(
         UnfinishedError: it was begun and is not finished.
         OSError: the folder cannot be written to.
     """
+    began = time.time() if began is None else began
     place, places = world()
     folder = Folder(task.folder)
     folder.notes.mkdir(parents=True, exist_ok=True)
     settings = {**settings, "keep": task.keep, "threads": threads}
     with claim(folder.notes / "settings.lock", wait=True):
-        folder.prepare(settings, task.shards, force, remedy)
+        folder.prepare(settings, task.shards, force, began, remedy)
     with Progress(Watch(folder, task.shards), quiet or place > 0):
-        problems = _do(task, make_coder, place, places, processes, threads)
+        problems = _do(task, settings, make_coder, place, places, processes, threads)
     totals = folder.finish(settings, task.shards)
     if totals is None:
         left = sum(folder.record(shard) is None for shard in task.shards)
@@ -103,13 +108,21 @@ def run(
 
 
 def _do(
-    task: Task, make_coder: MakeCoder, place: int, places: int, processes: int, threads: int
+    task: Task,
+    settings: dict[str, Any],
+    make_coder: MakeCoder,
+    place: int,
+    places: int,
+    processes: int,
+    threads: int,
 ) -> list[str]:
     """Do the work in processes of this machine; what became of those that did not end well, a line each."""
     if processes == 1:
         try:
             _set_threads(threads)
-            work(task, make_coder(0), place, places)
+            coder = make_coder(0)
+            _begin(task, settings)
+            work(task, coder, place, places)
         except (OSError, RuntimeError) as error:
             return [_reason(error)]
         return []
@@ -122,7 +135,8 @@ def _do(
         for i in range(processes):
             # A channel each: of one that they share, a killed process could take the lock along.
             reason, told = context.Pipe(duplex=False)
-            arguments = (task, make_coder, i, place * processes + i, places * processes, threads, told)
+            places_of = (i, place * processes + i, places * processes)
+            arguments = (task, settings, make_coder, *places_of, threads, told)
             process = context.Process(target=_start, args=arguments, daemon=True)
             process.start()
             told.close()
@@ -148,8 +162,21 @@ def _do(
     return list(dict.fromkeys(problems))
 
 
+def _begin(task: Task, settings: dict[str, Any]) -> None:
+    folder = Folder(task.folder)
+    with claim(folder.notes / "settings.lock", wait=True):
+        folder.begin(settings)
+
+
 def _start(
-    task: Task, make_coder: MakeCoder, here: int, place: int, places: int, threads: int, told: Any
+    task: Task,
+    settings: dict[str, Any],
+    make_coder: MakeCoder,
+    here: int,
+    place: int,
+    places: int,
+    threads: int,
+    told: Any,
 ) -> None:
     """What a process of this machine runs."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the first process decides
@@ -160,6 +187,7 @@ def _start(
         coder = make_coder(here)
         if "torch" in sys.modules:  # a coder that computes without it need not wait for its import
             _set_threads(threads)
+        _begin(task, settings)
         work(task, coder, place, places)
     except Exception as error:
         told.send(_reason(error))

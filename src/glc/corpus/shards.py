@@ -7,8 +7,10 @@ import io
 import os
 import tarfile
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
+from typing import NamedTuple
 
 from braceexpand import braceexpand
 
@@ -21,6 +23,13 @@ class ShardError(ValueError):
     """A shard breaks off or is none; what came before is good."""
 
 
+class Stamp(NamedTuple):
+    """Tells a shard from one that took its place; tar fills up, so that sizes alone do not."""
+
+    bytes: int
+    mtime_ns: int
+
+
 @dataclass(frozen=True)
 class Shard:
     """A shard to be read; `name` is also that of the shard that is written."""
@@ -30,10 +39,16 @@ class Shard:
 
     def bytes(self) -> int | None:
         """Its size, None where it is missing."""
+        stamp = self.stamp()
+        return None if stamp is None else stamp.bytes
+
+    def stamp(self) -> Stamp | None:
+        """What tells its content from another, None where it is missing."""
         try:
-            return self.path.stat().st_size
+            found = self.path.stat()
         except OSError:
             return None
+        return Stamp(found.st_size, found.st_mtime_ns)
 
 
 @dataclass
@@ -108,8 +123,14 @@ def read_samples(path: Path, skip: int = 0) -> Iterator[Sample]:
     seen: set[str] = set()
     count = end = 0
     try:
-        with tarfile.open(path, "r:") as tar:
-            for member in tar:
+        with _damage():
+            tar = tarfile.open(path, "r:")  # noqa: SIM115 (closed by the next line)
+        with tar:
+            while True:
+                with _damage():
+                    member = tar.next()
+                if member is None:
+                    break
                 end = tar.offset  # where the next header is; a sparse file's size would not tell
                 if not member.isfile() and not member.islnk() and not member.issym():
                     continue
@@ -125,7 +146,8 @@ def read_samples(path: Path, skip: int = 0) -> Iterator[Sample]:
                 sample.end = end
                 sample.problem = sample.problem or _problem(member)
                 if count >= skip and sample.problem is None:
-                    source = tar.extractfile(member)
+                    with _damage():
+                        source = tar.extractfile(member)
                     assert source is not None
                     content = source.read()
                     if len(content) != member.size:
@@ -137,6 +159,17 @@ def read_samples(path: Path, skip: int = 0) -> Iterator[Sample]:
         raise ShardError(f"{path}: {' '.join(str(error).split()) or 'not a tar file'}") from error
     if sample is not None:
         yield sample
+
+
+@contextmanager
+def _damage() -> Iterator[None]:
+    """Take whatever tarfile raises over a header for damage: one may ask for more memory than there is."""
+    try:
+        yield
+    except (OSError, tarfile.TarError):
+        raise
+    except Exception as error:
+        raise tarfile.ReadError(f"damaged header ({type(error).__name__})") from error
 
 
 def _check_end(path: Path, end: int) -> None:

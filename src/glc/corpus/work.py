@@ -86,14 +86,14 @@ def work(task: Task, coder: Coder, place: int, places: int) -> None:
 
 
 def _do(shard: Shard, folder: Folder, keep: bool, coder: Coder) -> None:
-    size = shard.bytes()
-    if size is None:
+    stamp = shard.stamp()
+    if stamp is None:
         folder.target(shard).unlink(missing_ok=True)
         missing = f"{shard.path}: no such file, or it cannot be read"
         folder.write_record(shard, Record(shard.name, None, 0, 0, 0, 0, 0, "", problem=missing))
         return
     part, notes = folder.note(shard, "part"), folder.note(shard, "journal")
-    journal = Journal(part, notes, {"bytes": size})
+    journal = Journal(part, notes, stamp._asdict())
     try:
         problem: str | None = None
         try:
@@ -109,7 +109,8 @@ def _do(shard: Shard, folder: Folder, keep: bool, coder: Coder) -> None:
     done = len(journal.lines) - len(failures)
     record = Record(
         name=shard.name,
-        source_bytes=size,
+        source_bytes=stamp.bytes,
+        source_mtime_ns=stamp.mtime_ns,
         samples=len(journal.lines),
         done=done,
         coded_bytes=sum(line.get("bytes", 0) for line in journal.lines),
@@ -135,6 +136,8 @@ def _tell_apart(shard: Shard, skip: int) -> Iterator[Sample]:
         yield from read_samples(shard.path, skip)
     except OSError as error:
         raise ShardError(f"{shard.path}: {error.strerror or error}") from error
+    except MemoryError as error:
+        raise ShortOfMemoryError(f"{shard.path}: not enough memory for one of its files") from error
 
 
 def _code(sample: Sample, journal: Journal, keep: bool, coder: Coder) -> None:

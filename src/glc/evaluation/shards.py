@@ -10,6 +10,7 @@ val-1.tar --+-- glc.corpus: claims, journals, records -----+-- OUT/val-1.tar
 
 import json
 import os
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -183,7 +184,8 @@ class ShardEvaluation:
         processes: of this command.
         threads: of each process.
         seed: of all that is drawn.
-        overwrite: start anew although the folder has results of other settings.
+        overwrite: start anew although the folder has results; what is not finished is gone on with, where its
+            settings are the same.
         progress: show it; None: as `glc.corpus` does.
         keep: keep each picture's files and what was decoded from them, in the shards that are written.
     """
@@ -213,6 +215,7 @@ class ShardEvaluation:
             UnfinishedError: some shards are not done; the same command goes on.
             CodecUnavailable, WeightsError, ValueError, OSError: nothing could be started, or written.
         """
+        began = time.time()
         check_counts(self.processes, self.threads)
         if (self.out / IDENTITY).exists():
             raise RecordsError(f"{self.out}: holds the evaluation of a folder of pictures: give another out=")
@@ -253,6 +256,7 @@ class ShardEvaluation:
             force=self.overwrite,
             quiet=self.progress is False,
             remedy=REMEDY,
+            began=began,
         )
         count = self.pictures.count
         return merge(

@@ -205,6 +205,8 @@ def test_only_the_natural_architecture_goes_back(converted: dict[str, Path], tmp
     [
         ("hyper", "normalize", True, "normalises z"),
         ("encoder", "norm", "pixel", "encoder has norm=pixel"),
+        ("encoder", "window", 16, "its encoder has window=16, there 32"),
+        ("decoder", "window", None, "its decoder has window=null, there 32"),
     ],
 )
 def test_what_has_no_tensor_must_be_theirs_too(

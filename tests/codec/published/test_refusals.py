@@ -100,6 +100,11 @@ def test_absurd_sizes_are_refused_without_allocating_them(
     assert "not a GLC image model" in message or "no glc network has such shapes" in message
 
 
+def test_a_block_of_an_absurd_number_is_not_counted_up_to(refusal: Callable[..., str]) -> None:
+    name = "encoder.down.0.block.1000000000.conv1.weight"
+    assert name in refusal("taming", lambda t: t.update({name: torch.zeros(1, 1, 3, 3)}))
+
+
 def test_an_existing_file_is_kept(files: dict[str, Path], tmp_path: Path) -> None:
     destination = tmp_path / "x.safetensors"
     destination.write_text("mine")

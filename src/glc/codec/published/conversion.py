@@ -15,6 +15,7 @@ from glc.codec.published import glc_image
 from glc.codec.published.layout import Layout
 from glc.codec.published.reading import Source, open_source
 from glc.codec.published.recognition import AUTOENCODER, CODEC, KINDS, Published, own_description, recognize
+from glc.codec.published.vqgan import Structure
 from glc.codec.weights import FORMAT, build_model, read_weights, save_weights
 from glc.codec.writing import check_destination, replacing
 from glc.models.quantizer import VectorQuantizer
@@ -51,9 +52,9 @@ def convert(
         WeightsError: when the source is not what it should be; nothing is written then.
         FileExistsError: when `destination` exists.
     """
-    source, destination = Path(source), Path(destination)
+    source, destination = _checkpoint_of(Path(source)), Path(destination)
     check_destination(destination, source, force)
-    opened = open_source(_checkpoint_of(source))
+    opened = open_source(source)
     if opened.ours and kind in ("auto", LIGHTNING):
         export(opened.path, destination)
         found = f"{opened.path}: a checkpoint of glc's training; what is not the codec was left out"
@@ -120,9 +121,8 @@ def convert_to_official(
         WeightsError: when the source is no codec, or of another architecture; nothing is written then.
         FileExistsError: when `destination` exists.
     """
-    source, destination = Path(source), Path(destination)
-    check_destination(destination, source, force)
-    path = _checkpoint_of(source)
+    path, destination = _checkpoint_of(Path(source)), Path(destination)
+    check_destination(destination, path, force)
     description, states = _our_networks(open_source(path))
     layout = glc_image.layout(sizes)
     problem = _unlike(description, states, layout)
@@ -189,6 +189,11 @@ def _unlike(
     ]
     if description["coder"].get("hyper", {}).get("normalize"):
         flags.append("it normalises z (normalize=True)")
+    for part in ("encoder", "decoder"):
+        have = description[part].get("window", Structure.window)
+        want = layout.networks[part].description["window"]
+        if have != want:
+            flags.append(f"its {part} has window={'null' if have is None else have}, there {want}")
     if flags:
         return ", ".join(flags)
     for network in (*CODEC_NETWORKS, *(name for name in states if name not in CODEC_NETWORKS)):

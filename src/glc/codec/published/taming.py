@@ -53,12 +53,15 @@ def read(shapes: Shapes) -> Layout:
     size = size_reader(shapes)
     channels = size("encoder.conv_in.weight", 0, 128)
     widths: dict[int, int] = {}
-    count = 0
+    numbers: dict[int, set[int]] = {}
     for name, shape in shapes.items():
         if (match := _RESIDUAL.fullmatch(name)) and shape:
             widths[int(match[1])] = shape[0]
-            count = max(count, int(match[2]) + 1)
+            numbers.setdefault(int(match[1]), set()).add(int(match[2]))
+    # By the names alone: a number that stands for itself could ask for any number of blocks.
+    count = max(map(len, numbers.values()), default=0)
     whole = widths and sorted(widths) == list(range(len(widths)))
+    whole = whole and all(found == set(range(count)) for found in numbers.values())
     if not whole or not channels or any(width % channels for width in widths.values()):
         return layout()
     last = len(widths) - 1
