@@ -96,6 +96,8 @@ def overrides(stage: str, arguments: argparse.Namespace, minutes: float) -> list
         words.append(f"trainer.max_steps={arguments.steps[stage]}")
     if arguments.device == "cuda":
         words += ["trainer.accelerator=gpu", f"data.num_workers={arguments.workers}", "data.cache=false"]
+    elif arguments.device == "cpu":
+        words.append("trainer.accelerator=cpu")
     return words + arguments.overrides
 
 
@@ -156,8 +158,8 @@ def main() -> int:
     arguments.shards, arguments.weights, arguments.output = (
         path.resolve() for path in (arguments.shards, arguments.weights, arguments.output)
     )
-    if arguments.device == "auto":
-        arguments.device = "cuda" if torch.cuda.is_available() else "cpu"
+    if arguments.device == "auto" and torch.cuda.is_available():
+        arguments.device = "cuda"
     try:
         return train(arguments)
     except (OSError, ValueError) as error:

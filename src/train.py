@@ -32,7 +32,7 @@ from src.overrides import explain_overrides, remember_swept_keys, swept_name
 
 log = logging.getLogger(__name__)
 
-PRECISIONS = ("32-true", "bf16-mixed", "64-true")
+PRECISIONS = ("32-true", "bf16-mixed")
 
 
 def per_device(batch: int, devices: int | str, num_nodes: int, accumulate: int) -> int:

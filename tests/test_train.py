@@ -198,10 +198,11 @@ def test_the_first_process_of_torchrun_does_not_write_over_a_run(
     assert last.read_bytes() == before
 
 
-def test_float16_is_refused(pictures: Path, tmp_path: Path) -> None:
-    message = refused({**settings(pictures, tmp_path, "half", "vqvae"), "trainer.precision": "16-mixed"})
-    assert "trainer.precision=16-mixed" in message
-    assert "bf16-mixed" in message
+@pytest.mark.parametrize("precision", ["16-mixed", "64-true"])
+def test_other_precisions_are_refused(pictures: Path, tmp_path: Path, precision: str) -> None:
+    message = refused({**settings(pictures, tmp_path, "half", "vqvae"), "trainer.precision": precision})
+    assert f"trainer.precision={precision}" in message
+    assert "32-true or bf16-mixed" in message
 
 
 def test_a_training_that_diverges_keeps_the_last_good_checkpoint(pictures: Path, tmp_path: Path) -> None:
@@ -259,9 +260,25 @@ def test_settings_that_changed_are_named(
     trained: Path, pictures: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     steps = checkpoint(trained)["global_step"]
-    changed = {"resume": "last", "stage.codebook_weight": 0.5, "trainer.max_steps": steps}
+    changed = {
+        "resume": "last",
+        "trainer.max_steps": steps,
+        "stage.codebook_weight": 0.5,
+        "callbacks.ema.decay": 0.9,
+        "callbacks.codebooks.revive_every": 100,
+        "callbacks.last.every_n_steps": 7,  # changes no result
+        "callbacks.progress": "null",
+    }
     run(options(trained, pictures, **changed))
-    assert "stage.codebook_weight was 1.0, is 0.5" in caplog.text
+    named = [line for record in caplog.records if "another setting" in (line := record.getMessage())]
+    assert named == [
+        f"resuming with another setting: {difference}"
+        for difference in (
+            "callbacks.codebooks.revive_every was 500, is 100",
+            "callbacks.ema.decay was 0.999, is 0.9",
+            "stage.codebook_weight was 1.0, is 0.5",
+        )
+    ]
 
 
 def test_in_the_network_the_codes_are_those_of_the_first_stage(

@@ -78,3 +78,22 @@ def test_a_stage_follows_when_the_one_before_is_done(
     while script.train(arguments) == script.MORE:
         pass
     assert trainer.calls == ["vqvae", "vqvae", "transform", "transform", "joint", "joint", "export joint"]
+
+
+def test_the_device_is_the_one_that_was_asked_for(script: ModuleType, tmp_path: Path) -> None:
+    def accelerators(device: str) -> list[str]:
+        arguments = argparse.Namespace(
+            shards=tmp_path,
+            weights=tmp_path,
+            output=tmp_path,
+            device=device,
+            workers=1,
+            steps={},
+            overrides=[],
+        )
+        words = script.overrides("vqvae", arguments, 10)
+        return [word for word in words if word.startswith("trainer.accelerator=")]
+
+    assert accelerators("cpu") == ["trainer.accelerator=cpu"]
+    assert accelerators("cuda") == ["trainer.accelerator=gpu"]
+    assert accelerators("auto") == []

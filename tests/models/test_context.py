@@ -3,6 +3,7 @@ from collections.abc import Callable
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from glc.models.context import STEPS, QuadtreeContext, quadtree_masks
 from glc.models.entropy import gaussian_bits
@@ -33,6 +34,31 @@ def test_groups_code_different_positions_at_each_step_and_all_in_the_end() -> No
 def test_the_first_step_codes_the_groups_in_reading_order() -> None:
     first = quadtree_masks(4, 2, 2)[0, 0].flatten(1)
     assert torch.equal(first, torch.eye(4, dtype=torch.bool))
+
+
+def test_which_position_each_group_codes_at_each_step() -> None:
+    # What files and published weights were made with.
+    order = [[0, 1, 2, 3], [3, 2, 1, 0], [2, 3, 0, 1], [1, 0, 3, 2]]
+    masks = quadtree_masks(4, 2, 2)[:, 0].flatten(2)
+    assert masks.int().argmax(2).tolist() == order
+
+
+class Constants(TorchDispatchMode):
+    """Counts what is made of Python's numbers: on a GPU each is a copy that waits."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        self.count += func is torch.ops.aten.lift_fresh.default
+        return func(*args, **(kwargs or {}))
+
+
+def test_masks_are_made_where_they_are_needed() -> None:
+    with Constants() as constants:
+        assert quadtree_masks(8, 4, 4, torch.device("meta")).is_meta
+        assert constants.count == 0
+        torch.tensor([1], device="meta")
+        assert constants.count == 1
 
 
 def test_channels_must_be_a_multiple_of_four() -> None:

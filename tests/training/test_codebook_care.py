@@ -5,9 +5,10 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from glc.models.quantizer import VectorQuantizer
+from glc.training.callbacks.average import MovingAverage
 from glc.training.callbacks.codebook import CodebookCare
 from glc.training.stage import Observation, Optimization, Stage
 
@@ -204,3 +205,35 @@ def test_revived_codes_differ_from_each_other() -> None:
     assert len(moved) >= 5
     assert len(torch.unique(moved, dim=0)) == len(moved)
     assert among(moved.detach(), vectors)
+
+
+class Averaged(MovingAverage):
+    """An average that is there."""
+
+    def __init__(self, quantizer: VectorQuantizer) -> None:
+        super().__init__()
+        self.quantizer = quantizer
+
+    def counterpart(self, module: Any, part: nn.Module) -> nn.Module:
+        return self.quantizer
+
+
+def test_moved_codes_become_those_of_the_first_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tensor by tensor and in place: pickled, those of a GPU would all come to lie on the first one."""
+    quantizer, average = VectorQuantizer(8, 4), VectorQuantizer(8, 4)
+    driver = Driver(quantizer, CodebookCare(initialize_after=0))
+    driver.trainer.world_size = 2
+    driver.trainer.callbacks = [Averaged(average)]
+    sent: list[Tensor] = []
+
+    def broadcast(tensor: Tensor, src: int) -> None:
+        assert src == 0
+        sent.append(tensor)
+        tensor.add_(1)  # what came is another's
+
+    monkeypatch.setattr(torch.distributed, "broadcast", broadcast)
+    _, vectors = clusters()
+    driver.step(vectors)
+    assert [tensor.data_ptr() for tensor in sent] == [quantizer.embedding.data_ptr()]
+    assert distances(vectors + 1, quantizer.embedding).max() < 0.1
+    assert torch.equal(average.embedding, quantizer.embedding)

@@ -83,6 +83,20 @@ def test_a_resumed_run_keeps_its_identity(monkeypatch: pytest.MonkeyPatch, tmp_p
     assert make(tmp_path / "name" / "new", resume="last")._wandb_init["id"]
 
 
+@pytest.mark.parametrize("name", ["RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID"])
+def test_only_the_first_process_gives_a_run_its_identity(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str
+) -> None:
+    monkeypatch.setattr(loggers, "logged_in", lambda: False)
+    identity = tmp_path / "name" / "stage" / "wandb-id.txt"
+    monkeypatch.setenv(name, "0")
+    make(identity.parent)
+    given = identity.read_text()
+    monkeypatch.setenv(name, "1")
+    make(identity.parent)
+    assert identity.read_text() == given
+
+
 @pytest.mark.parametrize("unreachable", [False, True])
 def test_writes_offline_without_a_terminal_and_without_a_server(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture, unreachable: bool

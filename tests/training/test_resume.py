@@ -3,12 +3,14 @@
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+from glc.training.callbacks.time_limit import ASK_EVERY, TimeLimit
 from glc.training.stage import Stage
 from tests.short_runs import ROOT, STAGES, checkpoint, figures, run, settings
 from tests.started import start
@@ -140,6 +142,50 @@ def test_pieces_of_one_step_are_one_run(whole: dict[str, Path], pictures: Path, 
     assert [row["step"] for row in logged] == list(range(STEPS))
     wanted = [row["train/loss"] for row in figures(whole[stage]) if "train/loss" in row]
     assert [row["train/loss"] for row in logged] == wanted
+
+
+def test_pieces_end_after_steps_not_between_their_batches(whole: dict[str, Path], pictures: Path) -> None:
+    """A checkpoint keeps no gradients; an epoch of five batches has steps of two, two and one."""
+    runs = whole["vqvae"].parents[1]
+
+    def chosen(name: str) -> dict[str, Any]:
+        return {
+            **options(pictures, runs, name, "transform"),
+            "init_from": whole["vqvae"] / "checkpoints" / "last.ckpt",
+            "stage.accumulate": 2,
+            "data.epoch_batches": 5,
+            "trainer.max_steps": 4,
+        }
+
+    expected = checkpoint(run(chosen("steps-whole")))
+    for step in range(1, 5):
+        folder = run({**chosen("steps"), "resume": "auto", "max_minutes": 0})
+        resumed = checkpoint(folder)
+        assert resumed["global_step"] == step
+    for part in ("state_dict", "current_model_state", "optimizer_states", "lr_schedulers"):
+        assert not differences(resumed[part], expected[part], part)
+    assert not differences(resumed["callbacks"]["CodebookCare"], expected["callbacks"]["CodebookCare"])
+
+
+@pytest.mark.parametrize(("processes", "every"), [(1, 1), (2, ASK_EVERY)])
+def test_the_clock_is_looked_at_after_steps_and_together_now_and_then(processes: int, every: int) -> None:
+    asked = []
+
+    def reduce(decision: bool, all: bool) -> bool:
+        asked.append(trainer.global_step)
+        return decision or trainer.global_step > 2 * ASK_EVERY  # another one's time is over
+
+    strategy = SimpleNamespace(reduce_boolean_decision=reduce)
+    trainer = SimpleNamespace(global_step=3, world_size=processes, strategy=strategy, should_stop=False)
+    limit = TimeLimit(minutes=60)
+    limit.on_fit_start(trainer, None)  # type: ignore[arg-type]
+    limit.on_train_start(trainer, None)  # type: ignore[arg-type]
+    while not trainer.should_stop:
+        for last in (False, True):
+            trainer.global_step += last
+            limit.on_train_batch_end(trainer, None, None, None, 0)  # type: ignore[arg-type]
+    assert asked == [step for step in range(4, trainer.global_step + 1) if step % every == 0]
+    assert trainer.global_step == (3 * ASK_EVERY if processes > 1 else 2 * ASK_EVERY + 1)
 
 
 def test_the_comparison_saw_moments_that_move(whole: dict[str, Path]) -> None:

@@ -1,6 +1,7 @@
 """The three stages trained in a row: what moves, what is logged, what a checkpoint holds."""
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ from omegaconf import OmegaConf
 from PIL import Image
 from torch import Tensor
 
+from glc.training.stage import Stage
 from tests.short_runs import STAGES, checkpoint, compose, figures, finite, live_weights, settings
 from tests.training import one_step
 
@@ -189,3 +191,22 @@ def test_balanced_pictures_weigh_by_the_mean_lambda_over_their_own(tmp_path: Pat
     assert moved
     scaled = {key: share * plain[key] for key in moved}
     assert one_step.difference(scaled, {key: balanced[key] for key in moved}) < 1e-3
+
+
+def test_every_seed_has_numbers_of_its_own() -> None:
+    """Seeds of 32 bits, what `seed_everything` takes; times the step they are more than 64."""
+
+    def state(seed: int, batch: int) -> int:
+        loop = SimpleNamespace(epoch_loop=SimpleNamespace(total_batch_idx=batch))
+        stage = SimpleNamespace(
+            seed=seed,
+            global_rank=0,
+            optimization=SimpleNamespace(accumulate=1),
+            trainer=SimpleNamespace(fit_loop=loop),
+        )
+        Stage.on_train_batch_start(stage, None, batch)  # type: ignore[arg-type]
+        return torch.initial_seed()
+
+    seeds = (0, 1, 281_500_000, 2**32 - 2, 2**32 - 1)
+    assert len({state(seed, batch) for seed in seeds for batch in (0, 1, 2)}) == 3 * len(seeds)
+    assert state(1, 4) == (1_000_003 + 5) * 65_537

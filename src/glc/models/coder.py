@@ -161,7 +161,7 @@ class IndicesMapCoder(nn.Module):
             ValueError: for a rate point between or outside the trained ones.
         """
         b = latent.shape[0]
-        points = [float(r) for r in (rate.expand(b) if isinstance(rate, Tensor) else [rate] * b)]
+        points = [float(r) for r in (rate.expand(b).tolist() if isinstance(rate, Tensor) else [rate] * b)]
         if any(r != int(r) or not 0 <= r < self.num_rates for r in points):
             raise ValueError(f"indices-map coding has rate points 0 to {self.num_rates - 1}, got {points}")
         quantized = [self.codebooks[int(r)](latent[i : i + 1]) for i, r in enumerate(points)]

@@ -10,13 +10,8 @@ from glc.models.entropy import gaussian_bits, lower_bound, quantize
 
 STEPS = 4
 
-_ORDER = (
-    # position in each 2x2 cell (row-major) that the four channel groups code at each step
-    (0, 1, 2, 3),
-    (3, 2, 1, 0),
-    (2, 3, 0, 1),
-    (1, 0, 3, 2),
-)
+_ORDER = (0, 3, 2, 1)
+"""Position in each 2x2 cell (row-major) that channel group 0 codes at each step; group g codes it XOR g."""
 
 
 def quadtree_masks(channels: int, height: int, width: int, device: torch.device | None = None) -> Tensor:
@@ -34,7 +29,9 @@ def quadtree_masks(channels: int, height: int, width: int, device: torch.device 
     rows = torch.arange(height, device=device)[:, None] % 2
     cols = torch.arange(width, device=device)[None, :] % 2
     position = 2 * rows + cols
-    order = torch.tensor(_ORDER, device=device).repeat_interleave(channels // 4, dim=1)
+    # Computed where it is needed: a table would have to be copied there, and a GPU waits for that.
+    groups = torch.arange(4, device=device)
+    order = torch.stack([groups ^ first for first in _ORDER]).repeat_interleave(channels // 4, dim=1)
     return (position == order[:, :, None, None])[:, None]
 
 

@@ -75,11 +75,13 @@ class CodecStage(Stage):
         self.noise = noise
 
     def draw_rates(self, x: Tensor) -> Tensor:
-        """Draw a rate point for each picture of a batch: a share of one draw for all devices together."""
-        b, rank, world = len(x), self.global_rank, self.trainer.world_size
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.position)
-        drawn = draw_rates(b * world, self.model.num_rates, x.device, generator)
-        return drawn[rank * b : (rank + 1) * b]
+        """Draw a rate point for each picture of a batch: a share of one draw for the step on all devices."""
+        b, world, accumulate = len(x), self.trainer.world_size, self.optimization.accumulate
+        step = self.position - self.accumulated  # the position of the step's first batch
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + step)
+        drawn = draw_rates(b * world * accumulate, self.model.num_rates, x.device, generator)
+        start = (self.accumulated * world + self.global_rank) * b
+        return drawn[start : start + b]
 
     def coding_terms(self, out: CoderOutput) -> dict[str, Tensor]:
         """Return the terms `rate_y`, `rate_z` and, where a codebook is trained, `codebook`."""

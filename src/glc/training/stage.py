@@ -94,6 +94,8 @@ class Stage(L.LightningModule):
         self.observations: dict[str, Observation] = {}
         self.position = 0
         """Batches seen by this device, over all epochs."""
+        self.accumulated = 0
+        """Batches of the current step before the current one."""
         self.usage = nn.ModuleDict()
         self.tallies = nn.ModuleDict()
 
@@ -188,7 +190,9 @@ class Stage(L.LightningModule):
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Seed the randomness of this batch."""
         self.position = count_batches(self.trainer)
-        number = (self.seed * 1_000_003 + self.position) * 65_537 + self.global_rank
+        self.accumulated = batch_idx % self.optimization.accumulate
+        # Large seeds would be more than torch takes.
+        number = ((self.seed * 1_000_003 + self.position) * 65_537 + self.global_rank) % 2**64
         torch.manual_seed(number)
         # Nothing here draws from these two; what a user adds may.
         random.seed(number)

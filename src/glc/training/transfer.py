@@ -42,7 +42,9 @@ class TransferError(WeightsError):
 
 MAY_DIFFER = (
     *("resume", "overwrite", "init_from", "dir", "runs_dir", "max_minutes", "validate_first"),
-    *("logger", "callbacks", "stage.module", "trainer.default_root_dir"),
+    *("logger", "stage.module", "trainer.default_root_dir"),
+    *("callbacks.last", "callbacks.milestones", "callbacks.time_limit", "callbacks.progress"),
+    *("callbacks.learning_rate", "callbacks.throughput", "callbacks.panel", "callbacks.histograms"),
 )
 """Settings of which nobody needs to be told that a continued run has others."""
 

@@ -147,7 +147,8 @@ def _share(
     """
     for name, tensor in [*quantizer.named_parameters(), *quantizer.named_buffers()]:
         if trainer.world_size > 1 and name != "initialized":
-            tensor.copy_(trainer.strategy.broadcast(tensor.detach()))
+            # In place: the strategy's own way would pickle it, and unpack it on the first one's GPU.
+            torch.distributed.broadcast(tensor.data, src=0)
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         average = callback.counterpart(module, quantizer) if isinstance(callback, MovingAverage) else None
         if isinstance(average, VectorQuantizer):
