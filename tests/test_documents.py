@@ -16,6 +16,7 @@ from glc.codec.weights import read_weights
 from src.overrides import explain_overrides
 from src.train import register_resolvers
 from tests.codec.fixed_model import fixed_codec_weights, fixed_picture
+from tests.losses.test_perceptual import FILES, reference, save_features
 
 ROOT = Path(__file__).parents[1]
 PLACES = {"$D": "data.train=a data.val=b", "STAGE": "joint", "$stage": "joint"}
@@ -64,6 +65,8 @@ def codec_commands(document: str) -> list[str]:
 def test_the_codec_is_used_as_printed(document: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     fixed_codec_weights(tmp_path / "mine.safetensors")
+    (tmp_path / "WEIGHTS").mkdir()
+    save_features(reference("squeeze"), tmp_path / "WEIGHTS" / FILES["squeeze"])
     (tmp_path / "photos" / "summer").mkdir(parents=True)
     for name in ("photo.png", "photos/one.png", "photos/summer/two.png"):
         Image.fromarray(fixed_picture(96, 128)).save(name)
