@@ -1,5 +1,7 @@
 """The search for a better latent: nearer pictures in ordinary files, whatever is searched in pieces."""
 
+import gc
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,7 +17,9 @@ from glc.codec.target import TOLERANCE
 from glc.data.images import read_rgb
 from glc.data.samples import sample_paths
 from glc.effort import Effort, _tiles
+from tests.codec.fixed_model import fixed_picture
 from tests.codec.variants import VARIANTS, Variants
+from tests.losses.test_perceptual import FILES, reference, save_features
 
 PIXELS = (64, 128)
 
@@ -125,19 +129,48 @@ def test_tiles_change_every_position_once(height: int, width: int, side: int, ma
     assert changed.eq(1).all()
 
 
-def test_memory_decides_the_size_of_tiles(tmp_path: Path) -> None:
+def test_its_own_memory_decides_the_size_of_tiles_and_nothing_else(tmp_path: Path) -> None:
     model = Variants(tmp_path).codec("categorical").model
     x = torch.zeros(1, 3, 512, 512)
     latent = torch.randn(1, 16, 64, 64, generator=torch.Generator().manual_seed(0))
     seen = []
-    for memory in (None, 120_000_000, 40_000_000):
-        within = Effort(1, distance=Coarse(), margin=32)
-        within(model, x, latent, 1.0, memory)
+    for memory in (4_000_000_000, 120_000_000, 40_000_000):
+        within = Effort(1, distance=Coarse(), margin=32, memory=memory)
+        within(model, x, latent, 1.0, None)
         assert isinstance(within.distance, Coarse)
         seen.append(within.distance.widest)
     assert seen[0] == 512 * 512 > seen[1] > seen[2]
     with pytest.raises(MemoryLimitError, match=r"--effort needs .* --memory"):
-        Effort(1, distance=Coarse())(model, x, latent, 1.0, 1_000_000)
+        Effort(1, distance=Coarse())(model, x, latent, 1.0, 100_000_000)
+
+
+def test_nothing_of_a_search_stays_in_memory(tmp_path: Path) -> None:
+    model = Variants(tmp_path).codec("categorical").model
+    seen = []
+
+    class Rooted(Coarse):
+        def forward(self, x: Tensor, y: Tensor) -> Tensor:
+            # A root keeps its own result for the way back, as the one that ends LPIPS does.
+            root = (super().forward(x, y) + 1).sqrt()
+            seen.append(weakref.ref(root))
+            return root
+
+    Effort(1, distance=Rooted())(model, torch.zeros(1, 3, 64, 64), torch.randn(1, 16, 8, 8), 1.0, None)
+    gc.collect()
+    assert len(seen) > 2
+    assert not any(root() is not None for root in seen)
+
+
+def test_a_target_that_only_the_plain_latent_meets(codec: glc.Codec, photograph: np.ndarray) -> None:
+    class Noise:
+        """A search whose result needs more bits."""
+
+        def __call__(self, model: nn.Module, x: Tensor, latent: Tensor, *more: object) -> Tensor:
+            return latent + 3 * torch.randn(latent.shape, generator=torch.Generator().manual_seed(0))
+
+    least = codec.compress(photograph, 0)
+    assert len(codec.compress(photograph, 0, effort=Noise())) > len(least)
+    assert codec.compress(photograph, target_size=len(least), effort=Noise()) == least
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -151,6 +184,16 @@ def test_every_kind_of_coder_can_be_searched(variant: str, tmp_path: Path, photo
     )
 
 
-def test_no_step_is_no_effort() -> None:
-    with pytest.raises(ValueError, match="at least 1 step, got 0"):
-        Effort(0, distance=Coarse())
+def test_pictures_that_lpips_cannot_see_stay_as_they_are(tmp_path: Path) -> None:
+    made = Variants(tmp_path).codec("indices_map")
+    tiny = fixed_picture(8, 40)
+    save_features(reference("squeeze"), tmp_path / FILES["squeeze"])
+    effort = Effort(2, weights_dir=tmp_path)
+    assert made.compress(tiny, effort=effort) == made.compress(tiny)
+    assert made.symbols(made.compress(fixed_picture(32, 40), effort=effort)).y.shape == (1, 4, 5)
+
+
+@pytest.mark.parametrize("steps", [0, -1, 2.5])
+def test_steps_are_whole_and_some(steps: float) -> None:
+    with pytest.raises(ValueError, match=f"at least 1, got {steps}"):
+        Effort(steps, distance=Coarse())  # type: ignore[arg-type]

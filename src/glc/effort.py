@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from glc.codec.inference.memory import check_memory
 from glc.losses.perceptual import LPIPS, Net
-from glc.losses.views import RandomViews
+from glc.losses.views import LEAST, RandomViews
 from glc.models.glc import GLC
 
 DEFAULT_STEPS = 10
@@ -42,7 +42,10 @@ class Effort:
     ```
 
     LPIPS sees random views, so that the search finds no blind spot of its network. What is worse than E's own
-    latent in the end is thrown away. Larger pictures are searched in tiles, one after the other.
+    latent in the end is thrown away. Larger pictures are searched in tiles, one after the other, each as a
+    picture of its own: D's attention windows and group statistics are the tile's.
+
+    One search may be used by several threads, for codecs on one device.
 
     Args:
         steps: of gradient descent, at least 1.
@@ -50,13 +53,15 @@ class Effort:
         weights_dir: folder with its weights; None for torch hub's cache, then a download.
         step_size: of Adam's first step, relative to the latent's root mean square; it falls linearly to 0.
         rate_weight: what a relative excess of bits weighs beside relative distortion.
-        tile: largest side of a tile in pixels, smaller where memory is short.
+        tile: largest side of a tile in pixels.
+        memory: bytes that a tile may take; halves its side until they suffice. It decides the file, and what
+            is free on a machine does not.
         margin: pixels around a tile that are computed with it, and left as they are.
         seed: of the views.
         distance: maps two batches `[B, 3, H, W]` in [-1, 1] to distances `[B]`, in LPIPS' place.
 
     Raises:
-        ValueError: `steps` is less than 1.
+        ValueError: `steps` is no whole number, or less than 1.
         WeightsUnavailable: LPIPS' weights cannot be had.
         FileNotFoundError: `weights_dir` is given and is not a folder.
     """
@@ -70,16 +75,18 @@ class Effort:
         step_size: float = 0.05,
         rate_weight: float = 1.0,
         tile: int = 1024,
+        memory: int = 4_000_000_000,
         margin: int = 64,
         seed: int = 0,
         distance: nn.Module | None = None,
     ) -> None:
-        if steps < 1:
-            raise ValueError(f"effort must be at least 1 step, got {steps}")
+        if steps != int(steps) or steps < 1:
+            raise ValueError(f"effort must be a whole number of steps, at least 1, got {steps}")
         self.steps = steps
         self.step_size = step_size
         self.rate_weight = rate_weight
         self.tile = tile
+        self.memory = memory
         self.margin = margin
         self.seed = seed
         self.distance = LPIPS(net, weights_dir) if distance is None else distance
@@ -95,8 +102,10 @@ class Effort:
             memory: bytes that may be taken; None where nothing says.
 
         Raises:
-            MemoryLimitError: the smallest tile needs more memory.
+            MemoryLimitError: a tile needs more memory.
         """
+        if min(x.shape[-2:]) < LEAST:
+            return latent  # less than LPIPS' network can see
         # Tensors of inference mode take no part in a graph; their copies outside of it do.
         with torch.inference_mode(False), torch.enable_grad():
             self.distance.to(x.device)
@@ -149,7 +158,7 @@ class Effort:
         """Return the largest side of a tile, in rows of the latent, for which the memory suffices."""
         f, margin = model.encoder.downsampling, self._latents(model, self.margin)
         height, width = latent.shape[-2:]
-        least = 2 * model.coder.stride
+        least = max(2 * model.coder.stride, math.ceil(LEAST / f / model.coder.stride) * model.coder.stride)
         sample = latent[..., :least, :least].clone().requires_grad_()
         part = x[..., : least * f, : least * f]
         kept = _bytes_kept(model, lambda: self._cost(model, part, sample, rate, self.distance))
@@ -158,7 +167,7 @@ class Effort:
         while True:
             need = int(per_position * min(height, side + 2 * margin) * min(width, side + 2 * margin))
             smaller = side // 2 // model.coder.stride * model.coder.stride
-            if memory is None or need <= memory or smaller < least:
+            if need <= self.memory or smaller < least:
                 check_memory(need, memory, "the search of --effort")
                 return side
             side = smaller
@@ -198,7 +207,8 @@ def _bytes_kept(model: GLC, compute: Callable[[], object]) -> int:
         if storage.data_ptr() not in known:
             known.add(storage.data_ptr())
             kept += storage.nbytes()
-        return tensor
+        # Not itself: what keeps its own result would keep itself alive.
+        return tensor.detach()
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         compute()

@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 
 import torch
 from PIL import Image
@@ -140,12 +140,15 @@ class Codec:
         target = target_size if target_bpp is None else target_bpp * height * width / 8
         with torch.inference_mode():
             latent = self._latent([x])
-            if effort is not None:
-                rate = self.rate_of(quality) if target is None else self._search(latent, x, target)[0]
-                latent = self._improved(effort, x, latent, rate)
             if target is None:
-                return self._encode(latent, [(height, width)], self.rate_of(quality))[0]
+                rate = self.rate_of(quality)
+                latent = latent if effort is None else self._improved(effort, x, latent, rate)
+                return self._encode(latent, [(height, width)], rate)[0]
             rate, data = self._search(latent, x, target)
+            if effort is not None:
+                # A better latent may need a few bits more, and so not fit where E's just did.
+                with suppress(TargetError):
+                    rate, data = self._search(self._improved(effort, x, latent, rate), x, target)
         if len(data) < (1 - TOLERANCE) * target:
             highest = rate == (self.model.num_rates - 1) * RATE_ONE
             warnings.warn(
@@ -268,11 +271,9 @@ class Codec:
         return [bitstream.pack(*each) for each in zip(headers, payloads, strict=True)]
 
     def _improved(self, effort: LatentSearch, x: Tensor, latent: Tensor, rate: int) -> Tensor:
-        try:
+        with self.networks.searching():
             limit = self.networks.limit(self.model)
             return effort(self.model, self.networks.padded(x), latent, rate / RATE_ONE, limit)
-        finally:
-            self.networks.release()
 
     def _search(self, latent: Tensor, x: Tensor, target: float) -> tuple[int, bytes]:
         """Return the rate point, in units of 1 / 4096, of the largest file below a target, and that file."""

@@ -154,6 +154,19 @@ class PictureNetworks:
         source = Source(height, lambda start, stop: _padded(picture, start, stop, stride))
         return self._banded_encoder(source, width, self.limit(self.model.encoder))
 
+    @contextmanager
+    def searching(self) -> Iterator[None]:
+        """Surround a search of latents: lack of a GPU's memory is named, weights are given back after it.
+
+        Raises:
+            MemoryLimitError: when the GPU's memory does not suffice.
+        """
+        try:
+            with _enough_memory(self.device):
+                yield
+        finally:
+            self.release()
+
     def padded(self, picture: Tensor) -> Tensor:
         """Return a picture as E sees it: float32 `[1, 3, H, W]` in [-1, 1] on the device, padded."""
         return _padded(picture.to(self.device), 0, None, self.model.stride)
