@@ -197,3 +197,4 @@ def test_pictures_that_lpips_cannot_see_stay_as_they_are(tmp_path: Path) -> None
 def test_steps_are_whole_and_some(steps: float) -> None:
     with pytest.raises(ValueError, match=f"at least 1, got {steps}"):
         Effort(steps, distance=Coarse())  # type: ignore[arg-type]
+    assert Effort(3.0, distance=Coarse()).steps == 3  # type: ignore[arg-type]

@@ -82,7 +82,7 @@ class Effort:
     ) -> None:
         if steps != int(steps) or steps < 1:
             raise ValueError(f"effort must be a whole number of steps, at least 1, got {steps}")
-        self.steps = steps
+        self.steps = int(steps)
         self.step_size = step_size
         self.rate_weight = rate_weight
         self.tile = tile
@@ -139,7 +139,7 @@ class Effort:
             optimizer.step()
         with torch.no_grad():
             last = self._cost(model, seen, moved, rate, self.distance)
-            if self._loss(last, first) < self._loss(first, first):
+            if self._loss(last, first) < 1:  # what the first has against itself
                 latent[..., tile.top : tile.bottom, tile.left : tile.right] = moved
 
     def _cost(
@@ -155,7 +155,7 @@ class Effort:
         return cost.distortion / first.distortion + self.rate_weight * excess
 
     def _tile_side(self, model: GLC, x: Tensor, latent: Tensor, rate: float, memory: int | None) -> int:
-        """Return the largest side of a tile, in rows of the latent, for which the memory suffices."""
+        """Return the largest side of a tile, in rows of the latent, that keeps within `self.memory`."""
         f, margin = model.encoder.downsampling, self._latents(model, self.margin)
         height, width = latent.shape[-2:]
         least = max(2 * model.coder.stride, math.ceil(LEAST / f / model.coder.stride) * model.coder.stride)

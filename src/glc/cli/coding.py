@@ -90,12 +90,19 @@ def _positive(ctx: click.Context, parameter: click.Parameter, value: float | Non
     return value
 
 
+def _number(ctx: click.Context, parameter: click.Parameter, value: float | None) -> float | None:
+    if value is not None and math.isnan(value):  # lies in any range for click
+        raise click.BadParameter("is not a number")
+    return value
+
+
 @click.command()
 @shard_options
 @click.argument("inputs", metavar="IN...", nargs=-1, required=True)
 @click.option(
     "--quality",
     type=click.FloatRange(0, 100),
+    callback=_number,
     help="From the fewest bits to the most; may be a fraction.  [default: 50]",
 )
 @click.option(
@@ -143,8 +150,6 @@ def compress(
     """
     if sum(value is not None for value in (quality, target_bpp, target_size)) > 1:
         raise click.UsageError("give only one of --quality, --target-bpp and --target-size")
-    if quality is not None and math.isnan(quality):
-        raise click.UsageError("--quality is not a number")
     check_effort(effort, lpips_weights, encoder)
     from glc.data.images import is_image_name
 

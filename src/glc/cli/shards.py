@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import hashlib
 import io
-import math
 import os
 import time
 import warnings
@@ -97,8 +96,6 @@ def code_shards(
         raise click.UsageError("--shards needs the folder to write to: -o OUT")
     if sum(value is not None for value in (quality, target_bpp, target_size)) > 1:
         raise click.UsageError("give only one of --quality, --target-bpp and --target-size")
-    if quality is not None and math.isnan(quality):
-        raise click.UsageError("--quality is not a number")
     check_effort(effort, lpips_weights, parts.get("encoder"))
     make_effort(effort, lpips_weights)  # what cannot be had is known before a process starts
     if command == "compress" and quality is None and target_bpp is None and target_size is None:
