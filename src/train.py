@@ -18,7 +18,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.errors import InstantiationException
 from hydra.types import RunMode
 from hydra.utils import instantiate
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from glc.codec.checkpoint import read_checkpoint
@@ -90,20 +90,23 @@ def checkpoint_of(run: Path, given: str) -> Path:
     return path
 
 
-def find_initial_weights(cfg: DictConfig) -> Path | None:
-    """Return the checkpoint to start from: the one given, or the stage before's under the same run name.
+def find_initial_weights(cfg: DictConfig) -> list[Path]:
+    """Return the files to start from: those given, or the stage before's checkpoint under the same run name.
 
     Raises:
         UsageError: when the stage starts from another that was not trained.
     """
     if cfg.init_from == "none" or (cfg.init_from is None and cfg.stage.previous is None):
-        return None
+        return []
     if cfg.init_from is not None:
-        path = Path(cfg.init_from)
+        given = cfg.init_from if isinstance(cfg.init_from, ListConfig) else [cfg.init_from]
+        paths = [Path(str(path)) for path in given]
+        if "codec" not in cfg.stage:
+            return [checkpoint_of(path, f"init_from={path}") if path.is_dir() else path for path in paths]
         # Stages of an application take a run's folder as it is.
-        return (
-            checkpoint_of(path, f"init_from={path}") if path.is_dir() and "codec" not in cfg.stage else path
-        )
+        if len(paths) > 1:
+            raise UsageError(f"init_from={cfg.init_from}: stage={cfg.stage.name} is for one codec")
+        return paths
     folder = checkpoint_folder(Path(cfg.runs_dir) / cfg.name / cfg.stage.previous)
     path = find_whole(folder)
     if path is None:
@@ -112,7 +115,7 @@ def find_initial_weights(cfg: DictConfig) -> Path | None:
             f"stage={cfg.stage.name} starts from stage={cfg.stage.previous}, and {path} does not exist: "
             f"train that stage under name={cfg.name} first, or give init_from=CHECKPOINT (or init_from=none)"
         )
-    return path
+    return [path]
 
 
 def find_discriminator(cfg: DictConfig) -> Path | None:
@@ -187,11 +190,11 @@ def prepare(cfg: DictConfig) -> Run:
         )
     # An application belongs to one finished codec, which it needs to go on as well.
     for_codec = "codec" in cfg.stage
-    start = find_initial_weights(cfg) if for_codec else None
+    start = find_initial_weights(cfg) if for_codec else []
     if for_codec:
-        if start is None:
+        if not start:
             raise UsageError(f"stage={cfg.stage.name} needs a finished codec: init_from=CODEC.safetensors")
-        cfg.stage.codec = str(start)
+        cfg.stage.codec = str(start[0])
     OmegaConf.resolve(cfg)
     missing = sorted(OmegaConf.missing_keys(cfg))
     if missing:
@@ -215,10 +218,10 @@ def prepare(cfg: DictConfig) -> Run:
     assert isinstance(recipe, dict)
     stage.recipe = {str(key): value for key, value in recipe.items()}
     if for_codec:
-        log.info("for the codec %s", start)
-    elif start is not None:
-        loaded = transfer(stage, start)
-        log.info("starting from %s: %s", start, ", ".join(loaded))
+        log.info("for the codec %s", start[0])
+    elif start:
+        loaded = transfer(stage, *start)
+        log.info("starting from %s: %s", ", ".join(map(str, start)), ", ".join(loaded))
         adversary = None if "adversarial.discriminator" in loaded else find_discriminator(cfg)
         if adversary is not None and transfer_discriminator(stage, adversary):
             log.info("the discriminator is that of %s", adversary)

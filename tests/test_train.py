@@ -79,12 +79,17 @@ def test_a_stage_without_the_one_before(trained: Path, pictures: Path, tmp_path:
 
 def test_where_initial_weights_are_found(trained: Path, pictures: Path) -> None:
     last = trained / "checkpoints" / "last.ckpt"
-    assert find_initial_weights(compose(options(trained, pictures))) is None
-    assert find_initial_weights(compose(options(trained, pictures, "transform"))) == last
-    assert find_initial_weights(compose(options(trained, pictures, "transform", init_from="none"))) is None
+    assert find_initial_weights(compose(options(trained, pictures))) == []
+    assert find_initial_weights(compose(options(trained, pictures, "transform"))) == [last]
+    assert find_initial_weights(compose(options(trained, pictures, "transform", init_from="none"))) == []
     for given in (last, trained, trained / "checkpoints"):
         elsewhere = compose(options(trained, pictures, "transform", init_from=str(given), name="other"))
-        assert find_initial_weights(elsewhere) == last
+        assert find_initial_weights(elsewhere) == [last]
+    two = compose(options(trained, pictures, "transform", init_from=f"[{trained},codec.safetensors]"))
+    assert find_initial_weights(two) == [last, Path("codec.safetensors")]
+    two = compose(options(trained, pictures, "restoration", init_from=f"[{trained},codec.safetensors]"))
+    with pytest.raises(UsageError, match="stage=restoration is for one codec"):
+        find_initial_weights(two)
     nothing = compose(options(trained, pictures, "transform", init_from=str(trained.parent)))
     with pytest.raises(UsageError, match=r"init_from=.*: has no checkpoints/last\.ckpt"):
         find_initial_weights(nothing)

@@ -131,6 +131,19 @@ def test_the_autoencoder_decodes_codes_and_trains_its_encoder_through_them() -> 
     assert quantizer.embedding.grad is None
 
 
+def test_pictures_named_unquantized_are_drawn_from_the_latent_itself() -> None:
+    torch.manual_seed(0)
+    model = VQAutoencoder(*parts()).eval()
+    x = torch.randn(3, 3, 8, 12)
+    out = model(x, torch.tensor([False, True, False]))
+    plain, from_latent = model(x).x_hat, model.decoder(out.latent)
+    torch.testing.assert_close(out.x_hat[[0, 2]], plain[[0, 2]], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(out.x_hat[1], from_latent[1], atol=1e-5, rtol=1e-5)
+    assert (out.x_hat[1] - plain[1]).abs().max() > 1e-3
+    # The codebook learns from all of them.
+    assert out.quantized.indices.shape[0] == 3
+
+
 def test_parts_that_do_not_fit_are_refused() -> None:
     encoder, decoder, quantizer = parts()
     with pytest.raises(ValueError, match=r"\(4, 4, 6\) channels"):

@@ -210,3 +210,17 @@ def test_every_seed_has_numbers_of_its_own() -> None:
     seeds = (0, 1, 281_500_000, 2**32 - 2, 2**32 - 1)
     assert len({state(seed, batch) for seed in seeds for batch in (0, 1, 2)}) == 3 * len(seeds)
     assert state(1, 4) == (1_000_003 + 5) * 65_537
+
+
+def test_the_share_that_is_drawn_unquantized(pictures: Path, tmp_path: Path) -> None:
+    def make(share: float) -> Any:
+        options = settings(pictures, tmp_path, "share", "vqvae")
+        return instantiate(compose({**options, "stage.unquantized": share}).stage.module)
+
+    x = torch.zeros(4000, 1)
+    assert make(0.0).draw_unquantized(x) is None
+    torch.manual_seed(0)
+    assert make(0.25).draw_unquantized(x).float().mean().item() == pytest.approx(0.25, abs=0.03)
+    assert make(1.0).draw_unquantized(x).all()
+    with pytest.raises(Exception, match=r"stage\.unquantized is a share of the pictures, 0 to 1, got 1\.5"):
+        make(1.5)

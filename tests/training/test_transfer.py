@@ -9,6 +9,7 @@ import torch
 from hydra.utils import instantiate
 
 from glc.codec.checkpoint import WeightsError
+from glc.codec.export import export
 from glc.codec.published.conversion import convert
 from glc.training.stage import Stage
 from glc.training.transfer import TransferError, transfer, transfer_discriminator
@@ -87,6 +88,34 @@ def test_the_first_stage_can_start_from_a_codec(make: Make, stages: dict[str, Pa
     third = checkpoint(stages["joint"])["state_dict"]
     assert "autoencoder.encoder" in transfer(vqvae, last(stages["joint"]))
     assert same(vqvae, "autoencoder.encoder", third, "model.encoder")
+
+
+def test_of_several_files_the_first_that_has_a_network_gives_it(make: Make, stages: dict[str, Path]) -> None:
+    first, third = (checkpoint(stages[s])["state_dict"] for s in ("vqvae", "joint"))
+    transform = make("transform")
+    loaded = transfer(transform, last(stages["vqvae"]), last(stages["joint"]))
+    assert {"model.encoder", "quantizer", "model.coder", "code_loss.predictor"} <= set(loaded)
+    assert same(transform, "model.encoder", first, "autoencoder.encoder")
+    assert not same(transform, "model.encoder", third, "model.encoder")
+    assert same(transform, "model.coder", third, "model.coder")
+
+
+def test_a_codec_goes_on_learning_without_code_prediction(
+    make: Make, stages: dict[str, Path], tmp_path: Path
+) -> None:
+    codec = tmp_path / "codec.safetensors"
+    export(last(stages["joint"]), codec)
+    weights = checkpoint(stages["joint"])["state_dict"]
+    with pytest.raises(TransferError, match=r"has no quantizer, .*code_prediction=none"):
+        transfer(make("joint", model__projected_codebooks=False), codec)
+    for name in ("joint", "transform"):
+        stage = make(name, code_prediction="none", model__projected_codebooks=False)  # as a codec has them
+        assert set(transfer(stage, codec)) == {"model.encoder", "model.decoder", "model.coder"}
+        assert same(stage, "model.decoder", weights, "model.decoder")
+    joint = make("joint", code_prediction="none", model__projected_codebooks=False)
+    transfer(joint, codec)
+    # D_code is measured by the encoder as it came.
+    assert same(joint, "vq_encoder", weights, "model.encoder")
 
 
 def test_a_network_that_does_not_fit_is_named(make: Make, stages: dict[str, Path]) -> None:

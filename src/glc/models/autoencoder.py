@@ -299,8 +299,16 @@ class VQAutoencoder(nn.Module):
         self.decoder = decoder
         self.quantizer = quantizer
 
-    def forward(self, x: Tensor) -> AutoencoderOutput:
-        """Reconstruct x `[B, 3, H, W]` in [-1, 1], sides multiples of f, from its codes."""
+    def forward(self, x: Tensor, unquantized: Tensor | None = None) -> AutoencoderOutput:
+        """Reconstruct x `[B, 3, H, W]` in [-1, 1], sides multiples of f, from its codes.
+
+        Args:
+            x: the pictures.
+            unquantized: `[B]`, bool: those that are reconstructed from l itself; none by default.
+        """
         latent = self.encoder(x)
         quantized = self.quantizer(latent)
-        return AutoencoderOutput(self.decoder(quantized.quantized), latent, quantized)
+        given = quantized.quantized
+        if unquantized is not None:
+            given = torch.where(unquantized[:, None, None, None], latent, given)
+        return AutoencoderOutput(self.decoder(given), latent, quantized)

@@ -72,6 +72,9 @@ class CodecStage(Stage):
         self.distortion_weights = dict(distortion_weights)
         if self.code_loss.predictor is None:
             self.distortion_weights.pop("code_ce", None)
+            if not isinstance(model.coder, IndicesMapCoder):
+                # C is there for CP's targets alone; a codec's weights file, which has no C, will do.
+                self.needs = tuple(name for name in self.needs if name != "quantizer")
         self.noise = noise
 
     def draw_rates(self, x: Tensor) -> Tensor:

@@ -36,6 +36,12 @@ _PUBLISHED = {
 }
 
 
+_NO_CODEBOOK = (
+    ". C gives the targets of code prediction: train without (code_prediction=none), or give a file that has "
+    "C as well (init_from=[CODEC,FILE])"
+)
+
+
 class TransferError(WeightsError):
     """A checkpoint does not fit the model or the stage."""
 
@@ -97,33 +103,36 @@ def _trained_model(checkpoint: dict[str, Any]) -> str:
     return f"The checkpoint has model={name}"
 
 
-def transfer(stage: Stage, path: str | Path) -> list[str]:
-    """Load every network that a stage shares with a file, whole or not at all.
+def transfer(stage: Stage, *paths: str | Path) -> list[str]:
+    """Load every network that a stage shares with files, whole or not at all.
 
-    The averaged weights are taken where the file has them. A decoder without fine blocks becomes one that
+    The averaged weights are taken where a file has them. A decoder without fine blocks becomes one that
     has them and draws the same.
 
     Args:
         stage: the stage to start.
-        path: a checkpoint of this or another stage, or a file of `glc.codec.published`: published weights, or
-            what `glc convert` made of them.
+        *paths: checkpoints of this or another stage, or files of `glc.codec.published`: published weights, or
+            what `glc convert` made of them, or codecs. Of several, the first that has a network gives it.
 
     Returns:
         The networks that were loaded, by their names in the stage.
 
     Raises:
-        WeightsError: when the file cannot be read.
+        WeightsError: when a file cannot be read.
         TransferError: when a network differs: the first keys that do, and what the file's model was.
     """
     target = stage.state_dict()
     # The authors trained two code predictors: one on coded latents, one on latents of coded pictures.
-    source, origin = _networks(path, pixels=bool(_below(target, "vq_encoder")))
+    pixels = bool(_below(target, "vq_encoder"))
+    sources = [(path, *_networks(path, pixels)) for path in paths]
     loaded: list[str] = []
     for codec_name, vqvae_name in NETWORKS.items():
         names = [n for n in (codec_name, vqvae_name) if n is not None]
         here = next((n for n in names if _below(target, n)), None)
-        if here is None or codec_name not in source:
+        giver = next((source for source in sources if codec_name in source[1]), None)
+        if here is None or giver is None:
             continue
+        path, source, origin = giver
         weights = _fitting(source[codec_name], stage.get_submodule(here))
         problem = _difference(weights, _below(target, here))
         if problem:
@@ -132,7 +141,11 @@ def transfer(stage: Stage, path: str | Path) -> list[str]:
         loaded.append(here)
     missing = [name for name in stage.needs if name not in loaded]
     if missing:
-        raise TransferError(f"{path}: has no {', '.join(missing)}, which this stage starts from. {origin}")
+        files = ", ".join(str(path) for path in paths)
+        remedy = _NO_CODEBOOK if missing == ["quantizer"] else ""
+        raise TransferError(
+            f"{files}: has no {', '.join(missing)}, which this stage starts from. {sources[0][2]}{remedy}"
+        )
     stage.adopt(loaded)
     return loaded
 

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from glc.losses import weighted_sum
@@ -26,6 +27,8 @@ class VQVAEStage(Stage):
         codebook: term `codebook`.
         distortion_weights: weights of the terms of `reconstruction`.
         codebook_weight: weight of the codebook loss.
+        unquantized: share of the training pictures, 0 to 1, that D draws from l itself, not from its codes.
+            The coder of stage II hands D latents between the two; the paper's D has seen codes only (0).
         optimization: how to optimise.
         **options: see `Stage`.
     """
@@ -43,8 +46,11 @@ class VQVAEStage(Stage):
         distortion_weights: Mapping[str, float],
         optimization: Optimization,
         codebook_weight: float = 1.0,
+        unquantized: float = 0.0,
         **options: Any,
     ) -> None:
+        if not 0 <= unquantized <= 1:
+            raise ValueError(f"stage.unquantized is a share of the pictures, 0 to 1, got {unquantized}")
         super().__init__(optimization, **options)
         self.autoencoder = VQAutoencoder(encoder, decoder, quantizer)
         self.reconstruction = reconstruction
@@ -52,15 +58,20 @@ class VQVAEStage(Stage):
         self.codebook = codebook
         self.distortion_weights = reconstruction.usable(distortion_weights)
         self.codebook_weight = codebook_weight
+        self.unquantized = unquantized
 
     def discriminator_parameters(self) -> list[nn.Parameter]:
         """Return the discriminator's parameters."""
         return list(self.adversarial.discriminator.parameters())
 
+    def draw_unquantized(self, x: Tensor) -> Tensor | None:
+        """Draw which pictures of a batch D gets unquantised, `[B]`; None where none ever is."""
+        return torch.rand(len(x), device=x.device) < self.unquantized if self.unquantized > 0 else None
+
     def training_step(self, batch: Any, batch_idx: int) -> None:
         """Do one step on a batch of pictures."""
         x = self.pictures(batch)
-        out = self.autoencoder(x)
+        out = self.autoencoder(x, self.draw_unquantized(x))
         self.observe("codebook", self.autoencoder.quantizer, out.latent, out.quantized.indices)
 
         loss_d, terms_d = self.adversarial.discriminator_loss(x, out.x_hat, self.global_step)
