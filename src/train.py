@@ -21,6 +21,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from glc.codec.catalog import catalog
 from glc.codec.checkpoint import read_checkpoint
 from glc.losses.perceptual import WeightsUnavailable
 from glc.training.callbacks.checkpoint import DivergedError
@@ -100,7 +101,7 @@ def find_initial_weights(cfg: DictConfig) -> list[Path]:
         return []
     if cfg.init_from is not None:
         given = cfg.init_from if isinstance(cfg.init_from, ListConfig) else [cfg.init_from]
-        paths = [Path(str(path)) for path in given]
+        paths = [_file_or_model(str(name)) for name in given]
         if "codec" not in cfg.stage:
             return [checkpoint_of(path, f"init_from={path}") if path.is_dir() else path for path in paths]
         # Stages of an application take a run's folder as it is.
@@ -116,6 +117,10 @@ def find_initial_weights(cfg: DictConfig) -> list[Path]:
             f"train that stage under name={cfg.name} first, or give init_from=CHECKPOINT (or init_from=none)"
         )
     return [path]
+
+
+def _file_or_model(name: str) -> Path:
+    return Path(name) if Path(name).exists() else catalog().get(name, Path(name))
 
 
 def find_discriminator(cfg: DictConfig) -> Path | None:

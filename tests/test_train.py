@@ -87,6 +87,9 @@ def test_where_initial_weights_are_found(trained: Path, pictures: Path) -> None:
         assert find_initial_weights(elsewhere) == [last]
     two = compose(options(trained, pictures, "transform", init_from=f"[{trained},codec.safetensors]"))
     assert find_initial_weights(two) == [last, Path("codec.safetensors")]
+    named = compose(options(trained, pictures, "joint", init_from="small"))
+    assert [path.name for path in find_initial_weights(named)] == ["small.safetensors"]
+    assert find_initial_weights(named)[0].is_file()
     two = compose(options(trained, pictures, "restoration", init_from=f"[{trained},codec.safetensors]"))
     with pytest.raises(UsageError, match="stage=restoration is for one codec"):
         find_initial_weights(two)

@@ -263,6 +263,25 @@ def test_the_command_takes_the_folder_of_a_run(
     assert not (tmp_path / "no.safetensors").exists()
 
 
+def test_the_command_writes_what_training_needs_besides_the_codec(
+    stages: dict[str, Path], tmp_path: Path
+) -> None:
+    out = tmp_path / "mine.training.safetensors"
+    words = ["export", str(stages["joint"]), str(out), "--training", "--half"]
+    result = CliRunner().invoke(main, words)
+    assert result.exit_code == 0, result.output
+    assert result.stdout.strip() == f"{out}: C, the code predictor, E_VQ, the discriminator"
+    with safe_open(out, framework="pt") as found:
+        assert {key.split(".")[0] for key in found.keys()} == {  # noqa: SIM118
+            "quantizer", "code_loss", "vq_encoder", "adversarial",
+        }  # fmt: skip
+        assert found.get_tensor("quantizer.embedding").dtype == torch.float16
+    assert CliRunner().invoke(main, words).exit_code == 1  # nothing is replaced without --force
+    result = CliRunner().invoke(main, [*words, "--photos", str(tmp_path), "--force"])
+    assert result.exit_code == 2
+    assert "--training writes no codec" in result.stderr
+
+
 @pytest.mark.parametrize("command", ["export", "convert"])
 def test_the_checkpoint_that_is_read_is_not_replaced(
     stages: dict[str, Path], tmp_path: Path, command: str

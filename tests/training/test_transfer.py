@@ -7,10 +7,13 @@ from typing import Any
 import pytest
 import torch
 from hydra.utils import instantiate
+from safetensors import safe_open
 
 from glc.codec.checkpoint import WeightsError
+from glc.codec.companion import export_companion
 from glc.codec.export import export
 from glc.codec.published.conversion import convert
+from glc.codec.weights import read_weights
 from glc.training.stage import Stage
 from glc.training.transfer import TransferError, transfer, transfer_discriminator
 from tests.codec.published.stand_ins import SMALL, layouts, stand_in, stand_ins
@@ -116,6 +119,39 @@ def test_a_codec_goes_on_learning_without_code_prediction(
     transfer(joint, codec)
     # D_code is measured by the encoder as it came.
     assert same(joint, "vq_encoder", weights, "model.encoder")
+
+
+def test_a_codec_and_its_companion_give_all_that_a_stage_starts_from(
+    make: Make, stages: dict[str, Path], tmp_path: Path
+) -> None:
+    codec, companion = tmp_path / "codec.safetensors", tmp_path / "codec.training.safetensors"
+    export(last(stages["joint"]), codec)
+    words = export_companion(last(stages["joint"]), companion)
+    assert words == ["C", "the code predictor", "E_VQ", "the discriminator"]
+    weights = checkpoint(stages["joint"])["state_dict"]
+    with safe_open(companion, "pt") as file:
+        assert set(file.keys()) == {key for key in weights if not key.startswith("model.")}
+    options = {"model__projected_codebooks": False, "model__quantizer__projected": True}
+    joint = make("joint", **options)
+    assert set(transfer(joint, codec, companion)) == {
+        "model.encoder",
+        "model.decoder",
+        "model.coder",
+        "quantizer",
+        "code_loss.predictor",
+        "vq_encoder",
+        "adversarial.discriminator",
+    }
+    for name in ("model.encoder", "vq_encoder", "quantizer", "adversarial.discriminator"):
+        assert same(joint, name, weights, name)
+    assert not same(joint, "vq_encoder", weights, "model.encoder")
+    with pytest.raises(TransferError, match=r"has no model\.encoder, .*The file is a codec's companion"):
+        transfer(make("transform"), companion)
+    with pytest.raises(WeightsError, match=r"training needs besides a codec: init_from=\[CODEC,"):
+        read_weights(companion)
+    with pytest.raises(WeightsError, match="holds no codec with networks of its training"):
+        export_companion(last(stages["vqvae"]), tmp_path / "no.safetensors")
+    assert not (tmp_path / "no.safetensors").exists()
 
 
 def test_a_network_that_does_not_fit_is_named(make: Make, stages: dict[str, Path]) -> None:

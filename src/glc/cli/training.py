@@ -16,14 +16,25 @@ import click
     help="Pictures like those to be compressed: a folder, a text file that lists them, or a picture. On them "
     "the frequencies of the hyper code are counted, which shortens files. May be given several times.",
 )
+@click.option(
+    "--training",
+    is_flag=True,
+    help="Write what training needs besides the codec instead: C, code predictor, E_VQ and discriminator, "
+    "for init_from=[CODEC,DESTINATION].",
+)
 @click.option("--force", is_flag=True, help="Replace DESTINATION where it exists.")
-def export(checkpoint: Path, destination: Path, half: bool, photos: tuple[Path, ...], force: bool) -> None:
+def export(
+    checkpoint: Path, destination: Path, half: bool, photos: tuple[Path, ...], training: bool, force: bool
+) -> None:
     """Write a training CHECKPOINT's codec as a weights file DESTINATION (.safetensors).
 
     CHECKPOINT may be the folder of a training run; its last checkpoint is taken.
     """
+    if training and photos:
+        raise click.UsageError("--training writes no codec, which --photos are counted for")
     from tqdm import tqdm
 
+    from glc.codec.companion import export_companion
     from glc.codec.export import export as write
     from glc.codec.writing import check_destination
     from glc.data.listing import list_sources
@@ -31,6 +42,9 @@ def export(checkpoint: Path, destination: Path, half: bool, photos: tuple[Path, 
     if checkpoint.is_dir():
         checkpoint = checkpoint / "checkpoints" / "last.ckpt"
     check_destination(destination, checkpoint, force)
+    if training:
+        click.echo(f"{destination}: {', '.join(export_companion(checkpoint, destination, half))}")
+        return
     pictures = [path for _, path in list_sources(photos)] if photos else []
     with tqdm(pictures, desc="counting", unit="pic", disable=None if pictures else True) as counted:
         write(checkpoint, destination, half, counted)

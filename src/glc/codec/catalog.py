@@ -11,13 +11,13 @@ FOLDER_VARIABLE = "GLC_MODELS"
 """Environment variable: a folder of further weights files, found by their names."""
 
 _SUFFIX = ".safetensors"
-_PART_KINDS = ("encoder", "decoder")
-"""`NAME.encoder.safetensors` replaces a codec's encoder: see `glc.codec.parts`."""
+_NO_CODECS = ("encoder", "decoder", "training")
+"""`NAME.encoder.safetensors` replaces a codec's encoder: see `glc.codec.parts`, and `glc.codec.companion`."""
 
 
 def catalog() -> dict[str, Path]:
     """Return the weights file of each known model by its name; the user's come before those of glc."""
-    files = {file.stem: file for file in _files() if Path(file.stem).suffix[1:] not in _PART_KINDS}
+    files = {file.stem: file for file in _files() if Path(file.stem).suffix[1:] not in _NO_CODECS}
     return dict(sorted(files.items()))
 
 

@@ -25,6 +25,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from glc.codec.architecture import ArchitectureError, build, build_for
+from glc.codec.companion import KEY
 from glc.codec.errors import WeightsError
 from glc.codec.mapping import MappedFile, open_tensors
 from glc.codec.tables import TableError, Tables
@@ -118,6 +119,8 @@ def read_weights(path: str | Path, mapped: bool = False) -> Weights:
     if "part" in metadata:
         kind = metadata["part"]
         raise WeightsError(f"{path}: the weights of one {kind}, not of a codec: use them with --{kind}")
+    if KEY in metadata:
+        raise WeightsError(f"{path}: networks that training needs besides a codec: init_from=[CODEC,{path}]")
     if "model" not in metadata or not version.isdecimal() or len(version) > 9:
         raise WeightsError(f"{path}: has no description of a codec in it; make such a file with `glc export`")
     if int(version) > FORMAT:

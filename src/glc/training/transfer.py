@@ -1,12 +1,13 @@
 """Start a stage from the weights of another (`init_from=`)."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
+from glc.codec import companion
 from glc.codec.checkpoint import WeightsError, read_checkpoint
 from glc.codec.published.reading import open_source
 from glc.codec.published.recognition import foreign_networks
@@ -112,7 +113,8 @@ def transfer(stage: Stage, *paths: str | Path) -> list[str]:
     Args:
         stage: the stage to start.
         *paths: checkpoints of this or another stage, or files of `glc.codec.published`: published weights, or
-            what `glc convert` made of them, or codecs. Of several, the first that has a network gives it.
+            what `glc convert` made of them, codecs or their companions. Of several, the first that has a
+            network gives it.
 
     Returns:
         The networks that were loaded, by their names in the stage.
@@ -178,7 +180,11 @@ def _networks(path: str | Path, pixels: bool) -> tuple[dict[str, dict[str, Tenso
         path: the file.
         pixels: take the code predictor for latents of coded pictures where there are two.
     """
-    if open_source(path).ours:
+    source = open_source(path)
+    if companion.KEY in source.metadata:
+        found = {name: _below(source.tensors, name) for name in companion.NETWORKS}
+        return {name: state for name, state in found.items() if state}, "The file is a codec's companion"
+    if source.ours:
         checkpoint = read_checkpoint(path)
         state = checkpoint["state_dict"]
         found = {name: _below(state, name) for name in NETWORKS}
@@ -193,7 +199,7 @@ def _networks(path: str | Path, pixels: bool) -> tuple[dict[str, dict[str, Tenso
     return {_PUBLISHED[name]: weights for name, weights in published.items()}, f"The file is {title}"
 
 
-def _below(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+def _below(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {key[len(prefix) + 1 :]: value for key, value in state.items() if key.startswith(prefix + ".")}
 
 
