@@ -4,9 +4,9 @@
 
 RUNS holds the folders vqvae, transform and joint of one training. Writes the weights file of the last stage
 in half precision into src/glc/pretrained; into docs/models/NAME each stage's configuration and validations,
-and record.json with checksums; into tests/expected/NAME files of two photographs with the integers in them.
-`tests/codec/test_shipped.py` holds the three together. PHOTOS are pictures of the training: the frequencies
-of the hyper code are counted on them.
+training.safetensors, which is what training needs besides the codec, and record.json with checksums; into
+tests/expected/NAME files of two photographs with the integers in them. `tests/codec/test_shipped.py` holds it
+together. PHOTOS are pictures of the training: the frequencies of the hyper code are counted on them.
 """
 
 import argparse
@@ -23,6 +23,7 @@ import yaml
 
 import glc
 from glc.codec.checkpoint import read_checkpoint
+from glc.codec.companion import export_companion
 from glc.codec.errors import WeightsError
 from glc.codec.export import export
 from glc.codec.writing import replacing
@@ -129,6 +130,8 @@ def main() -> int:
         photos = [] if arguments.photos is None else list_images(arguments.photos)[: arguments.count]
         stages = record(arguments.runs, ROOT / "docs" / "models" / arguments.name)
         export(arguments.runs / "joint" / "checkpoints" / "last.ckpt", weights, half=True, photos=photos)
+        companion = ROOT / "docs" / "models" / arguments.name / "training.safetensors"
+        export_companion(arguments.runs / "joint" / "checkpoints" / "last.ckpt", companion, half=True)
         codec = glc.load(weights, device="cpu")
         golden(codec, ROOT / "tests" / "expected" / arguments.name)
     except (OSError, ValueError, WeightsError) as error:
@@ -138,6 +141,7 @@ def main() -> int:
         "fingerprint": codec.weights.fingerprint,
         "sha256": hashlib.sha256(weights.read_bytes()).hexdigest(),
         "bytes": weights.stat().st_size,
+        "training_sha256": hashlib.sha256(companion.read_bytes()).hexdigest(),
         "parameters": sum(p.numel() for p in codec.model.parameters()),
         "torch": torch.__version__,
         "pictures_counted": len(photos),

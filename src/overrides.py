@@ -65,7 +65,7 @@ def swept_name(overrides: list[str], otherwise: str) -> str:
     given = (override.lstrip("+").partition("=")[::2] for override in overrides)
     parts = [f"{key}-{value}" for key, value in given if key in swept]
     # One folder's name, and one that may be given in an override.
-    return "_".join(parts).replace("/", "-").replace("=", "-") or otherwise
+    return "_".join(parts).translate(str.maketrans("/=,", "---", "[]")) or otherwise
 
 
 def _impossible_choice(chosen: list[Override]) -> str | None:

@@ -21,7 +21,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from glc.codec.catalog import catalog
+from glc.codec.catalog import catalog, find
 from glc.codec.checkpoint import read_checkpoint
 from glc.losses.perceptual import WeightsUnavailable
 from glc.training.callbacks.checkpoint import DivergedError
@@ -100,14 +100,15 @@ def find_initial_weights(cfg: DictConfig) -> list[Path]:
     if cfg.init_from == "none" or (cfg.init_from is None and cfg.stage.previous is None):
         return []
     if cfg.init_from is not None:
-        given = cfg.init_from if isinstance(cfg.init_from, ListConfig) else [cfg.init_from]
-        paths = [_file_or_model(str(name)) for name in given]
+        given = list(cfg.init_from) if isinstance(cfg.init_from, ListConfig) else [cfg.init_from]
+        if not given or any(name in (None, "", "none") for name in given):
+            raise UsageError(f"init_from={cfg.init_from}: give files or models, or init_from=none")
         if "codec" not in cfg.stage:
-            return [checkpoint_of(path, f"init_from={path}") if path.is_dir() else path for path in paths]
-        # Stages of an application take a run's folder as it is.
-        if len(paths) > 1:
+            return [_checkpoint_or_model(str(name)) for name in given]
+        if len(given) > 1:
             raise UsageError(f"init_from={cfg.init_from}: stage={cfg.stage.name} is for one codec")
-        return paths
+        # Stages of an application take a run's folder or a model's name as it is.
+        return [Path(str(given[0]))]
     folder = checkpoint_folder(Path(cfg.runs_dir) / cfg.name / cfg.stage.previous)
     path = find_whole(folder)
     if path is None:
@@ -119,8 +120,20 @@ def find_initial_weights(cfg: DictConfig) -> list[Path]:
     return [path]
 
 
-def _file_or_model(name: str) -> Path:
-    return Path(name) if Path(name).exists() else catalog().get(name, Path(name))
+def _checkpoint_or_model(name: str) -> Path:
+    """Return the file that a path, a run's folder or a model's name stands for.
+
+    A folder that is called as a model is and holds no checkpoint does not hide it.
+
+    Raises:
+        UsageError: for a folder without checkpoints.
+        WeightsError: for a word that is neither a file nor a model.
+    """
+    path = Path(name)
+    run = path.is_dir() and (find_whole(checkpoint_folder(path)) or find_whole(path)) is not None
+    if path.is_file() or run or (path.is_dir() and name not in catalog()):
+        return checkpoint_of(path, f"init_from={path}") if path.is_dir() else path
+    return path if path.suffix or len(path.parts) > 1 else find(name)
 
 
 def find_discriminator(cfg: DictConfig) -> Path | None:
@@ -226,7 +239,6 @@ def prepare(cfg: DictConfig) -> Run:
         log.info("for the codec %s", start[0])
     elif start:
         loaded = transfer(stage, *start)
-        log.info("starting from %s: %s", ", ".join(map(str, start)), ", ".join(loaded))
         adversary = None if "adversarial.discriminator" in loaded else find_discriminator(cfg)
         if adversary is not None and transfer_discriminator(stage, adversary):
             log.info("the discriminator is that of %s", adversary)

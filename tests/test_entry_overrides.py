@@ -103,5 +103,8 @@ def test_a_job_of_a_sweep_is_named_by_what_is_swept_over(monkeypatch: pytest.Mon
     assert swept_name(job, "otherwise") == "stage.lmbda-2_seed-1"
     remember_swept_keys(["-m", "init_from=/c/d.ckpt,/c/e.ckpt"])
     assert swept_name(job, "otherwise") == "init_from--c-d.ckpt"
+    remember_swept_keys(["-m", "init_from=[a,small],c"])
+    # Brackets and commas in an override would be a list.
+    assert swept_name(["init_from=[a/b,small]"], "otherwise") == "init_from-a-b-small"
     remember_swept_keys(["stage=transform"])
     assert swept_name(job, "otherwise") == "otherwise"

@@ -2,12 +2,14 @@
 
 import errno
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from glc.codec.errors import WeightsError
 from glc.training.callbacks.checkpoint import DivergedError
 from glc.training.loggers import RowLogger
 from src.train import UsageError, find_discriminator, find_initial_weights
@@ -77,6 +79,23 @@ def test_a_stage_without_the_one_before(trained: Path, pictures: Path, tmp_path:
     assert "starts from stage=transform" in refused(options(trained, pictures, "joint"))
 
 
+def test_models_are_found_by_name_whatever_lies_here(
+    trained: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    named = compose(options(trained, pictures, "joint", init_from="small"))
+    (file,) = find_initial_weights(named)
+    assert file.is_file()
+    assert file.name == "small.safetensors"
+    (tmp_path / "small").mkdir()  # a folder of runs, say
+    assert find_initial_weights(named) == [file]
+    (tmp_path / "small" / "checkpoints").mkdir()
+    shutil.copy(trained / "checkpoints" / "last.ckpt", tmp_path / "small" / "checkpoints")
+    assert find_initial_weights(named) == [Path("small", "checkpoints", "last.ckpt")]
+    with pytest.raises(WeightsError, match=r"there is no model 'smal' \(known are .*small"):
+        find_initial_weights(compose(options(trained, pictures, "joint", init_from="smal")))
+
+
 def test_where_initial_weights_are_found(trained: Path, pictures: Path) -> None:
     last = trained / "checkpoints" / "last.ckpt"
     assert find_initial_weights(compose(options(trained, pictures))) == []
@@ -87,9 +106,9 @@ def test_where_initial_weights_are_found(trained: Path, pictures: Path) -> None:
         assert find_initial_weights(elsewhere) == [last]
     two = compose(options(trained, pictures, "transform", init_from=f"[{trained},codec.safetensors]"))
     assert find_initial_weights(two) == [last, Path("codec.safetensors")]
-    named = compose(options(trained, pictures, "joint", init_from="small"))
-    assert [path.name for path in find_initial_weights(named)] == ["small.safetensors"]
-    assert find_initial_weights(named)[0].is_file()
+    for empty in ("[]", "[none]", "[null,small]"):
+        with pytest.raises(UsageError, match="give files or models, or init_from=none"):
+            find_initial_weights(compose(options(trained, pictures, "transform", init_from=empty)))
     two = compose(options(trained, pictures, "restoration", init_from=f"[{trained},codec.safetensors]"))
     with pytest.raises(UsageError, match="stage=restoration is for one codec"):
         find_initial_weights(two)

@@ -9,15 +9,18 @@ import numpy as np
 import pytest
 import yaml
 from click.testing import CliRunner
+from hydra.utils import instantiate
 
 import glc
 from glc import pretrained
 from glc.cli import main
 from glc.codec import bitstream
+from glc.codec.companion import codec_of, digest
 from glc.data.images import read_rgb
 from glc.data.samples import sample_paths
+from glc.training.transfer import transfer
 from tests.scripts import load_script
-from tests.short_runs import ROOT
+from tests.short_runs import ROOT, compose, settings
 
 NAME = "small"
 RECORD = ROOT / "docs" / "models" / NAME
@@ -53,6 +56,22 @@ def test_each_stage_of_the_record_was_trained_on_what_it_says(record: dict[str, 
         assert "kodak" not in json.dumps(recipe).lower()
         lines = (RECORD / f"{stage}.csv").read_text().splitlines()
         assert abs(int(lines[-1].split(",")[0]) - made["steps"]) <= recipe["data"]["epoch_batches"]
+
+
+def test_it_can_be_trained_further(record: dict[str, Any], tmp_path: Path) -> None:
+    path = RECORD / "training.safetensors"
+    assert hashlib.sha256(path.read_bytes()).hexdigest() == record["training_sha256"]
+    stage = instantiate(
+        compose(
+            {**settings(tmp_path, tmp_path, "on", "joint"), "model": NAME, "stage.lmbda": 1.0}
+        ).stage.module
+    )
+    (folder,) = pretrained.__path__
+    assert set(transfer(stage, Path(folder) / f"{NAME}.safetensors", path)) == {
+        *("model.encoder", "model.decoder", "model.coder", "quantizer"),
+        *("code_loss.predictor", "vq_encoder", "adversarial.discriminator"),
+    }
+    assert codec_of(path) == digest(stage.model.decoder.state_dict())
 
 
 @pytest.mark.parametrize("file", GOLDEN["files"])

@@ -11,8 +11,9 @@ from omegaconf import OmegaConf
 from PIL import Image
 from torch import Tensor
 
+from glc.models.autoencoder import VQAutoencoder
 from glc.training.stage import Stage
-from tests.short_runs import STAGES, checkpoint, compose, figures, finite, live_weights, settings
+from tests.short_runs import STAGES, checkpoint, compose, figures, finite, live_weights, run, settings
 from tests.training import one_step
 
 STEPS = 4
@@ -224,3 +225,21 @@ def test_the_share_that_is_drawn_unquantized(pictures: Path, tmp_path: Path) -> 
     assert make(1.0).draw_unquantized(x).all()
     with pytest.raises(Exception, match=r"stage\.unquantized is a share of the pictures, 0 to 1, got 1\.5"):
         make(1.5)
+
+
+def test_pictures_are_drawn_unquantized_in_training_only(
+    pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: dict[bool, list[bool]] = {True: [], False: []}
+    forward = VQAutoencoder.forward
+
+    def spy(self: VQAutoencoder, x: Tensor, unquantized: Tensor | None = None) -> Any:
+        seen[self.training].append(unquantized is not None and bool(unquantized.all()))
+        return forward(self, x, unquantized)
+
+    monkeypatch.setattr(VQAutoencoder, "forward", spy)
+    folder = run({**settings(pictures, tmp_path, "share", "vqvae", 2), "stage.unquantized": 1.0})
+    assert seen[True] == [True, True]
+    assert seen[False]
+    assert not any(seen[False])  # codes are what stage I is measured by
+    assert all(finite(row) for row in figures(folder))

@@ -8,6 +8,7 @@ import pytest
 import torch
 from hydra.utils import instantiate
 from safetensors import safe_open
+from safetensors.torch import save_file
 
 from glc.codec.checkpoint import WeightsError
 from glc.codec.companion import export_companion
@@ -122,7 +123,7 @@ def test_a_codec_goes_on_learning_without_code_prediction(
 
 
 def test_a_codec_and_its_companion_give_all_that_a_stage_starts_from(
-    make: Make, stages: dict[str, Path], tmp_path: Path
+    make: Make, stages: dict[str, Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     codec, companion = tmp_path / "codec.safetensors", tmp_path / "codec.training.safetensors"
     export(last(stages["joint"]), codec)
@@ -130,9 +131,9 @@ def test_a_codec_and_its_companion_give_all_that_a_stage_starts_from(
     assert words == ["C", "the code predictor", "E_VQ", "the discriminator"]
     weights = checkpoint(stages["joint"])["state_dict"]
     with safe_open(companion, "pt") as file:
-        assert set(file.keys()) == {key for key in weights if not key.startswith("model.")}
-    options = {"model__projected_codebooks": False, "model__quantizer__projected": True}
-    joint = make("joint", **options)
+        kept = {key for key in weights if not key.startswith(("model.", "quantizer.projection."))}
+        assert set(file.keys()) == kept
+    joint = make("joint", model__projected_codebooks=False)
     assert set(transfer(joint, codec, companion)) == {
         "model.encoder",
         "model.decoder",
@@ -142,16 +143,91 @@ def test_a_codec_and_its_companion_give_all_that_a_stage_starts_from(
         "vq_encoder",
         "adversarial.discriminator",
     }
-    for name in ("model.encoder", "vq_encoder", "quantizer", "adversarial.discriminator"):
+    for name in ("model.encoder", "vq_encoder", "adversarial.discriminator"):
         assert same(joint, name, weights, name)
     assert not same(joint, "vq_encoder", weights, "model.encoder")
+    whole = make("joint")
+    transfer(whole, last(stages["joint"]))
+    torch.testing.assert_close(joint.quantizer.codebook(), whole.quantizer.codebook())
     with pytest.raises(TransferError, match=r"has no model\.encoder, .*The file is a codec's companion"):
-        transfer(make("transform"), companion)
+        transfer(make("transform", model__projected_codebooks=False), companion)
     with pytest.raises(WeightsError, match=r"training needs besides a codec: init_from=\[CODEC,"):
         read_weights(companion)
+    assert "was made beside another codec" not in caplog.text
+    export(last(stages["transform"]), codec, half=True)  # D is stage I's
+    transfer(make("joint", model__projected_codebooks=False), codec, companion)
+    assert "was made beside another codec" in caplog.text
     with pytest.raises(WeightsError, match="holds no codec with networks of its training"):
         export_companion(last(stages["vqvae"]), tmp_path / "no.safetensors")
     assert not (tmp_path / "no.safetensors").exists()
+
+
+def test_a_companion_in_half_precision_and_a_damaged_one(
+    make: Make, stages: dict[str, Path], tmp_path: Path
+) -> None:
+    codec, companion = tmp_path / "codec.safetensors", tmp_path / "codec.training.safetensors"
+    export(last(stages["joint"]), codec, half=True)
+    export_companion(last(stages["joint"]), companion, half=True)
+    joint = make("joint", model__projected_codebooks=False)
+    transfer(joint, codec, companion)
+    weights = checkpoint(stages["joint"])["state_dict"]
+    name = "adversarial.discriminator"
+    assert same(joint, name, {key: t.half().float() for key, t in weights.items()}, name)
+    assert transfer_discriminator(make("joint"), companion)
+    with safe_open(companion, "pt") as file:
+        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+        metadata = file.metadata()
+    tensors[f"{name}.layers.0.weight" if f"{name}.layers.0.weight" in tensors else max(tensors)].fill_(
+        torch.nan
+    )
+    save_file(tensors, companion, metadata)
+    with pytest.raises(WeightsError, match="damaged"):
+        transfer(joint, codec, companion)
+
+
+def test_a_codebook_that_was_only_drawn_is_no_codebook(
+    make: Make, stages: dict[str, Path], tmp_path: Path
+) -> None:
+    untrained = tmp_path / "none.ckpt"
+    content = torch.load(last(stages["transform"]), weights_only=True)
+    # As stage II with code_prediction=none leaves it; the coder is of no interest here.
+    content["state_dict"]["quantizer.initialized"].fill_(False)
+    for key in [key for key in content["state_dict"] if key.startswith("model.coder.")]:
+        del content["state_dict"][key]
+    torch.save(content, untrained)
+    for options in ({}, {"coder": "indices_map"}):
+        stage = make("transform", **options)
+        with pytest.raises(TransferError, match="has no quantizer"):
+            transfer(stage, untrained)
+    with pytest.raises(TransferError, match="has no quantizer") as caught:
+        transfer(make("transform", coder="indices_map", code_prediction="none"), untrained)
+    assert "code_prediction=none" not in str(caught.value)  # which it has
+    # A C of stage I is one, however its codebook was started.
+    stage = make("transform")
+    transfer(stage, last(stages["vqvae"]))
+    assert stage.quantizer.initialized
+
+
+def test_a_refiner_brings_its_codebook_and_the_first_file_decides(
+    make: Make, stages: dict[str, Path], tmp_path: Path
+) -> None:
+    network = make("transform", code_prediction="network")
+    transfer(network, last(stages["vqvae"]))
+    with torch.no_grad():
+        network.quantizer.embedding.add_(1.0)
+    other = tmp_path / "network.ckpt"
+    content = torch.load(last(stages["transform"]), weights_only=True)
+    content["state_dict"] = network.state_dict()
+    torch.save(content, other)
+    first = checkpoint(stages["vqvae"])["state_dict"]
+    again = make("transform", code_prediction="network")
+    assert "model.refiner" in transfer(again, last(stages["vqvae"]), other)
+    assert same(again, "quantizer", {**first, "autoencoder.quantizer.initialized": torch.tensor(True)},
+                "autoencoder.quantizer")  # fmt: skip
+    for key in [key for key in content["state_dict"] if key.startswith(("quantizer.", "code_loss."))]:
+        del content["state_dict"][key]  # as in a codec's weights file
+    torch.save(content, other)
+    assert "quantizer" in transfer(make("transform", code_prediction="network"), other)
 
 
 def test_a_network_that_does_not_fit_is_named(make: Make, stages: dict[str, Path]) -> None:

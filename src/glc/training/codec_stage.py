@@ -72,10 +72,16 @@ class CodecStage(Stage):
         self.distortion_weights = dict(distortion_weights)
         if self.code_loss.predictor is None:
             self.distortion_weights.pop("code_ce", None)
-            if not isinstance(model.coder, IndicesMapCoder):
-                # C is there for CP's targets alone; a codec's weights file, which has no C, will do.
-                self.needs = tuple(name for name in self.needs if name != "quantizer")
         self.noise = noise
+
+    def missing(self, loaded: list[str]) -> list[str]:
+        """Return the networks that `init_from` had to provide and did not; C where something needs it."""
+        missing = super().missing(loaded)
+        clustered = isinstance(self.model.coder, IndicesMapCoder) and "model.coder" not in loaded
+        if self.code_loss.predictor is None and not clustered:
+            # A codec's weights file, which has no C, will do.
+            missing = [name for name in missing if name != "quantizer"]
+        return missing
 
     def draw_rates(self, x: Tensor) -> Tensor:
         """Draw a rate point for each picture of a batch: a share of one draw for the step on all devices."""

@@ -113,6 +113,14 @@ class Stage(L.LightningModule):
             self.get_submodule(name).eval()
         return self
 
+    def missing(self, loaded: list[str]) -> list[str]:
+        """Return the networks that `init_from` had to provide and did not.
+
+        Args:
+            loaded: names of the networks that were taken over.
+        """
+        return [name for name in self.needs if name not in loaded]
+
     def adopt(self, loaded: list[str]) -> None:
         """Derive weights from those taken over from another stage; called once after `init_from`.
 

@@ -1,6 +1,7 @@
 """Start a stage from the weights of another (`init_from=`)."""
 
-from collections.abc import Iterator, Mapping
+import logging
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -12,15 +13,18 @@ from glc.codec.checkpoint import WeightsError, read_checkpoint
 from glc.codec.published.reading import open_source
 from glc.codec.published.recognition import foreign_networks
 from glc.models.autoencoder import Decoder
+from glc.models.quantizer import VectorQuantizer
 from glc.training.stage import Stage
 
+log = logging.getLogger(__name__)
+
 NETWORKS = {
-    # network of the codec stages: the same network in stage I
+    # network of the codec stages: the same network in stage I. C is the refiner's too: it comes after.
     "model.encoder": "autoencoder.encoder",
     "model.decoder": "autoencoder.decoder",
-    "quantizer": "autoencoder.quantizer",
     "model.coder": None,
     "model.refiner": None,
+    "quantizer": "autoencoder.quantizer",
     "code_loss.predictor": None,
     "vq_encoder": None,
     "adversarial.discriminator": "adversarial.discriminator",
@@ -38,8 +42,8 @@ _PUBLISHED = {
 
 
 _NO_CODEBOOK = (
-    ". C gives the targets of code prediction: train without (code_prediction=none), or give a file that has "
-    "C as well (init_from=[CODEC,FILE])"
+    ". C gives the targets of code prediction: train without (code_prediction=none), or give what "
+    "`glc export --training` wrote beside the codec as well (init_from=[CODEC,FILE])"
 )
 
 
@@ -127,6 +131,7 @@ def transfer(stage: Stage, *paths: str | Path) -> list[str]:
     # The authors trained two code predictors: one on coded latents, one on latents of coded pictures.
     pixels = bool(_below(target, "vq_encoder"))
     sources = [(path, *_networks(path, pixels)) for path in paths]
+    given: dict[str | Path, list[str]] = {path: [] for path in paths}
     loaded: list[str] = []
     for codec_name, vqvae_name in NETWORKS.items():
         names = [n for n in (codec_name, vqvae_name) if n is not None]
@@ -139,17 +144,38 @@ def transfer(stage: Stage, *paths: str | Path) -> list[str]:
         problem = _difference(weights, _below(target, here))
         if problem:
             raise TransferError(f"{path}: {here} does not fit: {problem}. {origin}")
-        stage.get_submodule(here).load_state_dict(weights)
+        network = stage.get_submodule(here)
+        network.load_state_dict(weights)
+        if isinstance(network, VectorQuantizer):
+            # However it was trained: this C is not one that was only drawn at random.
+            network.initialized.fill_(True)
         loaded.append(here)
-    missing = [name for name in stage.needs if name not in loaded]
+        given[path].append(here)
+    missing = stage.missing(loaded)
     if missing:
         files = ", ".join(str(path) for path in paths)
-        remedy = _NO_CODEBOOK if missing == ["quantizer"] else ""
+        predicts = getattr(getattr(stage, "code_loss", None), "predictor", None) is not None
+        remedy = _NO_CODEBOOK if missing == ["quantizer"] and predicts else ""
         raise TransferError(
             f"{files}: has no {', '.join(missing)}, which this stage starts from. {sources[0][2]}{remedy}"
         )
+    for path, names in given.items():
+        if names:
+            log.info("starting from %s: %s", path, ", ".join(names))
+        else:
+            log.warning("%s: gave nothing that is not in the files before it, or that this stage has", path)
+    _check_companions(sources)
     stage.adopt(loaded)
     return loaded
+
+
+def _check_companions(sources: Sequence[tuple[str | Path, dict[str, dict[str, Tensor]], str]]) -> None:
+    """Warn of a companion that belongs to another codec than the one beside it."""
+    decoder = next((found["model.decoder"] for _, found, _ in sources if "model.decoder" in found), None)
+    for path, _, _ in sources:
+        wanted = companion.codec_of(path)
+        if wanted and decoder is not None and companion.digest(decoder) != wanted:
+            log.warning("%s: was made beside another codec than the one given with it", path)
 
 
 def transfer_discriminator(stage: Stage, path: str | Path) -> bool:
@@ -162,13 +188,13 @@ def transfer_discriminator(stage: Stage, path: str | Path) -> bool:
         TransferError: when the two discriminators differ.
     """
     name = "adversarial.discriminator"
-    checkpoint = read_checkpoint(path)
-    weights = _below(checkpoint["state_dict"], name)
-    if not weights:
+    networks, origin = _networks(path, pixels=False)
+    weights = networks.get(name)
+    if weights is None:
         return False
     problem = _difference(weights, _below(stage.state_dict(), name))
     if problem:
-        raise TransferError(f"{path}: {name} does not fit: {problem}. {_trained_model(checkpoint)}")
+        raise TransferError(f"{path}: {name} does not fit: {problem}. {origin}")
     stage.get_submodule(name).load_state_dict(weights)
     return True
 
@@ -183,6 +209,11 @@ def _networks(path: str | Path, pixels: bool) -> tuple[dict[str, dict[str, Tenso
     source = open_source(path)
     if companion.KEY in source.metadata:
         found = {name: _below(source.tensors, name) for name in companion.NETWORKS}
+        damaged = [key for key, tensor in source.tensors.items() if not tensor.isfinite().all()]
+        if damaged or not any(found.values()):
+            raise WeightsError(
+                f"{path}: damaged: {damaged[0] if damaged else 'no network'} in it can be used"
+            )
         return {name: state for name, state in found.items() if state}, "The file is a codec's companion"
     if source.ours:
         checkpoint = read_checkpoint(path)
@@ -191,12 +222,27 @@ def _networks(path: str | Path, pixels: bool) -> tuple[dict[str, dict[str, Tenso
         for codec_name, vqvae_name in NETWORKS.items():
             if not found[codec_name] and vqvae_name is not None:
                 found[codec_name] = _below(state, vqvae_name)
-        return {name: weights for name, weights in found.items() if weights}, _trained_model(checkpoint)
+        codec = bool(_below(state, "model"))
+        drawn = "quantizer.initialized" in state and not state["quantizer.initialized"]
+        if codec and drawn:
+            found["quantizer"] = {}  # of a training without code prediction: never trained
+        return _completed(found), _trained_model(checkpoint)
     published, title = foreign_networks(path)
     predictor = published.pop("pixel_predictor", None)
     if pixels and predictor is not None:
         published["predictor"] = predictor
-    return {_PUBLISHED[name]: weights for name, weights in published.items()}, f"The file is {title}"
+    return _completed(
+        {_PUBLISHED[name]: weights for name, weights in published.items()}
+    ), f"The file is {title}"
+
+
+def _completed(found: dict[str, dict[str, Tensor]]) -> dict[str, dict[str, Tensor]]:
+    """Return the networks that are there; C and CP are a refiner's where they are not by themselves."""
+    refiner = found.get("model.refiner", {})
+    for name, inside in (("quantizer", "quantizer"), ("code_loss.predictor", "predictor")):
+        if not found.get(name):
+            found[name] = _below(refiner, inside)
+    return {name: weights for name, weights in found.items() if weights}
 
 
 def _below(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
