@@ -12,7 +12,7 @@ import torch
 from glc.codec.errors import WeightsError
 from glc.training.callbacks.checkpoint import DivergedError
 from glc.training.loggers import RowLogger
-from src.train import UsageError, find_discriminator, find_initial_weights
+from src.starting import UsageError, find_discriminator, find_initial_weights
 from src.train import run as entry
 from tests.short_runs import QUIET, checkpoint, compose, live_weights, run, settings, write_pictures
 

@@ -12,7 +12,7 @@ from PIL import Image
 import glc
 from glc.codec.export import export, read_codec
 from glc.codec.parts import read_label
-from src.train import UsageError
+from src.starting import UsageError
 from tests.codec.fixed_model import fixed_codec_weights, fixed_picture
 from tests.short_runs import (
     checkpoint,
