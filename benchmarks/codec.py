@@ -2,9 +2,9 @@ r"""Latency and memory of compress and decompress, with their stages, against th
 
 Every side runs in a process of its own, so that peak memory is its own, weights and libraries included. The
 baseline, `plain`, is `codec.model(x, rate)` in float32: the networks as they are trained, without a file. A
-side of the codec is a compress and a decompress with the file in between, so the entropy model runs twice. On
-a CPU the first call of a process counts, as one use of the command line has it; on a GPU calls after a
-warm-up.
+side of the codec is a compress and a decompress with the file in between, so the entropy model runs twice; of
+its details, `E ... D once` is the compress, g_s and D: what `plain` and other programs do, and the file. On a
+CPU the first call of a process counts, as one use of the command line has it; on a GPU calls after a warm-up.
 
 `--against` names a command that prints, as its last line, JSON with `seconds` (a list of pairs of wall and
 processor seconds, the last of which counts) and `peak_gb`.
@@ -148,7 +148,10 @@ def _staged(codec: Any, call: Callable[[], dict[str, float]]) -> dict[str, float
 
     with watched(codec) as watch:
         details = call()
-    return {**details, **watch.seconds}
+    once = (
+        {"E ... D once": details["compress"] + watch.seconds["g_s"] + watch.seconds["D"]} if details else {}
+    )
+    return {**details, **once, **watch.seconds}
 
 
 if __name__ == "__main__":

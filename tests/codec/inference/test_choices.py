@@ -10,7 +10,7 @@ from PIL import Image
 
 import glc
 from glc.cli import main
-from glc.codec.inference import precision
+from glc.codec.inference import precision, winograd
 from glc.codec.inference.memory import available_memory, parse_memory, resident_memory
 from glc.codec.inference.precision import choose_precision
 from tests.codec.fixed_model import fixed_codec_weights, fixed_picture
@@ -38,11 +38,20 @@ def test_what_is_free_is_less_than_everything() -> None:
     assert resident_memory() == 0 or resident_memory() > held.nbytes
 
 
-@pytest.mark.parametrize(("units", "decoder"), [(True, torch.bfloat16), (False, torch.float32)])
-def test_only_pictures_are_drawn_in_bfloat16(
-    units: bool, decoder: torch.dtype, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("units", "native", "decoder"),
+    [
+        (True, None, torch.bfloat16),
+        (False, None, torch.float32),
+        (True, "a library", torch.float32),
+        (False, "a library", torch.float32),
+    ],
+)
+def test_only_pictures_are_drawn_in_bfloat16_and_where_that_is_faster(
+    units: bool, native: object, decoder: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(precision, "multiplies_bfloat16", lambda device: units)
+    monkeypatch.setattr(winograd, "library", lambda: native)
     chosen = choose_precision("auto", CPU)
     assert (chosen.encoder, chosen.decoder) == (torch.float32, decoder)
     with pytest.raises(ValueError, match="precision must be auto, float32 or bfloat16, got 'half'"):

@@ -1,4 +1,4 @@
-"""Convolutions of large maps, a band of rows at a time.
+"""Maps that are computed a band of rows at a time.
 
 A band and what is computed from it stay in the processor's cache, and no map is held but the input and the
 output. Zeros are set where the map ends, not where a band ends: the result is that of the whole map.
@@ -8,15 +8,14 @@ from collections.abc import Callable, Iterator
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from glc.codec.inference.statistics import ChannelStatistics
-from glc.codec.inference.winograd import WinogradConvolution
+from glc.codec.inference.statistics import ChannelStatistics, Moments, moments
+from glc.codec.inference.winograd import PART, TILE
+from glc.codec.inference.workers import Workers
 
-BAND_ELEMENTS = 1 << 20
+BAND_ELEMENTS = 5 << 18
 """Elements of a band's input or output, about."""
-_WINOGRAD_CHANNELS = 96
-"""Fewer channels make products too small to be worth the transforms."""
 
 
 def bands(rows: int, elements_per_row: int, multiple: int = 1) -> Iterator[tuple[int, int]]:
@@ -71,119 +70,54 @@ class Source:
         return F.pad(inside, (0, 0, above, below)) if above or below else inside
 
 
-class Convolution:
-    """A convolution with its weights in the form in which it runs.
-
-    Args:
-        conv: 1x1, 3x3, or 3x3 of stride 2 that pads at the right and lower edge only.
-        dtype: of the maps.
-    """
-
-    def __init__(self, conv: nn.Conv2d, dtype: torch.dtype) -> None:
-        self.dtype = dtype
-        self.stride = conv.stride[0]
-        self.radius = conv.kernel_size[0] // 2
-        self.channels = conv.out_channels
-        self._winograd: WinogradConvolution | None = None
-        if _suits_winograd(conv, dtype):
-            self._winograd = WinogradConvolution(conv)
-        else:
-            self._weight = conv.weight.detach().to(dtype=dtype, memory_format=torch.channels_last)
-            self._bias = None if conv.bias is None else conv.bias.detach().to(dtype)
-
-    def rows(self, source: Source, start: int, stop: int) -> Tensor:
-        """Return the output's rows `[1, out_channels, rows, W / stride]`."""
-        if self.stride == 2:
-            band = source.rows(2 * start, 2 * stop + 1).to(self.dtype)
-            return F.conv2d(F.pad(band, (0, 1)), self._weight, self._bias, stride=2)
-        band = source.rows(start - self.radius, stop + self.radius).to(self.dtype)
-        if self._winograd is not None:
-            return self._winograd(F.pad(band, (1, 1)))
-        return F.conv2d(band, self._weight, self._bias, padding=(0, self.radius))
-
-
-def _suits_winograd(conv: nn.Conv2d, dtype: torch.dtype) -> bool:
-    return (
-        dtype == torch.float32
-        and conv.kernel_size == (3, 3)
-        and conv.stride == (1, 1)
-        and min(conv.in_channels, conv.out_channels) >= _WINOGRAD_CHANNELS
-    )
-
-
-class UpsamplingConvolution:
-    """Doubling by repetition, then a 3x3 convolution.
-
-    Direct: as four 2x2 convolutions of the small map. Of the nine products of an output pixel two or four
-    meet the same input: their weights are added beforehand, which leaves 4 of 9 multiplications. Winograd's
-    algorithm on the doubled band leaves fewer where it is used.
-
-    Args:
-        conv: the 3x3 convolution.
-        dtype: of the maps.
-    """
-
-    def __init__(self, conv: nn.Conv2d, dtype: torch.dtype) -> None:
-        self.dtype = dtype
-        self.channels = conv.out_channels
-        self._winograd: WinogradConvolution | None = None
-        if _suits_winograd(conv, dtype):
-            self._winograd = WinogradConvolution(conv)
-            return
-        weight = conv.weight.detach().float()
-        # Rows 0 | 1 + 2 of the kernel meet the rows above and at an even output row's source; 0 + 1 | 2 those
-        # at and below an odd one's. Columns likewise.
-        tall = [torch.stack((weight[:, :, 0], weight[:, :, 1] + weight[:, :, 2]), 2)]
-        tall.append(torch.stack((weight[:, :, 0] + weight[:, :, 1], weight[:, :, 2]), 2))
-        self._weights = []
-        for part in tall:
-            left = torch.stack((part[..., 0], part[..., 1] + part[..., 2]), 3)
-            right = torch.stack((part[..., 0] + part[..., 1], part[..., 2]), 3)
-            pair = (left, right)
-            self._weights.append([w.to(dtype=dtype, memory_format=torch.channels_last) for w in pair])
-        self._bias = None if conv.bias is None else conv.bias.detach().to(dtype)
-
-    def rows(self, source: Source, start: int, stop: int) -> Tensor:
-        """Return the output's rows `[1, out_channels, rows, 2 W]`; start and stop are even."""
-        band = F.pad(source.rows(start // 2 - 1, stop // 2 + 1).to(self.dtype), (1, 1))
-        if self._winograd is not None:
-            doubled = F.interpolate(band, scale_factor=2.0, mode="nearest")
-            return self._winograd(doubled[:, :, 1:-1, 1:-1])
-        height, width = (stop - start) // 2, band.shape[3] - 2
-        out = empty_map(self.channels, 2 * height, 2 * width, self.dtype)
-        for p in range(2):
-            for q in range(2):
-                view = band[:, :, p : p + height + 1, q : q + width + 1]
-                out[:, :, p::2, q::2] = F.conv2d(view, self._weights[p][q], self._bias)
-        return out
+Write = Callable[[int, Tensor, int, bool], None]
+"""Writes rows of an output: number of the first, where to (`[1, channels, rows, W]`), number of the first
+channel, and whether to add to what is there."""
 
 
 def fill(
     out: Tensor,
-    rows: Callable[[int, int], Tensor],
+    write: Write,
     gather: bool,
+    workers: Workers,
     *,
-    multiple: int = 1,
+    multiple: int = TILE,
     add: bool = False,
     width: int = 0,
+    divisible: bool = True,
 ) -> ChannelStatistics | None:
     """Write a map `[1, C, H, W]` band by band and return the statistics of its channels.
 
     Args:
         out: where to.
-        rows: returns the rows from one to another (exclusive).
+        write: writes some rows.
         gather: whether statistics are wanted.
+        workers: who computes the bands.
         multiple: of which a band's height must be.
         add: to what is there already.
         width: elements of the input per row of the output, where they are more than those of the output.
+        divisible: whether `write` can compute some channels without the others: where bands are few, workers
+            share one.
     """
-    statistics = ChannelStatistics(out.shape[1]) if gather else None
-    for start, stop in bands(out.shape[2], max(out.shape[1] * out.shape[3], width), multiple):
-        band = out[:, :, start:stop]
-        if add:
-            band.add_(rows(start, stop))
-        else:
-            band.copy_(rows(start, stop))
-        if statistics is not None:
-            statistics.add(band)
+    channels = out.shape[1]
+    cuts = list(bands(out.shape[2], max(channels * out.shape[3], width), multiple))
+    # Two for each worker: they seldom end together.
+    wanted = -(-2 * workers.count // len(cuts)) if workers.count > 1 and divisible else 1
+    size = -(-channels // (wanted * PART)) * PART
+    parts = range(0, channels, size)
+
+    def compute(item: tuple[int, int, int]) -> Moments | None:
+        start, stop, part = item
+        band = out[:, part : part + size, start:stop]
+        write(start, band, part, add)
+        return moments(band) if gather else None
+
+    items = [(*cut, part) for cut in cuts for part in parts]
+    found = workers.map(compute, items)
+    if not gather:
+        return None
+    statistics = ChannelStatistics(channels)
+    for (_, _, part), of_band in zip(items, found, strict=True):
+        assert of_band is not None
+        statistics.add(slice(part, part + size), of_band)
     return statistics

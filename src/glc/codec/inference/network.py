@@ -12,15 +12,23 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from glc.codec.inference import winograd
-from glc.codec.inference.bands import BAND_ELEMENTS, Convolution, Scratch, Source, bands, empty_map, fill
+from glc.codec.inference.bands import BAND_ELEMENTS, Scratch, Source, bands, empty_map, fill
+from glc.codec.inference.convolutions import Convolution
 from glc.codec.inference.memory import MemoryLimitError
 from glc.codec.inference.steps import Map, Step, has_global_norm, make_steps, split_ending
+from glc.codec.inference.workers import Workers
 from glc.layers.blocks import Upsample
 from glc.models.autoencoder import Decoder, Encoder
 
-_BAND_COPIES = 24
-"""Memory of what a band needs, in bands of float32: transforms of a convolution above all."""
+_COMMON_COPIES = 24
+_COPIES_OF_EACH = 8
+"""What is held besides maps, in bands of float32: weights of a convolution, and for each thread its band and
+what comes of it."""
+
+
+def bands_need() -> int:
+    """Return the bytes that are held besides maps."""
+    return (_COMMON_COPIES + _COPIES_OF_EACH * torch.get_num_threads()) * BAND_ELEMENTS * 4
 
 
 def _peak(steps: Sequence[Step], channels: int, height: float, width: float, dtype: torch.dtype) -> int:
@@ -38,12 +46,12 @@ def _peak(steps: Sequence[Step], channels: int, height: float, width: float, dty
 
 def _slab_rows(whole: int, rows: int, overlap: int, limit: int | None, what: str) -> int:
     """Return how many rows of a map a slab may have; `whole` is the bytes that all of them need."""
-    bands_need = _BAND_COPIES * BAND_ELEMENTS * 4
-    if limit is None or whole + bands_need <= limit:
+    besides = bands_need()
+    if limit is None or whole + besides <= limit:
         return rows
-    fitting = int((limit - bands_need) / whole * rows) - 2 * overlap
+    fitting = int((limit - besides) / whole * rows) - 2 * overlap
     if fitting < 1:
-        least = min(whole, int(whole * (2 * overlap + 1) / rows)) + bands_need
+        least = min(whole, int(whole * (2 * overlap + 1) / rows)) + besides
         raise MemoryLimitError(
             f"{what} needs {least / 1e9:.1f} GB for a picture of this size, and {max(0, limit) / 1e9:.1f} GB "
             "may be used: allow more with --memory (memory= in Python), or choose the precision bfloat16, "
@@ -92,6 +100,10 @@ class BandedEncoder:
         Raises:
             MemoryLimitError: when they do not suffice.
         """
+        with Workers() as workers:
+            return self._encode(picture, width, limit, workers)
+
+    def _encode(self, picture: Source, width: int, limit: int | None, workers: Workers) -> Tensor:
         scratch = Scratch()
         factor, stem = self.factor, self.stem
         height, width = picture.height // stem, width // stem
@@ -103,21 +115,22 @@ class BandedEncoder:
             limit -= kept
         step = _slab_rows(whole, rows, self.overlap, limit, "the encoder")
         if step == rows:
-            x = self._slab(picture, 0, height, width, scratch)
+            x = self._slab(picture, 0, height, width, scratch, workers)
         else:
             x = Map(empty_map(channels, rows, columns, self.dtype))
             for start in range(0, rows, step):
                 stop = min(rows, start + step)
                 low, high = max(0, start - self.overlap), min(rows, stop + self.overlap)
-                part = self._slab(picture, low * factor, high * factor, width, scratch)
+                part = self._slab(picture, low * factor, high * factor, width, scratch, workers)
                 x.values[:, :, start:stop] = part.values[:, :, start - low : stop - low]
             scratch = Scratch()
         for layer in self.rest:
-            x = layer(x, scratch)
-        winograd.forget()
+            x = layer(x, scratch, workers)
         return x.values.float().contiguous()
 
-    def _slab(self, picture: Source, start: int, stop: int, width: int, scratch: Scratch) -> Map:
+    def _slab(
+        self, picture: Source, start: int, stop: int, width: int, scratch: Scratch, workers: Workers
+    ) -> Map:
         """Return the local steps' output for some rows, counted after the stem."""
         stem = self.stem
 
@@ -127,9 +140,9 @@ class BandedEncoder:
 
         source = Source(stop - start, read)
         values = empty_map(self.first.channels, stop - start, width, self.dtype)
-        x = Map(values, fill(values, lambda low, high: self.first.rows(source, low, high), self.gather))
+        x = Map(values, fill(values, self.first.writing(source, workers), self.gather, workers))
         for step in self.local:
-            x = step(x, scratch)
+            x = step(x, scratch, workers)
         return x
 
 
@@ -185,6 +198,17 @@ class BandedDecoder:
         Raises:
             MemoryLimitError: when they do not suffice.
         """
+        with Workers() as workers:
+            self._draw(latent, write, limit, release, workers)
+
+    def _draw(
+        self,
+        latent: Tensor,
+        write: Callable[[int, Tensor], None],
+        limit: int | None,
+        release: Callable[[], None] | None,
+        workers: Workers,
+    ) -> None:
         channels, height, width = latent.shape[1:]
         kept = _peak(self.rest, channels, height, width, self.dtype)
         x = Map(latent.to(self.dtype, memory_format=torch.channels_last))
@@ -199,7 +223,7 @@ class BandedDecoder:
         step = _slab_rows(whole, rows, self.overlap, limit, "the decoder")
         scratch = Scratch()
         for layer in self.rest:
-            x = layer(x, scratch)
+            x = layer(x, scratch, workers)
             if release is not None and layer.scale > 1:
                 release()  # most weights lie below the widest maps
         for start in range(0, rows, step):
@@ -209,15 +233,19 @@ class BandedDecoder:
             if step < rows:
                 part = Map(x.values[:, :, low:high].clone(memory_format=torch.channels_last))
             for layer in self.local:
-                part = layer(part, scratch)
-            self._finish(part, (start - low) * self.factor, (stop - low) * self.factor, low, write)
-        winograd.forget()
+                part = layer(part, scratch, workers)
+            self._finish(part, (start - low) * self.factor, (stop - low) * self.factor, low, write, workers)
 
-    def _finish(self, x: Map, start: int, stop: int, low: int, write: Callable[[int, Tensor], None]) -> None:
-        source = x.source(self.ending)
-        per_row = x.values.shape[1] * x.values.shape[3]
-        for first, end in bands(stop - start, per_row):
-            rows = self.last.rows(source, start + first, start + end)
+    def _finish(
+        self, x: Map, start: int, stop: int, low: int, write: Callable[[int, Tensor], None], workers: Workers
+    ) -> None:
+        draw = self.last.writing(x.source(self.ending), workers)
+
+        def finish(band: tuple[int, int]) -> None:
+            rows = empty_map(self.last.channels, band[1] - band[0], x.values.shape[3], torch.float32)
+            draw(start + band[0], rows, 0, False)
             if self.stem > 1:
                 rows = F.pixel_shuffle(rows, self.stem)
-            write((low * self.factor + start + first) * self.stem, rows)
+            write((low * self.factor + start + band[0]) * self.stem, rows)
+
+        workers.map(finish, bands(stop - start, x.values.shape[1] * x.values.shape[3]))

@@ -28,8 +28,9 @@ def choose_precision(name: str, device: torch.device) -> Precision:
     """Return the number formats of a name.
 
     Args:
-        name: "float32", "bfloat16", or "auto": E in float32, D in bfloat16 where the device multiplies it
-            natively (on a processor: AVX-512 BF16, AMX or Arm's BF16), else in float32.
+        name: "float32", "bfloat16", or "auto": E in float32, D in bfloat16 where that is faster: on GPUs that
+            multiply it, and on processors that do (AVX-512 BF16, AMX or Arm's BF16) unless float32 takes a
+            fifth of the products (`glc.codec.inference.winograd`).
         device: where the networks run.
 
     Raises:
@@ -37,12 +38,15 @@ def choose_precision(name: str, device: torch.device) -> Precision:
     """
     import torch
 
+    from glc.codec.inference.winograd import library
+
     if name not in PRECISIONS:
         raise ValueError(f"precision must be {', '.join(PRECISIONS[:-1])} or {PRECISIONS[-1]}, got {name!r}")
     if name != "auto":
         dtype = torch.float32 if name == "float32" else torch.bfloat16
         return Precision(dtype, dtype)
-    return Precision(torch.float32, torch.bfloat16 if multiplies_bfloat16(device) else torch.float32)
+    fast = multiplies_bfloat16(device) and (device.type != "cpu" or library() is None)
+    return Precision(torch.float32, torch.bfloat16 if fast else torch.float32)
 
 
 def multiplies_bfloat16(device: torch.device) -> bool:

@@ -29,7 +29,8 @@ Size = tuple[int, int]
 """Height and width in pixels."""
 
 _RESERVE = 0.9
-"""Part of the memory that is free on the machine which may be used."""
+"""Part of the memory that may be taken, or is free on the machine, which is planned for: the C library keeps
+some of what was freed."""
 
 
 class NotFiniteError(ValueError):
@@ -93,7 +94,7 @@ class PictureNetworks:
         if self.device.type != "cpu":
             return None
         if self.memory is not None:
-            free: int | None = self.memory - resident_memory()
+            free: int | None = int(_RESERVE * self.memory) - resident_memory()
         else:
             available = available_memory()
             free = None if available is None else int(_RESERVE * available)
@@ -117,13 +118,10 @@ class PictureNetworks:
 
     def release(self) -> None:
         """Give back the memory of weights that lie in files, and what was freed."""
-        self._release_files()
-        if self.files:
-            give_back_freed()
-
-    def _release_files(self) -> None:
         for file in self.files:
             file.release()
+        if self.files:
+            give_back_freed()
 
     def encode(self, pictures: Sequence[Tensor]) -> Tensor:
         """Return the latents `[B, C, h, w]`, float32, on the device.
@@ -189,7 +187,9 @@ class PictureNetworks:
             try:
                 for latent, canvas in zip(latent_hat.split(1), canvases, strict=True):
                     limit = self.limit(self.model.decoder)
-                    self._banded_decoder(latent, canvas.write, limit, self._release_files)
+                    if limit is not None:
+                        limit = max(0, limit - canvas.pixels.nbytes)  # memory that is taken as it is written
+                    self._banded_decoder(latent, canvas.write, limit, self.release)
             finally:
                 self.release()
         else:

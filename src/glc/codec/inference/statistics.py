@@ -1,31 +1,50 @@
 """Statistics of group normalisation, gathered while a map is written, and their use."""
 
+from typing import NamedTuple
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from glc.codec.inference import winograd
 from glc.layers.normalization import PixelNorm
+
+
+class Moments(NamedTuple):
+    """What is known of the channels of a band."""
+
+    values: int
+    """Of each."""
+    mean: Tensor
+    """Float64 `[C]`."""
+    variance: Tensor
+    """Float64 `[C]`."""
+
+
+def moments(band: Tensor) -> Moments:
+    """Return the moments of a band `[1, C, rows, W]`."""
+    unused = torch.zeros(band.shape[1])
+    # Of all ways to get at both moments the one that is fast in channels-last memory.
+    mean, variance = torch.batch_norm_update_stats(band, unused, unused, 0.0)
+    return Moments(band.shape[2] * band.shape[3], mean.double(), variance.double())
 
 
 class ChannelStatistics:
     """Mean and variance of each channel of a map `[1, C, H, W]`, added up band by band in float64."""
 
     def __init__(self, channels: int) -> None:
-        self.count = 0
+        self.count = torch.zeros(channels, dtype=torch.float64)
         self.mean = torch.zeros(channels, dtype=torch.float64)
         self.squares = torch.zeros(channels, dtype=torch.float64)
-        self._unused = torch.zeros(channels)
 
-    def add(self, band: Tensor) -> None:
-        """Take in a band `[1, C, rows, W]` that no other call saw."""
-        count = band.shape[2] * band.shape[3]
-        # Of all ways to get at both moments the one that is fast in channels-last memory.
-        mean, variance = torch.batch_norm_update_stats(band, self._unused, self._unused, 0.0)
-        shift = mean.double() - self.mean
-        total = self.count + count
-        self.squares += variance.double() * count + shift.square() * (self.count * count / total)
-        self.mean += shift * (count / total)
-        self.count = total
+    def add(self, part: slice, band: Moments) -> None:
+        """Take in a band's channels in `part`, where no other call saw them."""
+        before = self.count[part]
+        total = before + band.values
+        shift = band.mean - self.mean[part]
+        self.squares[part] += band.variance * band.values + shift.square() * (before * band.values / total)
+        self.mean[part] += shift * (band.values / total)
+        self.count[part] = total
 
     def of_groups(self, groups: int) -> tuple[Tensor, Tensor]:
         """Return mean and variance, float32 `[C]`, of the group that each channel lies in."""
@@ -53,19 +72,23 @@ class Normalizer:
         self.norm = norm
         self.swish = swish
         self.moments: tuple[Tensor, Tensor] | None = None
+        self.line: tuple[Tensor, Tensor] | None = None
         if isinstance(norm, nn.GroupNorm):
             assert statistics is not None
-            self.moments = statistics.of_groups(norm.num_groups)
+            self.moments = mean, variance = statistics.of_groups(norm.num_groups)
+            scale = norm.weight * (variance + norm.eps).rsqrt()
+            self.line = scale, norm.bias - mean * scale
 
     def __call__(self, band: Tensor) -> Tensor:
         """Map a band `[1, C, rows, W]` to a new tensor of its shape and type."""
         if isinstance(self.norm, nn.GroupNorm):
             assert self.moments is not None
-            mean, variance = self.moments
+            assert self.line is not None
+            if (library := winograd.library()) is not None and winograd.normalizes(band):
+                return winograd.normalize(library, band, *self.line, self.swish)
             # One pass, in float32 inside, over what is stored in half of that.
-            out = torch.batch_norm(
-                band, self.norm.weight, self.norm.bias, mean, variance, False, 0.0, self.norm.eps, False
-            )
+            norm, (mean, variance) = self.norm, self.moments
+            out = torch.batch_norm(band, norm.weight, norm.bias, mean, variance, False, 0.0, norm.eps, False)
         elif isinstance(self.norm, PixelNorm):
             out = self.norm(band)
         else:

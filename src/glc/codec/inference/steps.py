@@ -6,8 +6,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from glc.codec.inference.bands import Convolution, Scratch, Source, UpsamplingConvolution, empty_map, fill
+from glc.codec.inference.bands import Scratch, Source, empty_map, fill
+from glc.codec.inference.convolutions import Convolution
 from glc.codec.inference.statistics import ChannelStatistics, Normalizer
+from glc.codec.inference.winograd import TILE
+from glc.codec.inference.workers import Workers
 from glc.layers.attention import WindowAttention, merge_windows, partition_windows
 from glc.layers.blocks import Downsample, ResidualBlock, Upsample
 from glc.layers.normalization import PixelNorm
@@ -52,7 +55,7 @@ class Step(Protocol):
     scratch_channels: int
     """Width of the map that is needed in between; 0 for none."""
 
-    def __call__(self, x: Map, scratch: Scratch) -> Map:
+    def __call__(self, x: Map, scratch: Scratch, workers: Workers) -> Map:
         """Apply the block; the input may be overwritten."""
         ...
 
@@ -74,24 +77,25 @@ class ResidualStep:
         self.global_norm = isinstance(block.norm1, nn.GroupNorm)
         self.reach = -1 if self.global_norm else 2
 
-    def __call__(self, x: Map, scratch: Scratch) -> Map:
+    def __call__(self, x: Map, scratch: Scratch, workers: Workers) -> Map:
         """Apply the block."""
         _, channels, height, width = x.values.shape
         plain, source = x.source(), x.source((self.block.norm1, _SWISH))
         h = scratch.map(self.channels, height, width, self.conv1.dtype)
         wide = channels * width
-        statistics = fill(h, lambda a, b: self.conv1.rows(source, a, b), self.global_norm, width=wide)
+        statistics = fill(h, self.conv1.writing(source, workers), self.global_norm, workers, width=wide)
         hidden = Map(h, statistics).source((self.block.norm2, _SWISH))
-        skip = self.skip
-        if skip is None:
-            found = fill(x.values, lambda a, b: self.conv2.rows(hidden, a, b), self.gather, add=True)
-            return Map(x.values, found)
+        write = self.conv2.writing(hidden, workers)
+        if self.skip is None:
+            return Map(x.values, fill(x.values, write, self.gather, workers, add=True))
+        write_skip = self.skip.writing(plain, workers)
 
-        def both(start: int, stop: int) -> Tensor:
-            return self.conv2.rows(hidden, start, stop).add_(skip.rows(plain, start, stop))
+        def write_both(start: int, out: Tensor, part: int, add: bool) -> None:
+            write_skip(start, out, part, add)
+            write(start, out, part, True)
 
         values = empty_map(self.channels, height, width, self.conv2.dtype)
-        return Map(values, fill(values, both, self.gather, width=wide))
+        return Map(values, fill(values, write_both, self.gather, workers, width=wide))
 
 
 class AttentionStep:
@@ -109,24 +113,36 @@ class AttentionStep:
         convs = (block.query, block.key, block.value)
         self.weight = torch.cat([conv.weight.detach().flatten(1) for conv in convs]).to(dtype)
         self.bias = torch.cat([conv.bias.detach() for conv in convs if conv.bias is not None]).to(dtype)
-        self.out = Convolution(block.out, dtype)
-        self.channels = self.out.channels
+        self.out_weight = block.out.weight.detach().to(dtype)
+        self.out_bias = None if block.out.bias is None else block.out.bias.detach().to(dtype)
+        self.channels = block.out.out_channels
 
-    def __call__(self, x: Map, scratch: Scratch) -> Map:
+    def __call__(self, x: Map, scratch: Scratch, workers: Workers) -> Map:
         """Apply the block."""
         height, width = x.values.shape[2:]
         window = max(height, width) if self.block.window is None else self.block.window
         source = x.source((self.block.norm,))
 
-        def rows(start: int, stop: int) -> Tensor:
-            tokens, mask = partition_windows(source.rows(start, stop), window)
-            query, key, value = F.linear(tokens, self.weight, self.bias)[:, None].chunk(3, -1)
-            mask = None if mask is None else mask[:, None, None, :]
-            attended = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)[:, 0]
-            merged = merge_windows(attended, window, (stop - start, width))
-            return self.out.rows(Source(stop - start, lambda a, b: merged[:, :, a:b]), 0, stop - start)
+        def write(start: int, out: Tensor, part: int, add: bool) -> None:
+            x = source.rows(start, start + out.shape[2])
+            # Windows at the edges may be smaller: apart from the others they need no mask.
+            for top, bottom in _whole_and_rest(out.shape[2], window):
+                for left, right in _whole_and_rest(width, window):
+                    tokens, _ = partition_windows(x[:, :, top:bottom, left:right], window)
+                    query, key, value = F.linear(tokens, self.weight, self.bias)[:, None].chunk(3, -1)
+                    attended = F.scaled_dot_product_attention(query, key, value)[:, 0]
+                    merged = merge_windows(attended, window, (bottom - top, right - left))
+                    out[:, :, top:bottom, left:right] += F.conv2d(merged, self.out_weight, self.out_bias)
 
-        return Map(x.values, fill(x.values, rows, self.gather, multiple=min(window, height), add=True))
+        multiple = min(window, height)
+        found = fill(x.values, write, self.gather, workers, multiple=multiple, add=True, divisible=False)
+        return Map(x.values, found)
+
+
+def _whole_and_rest(size: int, window: int) -> list[tuple[int, int]]:
+    """Cut a side into what whole windows cover and the rest; empty ones are left out."""
+    whole = size // window * window
+    return [cut for cut in ((0, whole), (whole, size)) if cut[0] < cut[1]]
 
 
 class ConvolutionStep:
@@ -148,29 +164,37 @@ class ConvolutionStep:
     ) -> None:
         self.gather = False
         self.before = before
-        self.conv = UpsamplingConvolution(conv, dtype) if doubles else Convolution(conv, dtype)
+        self.conv = Convolution(conv, dtype, doubles)
         self.channels = conv.out_channels // shuffle**2
         self.dtype = dtype
         self.shuffle = shuffle
-        self.multiple = 2 if doubles else shuffle
         self.scale = (2.0 if doubles else 1 / conv.stride[0]) * shuffle
         self.reach = -1 if has_global_norm(before) else conv.kernel_size[0] // 2
 
-    def __call__(self, x: Map, scratch: Scratch) -> Map:
+    def __call__(self, x: Map, scratch: Scratch, workers: Workers) -> Map:
         """Apply the block."""
         _, channels, height, width = x.values.shape
         source = x.source(self.before)
         values = empty_map(self.channels, int(height * self.scale), int(width * self.scale), self.dtype)
+        write = self.conv.writing(source, workers)
 
-        def rows(start: int, stop: int) -> Tensor:
-            if self.shuffle == 1:
-                return self.conv.rows(source, start, stop)
-            return F.pixel_shuffle(
-                self.conv.rows(source, start // self.shuffle, stop // self.shuffle), self.shuffle
-            )
+        def write_shuffled(start: int, out: Tensor, part: int, add: bool) -> None:
+            shape = (self.conv.channels, out.shape[2] // self.shuffle, out.shape[3] // self.shuffle)
+            made = empty_map(*shape, self.dtype)
+            write(start // self.shuffle, made, 0, False)
+            out.copy_(F.pixel_shuffle(made, self.shuffle))
 
-        per_row = int(channels * width / self.scale)
-        return Map(values, fill(values, rows, self.gather, multiple=self.multiple, width=per_row))
+        whole = self.shuffle == 1
+        found = fill(
+            values,
+            write if whole else write_shuffled,
+            self.gather,
+            workers,
+            multiple=TILE * self.shuffle,
+            width=int(channels * width / self.scale),
+            divisible=whole,
+        )
+        return Map(values, found)
 
 
 def has_global_norm(modules: tuple[nn.Module, ...]) -> bool:

@@ -1,145 +1,242 @@
-"""3x3 convolutions in float32 with a quarter of the multiplications: Winograd's F(4x4, 3x3).
+"""3x3 convolutions in float32 with a fifth of the multiplications, where a C compiler is at hand.
 
-Six by six inputs give four by four outputs through 36 products instead of 144 (Lavin and Gray, 2016). Its
-rounding errors are some ten times those of a direct convolution in float32: far below what bfloat16 leaves,
-and what is exact in this codec does not come here.
-
-The transforms are sums of shifted views, the products one batched matrix product.
+`winograd.c` beside this file is compiled for this processor when it is first needed, in less than a second,
+and kept in PyTorch's folder of downloads (`torch.hub.get_dir()`). Without a compiler, or with `GLC_NATIVE=0`
+in the environment, PyTorch's own convolutions run instead: results differ by rounding, some 110 dB below the
+signal, and what is exact in this codec does not come here.
 """
 
-import threading
+import ctypes
+import hashlib
+import os
+import platform
+import shlex
+import shutil
+import subprocess
+import tempfile
+from contextlib import suppress
+from functools import cache
+from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-TILE = 4
-_INPUT = TILE + 2
-_TILES_AT_ONCE = 384
-"""Tiles whose transforms exist at a time: about what a cache holds of them."""
-_IN_DOUBLE = 256 * 256
-"""Products of input and output channels up to which weights are transformed in float64."""
+from glc.codec.inference.workers import Workers
 
-_KERNEL = (
-    (1 / 4, 0, 0),
-    (-1 / 6, -1 / 6, -1 / 6),
-    (-1 / 6, 1 / 6, -1 / 6),
-    (1 / 24, 1 / 12, 1 / 6),
-    (1 / 24, -1 / 12, 1 / 6),
-    (0, 0, 1),
-)
+SWITCH = "GLC_NATIVE"
+"""Environment variable: 0 to do without what is compiled."""
+TILE = 6
+"""Rows and columns of outputs that are computed together."""
+CHANNELS = 16
+"""Numbers of channels must be multiples of it: the longest vector of any processor."""
+PART = 64
+"""Channels of the output can be computed by themselves from multiples of it on."""
 
-
-class _Latest(threading.local):
-    """The transformed weights of the convolution that a thread is at: four times as many as its own.
-
-    A network's convolutions run one after the other, each over a whole map: what one needs is made once for
-    all bands, and never more than that is held.
-    """
-
-    owner: "WinogradConvolution | None" = None
-    weights: Tensor | None = None
+_SOURCE = Path(__file__).with_suffix(".c")
+_FLAGS = ("-O3", "-shared", "-fPIC", "-fno-math-errno", "-ffp-contract=fast")
+_SECONDS = 60
+_TILES = 24
+"""Tiles whose transforms are held at a time: more stay in no cache, with fewer the weights are read more
+often. A multiple of ROWS of winograd.c."""
 
 
-_latest = _Latest()
+class _Band(ctypes.Structure):
+    """`struct band` of winograd.c."""
+
+    _fields_ = (
+        ("x", ctypes.c_void_p),
+        ("first", ctypes.c_long),
+        ("height", ctypes.c_long),
+        ("width", ctypes.c_long),
+        ("halves", ctypes.c_long),
+        ("ins", ctypes.c_long),
+        ("start", ctypes.c_long),
+        ("rows", ctypes.c_long),
+        ("out", ctypes.c_void_p),
+        ("row", ctypes.c_long),
+        ("pixel", ctypes.c_long),
+        ("outs", ctypes.c_long),
+    )
 
 
-def forget() -> None:
-    """Give back the memory of the last convolution of this thread."""
-    _latest.owner = _latest.weights = None
+def _pointer(x: Tensor) -> ctypes.c_void_p:
+    return ctypes.c_void_p(x.data_ptr())
 
 
-class WinogradConvolution:
-    """A 3x3 convolution of stride 1.
+class TransformedWeights:
+    """The weights of a 3x3 convolution as they are multiplied: seven times as many as its own.
 
     Args:
-        conv: the convolution; its padding is the caller's business. Its weights are not copied.
+        conv: the convolution; only where `suits`.
+        library: what `library` returned.
+        workers: who transforms them, and whose memory they take until the next convolution asks for it.
+        doubles: whether each of its inputs stands for two by two (`Upsample`).
     """
 
-    def __init__(self, conv: nn.Conv2d) -> None:
-        self._weight = conv.weight.detach()
-        self.channels, self.in_channels = self._weight.shape[:2]
-        self._bias = None if conv.bias is None else conv.bias.detach().float()
+    def __init__(
+        self, conv: nn.Conv2d, library: ctypes.CDLL, workers: Workers, doubles: bool = False
+    ) -> None:
+        weight = conv.weight.detach().float()
+        self.outs, self.ins = weight.shape[:2]
+        self.library, self.doubles = library, doubles
+        self.bias = None if conv.bias is None else conv.bias.detach().float()
+        wide = library.glc_wide()
+        blocks = -(-self.outs // wide)
+        self.values = workers.memory(blocks * 64 * self.ins * wide).view(blocks, 64, self.ins, wide)
+        strides = (ctypes.c_long * 4)(*weight.stride())
 
-    def _weights(self) -> Tensor:
-        if _latest.owner is not self or _latest.weights is None:
-            forget()  # before asking for more
-            _latest.weights, _latest.owner = self._transformed(), self
-        return _latest.weights
+        def transform(block: int) -> None:
+            to = _pointer(self.values)
+            library.glc_weights(_pointer(weight), strides, self.outs, self.ins, block, block + 1, to)
 
-    def _transformed(self) -> Tensor:
-        dtype = torch.float64 if self.channels * self.in_channels <= _IN_DOUBLE else torch.float32
-        kernel = torch.tensor(_KERNEL, dtype=torch.float64)
-        # Row-major over the kernel's columns, then rows: the order in which `_input` leaves its transforms.
-        taps = self._weight.permute(3, 2, 1, 0).reshape(9, -1).to(dtype)
-        made = torch.mm(torch.kron(kernel, kernel).to(dtype), taps)
-        return made.view(36, self.in_channels, self.channels).float()
+        workers.map(transform, range(blocks))
 
-    def __call__(self, x: Tensor) -> Tensor:
-        """Map `[1, C, H + 2, W + 2]`, float32, padded and channels-last, to `[1, out_channels, H, W]`."""
-        rows = x.permute(0, 2, 3, 1)[0]
-        height, width = rows.shape[0] - 2, rows.shape[1] - 2
-        missing = (-height % TILE, -width % TILE)
-        if any(missing):
-            # Outputs that are not wanted come of it.
-            rows = torch.nn.functional.pad(rows, (0, 0, 0, missing[1], 0, missing[0]))
-        down, across = (rows.shape[0] - 2) // TILE, (rows.shape[1] - 2) // TILE
-        out = torch.empty(down, TILE, across, TILE, self.channels)
-        weights = self._weights()
-        step = max(1, _TILES_AT_ONCE // across)
-        memory = [torch.empty(0)] * 4
-        for first in range(0, down, step):
-            count = min(step, down - first)
-            band = rows[TILE * first : TILE * (first + count) + 2]
-            self._band(band, weights, out[first : first + count], memory)
-        picture = out.view(TILE * down, TILE * across, -1)[:height, :width]
-        return picture[None].permute(0, 3, 1, 2)
+    def convolve(
+        self, x: Tensor, first: int, height: int, start: int, out: Tensor, part: int, add: bool
+    ) -> None:
+        """Write rows of the output.
 
-    def _band(self, band: Tensor, weights: Tensor, out: Tensor, memory: list[Tensor]) -> None:
-        down, across = out.shape[0], out.shape[2]
-        c, tiles = band.shape[2], down * across
-        tall = _reuse(memory, 0, (_INPUT, down, band.shape[1], c))
-        _input([band[k : k + TILE * (down - 1) + 1 : TILE] for k in range(_INPUT)], tall)
-        both = _reuse(memory, 1, (_INPUT, _INPUT, down, across, c))
-        _input([tall[:, :, k : k + TILE * (across - 1) + 1 : TILE] for k in range(_INPUT)], both)
-        products = _reuse(memory, 2, (36, tiles, self.channels))
-        torch.bmm(both.view(36, tiles, c), weights, out=products)
-        if self._bias is not None:
-            products[7] += self._bias  # the one product that every output has once
-        half = _reuse(memory, 3, (TILE, _INPUT, down, across, self.channels))
-        _output(products.view(_INPUT, _INPUT, down, across, -1), list(half))
-        _output(half.transpose(0, 1), [out[:, k].permute(2, 0, 1, 3) for k in range(TILE)])
-
-
-def _reuse(memory: list[Tensor], place: int, shape: tuple[int, ...]) -> Tensor:
-    size = 1
-    for side in shape:
-        size *= side
-    if memory[place].numel() < size:
-        memory[place] = torch.empty(size)
-    return memory[place][:size].view(shape)
+        Args:
+            x: the input's rows from `first` on, `[1, C, rows, W]`, float32, channels-last.
+            first: number of the first of them.
+            height: rows of the whole input; it is surrounded by zeros.
+            start: number of the first row of the output to write.
+            out: `[1, channels, rows, W]`, float32, its channels side by side in memory.
+            part: first of these channels, a multiple of `PART`.
+            add: to what is there, instead of setting it.
+        """
+        halves = int(self.doubles)
+        if x.stride()[1:] != (1, x.shape[3] * self.ins, self.ins):
+            x = x.contiguous(memory_format=torch.channels_last)
+        band = _Band(
+            x=x.data_ptr(),
+            first=first,
+            height=height << halves,
+            width=x.shape[3] << halves,
+            halves=halves,
+            ins=self.ins,
+            start=start,
+            rows=out.shape[2],
+            out=out.data_ptr(),
+            row=out.stride(2),
+            pixel=out.stride(3),
+            outs=out.shape[1],
+        )
+        weights = self.values[part // self.values.shape[3] :]
+        bias = None if self.bias is None else _pointer(self.bias[part:])
+        memory = torch.empty(self.library.glc_floats(_TILES, self.ins))
+        self.library.glc_convolve(
+            ctypes.byref(band), _pointer(weights), bias, int(add), _TILES, _pointer(memory)
+        )
 
 
-def _input(d: list[Tensor], out: Tensor) -> None:
-    """Transform six inputs into six."""
-    a, b = torch.sub(d[4], d[2], alpha=4), torch.sub(d[3], d[1], alpha=4)
-    torch.add(a, b, out=out[1])
-    torch.sub(a, b, out=out[2])
-    torch.add(a.sub_(d[2]), d[0], alpha=4, out=out[0])
-    torch.sub(d[4], d[2], out=a)
-    torch.sub(d[3], d[1], out=b)
-    torch.add(a, b, alpha=2, out=out[3])
-    torch.sub(a, b, alpha=2, out=out[4])
-    torch.sub(d[5], d[3], out=a)
-    torch.sub(a, b, alpha=4, out=out[5])
+def normalizes(x: Tensor) -> bool:
+    """Whether `normalize` takes a map."""
+    return x.dtype == torch.float32 and x.shape[1] % CHANNELS == 0
 
 
-def _output(m: Tensor, out: list[Tensor]) -> None:
-    """Transform six products into four outputs."""
-    p, q = m[1] + m[2], m[1] - m[2]
-    s, u = m[3] + m[4], m[3] - m[4]
-    torch.add(p, s, out=out[0])
-    out[0].add_(m[0])
-    torch.add(q, u, alpha=2, out=out[1])
-    torch.add(p, s, alpha=4, out=out[2])
-    torch.add(q, u, alpha=8, out=out[3])
-    out[3].add_(m[5])
+def normalize(made: ctypes.CDLL, x: Tensor, scale: Tensor, shift: Tensor, swish: bool) -> Tensor:
+    """Return x * scale + shift, and swish of it where that is wanted, as a new tensor.
+
+    Args:
+        made: what `library` returned.
+        x: `[1, C, H, W]`, float32, channels-last, C a multiple of `CHANNELS`.
+        scale: `[C]`, float32.
+        shift: likewise.
+        swish: whether it follows.
+    """
+    x = x.contiguous(memory_format=torch.channels_last)
+    out = torch.empty_like(x)
+    pixels = x.shape[2] * x.shape[3]
+    made.glc_normalize(
+        _pointer(x), pixels, x.shape[1], _pointer(scale), _pointer(shift), int(swish), _pointer(out)
+    )
+    return out
+
+
+def suits(conv: nn.Conv2d) -> bool:
+    """Whether a convolution can be computed here, and gains by it."""
+    return (
+        conv.kernel_size == (3, 3)
+        and conv.stride == (1, 1)
+        and conv.groups == 1
+        and conv.in_channels % CHANNELS == conv.out_channels % CHANNELS == 0
+        and min(conv.in_channels, conv.out_channels) >= 2 * CHANNELS
+    )
+
+
+@cache
+def library() -> ctypes.CDLL | None:
+    """Return what winograd.c compiles to, or None where it cannot be had or computes something else."""
+    if os.environ.get(SWITCH) == "0":
+        return None
+    compiler = shlex.split(os.environ.get("CC", "")) or [shutil.which("cc") or shutil.which("gcc") or ""]
+    if not compiler[0]:
+        return None
+    try:
+        made = _built(compiler)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return made if _computes(made) else None
+
+
+def _built(compiler: list[str]) -> ctypes.CDLL:
+    # For this very processor: a folder may be shared by machines.
+    told = (_SOURCE.read_bytes(), _FLAGS, compiler, platform.machine(), _processor())
+    name = f"winograd-{hashlib.sha256(repr(told).encode()).hexdigest()[:16]}.so"
+    folder = Path(torch.hub.get_dir()) / "glc"
+    target = folder / name
+    if target.is_file():
+        with suppress(OSError):
+            return _load(target)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder) as made:
+            os.replace(_compiled(compiler, Path(made)), target)
+        return _load(target)
+    except OSError:
+        # A folder that nothing may be written to or run from. What is loaded stays when its file is gone.
+        with tempfile.TemporaryDirectory(prefix="glc-") as made:
+            return _load(_compiled(compiler, Path(made)))
+
+
+def _compiled(compiler: list[str], folder: Path) -> Path:
+    native = "-march=native" if platform.machine() in ("x86_64", "AMD64") else "-mcpu=native"
+    made = folder / "winograd.so"
+    command = [*compiler, *_FLAGS, native, "-o", str(made), str(_SOURCE)]
+    subprocess.run(command, check=True, capture_output=True, timeout=_SECONDS)
+    return made
+
+
+def _processor() -> str:
+    try:
+        text = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return platform.processor()
+    told = ("model name", "flags", "CPU part", "Features")
+    return "\n".join(line for line in text.split("\n\n")[0].splitlines() if line.startswith(told))
+
+
+def _load(path: Path) -> ctypes.CDLL:
+    made = ctypes.CDLL(str(path))
+    long, pointer = ctypes.c_long, ctypes.c_void_p
+    made.glc_wide.restype = made.glc_floats.restype = long
+    made.glc_floats.argtypes = (long, long)
+    made.glc_weights.argtypes = (pointer, pointer, long, long, long, long, pointer)
+    made.glc_convolve.argtypes = (pointer, pointer, pointer, ctypes.c_int, long, pointer)
+    made.glc_normalize.argtypes = (pointer, long, long, pointer, pointer, ctypes.c_int, pointer)
+    made.glc_weights.restype = made.glc_convolve.restype = made.glc_normalize.restype = None
+    return made
+
+
+def _computes(made: ctypes.CDLL) -> bool:
+    generator = torch.Generator().manual_seed(0)
+    with torch.inference_mode():
+        conv = nn.Conv2d(32, 48, 3, padding=1)
+        for parameter in conv.parameters():
+            parameter.normal_(generator=generator)
+        x = torch.randn(1, 32, 9, 20, generator=generator).contiguous(memory_format=torch.channels_last)
+        found = torch.empty(1, 48, 9, 20, memory_format=torch.channels_last)
+        TransformedWeights(conv, made, Workers()).convolve(x, 0, 9, 0, found, 0, add=False)
+        return torch.allclose(found, F.conv2d(x, conv.weight, conv.bias, padding=1), rtol=0, atol=1e-2)

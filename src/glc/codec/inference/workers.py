@@ -1,0 +1,77 @@
+"""Threads that compute bands of a map side by side."""
+
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from threading import Barrier
+from types import TracebackType
+from typing import TypeVar
+
+import torch
+
+T = TypeVar("T")
+U = TypeVar("U")
+
+
+class Workers:
+    """As many threads as PyTorch may use, each of which computes a band of its own with one.
+
+    What lies between two operations stays in the cache of one processor core, and nobody waits at the end of
+    each operation, only at the end of a map. To be used as a context.
+    """
+
+    def __init__(self) -> None:
+        self.count = torch.get_num_threads()
+        self._pool: ThreadPoolExecutor | None = None
+        self._memory = torch.empty(0)
+
+    def memory(self, count: int) -> torch.Tensor:
+        """Return memory for float32 values, not set, which takes the place of what was returned before.
+
+        Fresh memory costs the system more time than a pass over it: it is asked for once.
+        """
+        if not count <= self._memory.numel() <= 4 * count:
+            self._memory = torch.empty(0)  # give back before asking for more
+            self._memory = torch.empty(count)
+        return self._memory[:count]
+
+    def __enter__(self) -> "Workers":
+        """Start the threads."""
+        if self.count > 1:
+            self._pool = ThreadPoolExecutor(self.count, initializer=_compute_alone)
+            started = Barrier(self.count)
+            for _ in list(self._pool.map(lambda _: started.wait(), range(self.count))):
+                pass
+            # Each thread's number is its own, but the last one set is what threads begin with.
+            torch.set_num_threads(self.count)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """End the threads."""
+        if self._pool is not None:
+            self._pool.shutdown(cancel_futures=True)
+            self._pool = None
+
+    def map(self, compute: Callable[[T], U], given: Iterable[T]) -> list[U]:
+        """Return what a function makes of each thing given, in their order, or raise its first error."""
+        items = list(given)
+        if self._pool is None or len(items) == 1:
+            return [compute(item) for item in items]
+        inference = torch.is_inference_mode_enabled()
+
+        def call(item: T) -> U:
+            with torch.inference_mode(inference):  # each thread has its own
+                return compute(item)
+
+        return list(self._pool.map(call, items))
+
+
+def _compute_alone() -> None:
+    """Let this thread compute with one thread."""
+    # A thread's first question sets its number to what it is everywhere: it must have come before.
+    torch.get_num_threads()
+    torch.set_num_threads(1)

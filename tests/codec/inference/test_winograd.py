@@ -1,0 +1,211 @@
+"""What winograd.c computes, and what happens where it cannot be had."""
+
+import ctypes
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from glc.codec.inference import bands, winograd
+from glc.codec.inference.bands import Source, fill
+from glc.codec.inference.convolutions import Convolution
+from glc.codec.inference.winograd import SWITCH, TransformedWeights
+from glc.codec.inference.workers import Workers
+
+NATIVE = winograd.library()
+needs_compiler = pytest.mark.skipif(NATIVE is None, reason="no C compiler, or winograd.c is switched off")
+
+
+@pytest.fixture
+def fresh() -> Iterator[None]:
+    """`library` asks again, and what it finds is forgotten."""
+    winograd.library.cache_clear()
+    yield
+    winograd.library.cache_clear()
+
+
+def convolution(ins: int, outs: int, bias: bool = True) -> nn.Conv2d:
+    torch.manual_seed(ins + outs)
+    return nn.Conv2d(ins, outs, 3, padding=1, bias=bias)
+
+
+def channels_last(*shape: int) -> Tensor:
+    return torch.randn(*shape).contiguous(memory_format=torch.channels_last)
+
+
+def of_map(x: Tensor) -> Source:
+    return Source(x.shape[2], lambda a, b: x[:, :, a:b])
+
+
+@needs_compiler
+@torch.inference_mode()
+@pytest.mark.parametrize(
+    ("ins", "outs", "height", "width"),
+    # Whole tiles and not, less than a tile, channels that fill the processor's vectors and not.
+    [(32, 32, 12, 18), (48, 80, 7, 25), (64, 48, 1, 1), (144, 96, 13, 6), (32, 208, 5, 160)],
+)
+@pytest.mark.parametrize("doubles", [False, True])
+def test_a_map_in_bands_is_convolved_as_pytorch_does(
+    ins: int, outs: int, height: int, width: int, doubles: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    conv = convolution(ins, outs, bias=not doubles)
+    x = channels_last(1, ins, height, width)
+    given = F.interpolate(x, scale_factor=2.0) if doubles else x
+    expected = conv.double()(given.double())
+    conv.float()
+    made = Convolution(conv, torch.float32, doubles)
+    assert made._library is not None
+    before = channels_last(*expected.shape)
+    for elements in (1, 1 << 20):
+        monkeypatch.setattr(bands, "BAND_ELEMENTS", elements)
+        for add in (False, True):
+            out = before.clone(memory_format=torch.channels_last)
+            with Workers() as workers:
+                fill(out, made.writing(of_map(x), workers), False, workers, add=add)
+            torch.testing.assert_close(out.double(), expected + add * before, rtol=0, atol=5e-5)
+
+
+@needs_compiler
+@torch.inference_mode()
+def test_nothing_is_written_beside_the_rows_and_channels_that_are_asked_for() -> None:
+    assert NATIVE is not None
+    conv, x = convolution(32, 128), channels_last(1, 32, 20, 15)
+    expected, out = conv(x), torch.full((1, 128, 20, 15), 7.0).contiguous(memory_format=torch.channels_last)
+    with Workers() as workers:
+        weights = TransformedWeights(conv, NATIVE, workers)
+        weights.convolve(x[:, :, 5:14], 5, 20, 6, out[:, 64:, 6:13], 64, add=False)
+    torch.testing.assert_close(out[:, 64:, 6:13], expected[:, 64:, 6:13], rtol=0, atol=2e-5)
+    out[:, 64:, 6:13] = 7
+    assert (out == 7).all()
+
+
+@needs_compiler
+@torch.inference_mode()
+@pytest.mark.parametrize("swish", [False, True])
+def test_normalisation_follows_the_line_and_swish(swish: bool) -> None:
+    assert NATIVE is not None
+    x = channels_last(1, 48, 9, 7) * 30
+    x[0, :4, 0, 0] = torch.tensor([1e4, -1e4, 88.5, -88.5])
+    scale, shift = torch.rand(48) + 0.5, torch.randn(48)
+    expected = x.double() * scale.double()[:, None, None] + shift.double()[:, None, None]
+    expected = F.silu(expected) if swish else expected
+    found = winograd.normalize(NATIVE, x[:, :, 1:8], scale, shift, swish)
+    torch.testing.assert_close(found.double(), expected[:, :, 1:8], rtol=2e-6, atol=1e-6)
+    x[0, 3, 4, 5] = torch.nan
+    assert winograd.normalize(NATIVE, x, scale, shift, swish).isnan().nonzero().tolist() == [[0, 3, 4, 5]]
+
+
+@pytest.mark.usefixtures("fresh")
+@pytest.mark.parametrize("compiler", ["false", "no-such-compiler-here", "true"])
+def test_without_a_compiler_that_works_pytorch_convolves(
+    compiler: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("CC", compiler)
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    assert winograd.library() is None
+    conv, x = convolution(32, 32), channels_last(1, 32, 9, 9)
+    with torch.inference_mode(), Workers() as workers:
+        out = torch.empty_like(x)
+        fill(out, Convolution(conv, torch.float32).writing(of_map(x), workers), False, workers)
+        torch.testing.assert_close(out, conv(x), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.usefixtures("fresh")
+def test_it_can_be_switched_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(SWITCH, "0")
+    assert winograd.library() is None
+
+
+@needs_compiler
+@pytest.mark.usefixtures("fresh")
+def test_what_is_compiled_is_kept_and_made_anew_where_it_is_damaged(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    assert winograd.library() is not None
+    (kept,) = (tmp_path / "glc").iterdir()
+    made = kept.stat().st_mtime_ns
+    winograd.library.cache_clear()
+    assert winograd.library() is not None
+    assert kept.stat().st_mtime_ns == made
+    # A new file, since what is loaded stays mapped.
+    kept.unlink()
+    kept.write_bytes(b"no library")
+    winograd.library.cache_clear()
+    assert winograd.library() is not None
+    assert [path.name for path in (tmp_path / "glc").iterdir()] == [kept.name]
+
+
+@needs_compiler
+@pytest.mark.usefixtures("fresh")
+def test_a_folder_that_cannot_be_written_costs_only_the_compilation(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("in the way")
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "file"))
+    assert winograd.library() is not None
+
+
+@needs_compiler
+@pytest.mark.usefixtures("fresh")
+def test_a_library_that_computes_something_else_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    def shifted(path: Path) -> ctypes.CDLL:
+        made = real(path)
+        convolve = made.glc_convolve
+
+        def wrong(*given: object) -> None:
+            convolve(*given[:2], None, *given[3:])
+
+        made.glc_convolve = wrong
+        return made
+
+    real = winograd._load
+    monkeypatch.setattr(winograd, "_load", shifted)
+    assert winograd.library() is None
+
+
+def test_workers_return_in_order_raise_the_first_error_and_leave_threads_as_they_were() -> None:
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(3)
+        with torch.inference_mode(), Workers() as workers:
+            assert workers.map(lambda i: i * i, range(50)) == [i * i for i in range(50)]
+            assert set(workers.map(lambda _: torch.get_num_threads(), range(50))) == {1}
+            assert all(workers.map(lambda _: torch.is_inference_mode_enabled(), range(9)))
+            with pytest.raises(ZeroDivisionError):
+                workers.map(lambda i: 1 // (i - 3), range(9))
+            assert torch.get_num_threads() == 3
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(threads)
+
+
+def test_memory_of_workers_is_asked_for_once_and_given_back_when_it_is_too_much() -> None:
+    workers = Workers()
+    first = workers.memory(1000)
+    assert workers.memory(500).data_ptr() == first.data_ptr()
+    assert workers.memory(100).untyped_storage().nbytes() == 400
+
+
+def test_the_compiler_is_not_asked_for_what_is_not_a_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`CC` may hold arguments, as make has it."""
+    asked: list[list[str]] = []
+
+    def run(command: list[str], **_: object) -> None:
+        asked.append(command)
+        raise OSError
+
+    monkeypatch.setattr(winograd.subprocess, "run", run)
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: os.devnull)
+    monkeypatch.setenv("CC", "ccache cc -m64")
+    winograd.library.cache_clear()
+    try:
+        assert winograd.library() is None
+    finally:
+        winograd.library.cache_clear()
+    assert asked
+    assert asked[0][:3] == ["ccache", "cc", "-m64"]
