@@ -289,7 +289,7 @@ def test_weights_that_are_yet_to_be_read_count_against_the_memory(
     for network in (codec.model.encoder, codec.model.decoder, codec.model.coder):
         size = sum(parameter.nbytes for parameter in network.parameters())
         assert bytes_to_read(network, codec.weights.files) == size
-            assert codec.networks.limit(network) == 44_000_000 - size
+        assert codec.networks.limit(network) == 44_000_000 - size
     own = glc.Codec(read_weights(file), memory=50_000_000)
     # A tenth is not planned for.
     assert own.networks.limit(own.model.decoder) == 44_000_000
