@@ -71,6 +71,18 @@ def test_bands_of_any_height_are_the_whole_network(kind: str, monkeypatch: pytes
 
 
 @torch.inference_mode()
+def test_a_last_convolution_of_many_channels_is_drawn_in_bands(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(3)
+    given = {"latent_channels": 32, "channels": 32, "num_blocks": 1, "multipliers": (1, 2)}
+    decoder = Decoder(**given, norm="pixel", stem=4, level_attention=False).eval()
+    latent = torch.randn(1, 32, 20, 12)
+    for elements in (20000, 30000):
+        monkeypatch.setattr(bands, "BAND_ELEMENTS", elements)
+        drawn = draw(BandedDecoder(decoder, torch.float32), latent, decoder.downsampling)
+        torch.testing.assert_close(drawn, decoder(latent), rtol=1e-4, atol=1e-4)
+
+
+@torch.inference_mode()
 def test_wide_layers_lose_nothing_that_counts_to_winograd() -> None:
     encoder, decoder = networks("group", channels=96)
     x = torch.rand(1, 3, 44, 36) * 2 - 1

@@ -2,6 +2,7 @@
 
 import ctypes
 import os
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -23,9 +24,9 @@ needs_compiler = pytest.mark.skipif(NATIVE is None, reason="no C compiler, or wi
 @pytest.fixture
 def fresh() -> Iterator[None]:
     """`library` asks again, and what it finds is forgotten."""
-    winograd.library.cache_clear()
+    winograd._library.cache_clear()
     yield
-    winograd.library.cache_clear()
+    winograd._library.cache_clear()
 
 
 def convolution(ins: int, outs: int, bias: bool = True) -> nn.Conv2d:
@@ -85,6 +86,22 @@ def test_nothing_is_written_beside_the_rows_and_channels_that_are_asked_for() ->
 
 @needs_compiler
 @torch.inference_mode()
+def test_rows_that_were_not_given_are_not_read() -> None:
+    assert NATIVE is not None
+    conv, x = convolution(32, 32), channels_last(1, 32, 40, 15)
+    expected, out = conv(x), torch.empty(1, 32, 10, 15).contiguous(memory_format=torch.channels_last)
+    surrounded = torch.full_like(x, torch.nan)
+    surrounded[:, :, 9:21] = x[:, :, 9:21]
+    with Workers() as workers:
+        # Ten rows are no whole tiles: eight inputs of the last would be beyond the twelve.
+        TransformedWeights(conv, NATIVE, workers).convolve(
+            surrounded[:, :, 9:21], 9, 40, 10, out, 0, add=False
+        )
+    torch.testing.assert_close(out, expected[:, :, 10:20], rtol=0, atol=2e-5)
+
+
+@needs_compiler
+@torch.inference_mode()
 @pytest.mark.parametrize("swish", [False, True])
 def test_normalisation_follows_the_line_and_swish(swish: bool) -> None:
     assert NATIVE is not None
@@ -100,7 +117,7 @@ def test_normalisation_follows_the_line_and_swish(swish: bool) -> None:
 
 
 @pytest.mark.usefixtures("fresh")
-@pytest.mark.parametrize("compiler", ["false", "no-such-compiler-here", "true"])
+@pytest.mark.parametrize("compiler", ["false", "no-such-compiler-here", "true", 'cc "'])
 def test_without_a_compiler_that_works_pytorch_convolves(
     compiler: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -129,13 +146,13 @@ def test_what_is_compiled_is_kept_and_made_anew_where_it_is_damaged(
     assert winograd.library() is not None
     (kept,) = (tmp_path / "glc").iterdir()
     made = kept.stat().st_mtime_ns
-    winograd.library.cache_clear()
+    winograd._library.cache_clear()
     assert winograd.library() is not None
     assert kept.stat().st_mtime_ns == made
     # A new file, since what is loaded stays mapped.
     kept.unlink()
     kept.write_bytes(b"no library")
-    winograd.library.cache_clear()
+    winograd._library.cache_clear()
     assert winograd.library() is not None
     assert [path.name for path in (tmp_path / "glc").iterdir()] == [kept.name]
 
@@ -184,6 +201,39 @@ def test_workers_return_in_order_raise_the_first_error_and_leave_threads_as_they
         torch.set_num_threads(threads)
 
 
+def test_without_more_threads_workers_do_without(monkeypatch: pytest.MonkeyPatch) -> None:
+    real, started = threading.Thread.start, []
+
+    def start(thread: threading.Thread) -> None:
+        if started:
+            raise RuntimeError("can't start new thread")
+        started.append(thread)
+        real(thread)
+
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(3)
+        monkeypatch.setattr(threading.Thread, "start", start)
+        with Workers() as workers:
+            assert workers.map(lambda i: i + 1, range(5)) == [1, 2, 3, 4, 5]
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(threads)
+
+
+@needs_compiler
+@pytest.mark.usefixtures("fresh")
+def test_the_check_leaves_random_numbers_and_formats_alone() -> None:
+    state = torch.random.get_rng_state()
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            assert winograd.library() is not None
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert torch.equal(torch.random.get_rng_state(), state)
+
+
 def test_memory_of_workers_is_asked_for_once_and_given_back_when_it_is_too_much() -> None:
     workers = Workers()
     first = workers.memory(1000)
@@ -202,10 +252,10 @@ def test_the_compiler_is_not_asked_for_what_is_not_a_name(monkeypatch: pytest.Mo
     monkeypatch.setattr(winograd.subprocess, "run", run)
     monkeypatch.setattr(torch.hub, "get_dir", lambda: os.devnull)
     monkeypatch.setenv("CC", "ccache cc -m64")
-    winograd.library.cache_clear()
+    winograd._library.cache_clear()
     try:
         assert winograd.library() is None
     finally:
-        winograd.library.cache_clear()
+        winograd._library.cache_clear()
     assert asked
     assert asked[0][:3] == ["ccache", "cc", "-m64"]

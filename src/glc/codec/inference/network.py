@@ -16,6 +16,7 @@ from glc.codec.inference.bands import BAND_ELEMENTS, Scratch, Source, bands, emp
 from glc.codec.inference.convolutions import Convolution
 from glc.codec.inference.memory import MemoryLimitError
 from glc.codec.inference.steps import Map, Step, has_global_norm, make_steps, split_ending
+from glc.codec.inference.winograd import TILE
 from glc.codec.inference.workers import Workers
 from glc.layers.blocks import Upsample
 from glc.models.autoencoder import Decoder, Encoder
@@ -248,4 +249,4 @@ class BandedDecoder:
                 rows = F.pixel_shuffle(rows, self.stem)
             write((low * self.factor + start + band[0]) * self.stem, rows)
 
-        workers.map(finish, bands(stop - start, x.values.shape[1] * x.values.shape[3]))
+        workers.map(finish, bands(stop - start, x.values.shape[1] * x.values.shape[3], TILE))

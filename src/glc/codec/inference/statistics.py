@@ -84,7 +84,7 @@ class Normalizer:
         if isinstance(self.norm, nn.GroupNorm):
             assert self.moments is not None
             assert self.line is not None
-            if (library := winograd.library()) is not None and winograd.normalizes(band):
+            if winograd.normalizes(band) and (library := winograd.library()) is not None:
                 return winograd.normalize(library, band, *self.line, self.swish)
             # One pass, in float32 inside, over what is stored in half of that.
             norm, (mean, variance) = self.norm, self.moments

@@ -136,8 +136,8 @@ static void products(const float *v, const float *u, float *m, long ins, long ti
 }
 
 struct band {
-    const float *x; /* rows from `first` on of the input */
-    long first;
+    const float *x; /* `given` rows of the input, from `first` on */
+    long first, given;
     long height, width; /* of the input as it is convolved: doubled, that is, where it is to be doubled */
     long halves;        /* 1 where each of its values stands for two by two, else 0 */
     long ins;
@@ -147,15 +147,17 @@ struct band {
     long outs;        /* channels wanted */
 };
 
-/* v of one tile, whose first output is at a row (from band->start on) and a column. */
+/* v of one tile, whose first output is at a row (from band->start on) and a column. Zeros stand for what lies beyond
+ * the input, and for rows that were not given since only outputs that are not wanted see them. */
 static void input_tile(const struct band *band, long row, long column, float *v, long step) {
     long ins = band->ins, pitch = (band->width >> band->halves) * ins;
     long top = band->start + row - 1, left = column - 1;
     int inside = top >= 0 && left >= 0 && top + INPUT <= band->height && left + INPUT <= band->width;
     const float *rows[INPUT];
     for (int a = 0; a < INPUT; a++) {
-        long y = top + a;
-        rows[a] = y >= 0 && y < band->height ? band->x + ((y >> band->halves) - band->first) * pitch : 0;
+        long y = top + a, row = (y >> band->halves) - band->first;
+        rows[a] = y >= 0 && y < band->height && row < band->given ? band->x + row * pitch : 0;
+        inside = inside && rows[a];
     }
     for (long c = 0; c < ins; c += LANES) {
         vec half[POINTS];

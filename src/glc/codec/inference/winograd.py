@@ -14,7 +14,7 @@ import shlex
 import shutil
 import subprocess
 import tempfile
-from contextlib import suppress
+import threading
 from functools import cache
 from pathlib import Path
 
@@ -33,6 +33,7 @@ CHANNELS = 16
 PART = 64
 """Channels of the output can be computed by themselves from multiples of it on."""
 
+_LOCK = threading.Lock()
 _SOURCE = Path(__file__).with_suffix(".c")
 _FLAGS = ("-O3", "-shared", "-fPIC", "-fno-math-errno", "-ffp-contract=fast")
 _SECONDS = 60
@@ -47,6 +48,7 @@ class _Band(ctypes.Structure):
     _fields_ = (
         ("x", ctypes.c_void_p),
         ("first", ctypes.c_long),
+        ("given", ctypes.c_long),
         ("height", ctypes.c_long),
         ("width", ctypes.c_long),
         ("halves", ctypes.c_long),
@@ -98,7 +100,8 @@ class TransformedWeights:
         """Write rows of the output.
 
         Args:
-            x: the input's rows from `first` on, `[1, C, rows, W]`, float32, channels-last.
+            x: the input's rows from `first` on, `[1, C, rows, W]`, float32, channels-last: from the one above
+                the first of the output to the one below its last, as far as there are such.
             first: number of the first of them.
             height: rows of the whole input; it is surrounded by zeros.
             start: number of the first row of the output to write.
@@ -112,6 +115,7 @@ class TransformedWeights:
         band = _Band(
             x=x.data_ptr(),
             first=first,
+            given=x.shape[2],
             height=height << halves,
             width=x.shape[3] << halves,
             halves=halves,
@@ -125,7 +129,7 @@ class TransformedWeights:
         )
         weights = self.values[part // self.values.shape[3] :]
         bias = None if self.bias is None else _pointer(self.bias[part:])
-        memory = torch.empty(self.library.glc_floats(_TILES, self.ins))
+        memory = torch.empty(self.library.glc_floats(_TILES, self.ins), dtype=torch.float32, device="cpu")
         self.library.glc_convolve(
             ctypes.byref(band), _pointer(weights), bias, int(add), _TILES, _pointer(memory)
         )
@@ -159,46 +163,52 @@ def suits(conv: nn.Conv2d) -> bool:
     """Whether a convolution can be computed here, and gains by it."""
     return (
         conv.kernel_size == (3, 3)
-        and conv.stride == (1, 1)
+        and conv.stride == conv.dilation == conv.padding == (1, 1)
         and conv.groups == 1
+        and conv.padding_mode == "zeros"
         and conv.in_channels % CHANNELS == conv.out_channels % CHANNELS == 0
         and min(conv.in_channels, conv.out_channels) >= 2 * CHANNELS
     )
 
 
-@cache
 def library() -> ctypes.CDLL | None:
     """Return what winograd.c compiles to, or None where it cannot be had or computes something else."""
+    with _LOCK:  # one thread compiles, the others wait
+        return _library()
+
+
+@cache
+def _library() -> ctypes.CDLL | None:
     if os.environ.get(SWITCH) == "0":
         return None
-    compiler = shlex.split(os.environ.get("CC", "")) or [shutil.which("cc") or shutil.which("gcc") or ""]
-    if not compiler[0]:
-        return None
     try:
-        made = _built(compiler)
-    except (OSError, subprocess.SubprocessError):
+        compiler = shlex.split(os.environ.get("CC", "")) or [shutil.which("cc") or shutil.which("gcc") or ""]
+        return _built(compiler) if compiler[0] else None
+    except (OSError, ValueError, subprocess.SubprocessError):
         return None
-    return made if _computes(made) else None
 
 
-def _built(compiler: list[str]) -> ctypes.CDLL:
+def _built(compiler: list[str]) -> ctypes.CDLL | None:
     # For this very processor: a folder may be shared by machines.
     told = (_SOURCE.read_bytes(), _FLAGS, compiler, platform.machine(), _processor())
     name = f"winograd-{hashlib.sha256(repr(told).encode()).hexdigest()[:16]}.so"
     folder = Path(torch.hub.get_dir()) / "glc"
     target = folder / name
-    if target.is_file():
-        with suppress(OSError):
-            return _load(target)
+    if target.is_file() and (made := _checked(target)) is not None:
+        return made
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder) as made:
-            os.replace(_compiled(compiler, Path(made)), target)
-        return _load(target)
+        with tempfile.TemporaryDirectory(dir=folder) as place:
+            whole = _compiled(compiler, Path(place))
+            made = _checked(whole)
+            if made is not None:
+                os.replace(whole, target)
+                return made
     except OSError:
-        # A folder that nothing may be written to or run from. What is loaded stays when its file is gone.
-        with tempfile.TemporaryDirectory(prefix="glc-") as made:
-            return _load(_compiled(compiler, Path(made)))
+        pass
+    # A folder that nothing may be written to or run from. What is loaded stays when its file is gone.
+    with tempfile.TemporaryDirectory(prefix="glc-") as place:
+        return _checked(_compiled(compiler, Path(place)))
 
 
 def _compiled(compiler: list[str], folder: Path) -> Path:
@@ -213,7 +223,7 @@ def _processor() -> str:
     try:
         text = Path("/proc/cpuinfo").read_text()
     except OSError:
-        return platform.processor()
+        return platform.node()  # nothing tells processors apart: not shared
     told = ("model name", "flags", "CPU part", "Features")
     return "\n".join(line for line in text.split("\n\n")[0].splitlines() if line.startswith(told))
 
@@ -230,13 +240,39 @@ def _load(path: Path) -> ctypes.CDLL:
     return made
 
 
+def _checked(path: Path) -> ctypes.CDLL | None:
+    """Return a library that computes what it should, or None."""
+    try:
+        made = _load(path)
+    except (OSError, AttributeError):
+        return None
+    with torch.inference_mode(), torch.autocast("cpu", enabled=False):
+        return made if _computes(made) else None
+
+
 def _computes(made: ctypes.CDLL) -> bool:
     generator = torch.Generator().manual_seed(0)
-    with torch.inference_mode():
-        conv = nn.Conv2d(32, 48, 3, padding=1)
-        for parameter in conv.parameters():
-            parameter.normal_(generator=generator)
-        x = torch.randn(1, 32, 9, 20, generator=generator).contiguous(memory_format=torch.channels_last)
-        found = torch.empty(1, 48, 9, 20, memory_format=torch.channels_last)
-        TransformedWeights(conv, made, Workers()).convolve(x, 0, 9, 0, found, 0, add=False)
-        return torch.allclose(found, F.conv2d(x, conv.weight, conv.bias, padding=1), rtol=0, atol=1e-2)
+
+    def noise(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator, dtype=torch.float32, device="cpu")
+
+    conv = nn.utils.skip_init(nn.Conv2d, 32, 112, 3, padding=1, dtype=torch.float32, device="cpu")
+    for parameter in conv.parameters():
+        parameter.copy_(noise(*parameter.shape))
+    x = noise(1, 32, 9, 20).contiguous(memory_format=torch.channels_last)
+    scale, shift = noise(32), noise(32)
+    found = normalize(made, x, scale, shift, swish=True)
+    expected = F.silu(x * scale[:, None, None] + shift[:, None, None])
+    if not torch.allclose(found, expected, rtol=0, atol=1e-4):
+        return False
+    for doubles in (False, True):
+        given = F.interpolate(x, scale_factor=2.0) if doubles else x
+        expected = F.conv2d(given, conv.weight, conv.bias, padding=1)
+        out = torch.ones_like(expected).contiguous(memory_format=torch.channels_last)
+        weights = TransformedWeights(conv, made, Workers(), doubles)
+        weights.convolve(x, 0, 9, 0, out[:, :PART], 0, add=False)
+        weights.convolve(x, 0, 9, 0, out[:, PART:], PART, add=True)
+        expected[:, PART:] += 1
+        if not torch.allclose(out, expected, rtol=0, atol=1e-2):
+            return False
+    return True

@@ -2,12 +2,13 @@
 
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from threading import Barrier
+from threading import Barrier, Lock
 from types import TracebackType
 from typing import TypeVar
 
 import torch
 
+_STARTING = Lock()
 T = TypeVar("T")
 U = TypeVar("U")
 
@@ -22,7 +23,7 @@ class Workers:
     def __init__(self) -> None:
         self.count = torch.get_num_threads()
         self._pool: ThreadPoolExecutor | None = None
-        self._memory = torch.empty(0)
+        self._memory = _floats(0)
 
     def memory(self, count: int) -> torch.Tensor:
         """Return memory for float32 values, not set, which takes the place of what was returned before.
@@ -30,8 +31,8 @@ class Workers:
         Fresh memory costs the system more time than a pass over it: it is asked for once.
         """
         if not count <= self._memory.numel() <= 4 * count:
-            self._memory = torch.empty(0)  # give back before asking for more
-            self._memory = torch.empty(count)
+            self._memory = _floats(0)  # give back before asking for more
+            self._memory = _floats(count)
         return self._memory[:count]
 
     def __enter__(self) -> "Workers":
@@ -39,10 +40,17 @@ class Workers:
         if self.count > 1:
             self._pool = ThreadPoolExecutor(self.count, initializer=_compute_alone)
             started = Barrier(self.count)
-            for _ in list(self._pool.map(lambda _: started.wait(), range(self.count))):
-                pass
-            # Each thread's number is its own, but the last one set is what threads begin with.
-            torch.set_num_threads(self.count)
+            try:
+                # Each thread's number is its own, but the last one set is what new threads begin with: for a
+                # moment that is one.
+                with _STARTING:
+                    list(self._pool.map(lambda _: started.wait(), range(self.count)))
+            except RuntimeError:  # no more threads: without them
+                started.abort()
+                self._pool.shutdown(cancel_futures=True)
+                self._pool = None
+            finally:
+                torch.set_num_threads(self.count)
         return self
 
     def __exit__(
@@ -68,6 +76,10 @@ class Workers:
                 return compute(item)
 
         return list(self._pool.map(call, items))
+
+
+def _floats(count: int) -> torch.Tensor:
+    return torch.empty(count, dtype=torch.float32, device="cpu")
 
 
 def _compute_alone() -> None:
