@@ -256,7 +256,9 @@ def _computes(made: ctypes.CDLL) -> bool:
     def noise(*shape: int) -> Tensor:
         return torch.randn(shape, generator=generator, dtype=torch.float32, device="cpu")
 
-    conv = nn.utils.skip_init(nn.Conv2d, 32, 112, 3, padding=1, dtype=torch.float32, device="cpu")
+    state = torch.get_rng_state()  # skip_init would leave it alone, and import 500 modules
+    conv = nn.Conv2d(32, 112, 3, padding=1, dtype=torch.float32, device="cpu")
+    torch.set_rng_state(state)
     for parameter in conv.parameters():
         parameter.copy_(noise(*parameter.shape))
     x = noise(1, 32, 9, 20).contiguous(memory_format=torch.channels_last)
