@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from glc.codec.inference import bands, winograd
 from glc.codec.inference.bands import Source, fill
 from glc.codec.inference.convolutions import Convolution
+from glc.codec.inference.scratch import Scratch
 from glc.codec.inference.winograd import SWITCH, TransformedWeights
 from glc.codec.inference.workers import Workers
 
@@ -234,11 +235,11 @@ def test_the_check_leaves_random_numbers_and_formats_alone() -> None:
     assert torch.equal(torch.random.get_rng_state(), state)
 
 
-def test_memory_of_workers_is_asked_for_once_and_given_back_when_it_is_too_much() -> None:
-    workers = Workers()
-    first = workers.memory(1000)
-    assert workers.memory(500).data_ptr() == first.data_ptr()
-    assert workers.memory(100).untyped_storage().nbytes() == 400
+def test_scratch_memory_is_asked_for_once_and_given_back_when_it_is_too_much() -> None:
+    scratch = Scratch()
+    first = scratch.take(1000, torch.float32)
+    assert scratch.take(500, torch.float32).data_ptr() == first.data_ptr()
+    assert scratch.take(100, torch.float32).untyped_storage().nbytes() == 400
 
 
 def test_the_compiler_is_not_asked_for_what_is_not_a_name(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -33,24 +33,6 @@ def empty_map(channels: int, height: int, width: int, dtype: torch.dtype) -> Ten
     return torch.empty((1, channels, height, width), dtype=dtype, memory_format=torch.channels_last)
 
 
-class Scratch:
-    """Memory for a map that is used up before the next one is asked for.
-
-    Fresh memory costs the system more time than a pass over it: it is asked for once.
-    """
-
-    def __init__(self) -> None:
-        self._memory = torch.empty(0, dtype=torch.uint8)
-
-    def map(self, channels: int, height: int, width: int, dtype: torch.dtype) -> Tensor:
-        """Return a map as `empty_map` does; it takes the place of the one before."""
-        size = channels * height * width * dtype.itemsize
-        if self._memory.numel() < size:
-            self._memory = torch.empty(0, dtype=torch.uint8)  # give back before asking for more
-            self._memory = torch.empty(size, dtype=torch.uint8)
-        return self._memory[:size].view(dtype).view(1, height, width, channels).permute(0, 3, 1, 2)
-
-
 class Source:
     """Rows of a map, with zeros beyond its ends.
 

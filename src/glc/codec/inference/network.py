@@ -12,9 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from glc.codec.inference.bands import BAND_ELEMENTS, Scratch, Source, bands, empty_map, fill
+from glc.codec.inference.bands import BAND_ELEMENTS, Source, bands, empty_map, fill
 from glc.codec.inference.convolutions import Convolution
 from glc.codec.inference.memory import MemoryLimitError
+from glc.codec.inference.scratch import Scratch
 from glc.codec.inference.steps import Map, Step, has_global_norm, make_steps, split_ending
 from glc.codec.inference.winograd import TILE
 from glc.codec.inference.workers import Workers

@@ -71,24 +71,21 @@ class Normalizer:
     def __init__(self, norm: nn.Module, statistics: ChannelStatistics | None, swish: bool) -> None:
         self.norm = norm
         self.swish = swish
-        self.moments: tuple[Tensor, Tensor] | None = None
-        self.line: tuple[Tensor, Tensor] | None = None
         if isinstance(norm, nn.GroupNorm):
             assert statistics is not None
-            self.moments = mean, variance = statistics.of_groups(norm.num_groups)
-            scale = norm.weight * (variance + norm.eps).rsqrt()
-            self.line = scale, norm.bias - mean * scale
+            mean, variance = statistics.of_groups(norm.num_groups)
+            self.scale = norm.weight * (variance + norm.eps).rsqrt()
+            self.shift = norm.bias - mean * self.scale
 
     def __call__(self, band: Tensor) -> Tensor:
         """Map a band `[1, C, rows, W]` to a new tensor of its shape and type."""
         if isinstance(self.norm, nn.GroupNorm):
-            assert self.moments is not None
-            assert self.line is not None
+            scale, shift = self.scale, self.shift
             if winograd.normalizes(band) and (library := winograd.library()) is not None:
-                return winograd.normalize(library, band, *self.line, self.swish)
+                return winograd.normalize(library, band, scale, shift, self.swish)
             # One pass, in float32 inside, over what is stored in half of that.
-            norm, (mean, variance) = self.norm, self.moments
-            out = torch.batch_norm(band, norm.weight, norm.bias, mean, variance, False, 0.0, norm.eps, False)
+            zero, one = torch.zeros_like(scale), torch.ones_like(scale)
+            out = torch.batch_norm(band, scale, shift, zero, one, False, 0.0, 0.0, False)
         elif isinstance(self.norm, PixelNorm):
             out = self.norm(band)
         else:

@@ -6,8 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from glc.codec.inference.bands import Scratch, Source, empty_map, fill
+from glc.codec.inference.bands import Source, empty_map, fill
 from glc.codec.inference.convolutions import Convolution
+from glc.codec.inference.scratch import Scratch
 from glc.codec.inference.statistics import ChannelStatistics, Normalizer
 from glc.codec.inference.winograd import TILE
 from glc.codec.inference.workers import Workers

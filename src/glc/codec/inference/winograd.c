@@ -31,10 +31,8 @@
 
 typedef float vec __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
 
-/* What a caller must know: numbers of channels are multiples of LANES, of tiles in memory of ROWS. */
-long glc_lanes(void) { return LANES; }
+/* Numbers of channels are multiples of LANES, that of tiles in memory is one of ROWS. */
 long glc_wide(void) { return WIDE; }
-long glc_rows(void) { return ROWS; }
 
 /* Multiples of 4096 bytes between the points would put all of them into one set of the first cache. */
 INLINE long input_step(long tiles, long ins) { return tiles * ins + LANES; }

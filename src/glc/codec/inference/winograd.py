@@ -85,7 +85,8 @@ class TransformedWeights:
         self.bias = None if conv.bias is None else conv.bias.detach().float()
         wide = library.glc_wide()
         blocks = -(-self.outs // wide)
-        self.values = workers.memory(blocks * 64 * self.ins * wide).view(blocks, 64, self.ins, wide)
+        self.values = workers.scratch.take(blocks * 64 * self.ins * wide, torch.float32)
+        self.values = self.values.view(blocks, 64, self.ins, wide)
         strides = (ctypes.c_long * 4)(*weight.stride())
 
         def transform(block: int) -> None:

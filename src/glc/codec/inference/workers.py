@@ -8,6 +8,8 @@ from typing import TypeVar
 
 import torch
 
+from glc.codec.inference.scratch import Scratch
+
 _STARTING = Lock()
 T = TypeVar("T")
 U = TypeVar("U")
@@ -23,34 +25,25 @@ class Workers:
     def __init__(self) -> None:
         self.count = torch.get_num_threads()
         self._pool: ThreadPoolExecutor | None = None
-        self._memory = _floats(0)
-
-    def memory(self, count: int) -> torch.Tensor:
-        """Return memory for float32 values, not set, which takes the place of what was returned before.
-
-        Fresh memory costs the system more time than a pass over it: it is asked for once.
-        """
-        if not count <= self._memory.numel() <= 4 * count:
-            self._memory = _floats(0)  # give back before asking for more
-            self._memory = _floats(count)
-        return self._memory[:count]
+        self.scratch = Scratch()
+        """Where the weights of one convolution lie at a time."""
 
     def __enter__(self) -> "Workers":
         """Start the threads."""
         if self.count > 1:
             self._pool = ThreadPoolExecutor(self.count, initializer=_compute_alone)
             started = Barrier(self.count)
-            try:
-                # Each thread's number is its own, but the last one set is what new threads begin with: for a
-                # moment that is one.
-                with _STARTING:
+            # Each thread's number is its own, but the last one set is what new threads begin with: for a
+            # moment that is one.
+            with _STARTING:
+                try:
                     list(self._pool.map(lambda _: started.wait(), range(self.count)))
-            except RuntimeError:  # no more threads: without them
-                started.abort()
-                self._pool.shutdown(cancel_futures=True)
-                self._pool = None
-            finally:
-                torch.set_num_threads(self.count)
+                except RuntimeError:  # no more threads: without them
+                    started.abort()
+                    self._pool.shutdown(cancel_futures=True)
+                    self._pool = None
+                finally:
+                    torch.set_num_threads(self.count)
         return self
 
     def __exit__(
@@ -76,10 +69,6 @@ class Workers:
                 return compute(item)
 
         return list(self._pool.map(call, items))
-
-
-def _floats(count: int) -> torch.Tensor:
-    return torch.empty(count, dtype=torch.float32, device="cpu")
 
 
 def _compute_alone() -> None:
