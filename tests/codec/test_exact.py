@@ -10,10 +10,21 @@ import torch
 from torch import Tensor, nn
 
 from glc.codec import exact as exact_module
+from glc.codec import exact_integers
 from glc.codec.exact import ExactConv2d, ExactLeakyReLU, InexactError, check_device, exact, to_grid
 from glc.layers.blocks import DepthConvBlock
 from glc.models.context import QuadtreeContext
 from glc.models.hyperprior import CategoricalHyperprior
+
+
+@pytest.fixture(params=["integers", "float64"], autouse=True)
+def arithmetic(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Compute as this machine does, and by PyTorch alone."""
+    if request.param == "float64":
+        monkeypatch.setattr(exact_integers, "takes", lambda x: False)
+    elif exact_integers.NATIVE.library() is None:
+        pytest.skip("no C compiler, or a processor that exact_integers.c is not for")
+
 
 LIMIT = 1 << 26
 """Largest magnitude of an activation, in units of its grid."""

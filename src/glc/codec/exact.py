@@ -20,7 +20,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from glc.layers.blocks import GatedFeedForward
+from glc.codec import exact_integers
+from glc.codec.exact_integers import Pointwise
+from glc.layers.blocks import DepthConv, GatedFeedForward
 
 WEIGHT_BITS = 14
 ACTIVATION_BITS = 12
@@ -92,6 +94,7 @@ class ExactConv2d(nn.Module):
         largest = weight.abs().sum((1, 2, 3)) * _TOP + bias.abs()
         if largest.max() * (1 << WEIGHT_BITS) >= _SUM_LIMIT:
             raise InexactError(f"{name} has weights so large that its sums do not fit 53 bits")
+        self._most = exact_integers.most(weight[:, :, 0, 0]) if self.radius == 0 else -1
         self.register_buffer("_kept", _taps(weight).contiguous() if keep else None)
         self._own = None if keep else conv.weight.detach()
         self.register_buffer("bias", bias[:, None])
@@ -106,8 +109,17 @@ class ExactConv2d(nn.Module):
         # Powers of two: exact in the weights' own format too.
         return torch.mul(taps, 1 << WEIGHT_BITS, out=made).round_().mul_(2.0**-WEIGHT_BITS)
 
+    def pointwise(self) -> Pointwise:
+        """Return a convolution of 1x1 as `exact_integers` takes it."""
+        weight = self.weight()[0] if self._own is None else self._own[:, :, 0, 0]
+        return Pointwise(weight, self.bias[:, 0].contiguous(), self._most)
+
     def forward(self, x: Tensor) -> Tensor:
         """Map `[B, in_channels, H, W]` to float64 `[B, out_channels, H, W]` on the activations' grid."""
+        if self.radius == 0 and exact_integers.takes(x):
+            made = exact_integers.pointwise(x, self.pointwise())
+            if made is not None:
+                return made
         x = _to_units(x)
         b, _, h, w = x.shape
         if self.radius == 0:
@@ -163,6 +175,14 @@ class ExactFeedForward(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map `[B, C, H, W]` to float64 of that shape."""
+        if exact_integers.takes(x):
+            expand, project = self.expand.pointwise(), self.project.pointwise()
+            made = exact_integers.feed_forward(x, expand, project, self.slope)
+            if made is not None:
+                return made
+        return self._in_parts(x)
+
+    def _in_parts(self, x: Tensor) -> Tensor:
         out = torch.empty(x.shape, dtype=torch.float64, device=x.device)
         flat, result = x.flatten(2), out.flatten(2)
         step = _POSITIONS if x.device.type == "cpu" else flat.shape[2]
@@ -177,6 +197,38 @@ class ExactFeedForward(nn.Module):
             narrow.round_().clamp_(-_TOP, _TOP).mul_(1 / _ONE)
             torch.add(part, narrow, out=result[:, :, start : start + step])
         return out
+
+
+class ExactDepthConv(nn.Module):
+    """`DepthConv` in exact arithmetic: its layers one after the other, or all at once in whole numbers.
+
+    Args:
+        block: the layers.
+        name: what to call it in messages.
+        keep: see `ExactConv2d`.
+    """
+
+    def __init__(self, block: DepthConv, name: str, keep: bool = True) -> None:
+        super().__init__()
+        self.mix = ExactConv2d(block.mix, f"{name}.mix", keep)
+        self.act = ExactLeakyReLU(block.act.negative_slope)
+        self.depthwise = ExactConv2d(block.depthwise, f"{name}.depthwise", keep)
+        self.project = ExactConv2d(block.project, f"{name}.project", keep)
+        self.skip: nn.Module = nn.Identity()
+        if isinstance(block.skip, nn.Conv2d):
+            self.skip = ExactConv2d(block.skip, f"{name}.skip", keep)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map `[B, in_channels, H, W]` to float64 `[B, out_channels, H, W]`."""
+        past = self.skip(x)
+        if exact_integers.takes(x):
+            mix, project, wise = self.mix.pointwise(), self.project.pointwise(), self.depthwise
+            made = exact_integers.depth_conv(
+                x, mix, self.act.slope, wise.weight(), wise.bias, project, added=past
+            )
+            if made is not None:
+                return made
+        return self.project(self.depthwise(self.act(self.mix(x)))) + past
 
 
 class ExactLeakyReLU(nn.Module):
@@ -225,6 +277,8 @@ def _replace(module: nn.Module, path: str, keep: bool) -> None:
             setattr(module, name, ExactConv2d(child, where, keep))
         elif isinstance(child, GatedFeedForward):
             setattr(module, name, ExactFeedForward(child, where, keep))
+        elif isinstance(child, DepthConv):
+            setattr(module, name, ExactDepthConv(child, where, keep))
         elif isinstance(child, nn.LeakyReLU):
             setattr(module, name, ExactLeakyReLU(child.negative_slope, where))
         elif isinstance(child, nn.PixelShuffle | nn.Identity) or next(child.children(), None) is not None:

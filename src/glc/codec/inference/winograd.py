@@ -1,21 +1,11 @@
 """3x3 convolutions in float32 with a fifth of the multiplications, where a C compiler is at hand.
 
-`winograd.c` beside this file is compiled for this processor when it is first needed, in less than a second,
-and kept in PyTorch's folder of downloads (`torch.hub.get_dir()`). Without a compiler, or with `GLC_NATIVE=0`
-in the environment, PyTorch's own convolutions run instead: results differ by rounding, some 110 dB below the
-signal, and what is exact in this codec does not come here.
+`winograd.c` beside this file computes them (`glc.codec.native`). Without it PyTorch's own convolutions run
+instead: results differ by rounding, some 110 dB below the signal, and what is exact in this codec does not
+come here.
 """
 
 import ctypes
-import hashlib
-import os
-import platform
-import shlex
-import shutil
-import subprocess
-import tempfile
-import threading
-from functools import cache
 from pathlib import Path
 
 import torch
@@ -23,9 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from glc.codec.inference.workers import Workers
+from glc.codec.native import Native, pointer
 
-SWITCH = "GLC_NATIVE"
-"""Environment variable: 0 to do without what is compiled."""
 TILE = 6
 """Rows and columns of outputs that are computed together."""
 CHANNELS = 16
@@ -33,10 +22,6 @@ CHANNELS = 16
 PART = 64
 """Channels of the output can be computed by themselves from multiples of it on."""
 
-_LOCK = threading.Lock()
-_SOURCE = Path(__file__).with_suffix(".c")
-_FLAGS = ("-O3", "-shared", "-fPIC", "-fno-math-errno", "-ffp-contract=fast")
-_SECONDS = 60
 _TILES = 24
 """Tiles whose transforms are held at a time: more stay in no cache, with fewer the weights are read more
 often. A multiple of ROWS of winograd.c."""
@@ -60,10 +45,6 @@ class _Band(ctypes.Structure):
         ("pixel", ctypes.c_long),
         ("outs", ctypes.c_long),
     )
-
-
-def _pointer(x: Tensor) -> ctypes.c_void_p:
-    return ctypes.c_void_p(x.data_ptr())
 
 
 class TransformedWeights:
@@ -90,8 +71,8 @@ class TransformedWeights:
         strides = (ctypes.c_long * 4)(*weight.stride())
 
         def transform(block: int) -> None:
-            to = _pointer(self.values)
-            library.glc_weights(_pointer(weight), strides, self.outs, self.ins, block, block + 1, to)
+            to = pointer(self.values)
+            library.glc_weights(pointer(weight), strides, self.outs, self.ins, block, block + 1, to)
 
         workers.map(transform, range(blocks))
 
@@ -129,10 +110,10 @@ class TransformedWeights:
             outs=out.shape[1],
         )
         weights = self.values[part // self.values.shape[3] :]
-        bias = None if self.bias is None else _pointer(self.bias[part:])
+        bias = None if self.bias is None else pointer(self.bias[part:])
         memory = torch.empty(self.library.glc_floats(_TILES, self.ins), dtype=torch.float32, device="cpu")
         self.library.glc_convolve(
-            ctypes.byref(band), _pointer(weights), bias, int(add), _TILES, _pointer(memory)
+            ctypes.byref(band), pointer(weights), bias, int(add), _TILES, pointer(memory)
         )
 
 
@@ -155,7 +136,7 @@ def normalize(made: ctypes.CDLL, x: Tensor, scale: Tensor, shift: Tensor, swish:
     out = torch.empty_like(x)
     pixels = x.shape[2] * x.shape[3]
     made.glc_normalize(
-        _pointer(x), pixels, x.shape[1], _pointer(scale), _pointer(shift), int(swish), _pointer(out)
+        pointer(x), pixels, x.shape[1], pointer(scale), pointer(shift), int(swish), pointer(out)
     )
     return out
 
@@ -174,81 +155,17 @@ def suits(conv: nn.Conv2d) -> bool:
 
 def library() -> ctypes.CDLL | None:
     """Return what winograd.c compiles to, or None where it cannot be had or computes something else."""
-    with _LOCK:  # one thread compiles, the others wait
-        return _library()
+    return NATIVE.library()
 
 
-@cache
-def _library() -> ctypes.CDLL | None:
-    if os.environ.get(SWITCH) == "0":
-        return None
-    try:
-        compiler = shlex.split(os.environ.get("CC", "")) or [shutil.which("cc") or shutil.which("gcc") or ""]
-        return _built(compiler) if compiler[0] else None
-    except (OSError, ValueError, subprocess.SubprocessError):
-        return None
-
-
-def _built(compiler: list[str]) -> ctypes.CDLL | None:
-    # For this very processor: a folder may be shared by machines.
-    told = (_SOURCE.read_bytes(), _FLAGS, compiler, platform.machine(), _processor())
-    name = f"winograd-{hashlib.sha256(repr(told).encode()).hexdigest()[:16]}.so"
-    folder = Path(torch.hub.get_dir()) / "glc"
-    target = folder / name
-    if target.is_file() and (made := _checked(target)) is not None:
-        return made
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder) as place:
-            whole = _compiled(compiler, Path(place))
-            made = _checked(whole)
-            if made is not None:
-                os.replace(whole, target)
-                return made
-    except OSError:
-        pass
-    # A folder that nothing may be written to or run from. What is loaded stays when its file is gone.
-    with tempfile.TemporaryDirectory(prefix="glc-") as place:
-        return _checked(_compiled(compiler, Path(place)))
-
-
-def _compiled(compiler: list[str], folder: Path) -> Path:
-    native = "-march=native" if platform.machine() in ("x86_64", "AMD64") else "-mcpu=native"
-    made = folder / "winograd.so"
-    command = [*compiler, *_FLAGS, native, "-o", str(made), str(_SOURCE)]
-    subprocess.run(command, check=True, capture_output=True, timeout=_SECONDS)
-    return made
-
-
-def _processor() -> str:
-    try:
-        text = Path("/proc/cpuinfo").read_text()
-    except OSError:
-        return platform.node()  # nothing tells processors apart: not shared
-    told = ("model name", "flags", "CPU part", "Features")
-    return "\n".join(line for line in text.split("\n\n")[0].splitlines() if line.startswith(told))
-
-
-def _load(path: Path) -> ctypes.CDLL:
-    made = ctypes.CDLL(str(path))
-    long, pointer = ctypes.c_long, ctypes.c_void_p
+def _declare(made: ctypes.CDLL) -> None:
+    long, address = ctypes.c_long, ctypes.c_void_p
     made.glc_wide.restype = made.glc_floats.restype = long
     made.glc_floats.argtypes = (long, long)
-    made.glc_weights.argtypes = (pointer, pointer, long, long, long, long, pointer)
-    made.glc_convolve.argtypes = (pointer, pointer, pointer, ctypes.c_int, long, pointer)
-    made.glc_normalize.argtypes = (pointer, long, long, pointer, pointer, ctypes.c_int, pointer)
+    made.glc_weights.argtypes = (address, address, long, long, long, long, address)
+    made.glc_convolve.argtypes = (address, address, address, ctypes.c_int, long, address)
+    made.glc_normalize.argtypes = (address, long, long, address, address, ctypes.c_int, address)
     made.glc_weights.restype = made.glc_convolve.restype = made.glc_normalize.restype = None
-    return made
-
-
-def _checked(path: Path) -> ctypes.CDLL | None:
-    """Return a library that computes what it should, or None."""
-    try:
-        made = _load(path)
-    except (OSError, AttributeError):
-        return None
-    with torch.inference_mode(), torch.autocast("cpu", enabled=False):
-        return made if _computes(made) else None
 
 
 def _computes(made: ctypes.CDLL) -> bool:
@@ -279,3 +196,6 @@ def _computes(made: ctypes.CDLL) -> bool:
         if not torch.allclose(out, expected, rtol=0, atol=1e-2):
             return False
     return True
+
+
+NATIVE = Native(Path(__file__).with_suffix(".c"), _declare, _computes)

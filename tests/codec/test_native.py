@@ -1,0 +1,132 @@
+"""How what is written in C is compiled, kept and checked."""
+
+import ctypes
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from glc.codec import exact_integers, native
+from glc.codec.inference import winograd
+from glc.codec.native import SWITCH, Native
+
+LIBRARIES = {"winograd": winograd.NATIVE, "exact_integers": exact_integers.NATIVE}
+
+
+@pytest.fixture(params=LIBRARIES)
+def fresh(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> Iterator[Native]:
+    """Return one that asks again, in a folder of its own; what it finds is forgotten."""
+    made = LIBRARIES[request.param]
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    made.forget()
+    yield made
+    made.forget()
+
+
+@pytest.fixture
+def compiled(fresh: Native) -> Native:
+    """Return one that can be compiled here."""
+    if fresh.library() is None:
+        pytest.skip("no C compiler, a processor that exact_integers.c is not for, or switched off")
+    fresh.forget()
+    for path in kept(fresh):
+        path.unlink()
+    return fresh
+
+
+def kept(native: Native) -> list[Path]:
+    return list(Path(torch.hub.get_dir(), "glc").glob(f"{native.source.stem}-*"))
+
+
+@pytest.mark.parametrize("compiler", ["false", "no-such-compiler-here", "true", 'cc "'])
+def test_without_a_compiler_that_works_there_is_none(
+    compiler: str, fresh: Native, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CC", compiler)
+    assert fresh.library() is None
+
+
+def test_it_can_be_switched_off(fresh: Native, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(SWITCH, "0")
+    assert fresh.library() is None
+
+
+def test_the_compiler_is_asked_once_with_the_arguments_that_it_comes_with(
+    fresh: Native, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`CC` may hold arguments, as make has it."""
+    asked: list[list[str]] = []
+
+    def run(command: list[str], **_: object) -> None:
+        asked.append(command)
+        raise OSError
+
+    monkeypatch.setattr(native.subprocess, "run", run)
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: os.devnull)
+    monkeypatch.setenv("CC", "ccache cc -m64")
+    assert fresh.library() is None
+    assert fresh.library() is None
+    assert len(asked) == 1
+    assert asked[0][:3] == ["ccache", "cc", "-m64"]
+
+
+def test_what_is_compiled_is_kept(compiled: Native) -> None:
+    assert compiled.library() is not None
+    (path,) = kept(compiled)
+    made = path.stat().st_mtime_ns
+    compiled.forget()
+    assert compiled.library() is not None
+    assert path.stat().st_mtime_ns == made
+
+
+def test_what_is_damaged_is_made_anew(compiled: Native) -> None:
+    assert compiled.library() is not None
+    (path,) = kept(compiled)
+    # A new file, since what is loaded stays mapped.
+    path.unlink()
+    path.write_bytes(b"no library")
+    compiled.forget()
+    assert compiled.library() is not None
+    assert kept(compiled) == [path]
+    assert path.stat().st_size > 1000
+
+
+def test_a_folder_that_cannot_be_written_costs_only_the_compilation(
+    compiled: Native, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("in the way")
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "file"))
+    assert compiled.library() is not None
+
+
+WRONG = {"winograd": "glc_convolve", "exact_integers": "glc_planes"}
+
+
+def test_a_library_that_computes_something_else_is_neither_used_nor_kept(
+    compiled: Native, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = WRONG[compiled.source.stem]
+    declare = compiled._declare
+
+    def skipping(made: ctypes.CDLL) -> None:
+        declare(made)
+        setattr(made, name, lambda *_: 0)
+
+    monkeypatch.setattr(compiled, "_declare", skipping)
+    assert compiled.library() is None
+    assert not kept(compiled)
+
+
+def test_the_check_leaves_random_numbers_and_formats_alone(compiled: Native) -> None:
+    state = torch.random.get_rng_state()
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            assert compiled.library() is not None
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert torch.equal(torch.random.get_rng_state(), state)
