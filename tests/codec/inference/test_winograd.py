@@ -1,6 +1,7 @@
 """What winograd.c computes, and who computes without it."""
 
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -113,6 +114,23 @@ def test_without_it_pytorch_convolves(monkeypatch: pytest.MonkeyPatch) -> None:
         out = torch.empty_like(x)
         fill(out, Convolution(conv, torch.float32).writing(of_map(x), workers), False, workers)
         torch.testing.assert_close(out, conv(x), rtol=1e-5, atol=1e-5)
+
+
+@needs_compiler
+def test_each_thread_has_memory_of_its_own() -> None:
+    assert NATIVE is not None
+    library, x, one, zero = NATIVE, channels_last(1, 32, 30, 40), torch.ones(32), torch.zeros(32)
+    started = threading.Barrier(3)
+
+    def scaled(factor: int) -> bool:
+        started.wait()
+        return all(
+            torch.equal(winograd.normalize(library, x, one * factor, zero, False), x * factor)
+            for _ in range(200)
+        )
+
+    with ThreadPoolExecutor(3) as pool:
+        assert all(pool.map(scaled, (1, 2, 4)))
 
 
 def test_workers_return_in_order_raise_the_first_error_and_leave_threads_as_they_were() -> None:

@@ -1,5 +1,7 @@
 """Memory that is used again and again."""
 
+import threading
+
 import torch
 from torch import Tensor
 
@@ -26,3 +28,16 @@ class Scratch:
         """Return a map `[1, C, H, W]` in channels-last memory."""
         values = self.take(channels * height * width, dtype)
         return values.view(1, height, width, channels).permute(0, 3, 1, 2)
+
+
+class _Own(threading.local):
+    """What each thread has of its own, as long as it lives."""
+
+    def __init__(self) -> None:
+        self.band = Scratch()
+        """Where a band lies when it was normalised."""
+        self.transforms = Scratch()
+        """Where the transforms of a band's tiles lie."""
+
+
+OWN = _Own()

@@ -78,7 +78,7 @@ class Normalizer:
             self.shift = norm.bias - mean * self.scale
 
     def __call__(self, band: Tensor) -> Tensor:
-        """Map a band `[1, C, rows, W]` to a new tensor of its shape and type."""
+        """Map a band `[1, C, rows, W]` to one like it, which stays until this thread maps the next."""
         if isinstance(self.norm, nn.GroupNorm):
             scale, shift = self.scale, self.shift
             if winograd.normalizes(band) and (library := winograd.library()) is not None:

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from glc.codec.inference.scratch import OWN
 from glc.codec.inference.workers import Workers
 from glc.codec.native import Native, pointer
 
@@ -111,7 +112,7 @@ class TransformedWeights:
         )
         weights = self.values[part // self.values.shape[3] :]
         bias = None if self.bias is None else pointer(self.bias[part:])
-        memory = torch.empty(self.library.glc_floats(_TILES, self.ins), dtype=torch.float32, device="cpu")
+        memory = OWN.transforms.take(self.library.glc_floats(_TILES, self.ins), torch.float32)
         self.library.glc_convolve(
             ctypes.byref(band), pointer(weights), bias, int(add), _TILES, pointer(memory)
         )
@@ -123,7 +124,9 @@ def normalizes(x: Tensor) -> bool:
 
 
 def normalize(made: ctypes.CDLL, x: Tensor, scale: Tensor, shift: Tensor, swish: bool) -> Tensor:
-    """Return x * scale + shift, and swish of it where that is wanted, as a new tensor.
+    """Return x * scale + shift, and swish of it where that is wanted.
+
+    It stays until this thread asks for the next.
 
     Args:
         made: what `library` returned.
@@ -133,10 +136,10 @@ def normalize(made: ctypes.CDLL, x: Tensor, scale: Tensor, shift: Tensor, swish:
         swish: whether it follows.
     """
     x = x.contiguous(memory_format=torch.channels_last)
-    out = torch.empty_like(x)
-    pixels = x.shape[2] * x.shape[3]
+    _, channels, height, width = x.shape
+    out = OWN.band.map(channels, height, width, x.dtype)
     made.glc_normalize(
-        pointer(x), pixels, x.shape[1], pointer(scale), pointer(shift), int(swish), pointer(out)
+        pointer(x), height * width, channels, pointer(scale), pointer(shift), int(swish), pointer(out)
     )
     return out
 
