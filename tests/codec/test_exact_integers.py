@@ -151,9 +151,44 @@ def test_the_paper_size_context_is_computed_here(
     assert not any(refused)
 
 
+@torch.inference_mode()
+def test_what_is_no_number_stays_none(refused: list[bool], monkeypatch: pytest.MonkeyPatch) -> None:
+    network = exact(nn.Sequential(nn.Conv2d(20, 4, 1)))
+    for position in (0, 39):  # among sixteen, and in the rest
+        x = torch.randn(1, 20, 1, 40)
+        x[0, 7, 0, position] = torch.nan
+        refused.clear()
+        found = network(x)
+        assert torch.equal(found.nan_to_num(7e5), in_float64(network, x, monkeypatch).nan_to_num(7e5))
+        assert found.isnan().nonzero()[:, 3].unique().tolist() == [position]
+        assert refused == [True]
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("channels", [3, 64])
+@pytest.mark.parametrize("block", [nn.Conv2d(8, 4, 1), GatedFeedForward(8), DepthConv(8, 8), DepthConv(8, 9)])
+def test_maps_of_other_widths_are_errors(block: nn.Module, channels: int) -> None:
+    with pytest.raises(RuntimeError):
+        exact(nn.Sequential(block))(torch.randn(1, channels, 30, 30))
+
+
+def test_weights_of_files_are_checked_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = exact_integers.NATIVE.library()
+    assert made is not None
+    with torch.inference_mode():
+        assert exact_integers._computes(made)
+        for name in ("glc_weights_of_floats", "glc_weights_of_doubles", "glc_layers", "glc_planes"):
+            with monkeypatch.context() as patch:
+                patch.setattr(made, name, lambda *_: 0)
+                assert not exact_integers._computes(made), name
+
+
 def test_gradients_and_other_devices_are_left_to_pytorch() -> None:
     layers = exact(nn.Sequential(GatedFeedForward(8), DepthConv(8, 8)))
     assert [type(layer) for layer in layers] == [ExactFeedForward, ExactDepthConv]
     assert not exact_integers.takes(torch.zeros(1, 8, 2, 2, requires_grad=True))
     assert not exact_integers.takes(torch.zeros(1, 8, 2, 2, device="meta"))
     assert exact_integers.takes(torch.zeros(1, 8, 2, 2))
+    assert not exact_integers.takes(torch.zeros(8, 2, 2))
+    with torch.device("meta"), torch.inference_mode():
+        assert layers(torch.zeros(1, 8, 2, 2, device="cpu")).shape == (1, 8, 2, 2)

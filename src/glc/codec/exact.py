@@ -94,7 +94,8 @@ class ExactConv2d(nn.Module):
         largest = weight.abs().sum((1, 2, 3)) * _TOP + bias.abs()
         if largest.max() * (1 << WEIGHT_BITS) >= _SUM_LIMIT:
             raise InexactError(f"{name} has weights so large that its sums do not fit 53 bits")
-        self._most = exact_integers.most(weight[:, :, 0, 0]) if self.radius == 0 else -1
+        pointwise = self.radius == 0 and not depthwise
+        self._most = exact_integers.most(weight[:, :, 0, 0]) if pointwise else -1
         self.register_buffer("_kept", _taps(weight).contiguous() if keep else None)
         self._own = None if keep else conv.weight.detach()
         self.register_buffer("bias", bias[:, None])
@@ -105,8 +106,9 @@ class ExactConv2d(nn.Module):
             assert self._kept is not None
             return self._kept
         taps = _taps(self._own)
+        taps = taps.float() if taps.dtype == torch.float16 else taps
         made = torch.empty(taps.shape, dtype=torch.float64)
-        # Powers of two: exact in the weights' own format too.
+        # Powers of two: exact in the weights' own format too, but for the range of float16.
         return torch.mul(taps, 1 << WEIGHT_BITS, out=made).round_().mul_(2.0**-WEIGHT_BITS)
 
     def pointwise(self) -> Pointwise:

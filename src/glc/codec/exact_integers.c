@@ -142,8 +142,9 @@ struct task {
     int failed; /* an activation was too large, or memory could not be had */
 };
 
+/* Returns the largest |H|; one that fits no layer where an input is no number. */
 static int pack(const struct task *task, long start, long count, int *panels) {
-    int most = 0;
+    int most = 0, none = 0;
     long ins = task->first.ins;
     for (long p = 0; p < count; p += LANES) {
         long some = count - p < LANES ? count - p : LANES;
@@ -154,15 +155,21 @@ static int pack(const struct task *task, long start, long count, int *panels) {
                 if (task->units)
                     for (long l = 0; l < some; l++) whole[j][l] = task->units[at + l];
                 else if (some == LANES)
-                    for (int l = 0; l < LANES; l++) whole[j][l] = activation(task->x[at + l] * 4096);
+                    for (int l = 0; l < LANES; l++) {
+                        whole[j][l] = activation(task->x[at + l] * 4096);
+                        none |= task->x[at + l] != task->x[at + l];
+                    }
                 else
-                    for (long l = 0; l < some; l++) whole[j][l] = activation(task->x[at + l] * 4096);
+                    for (long l = 0; l < some; l++) {
+                        whole[j][l] = activation(task->x[at + l] * 4096);
+                        none |= task->x[at + l] != task->x[at + l];
+                    }
             }
             int size = split(whole[0], whole[1], panels);
             most = size > most ? size : most;
         }
     }
-    return most;
+    return none ? 1 << 30 : most;
 }
 
 /* The gated product of the halves of wide [2 outs][GROUP] as panels. */

@@ -6,8 +6,8 @@ is too large for it, or a weight, it returns nothing, and they do compute.
 """
 
 import ctypes
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -23,8 +23,7 @@ _ROW = 1 << 20
 """More than the magnitudes of a row of weights come to: times 2^11 they fit 32 bits."""
 
 
-@dataclass(frozen=True)
-class Pointwise:
+class Pointwise(NamedTuple):
     """A convolution of 1x1."""
 
     weight: Tensor
@@ -89,12 +88,13 @@ def most(weight: Tensor) -> int:
     """Return `Pointwise.most` of weights on their grid, `[outs, ins]`."""
     sizes = weight.abs() * _UNITS
     row = int(sizes.sum(1).max())
-    return -1 if sizes.max() > _LARGEST or row >= _ROW else ((1 << 31) - 1) // max(1, row)
+    return -1 if sizes.max() > _LARGEST or row >= _ROW else min(((1 << 31) - 1) // max(1, row), 1 << 15)
 
 
 def takes(x: Tensor) -> bool:
-    """Whether layers of a map can be computed here."""
-    return x.device.type == "cpu" and x.numel() > 0 and not x.requires_grad and NATIVE.library() is not None
+    """Whether layers of a map `[B, C, H, W]` can be computed here."""
+    plain = type(x) is Tensor and x.device.type == "cpu" and not x.requires_grad and not x.is_neg()
+    return plain and x.ndim == 4 and x.numel() > 0 and NATIVE.library() is not None
 
 
 def pointwise(x: Tensor, layer: Pointwise) -> Tensor | None:
@@ -107,7 +107,7 @@ def pointwise(x: Tensor, layer: Pointwise) -> Tensor | None:
     Returns:
         `[B, outs, H, W]`, float64; None where something was too large.
     """
-    out = torch.empty((len(x), len(layer.bias), *x.shape[2:]), dtype=torch.float64)
+    out = torch.empty((len(x), len(layer.bias), *x.shape[2:]), dtype=torch.float64, device="cpu")
     return out if _run(_made(), _values(x), out, layer) else None
 
 
@@ -145,13 +145,15 @@ def depth_conv(
         project: from C channels to those of the output.
         added: what goes past them to the output.
     """
-    mixed = torch.empty(x.shape, dtype=torch.int32)
+    if depthwise.shape[1:] != (x.shape[1], 1):
+        return None
+    mixed = torch.empty(x.shape, dtype=torch.int32, device="cpu")
     if not _run(_made(), _values(x), mixed, mix, slope=slope):
         return None
     summed = torch.empty_like(mixed)
     if not _run_planes(_made(), mixed, summed, depthwise.contiguous(), bias.contiguous()):
         return None
-    out = torch.empty((len(x), len(project.bias), *x.shape[2:]), dtype=torch.float64)
+    out = torch.empty((len(x), len(project.bias), *x.shape[2:]), dtype=torch.float64, device="cpu")
     return out if _run(_made(), summed, out, project, added=_values(added)) else None
 
 
@@ -185,7 +187,18 @@ def _run(
         slope: of a rectifier of an output in units, or of the gates.
         added: to an output in values, of its shape.
     """
-    if first.most < 0 or (second is not None and second.most < 0):
+    last = first if second is None else second
+    if first.most < 0 or last.most < 0:
+        return False
+    # What does not fit together is for PyTorch to complain of.
+    outs, ins = first.weight.shape
+    if (
+        x.shape[1] != ins
+        or out.shape[1] != len(last.weight)
+        or (added is not None and added.shape != out.shape)
+    ):
+        return False
+    if second is not None and outs != 2 * second.weight.shape[1]:
         return False
     held = [_packed(made, layer) for layer in (first, second) if layer is not None]
     for i in range(len(x)):
@@ -206,7 +219,7 @@ def _run(
 def _packed(made: ctypes.CDLL, layer: Pointwise) -> Tensor:
     """Return weights as they are multiplied."""
     outs, ins = layer.weight.shape
-    packed = torch.empty(made.glc_size(outs, ins), dtype=torch.int16)
+    packed = torch.empty(made.glc_size(outs, ins), dtype=torch.int16, device="cpu")
     weight = layer.weight.contiguous()
     if weight.dtype == torch.float64:
         made.glc_weights_of_doubles(pointer(weight), outs, ins, pointer(packed))
@@ -266,11 +279,12 @@ def _computes(made: ctypes.CDLL) -> bool:
         sums = _settled(narrow @ gated + bias[:half, None], 14)
         expected = sums.double().view_as(added) / 4096 + added
         first, second = layer(weight, bias), layer(narrow, bias[:half])
+        first = first._replace(weight=first.weight.float())  # as files have them
         out = torch.empty_like(expected)
         given = (x.double() / 4096, out, first, second, 1638 / _UNITS, added)
         if not _run(made, *given) or not torch.equal(out, expected):
             return False
-        units = torch.empty((1, 2 * half, 3, 23), dtype=torch.int32)
+        units = torch.empty((1, 2 * half, 3, 23), dtype=torch.int32, device="cpu")
         if not _run(made, x.clamp(-_TOP, _TOP).int(), units, first, slope=164 / _UNITS):
             return False
         leaky = torch.where(wide < 0, _settled(wide * 164, 14), wide).view_as(units)

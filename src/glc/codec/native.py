@@ -108,7 +108,7 @@ class Native:
             self._declare(made)
         except (OSError, AttributeError):
             return None
-        with torch.inference_mode(), torch.autocast("cpu", enabled=False):
+        with torch.inference_mode(), torch.autocast("cpu", enabled=False), torch.device("cpu"):
             return made if self._computes(made) else None
 
 
