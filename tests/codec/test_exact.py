@@ -23,7 +23,7 @@ def arithmetic(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) 
     if request.param == "float64":
         monkeypatch.setattr(exact_integers, "takes", lambda x: False)
     elif exact_integers.NATIVE.library() is None:
-        pytest.skip("no C compiler, or a processor that exact_integers.c is not for")
+        pytest.skip("no C compiler, a processor that exact_integers.c is not for, or switched off")
 
 
 LIMIT = 1 << 26

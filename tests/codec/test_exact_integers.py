@@ -12,7 +12,7 @@ from glc.models.hyperprior import CategoricalHyperprior
 
 pytestmark = pytest.mark.skipif(
     exact_integers.NATIVE.library() is None,
-    reason="no C compiler, or a processor that exact_integers.c is not for",
+    reason="no C compiler, a processor that exact_integers.c is not for, or switched off",
 )
 
 

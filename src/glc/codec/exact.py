@@ -213,7 +213,7 @@ class ExactDepthConv(nn.Module):
     def __init__(self, block: DepthConv, name: str, keep: bool = True) -> None:
         super().__init__()
         self.mix = ExactConv2d(block.mix, f"{name}.mix", keep)
-        self.act = ExactLeakyReLU(block.act.negative_slope)
+        self.act = ExactLeakyReLU(block.act.negative_slope, f"{name}.act")
         self.depthwise = ExactConv2d(block.depthwise, f"{name}.depthwise", keep)
         self.project = ExactConv2d(block.project, f"{name}.project", keep)
         self.skip: nn.Module = nn.Identity()
