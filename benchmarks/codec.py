@@ -144,7 +144,7 @@ def measure(settings: dict[str, Any]) -> Reading:
 
 
 def _staged(codec: Any, call: Callable[[], dict[str, float]]) -> dict[str, float]:
-    from glc.evaluation.stopwatch import watched
+    from glc.evaluation.complexity import watched
 
     with watched(codec) as watch:
         details = call()

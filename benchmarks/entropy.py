@@ -12,8 +12,8 @@ import numpy as np
 import torch
 
 from benchmarks.readings import Benchmark, Clock, Reading
-from glc.codec.entropy_coder import Decoder, Encoder, IntegerModel, UniformModel
-from glc.codec.tables import SCALE_MAX, SCALE_MIN, SCALES, gaussian_tables
+from glc.codec.entropy.ans import Decoder, Encoder, IntegerModel, UniformModel
+from glc.codec.entropy.tables import SCALE_MAX, SCALE_MIN, SCALES, gaussian_tables
 
 CPU = torch.device("cpu")
 

@@ -20,9 +20,8 @@ from benchmarks.readings import Benchmark, Clock, Reading
 from glc.data.images import read_rgb
 from glc.data.module import ImageDataModule
 from glc.data.pack import pack
-from glc.data.samples import sample_paths
 from glc.data.shards import read_shard
-from glc.data.sources import resolve
+from glc.data.sources import resolve, sample_paths
 
 CROP, BATCH, SIDE = 256, 8, 512
 CPU = torch.device("cpu")

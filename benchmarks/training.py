@@ -23,9 +23,9 @@ from torch import nn
 
 from benchmarks.readings import Benchmark, Clock, Reading
 from glc.data.stream import ImageBatch
+from glc.launch.train import quieten, register_resolvers
 from glc.layers.frozen import Frozen
 from glc.losses.perceptual import LPIPS
-from src.train import quieten, register_resolvers
 
 ROOT = Path(__file__).resolve().parent.parent
 WARM = 3

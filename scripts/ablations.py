@@ -19,9 +19,9 @@ from typing import Any
 
 from words import number_of
 
-from glc.codec.weights import read_weights, save_weights
-from glc.codec.writing import replacing
-from glc.evaluation.bd_rate import bd_rate
+from glc.codec.weights.file import read_weights, save_weights
+from glc.evaluation.tables import bd_rate
+from glc.io.atomic import replacing
 
 ROWS: dict[str, list[str]] = {
     "full": [],
@@ -54,7 +54,7 @@ def call(*command: object) -> None:
 
 def measure(weights: Path, arguments: argparse.Namespace, out: Path) -> None:
     """Code the pictures to files and back."""
-    call("-m", "src.evaluate", f"codec={weights}", "data=folder", f"data.path={arguments.pictures}",
+    call("-m", "glc.launch.evaluate", f"codec={weights}", "data=folder", f"data.path={arguments.pictures}",
          f"out={out}", f"metrics.weights_dir={arguments.weights}")  # fmt: skip
 
 
@@ -63,7 +63,7 @@ def train(row: str, arguments: argparse.Namespace) -> None:
     start = arguments.start
     for stage in STAGES[: STAGES.index(arguments.until) + 1]:
         run = arguments.output / "runs" / row / stage
-        call("-m", "src.train", "experiment=small", *ROWS[row], f"stage={stage}", f"name={row}",
+        call("-m", "glc.launch.train", "experiment=small", *ROWS[row], f"stage={stage}", f"name={row}",
              f"runs_dir={arguments.output / 'runs'}", "resume=auto", f"init_from={start}", "logger=csv",
              f"data.train={arguments.shards / 'train'}", f"data.val={arguments.shards / 'val'}",
              f"perceptual.weights_dir={arguments.weights}", f"trainer.max_steps={arguments.steps[stage]}",

@@ -16,9 +16,9 @@ import matplotlib
 from matplotlib import pyplot
 from PIL import Image
 
-from glc.codec.writing import replacing
 from glc.data.images import ImageError, list_images, read_rgb
 from glc.evaluation.results import Results, ResultsError, Row, read_runs
+from glc.io.atomic import replacing
 
 matplotlib.use("Agg")
 SIDE = 3.0

@@ -21,11 +21,11 @@ from torch import Tensor
 from torchvision.utils import save_image
 
 from glc.codec.codec import Codec
-from glc.codec.export import export
-from glc.codec.loading import load
+from glc.codec.load import load
+from glc.codec.weights.export import export
 from glc.data.images import read_rgb, to_tensor
 from glc.data.pack import pack
-from glc.data.samples import sample_paths
+from glc.data.sources import sample_paths
 from glc.losses.perceptual import LPIPS
 from glc.metrics import MSSSIM, PSNR, QualityMetrics
 
@@ -42,7 +42,7 @@ def train(folder: Path) -> None:
     for stage in STAGES:
         print(f"\n== stage={stage}", flush=True)
         command = [
-            *(sys.executable, "-m", "src.train", "experiment=demo", f"stage={stage}"),
+            *(sys.executable, "-m", "glc.launch.train", "experiment=demo", f"stage={stage}"),
             *(f"runs_dir={folder.parent}", f"name={folder.name}", "overwrite=true"),
         ]
         environment = {"WANDB_MODE": "offline", **os.environ}

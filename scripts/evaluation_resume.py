@@ -105,7 +105,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     def command(out: Path, *more: str) -> list[str]:
         weights = [f"metrics.weights_dir={options.weights_dir.resolve()}"] if options.weights_dir else []
         return [
-            sys.executable, "-m", "src.evaluate", f"codec=[{','.join(given)}]", "metrics=default",
+            sys.executable, "-m", "glc.launch.evaluate", f"codec=[{','.join(given)}]", "metrics=default",
             "data=folder", f"data.path={pictures.resolve()}", f"out={out.resolve()}", *weights, *more,
         ]  # fmt: skip
 

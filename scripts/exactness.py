@@ -36,7 +36,7 @@ from roundtrips import encoder_symbols  # beside this file
 
 import glc
 from glc.codec.bitstream import unpack
-from glc.codec.padding import padded_size
+from glc.codec.images import padded_size
 from glc.data.images import list_images, read_rgb
 
 BATCH = 3

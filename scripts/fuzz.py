@@ -28,7 +28,7 @@ import torch
 
 import glc
 from glc.codec import bitstream
-from glc.codec.catalog import DEFAULT_MODEL
+from glc.codec.weights.catalog import DEFAULT_MODEL
 
 SIZES = ((1, 1), (40, 33), (64, 64), (130, 67), (1, 200))
 """Height and width of the pictures in the files that are changed."""

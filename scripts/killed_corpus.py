@@ -26,11 +26,11 @@ import time
 from pathlib import Path
 from typing import Any
 
-from glc.corpus.progress import Watch
-from glc.corpus.records import Folder
-from glc.corpus.shards import find_shards
 from glc.data.images import read_rgb
-from glc.data.samples import sample_paths
+from glc.data.sources import sample_paths
+from glc.jobs.manifest import Folder
+from glc.jobs.progress import Watch
+from glc.jobs.tar_shards import find_shards
 
 ROOT = Path(__file__).resolve().parents[1]
 SILENT: dict[str, Any] = {"cwd": ROOT, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
@@ -82,7 +82,7 @@ def evaluating(
     """Return the command line that evaluates the shards in a folder, with metrics' weights in another."""
     words = [f"codec={weights}", "qualities=[30,70]", "data=shards", f"data.path='{pattern(given, shards)}'"]
     words += ["metrics=full", f"metrics.weights_dir={metrics}", "device=cpu", f"out={out}"]
-    return [sys.executable, "-m", "src.evaluate", *words, f"processes={processes}"]
+    return [sys.executable, "-m", "glc.launch.evaluate", *words, f"processes={processes}"]
 
 
 def pattern(given: Path, shards: int) -> str:

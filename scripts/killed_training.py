@@ -29,8 +29,8 @@ import torch  # noqa: E402 (after the environment)
 from hydra import compose, initialize_config_dir  # noqa: E402
 
 from glc.data.pack import pack  # noqa: E402
-from glc.data.samples import sample_paths  # noqa: E402
-from src.train import register_resolvers, train  # noqa: E402
+from glc.data.sources import sample_paths  # noqa: E402
+from glc.launch.train import register_resolvers, train  # noqa: E402
 
 STAGES = ("vqvae", "transform", "joint")
 PARTS = ("state_dict", "current_model_state", "averaging_state", "optimizer_states", "lr_schedulers", "loops")

@@ -19,8 +19,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from glc.codec.loading import load
-from glc.evaluation.stopwatch import watched
+from glc.codec.load import load
+from glc.evaluation.complexity import watched
 
 
 def main() -> None:

@@ -13,9 +13,9 @@ import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from glc.codec.architecture import without_projections
-from glc.codec.export import fold_codebooks, make_tables, rate_points
-from glc.codec.weights import build_model, save_weights
+from glc.codec.weights.architecture import without_projections
+from glc.codec.weights.export import fold_codebooks, make_tables, rate_points
+from glc.codec.weights.file import build_model, save_weights
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -23,10 +23,10 @@ from tqdm import tqdm
 
 from glc.codec.bitstream import OVERHEAD
 from glc.codec.codec import Codec
-from glc.codec.loading import load
-from glc.codec.padding import pad
-from glc.codec.payload import TransformPayload
-from glc.codec.tables import PRECISION, Table
+from glc.codec.entropy.latent_coding import TransformPayload
+from glc.codec.entropy.tables import PRECISION, Table
+from glc.codec.images import pad
+from glc.codec.load import load
 from glc.data.images import list_images, read_rgb, stack_pictures
 
 FIGURES = ("estimate", "exact", "tables", "payload")

@@ -29,9 +29,9 @@ from hydra.utils import instantiate
 from PIL import Image
 
 import glc
-from glc.codec.errors import TargetError
 from glc.data.degradations import HOLE, Degradation, GaussianNoise, Mask
 from glc.data.images import ImageError, list_images, read_rgb, stack_pictures, to_image
+from glc.errors import TargetError
 
 ROOT = Path(__file__).resolve().parent.parent
 OURS = "restoration encoder"

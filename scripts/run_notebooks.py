@@ -19,9 +19,9 @@ from jupyter_client.manager import AsyncKernelManager
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
 
-from glc.codec.catalog import DEFAULT_MODEL, FOLDER_VARIABLE, find
-from glc.codec.parts import Kind, save_part
-from glc.codec.weights import read_weights
+from glc.codec.weights.catalog import DEFAULT_MODEL, FOLDER_VARIABLE, find
+from glc.codec.weights.file import read_weights
+from glc.codec.weights.variants import Kind, save_part
 
 ROOT = Path(__file__).resolve().parent.parent
 MODEL = "GLC_NOTEBOOK_MODEL"

@@ -22,13 +22,13 @@ import torch
 import yaml
 
 import glc
-from glc.codec.checkpoint import read_checkpoint
-from glc.codec.companion import export_companion
-from glc.codec.errors import WeightsError
-from glc.codec.export import export
-from glc.codec.writing import replacing
+from glc.codec.weights.export import export
+from glc.codec.weights.training import export_companion
 from glc.data.images import list_images, read_rgb
-from glc.data.samples import sample_paths
+from glc.data.sources import sample_paths
+from glc.errors import WeightsError
+from glc.io.atomic import replacing
+from glc.io.checkpoint import read_checkpoint
 
 ROOT = Path(__file__).resolve().parents[1]
 STAGES = ("vqvae", "transform", "joint")

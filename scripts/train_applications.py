@@ -21,9 +21,9 @@ import numpy as np
 from PIL import Image
 from words import number_of
 
-from glc.codec.checkpoint import read_checkpoint
-from glc.codec.errors import WeightsError
-from glc.training.saving import find_whole
+from glc.errors import WeightsError
+from glc.io.checkpoint import read_checkpoint
+from glc.training.checkpoints import find_whole
 
 MORE = 3
 LEAST_MINUTES = 0.5
@@ -132,7 +132,7 @@ def train(arguments: argparse.Namespace) -> int:
         if minutes < LEAST_MINUTES:
             return MORE
         application = left_to_do.pop(0)
-        command = [sys.executable, "-m", "src.train", *overrides(application, arguments, minutes)]
+        command = [sys.executable, "-m", "glc.launch.train", *overrides(application, arguments, minutes)]
         print(f"{application.name}, for {minutes:.1f} minutes at most\n{' '.join(command)}", flush=True)
         failed = subprocess.run(command, check=False).returncode or _export(application, arguments)
         if failed:

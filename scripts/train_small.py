@@ -20,8 +20,8 @@ from pathlib import Path
 import torch
 from words import number_of
 
-from glc.codec.checkpoint import read_checkpoint
-from glc.training.saving import find_whole
+from glc.io.checkpoint import read_checkpoint
+from glc.training.checkpoints import find_whole
 
 STAGES = ("vqvae", "transform", "joint")
 PIECE = 16 * 2**20
@@ -116,7 +116,7 @@ def train(arguments: argparse.Namespace) -> int:
         left = (end - time.monotonic()) / 60
         if left < LEAST_MINUTES:
             return MORE
-        command = [sys.executable, "-m", "src.train", *overrides(stage, arguments, left)]
+        command = [sys.executable, "-m", "glc.launch.train", *overrides(stage, arguments, left)]
         print(f"{stage}: from step {done}, for {left:.1f} minutes at most\n{' '.join(command)}", flush=True)
         failed = subprocess.run(command, check=False).returncode
         if failed:

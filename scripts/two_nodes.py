@@ -21,7 +21,7 @@ from typing import Any
 import torch
 
 from glc.data.pack import pack
-from glc.data.samples import sample_paths
+from glc.data.sources import sample_paths
 
 ROOT = Path(__file__).resolve().parents[1]
 NETWORK = "10.213.47"
@@ -56,7 +56,7 @@ def training(output: Path, name: str, steps: int) -> list[str]:
         "name": name,
         "runs_dir": output / "runs",
     }
-    return ["-m", "src.train", *(f"{key}={value}" for key, value in values.items())]
+    return ["-m", "glc.launch.train", *(f"{key}={value}" for key, value in values.items())]
 
 
 def run_all(commands: list[tuple[list[str], dict[str, str]]], output: Path, seconds: int = 580) -> None:

@@ -15,7 +15,7 @@ from omegaconf import DictConfig
 from PIL import Image
 from torchvision.models import AlexNet, squeezenet1_1
 
-from src.train import train
+from glc.launch.train import train
 
 ROOT = Path(__file__).parents[1]
 STAGES = ("vqvae", "transform", "joint")

@@ -25,7 +25,16 @@ from typing import Any
 ROOT = Path(__file__).parents[1]
 IMPORTED = {
     "torch": ("torch",),
-    "all": ("torch", "hydra", "lightning", "wandb", "webdataset", "torchmetrics", "glc.cli", "src.train"),
+    "all": (
+        "torch",
+        "hydra",
+        "lightning",
+        "wandb",
+        "webdataset",
+        "torchmetrics",
+        "glc.cli",
+        "glc.launch.train",
+    ),
 }
 
 
@@ -103,7 +112,7 @@ def _serve(modules: Sequence[str]) -> None:
     for module in modules:
         importlib.import_module(module)
     # What a program runs is imported anew, as `python -m` does.
-    sys.modules.pop("src.train", None)
+    sys.modules.pop("glc.launch.train", None)
     for line in sys.stdin:
         child = os.fork()
         if not child:

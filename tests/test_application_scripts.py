@@ -12,10 +12,10 @@ import pytest
 import torch
 from PIL import Image
 
-from glc.codec.errors import WeightsError
-from glc.codec.parts import save_part
-from glc.codec.weights import read_weights
+from glc.codec.weights.file import read_weights
+from glc.codec.weights.variants import save_part
 from glc.data.degradations import GaussianNoise, Mask
+from glc.errors import WeightsError
 from tests.codec.fixed_model import fixed_codec_weights, fixed_picture
 from tests.scripts import load_script
 
@@ -37,7 +37,7 @@ def write_checkpoint(path: Path, steps: int) -> None:
 
 
 class Trainer:
-    """Stands for `python -m src.train`: each call adds steps to the checkpoint of its run."""
+    """Stands for `python -m glc.launch.train`: each call adds steps to the checkpoint of its run."""
 
     def __init__(self, output: Path, per_call: int) -> None:
         self.output, self.per_call = output, per_call

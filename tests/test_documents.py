@@ -11,10 +11,10 @@ from omegaconf import OmegaConf
 from PIL import Image
 
 from glc.cli import main
-from glc.codec.parts import save_part
-from glc.codec.weights import read_weights
-from src.overrides import explain_overrides
-from src.train import register_resolvers
+from glc.codec.weights.file import read_weights
+from glc.codec.weights.variants import save_part
+from glc.launch.overrides import explain_overrides
+from glc.launch.train import register_resolvers
 from tests.codec.fixed_model import fixed_codec_weights, fixed_picture
 from tests.losses.test_perceptual import FILES, reference, save_features
 

@@ -14,7 +14,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 import glc
-from glc.cli.evaluating import find_entry
+from glc.cli.evaluate import find_entry
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
@@ -60,10 +60,12 @@ def test_a_wheel_has_all_that_glc_eval_runs(installed: Path, monkeypatch: pytest
     monkeypatch.setattr(glc, "__file__", str(installed / "glc" / "__init__.py"))
     entry = find_entry()
     assert entry == installed / "glc" / "entry"
-    for name in ("src/__init__.py", "src/evaluate.py", "src/overrides.py"):
+    for name in ("src/__init__.py", "glc/launch/evaluate.py", "glc/launch/overrides.py"):
         assert (entry / name).read_bytes() == (ROOT / name).read_bytes()
     # All that these import of src came along.
-    imported = set(re.findall(r"^from src\.(\w+) import", (entry / "src/evaluate.py").read_text(), re.M))
+    imported = set(
+        re.findall(r"^from src\.(\w+) import", (entry / "glc/launch/evaluate.py").read_text(), re.M)
+    )
     assert imported == {"overrides"}
     for group in ("data", "metrics"):
         assert {p.name for p in (entry / "conf" / group).iterdir()} == {

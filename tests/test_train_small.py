@@ -42,7 +42,7 @@ def test_pieces_make_the_same_file_again(
 
 
 class Trainer:
-    """Stands for `python -m src.train`: each call adds steps to the checkpoint of its stage."""
+    """Stands for `python -m glc.launch.train`: each call adds steps to the checkpoint of its stage."""
 
     def __init__(self, output: Path, per_call: int, planned: int) -> None:
         self.output, self.per_call, self.planned = output, per_call, planned

@@ -14,7 +14,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from glc.codec.codec import Codec, TargetWarning
-    from glc.codec.errors import (
+    from glc.codec.entropy.latent_coding import Symbols
+    from glc.codec.load import load
+    from glc.codec.weights.variants import decoders, encoders
+    from glc.data.images import ImageError
+    from glc.errors import (
         BitstreamError,
         DamagedError,
         NewerVersionError,
@@ -25,30 +29,26 @@ if TYPE_CHECKING:
         WeightsError,
         WrongWeightsError,
     )
-    from glc.codec.loading import load
-    from glc.codec.parts import decoders, encoders
-    from glc.codec.payload import Symbols
-    from glc.data.images import ImageError
 
 __version__ = "0.1.0"
 
 _HOMES = {
-    "BitstreamError": "codec.errors",
+    "BitstreamError": "errors",
     "Codec": "codec.codec",
-    "DamagedError": "codec.errors",
+    "DamagedError": "errors",
     "ImageError": "data.images",
-    "NewerVersionError": "codec.errors",
-    "NotGlcError": "codec.errors",
-    "SizeLimitError": "codec.errors",
-    "Symbols": "codec.payload",
-    "TargetError": "codec.errors",
+    "NewerVersionError": "errors",
+    "NotGlcError": "errors",
+    "SizeLimitError": "errors",
+    "Symbols": "codec.entropy.latent_coding",
+    "TargetError": "errors",
     "TargetWarning": "codec.codec",
-    "TruncatedError": "codec.errors",
-    "WeightsError": "codec.errors",
-    "WrongWeightsError": "codec.errors",
-    "decoders": "codec.parts",
-    "encoders": "codec.parts",
-    "load": "codec.loading",
+    "TruncatedError": "errors",
+    "WeightsError": "errors",
+    "WrongWeightsError": "errors",
+    "decoders": "codec.weights.variants",
+    "encoders": "codec.weights.variants",
+    "load": "codec.load",
 }
 
 __all__ = [

@@ -8,10 +8,10 @@ import pytest
 from PIL import Image
 
 import glc as library
-from glc.cli.coding import LOSSLESS
-from glc.cli.streams import read_glc, read_picture
+from glc.cli.compress import LOSSLESS
+from glc.cli.files import read_glc, read_picture
 from glc.codec import bitstream
-from glc.codec.weights import read_weights
+from glc.codec.weights.file import read_weights
 from tests.cli.runs import Glc, picture, tree
 
 
@@ -67,7 +67,7 @@ def test_each_file_is_decoded_with_the_known_model_that_made_it(
         assert (
             glc("compress", picture(f"{name}.png"), "-o", f"in/{name}.glc", "--model", model).exit_code == 0
         )
-    monkeypatch.setattr("glc.codec.loading.read_weights", count)
+    monkeypatch.setattr("glc.codec.load.read_weights", count)
     result = glc("decompress", "in", "-o", "out")
     assert result.exit_code == 0, result.stderr
     assert tree("out") == ["a.png", "b.png", "c.png", "d.png"]

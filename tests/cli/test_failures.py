@@ -165,7 +165,7 @@ def test_a_full_disk_leaves_no_half_of_a_file(glc: Glc, monkeypatch: pytest.Monk
     for name in ("a.png", "b.png"):
         picture(name)
     Path("a.glc").write_bytes(b"mine")
-    monkeypatch.setattr("glc.cli.streams.open", FullDisk, raising=False)
+    monkeypatch.setattr("glc.cli.files.open", FullDisk, raising=False)
     result = glc("compress", "a.png", "--force")
     assert result.exit_code == 2
     assert result.stderr == "a.png: a.glc: No space left on device\n"

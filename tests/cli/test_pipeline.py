@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from glc.cli import pipeline
+from glc.cli.files import Job
 from glc.cli.pipeline import Steps, outcomes
-from glc.cli.plan import Job
 from tests.cli.runs import Glc, picture, tree
 
 
@@ -71,7 +71,7 @@ def test_commands_give_the_same_with_threads(glc: Glc, monkeypatch: pytest.Monke
         picture(f"in/{i}.png", seed=i)
     Path("in/2.png").write_bytes(b"no picture")
     expected = [glc("compress", "in", "-o", "out"), glc("decompress", "out", "-o", "back")]
-    monkeypatch.setattr("glc.cli.coding.threads_for", lambda device: 2)
+    monkeypatch.setattr("glc.cli.compress.threads_for", lambda device: 2)
     found = [glc("compress", "in", "-o", "out2"), glc("decompress", "out2", "-o", "back2")]
     for one, other in zip(expected, found, strict=True):
         assert one.stdout.replace("out/", "out2/").replace("back/", "back2/") == other.stdout

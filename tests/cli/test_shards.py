@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from glc.codec.parts import save_part
-from glc.codec.weights import read_weights
+from glc.codec.weights.file import read_weights
+from glc.codec.weights.variants import save_part
 from tests.cli.runs import Glc, picture
-from tests.corpus.stand_ins import read_tar, write_tar
+from tests.jobs.stand_ins import read_tar, write_tar
 
 
 @pytest.fixture

@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from glc.codec.export import rate_points
-from glc.codec.tables import Table, Tables, gaussian_table, gaussian_tables, index_table
-from glc.codec.weights import build_model, save_weights
+from glc.codec.entropy.tables import Table, Tables, gaussian_table, gaussian_tables, index_table
+from glc.codec.weights.export import rate_points
+from glc.codec.weights.file import build_model, save_weights
 
 LATENT = 16
 CHANNELS = 16

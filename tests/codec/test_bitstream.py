@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from glc.codec.bitstream import DEFAULT_LIMIT, MAX_SIDE, OVERHEAD, RATE_ONE, VERSION, Header, pack, unpack
-from glc.codec.errors import (
+from glc.errors import (
     BitstreamError,
     DamagedError,
     NewerVersionError,

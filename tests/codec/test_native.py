@@ -8,11 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from glc.codec import exact_integers, native
-from glc.codec.inference import winograd
+from glc.codec import native
+from glc.codec.entropy import integer_kernels
 from glc.codec.native import SWITCH, Native
+from glc.codec.runtime import winograd
 
-LIBRARIES = {"winograd": winograd.NATIVE, "exact_integers": exact_integers.NATIVE}
+LIBRARIES = {"winograd": winograd.NATIVE, "exact_integers": integer_kernels.NATIVE}
 
 
 @pytest.fixture(params=LIBRARIES)
@@ -31,7 +32,7 @@ def fresh(
 def compiled(fresh: Native) -> Native:
     """Return one that can be compiled here."""
     if fresh.library() is None:
-        pytest.skip("no C compiler, a processor that exact_integers.c is not for, or switched off")
+        pytest.skip("no C compiler, a processor that integer_kernels.c is not for, or switched off")
     fresh.forget()
     for path in kept(fresh):
         path.unlink()

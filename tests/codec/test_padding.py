@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from glc.codec.padding import crop, pad, padded_size
+from glc.codec.images import crop, pad, padded_size
 
 
 @pytest.mark.parametrize(

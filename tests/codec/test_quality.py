@@ -9,8 +9,8 @@ import pytest
 import glc
 from glc.codec import bitstream
 from glc.codec.bitstream import RATE_ONE
-from glc.codec.inference.precision import choose_precision
-from glc.codec.inference.running import PictureNetworks
+from glc.codec.runtime.networks import PictureNetworks
+from glc.codec.runtime.precision import choose_precision
 from tests.codec.fixed_model import SIZES, fixed_picture
 from tests.codec.variants import VARIANTS, WITH_Y, Variants
 

@@ -10,8 +10,8 @@ import torch
 import glc
 from glc.codec import bitstream
 from glc.codec.bitstream import RATE_ONE
-from glc.codec.export import make_tables
-from glc.codec.weights import read_weights, save_weights
+from glc.codec.weights.export import make_tables
+from glc.codec.weights.file import read_weights, save_weights
 from glc.models.coder import TransformCoder
 from glc.models.hyperprior import FactorizedHyperprior
 from tests.codec.fixed_model import CHANNELS, SIZES, fixed_codec_weights, fixed_picture

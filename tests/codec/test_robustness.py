@@ -11,7 +11,7 @@ import torch
 
 import glc
 from glc.codec import bitstream
-from glc.codec.entropy_coder import SYMBOL_LIMIT
+from glc.codec.entropy.ans import SYMBOL_LIMIT
 from glc.models.coder import IndicesMapCoder
 from tests.codec.fixed_model import fixed_picture
 from tests.codec.variants import VARIANTS, WITH_Y, Variants

@@ -15,10 +15,10 @@ import glc
 from glc import pretrained
 from glc.cli import main
 from glc.codec import bitstream
-from glc.codec.companion import codec_of, digest
+from glc.codec.weights.training import codec_of, digest
 from glc.data.images import read_rgb
-from glc.data.samples import sample_paths
-from glc.training.transfer import transfer
+from glc.data.sources import sample_paths
+from glc.training.init_from import transfer
 from tests.scripts import load_script
 from tests.short_runs import ROOT, compose, settings
 

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 
 import glc
-from glc.codec.export import make_tables
-from glc.codec.weights import read_weights, save_weights
+from glc.codec.weights.export import make_tables
+from glc.codec.weights.file import read_weights, save_weights
 from tests.codec.fixed_model import fixed_codec_weights, fixed_picture
 
 VARIANTS: dict[str, dict[str, Any]] = {

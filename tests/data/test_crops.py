@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from glc.data.crops import centre_crop, random_crop
+from glc.data.stream import centre_crop, random_crop
 
 
 def coordinates(width, height):

@@ -12,8 +12,8 @@ from omegaconf import OmegaConf
 
 from glc.data.images import to_uint8
 from glc.data.module import ImageDataModule
-from glc.data.samples import sample_paths
-from src.train import register_resolvers
+from glc.data.sources import sample_paths
+from glc.launch.train import register_resolvers
 from tests.started import start
 
 CONF = Path(__file__).parents[2] / "conf"

@@ -3,7 +3,7 @@ import importlib.util
 import pytest
 
 from glc.data.images import read_rgb
-from glc.data.samples import sample_paths
+from glc.data.sources import sample_paths
 
 
 def test_split_is_fixed_and_disjoint():

@@ -16,7 +16,7 @@ from torchmetrics import Metric
 from glc.evaluation.codecs.base import ImageCodec
 from glc.evaluation.codecs.still import StillCodec
 from glc.evaluation.run import Evaluation
-from glc.evaluation.sets import PictureSet
+from glc.evaluation.testsets import PictureSet
 from glc.losses.perceptual import WeightsUnavailable
 from glc.metrics.quality import MSSSIM, PSNR, QualityMetrics
 from tests.codec.fixed_model import fixed_picture

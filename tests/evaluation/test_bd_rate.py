@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from glc.evaluation.bd_rate import bd_rate
+from glc.evaluation.tables import bd_rate
 
 RATES = (0.02, 0.03, 0.05, 0.08)
 PSNR = (22.0, 23.0, 24.0, 25.0)

@@ -14,14 +14,14 @@ from hydra.utils import instantiate
 from PIL import Image
 
 from glc.codec.codec import TargetWarning
-from glc.codec.errors import TargetError
-from glc.effort import Effort
+from glc.errors import TargetError
 from glc.evaluation.codecs.base import CodecUnavailable, ImageCodec, Setting
 from glc.evaluation.codecs.latent import LatentCodec
 from glc.evaluation.codecs.still import StillCodec
 from glc.evaluation.codecs.video import VideoCodec
 from glc.evaluation.codecs.zoo import ZooCodec
-from src.evaluate import codec_configs
+from glc.latent_search import Effort
+from glc.launch.evaluate import codec_configs
 from tests.codec.fixed_model import fixed_codec_weights, fixed_picture
 from tests.losses.test_perceptual import FILES, reference, save_features
 

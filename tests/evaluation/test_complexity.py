@@ -12,19 +12,21 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from glc.cli import main
 from glc.codec.codec import Codec
-from glc.codec.weights import read_weights
+from glc.codec.weights.file import read_weights
 from glc.evaluation.complexity import (
     DECODES,
     ENCODES,
+    ENTROPY_CODING,
     Complexity,
     Measurement,
     Seconds,
+    Stopwatch,
     macs_by_part,
     measure,
     parameters_by_part,
     to_markdown,
+    watched,
 )
-from glc.evaluation.stopwatch import ENTROPY_CODING, Stopwatch, watched
 from glc.models.glc import count_parameters
 from tests.codec.fixed_model import CHANNELS, CODES, Coder, Hyper, fixed_codec_weights
 from tests.started import start
@@ -132,7 +134,7 @@ def test_watching_changes_nothing(tmp_path: Path, coder: Coder) -> None:
 
 PEAK = """
 import numpy as np, torch
-from glc.evaluation.stopwatch import PeakMemory
+from glc.evaluation.complexity import PeakMemory
 start = PeakMemory(torch.device("cpu"))
 if start.bytes() is not None:
     before = start.bytes()

@@ -12,18 +12,18 @@ from unittest.mock import Mock
 import pytest
 from hydra import compose, initialize_config_dir
 
-from glc.corpus.journal import Journal
-from glc.corpus.records import CorpusError
-from glc.corpus.run import UnfinishedError
 from glc.evaluation.codecs.base import ImageCodec
 from glc.evaluation.records import RecordsError
 from glc.evaluation.report import build_report
 from glc.evaluation.results import read_results
-from glc.evaluation.sets import Form, SetError
 from glc.evaluation.shards import MakeMeasurer, Measurer, ShardEvaluation, ShardSet, are_shards
-from src import evaluate
-from tests.corpus.stand_ins import read_tar, write_tar
+from glc.evaluation.testsets import Form, SetError
+from glc.jobs.journal import Journal
+from glc.jobs.manifest import CorpusError
+from glc.jobs.run import UnfinishedError
+from glc.launch import evaluate
 from tests.evaluation.stand_ins import evaluation, make_jpeg, make_metrics, results, write_pictures
+from tests.jobs.stand_ins import read_tar, write_tar
 from tests.short_runs import ROOT
 
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from glc.losses.code_prediction import CodePredictionLoss
+from glc.losses.latent import CodePredictionLoss
 from glc.models.code_predictor import CodePredictor
 
 

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from glc.losses.vq import CodebookLoss
+from glc.losses.latent import CodebookLoss
 from glc.models.quantizer import VectorQuantizer
 
 

@@ -1,6 +1,6 @@
 import torch
 
-from glc.losses.rate import RateLoss
+from glc.losses.latent import RateLoss
 
 
 def test_counts_bits_per_latent_position() -> None:

@@ -10,8 +10,8 @@ from torch import Tensor
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 
 from glc.data.stream import ImageBatch
-from glc.training.stage import Optimization, Stage
-from glc.training.transform import TransformStage
+from glc.training.stages.base import Optimization, Stage
+from glc.training.stages.transform import TransformStage
 from tests.short_runs import compose, settings
 
 

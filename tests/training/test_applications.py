@@ -8,11 +8,12 @@ import pytest
 import torch
 from hydra.utils import instantiate
 from PIL import Image
+from tests.training.test_stages import all_plain
 
 import glc
-from glc.codec.export import export, read_codec
-from glc.codec.parts import read_label
-from src.starting import UsageError
+from glc.codec.weights.export import export, read_codec
+from glc.codec.weights.variants import read_label
+from glc.launch.start import UsageError
 from tests.codec.fixed_model import fixed_codec_weights, fixed_picture
 from tests.short_runs import (
     checkpoint,
@@ -24,7 +25,6 @@ from tests.short_runs import (
     stand_in_weights,
     write_pictures,
 )
-from tests.training.test_stages import all_plain
 
 
 @pytest.fixture(scope="module")

@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from glc.training.callbacks.time_limit import ASK_EVERY, TimeLimit
-from glc.training.stage import Stage
+from glc.training.checkpoints import ASK_EVERY, TimeLimit
+from glc.training.stages.base import Stage
 from tests.short_runs import ROOT, STAGES, checkpoint, figures, run, settings
 from tests.started import start
 

@@ -7,18 +7,18 @@ from typing import Any
 import numpy as np
 import pytest
 
-from glc.training.callbacks.histograms import histogram
+from glc.training.callbacks.codebook import histogram
 from glc.training.loggers import rate_points
 from tests.short_runs import figures, run, settings, write_pictures
 from tests.wandb_file import OfflineRun, read_finished_run
 
 LAMBDAS = {"0.5": [0.5] * 4, "[1,2,3,4]": [1, 2, 3, 4]}
-HISTOGRAMS = "glc.training.callbacks.histograms.CodebookHistograms"
+HISTOGRAMS = "glc.training.callbacks.codebook.CodebookHistograms"
 
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """A sweep over lambda, as `python -m src.train -m` lays it out."""
+    """A sweep over lambda, as `python -m glc.launch.train -m` lays it out."""
     base = tmp_path_factory.mktemp("wandb")
     pictures = write_pictures(base / "pictures")
     found = []

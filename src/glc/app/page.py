@@ -13,7 +13,7 @@ os.environ.setdefault("GLC_OFFLINE", "1")
 import gradio as gr
 import numpy as np
 
-from glc.app.studio import OWN, Coded, Studio
+from glc.app.service import OWN, Coded, Studio
 
 PNG = "png"
 """Of pictures that the page shows: it adds no loss of its own."""

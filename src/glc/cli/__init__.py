@@ -6,14 +6,14 @@ Each command imports what it needs when it runs, so that `glc --help` answers at
 import click
 
 from glc import __version__
-from glc.cli.coding import compress, decompress
+from glc.cli.compress import compress, decompress
 from glc.cli.convert import convert
 from glc.cli.errors import Commands
-from glc.cli.evaluating import evaluate
-from glc.cli.inspecting import info, models
-from glc.cli.reporting import complexity, report
-from glc.cli.serving import serve
-from glc.cli.training import export, pack
+from glc.cli.evaluate import evaluate
+from glc.cli.models import info, models
+from glc.cli.pack import export, pack
+from glc.cli.report import complexity, report
+from glc.cli.serve import serve
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})

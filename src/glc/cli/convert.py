@@ -29,8 +29,8 @@ def convert(source: Path, destination: Path, kind: str, target: str | None, forc
     A GLC image model becomes a codec. A VQGAN becomes an auto-encoder that trainings start from (init_from=).
     Nothing in SOURCE is executed. With --to glc, one of our codecs becomes a file for the authors' code.
     """
-    from glc.codec.published.conversion import convert as convert_to_ours
-    from glc.codec.published.conversion import convert_to_official
+    from glc.codec.convert.convert import convert as convert_to_ours
+    from glc.codec.convert.convert import convert_to_official
 
     if target is None:
         lines = convert_to_ours(source, destination, kind, force)

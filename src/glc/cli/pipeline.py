@@ -9,7 +9,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-from glc.cli.plan import Job
+from glc.cli.files import Job
 
 Read = TypeVar("Read")
 Coded = TypeVar("Coded")

@@ -16,12 +16,12 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from glc import __version__
-from glc.cli.effort import check_effort, make_effort
 from glc.cli.errors import ONE_FAILED, NothingDoneError, message
+from glc.cli.latent_search import check_effort, make_effort
 
 if TYPE_CHECKING:
     from glc.codec.codec import Codec
-    from glc.corpus.work import Coded, Coder
+    from glc.jobs.worker import Coded, Coder
 
 UNFINISHED = 3
 """Exit code of a collection that the same command goes on with."""
@@ -85,11 +85,11 @@ def code_shards(
         click.ClickException: it could not be started.
         click.exceptions.Exit: 1 when samples failed, 3 when it is not finished.
     """
-    from glc.codec.catalog import DEFAULT_MODEL
-    from glc.corpus.records import FAILURES
-    from glc.corpus.run import UnfinishedError, run
-    from glc.corpus.shards import find_shards
-    from glc.corpus.work import Task
+    from glc.codec.weights.catalog import DEFAULT_MODEL
+    from glc.jobs.manifest import FAILURES
+    from glc.jobs.run import UnfinishedError, run
+    from glc.jobs.tar_shards import find_shards
+    from glc.jobs.worker import Task
 
     began = time.time()
     if output is None or output == "-":
@@ -157,7 +157,7 @@ def _identity(key: str, value: Any) -> Any:
         WeightsError: there is no such file. Known here, it is no reason to begin.
         OSError: it cannot be read.
     """
-    from glc.codec.catalog import find, find_part
+    from glc.codec.weights.catalog import find, find_part
 
     if value is None or key not in ("model", "encoder", "decoder"):
         return value
@@ -179,7 +179,7 @@ class MakeCoder:
 
     def __call__(self, here: int) -> Coder:
         """Load the model, on this process's device where there are several."""
-        from glc.cli.known import Codecs
+        from glc.cli.codecs import Codecs
 
         codecs = Codecs(self.model, self._device(here), **self.parts)
         if self.command == "compress":
@@ -191,7 +191,7 @@ class MakeCoder:
     def _device(self, here: int) -> str:
         import torch
 
-        from glc.corpus.run import place_here
+        from glc.jobs.run import place_here
 
         if self.device not in ("auto", "cuda") or torch.cuda.device_count() < 2:
             return self.device
@@ -213,8 +213,8 @@ class Compressor:
 
     def code(self, data: bytes, name: str) -> Coded:
         """Compress a picture."""
-        from glc.corpus.work import Coded
         from glc.data.images import read_rgb
+        from glc.jobs.worker import Coded
 
         image = read_rgb(data, name)
         with warnings.catch_warnings():
@@ -237,7 +237,7 @@ class Decompressor:
     def code(self, data: bytes, name: str) -> Coded:
         """Decompress a file."""
         from glc.codec.bitstream import unpack
-        from glc.corpus.work import Coded
+        from glc.jobs.worker import Coded
 
         header, _ = unpack(data, **self.options)
         picture = self.codecs.for_file(header).decompress(data, **self.options)

@@ -21,7 +21,7 @@ import struct
 import zlib
 from dataclasses import dataclass
 
-from glc.codec.errors import (
+from glc.errors import (
     DamagedError,
     NewerVersionError,
     NotGlcError,

@@ -10,16 +10,15 @@ from torch import Tensor
 
 from glc.codec import bitstream
 from glc.codec.bitstream import DEFAULT_LIMIT, FINGERPRINT_BYTES, MAX_RATES, RATE_ONE, Header
-from glc.codec.errors import DamagedError, TargetError, WeightsError, WrongWeightsError
-from glc.codec.exact import InexactError, check_device
-from glc.codec.inference.memory import parse_memory
-from glc.codec.inference.precision import choose_precision
-from glc.codec.inference.running import NotFiniteError, PictureNetworks
-from glc.codec.padding import padded_size
-from glc.codec.payload import Decoded, IndicesMapPayload, Symbols, TransformPayload
-from glc.codec.pictures import LatentSearch, Picture, to_input
-from glc.codec.target import TOLERANCE, search
-from glc.codec.weights import Weights
+from glc.codec.entropy.integer_nets import InexactError, check_device
+from glc.codec.entropy.latent_coding import Decoded, IndicesMapPayload, Symbols, TransformPayload
+from glc.codec.images import LatentSearch, Picture, padded_size, to_input
+from glc.codec.rate_search import TOLERANCE, search
+from glc.codec.runtime.memory import parse_memory
+from glc.codec.runtime.networks import NotFiniteError, PictureNetworks
+from glc.codec.runtime.precision import choose_precision
+from glc.codec.weights.file import Weights
+from glc.errors import DamagedError, TargetError, WeightsError, WrongWeightsError
 from glc.models.coder import IndicesMapCoder
 
 
@@ -41,7 +40,7 @@ class Codec:
     All methods may be called from several threads at once.
 
     Args:
-        weights: from `glc.codec.weights.read_weights`.
+        weights: from `glc.codec.weights.file.read_weights`.
         device: where the networks run.
         precision: "auto", "float32" or "bfloat16" for E and D, see `choose_precision`; no file that exists
             decodes to other integers for it.

@@ -32,17 +32,20 @@ from typing import Any
 
 from tqdm import tqdm
 
-from glc.data.listing import list_sources
-from glc.data.manifest import (
+from glc.data.shard_writer import (
     MANIFEST,
+    Encoding,
+    Entry,
     Manifest,
     PackError,
     ShardRecord,
     load_json,
+    make_key,
     read_manifest,
     write_atomically,
+    write_shard,
 )
-from glc.data.shard_writer import Encoding, Entry, make_key, write_shard
+from glc.data.sources import list_sources
 
 _WORK = ".packing"
 

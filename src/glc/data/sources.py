@@ -10,23 +10,31 @@
 | other file                                         | a text file that lists pictures                |
 
 Several may be given as a list, as long as all are shards or none is.
+
+Which pictures a folder, a list file or a picture stands for, and under which names.
+
+Photographs that come inside installed packages: data for the demo and for tests, with nothing to download.
+
+Only the files are looked up; the packages themselves are not imported. The split is fixed and the two sides
+share no scene (the left and the right motorcycle are one scene).
 """
 
 from __future__ import annotations
 
 import glob
+import importlib.util
 import logging
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal, get_args
 
 from braceexpand import braceexpand
 
-from glc.data.images import is_image_name
-from glc.data.listing import ListingError, list_sources
-from glc.data.manifest import MANIFEST, PackError, read_manifest
+from glc.data.images import is_image_name, list_images
+from glc.data.shard_writer import MANIFEST, PackError, read_manifest
 
 _log = logging.getLogger(__name__)
 _URL = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]+:")
@@ -131,3 +139,107 @@ def _checked(folder: Path, shards: Sequence[Path], key: str) -> list[str]:
             _log.warning("%s: %s has %d bytes, %s says %d; using what is readable of it",
                          key, path, size, MANIFEST, shard.bytes)  # fmt: skip
     return [str((folder / shard.name).absolute()) for shard in manifest.shards if shard.count]
+
+
+class ListingError(ValueError):
+    """A source of pictures does not exist or holds none; the message names it."""
+
+
+def list_sources(sources: Sequence[str | os.PathLike[str]]) -> list[tuple[str, Path]]:
+    """Expand sources to (name to keep, path) pairs.
+
+    A folder stands for the pictures under it, a picture for itself, any other file for a list: one path per
+    line, relative to the list's folder; empty lines and lines starting with `#` are skipped.
+
+    Raises:
+        ListingError: a source or a listed file does not exist, or a source holds no picture.
+    """
+    pictures: list[tuple[str, Path]] = []
+    for source in map(Path, sources):
+        if source.is_dir():
+            found = [(path.relative_to(source).as_posix(), path) for path in list_images(source)]
+        elif not source.is_file():
+            raise ListingError(f"{source}: no such folder or file")
+        elif is_image_name(source.name):
+            found = [(source.name, source)]
+        else:
+            found = list(read_list(source))
+        if not found:
+            raise ListingError(
+                f"{source}: no pictures in it (looked for .jpg, .png, .webp, .tif and the like)"
+            )
+        prefix = f"{source.resolve().name}/" if source.is_dir() and len(sources) > 1 else ""
+        pictures += [(prefix + name, path) for name, path in found]
+    if not pictures:
+        raise ListingError("nothing to pack: give at least one folder, list or picture")
+    return pictures
+
+
+def read_list(source: Path) -> Iterator[tuple[str, Path]]:
+    """Read a text file that lists pictures as (name to keep, path) pairs; the format is `list_sources`'.
+
+    Raises:
+        ListingError: not a text file, or a listed file does not exist.
+    """
+    try:
+        lines = source.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise ListingError(f"{source}: neither a picture nor a text file that lists pictures") from error
+    for number, line in enumerate(lines, 1):
+        name = line.strip()
+        if not name or name.startswith("#"):
+            continue
+        path = source.parent / name
+        if not path.is_file():
+            raise ListingError(f"{source}, line {number}: no such file: {name}")
+        # Absolute paths say something about the machine, so only the file's name is kept of them.
+        yield (Path(name).name if Path(name).is_absolute() else name), path
+
+
+Split = Literal["train", "test"]
+
+# (module, distribution to install, file inside the module's folder)
+_SKIMAGE = ("skimage", "scikit-image", "data/{}")
+_SKLEARN = ("sklearn", "scikit-learn", "datasets/images/{}")
+_MATPLOTLIB = ("matplotlib", "matplotlib", "mpl-data/sample_data/{}")
+
+_SAMPLES: dict[str, list[tuple[tuple[str, str, str], str]]] = {
+    "train": [
+        (_SKIMAGE, "astronaut.png"),
+        (_SKIMAGE, "coffee.png"),
+        (_SKIMAGE, "motorcycle_left.png"),
+        (_SKIMAGE, "motorcycle_right.png"),
+        (_SKIMAGE, "rocket.jpg"),
+        (_SKLEARN, "china.jpg"),
+    ],
+    "test": [
+        (_SKIMAGE, "chelsea.png"),
+        (_SKLEARN, "flower.jpg"),
+        (_MATPLOTLIB, "grace_hopper.jpg"),
+    ],
+}
+
+
+def sample_paths(split: Split) -> list[Path]:
+    """Paths of the photographs of one side of the split, always in the same order.
+
+    Raises:
+        ValueError: unknown split.
+        FileNotFoundError: a package that holds some of them is missing; the message says what to install.
+    """
+    if split not in _SAMPLES:
+        raise ValueError(f"unknown split {split!r}: choose one of {', '.join(get_args(Split))}")
+    return [_locate(*package, name) for package, name in _SAMPLES[split]]
+
+
+def _locate(module: str, distribution: str, folder: str, name: str) -> Path:
+    spec = importlib.util.find_spec(module)
+    if spec is None or spec.origin is None:
+        raise FileNotFoundError(
+            f"the sample photograph {name} comes inside {distribution}, which is not installed: "
+            f"pip install {distribution}"
+        )
+    path = Path(spec.origin).parent / folder.format(name)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: this version of {distribution} lacks it; install another")
+    return path

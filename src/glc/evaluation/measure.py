@@ -15,7 +15,7 @@ from glc.codec.codec import TargetWarning
 from glc.data.images import stack_pictures
 from glc.evaluation.codecs.base import CodecUnavailable, ImageCodec, Setting
 from glc.evaluation.records import write_bytes
-from glc.evaluation.sets import Picture, PictureSet
+from glc.evaluation.testsets import Picture, PictureSet
 from glc.metrics.quality import QualityMetrics
 
 MakeCodec = Callable[[str], ImageCodec]

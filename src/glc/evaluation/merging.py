@@ -12,13 +12,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from glc.codec.writing import replacing
-from glc.corpus.claims import claim
-from glc.corpus.records import FAILURES, MANIFEST, CorpusError, Folder
-from glc.corpus.shards import Shard, split_name
 from glc.evaluation.codecs.base import Setting
 from glc.evaluation.records import write_text
 from glc.evaluation.summary import Means, header, row_of, summarise, summary_text
+from glc.io.atomic import replacing
+from glc.io.locks import claim
+from glc.jobs.manifest import FAILURES, MANIFEST, CorpusError, Folder
+from glc.jobs.tar_shards import Shard, split_name
 
 FIGURES = "json"
 """Suffix of a sample's figures in the shards that are written."""

@@ -13,7 +13,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
-from glc.corpus.changes import differences
+from glc.jobs.changes import differences
 
 try:
     import fcntl

@@ -29,8 +29,8 @@ from glc.evaluation.measure import (
     work,
 )
 from glc.evaluation.records import IDENTITY, Journal, open_journal
-from glc.evaluation.sets import Picture, PictureSet
 from glc.evaluation.summary import write_results
+from glc.evaluation.testsets import Picture, PictureSet
 from glc.metrics.quality import QualityMetrics
 
 

@@ -2,7 +2,7 @@
 
 ```
 val-0.tar --.                                              .-- OUT/val-0.tar  KEY.json: figures [and files]
-val-1.tar --+-- glc.corpus: claims, journals, records -----+-- OUT/val-1.tar
+val-1.tar --+-- glc.jobs: claims, journals, records -----+-- OUT/val-1.tar
    ...    --'   and one Meter in each process              '-- OUT/.glc
                     all finished: merge --> summary.json, per_image.csv, per_shard.csv
 ```
@@ -16,10 +16,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from glc.corpus.records import Folder
-from glc.corpus.run import place_here, run, world
-from glc.corpus.shards import Shard, find_shards
-from glc.corpus.work import Coded, Task
 from glc.data.images import is_image_name, list_images, read_rgb
 from glc.evaluation.codecs.base import ImageCodec
 from glc.evaluation.identity import check_counts, choose_devices, describe
@@ -33,7 +29,11 @@ from glc.evaluation.measure import (
 )
 from glc.evaluation.merging import FIGURES, merge
 from glc.evaluation.records import IDENTITY, RecordsError
-from glc.evaluation.sets import Form, SetError
+from glc.evaluation.testsets import Form, SetError
+from glc.jobs.manifest import Folder
+from glc.jobs.run import place_here, run, world
+from glc.jobs.tar_shards import Shard, find_shards
+from glc.jobs.worker import Coded, Task
 
 REMEDY = "give another out=, or overwrite=true"
 NOT_OVER_SHARDS = "not computed over shards: it needs all pictures of the set in one place"
@@ -104,7 +104,7 @@ class ShardSet:
 
 @dataclass
 class Measurer:
-    """Measures one picture at all settings; what `glc.corpus` calls a coder."""
+    """Measures one picture at all settings; what `glc.jobs` calls a coder."""
 
     meter: Meter
     form: Form
@@ -186,7 +186,7 @@ class ShardEvaluation:
         seed: of all that is drawn.
         overwrite: start anew although the folder has results; what is not finished is gone on with, where its
             settings are the same.
-        progress: show it; None: as `glc.corpus` does.
+        progress: show it; None: as `glc.jobs` does.
         keep: keep each picture's files and what was decoded from them, in the shards that are written.
     """
 

@@ -16,7 +16,7 @@ from typing import Any
 
 from glc.evaluation.codecs.base import Setting
 from glc.evaluation.records import write_text
-from glc.evaluation.sets import PictureSet
+from glc.evaluation.testsets import PictureSet
 
 FORMAT = 1
 """Version of both files."""

@@ -5,8 +5,8 @@ from collections.abc import Mapping
 
 from torch import Tensor, nn
 
+from glc.losses.augment import RandomViews
 from glc.losses.perceptual import LPIPS, Net, WeightsUnavailable
-from glc.losses.views import RandomViews
 
 log = logging.getLogger(__name__)
 

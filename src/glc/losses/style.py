@@ -5,8 +5,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from glc.losses.augment import RandomViews
 from glc.losses.perceptual import LPIPS
-from glc.losses.views import RandomViews
 
 
 def gram(features: Tensor) -> Tensor:

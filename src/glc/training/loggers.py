@@ -15,8 +15,8 @@ from lightning.pytorch.loggers import CSVLogger, WandbLogger
 from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
-from glc.codec.writing import replacing
-from glc.training.processes import is_first_process
+from glc.io.atomic import replacing
+from glc.training.checkpoints import is_first_process
 
 _log = logging.getLogger(__name__)
 

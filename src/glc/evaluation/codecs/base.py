@@ -9,8 +9,8 @@ from typing import Any
 from PIL import Image
 
 from glc.codec.codec import TargetWarning
-from glc.codec.errors import TargetError
-from glc.codec.target import TOLERANCE, search
+from glc.codec.rate_search import TOLERANCE, search
+from glc.errors import TargetError
 
 
 class CodecUnavailable(RuntimeError):

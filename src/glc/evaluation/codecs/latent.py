@@ -8,10 +8,10 @@ import torch
 from PIL import Image
 from safetensors import safe_open
 
-from glc.codec.catalog import find
-from glc.codec.loading import load
-from glc.effort import Effort
+from glc.codec.load import load
+from glc.codec.weights.catalog import find
 from glc.evaluation.codecs.base import ImageCodec
+from glc.latent_search import Effort
 
 
 class LatentCodec(ImageCodec):
@@ -22,7 +22,7 @@ class LatentCodec(ImageCodec):
         device: where the networks run.
         qualities: 0 to 100; by default the model's trained rate points.
         target_bpp: bits per pixel instead.
-        effort: steps of the search for a better latent of each picture, see `glc.effort`; 0 for none.
+        effort: steps of the search for a better latent of each picture, see `glc.latent_search`; 0 for none.
         weights_dir: folder with LPIPS' weights for that search; None for torch hub's cache.
 
     Raises:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from PIL import Image
 
-from glc.codec.padding import crop, pad
+from glc.codec.images import crop, pad
 from glc.data.images import stack_pictures, to_image
 from glc.evaluation.codecs.base import CodecUnavailable, ImageCodec
 

@@ -1,0 +1,332 @@
+"""The commands `glc compress` and `glc decompress`."""
+
+from __future__ import annotations
+
+import io
+import math
+import os
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from glc.cli.errors import NOTHING_DONE, ONE_FAILED, NothingDoneError, message_about
+from glc.cli.files import Job, Kind, Plan, make_plan
+from glc.cli.latent_search import check_effort, make_effort
+from glc.cli.pipeline import Steps, outcomes, threads_for
+from glc.cli.shards import shard_options
+from glc.codec.bitstream import DEFAULT_LIMIT
+from glc.codec.runtime.memory import parse_memory
+from glc.codec.runtime.precision import PRECISIONS
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+GLC_SUFFIX = ".glc"
+LOSSLESS: dict[str, tuple[str, dict[str, Any]]] = {
+    ".png": ("PNG", {}),
+    ".webp": ("WEBP", {"lossless": True}),
+    ".tif": ("TIFF", {}),
+    ".tiff": ("TIFF", {}),
+    ".bmp": ("BMP", {}),
+    ".ppm": ("PPM", {}),
+    ".tga": ("TGA", {}),
+    ".jp2": ("JPEG2000", {"irreversible": False}),
+}
+"""Pillow's name and options of the formats that pictures can be written in, by suffix."""
+
+
+def _memory(ctx: click.Context, parameter: click.Parameter, value: str | None) -> int | None:
+    try:
+        return None if value is None else parse_memory(value)
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from None
+
+
+def _shared_options(command: Callable[..., None]) -> Callable[..., None]:
+    for option in reversed(
+        (
+            click.option(
+                "-o", "--output", metavar="OUT", help="File or folder to write, or - for standard output."
+            ),
+            click.option(
+                "--model", metavar="NAME|FILE", help="Known model (see `glc models`) or weights file."
+            ),
+            click.option(
+                "--device",
+                metavar="auto|cpu|cuda",
+                default="auto",
+                show_default=True,
+                help="Where the networks run.",
+            ),
+            click.option(
+                "--precision",
+                type=click.Choice(PRECISIONS),
+                default="auto",
+                show_default=True,
+                help="Number format of the networks that the files' symbols do not hang on.",
+            ),
+            click.option(
+                "--memory",
+                metavar="SIZE",
+                callback=_memory,
+                help="What may be taken, such as 8GB.  [default: what is free]",
+            ),
+            click.option("--force", is_flag=True, help="Replace existing files."),
+            click.option("--quiet", is_flag=True, help="No progress bar and no summary."),
+        )
+    ):
+        command = option(command)
+    return command
+
+
+def _positive(ctx: click.Context, parameter: click.Parameter, value: float | None) -> float | None:
+    if value is not None and not 0 < value < 1e9:  # this way NaN is refused, too
+        raise click.BadParameter(f"{value} is no number of bits per pixel")
+    return value
+
+
+def _number(ctx: click.Context, parameter: click.Parameter, value: float | None) -> float | None:
+    if value is not None and math.isnan(value):  # lies in any range for click
+        raise click.BadParameter("is not a number")
+    return value
+
+
+@click.command()
+@shard_options
+@click.argument("inputs", metavar="IN...", nargs=-1, required=True)
+@click.option(
+    "--quality",
+    type=click.FloatRange(0, 100),
+    callback=_number,
+    help="From the fewest bits to the most; may be a fraction.  [default: 50]",
+)
+@click.option(
+    "--target-bpp", type=float, callback=_positive, help="Instead of a quality: bits per pixel at most."
+)
+@click.option("--target-size", type=click.IntRange(min=1), help="Instead of a quality: bytes at most.")
+@click.option(
+    "--encoder",
+    metavar="NAME|FILE",
+    help="Encoder in the place of the model's own, such as one that restores; the files are ordinary ones.",
+)
+@click.option(
+    "--effort",
+    type=click.IntRange(min=0),
+    default=0,
+    help="Steps of a search for a latent that draws the picture better: 10 are much, each takes seconds.",
+)
+@click.option(
+    "--lpips-weights",
+    metavar="FOLDER",
+    help="With --effort: where SqueezeNet's weights are.  [default: torch hub's cache, then a download]",
+)
+@_shared_options
+def compress(
+    inputs: tuple[str, ...],
+    quality: float | None,
+    target_bpp: float | None,
+    target_size: int | None,
+    encoder: str | None,
+    effort: int,
+    lpips_weights: str | None,
+    output: str | None,
+    model: str | None,
+    device: str,
+    precision: str,
+    memory: int | None,
+    force: bool,
+    quiet: bool,
+) -> None:
+    """Compress pictures into .glc files.
+
+    IN is a picture, a folder (searched to its depths), or - for standard input. A result is written next to
+    its source, as NAME.glc, or to OUT: a file for a single picture, else a folder in which the structure of
+    the given folders is kept. A file made for a target size stays below it by 3 % at most.
+    """
+    if sum(value is not None for value in (quality, target_bpp, target_size)) > 1:
+        raise click.UsageError("give only one of --quality, --target-bpp and --target-size")
+    check_effort(effort, lpips_weights, encoder)
+    from glc.data.images import is_image_name
+
+    plan = make_plan(inputs, output, Kind("pictures", is_image_name, GLC_SUFFIX), force)
+    for job in plan.jobs:
+        if job.destination is not None and is_image_name(job.destination.name):
+            raise click.UsageError(
+                f"{job.target} is the name of a picture; compressed files end in {GLC_SUFFIX}"
+            )
+    _refuse_terminal(plan)
+
+    def start() -> Steps[Image, bytes]:
+        from glc.cli.codecs import Codecs
+        from glc.cli.files import read_picture, write_result
+        from glc.data.images import read_rgb
+
+        codec = Codecs(model, device, precision, memory, encoder=encoder).for_pictures()
+        search = make_effort(effort, lpips_weights)
+
+        def read(job: Job) -> Image:
+            source = read_picture(sys.stdin.buffer) if job.source is None else job.source
+            return read_rgb(source, job.name)
+
+        def code(job: Job, image: Image) -> tuple[bytes, str]:
+            with _notes(job):
+                data = codec.compress(
+                    image,
+                    50 if quality is None else quality,
+                    target_bpp=target_bpp,
+                    target_size=target_size,
+                    effort=search,
+                )
+            return data, f"{len(data):,} bytes, {8 * len(data) / (image.width * image.height):.4f} bpp"
+
+        def write(job: Job, data: bytes) -> None:
+            write_result(job, data, force)
+
+        return Steps(read, code, write, threads_for(codec.device.type))
+
+    _run(plan, start, quiet)
+
+
+@click.command()
+@shard_options
+@click.argument("inputs", metavar="IN...", nargs=-1, required=True)
+@click.option(
+    "--max-pixels",
+    type=click.IntRange(min=1),
+    default=DEFAULT_LIMIT,
+    help="Refuse larger pictures.  [default: 16384 x 16384]",
+)
+@click.option(
+    "--decoder",
+    metavar="NAME|FILE",
+    help="Decoder in the place of the model's own, such as one that draws in a style.",
+)
+@_shared_options
+def decompress(
+    inputs: tuple[str, ...],
+    max_pixels: int,
+    decoder: str | None,
+    output: str | None,
+    model: str | None,
+    device: str,
+    precision: str,
+    memory: int | None,
+    force: bool,
+    quiet: bool,
+) -> None:
+    """Turn .glc files into pictures.
+
+    IN is a .glc file, a folder (searched to its depths), or - for standard input. A result is written next to
+    its source, as NAME.png, or to OUT: a file for a single picture, else a folder in which the structure of
+    the given folders is kept. The suffix of a file OUT may choose another format that keeps every pixel.
+    Without --model each file is decoded with the known model that made it.
+    """
+    kind = Kind(f"{GLC_SUFFIX} files", lambda name: os.path.splitext(name)[1].lower() == GLC_SUFFIX, ".png")
+    plan = make_plan(inputs, output, kind, force)
+    for job in plan.jobs:
+        _format_of(job.destination)
+    _refuse_terminal(plan)
+
+    def start() -> Steps[bytes, Image]:
+        from glc.cli.codecs import Codecs
+        from glc.cli.files import read_glc, write_result
+        from glc.codec.bitstream import unpack
+        from glc.codec.codec import choose_device
+
+        codecs = Codecs(model, device, precision, memory, decoder=decoder)
+        codecs.check_for_files()
+
+        def read(job: Job) -> bytes:
+            return read_glc(job.source, max_pixels)
+
+        def code(job: Job, data: bytes) -> tuple[Image, str]:
+            header, _ = unpack(data, max_pixels)
+            with _notes(job):
+                picture = codecs.for_file(header).decompress(data, max_pixels=max_pixels)
+            return picture, f"{picture.width} x {picture.height}"
+
+        def write(job: Job, picture: Image) -> None:
+            write_result(job, _encoded(picture, job.destination), force)
+
+        return Steps(read, code, write, threads_for(choose_device(device).type))
+
+    _run(plan, start, quiet)
+
+
+def _run(plan: Plan, start: Callable[[], Steps[Any, Any]], quiet: bool) -> None:
+    """Do the jobs of a plan; report those that fail and go on.
+
+    Args:
+        plan: the jobs.
+        start: loads what the jobs need and returns how they are done.
+        quiet: say nothing but what goes wrong.
+
+    Raises:
+        click.exceptions.Exit: when anything went wrong.
+    """
+    from tqdm import tqdm
+
+    for problem in plan.problems:
+        click.echo(problem, err=True)
+    failed = len(plan.problems)
+    # Only on a terminal: in a log a bar would hide the lines that count.
+    hidden = True if quiet or len(plan.jobs) < 2 else None
+    done = outcomes(plan.jobs, start()) if plan.jobs else iter(())
+    with (
+        warnings.catch_warnings(action="ignore"),
+        tqdm(done, total=len(plan.jobs), unit="file", disable=hidden, dynamic_ncols=True) as bar,
+    ):
+        for job, outcome in bar:
+            if isinstance(outcome, Exception):
+                failed += 1
+                bar.write(message_about(job.name, outcome), file=sys.stderr)
+            elif not quiet:
+                # Where the data go to standard output, nothing else does.
+                out = sys.stderr if job.destination is None else sys.stdout
+                bar.write(f"{job.name} -> {job.target}: {outcome}", file=out)
+    if failed:
+        raise click.exceptions.Exit(NOTHING_DONE if plan.single else ONE_FAILED)
+
+
+@contextmanager
+def _notes(job: Job) -> Iterator[None]:
+    """Make a line on stderr of each warning about a target; others are not for users of a command."""
+    from tqdm import tqdm
+
+    from glc.codec.codec import TargetWarning
+
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("ignore")
+        warnings.simplefilter("always", TargetWarning)
+        yield
+    for warning in caught:
+        tqdm.write(f"{job.name}: note: {warning.message}", file=sys.stderr)
+
+
+def _refuse_terminal(plan: Plan) -> None:
+    if any(job.destination is None for job in plan.jobs) and sys.stdout.isatty():
+        raise click.UsageError("standard output is a terminal: redirect it, or give a file with -o")
+
+
+def _format_of(destination: Path | None) -> tuple[str, dict[str, Any]]:
+    """Return the format for a file's name; PNG for standard output and for names without a suffix."""
+    suffix = destination.suffix.lower() if destination is not None else ""
+    if (suffix or ".png") not in LOSSLESS:
+        name = click.format_filename(str(destination))
+        raise NothingDoneError(f"{name}: pictures are written as {', '.join(LOSSLESS)}, not as {suffix}")
+    return LOSSLESS[suffix or ".png"]
+
+
+def _encoded(picture: Image, destination: Path | None) -> bytes:
+    name, options = _format_of(destination)
+    stream = io.BytesIO()
+    try:
+        picture.save(stream, name, **options)
+    except KeyError as error:
+        raise ValueError(f"this Pillow cannot write {name}") from error
+    return stream.getvalue()

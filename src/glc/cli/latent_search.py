@@ -1,0 +1,45 @@
+"""The option `--effort` of `glc compress`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+from glc.cli.errors import NothingDoneError, message
+
+if TYPE_CHECKING:
+    from glc.latent_search import Effort
+
+
+def check_effort(steps: int, weights_dir: str | None, encoder: str | None) -> None:
+    """Refuse what does not go together.
+
+    Raises:
+        click.UsageError: always then.
+    """
+    if steps and encoder is not None:
+        raise click.UsageError(
+            "--effort draws nearer to the picture given, which --encoder is to change: give one of them"
+        )
+    if weights_dir is not None and not steps:
+        raise click.UsageError("--lpips-weights goes with --effort")
+
+
+def make_effort(steps: int, weights_dir: str | None) -> Effort | None:
+    """Return the search of so many steps, or None for none.
+
+    Raises:
+        NothingDoneError: LPIPS or its weights cannot be had.
+    """
+    if not steps:
+        return None
+    try:
+        from glc.latent_search import Effort
+
+        return Effort(steps, weights_dir=weights_dir)
+    except ImportError as error:
+        wanted = f"--effort needs the package {error.name}: pip install lpips torchvision"
+        raise NothingDoneError(wanted) from error
+    except (ValueError, OSError, RuntimeError) as error:
+        raise NothingDoneError(f"--effort: {message(error)}; or --lpips-weights FOLDER") from error

@@ -1,0 +1,106 @@
+"""The commands `glc info` and `glc models`."""
+
+import json
+from pathlib import Path
+
+import click
+
+from glc.cli.errors import NOTHING_DONE, ONE_FAILED, message_about
+from glc.cli.files import STREAM, Job
+
+
+@click.command()
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option("--json", "as_json", is_flag=True, help="Machine-readable.")
+def info(file: Path, as_json: bool) -> None:
+    """Tell what a .glc FILE says of itself; - reads standard input. No weights are needed."""
+    from glc.cli.codecs import known_models, model_of
+    from glc.cli.files import read_glc
+    from glc.codec.bitstream import MAX_SIDE, RATE_ONE, VERSION, unpack
+
+    job = Job(None if str(file) == STREAM else file, None)
+    try:
+        data = read_glc(job.source, MAX_SIDE**2)
+        header, _ = unpack(data, MAX_SIDE**2)
+    except (ValueError, OSError, MemoryError) as error:
+        click.echo(message_about(job.name, error), err=True)
+        raise click.exceptions.Exit(NOTHING_DONE) from error
+    model = model_of(header, known_models()[0])
+    found = {
+        "file": job.name,
+        "version": VERSION,
+        "width": header.width,
+        "height": header.height,
+        "rate_point": header.rate / RATE_ONE,
+        "bytes": len(data),
+        "bpp": 8 * len(data) / (header.width * header.height),
+        "fingerprint": header.fingerprint.hex(),
+        "model": model.name if model else None,
+    }
+    if as_json:
+        click.echo(json.dumps(found, ensure_ascii=False))
+        return
+    of = f" of 0 to {len(model.rates) - 1}" if model else ""
+    for label, value in (
+        ("file", job.name),
+        ("format", f"version {VERSION}"),
+        ("picture", f"{header.width} x {header.height} pixels"),
+        ("rate point", f"{header.rate / RATE_ONE:.3f}{of}"),
+        ("size", f"{len(data):,} bytes, {found['bpp']:.4f} bpp"),
+        ("weights", header.fingerprint.hex()),
+        ("model", model.name if model else "unknown: none of `glc models` has these weights"),
+    ):
+        click.echo(f"{label:<12}{value}")
+
+
+@click.command()
+@click.option("--json", "as_json", is_flag=True, help="Machine-readable.")
+def models(as_json: bool) -> None:
+    """List the models that are known by name, and the encoders and decoders made for them.
+
+    They are those that come with glc and the .safetensors files in the folder that the environment variable
+    GLC_MODELS names.
+    """
+    from glc.cli.codecs import known_models
+    from glc.codec.weights.catalog import DEFAULT_MODEL, FOLDER_VARIABLE
+
+    known, problems = known_models()
+    if as_json:
+        rows = [
+            {
+                "name": model.name,
+                "default": model.name == DEFAULT_MODEL,
+                "fingerprint": model.fingerprint,
+                "rates": model.rates,
+                "file": click.format_filename(model.file),
+                "bytes": model.bytes,
+                "encoders": model.parts("encoder"),
+                "decoders": model.parts("decoder"),
+            }
+            for model in known
+        ]
+        click.echo(json.dumps(rows, ensure_ascii=False))
+    elif known:
+        width = max(10, *(len(model.name) for model in known)) + 2
+        click.echo(f"{'name':<{width}}{'weights':<10}{'rate points':>11}{'size':>12}  file")
+        for model in known:
+            megabytes = f"{model.bytes / 1e6:.1f} MB"
+            name = f"{model.name}{' *' * (model.name == DEFAULT_MODEL)}"
+            file = click.format_filename(model.file)
+            click.echo(
+                f"{name:<{width}}{model.fingerprint[:8]:<10}{len(model.rates):>11}{megabytes:>12}  {file}"
+            )
+            for kind in ("encoder", "decoder"):
+                for part in model.parts(kind):
+                    click.echo(f"  --{kind} {part}")
+        if any(model.name == DEFAULT_MODEL for model in known):
+            click.echo("* used where none is chosen")
+    else:
+        click.echo(
+            f"No model comes with this version of glc; name a folder of weights files in {FOLDER_VARIABLE}.",
+            err=True,
+        )
+    for problem in problems:
+        click.echo(problem, err=True)
+    if problems:
+        raise click.exceptions.Exit(ONE_FAILED)

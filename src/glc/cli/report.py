@@ -1,0 +1,160 @@
+"""The commands `glc report` and `glc complexity`."""
+
+import json
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import click
+
+
+@contextmanager
+def _extra() -> Iterator[None]:
+    """Name the fix where the packages of evaluations are not installed."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        raise click.ClickException(f"the package {error.name} is missing: pip install 'glc[eval]'") from error
+
+
+@click.command()
+@click.argument("runs", metavar="RUN...", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path, dir_okay=False),
+    default=Path("report.html"),
+    show_default=True,
+    help="The page to write.",
+)
+@click.option(
+    "--originals",
+    type=click.Path(path_type=Path),
+    help="Folder of the set's pictures, to show them beside what was decoded.",
+)
+@click.option(
+    "--pictures",
+    type=click.IntRange(min=1),
+    default=8,
+    show_default=True,
+    help="Pictures in the slider, at most.",
+)
+@click.option(
+    "--tables",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Folder for plots (PNG, SVG) and tables (Markdown, LaTeX) as files.",
+)
+@click.option("--published/--no-published", default=True, help="Draw published points, where there are any.")
+@click.option(
+    "--anchor", metavar="CODEC", help="What BD-rates are against.  [default: that of the first RUN]"
+)
+def report(
+    runs: tuple[Path, ...],
+    output: Path,
+    originals: Path | None,
+    pictures: int,
+    tables: Path | None,
+    published: bool,
+    anchor: str | None,
+) -> None:
+    """Make one HTML page of evaluations (each RUN the out= of one), which opens offline."""
+    with _extra():
+        from glc.evaluation.report import build_report, write_tables
+        from glc.evaluation.results import read_runs, write_whole
+
+    found = read_runs(runs)
+    page = build_report(found, originals, pictures, published, anchor)
+    if tables is not None:
+        write_tables(found, tables, published, anchor)
+    write_whole(output, page)
+    click.echo(f"{click.format_filename(output)}: {len(page.encode()) / 1e6:.1f} MB")
+
+
+def _size(ctx: click.Context, parameter: click.Parameter, value: tuple[str, ...]) -> list[tuple[int, int]]:
+    sizes = []
+    for text in value:
+        found = re.fullmatch(r"(\d{1,5})x(\d{1,5})", text)
+        if found is None or int(found[1]) == 0 or int(found[2]) == 0:
+            raise click.BadParameter(f"{text!r} is no WIDTHxHEIGHT, such as 768x512")
+        sizes.append((int(found[1]), int(found[2])))
+    return list(dict.fromkeys(sizes))
+
+
+@click.command()
+@click.argument("model", metavar="NAME|FILE")
+@click.option(
+    "--size",
+    "sizes",
+    multiple=True,
+    metavar="WxH",
+    callback=_size,
+    default=("256x256", "768x512", "1920x1080"),
+    show_default=True,
+    help="Width and height of a picture; may be given several times.",
+)
+@click.option(
+    "--device",
+    "devices",
+    multiple=True,
+    metavar="cpu|cuda",
+    help="May be given several times.  [default: all that are present]",
+)
+@click.option("--quality", type=click.FloatRange(0, 100), default=50, show_default=True)
+@click.option(
+    "--repeats",
+    type=click.IntRange(min=1),
+    default=3,
+    show_default=True,
+    help="Calls of which the median is taken.",
+)
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Folder for complexity.md and complexity.json.",
+)
+def complexity(
+    model: str,
+    sizes: list[tuple[int, int]],
+    devices: tuple[str, ...],
+    quality: float,
+    repeats: int,
+    output: Path | None,
+) -> None:
+    """Tell what a model costs: parameters, operations, seconds and memory, by size and device."""
+    from glc.codec.load import load
+
+    with _extra():
+        from glc.evaluation.complexity import (
+            Complexity,
+            devices_present,
+            macs_by_part,
+            measure,
+            name_of,
+            parameters_by_part,
+            to_markdown,
+        )
+        from glc.evaluation.results import write_whole
+
+    measurements = []
+    codec = None
+    for device in dict.fromkeys(devices or devices_present()):
+        codec = load(model, device)
+        for size in sizes:
+            click.echo(f"{device}, {name_of(size)}", err=True)
+            measurements.append(measure(codec, size, quality, repeats))
+    assert codec is not None
+    found = Complexity(
+        model=Path(model).name,
+        fingerprint=codec.weights.fingerprint,
+        quality=quality,
+        parameters=parameters_by_part(codec.model),
+        macs={name_of(size): macs_by_part(codec.model, size) for size in sizes},
+        measurements=measurements,
+    )
+    text = to_markdown(found)
+    if output is not None:
+        write_whole(output / "complexity.md", text)
+        write_whole(output / "complexity.json", json.dumps(found.to_json(), indent=2) + "\n")
+    click.echo(text, nl=False)

@@ -1,0 +1,65 @@
+"""The command `glc serve`: a local page."""
+
+from pathlib import Path
+
+import click
+
+
+@click.command()
+@click.option(
+    "--host",
+    default="127.0.0.1",
+    show_default=True,
+    help="Address to listen on. Others than this machine's own let anyone there use the page.",
+)
+@click.option("--port", type=click.IntRange(1, 65535), default=7860, show_default=True)
+@click.option("--model", metavar="NAME|FILE", help="Model that is chosen first.")
+@click.option(
+    "--device", metavar="auto|cpu|cuda", default="auto", show_default=True, help="Where the networks run."
+)
+@click.option(
+    "--max-upload-mb",
+    type=click.IntRange(min=1),
+    default=32,
+    show_default=True,
+    help="Largest file that is taken.",
+)
+@click.option(
+    "--max-pixels",
+    type=click.IntRange(min=1),
+    default=24_000_000,
+    show_default=True,
+    help="Largest picture that is taken, width times height.",
+)
+@click.option(
+    "--weights-dir",
+    type=click.Path(path_type=Path, file_okay=False, exists=True),
+    help="Folder with AlexNet's weights for LPIPS.  [default: torch hub's cache]",
+)
+def serve(
+    host: str,
+    port: int,
+    model: str | None,
+    device: str,
+    max_upload_mb: int,
+    max_pixels: int,
+    weights_dir: Path | None,
+) -> None:
+    """Open a local page to try it all: compress, open files, restore, fill holes, draw in a style.
+
+    It works offline and asks no other machine for anything. Stop it with Ctrl-C.
+    """
+    try:
+        from glc.app.page import launch
+    except ModuleNotFoundError as error:
+        raise click.ClickException(
+            f"the package {error.name} is missing: pip install 'glc[app]', in an environment of its own"
+        ) from error
+    from glc.app.service import Studio
+
+    studio = Studio(model, device, max_upload_mb * 1_000_000, max_pixels, weights_dir)
+    page, url = launch(studio, host, port)
+    click.echo(f"{url} (Ctrl-C stops)")
+    if host not in ("127.0.0.1", "localhost", "::1"):
+        click.echo(f"note: whoever reaches {host} can use this page", err=True)
+    page.block_thread()

@@ -1,0 +1,156 @@
+"""Which published layout a file has, and our networks in it."""
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from glc.codec.convert import codeformer, glc_image, taming
+from glc.codec.convert.layout import Layout, Shapes
+from glc.codec.convert.read import Source, open_source
+from glc.codec.weights.architecture import ArchitectureError
+from glc.io.checkpoint import WeightsError
+
+KINDS = (glc_image.KIND, taming.KIND, codeformer.KIND)
+_SIGNS = {module.KIND: module.SIGNS for module in (glc_image, taming, codeformer)}
+
+CODEC = "glc.models.glc.GLC"
+AUTOENCODER = "glc.models.autoencoder.VQAutoencoder"
+_OURS = {CODEC: ("encoder", "decoder", "coder", "refiner"), AUTOENCODER: ("encoder", "decoder", "quantizer")}
+
+
+@dataclass(frozen=True)
+class Published:
+    """A file in a published layout."""
+
+    source: Source
+    layout: Layout
+
+    @property
+    def networks(self) -> list[str]:
+        """Names of our networks that it holds."""
+        return self.layout.present(self.source.tensors)
+
+    @property
+    def ignored(self) -> list[str]:
+        """Names of the tensors that belong to none of them."""
+        return [name for name in self.source.tensors if name not in self.layout.entries]
+
+    def states(self, networks: Iterable[str] | None = None) -> dict[str, dict[str, Tensor]]:
+        """Return the states of our networks, in float32; nothing is copied that is float32 already.
+
+        Args:
+            networks: the ones to return; all by default.
+
+        Raises:
+            WeightsError: when a tensor holds no numbers that a network could use.
+        """
+        wanted = list(self.networks if networks is None else networks)
+        entries = self.layout.entries
+        used = {
+            name: _usable(self.source.path, name, tensor)
+            for name, tensor in self.source.tensors.items()
+            if name in entries and entries[name].network in wanted
+        }
+        return self.layout.to_networks(used, wanted)
+
+
+def _usable(path: Path, name: str, tensor: Tensor) -> Tensor:
+    if not tensor.is_floating_point() or not tensor.isfinite().all():
+        raise WeightsError(f"{path}: {name} is not made of finite real numbers: the file is damaged")
+    return tensor.detach().float()
+
+
+def recognize(source: Source, kind: str = "auto") -> Published:
+    """Find the published layout of a file and check that it fits.
+
+    Args:
+        source: the file.
+        kind: one of `KINDS`, or `auto` to go by the names of the tensors.
+
+    Raises:
+        WeightsError: when the layout is unknown, or tensors are missing, unexpected or of another shape.
+    """
+    names = source.tensors
+    if kind == "auto":
+        kinds = (k for k, signs in _SIGNS.items() if any(name.startswith(signs) for name in names))
+        found = next(kinds, None)
+        if found is None:
+            raise WeightsError(
+                f"{source.path}: no layout that glc knows ({', '.join(KINDS)}, or a checkpoint of its own): "
+                f"its {len(names)} tensors begin with {', '.join(sorted(names)[:3])}"
+            )
+        kind = found
+    try:
+        layout = _layout(kind, source.shapes)
+    except (ArchitectureError, ValueError, ZeroDivisionError) as error:
+        raise WeightsError(f"{source.path}: no {kind} network has such shapes ({error})") from error
+    problem = layout.difference(source.shapes)
+    if problem:
+        raise WeightsError(f"{source.path}: not a {layout.title}: {problem}")
+    return Published(source, layout)
+
+
+def _layout(kind: str, shapes: Shapes) -> Layout:
+    if kind == glc_image.KIND:
+        return glc_image.layout(glc_image.Sizes.read(shapes))
+    return taming.read(shapes) if kind == taming.KIND else codeformer.read(shapes)
+
+
+def foreign_networks(path: str | Path) -> tuple[dict[str, dict[str, Tensor]], str]:
+    """Return our networks in a file that is no checkpoint of glc's training, and what the file is.
+
+    Args:
+        path: in a published layout, or a weights file of glc: of a codec, or of a stage-I auto-encoder.
+
+    Returns:
+        Of the networks `encoder`, `decoder`, `quantizer`, `coder`, `predictor`, `pixel_predictor` (that of
+        pictures' codes) and `refiner` the states of those that the file holds; and a few words for messages.
+
+    Raises:
+        WeightsError: when it is none of these.
+    """
+    source = open_source(path)
+    if source.ours:
+        raise WeightsError(f"{path}: a checkpoint of glc's training, not published weights")
+    described = own_description(source)
+    if described is None:
+        published = recognize(source)
+        return published.states(), f"a {published.layout.title}"
+    target = described.get("_target_")
+    names = _OURS.get(target) if isinstance(target, str) else None
+    if names is None:
+        raise WeightsError(f"{path}: describes {target!r}, neither a codec nor an auto-encoder")
+    states = {name: _below(source.tensors, name) for name in names}
+    title = "a codec's weights file" if target == CODEC else "a stage-I auto-encoder"
+    return {name: state for name, state in states.items() if state}, title
+
+
+def own_description(source: Source) -> Mapping[str, Any] | None:
+    """Return the architecture in a weights file of glc; None for any other file.
+
+    Raises:
+        WeightsError: when it cannot be read.
+    """
+    if "model" not in source.metadata:
+        return None
+    try:
+        described = json.loads(source.metadata["model"])
+    except (ValueError, RecursionError) as error:
+        raise WeightsError(f"{source.path}: its metadata 'model' cannot be read ({error})") from error
+    if not isinstance(described, Mapping):
+        raise WeightsError(f"{source.path}: its metadata 'model' describes no model")
+    return described
+
+
+def _below(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    start = prefix + "."
+    return {
+        name.removeprefix(start): tensor.float() if tensor.dtype is torch.float16 else tensor
+        for name, tensor in tensors.items()
+        if name.startswith(start)
+    }

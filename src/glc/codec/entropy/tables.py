@@ -1,0 +1,188 @@
+"""Integer frequency tables: made once when weights are exported, stored with them, never recomputed.
+
+All frequencies are whole numbers that sum to 2^24. Symbols of y are coded under one of `SCALES` zero-mean
+Gaussians, chosen by the exact scale; a symbol outside a table is coded as its escape (see
+`glc.codec.entropy.ans`).
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from glc.codec.entropy.integer_nets import ACTIVATION_BITS
+from glc.models.entropy import LIKELIHOOD_FLOOR, FactorizedDensity
+
+PRECISION = 24
+"""Bits of a frequency."""
+TOTAL = 1 << PRECISION
+SCALES = 128
+SCALE_MIN, SCALE_MAX = 0.11, 64.0
+SYMBOL_LIMIT = (1 << 15) - 1
+"""Largest magnitude of a symbol."""
+_TAIL = 2.0**-16
+"""Probability beyond a table's ends; what lies there is escaped."""
+_ESCAPE = TOTAL >> 17
+"""Least frequency of an escape."""
+
+
+class TableError(ValueError):
+    """Stored tables are not tables."""
+
+
+@dataclass(frozen=True)
+class Table:
+    """Frequencies of consecutive integers and of the escape.
+
+    Args:
+        low: the least integer.
+        frequencies: of `low`, `low + 1` and so on, and of the escape, last; positive, of sum 2^24.
+    """
+
+    low: int
+    frequencies: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        if len(self.frequencies) < 2 or min(self.frequencies) < 1 or sum(self.frequencies) != TOTAL:
+            raise TableError(f"the frequencies of a table must be positive and sum to {TOTAL}")
+        if abs(self.low) > SYMBOL_LIMIT or abs(self.high) > TOTAL:
+            raise TableError(f"a table starts within +-{SYMBOL_LIMIT}")
+
+    @property
+    def high(self) -> int:
+        """The greatest integer that is not escaped."""
+        return self.low + len(self.frequencies) - 2
+
+    @property
+    def escape(self) -> int:
+        """Position of the escape."""
+        return len(self.frequencies) - 1
+
+
+def quantize_probabilities(probabilities: np.ndarray, least: int = 1) -> tuple[int, ...]:
+    """Round probabilities to frequencies of at least `least` that sum to 2^24.
+
+    What rounding leaves over goes to the likeliest symbol, where it changes the least.
+    """
+    scaled = probabilities / probabilities.sum() * TOTAL
+    frequencies = np.maximum(np.rint(scaled), least).astype(np.int64)
+    frequencies[int(frequencies.argmax())] += TOTAL - int(frequencies.sum())
+    return tuple(int(f) for f in frequencies)
+
+
+def gaussian_table(scale: float) -> Table:
+    """Return the table of a zero-mean Gaussian integrated over unit intervals, symmetric about zero."""
+
+    def beyond(x: float) -> float:
+        return 0.5 * math.erfc(x / scale * math.sqrt(0.5))
+
+    high = 1
+    while 2 * beyond(high + 0.5) > _TAIL:
+        high += 1
+    upper = [max(1, round((beyond(k - 0.5) - beyond(k + 0.5)) * TOTAL)) for k in range(1, high + 1)]
+    escape = max(_ESCAPE, round(2 * beyond(high + 0.5) * TOTAL))
+    centre = TOTAL - 2 * sum(upper) - escape
+    return Table(-high, (*upper[::-1], centre, *upper, escape))
+
+
+@torch.no_grad()
+def density_tables(density: FactorizedDensity, widest: int = 256) -> list[Table]:
+    """Return one table per channel of a learned density.
+
+    Args:
+        density: the density of z.
+        widest: magnitude of the largest symbol to consider.
+    """
+    symbols = torch.arange(-widest, widest + 1, dtype=torch.float32)
+    grid = symbols.view(1, 1, -1, 1).expand(1, density.channels, -1, 1)
+    likelihood = torch.exp2(-density(grid)[0, :, :, 0]).double().sub_(LIKELIHOOD_FLOOR).clamp_min_(0).numpy()
+    tables = []
+    for row in likelihood:
+        kept = np.flatnonzero(row > _TAIL / 4)
+        first, last = (int(kept[0]), int(kept[-1])) if len(kept) else (widest, widest)
+        inside = row[first : last + 1]
+        frequencies = quantize_probabilities(np.append(inside, max(1 - inside.sum(), _ESCAPE / TOTAL)))
+        tables.append(Table(first - widest, frequencies))
+    return tables
+
+
+@dataclass(frozen=True)
+class Tables:
+    """All tables of a codec.
+
+    Args:
+        thresholds: scales on the exact grid, in units of 2^-12, ascending: an element's class is the number
+            of thresholds that its scale reaches.
+        y: one table per class.
+        z: tables of the hyper code: empty for a code of fixed length; one over all indices (its escape is
+            the last index); or one per channel of a factorised hyper module.
+    """
+
+    thresholds: tuple[int, ...]
+    y: tuple[Table, ...]
+    z: tuple[Table, ...] = ()
+
+    def __post_init__(self) -> None:
+        if len(self.thresholds) + 1 != len(self.y) or list(self.thresholds) != sorted(set(self.thresholds)):
+            raise TableError("there must be one ascending threshold between each two tables of y")
+        if any(not 0 < threshold < TOTAL for threshold in self.thresholds):
+            raise TableError(f"thresholds must be positive and below {TOTAL}")
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the tables as plain lists; of the tables of y, which are symmetric, the upper halves."""
+        return {
+            "thresholds": list(self.thresholds),
+            "y": [list(table.frequencies[-table.low :]) for table in self.y],
+            "z": [[table.low, *table.frequencies] for table in self.z],
+        }
+
+    @classmethod
+    def from_json(cls, stored: Any) -> "Tables":
+        """Undo `to_json`.
+
+        Raises:
+            TableError: when it is no such description.
+        """
+        if not isinstance(stored, Mapping) or set(stored) != {"thresholds", "y", "z"}:
+            raise TableError("tables need the keys thresholds, y and z")
+        y = []
+        for half in _integer_lists(stored["y"]):
+            if len(half) < 2:
+                raise TableError("a table of y has a frequency of zero and one of the escape")
+            inner = half[1:-1]
+            y.append(Table(-len(inner), (*inner[::-1], *half)))
+        z = [Table(low, tuple(rest)) for low, *rest in _integer_lists(stored["z"])]
+        (thresholds,) = _integer_lists([stored["thresholds"]], may_be_empty=True)
+        return cls(tuple(thresholds), tuple(y), tuple(z))
+
+
+def _integer_lists(stored: Any, may_be_empty: bool = False) -> list[list[int]]:
+    def is_row(row: Any) -> bool:
+        return (
+            isinstance(row, list) and (may_be_empty or bool(row)) and all(type(value) is int for value in row)
+        )
+
+    if not isinstance(stored, list) or not all(is_row(row) for row in stored):
+        raise TableError("a table is a list of whole numbers")
+    return stored
+
+
+def gaussian_tables(z: Sequence[Table] = ()) -> Tables:
+    """Return the tables that new weights get: `SCALES` Gaussians, spaced evenly in the logarithm."""
+    ratio = (SCALE_MAX / SCALE_MIN) ** (1 / (SCALES - 1))
+    scales = [SCALE_MIN * ratio**i for i in range(SCALES)]
+    between = [scale * math.sqrt(ratio) for scale in scales[:-1]]
+    thresholds = tuple(math.ceil(scale * (1 << ACTIVATION_BITS)) for scale in between)
+    return Tables(thresholds, tuple(gaussian_table(scale) for scale in scales), tuple(z))
+
+
+def index_table(counts: Tensor) -> Table:
+    """Return the table of indices that were seen `counts` `[M]` times; each can still be coded.
+
+    One is added to each count (Laplace's rule), and the last index stands where other tables escape.
+    """
+    return Table(0, quantize_probabilities(counts.double().numpy() + 1))

@@ -1,0 +1,69 @@
+"""What a codec takes for a picture, how the networks get it, and who may look for a better latent of it.
+
+Padding: the only place where pictures of any size meet the model's stride.
+"""
+
+from typing import Protocol
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+
+from glc.data.images import ImageSource, read_rgb
+from glc.models.glc import GLC
+
+Picture = ImageSource | np.ndarray | Tensor
+"""A path, a PIL image, an array `[H, W, 3]` of uint8, or a float tensor `[3, H, W]` in [0, 1]."""
+
+
+class LatentSearch(Protocol):
+    """Finds a better latent of a picture than E's, such as `glc.latent_search.Effort`."""
+
+    def __call__(self, model: GLC, x: Tensor, latent: Tensor, rate: float, memory: int | None) -> Tensor:
+        """Return a latent for x `[1, 3, H, W]` in [-1, 1] at a rate point, within bytes of memory."""
+        ...
+
+
+def to_input(image: Picture) -> Tensor:
+    """Return a picture as `[1, 3, H, W]`, uint8 levels or float32 in [-1, 1].
+
+    Raises:
+        ImageError: when a file cannot be read.
+        ValueError: when an array or a tensor is none of a picture.
+    """
+    if isinstance(image, Tensor):
+        if image.ndim != 3 or image.shape[0] != 3 or not image.is_floating_point():
+            raise ValueError(
+                f"a tensor must be floats [3, H, W] in [0, 1], got {image.dtype} {list(image.shape)}"
+            )
+        if 0 in image.shape or not (image.min() >= 0 and image.max() <= 1):
+            raise ValueError("a tensor must hold pixels, with values in [0, 1]")
+        return image.detach().float()[None] * 2 - 1
+    if isinstance(image, np.ndarray):
+        if image.dtype != np.uint8 or image.ndim not in (2, 3) or 0 in image.shape:
+            raise ValueError(f"an array must be uint8 [H, W, 3], got {image.dtype} {list(image.shape)}")
+        shape = list(image.shape)
+        try:
+            image = Image.fromarray(image)
+        except TypeError as error:
+            raise ValueError(f"an array must be uint8 [H, W, 3], got {shape}") from error
+    return torch.from_numpy(np.asarray(read_rgb(image)).transpose(2, 0, 1)[None].copy())
+
+
+def padded_size(height: int, width: int, stride: int) -> tuple[int, int]:
+    """Return the least multiples of the stride that hold a picture."""
+    return -(-height // stride) * stride, -(-width // stride) * stride
+
+
+def pad(x: Tensor, stride: int) -> Tensor:
+    """Extend pictures `[B, C, H, W]` at the right and lower edge, repeating the last pixels."""
+    height, width = x.shape[-2:]
+    rows, cols = padded_size(height, width, stride)
+    return F.pad(x, (0, cols - width, 0, rows - height), mode="replicate")
+
+
+def crop(x: Tensor, height: int, width: int) -> Tensor:
+    """Undo `pad`."""
+    return x[..., :height, :width]

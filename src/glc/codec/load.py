@@ -1,0 +1,47 @@
+"""A codec from the names or files of its model and, where they are others, of its encoder and decoder."""
+
+from pathlib import Path
+
+import torch
+
+from glc.codec.codec import Codec, choose_device
+from glc.codec.weights.catalog import DEFAULT_MODEL, find, find_part
+from glc.codec.weights.file import Weights, read_weights
+from glc.codec.weights.variants import Kind, attach, read_part
+
+
+def load(
+    model: str | Path = DEFAULT_MODEL,
+    device: str | torch.device = "auto",
+    *,
+    encoder: str | Path | None = None,
+    decoder: str | Path | None = None,
+    precision: str = "auto",
+    memory: int | str | None = None,
+) -> Codec:
+    """Return the codec of a weights file or of a model that comes with glc.
+
+    Args:
+        model: a file, or a name (`glc models` lists them); by default the codec in the box.
+        device: "cpu", "cuda", or "auto" for a GPU where there is one.
+        encoder: file or name of an encoder made for this model, such as one that restores, to compress with.
+        decoder: the same of a decoder, such as one that draws in a style, to decompress with.
+        precision: "auto", "float32" or "bfloat16" for E and D; any precision reads any file.
+        memory: what the process may take, in bytes or as text such as "8GB"; None for what is free.
+
+    Raises:
+        WeightsError: when there is no such model, its file cannot be used, or a part is another model's.
+        ValueError: when there is no such device or precision, or memory is no size.
+    """
+    return Codec(assemble(find(model), encoder, decoder), choose_device(device), precision, memory)
+
+
+def assemble(file: Path, encoder: str | Path | None = None, decoder: str | Path | None = None) -> Weights:
+    """Return the weights in a codec's file, with an encoder or a decoder in the place of its own.
+
+    They are left in their files where they can, see `glc.codec.weights.mmap`.
+    """
+    weights = read_weights(file, mapped=True)
+    named: list[tuple[Kind, str | Path | None]] = [("encoder", encoder), ("decoder", decoder)]
+    chosen = [(kind, find_part(name, kind)) for kind, name in named if name is not None]
+    return attach(weights, *(read_part(part, kind, mapped=True) for kind, part in chosen))

@@ -1,0 +1,51 @@
+"""Finding the rate point that makes a file of a given size."""
+
+import math
+from collections.abc import Callable
+
+from glc.errors import TargetError
+
+TOLERANCE = 0.03
+"""How far below its target a size may stay."""
+_AIM = 0.985
+"""Where interpolation aims within the tolerance."""
+_MAX_PROBES = 24
+
+
+def search(size_of: Callable[[int], int], top: int, target: float) -> int:
+    """Return the setting in `[0, top]` whose size lies at most `TOLERANCE` below `target`, or near it.
+
+    Sizes grow with the setting, nearly everywhere: the search holds a setting that fits and one that does
+    not, and interpolates the logarithm of the size between them, or halves where that gains little.
+
+    Args:
+        size_of: size in bytes of the file at a setting; each is asked for once.
+        top: largest setting.
+        target: bytes, whole or not.
+
+    Raises:
+        TargetError: when setting 0 does not fit.
+    """
+    smallest = size_of(0)
+    if smallest > target:
+        raise TargetError(f"no file of {int(target)} bytes can be made; the smallest has {smallest} bytes")
+    low, low_size = 0, smallest
+    if top == 0 or low_size >= (1 - TOLERANCE) * target:
+        return low
+    high, high_size = top, size_of(top)
+    if high_size <= target:
+        return high
+    for probe in range(_MAX_PROBES):
+        if high - low <= 1 or low_size >= (1 - TOLERANCE) * target:
+            break
+        middle = (low + high) // 2
+        if probe % 3 < 2:  # every third step halves, so that a strange curve cannot stall the search
+            slope = (math.log(high_size) - math.log(low_size)) / (high - low)
+            middle = low + round((math.log(_AIM * target) - math.log(low_size)) / slope)
+        middle = min(max(middle, low + 1), high - 1)
+        size = size_of(middle)
+        if size <= target:
+            low, low_size = middle, size
+        else:
+            high, high_size = middle, size
+    return low

@@ -1,0 +1,243 @@
+"""The blocks of E and D as steps from map to map, each run in bands."""
+
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from glc.codec.runtime.conv import Convolution
+from glc.codec.runtime.group_norm import ChannelStatistics, Normalizer
+from glc.codec.runtime.row_tiles import Source, empty_map, fill
+from glc.codec.runtime.threads import Scratch, Workers
+from glc.codec.runtime.winograd import TILE
+from glc.layers.attention import WindowAttention, merge_windows, partition_windows
+from glc.layers.blocks import Downsample, ResidualBlock, Upsample
+from glc.layers.normalization import PixelNorm
+
+_SWISH = nn.SiLU()
+_BEFORE = (nn.GroupNorm, PixelNorm, nn.Identity, nn.SiLU)
+
+
+class Map:
+    """A map `[1, C, H, W]` and, where the next block needs them, the statistics of its channels."""
+
+    def __init__(self, values: Tensor, statistics: ChannelStatistics | None = None) -> None:
+        self.values = values
+        self.statistics = statistics
+
+    def source(self, before: tuple[nn.Module, ...] = ()) -> Source:
+        """Return the source of its rows, after a normalisation and swish where they are given."""
+        values = self.values
+        if not before:
+            return Source(values.shape[2], lambda start, stop: values[:, :, start:stop])
+        swish = isinstance(before[-1], nn.SiLU)
+        norm = before[0] if len(before) > swish else nn.Identity()
+        normalize = Normalizer(norm, self.statistics, swish)
+        return Source(values.shape[2], lambda start, stop: normalize(values[:, :, start:stop]))
+
+
+class Step(Protocol):
+    """A block, ready to run."""
+
+    gather: bool
+    """Whether the next block wants statistics of the output."""
+    channels: int
+    """Width of the output."""
+    dtype: torch.dtype
+    """Of the output, and of the map in between."""
+    scale: float
+    """Rows of the output per row of the input."""
+    reach: int
+    """Rows beyond a row of the input that its output sees, or -1 when it sees all."""
+    makes_map: bool
+    """Whether the output takes memory of its own."""
+    scratch_channels: int
+    """Width of the map that is needed in between; 0 for none."""
+
+    def __call__(self, x: Map, scratch: Scratch, workers: Workers) -> Map:
+        """Apply the block; the input may be overwritten."""
+        ...
+
+
+class ResidualStep:
+    """`ResidualBlock`; where the width stays, its output replaces its input."""
+
+    scale = 1.0
+
+    def __init__(self, block: ResidualBlock, dtype: torch.dtype) -> None:
+        self.gather = False
+        self.block = block
+        self.dtype = dtype
+        self.conv1 = Convolution(block.conv1, dtype)
+        self.conv2 = Convolution(block.conv2, dtype)
+        self.skip = Convolution(block.skip, dtype) if isinstance(block.skip, nn.Conv2d) else None
+        self.channels = self.scratch_channels = self.conv2.channels
+        self.makes_map = self.skip is not None
+        self.global_norm = isinstance(block.norm1, nn.GroupNorm)
+        self.reach = -1 if self.global_norm else 2
+
+    def __call__(self, x: Map, scratch: Scratch, workers: Workers) -> Map:
+        """Apply the block."""
+        _, channels, height, width = x.values.shape
+        plain, source = x.source(), x.source((self.block.norm1, _SWISH))
+        h = scratch.map(self.channels, height, width, self.conv1.dtype)
+        wide = channels * width
+        statistics = fill(h, self.conv1.writing(source, workers), self.global_norm, workers, width=wide)
+        hidden = Map(h, statistics).source((self.block.norm2, _SWISH))
+        write = self.conv2.writing(hidden, workers)
+        if self.skip is None:
+            return Map(x.values, fill(x.values, write, self.gather, workers, add=True))
+        write_skip = self.skip.writing(plain, workers)
+
+        def write_both(start: int, out: Tensor, part: int, add: bool) -> None:
+            write_skip(start, out, part, add)
+            write(start, out, part, True)
+
+        values = empty_map(self.channels, height, width, self.conv2.dtype)
+        return Map(values, fill(values, write_both, self.gather, workers, width=wide))
+
+
+class AttentionStep:
+    """`WindowAttention`, some rows of windows at a time; its output replaces its input."""
+
+    scale = 1.0
+    reach = -1  # the whole window: more than a tile should overlap by
+    makes_map = False
+    scratch_channels = 0
+
+    def __init__(self, block: WindowAttention, dtype: torch.dtype) -> None:
+        self.gather = False
+        self.block = block
+        self.dtype = dtype
+        convs = (block.query, block.key, block.value)
+        self.weight = torch.cat([conv.weight.detach().flatten(1) for conv in convs]).to(dtype)
+        self.bias = torch.cat([conv.bias.detach() for conv in convs if conv.bias is not None]).to(dtype)
+        self.out_weight = block.out.weight.detach().to(dtype)
+        self.out_bias = None if block.out.bias is None else block.out.bias.detach().to(dtype)
+        self.channels = block.out.out_channels
+
+    def __call__(self, x: Map, scratch: Scratch, workers: Workers) -> Map:
+        """Apply the block."""
+        height, width = x.values.shape[2:]
+        window = max(height, width) if self.block.window is None else self.block.window
+        source = x.source((self.block.norm,))
+
+        def write(start: int, out: Tensor, part: int, add: bool) -> None:
+            x = source.rows(start, start + out.shape[2])
+            # Windows at the edges may be smaller: apart from the others they need no mask.
+            for top, bottom in _whole_and_rest(out.shape[2], window):
+                for left, right in _whole_and_rest(width, window):
+                    tokens, _ = partition_windows(x[:, :, top:bottom, left:right], window)
+                    query, key, value = F.linear(tokens, self.weight, self.bias)[:, None].chunk(3, -1)
+                    attended = F.scaled_dot_product_attention(query, key, value)[:, 0]
+                    merged = merge_windows(attended, window, (bottom - top, right - left))
+                    out[:, :, top:bottom, left:right] += F.conv2d(merged, self.out_weight, self.out_bias)
+
+        multiple = min(window, height)
+        found = fill(x.values, write, self.gather, workers, multiple=multiple, add=True, divisible=False)
+        return Map(x.values, found)
+
+
+def _whole_and_rest(size: int, window: int) -> list[tuple[int, int]]:
+    """Cut a side into what whole windows cover and the rest; empty ones are left out."""
+    whole = size // window * window
+    return [cut for cut in ((0, whole), (whole, size)) if cut[0] < cut[1]]
+
+
+class ConvolutionStep:
+    """A convolution to a new map, after a normalisation and swish where they are given.
+
+    It may double the map before (`Upsample`), or turn channels into space after (`nn.PixelShuffle`).
+    """
+
+    makes_map = True
+    scratch_channels = 0
+
+    def __init__(
+        self,
+        conv: nn.Conv2d,
+        dtype: torch.dtype,
+        before: tuple[nn.Module, ...] = (),
+        doubles: bool = False,
+        shuffle: int = 1,
+    ) -> None:
+        self.gather = False
+        self.before = before
+        self.conv = Convolution(conv, dtype, doubles)
+        self.channels = conv.out_channels // shuffle**2
+        self.dtype = dtype
+        self.shuffle = shuffle
+        self.scale = (2.0 if doubles else 1 / conv.stride[0]) * shuffle
+        self.reach = -1 if has_global_norm(before) else conv.kernel_size[0] // 2
+
+    def __call__(self, x: Map, scratch: Scratch, workers: Workers) -> Map:
+        """Apply the block."""
+        _, channels, height, width = x.values.shape
+        source = x.source(self.before)
+        values = empty_map(self.channels, int(height * self.scale), int(width * self.scale), self.dtype)
+        write = self.conv.writing(source, workers)
+
+        def write_shuffled(start: int, out: Tensor, part: int, add: bool) -> None:
+            shape = (self.conv.channels, out.shape[2] // self.shuffle, out.shape[3] // self.shuffle)
+            made = empty_map(*shape, self.dtype)
+            write(start // self.shuffle, made, 0, False)
+            out.copy_(F.pixel_shuffle(made, self.shuffle))
+
+        whole = self.shuffle == 1
+        found = fill(
+            values,
+            write if whole else write_shuffled,
+            self.gather,
+            workers,
+            multiple=TILE * self.shuffle,
+            width=int(channels * width / self.scale),
+            divisible=whole,
+        )
+        return Map(values, found)
+
+
+def has_global_norm(modules: tuple[nn.Module, ...]) -> bool:
+    """Whether one of them looks at the whole map."""
+    return any(isinstance(module, nn.GroupNorm) for module in modules)
+
+
+def split_ending(blocks: list[nn.Module]) -> tuple[list[nn.Module], tuple[nn.Module, ...]]:
+    """Split off the normalisation and swish at the end of a list of blocks."""
+    count = len(blocks)
+    while count and isinstance(blocks[count - 1], _BEFORE):
+        count -= 1
+    return blocks[:count], tuple(blocks[count:])
+
+
+def make_steps(blocks: list[nn.Module], dtype: torch.dtype, after: tuple[nn.Module, ...] = ()) -> list[Step]:
+    """Turn blocks into steps.
+
+    Args:
+        blocks: those of E or D between its first and its last convolution.
+        dtype: of the maps.
+        after: normalisation and swish that follow.
+    """
+    steps: list[Step] = []
+    before: tuple[nn.Module, ...] = ()
+    sequence = (*blocks, *after)
+    for block, following in zip(sequence, (*sequence[1:], None), strict=True):
+        first = getattr(block, "norm1", getattr(block, "norm", block))
+        if steps and not before:
+            steps[-1].gather = isinstance(first, nn.GroupNorm)
+        if isinstance(block, ResidualBlock):
+            steps.append(ResidualStep(block, dtype))
+        elif isinstance(block, WindowAttention):
+            steps.append(AttentionStep(block, dtype))
+        elif isinstance(block, Downsample | Upsample):
+            steps.append(ConvolutionStep(block.conv, dtype, doubles=isinstance(block, Upsample)))
+        elif isinstance(block, nn.Conv2d):
+            shuffle = following.upscale_factor if isinstance(following, nn.PixelShuffle) else 1
+            steps.append(ConvolutionStep(block, dtype, before, shuffle=shuffle))
+            before = ()
+        elif isinstance(block, nn.PixelShuffle):
+            continue  # the convolution's before it
+        else:
+            assert isinstance(block, _BEFORE), block
+            before = (*before, block)
+    return steps

@@ -1,0 +1,215 @@
+"""Effort: search a picture's latent by gradient descent before it is coded.
+
+E has learnt one answer for all pictures. For a single one there is a better latent, and D, which is at hand,
+tells where: the picture that it would draw is compared, and the latent is moved down the gradient
+(content-adaptive coding: Campos et al., CVPR workshops 2019; Yang et al., NeurIPS 2020). Files stay ordinary.
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from glc.codec.runtime.memory import check_memory
+from glc.losses.augment import LEAST, RandomViews
+from glc.losses.perceptual import LPIPS, Net
+from glc.models.glc import GLC
+
+DEFAULT_STEPS = 10
+
+_RESERVE = 1.5
+"""Memory of a step, in what its graph keeps for the way back."""
+
+
+@dataclass(frozen=True)
+class _Cost:
+    """What a latent costs: bits, and distortion `l1 + lpips`, both relative to where the search began."""
+
+    bits: Tensor
+    distortion: Tensor
+
+
+class Effort:
+    """Search for a latent whose file is no larger and whose picture is nearer.
+
+    ```
+    l --coder(rate)--> bits, l_hat --D--> x_hat      loss = distortion / that of E's latent
+    ^                                                       + rate_weight * max(0, bits / those of E's - 1)
+    '------------- Adam: steps times ---------------       distortion = mean |x - x_hat| + LPIPS
+    ```
+
+    LPIPS sees random views, so that the search finds no blind spot of its network. What is worse than E's own
+    latent in the end is thrown away. Larger pictures are searched in tiles, one after the other, each as a
+    picture of its own: D's attention windows and group statistics are the tile's.
+
+    One search may be used by several threads, for codecs on one device.
+
+    Args:
+        steps: of gradient descent, at least 1.
+        net: LPIPS' backbone.
+        weights_dir: folder with its weights; None for torch hub's cache, then a download.
+        step_size: of Adam's first step, relative to the latent's root mean square; it falls linearly to 0.
+        rate_weight: what a relative excess of bits weighs beside relative distortion.
+        tile: largest side of a tile in pixels.
+        memory: bytes that a tile may take; halves its side until they suffice. It decides the file, and what
+            is free on a machine does not.
+        margin: pixels around a tile that are computed with it, and left as they are.
+        seed: of the views.
+        distance: maps two batches `[B, 3, H, W]` in [-1, 1] to distances `[B]`, in LPIPS' place.
+
+    Raises:
+        ValueError: `steps` is no whole number, or less than 1.
+        WeightsUnavailable: LPIPS' weights cannot be had.
+        FileNotFoundError: `weights_dir` is given and is not a folder.
+    """
+
+    def __init__(
+        self,
+        steps: int = DEFAULT_STEPS,
+        *,
+        net: Net = "squeeze",
+        weights_dir: str | Path | None = None,
+        step_size: float = 0.05,
+        rate_weight: float = 1.0,
+        tile: int = 1024,
+        memory: int = 4_000_000_000,
+        margin: int = 64,
+        seed: int = 0,
+        distance: nn.Module | None = None,
+    ) -> None:
+        if steps != int(steps) or steps < 1:
+            raise ValueError(f"effort must be a whole number of steps, at least 1, got {steps}")
+        self.steps = int(steps)
+        self.step_size = step_size
+        self.rate_weight = rate_weight
+        self.tile = tile
+        self.memory = memory
+        self.margin = margin
+        self.seed = seed
+        self.distance = LPIPS(net, weights_dir) if distance is None else distance
+
+    def __call__(self, model: GLC, x: Tensor, latent: Tensor, rate: float, memory: int | None) -> Tensor:
+        """Return a better latent for a picture at a rate point.
+
+        Args:
+            model: the codec's networks, without gradients.
+            x: `[1, 3, H, W]` in [-1, 1], sides multiples of the model's stride.
+            latent: l, E's, `[1, C, H / f, W / f]`; it stays as it is.
+            rate: rate point.
+            memory: bytes that may be taken; None where nothing says.
+
+        Raises:
+            MemoryLimitError: a tile needs more memory.
+        """
+        if min(x.shape[-2:]) < LEAST:
+            return latent  # less than LPIPS' network can see
+        # Tensors of inference mode take no part in a graph; their copies outside of it do.
+        with torch.inference_mode(False), torch.enable_grad():
+            self.distance.to(x.device)
+            x, latent, rate = x.clone(), latent.clone(), float(rate)
+            side = self._tile_side(model, x, latent, rate, memory)
+            for tile in _tiles(latent.shape[-2], latent.shape[-1], side, self._latents(model, self.margin)):
+                self._search(model, x, latent, rate, tile)
+        return latent
+
+    def _latents(self, model: GLC, pixels: float) -> int:
+        """Pixels as rows of the latent, rounded down to what the coder takes but not to nothing."""
+        stride = model.coder.stride
+        return max(1, math.floor(pixels / model.encoder.downsampling / stride)) * stride
+
+    def _search(self, model: GLC, x: Tensor, latent: Tensor, rate: float, tile: "_Tile") -> None:
+        """Search one tile, and write what was found into the latent."""
+        f = model.encoder.downsampling
+        seen = x[..., tile.top * f : tile.bottom * f, tile.left * f : tile.right * f]
+        start = latent[..., tile.top : tile.bottom, tile.left : tile.right].clone()
+        views = RandomViews(self.distance, generator=torch.Generator().manual_seed(self.seed)).train()
+        with torch.no_grad():
+            first = self._cost(model, seen, start, rate, self.distance)
+        moved = start.clone().requires_grad_()
+        optimizer = torch.optim.Adam([moved])
+        size = self.step_size * start.square().mean().sqrt().item()
+        for step in range(self.steps):
+            optimizer.param_groups[0]["lr"] = size * (1 - step / self.steps)
+            loss = self._loss(self._cost(model, seen, moved, rate, views), first)
+            (gradient,) = torch.autograd.grad(loss, moved)
+            moved.grad = gradient * tile.inside.to(gradient)
+            optimizer.step()
+        with torch.no_grad():
+            last = self._cost(model, seen, moved, rate, self.distance)
+            if self._loss(last, first) < 1:  # what the first has against itself
+                latent[..., tile.top : tile.bottom, tile.left : tile.right] = moved
+
+    def _cost(
+        self, model: GLC, x: Tensor, latent: Tensor, rate: float, distance: Callable[..., Tensor]
+    ) -> _Cost:
+        coded = model.coder(latent, rate)
+        x_hat = model.decode_latent(coded.latent_hat)
+        distortion = (x - x_hat).abs().mean() + distance(x_hat, x).mean()
+        return _Cost(coded.bits.sum(), distortion)
+
+    def _loss(self, cost: _Cost, first: _Cost) -> Tensor:
+        excess = (cost.bits / first.bits - 1).clamp(min=0)
+        return cost.distortion / first.distortion + self.rate_weight * excess
+
+    def _tile_side(self, model: GLC, x: Tensor, latent: Tensor, rate: float, memory: int | None) -> int:
+        """Return the largest side of a tile, in rows of the latent, that keeps within `self.memory`."""
+        f, margin = model.encoder.downsampling, self._latents(model, self.margin)
+        height, width = latent.shape[-2:]
+        least = max(2 * model.coder.stride, math.ceil(LEAST / f / model.coder.stride) * model.coder.stride)
+        sample = latent[..., :least, :least].clone().requires_grad_()
+        part = x[..., : least * f, : least * f]
+        kept = _bytes_kept(model, lambda: self._cost(model, part, sample, rate, self.distance))
+        per_position = _RESERVE * kept / (sample.shape[-2] * sample.shape[-1])
+        side = self._latents(model, self.tile)
+        while True:
+            need = int(per_position * min(height, side + 2 * margin) * min(width, side + 2 * margin))
+            smaller = side // 2 // model.coder.stride * model.coder.stride
+            if need <= self.memory or smaller < least:
+                check_memory(need, memory, "the search of --effort")
+                return side
+            side = smaller
+
+
+@dataclass(frozen=True)
+class _Tile:
+    """Rows and columns of a latent that are computed together."""
+
+    top: int
+    bottom: int
+    left: int
+    right: int
+    inside: Tensor
+    """`[rows, columns]`: true where the latent may change."""
+
+
+def _tiles(height: int, width: int, side: int, margin: int) -> Iterator[_Tile]:
+    """Yield tiles, with their margins, that together cover a latent once."""
+    for top in range(0, height, side):
+        for left in range(0, width, side):
+            first, last = max(0, top - margin), min(height, top + side + margin)
+            begin, end = max(0, left - margin), min(width, left + side + margin)
+            inside = torch.zeros(last - first, end - begin, dtype=torch.bool)
+            inside[top - first : top - first + side, left - begin : left - begin + side] = True
+            yield _Tile(first, last, begin, end, inside)
+
+
+def _bytes_kept(model: GLC, compute: Callable[[], object]) -> int:
+    """Return the bytes that a computation keeps for its way back, the model's weights aside."""
+    known = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    kept = 0
+
+    def keep(tensor: Tensor) -> Tensor:
+        nonlocal kept
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in known:
+            known.add(storage.data_ptr())
+            kept += storage.nbytes()
+        # Not itself: what keeps its own result would keep itself alive.
+        return tensor.detach()
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        compute()
+    return kept

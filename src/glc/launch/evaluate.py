@@ -1,0 +1,265 @@
+"""Evaluate codecs: compose the configuration, make the objects, measure.
+
+python -m glc.launch.evaluate codec=mine.safetensors data=folder data.path=PHOTOS out=results/mine
+"""
+
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Mapping, Sequence
+from functools import partial
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra.errors import InstantiationException
+from hydra.utils import instantiate
+from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from glc.codec.weights.catalog import find
+from glc.evaluation.codecs.base import CodecUnavailable, ImageCodec
+from glc.evaluation.run import Evaluation
+from glc.evaluation.shards import ShardEvaluation, are_shards
+from glc.jobs.run import UnfinishedError, world
+from glc.launch.overrides import CONF, explain_overrides
+from glc.losses.perceptual import WeightsUnavailable
+from glc.metrics.quality import QualityMetrics
+
+log = logging.getLogger(__name__)
+
+ON_DEVICE = ("glc.evaluation.codecs.latent.LatentCodec", "glc.evaluation.codecs.zoo.ZooCodec")
+SHARDS = "glc.evaluation.shards.ShardSet"
+LATENT = {"_target_": ON_DEVICE[0]}
+UNFINISHED = 3  # exit code: the same command goes on, as of `glc compress --shards`
+# Where a metric's weights lie says nothing about its numbers.
+NOT_RECORDED = ("weights_dir",)
+
+
+class UsageError(ValueError):
+    """The configuration asks for something that cannot be done; the message says what to change."""
+
+
+def make_codec(config: Mapping[str, Any], device: str) -> ImageCodec:
+    """Make a codec on a device; at module level, so that other processes can."""
+    placed = {**config, "device": device} if config["_target_"] in ON_DEVICE else config
+    return instantiate(placed, _convert_="all")
+
+
+def make_metrics(config: Mapping[str, Any], left_out: Sequence[str]) -> QualityMetrics:
+    """Make the metrics but some; at module level, so that other processes can."""
+    entries = {name: entry for name, entry in config["metrics"].items() if name not in left_out}
+    return instantiate({**config, "metrics": entries})
+
+
+def codec_configs(cfg: DictConfig) -> dict[str, dict[str, Any]]:
+    """Return the configuration of each codec asked for, by the name of its folder.
+
+    Raises:
+        UsageError: one is unknown, or the settings do not go with the codecs.
+    """
+    asked = [str(name) for name in cfg.codec] if isinstance(cfg.codec, ListConfig) else [str(cfg.codec)]
+    if not asked:
+        raise UsageError(f"codec=[] names none: give a weights file or one of {', '.join(cfg.codecs)}")
+    if cfg.qualities is not None and cfg.target_bpp is not None:
+        raise UsageError("give qualities= or target_bpp=, not both")
+    if cfg.qualities is not None and len(asked) > 1:
+        raise UsageError(
+            "qualities= is in the units of one codec: give codecs.NAME.qualities= for each, or target_bpp="
+        )
+    configs: dict[str, dict[str, Any]] = {}
+    for name in asked:
+        if name in cfg.codecs:
+            config = OmegaConf.to_container(cfg.codecs[name], resolve=True)
+            assert isinstance(config, dict)
+        else:
+            try:
+                config = {**LATENT, "model": str(find(name).resolve())}
+                if cfg.effort:
+                    config |= {"effort": cfg.effort, "weights_dir": cfg.metrics.get("weights_dir")}
+            except ValueError as error:
+                raise UsageError(f"codec={name}: {error}; or one of {', '.join(cfg.codecs)}") from error
+            name = Path(config["model"]).stem
+        if name in configs:
+            raise UsageError(f"codec: two are called {name}: evaluate them apart, each into its own out=")
+        for key in ("qualities", "target_bpp"):
+            if cfg[key] is not None:
+                values = cfg[key] if isinstance(cfg[key], ListConfig) else [cfg[key]]
+                config |= {"qualities": None, "target_bpp": None, key: list(values)}
+        configs[name] = {str(key): value for key, value in config.items()}
+    return configs
+
+
+def prepare(cfg: DictConfig) -> dict[str, Evaluation | ShardEvaluation]:
+    """Make the evaluations of a composed configuration, by the name of the codec.
+
+    Raises:
+        UsageError: something is missing or does not go together.
+    """
+    for key in ("codec", "out"):
+        if OmegaConf.is_missing(cfg, key):
+            raise UsageError(f"give a value to {key}: {key}=...")
+    if cfg.wandb and any(find_spec(name) is None for name in ("wandb", "lightning")):
+        raise UsageError("wandb=true needs the packages of training: pip install 'glc[train]'")
+    if cfg.data.get("_target_") is not None and cfg.data.path is None:
+        raise UsageError(
+            "data.path is not given: data=folder data.path=DIR, or one of the sets "
+            "data=kodak|clic2020|div2k|celebahq|coco30k"
+        )
+    of_shards = are_shards(cfg.data.path)
+    shared: dict[str, Any] = {}
+    if of_shards:
+        shared = {"keep": cfg.keep}
+        pictures = instantiate({**cfg.pictures, "_target_": SHARDS}, _convert_="all")
+    else:
+        pictures = instantiate(cfg.pictures, _convert_="all")
+        for name, reason in pictures.missing:
+            log.warning("%s: %s", name, reason)
+    metrics = OmegaConf.to_container(cfg.metrics, resolve=True)
+    assert isinstance(metrics, dict)
+    configs = codec_configs(cfg)
+    device = OmegaConf.to_container(cfg.device) if isinstance(cfg.device, ListConfig) else str(cfg.device)
+    return {
+        name: (ShardEvaluation if of_shards else Evaluation)(
+            out=Path(cfg.out, name) if isinstance(cfg.codec, ListConfig) else Path(cfg.out),
+            pictures=pictures,
+            make_codec=partial(make_codec, config),
+            make_metrics=partial(make_metrics, metrics),
+            metrics=[name for name, entry in metrics["metrics"].items() if entry is not None],
+            protocol=_recorded(metrics),
+            device=device,  # type: ignore[arg-type]
+            processes=cfg.processes,
+            threads=cfg.threads,
+            seed=cfg.seed,
+            overwrite=cfg.overwrite,
+            **shared,
+        )
+        for name, config in configs.items()
+    }
+
+
+def _recorded(config: Any) -> Any:
+    if isinstance(config, dict):
+        return {key: _recorded(value) for key, value in config.items() if key not in NOT_RECORDED}
+    return config
+
+
+def evaluate(cfg: DictConfig) -> list[dict[str, Any]]:
+    """Run a composed configuration; return the summary of each codec.
+
+    Raises:
+        UsageError: when it cannot be run; the message says what to change.
+    """
+    warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")
+    summaries = []
+    try:
+        for name, evaluation in prepare(cfg).items():
+            summary = evaluation.run()
+            log.info("%s", table(summary))
+            log.info("%s: results in %s", name, evaluation.out)
+            if cfg.wandb and world()[0] == 0:
+                log_to_wandb(summary, evaluation.out, cfg.wandb_project)
+            summaries.append(summary)
+    except (ValueError, OSError, WeightsUnavailable, CodecUnavailable, OmegaConfBaseException) as error:
+        raise UsageError(" ".join(str(error).split())) from error
+    except InstantiationException as error:
+        cause: BaseException = error
+        while isinstance(cause, InstantiationException) and cause.__cause__ is not None:
+            cause = cause.__cause__
+        raise UsageError(" ".join(str(cause).split())) from error
+    return summaries
+
+
+def table(summary: Mapping[str, Any]) -> str:
+    """Return a run's points and what is to be known of them as lines of text."""
+    points = summary["points"]
+    keys = list(dict.fromkeys(key for point in points for key in point if key not in ("setting", "label")))
+    lines = [[summary["codec"]["name"], *keys]]
+    lines += [[point["label"], *(_number(point.get(key)) for key in keys)] for point in points]
+    widths = [max(len(line[k]) for line in lines) for k in range(len(keys) + 1)]
+    text = ["  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)) for line in lines]
+    text += [f"unavailable: {name}: {_short(reason)}" for name, reason in summary["unavailable"].items()]
+    text += [f"incomplete: {name}: {reason}" for name, reason in summary["incomplete"].items()]
+    text += [
+        f"failed: {entry['picture']}{', ' + entry['label'] if 'label' in entry else ''}: {entry['reason']}"
+        for entry in summary["failed"]
+    ]
+    return "\n".join(text)
+
+
+def _short(reason: str, length: int = 90) -> str:
+    return reason if len(reason) <= length else f"{reason[:length]}... (summary.json has the rest)"
+
+
+def _number(value: Any) -> str:
+    return "-" if value is None else str(value) if isinstance(value, int) else f"{value:.4f}"
+
+
+def log_to_wandb(summary: Mapping[str, Any], out: Path, project: str) -> None:
+    """Log a run's points as a table and each point's metrics as the run's summary, `LABEL/METRIC`.
+
+    The W&B run ends in any case, with exit code 1 where logging failed.
+    """
+    import wandb
+
+    from glc.training.loggers import give_up, logged_in
+
+    mode = os.environ.get("WANDB_MODE") or ("online" if logged_in() else "offline")
+    config = {key: summary[key] for key in ("codec", "data", "protocol", "seed", "versions")}
+    begin = partial(
+        wandb.init,
+        project=project,
+        group=f"evaluation {summary['data']['name']}",
+        name=f"{summary['codec']['name']} on {summary['data']['name']}",
+        job_type="evaluation",
+        dir=str(out),
+        config=config,
+        settings=wandb.Settings(silent=True, console="off"),
+    )
+    try:
+        run = begin(mode=mode)
+    except wandb.errors.CommError as error:
+        give_up(error, out)
+        run = begin(mode="offline")
+    code = 1
+    try:
+        points = [{**point, "setting": point["label"]} for point in summary["points"]]
+        columns = list(dict.fromkeys(key for point in points for key in point))
+        rows = [[point.get(column) for column in columns] for point in points]
+        run.log({"points": wandb.Table(columns=columns, data=rows)})
+        for point in points:
+            values = {f"{point['label']}/{key}": value for key, value in point.items()}
+            run.summary.update({key: value for key, value in values.items() if not isinstance(value, str)})
+        run.summary.update({"pictures": summary["pictures"], "failed": len(summary["failed"])})
+        code = 0
+    finally:
+        run.finish(exit_code=code)
+
+
+@hydra.main(version_base="1.3", config_path=str(CONF), config_name="evaluate")
+def run(cfg: DictConfig) -> None:
+    """Hydra's entry: evaluate, with what the user can mend reported in one line."""
+    try:
+        summaries = evaluate(cfg)
+    except UsageError as error:
+        log.error("error: %s", error)
+        raise SystemExit(2) from error
+    except UnfinishedError as error:
+        log.error("error: %s", error)
+        raise SystemExit(UNFINISHED) from error
+    except RuntimeError as error:
+        log.error("error: %s", error)
+        raise SystemExit(1) from error
+    if any(summary["failed"] for summary in summaries):
+        raise SystemExit(1)
+
+
+def main() -> None:
+    """Command line entry; a mistyped key is answered with the keys that it may have meant."""
+    problem = explain_overrides(sys.argv[1:], "evaluate")
+    if problem:
+        print(f"error: {problem}", file=sys.stderr)
+        raise SystemExit(2)
+    run()

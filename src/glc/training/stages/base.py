@@ -1,0 +1,273 @@
+"""What all training stages share: optimisation, logging, frozen parts, randomness, checkpoints."""
+
+import random
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, NamedTuple, TypeVar, cast
+
+import lightning as L
+import numpy as np
+import torch
+from lightning.pytorch.strategies import ParallelStrategy
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+from torchmetrics import MeanMetric, Metric
+
+from glc.io.checkpoint import CHECKPOINT_FORMAT
+from glc.metrics.codebook import CodebookUsage
+from glc.metrics.quality import QualityMetrics
+from glc.models.quantizer import VectorQuantizer
+from glc.training.checkpoints import count_batches, count_epochs
+
+M = TypeVar("M", bound=Metric)
+OptimizerFactory = Callable[[Iterable[nn.Parameter]], Optimizer]
+
+
+class Observation(NamedTuple):
+    """What a quantiser saw in the current batch, for callbacks that look after codebooks."""
+
+    quantizer: VectorQuantizer
+    vectors: Tensor
+    """`[B, D, H, W]`, without gradient."""
+    indices: Tensor
+    """`[B, H, W]`."""
+
+
+class Optimization(NamedTuple):
+    """How a stage is optimised.
+
+    Args:
+        optimizer: makes the optimizer from parameters.
+        schedule: factor on the learning rate as a function of the step.
+        clip: largest gradient norm of each network, 0 for no clipping.
+        accumulate: batches per step, so that the paper's batch is kept on fewer devices.
+    """
+
+    optimizer: OptimizerFactory
+    schedule: Callable[[int], float]
+    clip: float = 1.0
+    accumulate: int = 1
+
+
+class Stage(L.LightningModule):
+    """Base of the stages: each defines `training_step`, `validation_step` and its networks.
+
+    Optimisation is manual in all stages, so that one batch is one step with one or two optimizers. All
+    randomness within a step is a function of the seed, the step and the rank: a resumed run draws the
+    same numbers as one that was never interrupted.
+
+    Args:
+        optimization: how to optimise.
+        quality: metrics of validation reconstructions.
+        seed: of the randomness within steps.
+        channels_last: keep weights and pictures in channels-last memory (faster convolutions).
+        compile: compile the networks with `torch.compile`.
+    """
+
+    frozen: tuple[str, ...] = ()
+    """Submodules that are never trained: no gradients, and in evaluation mode whatever `train()` says."""
+
+    needs: tuple[str, ...] = ()
+    """Networks that `init_from` must provide."""
+
+    compiled: tuple[str, ...] = ()
+    """Submodules to compile."""
+
+    def __init__(
+        self,
+        optimization: Optimization,
+        quality: QualityMetrics | None = None,
+        seed: int = 0,
+        channels_last: bool = False,
+        compile: bool = False,
+    ) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+        self.optimization = optimization
+        self.quality = quality
+        self.seed = seed
+        self.channels_last = channels_last
+        self.compile_networks = compile
+        self.recipe: dict[str, Any] = {}
+        """Plain configuration that made this run; checkpoints carry it so that they can be rebuilt."""
+        self.observations: dict[str, Observation] = {}
+        self.position = 0
+        """Batches seen by this device, over all epochs."""
+        self.accumulated = 0
+        """Batches of the current step before the current one."""
+        self.usage = nn.ModuleDict()
+        self.tallies = nn.ModuleDict()
+
+    # Networks -------------------------------------------------------------------------------------
+
+    def freeze_parts(self) -> None:
+        """Take the parts named in `frozen` out of training; call at the end of the constructor."""
+        for name in self.frozen:
+            self.get_submodule(name).requires_grad_(False).eval()
+
+    def train(self, mode: bool = True) -> "Stage":
+        """Switch the mode; frozen parts stay in evaluation mode."""
+        super().train(mode)
+        for name in self.frozen:
+            self.get_submodule(name).eval()
+        return self
+
+    def missing(self, loaded: list[str]) -> list[str]:
+        """Return the networks that `init_from` had to provide and did not.
+
+        Args:
+            loaded: names of the networks that were taken over.
+        """
+        return [name for name in self.needs if name not in loaded]
+
+    def adopt(self, loaded: list[str]) -> None:
+        """Derive weights from those taken over from another stage; called once after `init_from`.
+
+        Args:
+            loaded: names of the networks that were taken over.
+        """
+
+    def setup(self, stage: str) -> None:
+        """Apply the memory format and compile, once the weights are in place."""
+        if self.channels_last:
+            self.to(memory_format=torch.channels_last)
+        if self.compile_networks and stage == "fit":
+            for name in self.compiled:
+                self.get_submodule(name).compile()
+
+    def pictures(self, batch: Any) -> Tensor:
+        """Return the pictures `[B, 3, H, W]` of a batch in the memory format of the networks."""
+        x: Tensor = batch.x
+        return x.contiguous(memory_format=torch.channels_last) if self.channels_last else x
+
+    # Optimisation ---------------------------------------------------------------------------------
+
+    def discriminator_parameters(self) -> list[nn.Parameter]:
+        """Return the parameters of the second optimizer; none without a discriminator."""
+        return []
+
+    def configure_optimizers(self) -> Any:
+        """Make one optimizer for the networks and one for the discriminator, each with the schedule."""
+        second = self.discriminator_parameters()
+        ids = {id(p) for p in second}
+        first = [p for p in self.parameters() if p.requires_grad and id(p) not in ids]
+        groups = [first, second] if second else [first]
+        optimizers = [self.optimization.optimizer(group) for group in groups]
+        schedulers = [LambdaLR(optimizer, self.optimization.schedule) for optimizer in optimizers]
+        return optimizers, schedulers
+
+    def optimize(self, loss: Tensor, batch_idx: int) -> None:
+        """Accumulate the gradient of a loss; at the end of a step, clip it and update the weights.
+
+        Args:
+            loss: of all networks together. One backward pass per batch is what plain DDP supports.
+            batch_idx: position of the batch in the epoch.
+        """
+        accumulate = self.optimization.accumulate
+        if self.trainer.world_size > 1:
+            # DDP waits for a gradient of every parameter, also of one that a weight of 0 or the rate points
+            # of this batch leave out.
+            loss = loss + sum(0.0 * p.sum() for p in self.parameters() if p.requires_grad)
+        if (batch_idx + 1) % accumulate and not self.trainer.is_last_batch:
+            # Devices talk once per step; until then each adds to its own gradient.
+            with self._without_synchronisation():
+                self.manual_backward(loss / accumulate)
+            return
+        self.manual_backward(loss / accumulate)
+        counted = self.optimizers()
+        counted = counted if isinstance(counted, list) else [counted]
+        # Only the first goes through Lightning's wrapper, which counts steps: one batch is one step.
+        raw = [optimizer.optimizer for optimizer in counted]
+        names = ("grad_norm", "grad_norm_discriminator")
+        for i, (optimizer, name) in enumerate(zip(raw, names, strict=False)):
+            parameters = [p for group in optimizer.param_groups for p in group["params"]]
+            norm = nn.utils.clip_grad_norm_(parameters, self.optimization.clip or float("inf"))
+            self.log(f"train/{name}", norm)
+            (counted[0] if i == 0 else optimizer).step()
+            optimizer.zero_grad()
+        schedulers = self.lr_schedulers()
+        for scheduler in schedulers if isinstance(schedulers, list) else [schedulers]:
+            scheduler.step()  # type: ignore[union-attr]
+
+    def _without_synchronisation(self) -> AbstractContextManager[Any]:
+        strategy = self.trainer.strategy
+        # Without a gradient to reduce, no wrapper has a switch for it.
+        return strategy.block_backward_sync() if isinstance(strategy, ParallelStrategy) else nullcontext()
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        """Seed the randomness of this batch."""
+        self.position = count_batches(self.trainer)
+        self.accumulated = batch_idx % self.optimization.accumulate
+        # Large seeds would be more than torch takes.
+        number = ((self.seed * 1_000_003 + self.position) * 65_537 + self.global_rank) % 2**64
+        torch.manual_seed(number)
+        # Nothing here draws from these two; what a user adds may.
+        random.seed(number)
+        np.random.seed(number % 2**32)  # noqa: NPY002 (the global state is the point)
+
+    # Logging --------------------------------------------------------------------------------------
+
+    def log_terms(self, split: str, terms: Mapping[str, Tensor], batch_size: int) -> None:
+        """Log the mean of each named term as `split/name`."""
+        for name, value in terms.items():
+            self.log(
+                f"{split}/{name}",
+                value.detach().float().mean(),
+                batch_size=batch_size,
+                sync_dist=split == "val",
+                prog_bar=name in ("loss", "psnr"),
+            )
+
+    def log_quality(self, x: Tensor, x_hat: Tensor, suffix: str = "") -> None:
+        """Count reconstructions into the validation metrics, which are logged at the end of the epoch.
+
+        Every device logs the same names, also where a metric is not defined for its pictures.
+        """
+        if self.quality is None:
+            return
+        values = self.quality.measure(x, x_hat)
+        for name in self.quality.names:
+            key = f"{name}{suffix}"
+            tally = self._metric(self.tallies, key, lambda: MeanMetric(nan_strategy="ignore"))
+            tally.update(values.get(name, x.new_full((1,), float("nan"))))
+            # Named here: Lightning looks the attributes up once, before later ones exist.
+            self.log(f"val/{key}", tally, metric_attribute=f"tallies.{key}")
+
+    def observe(self, name: str, quantizer: VectorQuantizer, vectors: Tensor, indices: Tensor) -> None:
+        """Note what a quantiser saw, for its usage figures and for callbacks."""
+        self.observations[name] = Observation(quantizer, vectors.detach(), indices)
+        key = f"{name}_{'train' if self.training else 'val'}"
+        self._metric(self.usage, key, lambda: CodebookUsage(quantizer.size)).update(indices)
+
+    def _metric(self, kept: nn.ModuleDict, key: str, make: Callable[[], M]) -> M:
+        if key not in kept:
+            kept[key] = make().to(self.device)
+        return cast(M, kept[key])
+
+    def _log_usage(self, split: str) -> None:
+        for key, metric in self.usage.items():
+            name, _, owner = key.rpartition("_")
+            if owner == split and isinstance(metric, CodebookUsage) and metric.update_called:
+                for figure, value in metric.compute().items():
+                    self.log(f"{split}/{name}_{figure}", value)
+                metric.reset()
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Log the codebooks' usage since the last time."""
+        if batch_idx == 0 or (batch_idx + 1) % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+            self._log_usage("train")
+
+    def on_train_epoch_end(self) -> None:
+        """Count epochs; callbacks that save come after this."""
+        count_epochs(self.trainer)
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the codebooks' usage over the validation pictures."""
+        self._log_usage("val")
+
+    # Checkpoints ----------------------------------------------------------------------------------
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add the format version and the recipe, as plain values."""
+        checkpoint["glc"] = {"format": CHECKPOINT_FORMAT, "recipe": self.recipe}

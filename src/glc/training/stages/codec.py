@@ -1,0 +1,180 @@
+"""What the stages share that train a whole codec: rate points, lambdas, validation at every rate.
+
+Which rate points a batch sees, and their lambdas.
+"""
+
+import math
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from glc.losses import weighted_sum
+from glc.losses.latent import CodebookLoss, CodePredictionLoss, RateLoss
+from glc.models.code_predictor import CodePredictor
+from glc.models.coder import CoderOutput, IndicesMapCoder
+from glc.models.glc import GLC, GLCOutput
+from glc.models.hyperprior import CategoricalHyperprior
+from glc.models.quantizer import VectorQuantizer
+from glc.training.stages.base import Optimization, Stage
+
+
+class CodecStage(Stage):
+    """Base of the stages that train a whole codec: rates, lambdas and validation at every rate point.
+
+    Args:
+        model: the codec.
+        quantizer: C, the auxiliary codebook of the targets M_l; never trained here.
+        predictor: CP, or None for the ablation without it. A model with a refiner uses the refiner's.
+        codebook: loss of the hyper module's codebook C_h.
+        lmbda: lambda, one value or one per rate point, lowest rate first.
+        weights: weights of rate and codebook terms.
+        distortion_weights: weights of the distortion terms, which lambda multiplies.
+        optimization: how to optimise.
+        noise: estimate the rate with uniform noise instead of rounding.
+        balance: weigh each picture's objective by the mean lambda over its own, so that a rate point with a
+            large lambda does not outvote the others in what they share. Each point's optimum stays as it is.
+        **options: see `Stage`.
+    """
+
+    lmbda: Tensor
+    share: Tensor
+    """Weight of a rate point's pictures, `[K]`; 1 without `balance`."""
+
+    def __init__(
+        self,
+        model: GLC,
+        quantizer: VectorQuantizer,
+        predictor: CodePredictor | None,
+        codebook: CodebookLoss,
+        lmbda: float | Sequence[float],
+        weights: Mapping[str, float],
+        distortion_weights: Mapping[str, float],
+        optimization: Optimization,
+        noise: bool = True,
+        balance: bool = False,
+        **options: Any,
+    ) -> None:
+        super().__init__(optimization, **options)
+        self.model = model
+        self.quantizer = quantizer
+        if model.refiner is not None:
+            # One C: the codes that the decoder sees are those whose indices CP learns to predict.
+            model.refiner.quantizer = quantizer
+        self.code_loss = CodePredictionLoss(predictor if model.refiner is None else model.refiner.predictor)
+        self.rate_loss = RateLoss()
+        self.codebook = codebook
+        self.register_buffer("lmbda", lambdas(lmbda, model.num_rates), persistent=False)
+        share = self.lmbda.mean() / self.lmbda if balance else torch.ones_like(self.lmbda)
+        self.register_buffer("share", share, persistent=False)
+        self.weights = dict(weights)
+        self.distortion_weights = dict(distortion_weights)
+        if self.code_loss.predictor is None:
+            self.distortion_weights.pop("code_ce", None)
+        self.noise = noise
+
+    def missing(self, loaded: list[str]) -> list[str]:
+        """Return the networks that `init_from` had to provide and did not; C where something needs it."""
+        missing = super().missing(loaded)
+        clustered = isinstance(self.model.coder, IndicesMapCoder) and "model.coder" not in loaded
+        if self.code_loss.predictor is None and not clustered:
+            # A codec's weights file, which has no C, will do.
+            missing = [name for name in missing if name != "quantizer"]
+        return missing
+
+    def draw_rates(self, x: Tensor) -> Tensor:
+        """Draw a rate point for each picture of a batch: a share of one draw for the step on all devices."""
+        b, world, accumulate = len(x), self.trainer.world_size, self.optimization.accumulate
+        step = self.position - self.accumulated  # the position of the step's first batch
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + step)
+        drawn = draw_rates(b * world * accumulate, self.model.num_rates, x.device, generator)
+        start = (self.accumulated * world + self.global_rank) * b
+        return drawn[start : start + b]
+
+    def coding_terms(self, out: CoderOutput) -> dict[str, Tensor]:
+        """Return the terms `rate_y`, `rate_z` and, where a codebook is trained, `codebook`."""
+        terms = self.rate_loss(out.bits_y, out.bits_z, out.latent_hat)
+        if out.z_codes is not None:
+            terms["codebook"] = self.codebook(out.z, out.z_codes)
+        return terms
+
+    def total(
+        self,
+        coding: Mapping[str, Tensor],
+        distortion: Mapping[str, Tensor],
+        lmbda: Tensor,
+        distortion_weights: Mapping[str, float] | None = None,
+    ) -> Tensor:
+        """Return the objective `[B]`: weighted rate and codebook terms + lambda x weighted distortion.
+
+        The codebooks of indices-map coding are the latent's own: their term belongs to the distortion, as in
+        stage I. Beside a distortion times lambda it would hold nothing: E would leave its codes.
+        """
+        weights = {name: w for name, w in self.weights.items() if name != "codebook" or name in coding}
+        if distortion_weights is None:
+            distortion_weights = self.distortion_weights
+        if isinstance(self.model.coder, IndicesMapCoder) and "codebook" in weights:
+            distortion = {**distortion, "codebook": coding["codebook"]}
+            distortion_weights = {**distortion_weights, "codebook": weights.pop("codebook")}
+        return weighted_sum(coding, weights) + lmbda * weighted_sum(distortion, distortion_weights)
+
+    def observe_hyper(self, z: Tensor, indices: Tensor) -> None:
+        """Note what C_h saw."""
+        hyper = getattr(self.model.coder, "hyper", None)
+        if isinstance(hyper, CategoricalHyperprior):
+            self.observe("hyper_codebook", hyper.quantizer, z, indices)
+
+    def validation_step(self, batch: Any, batch_idx: int) -> dict[str, Tensor]:
+        """Code validation pictures at every rate point; `val/loss` is the mean over the points."""
+        x = self.pictures(batch)
+        panel = {"x": x}
+        total = []
+        for k in range(self.model.num_rates):
+            terms, out = self.validate_rate(x, k)
+            self.observe_hyper(out.z, out.z_indices)
+            bpp = out.bits / (x.shape[-1] * x.shape[-2])
+            self.log_terms("val", {f"{name}/{k}": v for name, v in {**terms, "bpp": bpp}.items()}, len(x))
+            self.log_quality(x, out.x_hat, f"/{k}")
+            total.append(terms["loss"].mean())
+            panel[f"rate_{k}"] = out.x_hat
+        self.log_terms("val", {"loss": torch.stack(total)}, len(x))
+        return panel
+
+    @abstractmethod
+    def validate_rate(self, x: Tensor, rate: int) -> tuple[dict[str, Tensor], GLCOutput]:
+        """Code pictures at a rate point; return the loss terms, each `[B]`, with their total `loss`."""
+
+
+def lambdas(values: float | Sequence[float], num_rates: int) -> Tensor:
+    """Return one lambda per rate point `[K]` from one value for all or a list.
+
+    Raises:
+        ValueError: when the list has another length, or a value is not positive and finite.
+    """
+    listed = list(values) if isinstance(values, Sequence) else [values] * num_rates
+    if len(listed) != num_rates:
+        raise ValueError(
+            f"stage.lmbda has {len(listed)} values for the model's {num_rates} rate points: "
+            f"give one value, or {num_rates} (model.num_rates)"
+        )
+    if not all(0 < value < math.inf for value in listed):
+        raise ValueError(f"stage.lmbda must be positive and finite, got {listed}")
+    return torch.tensor([float(value) for value in listed])
+
+
+def draw_rates(
+    batch_size: int, num_rates: int, device: torch.device, generator: torch.Generator | None = None
+) -> Tensor:
+    """Draw a rate point for each picture `[B]`, int64, such that all points are equally frequent in a batch.
+
+    A batch smaller than the number of points sees that many different ones.
+    """
+    rounds = -(-batch_size // num_rates)
+    points = torch.cat([torch.randperm(num_rates, generator=generator) for _ in range(rounds)])
+    points = points[:batch_size]
+    if device.type == "cuda":
+        # From pinned memory the copy goes on by itself; from any other the step would wait for it.
+        return points.pin_memory().to(device, non_blocking=True)
+    return points.to(device)

@@ -1,0 +1,81 @@
+"""Restoration and inpainting: a new encoder for degraded pictures (paper sections 6 and 11)."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from glc.codec.weights.file import Weights
+from glc.data.degradations import Degradation
+from glc.losses import weighted_sum
+from glc.models.autoencoder import Encoder
+from glc.training.stages.base import Optimization
+from glc.training.stages.finetune import PartStage
+
+
+class RestorationStage(PartStage):
+    """Train an encoder that maps a degraded picture to the clean picture's latent.
+
+    ```
+    x --degradation--> degraded --encoder (trained)--> l_r --.
+    x --E (fixed)------------------------------------> l  ---+--> latent_mse = mean |l - l_r|^2
+    ```
+
+    It starts as E. Transform, entropy model and D do not change, so its files are ordinary ones of the codec.
+
+    Args:
+        codec: the finished codec, whose encoder teaches.
+        degradation: what the pictures suffer.
+        weights: weights of the loss terms: `latent_mse`.
+        optimization: how to optimise.
+        **options: see `Stage`.
+    """
+
+    kind = "encoder"
+    compiled = ("encoder",)
+    encoder: Encoder
+
+    def __init__(
+        self,
+        codec: Weights,
+        degradation: Degradation,
+        weights: Mapping[str, float],
+        optimization: Optimization,
+        **options: Any,
+    ) -> None:
+        super().__init__(codec, optimization, **options)
+        self.degradation = degradation
+        self.weights = dict(weights)
+
+    def about(self) -> dict[str, Any]:
+        """Name the degradation, too."""
+        return {**super().about(), "degradation": self.recipe.get("degradation")}
+
+    def training_step(self, batch: Any, batch_idx: int) -> None:
+        """Do one step on a batch of pictures."""
+        x = self.pictures(batch)
+        with torch.no_grad():
+            target = self.model.encoder(x)
+            degraded = self.degradation(x)
+        terms = self.terms(target, self.encoder(degraded))
+        self.optimize(terms["loss"].mean(), batch_idx)
+        self.log_terms("train", terms, len(x))
+
+    def terms(self, target: Tensor, latent: Tensor) -> dict[str, Tensor]:
+        """Compare latents `[B, C, h, w]`; returns the terms and their total `loss`, each `[B]`."""
+        terms = {"latent_mse": (target - latent).square().mean((1, 2, 3))}
+        return {**terms, "loss": weighted_sum(terms, self.weights)}
+
+    def validation_step(self, batch: Any, batch_idx: int) -> dict[str, Tensor]:
+        """Restore validation pictures, and code them as the codec's own encoder would (`_plain`)."""
+        x = self.pictures(batch)
+        degraded = self.degradation(x, self.fixed_generator(batch_idx))
+        target, plain, latent = self.model.encoder(x), self.model.encoder(degraded), self.encoder(degraded)
+        terms = {f"{name}_plain": value for name, value in self.terms(target, plain).items()}
+        self.log_terms("val", {**self.terms(target, latent), **terms}, len(x))
+        best = self.model.num_rates - 1
+        drawn = {"x": x, "degraded": degraded}
+        for name, own in (("_plain", plain), ("", latent)):
+            drawn[f"x_hat{name}"] = self.model.decode_latent(self.log_coded(x, own, name)[best])
+        return drawn

@@ -1,0 +1,104 @@
+"""Stage I: the generative VQ-VAE (paper section 4.1)."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from glc.losses import weighted_sum
+from glc.losses.adversarial import AdversarialLoss
+from glc.losses.latent import CodebookLoss
+from glc.losses.reconstruction import ReconstructionLoss
+from glc.models.autoencoder import Decoder, Encoder, VQAutoencoder
+from glc.models.quantizer import VectorQuantizer
+from glc.training.stages.base import Optimization, Stage
+
+
+class VQVAEStage(Stage):
+    """Train E, D and C: L1 + LPIPS + 0.8 x adaptive adversarial + codebook loss.
+
+    Args:
+        encoder: E.
+        decoder: D.
+        quantizer: C.
+        reconstruction: terms `l1` and `lpips`.
+        adversarial: the adversarial loss with its discriminator.
+        codebook: term `codebook`.
+        distortion_weights: weights of the terms of `reconstruction`.
+        codebook_weight: weight of the codebook loss.
+        unquantized: share of the training pictures, 0 to 1, that D draws from l itself, not from its codes.
+            The coder of stage II hands D latents between the two; the paper's D has seen codes only (0).
+        optimization: how to optimise.
+        **options: see `Stage`.
+    """
+
+    compiled = ("autoencoder.encoder", "autoencoder.decoder", "adversarial.discriminator")
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        decoder: Decoder,
+        quantizer: VectorQuantizer,
+        reconstruction: ReconstructionLoss,
+        adversarial: AdversarialLoss,
+        codebook: CodebookLoss,
+        distortion_weights: Mapping[str, float],
+        optimization: Optimization,
+        codebook_weight: float = 1.0,
+        unquantized: float = 0.0,
+        **options: Any,
+    ) -> None:
+        if not 0 <= unquantized <= 1:
+            raise ValueError(f"stage.unquantized is a share of the pictures, 0 to 1, got {unquantized}")
+        super().__init__(optimization, **options)
+        self.autoencoder = VQAutoencoder(encoder, decoder, quantizer)
+        self.reconstruction = reconstruction
+        self.adversarial = adversarial
+        self.codebook = codebook
+        self.distortion_weights = reconstruction.usable(distortion_weights)
+        self.codebook_weight = codebook_weight
+        self.unquantized = unquantized
+
+    def discriminator_parameters(self) -> list[nn.Parameter]:
+        """Return the discriminator's parameters."""
+        return list(self.adversarial.discriminator.parameters())
+
+    def draw_unquantized(self, x: Tensor) -> Tensor | None:
+        """Draw which pictures of a batch D gets unquantised, `[B]`; None where none ever is."""
+        return torch.rand(len(x), device=x.device) < self.unquantized if self.unquantized > 0 else None
+
+    def training_step(self, batch: Any, batch_idx: int) -> None:
+        """Do one step on a batch of pictures."""
+        x = self.pictures(batch)
+        out = self.autoencoder(x, self.draw_unquantized(x))
+        self.observe("codebook", self.autoencoder.quantizer, out.latent, out.quantized.indices)
+
+        loss_d, terms_d = self.adversarial.discriminator_loss(x, out.x_hat, self.global_step)
+
+        pixels = out.x_hat.detach().requires_grad_()
+        terms = self.reconstruction(x, pixels)
+        distortion = weighted_sum(terms, self.distortion_weights)
+        terms["codebook"] = self.codebook(out.latent, out.quantized.codes)
+        surrogate, terms_g = self.adversarial.generator_loss(
+            out.x_hat, pixels, distortion, self.autoencoder.decoder.last_layer, self.global_step
+        )
+        loss_g = surrogate + self.codebook_weight * terms["codebook"].mean()
+        self.optimize(loss_g + loss_d, batch_idx)
+
+        terms["loss"] = distortion + self.codebook_weight * terms["codebook"]
+        self.log_terms("train", {**terms, **terms_g, **terms_d, "discriminator": loss_d}, len(x))
+
+    def validation_step(self, batch: Any, batch_idx: int) -> dict[str, Tensor]:
+        """Reconstruct validation pictures from their codes."""
+        x = self.pictures(batch)
+        out = self.autoencoder(x)
+        self.observe("codebook", self.autoencoder.quantizer, out.latent, out.quantized.indices)
+        terms = self.reconstruction(x, out.x_hat)
+        terms["codebook"] = self.codebook(out.latent, out.quantized.codes)
+        terms["loss"] = (
+            weighted_sum(terms, self.distortion_weights) + self.codebook_weight * terms["codebook"]
+        )
+        self.log_terms("val", terms, len(x))
+        self.log_quality(x, out.x_hat)
+        return {"x": x, "x_hat": out.x_hat}

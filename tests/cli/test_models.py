@@ -1,0 +1,116 @@
+"""`glc info` and `glc models`."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+import glc as library
+from glc.codec.weights.file import read_weights
+from glc.codec.weights.variants import save_part
+from tests.cli.runs import Glc, picture
+
+
+def test_info_tells_what_the_header_says(glc: Glc, models: Path) -> None:
+    glc("compress", picture("a.png", 30, 40), "--quality", 25, "--model", "other")
+    data = Path("a.glc").read_bytes()
+    expected = {
+        "file": "a.glc",
+        "version": 1,
+        "width": 40,
+        "height": 30,
+        "rate_point": 0.75,
+        "bytes": len(data),
+        "bpp": 8 * len(data) / 1200,
+        "fingerprint": library.load(models / "other.safetensors", "cpu").fingerprint.hex(),
+        "model": "other",
+    }
+    assert json.loads(glc("info", "a.glc", "--json").stdout) == expected
+    assert json.loads(glc("info", "-", "--json", stdin=data).stdout) == expected | {"file": "standard input"}
+    text = glc("info", "a.glc").stdout
+    for part in ("40 x 30", "0.750 of 0 to 3", f"{len(data):,} bytes", str(expected["fingerprint"]), "other"):
+        assert part in text
+
+
+def test_info_needs_no_weights(glc: Glc, monkeypatch: pytest.MonkeyPatch) -> None:
+    glc("compress", picture("a.png"))
+    monkeypatch.setenv("GLC_MODELS", "nowhere")
+    result = glc("info", "a.glc", "--json")
+    assert result.exit_code == 0
+    assert json.loads(result.stdout)["model"] is None
+    assert "unknown" in glc("info", "a.glc").stdout
+
+
+def test_info_of_what_cannot_be_read(glc: Glc) -> None:
+    Path("folder").mkdir()
+    for name, message in (("folder", "Is a directory"), ("missing.glc", "No such file or directory")):
+        result = glc("info", name)
+        assert (result.exit_code, result.stdout) == (2, "")
+        assert result.stderr == f"{name}: {message}\n"
+
+
+def test_models_lists_what_is_known(glc: Glc, models: Path) -> None:
+    rows = {row.pop("name"): row for row in json.loads(glc("models", "--json").stdout)}
+    assert list(rows) == ["other", "small"]
+    file = models / "small.safetensors"
+    assert rows["small"] == {
+        "default": True,
+        "fingerprint": library.load(file, "cpu").weights.fingerprint,
+        "rates": [{"lmbda": 1.0}, {"lmbda": 2.0}, {"lmbda": 4.0}, {"lmbda": 8.0}],
+        "file": str(file),
+        "bytes": file.stat().st_size,
+        "encoders": [],
+        "decoders": [],
+    }
+    assert not rows["other"]["default"]
+    text = glc("models").stdout
+    for name, row in rows.items():
+        (line,) = (line for line in text.splitlines() if line.startswith(name))
+        assert row["fingerprint"][:8] in line
+        assert line.endswith(row["file"])
+
+
+def test_models_lists_the_parts_below_the_model_that_they_were_made_for(glc: Glc, models: Path) -> None:
+    codec = read_weights(models / "other.safetensors")
+    part = models / "moved.encoder.safetensors"
+    state, description = codec.model.encoder.state_dict(), codec.description["encoder"]
+    try:
+        save_part(part, "encoder", state, description, codec.fingerprint, {})
+        lines = glc("models").stdout.splitlines()
+        other = next(at for at, line in enumerate(lines) if line.startswith("other"))
+        assert [at for at, line in enumerate(lines) if line == "  --encoder moved"] == [other + 1]
+        rows = {row["name"]: row for row in json.loads(glc("models", "--json").stdout)}
+        assert [rows[name]["encoders"] for name in ("other", "small")] == [["moved"], []]
+        assert not rows["other"]["decoders"]
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def test_models_reports_files_that_are_none_and_lists_the_others(
+    glc: Glc, models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "some").mkdir()
+    (tmp_path / "some" / "text.safetensors").write_text("no weights")
+    (tmp_path / "some" / "good.safetensors").symlink_to(models / "small.safetensors")
+    monkeypatch.setenv("GLC_MODELS", str(tmp_path / "some"))
+    result = glc("models")
+    assert result.exit_code == 1
+    assert f"{tmp_path / 'some' / 'text.safetensors'}: not a codec's weights" in result.stderr
+    assert result.stderr.count("\n") == 1
+    assert "\ngood " in result.stdout
+    # It does not stand in the way of the others.
+    assert glc("compress", picture("a.png"), "--model", "good").exit_code == 0
+    assert glc("decompress", "a.glc", "--force").exit_code == 0
+
+
+def test_models_without_any(glc: Glc, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("glc.pretrained.__path__", [])
+    monkeypatch.setenv("GLC_MODELS", "nowhere")
+    result = glc("models", "--json")
+    assert json.loads(result.stdout) == []
+    assert result.exit_code == 1
+    assert result.stderr == "GLC_MODELS=nowhere: no such folder\n"
+    monkeypatch.delenv("GLC_MODELS")
+    result = glc("models")
+    assert (result.exit_code, result.stdout) == (0, "")
+    assert "GLC_MODELS" in result.stderr

@@ -1,0 +1,120 @@
+"""Our networks with published weights compute what the published code computes."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from glc.codec.convert.convert import convert
+from glc.codec.convert.detect import recognize
+from glc.codec.convert.layout import Layout
+from glc.codec.convert.read import open_source
+from glc.codec.weights.architecture import build
+from glc.codec.weights.file import load_model
+from glc.layers.attention import WindowAttention
+from tests.codec.convert.stand_ins import (
+    PICTURE,
+    WINDOW,
+    digest,
+    layouts,
+    listing,
+    picture,
+    sample,
+    stand_ins,
+)
+
+EXPECTED = json.loads((Path(__file__).parent / "expected.json").read_text())
+
+
+def close(found: Tensor, expected: list[float]) -> bool:
+    """Whether a map's samples are the expected ones, to 1e-4 of its root mean square."""
+    size = expected[-1]
+    return all(abs(a - b) < 1e-4 * size for a, b in zip(sample(found), expected, strict=True))
+
+
+def networks(path: Path) -> dict[str, nn.Module]:
+    published = recognize(open_source(path))
+    made = {}
+    for name, state in published.states().items():
+        made[name] = build(published.layout.networks[name].description).eval()
+        made[name].load_state_dict(state)
+    return made
+
+
+@pytest.mark.parametrize("kind", ["glc", "taming", "codeformer"])
+def test_the_names_and_shapes_are_the_published_ones(kind: str) -> None:
+    layout: Layout = layouts()[kind]
+    assert listing(stand_ins(layout)) == EXPECTED[kind]["listing"]
+
+
+@torch.no_grad()
+def test_the_converted_codec_computes_what_the_published_one_does(
+    files: dict[str, Path], tmp_path: Path
+) -> None:
+    convert(files["glc"], tmp_path / "glc.safetensors")
+    model = load_model(tmp_path / "glc.safetensors")
+    for module in model.modules():
+        if isinstance(module, WindowAttention):
+            module.window = WINDOW
+    expected = EXPECTED["glc"]
+    assert len(expected["rates"]) == model.num_rates
+    for rate, values in enumerate(expected["rates"]):
+        out = model(picture(*PICTURE), rate)
+        assert close(out.latent, expected["latent"])
+        for name in ("y", "scales", "latent_hat", "x_hat"):
+            assert close(getattr(out, name), values[name]), (rate, name)
+        assert out.z_indices.flatten().tolist() == values["z_indices"]
+        assert int((out.symbols != 0).sum()) == values["nonzero"]
+        assert digest(out.symbols.round().long()) == values["symbols"]
+        assert out.bits_y.item() == pytest.approx(values["bits_y"], rel=1e-5)
+        assert out.bits_z.item() == pytest.approx(values["bits_z"], rel=1e-6)
+
+
+@torch.no_grad()
+def test_the_codebook_and_the_code_predictors_are_the_published_ones(files: dict[str, Path]) -> None:
+    made = networks(files["glc"])
+    for module in made["encoder"].modules():
+        if isinstance(module, WindowAttention):
+            module.window = WINDOW
+    expected = EXPECTED["glc"]
+    assert digest(made["quantizer"].encode(made["encoder"](picture(*PICTURE)))) == expected["indices"]
+    latent = made["encoder"](picture(64, 64))
+    for name in ("predictor", "pixel_predictor"):
+        logits = made[name](latent).flatten(1, 2)
+        assert close(logits, expected[name]["logits"]), name
+        assert digest(logits.argmax(-1)) == expected[name]["argmax"]
+
+
+@pytest.mark.parametrize("kind", ["taming", "codeformer"])
+@torch.no_grad()
+def test_a_vqgan_computes_what_the_published_one_does(kind: str, files: dict[str, Path]) -> None:
+    made, expected = networks(files[kind]), EXPECTED[kind]
+    latent = made["encoder"](picture(*PICTURE))
+    assert close(latent, expected["latent"])
+    quantized = made["quantizer"](latent)
+    assert digest(quantized.indices) == expected["indices"]
+    assert close(made["decoder"](quantized.quantized), expected["x_hat"])
+    assert made["quantizer"].initialized  # else training would place the codes anew
+
+
+def test_single_networks_are_what_they_are_among_all(files: dict[str, Path]) -> None:
+    published = recognize(open_source(files["glc"]))
+    everything = published.states()
+    for name in everything:
+        alone = published.states([name])
+        assert alone.keys() == {name}
+        assert alone[name].keys() == everything[name].keys()
+        assert all(torch.equal(value, everything[name][key]) for key, value in alone[name].items())
+
+
+def test_the_check_sees_a_swap_of_names(tmp_path: Path) -> None:
+    # Two tensors of one shape under each other's names load without complaint; only the numbers tell.
+    tensors = stand_ins(layouts()["taming"])
+    a, b = (f"encoder.mid.attn_1.{x}.weight" for x in "qv")
+    tensors[a], tensors[b] = tensors[b], tensors[a]
+    torch.save(tensors, tmp_path / "swapped.pth")
+    with torch.no_grad():
+        latent = networks(tmp_path / "swapped.pth")["encoder"](picture(*PICTURE))
+    assert not close(latent, EXPECTED["taming"]["latent"])

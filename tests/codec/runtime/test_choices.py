@@ -1,0 +1,83 @@
+"""Which number formats are used, how much memory may be taken, and what neither of them changes."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+from PIL import Image
+
+import glc
+from glc.cli import main
+from glc.codec.runtime import networks, winograd
+from glc.codec.runtime.memory import available_memory, parse_memory, resident_memory
+from glc.codec.runtime.precision import choose_precision
+from tests.codec.fixed_model import fixed_codec_weights, fixed_picture
+
+CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize(
+    ("text", "size"), [("8GB", 8 * 10**9), ("500 mb", 5 * 10**8), ("1.5g", 15 * 10**8), ("4096", 4096)]
+)
+def test_sizes_of_memory(text: str, size: int) -> None:
+    assert parse_memory(text) == size
+
+
+@pytest.mark.parametrize("text", ["", "GB", "0", "-1GB", "8XB", "nan"])
+def test_no_sizes_of_memory(text: str) -> None:
+    with pytest.raises(ValueError, match="such as 8GB"):
+        parse_memory(text)
+
+
+def test_what_is_free_is_less_than_everything() -> None:
+    free = available_memory()
+    assert free is None or 0 < free < 1 << 50
+    held = torch.ones(1 << 24)
+    assert resident_memory() == 0 or resident_memory() > held.nbytes
+
+
+@pytest.mark.parametrize(
+    ("units", "native", "decoder"),
+    [
+        (True, None, torch.bfloat16),
+        (False, None, torch.float32),
+        (True, "a library", torch.float32),
+        (False, "a library", torch.float32),
+    ],
+)
+def test_only_pictures_are_drawn_in_bfloat16_and_where_that_is_faster(
+    units: bool, native: object, decoder: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(precision, "multiplies_bfloat16", lambda device: units)
+    monkeypatch.setattr(winograd, "library", lambda: native)
+    chosen = choose_precision("auto", CPU)
+    assert (chosen.encoder, chosen.decoder) == (torch.float32, decoder)
+    with pytest.raises(ValueError, match="precision must be auto, float32 or bfloat16, got 'half'"):
+        choose_precision("half", CPU)
+
+
+def test_every_precision_reads_the_same_integers(tmp_path: Path) -> None:
+    weights = fixed_codec_weights(tmp_path / "weights.safetensors")
+    codecs = {name: glc.load(weights, "cpu", precision=name) for name in ("float32", "bfloat16")}
+    picture = fixed_picture(67, 100)
+    for writer in codecs.values():
+        data = writer.compress(picture, 70)
+        symbols = [reader.symbols(data) for reader in codecs.values()]
+        assert symbols[0] == symbols[1]
+        drawn = [np.asarray(reader.decompress(data)).astype(float) for reader in codecs.values()]
+        assert 0 < np.abs(drawn[0] - drawn[1]).mean() < 4
+
+
+def test_a_command_with_too_little_memory_says_what_to_do(tmp_path: Path) -> None:
+    weights = fixed_codec_weights(tmp_path / "weights.safetensors")
+    picture = tmp_path / "a.png"
+    Image.fromarray(fixed_picture(64, 64)).save(picture)
+    arguments = ["compress", str(picture), "--model", str(weights), "--memory"]
+    result = CliRunner().invoke(main, [*arguments, "1MB"])
+    assert result.exit_code == 2
+    assert "allow more with --memory" in result.output
+    assert not (tmp_path / "a.glc").exists()
+    assert CliRunner().invoke(main, [*arguments, "much"]).exit_code == 2
+    assert CliRunner().invoke(main, [*arguments, "64GB", "--precision", "bfloat16"]).exit_code == 0

@@ -1,0 +1,141 @@
+"""The search for a size: where it lands, and how often it asks."""
+
+import math
+from collections import Counter
+from collections.abc import Callable
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from glc.codec.rate_search import TOLERANCE, search
+from glc.errors import TargetError
+
+TOP = 3 * 4096
+MOST_PROBES = 26
+Sizes = Callable[[int], int]
+
+SMOOTH: dict[str, Sizes] = {
+    "exponential": lambda s: round(800 * math.exp(2.5 * s / TOP)),
+    "linear": lambda s: 300 + s,
+    "steep": lambda s: round(40 * math.exp(7 * s / TOP)),
+    "flat, then steep": lambda s: round(1000 + 9000 * (s / TOP) ** 12),
+    "steep, then flat": lambda s: round(1000 + 9000 * (s / TOP) ** 0.1),
+    "bent at each point": lambda s: (
+        [1000, 1100, 4000, 4100][s // 4096] + [100, 2900, 100, 0][s // 4096] * (s % 4096) // 4096
+    ),
+    "rippled": lambda s: round(800 * math.exp(2.5 * s / TOP) * (1 + 0.01 * math.sin(s / 5))),
+    "noisy": lambda s: round(3000 * math.exp(1.5 * s / TOP)) + s * 7919 % 41,
+    "steps of 20 bytes": lambda s: 20 * round(50 * math.exp(2 * s / TOP)),
+}
+
+
+class Asked:
+    """Counts what is asked for."""
+
+    def __init__(self, sizes: Sizes) -> None:
+        self.sizes = sizes
+        self.times: Counter[int] = Counter()
+
+    def __call__(self, setting: int) -> int:
+        self.times[setting] += 1
+        return self.sizes(setting)
+
+
+def checked(sizes: Sizes, top: int, target: int) -> int:
+    """Search, and check what holds of every search."""
+    asked = Asked(sizes)
+    found = search(asked, top, target)
+    assert 0 <= found <= top
+    assert asked.times[found] == 1
+    assert max(asked.times.values()) == 1
+    assert all(0 <= setting <= top for setting in asked.times)
+    assert len(asked.times) <= MOST_PROBES
+    assert sizes(found) <= target
+    return found
+
+
+@pytest.mark.parametrize("name", SMOOTH)
+def test_lands_within_the_tolerance_below_the_target(name: str) -> None:
+    sizes = SMOOTH[name]
+    for share in (0.0, 0.01, 0.1, 0.3, 0.5, 0.8, 0.99, 1.0):
+        target = round(sizes(0) + share * (sizes(TOP) - sizes(0)))
+        found = checked(sizes, TOP, target)
+        # Nothing lies closer where neighbouring sizes differ by more.
+        if found < TOP and sizes(found + 1) <= 1.03 * sizes(found):
+            assert (1 - TOLERANCE) * target <= sizes(found)
+
+
+def test_tolerance_is_three_percent() -> None:
+    assert TOLERANCE == 0.03
+
+
+def test_usual_curves_take_few_probes() -> None:
+    for name in ("exponential", "linear", "rippled", "noisy"):
+        asked = Asked(SMOOTH[name])
+        search(asked, TOP, round((SMOOTH[name](0) * SMOOTH[name](TOP)) ** 0.5))
+        assert len(asked.times) <= 10  # halving alone takes 9 or more for most targets
+
+
+@pytest.mark.parametrize("jump", [1, 2, 100, 4096, TOP - 1, TOP])
+def test_a_jump_over_the_target_leaves_the_size_below_it(jump: int) -> None:
+    found = checked(lambda s: 1000 if s < jump else 5000, TOP, 3000)
+    assert found < jump
+
+
+def test_a_few_settings_are_searched_to_their_best() -> None:
+    sizes = [100, 180, 300, 700]
+    for target, expected in (
+        (100, 0),
+        (179, 0),
+        (180, 1),
+        (250, 1),
+        (299, 1),
+        (300, 2),
+        (699, 2),
+        (700, 3),
+        (9999, 3),
+    ):
+        assert checked(lambda s: sizes[s], 3, target) == expected
+
+
+def test_below_the_smallest_is_an_error_that_names_it() -> None:
+    asked = Asked(SMOOTH["linear"])
+    with pytest.raises(TargetError, match=r"299 bytes .* smallest has 300 bytes"):
+        search(asked, TOP, 299)
+    assert asked.times == {0: 1}
+
+
+def test_the_smallest_is_taken_when_it_fits() -> None:
+    assert checked(SMOOTH["linear"], TOP, 300) == 0
+    assert checked(SMOOTH["linear"], TOP, 309) == 0
+
+
+@pytest.mark.parametrize("target", [300 + TOP, 300 + TOP + 1, 10**9])
+def test_the_top_is_taken_when_it_fits(target: int) -> None:
+    assert checked(SMOOTH["linear"], TOP, target) == TOP
+
+
+def test_one_setting_is_all_there_is() -> None:
+    assert checked(lambda s: 50, 0, 50) == 0
+    assert checked(lambda s: 50, 0, 5000) == 0
+    with pytest.raises(TargetError):
+        search(lambda s: 50, 0, 49)
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    st.lists(st.integers(18, 10**6), min_size=1, max_size=300),
+    st.integers(1, 1100000),
+    st.booleans(),
+)
+def test_any_sizes_at_all(sizes: list[int], target: int, ascending: bool) -> None:
+    if ascending:
+        sizes = sorted(sizes)
+    if sizes[0] > target:
+        with pytest.raises(TargetError):
+            search(sizes.__getitem__, len(sizes) - 1, target)
+        return
+    found = checked(sizes.__getitem__, len(sizes) - 1, target)
+    if ascending and sizes[found] < (1 - TOLERANCE) * target and found < len(sizes) - 1:
+        assert sizes[found + 1] > target

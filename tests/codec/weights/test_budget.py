@@ -1,0 +1,112 @@
+"""A weights file cannot make its reader allocate more than its own tensors justify."""
+
+import json
+import resource
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+from glc.codec.bitstream import MAX_RATES
+from glc.codec.weights.architecture import Budget, OverBudgetError
+from glc.codec.weights.file import read_weights
+from glc.errors import WeightsError
+from tests.codec.fixed_model import fixed_codec_weights
+
+SMALL_ENCODER = {"_target_": "glc.models.autoencoder.Encoder", "channels": 8, "multipliers": [1]}
+
+
+def write_described(folder: Path, changes: Mapping[tuple[str, ...], Any]) -> Path:
+    """Write a codec's weights file that describes another network than it holds."""
+    good, bad = folder / "good.safetensors", folder / "bad.safetensors"
+    fixed_codec_weights(good)
+    with safe_open(good, framework="pt") as opened:
+        metadata = dict(opened.metadata())
+    description = json.loads(metadata["model"])
+    for path, value in changes.items():
+        place = description
+        for key in path[:-1]:
+            place = place[key]
+        place[path[-1]] = value
+    save_file(load_file(good), bad, {**metadata, "model": json.dumps(description)})
+    return bad
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        (("encoder", "channels"), 1 << 20),
+        (("decoder", "latent_channels"), 1 << 30),
+        (("encoder", "multipliers"), [1] * 5 + [1 << 16]),
+        (("encoder", "num_blocks"), 1 << 40),
+        (("coder", "hyper", "codebook_size"), 1 << 36),
+        (("decoder", "num_blocks"), 1 << 40),
+    ],
+    ids=lambda value: "-".join(value) if isinstance(value, tuple) else "",
+)
+def test_descriptions_of_huge_networks(path: tuple[str, ...], value: Any, tmp_path: Path) -> None:
+    bad = write_described(tmp_path, {path: value})
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(WeightsError, match=r"bad\.safetensors.*which its file does not have"):
+        read_weights(bad)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 300_000  # kilobytes
+
+
+@pytest.mark.filterwarnings("ignore:Initializing zero-element")
+def test_many_tensors_without_an_element(tmp_path: Path) -> None:
+    blocks = {("decoder", "num_blocks"): 1 << 40, ("decoder", "channels"): 0, ("decoder", "norm"): "pixel"}
+    with pytest.raises(WeightsError, match=r"bad\.safetensors.*which its file does not have"):
+        read_weights(write_described(tmp_path, blocks))
+
+
+def test_rates_are_counted_before_their_scales_are_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bad = write_described(tmp_path, {("coder", "num_rates"): MAX_RATES + 1})
+    monkeypatch.setattr("glc.models.transform.RateScaler.__init__", lambda *_: pytest.fail("too late"))
+    with pytest.raises(WeightsError, match=r"bad\.safetensors: .*at most 16 rate points, not 17"):
+        read_weights(bad)
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "complaint"),
+    [
+        (("encoder",), 5, "its encoder must be Encoder, not int"),
+        (("decoder",), SMALL_ENCODER, "its decoder must be Decoder, not Encoder"),
+        (("coder",), 5, "its coder must be TransformCoder or IndicesMapCoder, not int"),
+        (("refiner",), "none", "its refiner must be CodePredictionRefiner or null, not str"),
+        (("coder", "hyper"), None, "its hyper must be CategoricalHyperprior or FactorizedHyperprior"),
+        (("coder", "context"), [], "its context must be QuadtreeContext, not list"),
+        (("encoder", "window"), 1.5, "its window must be a whole number from 1, not 1.5"),
+        (("decoder", "window"), True, "its window must be"),
+        (("decoder", "stem"), 0, "its stem must be"),
+        (("coder", "num_rates"), 4.0, "its num_rates must be"),
+    ],
+    ids=lambda value: "-".join(value) if isinstance(value, tuple) else "",
+)
+def test_parts_of_the_wrong_kind(path: tuple[str, ...], value: Any, complaint: str, tmp_path: Path) -> None:
+    with pytest.raises(WeightsError, match=rf"bad\.safetensors: .*{complaint}"):
+        read_weights(write_described(tmp_path, {path: value}))
+
+
+def test_every_way_to_ask_for_elements_is_counted() -> None:
+    for make in (
+        lambda: torch.empty(300, 400),
+        lambda: torch.zeros((300, 400)),
+        lambda: torch.ones(size=(300, 400)),
+        lambda: torch.randn(torch.Size([120000])),
+        lambda: torch.full((120000,), 0.5),
+        lambda: torch.arange(120000),
+        lambda: torch.linspace(0, 1, 120000),
+        lambda: torch.eye(350),
+        lambda: torch.nn.Linear(300, 398),
+        lambda: [torch.empty(1) for _ in range(120)],
+    ):
+        with Budget(123000):
+            make()
+        with pytest.raises(OverBudgetError, match="more than 110,000 numbers"), Budget(110000):
+            make()

@@ -1,0 +1,340 @@
+"""From a training checkpoint to a weights file and back to the same model."""
+
+import copy
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from click.testing import CliRunner
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
+from PIL import Image
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+from glc.cli import main
+from glc.codec.weights.export import export
+from glc.codec.weights.file import FORMAT, load_model, read_weights
+from glc.io.checkpoint import WeightsError
+from glc.models.glc import GLC
+from glc.models.quantizer import VectorQuantizer
+from tests.codec.fixed_model import fixed_picture
+from tests.short_runs import checkpoint
+from tests.started import start
+
+Rewrite = Callable[[Callable[[dict[str, Any], dict[str, str]], None]], Path]
+
+
+@pytest.fixture(scope="session")
+def weights(stages: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("exported") / "codec.safetensors"
+    export(stages["joint"] / "checkpoints" / "last.ckpt", path)
+    return path
+
+
+@pytest.fixture
+def rewrite(weights: Path, tmp_path: Path) -> Rewrite:
+    """Write the weights file again after a change of its tensors or its metadata."""
+
+    def change(edit: Callable[[dict[str, Any], dict[str, str]], None]) -> Path:
+        tensors = load_file(weights)
+        with safe_open(weights, framework="pt") as file:
+            metadata = dict(file.metadata())
+        edit(tensors, metadata)
+        path = tmp_path / "changed.safetensors"
+        save_file(tensors, path, metadata)
+        return path
+
+    return change
+
+
+def picture(size: int = 128) -> torch.Tensor:
+    return torch.rand(1, 3, size, size, generator=torch.Generator().manual_seed(1)) * 2 - 1
+
+
+@torch.no_grad()
+def test_computes_what_the_averaged_model_computes(stages: dict[str, Path], weights: Path) -> None:
+    saved = checkpoint(stages["joint"])
+    stage = instantiate(OmegaConf.create(saved["glc"]["recipe"]["stage"]["module"]))
+    stage.load_state_dict(saved["state_dict"])
+    trained: GLC = stage.model.eval()
+    live = copy.deepcopy(trained)
+    names = trained.state_dict().keys()
+    live.load_state_dict({name: saved["current_model_state"][f"model.{name}"] for name in names})
+    loaded = load_model(weights)
+    assert not loaded.training
+    x = picture()
+    for rate in (0, 1.5, 3):
+        expected, out = trained(x, rate), loaded(x, rate)
+        for name in ("latent", "z_indices", "symbols", "scales", "latent_hat", "x_hat", "bits_y", "bits_z"):
+            assert torch.equal(getattr(out, name), getattr(expected, name)), name
+        assert not torch.equal(live(x, rate).x_hat, out.x_hat)
+
+
+def test_holds_the_codec_and_nothing_of_its_training(weights: Path) -> None:
+    tensors = load_file(weights)
+    assert {name.split(".")[0] for name in tensors} == {"encoder", "decoder", "coder"}
+    assert not [name for name in tensors if "projection" in name and "quantizer" in name]
+    with safe_open(weights, framework="pt") as file:
+        metadata = file.metadata()
+    assert metadata.keys() == {"format", "model", "tables", "rates", "fingerprint", "encoder_fingerprint"}
+    assert '"projected": true' not in metadata["model"]
+    quantizers = [m for m in load_model(weights).modules() if isinstance(m, VectorQuantizer)]
+    assert quantizers
+    assert all(quantizer.projection is None for quantizer in quantizers)
+
+
+def test_stage_two_can_be_exported_too(stages: dict[str, Path], tmp_path: Path) -> None:
+    export(stages["transform"] / "checkpoints" / "last.ckpt", tmp_path / "new" / "codec.safetensors")
+    with torch.no_grad():
+        assert load_model(tmp_path / "new" / "codec.safetensors")(picture(), 0).x_hat.isfinite().all()
+
+
+BLOCKED = """
+import sys
+class Blocker:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in {"lightning", "hydra", "omegaconf", "wandb", "torchmetrics", "lpips"}:
+            raise ImportError(name)
+import torch
+sys.meta_path.insert(0, Blocker())
+from glc.codec.weights.file import load_model
+model = load_model(sys.argv[1])
+x = torch.load(sys.argv[2], weights_only=True)
+with torch.no_grad():
+    torch.save(model(x, 1).x_hat, sys.argv[3])
+"""
+
+
+def test_loads_where_no_training_stack_is_installed(weights: Path, tmp_path: Path) -> None:
+    torch.save(picture(), tmp_path / "x.pt")
+    paths = [str(p) for p in (weights, tmp_path / "x.pt", tmp_path / "x_hat.pt")]
+    done = start(["-c", BLOCKED, *paths], imported="torch")
+    assert done.returncode == 0, done.stderr
+    x_hat = torch.load(tmp_path / "x_hat.pt", weights_only=True)
+    with torch.no_grad():
+        # Another process may split sums over threads in another way.
+        torch.testing.assert_close(x_hat, load_model(weights)(picture(), 1).x_hat, rtol=1e-3, atol=1e-3)
+
+
+def test_refuses_a_stage_without_a_codec(stages: dict[str, Path], tmp_path: Path) -> None:
+    source = stages["vqvae"] / "checkpoints" / "last.ckpt"
+    with pytest.raises(WeightsError, match=r"last\.ckpt: .*stage=vqvae.*stage=transform or stage=joint"):
+        export(source, tmp_path / "out" / "codec.safetensors")
+    assert not (tmp_path / "out").exists()
+
+
+def test_refuses_files_that_are_no_checkpoints(stages: dict[str, Path], tmp_path: Path) -> None:
+    whole = (stages["joint"] / "checkpoints" / "last.ckpt").read_bytes()
+    (tmp_path / "text.ckpt").write_text("not a checkpoint\n" * 10)
+    (tmp_path / "cut.ckpt").write_bytes(whole[: len(whole) // 2])
+    (tmp_path / "empty.ckpt").write_bytes(b"")
+    torch.save({"state_dict": {}}, tmp_path / "foreign.ckpt")
+    torch.save([1, 2], tmp_path / "list.ckpt")
+    torch.save({"glc": {"format": 99, "recipe": {}}, "state_dict": {}}, tmp_path / "newer.ckpt")
+    torch.save({"glc": {"recipe": {}}, "state_dict": {}}, tmp_path / "unnumbered.ckpt")
+    names = ("text", "cut", "empty", "foreign", "list", "newer", "unnumbered", "missing")
+    destination = tmp_path / "out" / "codec.safetensors"
+    for name in names:
+        with pytest.raises(WeightsError, match=rf"{name}\.ckpt: "):
+            export(tmp_path / f"{name}.ckpt", destination)
+    with pytest.raises(WeightsError, match="format 99 is newer"):
+        export(tmp_path / "newer.ckpt", destination)
+    assert not destination.parent.exists()
+
+
+def test_refuses_a_checkpoint_whose_weights_do_not_fit(stages: dict[str, Path], tmp_path: Path) -> None:
+    saved = checkpoint(stages["joint"])
+    removed = next(name for name in saved["state_dict"] if name.startswith("model.decoder"))
+    del saved["state_dict"][removed]
+    torch.save(saved, tmp_path / "odd.ckpt")
+    with pytest.raises(WeightsError, match=r"odd\.ckpt: .*" + removed.removeprefix("model.")):
+        export(tmp_path / "odd.ckpt", tmp_path / "codec.safetensors")
+    assert not (tmp_path / "codec.safetensors").exists()
+
+
+def test_a_checkpoint_is_never_executed(tmp_path: Path) -> None:
+    class Trap:
+        def __reduce__(self) -> tuple[Any, ...]:
+            return (Path.touch, (tmp_path / "sprung",))
+
+    torch.save({"glc": {"format": 1, "recipe": {}}, "state_dict": Trap()}, tmp_path / "trap.ckpt")
+    with pytest.raises(WeightsError, match=r"trap\.ckpt: not a checkpoint that can be read safely"):
+        export(tmp_path / "trap.ckpt", tmp_path / "codec.safetensors")
+    assert not (tmp_path / "sprung").exists()
+
+
+def test_a_failure_leaves_the_old_file(
+    stages: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    destination = tmp_path / "codec.safetensors"
+    destination.write_bytes(b"old")
+
+    def fail(tensors: object, path: Path, metadata: object) -> None:
+        path.write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("glc.codec.weights.file.save_file", fail)
+    with pytest.raises(OSError, match="No space"):
+        export(stages["joint"] / "checkpoints" / "last.ckpt", destination)
+    assert [path.name for path in tmp_path.iterdir()] == ["codec.safetensors"]
+    assert destination.read_bytes() == b"old"
+
+
+def test_refuses_files_that_are_no_weights(weights: Path, tmp_path: Path) -> None:
+    whole = weights.read_bytes()
+    (tmp_path / "text.safetensors").write_text("not weights\n" * 10)
+    (tmp_path / "cut.safetensors").write_bytes(whole[: len(whole) // 2])
+    (tmp_path / "short.safetensors").write_bytes(whole[:5])
+    (tmp_path / "empty.safetensors").write_bytes(b"")
+    (tmp_path / "folder.safetensors").mkdir()
+    save_file({"a": torch.zeros(2)}, tmp_path / "plain.safetensors")
+    for name in ("text", "cut", "short", "empty", "folder", "plain", "missing"):
+        with pytest.raises(WeightsError, match=rf"{name}\.safetensors: "):
+            load_model(tmp_path / f"{name}.safetensors")
+
+
+def test_refuses_a_newer_format(rewrite: Rewrite) -> None:
+    path = rewrite(lambda tensors, metadata: metadata.update(format=str(FORMAT + 1)))
+    with pytest.raises(WeightsError, match=rf"changed.safetensors: format {FORMAT + 1} is newer"):
+        load_model(path)
+
+
+@pytest.mark.parametrize("target", ["os.system", "torch.hub.load", "glc.cli.main", "builtins.eval", 7, None])
+def test_a_description_cannot_name_anything_else(rewrite: Rewrite, target: object) -> None:
+    def edit(tensors: dict[str, Any], metadata: dict[str, str]) -> None:
+        description = json.loads(metadata["model"])
+        description["encoder"]["_target_"] = target
+        metadata["model"] = json.dumps(description)
+
+    with pytest.raises(WeightsError, match=r"changed.safetensors: .*no part of a codec"):
+        load_model(rewrite(edit))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{not json",
+        "[]",
+        "3",
+        '{"_target_": "glc.models.glc.GLC"}',
+        '{"_target_": "glc.models.quantizer.VectorQuantizer", "size": 4, "dim": 2}',
+        '{"_target_": "glc.models.glc.GLC", "encoder": 1, "decoder": 2, "coder": 3}',
+        '{"_target_": "glc.models.quantizer.VectorQuantizer", "size": -4, "dim": 2}',
+        '{"_target_": ["glc.models.glc.GLC"]}',
+    ],
+)
+def test_a_damaged_description_is_reported(rewrite: Rewrite, text: str) -> None:
+    with pytest.raises(WeightsError, match=r"changed.safetensors: "):
+        load_model(rewrite(lambda tensors, metadata: metadata.update(model=text)))
+
+
+def test_weights_that_do_not_fit_their_description_are_reported(rewrite: Rewrite) -> None:
+    def shorten(tensors: dict[str, Any], metadata: dict[str, str]) -> None:
+        name = next(name for name in tensors if name.startswith("decoder") and tensors[name].ndim == 4)
+        tensors[name] = tensors[name][:1].clone()
+
+    with pytest.raises(WeightsError, match=r"changed.safetensors: .*do not fit.*decoder"):
+        load_model(rewrite(shorten))
+
+
+def test_the_command_takes_the_folder_of_a_run(
+    stages: dict[str, Path], weights: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "codec.safetensors"
+    result = CliRunner().invoke(main, ["export", str(stages["joint"]), str(out)])
+    assert result.exit_code == 0, result.output
+    # Not their bytes: safetensors writes the two entries of the metadata in any order.
+    with safe_open(out, framework="pt") as found, safe_open(weights, framework="pt") as expected:
+        assert found.metadata() == expected.metadata()
+        assert list(found.keys()) == list(expected.keys())
+        assert all(torch.equal(found.get_tensor(k), expected.get_tensor(k)) for k in found.keys())  # noqa: SIM118
+
+    result = CliRunner().invoke(main, ["export", str(stages["vqvae"]), str(tmp_path / "no.safetensors")])
+    assert result.exit_code == 1
+    assert result.stderr.count("\n") == 1
+    assert "stage=vqvae" in result.stderr
+    result = CliRunner().invoke(main, ["export", str(tmp_path), str(tmp_path / "no.safetensors")])
+    assert result.exit_code == 1
+    assert "last.ckpt: no such checkpoint" in result.stderr
+    assert not (tmp_path / "no.safetensors").exists()
+
+
+def test_the_command_writes_what_training_needs_besides_the_codec(
+    stages: dict[str, Path], tmp_path: Path
+) -> None:
+    out = tmp_path / "mine.training.safetensors"
+    words = ["export", str(stages["joint"]), str(out), "--training", "--half"]
+    result = CliRunner().invoke(main, words)
+    assert result.exit_code == 0, result.output
+    assert result.stdout.strip() == f"{out}: C, the code predictor, E_VQ, the discriminator"
+    with safe_open(out, framework="pt") as found:
+        assert {key.split(".")[0] for key in found.keys()} == {  # noqa: SIM118
+            "quantizer", "code_loss", "vq_encoder", "adversarial",
+        }  # fmt: skip
+        assert found.get_tensor("quantizer.embedding").dtype == torch.float16
+    assert CliRunner().invoke(main, words).exit_code == 1  # nothing is replaced without --force
+    result = CliRunner().invoke(main, [*words, "--photos", str(tmp_path), "--force"])
+    assert result.exit_code == 2
+    assert "--training writes no codec" in result.stderr
+
+
+@pytest.mark.parametrize("command", ["export", "convert"])
+def test_the_checkpoint_that_is_read_is_not_replaced(
+    stages: dict[str, Path], tmp_path: Path, command: str
+) -> None:
+    last = tmp_path / "checkpoints" / "last.ckpt"
+    last.parent.mkdir()
+    content = (stages["joint"] / "checkpoints" / "last.ckpt").read_bytes()
+    last.write_bytes(content)
+    for source in (tmp_path, last):
+        result = CliRunner().invoke(main, [command, str(source), str(last), "--force"])
+        assert result.exit_code == 1
+        assert "last.ckpt: the source itself" in result.stderr
+    assert last.read_bytes() == content
+
+
+def test_the_command_halves_weights_and_counts_codes_on_photos(
+    stages: dict[str, Path], weights: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for seed in range(2):
+        Image.fromarray(fixed_picture(96, 128, seed)).save(folder / f"{seed}.png")
+    (tmp_path / "list.txt").write_text("photos/0.png\nphotos/1.png\n")
+    found = []
+    for name, photos in (("folder", [folder]), ("list", [tmp_path / "list.txt"])):
+        out = tmp_path / f"{name}.safetensors"
+        arguments = ["export", stages["joint"], out, "--half", *(a for p in photos for a in ("--photos", p))]
+        result = CliRunner().invoke(main, [str(argument) for argument in arguments])
+        assert result.exit_code == 0, result.output
+        found.append(read_weights(out))
+        assert {t.dtype for t in load_file(out).values() if t.is_floating_point()} == {torch.float16}
+        assert out.stat().st_size < 0.6 * weights.stat().st_size
+    fixed_length = read_weights(weights)
+    assert not fixed_length.tables.z
+    (table,) = found[0].tables.z
+    # Codes that the photos need are likelier than the others, which keep a chance.
+    assert max(table.frequencies) > min(table.frequencies) > 0
+    assert found[0].tables == found[1].tables
+    assert found[0].fingerprint == found[1].fingerprint != fixed_length.fingerprint
+
+
+def test_the_command_refuses_photos_that_are_none(stages: dict[str, Path], tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "bad.png").write_text("no picture")
+    out = tmp_path / "out.safetensors"
+    for photos, message in (
+        ("empty", "no pictures in it"),
+        ("missing", "no such folder or file"),
+        ("bad.png", "not a picture in a known format"),
+    ):
+        arguments = ["export", stages["joint"], out, "--photos", tmp_path / photos]
+        result = CliRunner().invoke(main, [str(argument) for argument in arguments])
+        assert result.exit_code == 1
+        assert result.stderr.startswith(f"Error: {tmp_path / photos}: {message}")
+        assert result.stderr.count("\n") == 1
+    assert not out.exists()

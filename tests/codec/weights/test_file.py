@@ -1,0 +1,367 @@
+"""The weights file: what its fingerprints cover, and what is refused."""
+
+import copy
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+import glc
+from glc.codec.codec import Codec
+from glc.codec.entropy.tables import Table, Tables, gaussian_tables, index_table
+from glc.codec.weights.file import build_model, fingerprints, read_weights, save_weights
+from glc.io.checkpoint import WeightsError
+from tests.codec.fixed_model import CODES, fixed_codec_weights, fixed_description, fixed_picture
+
+KINDS: list[dict[str, Any]] = [
+    {},
+    {"hyper": "factorized"},
+    {"coder": "indices_map"},
+]
+ENCODER_ONLY = re.compile(r"encoder\.|coder\.analysis\.|coder\.hyper\.analysis\.")
+
+Edit = Callable[[dict[str, Tensor], dict[str, str]], None]
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return fixed_codec_weights(tmp_path_factory.mktemp("weights") / "fixed.safetensors")
+
+
+def contents(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    with safe_open(path, framework="pt") as opened:
+        return load_file(path), dict(opened.metadata())
+
+
+@pytest.fixture
+def rewrite(file: Path, tmp_path: Path) -> Callable[[Edit], Path]:
+    """Write the file again after an edit, with the fingerprints of before."""
+
+    def change(edit: Edit) -> Path:
+        tensors, metadata = contents(file)
+        edit(tensors, metadata)
+        save_file(tensors, tmp_path / "changed.safetensors", metadata)
+        return tmp_path / "changed.safetensors"
+
+    return change
+
+
+def changed(tensor: Tensor) -> Tensor:
+    """Return a tensor of which one bit of the last element differs."""
+    out = tensor.clone().flatten()
+    out.view(torch.uint8)[-1 if tensor.dtype == torch.bool else -4] ^= 1
+    return out.view_as(tensor)
+
+
+def test_the_fixed_codec_is_the_same_everywhere(file: Path) -> None:
+    metadata = contents(file)[1]
+    assert metadata["fingerprint"].startswith("8731f5e294d558a9")
+    assert metadata["encoder_fingerprint"].startswith("f9feac9c218c1ab6")
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=str)
+def test_each_tensor_changes_the_fingerprint_of_its_side_alone(kind: dict[str, Any], tmp_path: Path) -> None:
+    weights = read_weights(fixed_codec_weights(tmp_path / "a.safetensors", **kind))
+    state = weights.model.state_dict()
+    before = fingerprints(state, weights.description, weights.tables)
+    sides = set()
+    for name, tensor in state.items():
+        after = fingerprints({**state, name: changed(tensor)}, weights.description, weights.tables)
+        encoder_only = ENCODER_ONLY.match(name) is not None
+        sides.add(encoder_only)
+        assert (after["fingerprint"] == before["fingerprint"]) is encoder_only, name
+        assert (after["encoder_fingerprint"] != before["encoder_fingerprint"]) is encoder_only, name
+    assert sides == {True, False}
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=str)
+def test_a_decoder_needs_nothing_of_the_encoders_side(kind: dict[str, Any], tmp_path: Path) -> None:
+    weights = read_weights(fixed_codec_weights(tmp_path / "a.safetensors", **kind))
+    codec = Codec(weights)
+    data = codec.compress(fixed_picture(70, 50), 100)
+    symbols, picture = codec.symbols(data), codec.decompress(data)
+    with torch.no_grad():
+        for name, tensor in weights.model.state_dict().items():
+            if ENCODER_ONLY.match(name):
+                tensor.fill_(torch.nan)
+    assert codec.symbols(data) == symbols
+    assert codec.decompress(data).tobytes() == picture.tobytes()
+
+
+def test_names_types_and_shapes_are_part_of_the_fingerprint(file: Path) -> None:
+    weights = read_weights(file)
+    state = weights.model.state_dict()
+    before = fingerprints(state, weights.description, weights.tables)["fingerprint"]
+    name = "decoder.blocks.0.weight"
+    tensor = state[name]
+    others: list[dict[str, Tensor]] = [
+        {k: v for k, v in state.items() if k != name},
+        {**state, "decoder.more": tensor},
+        {("decoder.renamed" if k == name else k): v for k, v in state.items()},
+        {**state, name: tensor.view(torch.int32)},
+        {**state, name: tensor.flatten()},
+    ]
+    for other in others:
+        assert fingerprints(other, weights.description, weights.tables)["fingerprint"] != before
+
+
+def test_tables_and_description_are_part_of_the_fingerprint(file: Path) -> None:
+    weights = read_weights(file)
+    state, tables = weights.model.state_dict(), weights.tables
+    before = fingerprints(state, weights.description, tables)
+
+    first = list(tables.y[40].frequencies)
+    middle = len(first) // 2 - 1
+    first[middle], first[-1] = first[middle] - 1, first[-1] + 1
+    moved = Table(tables.y[40].low, tuple(first))
+    for other in (
+        Tables(tables.thresholds, (*tables.y[:40], moved, *tables.y[41:]), tables.z),
+        Tables((*tables.thresholds[:-1], tables.thresholds[-1] + 1), tables.y, tables.z),
+        Tables(tables.thresholds, tables.y, (moved,)),
+    ):
+        after = fingerprints(state, weights.description, other)
+        assert after["fingerprint"] != before["fingerprint"]
+        assert after["encoder_fingerprint"] == before["encoder_fingerprint"]
+
+    for part, key, value in (
+        ("decoder", "window", 9),
+        ("coder", "num_rates", 5),
+        ("decoder", "norm", "group"),
+    ):
+        description = copy.deepcopy(dict(weights.description))
+        description[part][key] = value
+        after = fingerprints(state, description, tables)
+        assert after["fingerprint"] != before["fingerprint"]
+        assert after["encoder_fingerprint"] == before["encoder_fingerprint"]
+
+
+def test_another_encoder_keeps_the_files_readable(file: Path, tmp_path: Path) -> None:
+    weights = read_weights(file)
+    state = {
+        k: v.flip(0).contiguous() if ENCODER_ONLY.match(k) else v
+        for k, v in weights.model.state_dict().items()
+    }
+    description = copy.deepcopy(dict(weights.description))
+    description["encoder"]["window"] = 4
+    save_weights(tmp_path / "other.safetensors", state, description, weights.tables, weights.rates)
+    codec, other = Codec(weights), glc.load(tmp_path / "other.safetensors", "cpu")
+    data = other.compress(fixed_picture(64, 64))
+    assert data != codec.compress(fixed_picture(64, 64))
+    assert codec.symbols(data) == other.symbols(data)
+
+
+def test_the_fingerprint_does_not_depend_on_order(file: Path, tmp_path: Path) -> None:
+    def backwards(value: Any) -> Any:
+        return {k: backwards(value[k]) for k in reversed(value)} if isinstance(value, dict) else value
+
+    weights = read_weights(file)
+    tensors, metadata = contents(file)
+    reordered = backwards(dict(weights.description))
+    assert list(reordered) != list(weights.description)
+    assert fingerprints(backwards(tensors), reordered, weights.tables)["fingerprint"] == weights.fingerprint
+    save_file(backwards(tensors), tmp_path / "b.safetensors", backwards(metadata))
+    assert read_weights(tmp_path / "b.safetensors").fingerprint == weights.fingerprint
+
+
+def test_what_else_the_metadata_say_counts_for_nothing(rewrite: Callable[[Edit], Path], file: Path) -> None:
+    weights = read_weights(rewrite(lambda tensors, metadata: metadata.update(note="from Tuesday")))
+    assert weights.fingerprint == read_weights(file).fingerprint
+
+
+def test_a_file_holds_what_was_saved(file: Path, tmp_path: Path) -> None:
+    weights = read_weights(file)
+    assert [rate["lmbda"] for rate in weights.rates] == [1, 2, 4, 8]
+    save_weights(
+        tmp_path / "again.safetensors",
+        weights.model.state_dict(),
+        weights.description,
+        weights.tables,
+        weights.rates,
+    )
+    again = read_weights(tmp_path / "again.safetensors")
+    assert (again.tables, again.rates, again.description, again.fingerprint) == (
+        weights.tables,
+        weights.rates,
+        weights.description,
+        weights.fingerprint,
+    )
+    for (name, found), expected in zip(
+        again.model.state_dict().items(), weights.model.state_dict().values(), strict=True
+    ):
+        assert torch.equal(found, expected), name
+    assert not again.model.training
+
+
+def test_half_precision_is_read_as_what_it_stores(file: Path, tmp_path: Path) -> None:
+    weights = read_weights(file)
+    state = {k: v.half() if v.is_floating_point() else v for k, v in weights.model.state_dict().items()}
+    path = tmp_path / "half.safetensors"
+    save_weights(path, state, weights.description, weights.tables, weights.rates)
+    assert path.stat().st_size < 0.6 * file.stat().st_size + 60_000  # the tables are not halved
+    half = read_weights(path)
+    assert half.fingerprint != weights.fingerprint
+    for name, tensor in half.model.state_dict().items():
+        assert tensor.dtype in (torch.float32, torch.bool)
+        assert torch.equal(tensor, state[name].to(tensor.dtype))
+    codec = Codec(half)
+    data = codec.compress(fixed_picture(64, 64), 100)
+    assert codec.from_symbols(codec.symbols(data), (64, 64), codec.rate_of(100)) == data
+    with pytest.raises(glc.WrongWeightsError):
+        Codec(weights).decompress(data)
+
+
+@pytest.mark.parametrize("side", ["decoder", "encoder"])
+def test_damage_of_any_tensor_is_noticed(rewrite: Callable[[Edit], Path], file: Path, side: str) -> None:
+    names = [
+        name for name in contents(file)[0] if (ENCODER_ONLY.match(name) is not None) == (side == "encoder")
+    ]
+    stated = "encoder_fingerprint" if side == "encoder" else "fingerprint"
+    for name in names[:: len(names) // 6]:
+        path = rewrite(lambda tensors, _, name=name: tensors.update({name: changed(tensors[name])}))  # type: ignore[misc]
+        with pytest.raises(WeightsError, match=rf"changed.safetensors: damaged: .* the {stated} "):
+            read_weights(path)
+
+
+def test_flipped_bytes_of_the_file_are_noticed(file: Path, tmp_path: Path) -> None:
+    whole = file.read_bytes()
+    path = tmp_path / "flipped.safetensors"
+    data_begins = 8 + int.from_bytes(whole[:8], "little")
+    for position in (*range(data_begins, len(whole), (len(whole) - data_begins) // 8), len(whole) - 1):
+        changed = bytearray(whole)
+        changed[position] ^= 0x40
+        path.write_bytes(changed)
+        with pytest.raises(WeightsError, match=r"flipped\.safetensors: "):
+            read_weights(path)
+
+
+def test_cut_files_are_refused(file: Path, tmp_path: Path) -> None:
+    whole = file.read_bytes()
+    path = tmp_path / "cut.safetensors"
+    for length in (0, 1, 7, 8, 9, 1000, len(whole) // 2, len(whole) - 1):
+        path.write_bytes(whole[:length])
+        with pytest.raises(WeightsError, match=r"cut\.safetensors: "):
+            read_weights(path)
+
+
+def test_tables_that_were_changed_are_noticed(rewrite: Callable[[Edit], Path]) -> None:
+    def edit(_: dict[str, Tensor], metadata: dict[str, str]) -> None:
+        tables = json.loads(metadata["tables"])
+        tables["thresholds"][-1] += 1
+        metadata["tables"] = json.dumps(tables)
+
+    with pytest.raises(WeightsError, match=r"changed.safetensors: damaged: .* the fingerprint "):
+        read_weights(rewrite(edit))
+
+
+def test_a_description_that_was_changed_is_noticed(rewrite: Callable[[Edit], Path]) -> None:
+    def edit(_: dict[str, Tensor], metadata: dict[str, str]) -> None:
+        description = json.loads(metadata["model"])
+        description["decoder"]["window"] = 3
+        metadata["model"] = json.dumps(description)
+
+    with pytest.raises(WeightsError, match=r"changed.safetensors: damaged: .* the fingerprint "):
+        read_weights(rewrite(edit))
+
+
+@pytest.mark.parametrize("key", ["format", "model", "tables", "rates", "fingerprint", "encoder_fingerprint"])
+def test_each_key_of_the_metadata_is_needed(rewrite: Callable[[Edit], Path], key: str) -> None:
+    def edit(_: dict[str, Tensor], metadata: dict[str, str]) -> None:
+        del metadata[key]
+
+    with pytest.raises(WeightsError, match=r"changed\.safetensors: "):
+        read_weights(rewrite(edit))
+
+
+@pytest.mark.parametrize("key", ["format", "model", "tables", "rates", "fingerprint", "encoder_fingerprint"])
+@pytest.mark.parametrize(
+    "text", ["", "{", "[]", "null", "NaN", "3", '"x"', "[" * 5000, "²", "-1", "\0", "[1, 2, 3]"], ids=repr
+)
+def test_garbled_metadata_are_refused(rewrite: Callable[[Edit], Path], key: str, text: str) -> None:
+    with pytest.raises(WeightsError, match=r"changed\.safetensors: "):
+        read_weights(rewrite(lambda _, metadata: metadata.update({key: text})))
+
+
+def test_tensors_must_be_those_of_the_description(rewrite: Callable[[Edit], Path]) -> None:
+    with pytest.raises(WeightsError, match=r"changed\.safetensors: .*do not fit.*decoder\.blocks\.0\.weight"):
+        read_weights(rewrite(lambda tensors, _: tensors.__delitem__("decoder.blocks.0.weight")))
+    with pytest.raises(WeightsError, match=r"changed\.safetensors: .*do not fit.*stranger"):
+        read_weights(rewrite(lambda tensors, _: tensors.update(stranger=torch.zeros(1))))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e9])
+@pytest.mark.parametrize(
+    "layer", ["context.reduction", "hyper.synthesis.0.conv", "context.adaptors.2.1.project"]
+)
+def test_weights_of_the_exact_networks_must_be_usable(
+    file: Path, tmp_path: Path, layer: str, value: float
+) -> None:
+    weights = read_weights(file)
+    state = weights.model.state_dict()
+    name = f"coder.{layer}.weight"
+    state[name] = state[name].clone()
+    state[name].view(-1)[3] = value
+    path = tmp_path / "odd.safetensors"
+    save_weights(path, state, weights.description, weights.tables, weights.rates)
+    with pytest.raises(WeightsError, match=rf"cannot be used for files: .*{re.escape(layer[-6:])}"):
+        glc.load(path, "cpu")
+
+
+def test_both_ends_must_agree_on_their_factor(tmp_path: Path) -> None:
+    description = fixed_description()
+    description["encoder"]["stem"] = 2
+    model = build_model("odd", description)
+    path = tmp_path / "odd.safetensors"
+    save_weights(path, model.state_dict(), description, gaussian_tables(), [{}] * 4)
+    with pytest.raises(WeightsError, match="downsampling"):
+        glc.load(path, "cpu")
+
+
+@pytest.mark.parametrize("kind", [{}, {"hyper": "factorized"}], ids=str)
+def test_tables_of_z_must_fit_the_hyper_module(kind: dict[str, Any], tmp_path: Path) -> None:
+    weights = read_weights(fixed_codec_weights(tmp_path / "a.safetensors", **kind))
+    some = weights.tables.y[0]
+    shifted = Table(1, index_table(torch.ones(CODES)).frequencies)
+    for z in ([some], [some] * 15, [some] * 17, [shifted]):
+        tables = Tables(weights.tables.thresholds, weights.tables.y, tuple(z))
+        path = tmp_path / "odd.safetensors"
+        save_weights(path, weights.model.state_dict(), weights.description, tables, weights.rates)
+        with pytest.raises(
+            WeightsError, match=r"cannot be used for files: .*(indices 0 to 31|each of 16 channels)"
+        ):
+            glc.load(path, "cpu")
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "complaint"),
+    [
+        ("model", "[" * 600 + "]" * 600, "changed.safetensors: "),
+        ("format", "9" * 5000, "no description of a codec"),
+        ("rates", "[1, 2, 3, 4]", "'rates' must describe 4 rate points"),
+        ("tables", '{"thresholds": [], "y": [], "z": ""}', "frequency tables cannot be used"),
+    ],
+)
+def test_hostile_metadata_end_in_the_typed_error(
+    tmp_path: Path, key: str, value: str, complaint: str
+) -> None:
+    source = fixed_codec_weights(tmp_path / "whole.safetensors")
+    with safe_open(source, framework="pt") as file:
+        metadata = dict(file.metadata())
+    save_file(load_file(source), tmp_path / "changed.safetensors", {**metadata, key: value})
+    with pytest.raises(WeightsError, match=complaint):
+        read_weights(tmp_path / "changed.safetensors")
+
+
+def test_weights_that_cannot_be_exact_are_named_with_file_and_layer(tmp_path: Path) -> None:
+    source = fixed_codec_weights(tmp_path / "whole.safetensors")
+    weights = read_weights(source)
+    convolution = weights.model.coder.context.reduction
+    torch.nn.init.constant_(convolution.weight, 1e6)
+    with pytest.raises(WeightsError, match=r"whole\.safetensors: .*coder\.context\.reduction"):
+        Codec(weights)

@@ -1,0 +1,117 @@
+"""Encoders and decoders in the place of a codec's own."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+import glc
+from glc.codec.weights.file import read_weights
+from glc.codec.weights.variants import read_label, read_part, save_part
+from tests.codec.fixed_model import fixed_codec_weights, fixed_picture
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A codec, another one, and an encoder and a decoder for the first whose weights were moved a little."""
+    folder = tmp_path_factory.mktemp("parts")
+    fixed_codec_weights(folder / "codec.safetensors")
+    fixed_codec_weights(folder / "other.safetensors", seed=1)
+    weights = read_weights(folder / "codec.safetensors")
+    torch.manual_seed(0)
+    for kind in ("encoder", "decoder"):
+        state = getattr(weights.model, kind).state_dict()
+        moved = {name: t + 0.05 * torch.randn(t.shape) * t.abs().mean() for name, t in state.items()}
+        save_part(
+            folder / f"moved.{kind}.safetensors",
+            kind,  # type: ignore[arg-type]
+            moved,
+            weights.description[kind],
+            weights.fingerprint,
+            {"stage": "test"},
+        )
+    return folder
+
+
+@pytest.fixture(scope="module")
+def codec(folder: Path) -> glc.Codec:
+    return glc.load(folder / "codec.safetensors", "cpu")
+
+
+def test_any_decoder_opens_what_another_encoder_wrote(folder: Path, codec: glc.Codec) -> None:
+    other = glc.load(folder / "codec.safetensors", "cpu", encoder=folder / "moved.encoder.safetensors")
+    picture = fixed_picture(96, 64)
+    data = other.compress(picture)
+    assert data != codec.compress(picture)
+    assert other.fingerprint == codec.fingerprint
+    assert np.array_equal(np.asarray(codec.decompress(data)), np.asarray(other.decompress(data)))
+
+
+def test_another_decoder_draws_the_same_symbols_differently(folder: Path, codec: glc.Codec) -> None:
+    other = glc.load(folder / "codec.safetensors", "cpu", decoder=folder / "moved.decoder.safetensors")
+    data = codec.compress(fixed_picture(96, 64))
+    assert other.compress(fixed_picture(96, 64)) == data
+    ours, theirs = codec.symbols(data), other.symbols(data)
+    assert ours.y is not None
+    assert torch.equal(torch.as_tensor(ours.y), torch.as_tensor(theirs.y))
+    assert torch.equal(torch.as_tensor(ours.z), torch.as_tensor(theirs.z))
+    assert not np.array_equal(np.asarray(codec.decompress(data)), np.asarray(other.decompress(data)))
+
+
+def test_the_codec_itself_stays_as_it_was(folder: Path, codec: glc.Codec) -> None:
+    before = codec.compress(fixed_picture(96, 64))
+    glc.load(folder / "codec.safetensors", "cpu", encoder=folder / "moved.encoder.safetensors")
+    assert codec.compress(fixed_picture(96, 64)) == before
+
+
+def test_known_by_name_but_no_model(folder: Path, codec: glc.Codec, monkeypatch: pytest.MonkeyPatch) -> None:
+    from glc.codec.weights.catalog import catalog, parts
+
+    monkeypatch.setenv("GLC_MODELS", str(folder))
+    assert {"codec", "other"} <= catalog().keys()
+    assert not [name for name in catalog() if "moved" in name]
+    assert parts("encoder")["moved"] == folder / "moved.encoder.safetensors"
+    data = glc.load("codec", "cpu", encoder="moved").compress(fixed_picture(96, 64))
+    assert data != codec.compress(fixed_picture(96, 64))
+    with pytest.raises(glc.WeightsError, match=r"no encoder 'mved'.*known are moved"):
+        glc.load("codec", "cpu", encoder="mved")
+
+
+def test_a_wrong_pair_is_refused(folder: Path) -> None:
+    with pytest.raises(glc.WeightsError, match=r"moved\.encoder\.safetensors: an encoder for the codec"):
+        glc.load(folder / "other.safetensors", "cpu", encoder=folder / "moved.encoder.safetensors")
+    with pytest.raises(glc.WeightsError, match="holds a decoder, not an encoder: use it as --decoder"):
+        glc.load(folder / "codec.safetensors", "cpu", encoder=folder / "moved.decoder.safetensors")
+    with pytest.raises(glc.WeightsError, match="of one encoder, not of a codec: use them with --encoder"):
+        glc.load(folder / "moved.encoder.safetensors", "cpu")
+    with pytest.raises(glc.WeightsError, match="a whole codec: use --model"):
+        glc.load(folder / "codec.safetensors", "cpu", encoder=folder / "other.safetensors")
+    with pytest.raises(glc.WeightsError, match="no such weights file"):
+        glc.load(folder / "codec.safetensors", "cpu", encoder=folder / "none.safetensors")
+
+
+def test_a_changed_file_is_refused(folder: Path, tmp_path: Path) -> None:
+    source = folder / "moved.encoder.safetensors"
+    with safe_open(source, framework="pt") as file:
+        metadata, names = file.metadata(), list(file.keys())
+        tensors = {name: file.get_tensor(name) for name in names}
+    tensors[names[0]].view(-1)[0] += 1
+    save_file(tensors, tmp_path / "changed.safetensors", metadata)
+    with pytest.raises(glc.WeightsError, match="damaged"):
+        read_part(tmp_path / "changed.safetensors", "encoder")
+    (tmp_path / "cut.safetensors").write_bytes(source.read_bytes()[:-100])
+    with pytest.raises(glc.WeightsError, match="not a safetensors file"):
+        read_part(tmp_path / "cut.safetensors", "encoder")
+    save_file(tensors, tmp_path / "newer.safetensors", {**metadata, "format": "2"})
+    with pytest.raises(glc.WeightsError, match="format 2 is newer"):
+        read_label(tmp_path / "newer.safetensors")
+
+
+def test_the_label_says_what_it_is_for(folder: Path, codec: glc.Codec) -> None:
+    label = read_label(folder / "moved.decoder.safetensors")
+    assert label.kind == "decoder"
+    assert bytes.fromhex(label.fingerprint).startswith(codec.fingerprint)
+    assert label.about == {"stage": "test"}

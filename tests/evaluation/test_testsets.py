@@ -1,0 +1,98 @@
+"""Which pictures a set has, and how they are prepared."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from glc.data.images import ImageError
+from glc.evaluation.testsets import PictureSet, SetError
+
+
+def write(path: Path, width: int = 8, height: int = 6) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (width, height), (width, height, 0)).save(path)
+    return path
+
+
+def test_names_are_paths_without_suffix_where_that_tells_them_apart(tmp_path: Path) -> None:
+    for name in ("b.png", "a.png", "c/a.png", "a.jpg", ".hidden.png"):
+        write(tmp_path / name)
+    (tmp_path / "notes.txt").write_text("none")
+    found = PictureSet(tmp_path).pictures
+    assert [picture.name for picture in found] == ["a.jpg", "a.png", "b", "c/a"]
+    assert found[3].path == tmp_path / "c" / "a.png"
+    write(tmp_path / "a.png.bmp")  # without its suffix it would be another's name
+    names = [picture.name for picture in PictureSet(tmp_path).pictures]
+    assert names == ["a.jpg", "a.png", "a.png.bmp", "b.png", "c/a.png"]
+
+
+def test_a_folder_that_is_not_there_or_empty(tmp_path: Path) -> None:
+    with pytest.raises(SetError, match="no such folder; get kodak from https://x"):
+        PictureSet(tmp_path / "no", name="kodak", source="https://x")
+    with pytest.raises(SetError, match="no pictures in it"):
+        PictureSet(tmp_path)
+    with pytest.raises(SetError, match=r"data\.path is not given"):
+        PictureSet(None)
+
+
+def test_missing_pictures_are_named_and_strangers_refused(tmp_path: Path) -> None:
+    for k in (1, 2, 4):
+        write(tmp_path / f"kodim{k:02d}.png")
+    known = {"name": "kodak", "count": 4, "pattern": "kodim{:02d}"}
+    assert PictureSet(tmp_path, **known).missing == [("kodim03", f"missing: not in {tmp_path}")]
+    assert PictureSet(tmp_path, count=3).missing == []
+    ((name, reason),) = PictureSet(tmp_path, name="clic", count=428).missing
+    assert name == "425 unnamed"
+    assert "has 3 of the 428 pictures of clic" in reason
+    with pytest.raises(SetError, match="3 pictures, and kodak has 2"):
+        PictureSet(tmp_path, name="kodak", count=2)
+    write(tmp_path / "other.png")
+    with pytest.raises(
+        SetError, match="other is none of kodak, whose pictures are called kodim01 to kodim04"
+    ):
+        PictureSet(tmp_path, **known)
+
+
+def test_pictures_are_scaled_and_cut_in_the_centre(tmp_path: Path) -> None:
+    pixels = np.zeros((40, 80, 3), dtype=np.uint8)
+    pixels[:, 20:60] = 200  # the middle half
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    prepared = PictureSet(tmp_path, resize=20, center_crop=20, sizes=[[20, 20]])
+    image = np.asarray(prepared.read(prepared.pictures[0]))
+    assert image.shape == (20, 20, 3)
+    assert (image[:, 3:-3] == 200).all()
+    whole = PictureSet(tmp_path)
+    np.testing.assert_array_equal(np.asarray(whole.read(whole.pictures[0])), pixels)
+    large = PictureSet(tmp_path, center_crop=50)
+    with pytest.raises(ImageError, match=r"a\.png: 80x40 pixels, no 50 on a side"):
+        large.read(large.pictures[0])
+    wrong = PictureSet(tmp_path, name="kodak", sizes=[[768, 512], [512, 768]])
+    with pytest.raises(ImageError, match="80x40 pixels, those of kodak have 768x512 or 512x768"):
+        wrong.read(wrong.pictures[0])
+
+
+def test_a_sample_depends_on_names_and_seed_alone(tmp_path: Path) -> None:
+    for k in range(20):
+        write(tmp_path / f"{k:02d}.png")
+
+    def drawn(limit: int, seed: int = 0) -> list[str]:
+        return [picture.name for picture in PictureSet(tmp_path, limit=limit, seed=seed).pictures]
+
+    few = drawn(5)
+    assert len(few) == 5
+    assert few == sorted(few)
+    assert set(few) < set(drawn(9))
+    assert few != drawn(5, seed=1)
+    assert drawn(30) == [f"{k:02d}" for k in range(20)]
+    with pytest.raises(SetError, match=r"data\.limit=0"):
+        drawn(0)
+
+
+def test_hashes_tell_contents_apart(tmp_path: Path) -> None:
+    write(tmp_path / "a.png")
+    write(tmp_path / "b.png")
+    write(tmp_path / "c.png", 9)
+    hashes = PictureSet(tmp_path).hashes()
+    assert hashes["a"] == hashes["b"] != hashes["c"]

@@ -1,0 +1,166 @@
+"""Which shards names stand for, what samples they hold, and the bytes of those that are written."""
+
+import io
+import random
+import tarfile
+from pathlib import Path
+
+import pytest
+
+from glc.jobs.tar_shards import ShardError, closing_bytes, find_shards, member_bytes, read_samples
+from tests.jobs.stand_ins import write_tar
+
+
+def names(path: Path) -> list[tuple[str, list[str], str | None]]:
+    return [(s.key, [suffix for suffix, _ in s.files], s.problem) for s in read_samples(path)]
+
+
+def test_patterns_folders_and_stars(tmp_path: Path) -> None:
+    for name in ("a-000.tar", "a-001.tar", "b-000.tar"):
+        (tmp_path / name).touch()
+
+    def found(*given: str) -> list[str]:
+        return [shard.name for shard in find_shards([str(tmp_path / name) for name in given])]
+
+    assert found("a-{000..001}.tar") == ["a-000.tar", "a-001.tar"]
+    assert found("{b,a}-000.tar") == ["b-000.tar", "a-000.tar"]
+    assert found("*-000.tar") == ["a-000.tar", "b-000.tar"]
+    assert found("") == ["a-000.tar", "a-001.tar", "b-000.tar"]
+    # One that is missing is told of when its turn comes.
+    assert found("a-{000..002}.tar")[-1] == "a-002.tar"
+    assert find_shards([str(tmp_path / "a-{000..002}.tar")])[-1].bytes() is None
+    for given, message in (
+        ("c-*.tar", "no shards match"),
+        ("a-{0.tar", "braces"),
+        ("c.zip", r"ends in \.tar"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            found(given)
+    (tmp_path / "other").mkdir()
+    with pytest.raises(ValueError, match="no shards"):
+        found("other")
+    (tmp_path / "other" / "a-000.tar").touch()
+    with pytest.raises(ValueError, match="same name"):
+        found("a-000.tar", "other")
+
+
+def test_samples_are_files_that_share_a_key(tmp_path: Path) -> None:
+    path = write_tar(
+        tmp_path / "s.tar",
+        [
+            ("x/1.jpg", b"a"),
+            ("x/1.seg.png", b"bb"),
+            ("x/2.v1.jpg", b"c"),
+            ("y/2.txt", b""),
+            ("x/1.json", b""),
+        ],
+    )
+    assert names(path) == [
+        ("x/1", ["jpg", "seg.png"], None),
+        ("x/2", ["v1.jpg"], None),
+        ("y/2", ["txt"], None),
+        ("x/1", [], "its key has come before in this shard"),
+    ]
+    skipped = list(read_samples(path, skip=2))
+    assert [len(sample.files) for sample in skipped] == [0, 0, 1, 0]
+    assert [s.end for s in skipped] == [s.end for s in read_samples(path)]
+
+
+def test_names_and_files_that_lead_elsewhere(tmp_path: Path) -> None:
+    path = tmp_path / "s.tar"
+    with tarfile.open(path, "w") as tar:
+        for name, kind in (("../up.jpg", tarfile.REGTYPE), ("/etc/x.jpg", tarfile.REGTYPE)):
+            member = tarfile.TarInfo(name)
+            member.type = kind
+            tar.addfile(member)
+        link = tarfile.TarInfo("link.jpg")
+        link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
+        tar.addfile(link)
+        folder = tarfile.TarInfo("folder")
+        folder.type = tarfile.DIRTYPE
+        tar.addfile(folder)
+    found = names(path)
+    assert len(found) == 3
+    assert all(files == [] for _, files, _ in found)
+    assert all(problem for _, _, problem in found)
+    assert "leads out of the shard" in str(found[0][2])
+    assert "no ordinary file" in str(found[2][2])
+
+
+def test_a_sparse_file_cannot_take_more_memory_than_the_shard_has(tmp_path: Path) -> None:
+    # A GNU sparse header that claims 64 GB: the size in it is not that of what is stored.
+    header = tarfile.TarInfo("big.jpg")
+    header.size = 0
+    raw = bytearray(header.tobuf(tarfile.GNU_FORMAT))
+    raw[156:157] = b"S"
+    raw[483:495] = b"%011o\0" % (64 << 30)
+    raw[148:156] = b" " * 8
+    raw[148:156] = b"%06o\0 " % sum(raw)
+    (tmp_path / "s.tar").write_bytes(bytes(raw) + closing_bytes(512))
+    ((_, files, problem),) = names(tmp_path / "s.tar")
+    assert files == []
+    assert "no ordinary file" in str(problem)
+
+
+def test_a_shard_that_breaks_off_or_is_damaged_says_so(tmp_path: Path) -> None:
+    path = write_tar(tmp_path / "s.tar", [(f"{i}.txt", bytes([i]) * 700) for i in range(6)])
+    good = path.read_bytes()
+    end = 6 * (512 + 1024)
+    rng = random.Random(0)
+    # Wherever it is cut, even between two files: nothing is lost without a word.
+    for size in [0, 1, 512, 1536, 1537, end, *(rng.randrange(end) for _ in range(30))]:
+        path.write_bytes(good[:size])
+        found = []
+        with pytest.raises(ShardError, match=r"s\.tar"):
+            found.extend(sample.key for sample in read_samples(path))
+        assert found == [str(i) for i in range(len(found))]
+        assert len(found) <= size // 1536
+    for i in range(6):
+        bad = bytearray(good)
+        bad[i * 1536 + 3] ^= 0xFF  # in a header
+        path.write_bytes(bad)
+        with pytest.raises(ShardError):
+            list(read_samples(path))
+    path.write_bytes(b"no tar at all" * 100)
+    with pytest.raises(ShardError):
+        list(read_samples(path))
+
+
+@pytest.mark.parametrize("kind", ["more memory than there is", "no length", "deep"])
+def test_a_header_that_tarfile_trips_over_is_damage(tmp_path: Path, kind: str) -> None:
+    header = tarfile.TarInfo("pax")
+    header.type = tarfile.XHDTYPE
+    if kind == "deep":
+        header.size = 512
+        hostile = (header.tobuf(tarfile.PAX_FORMAT) + b"11 path=a\n".ljust(512, b"\0")) * 3000
+    else:
+        header.size = 1 << 45 if kind == "more memory than there is" else 1 << 64
+        hostile = header.tobuf(tarfile.GNU_FORMAT)
+    good = member_bytes("0.txt", b"good") + member_bytes("1.txt", b"its files may go on")
+    for before, found in ((b"", []), (good, ["0"])):
+        path = tmp_path / "s.tar"
+        path.write_bytes(before + hostile + closing_bytes(0))
+        samples = read_samples(path)
+        assert [next(samples).key for _ in found] == found
+        with pytest.raises(ShardError, match=r"s\.tar: damaged header"):
+            next(samples)
+
+
+def test_an_error_of_who_takes_samples_is_not_the_shards(tmp_path: Path) -> None:
+    samples = read_samples(write_tar(tmp_path / "s.tar", [("0.txt", b""), ("1.txt", b"")]))
+    next(samples)
+    with pytest.raises(MemoryError):
+        samples.throw(MemoryError)
+
+
+def test_what_is_written_is_a_tar_of_fixed_bytes() -> None:
+    files = [("0.glc", b"GLC" * 300), ("deep/" * 40 + "é.json", b"{}"), ("n.txt", b"")]
+    content = b"".join(member_bytes(name, data) for name, data in files)
+    whole = content + closing_bytes(len(content))
+    expected = io.BytesIO()
+    with tarfile.open(fileobj=expected, mode="w", format=tarfile.PAX_FORMAT) as tar:
+        for name, data in files:
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            tar.addfile(member, io.BytesIO(data))
+    assert whole == expected.getvalue()

@@ -1,0 +1,143 @@
+"""`python -m glc.launch.train` as a user types it."""
+
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from glc.launch import train
+from tests.short_runs import QUIET, arguments, checkpoint, figures, settings, write_pictures
+from tests.started import start
+from tests.wandb_file import read_finished_run
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_pictures(tmp_path_factory.mktemp("pictures"))
+
+
+def command(*words: str, **environment: str) -> "subprocess.CompletedProcess[str]":
+    return start(["-m", "glc.launch.train", *words], environment={**QUIET, **environment})
+
+
+def words(values: Mapping[str, Any], *more: str) -> list[str]:
+    return [*arguments(dict(values)), *more]
+
+
+def test_without_a_stage_it_lists_them() -> None:
+    done = command()
+    assert done.returncode != 0
+    listed = done.stderr.split("Available options:")[1].split("Set the")[0].split()
+    assert listed == ["joint", "restoration", "stylization", "transform", "vqvae"]
+    assert "Traceback" not in done.stderr
+
+
+def test_a_mistyped_key_is_a_usage_error(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["train", "stage=vqvae", "trainer.devcies=8"])
+    with pytest.raises(SystemExit) as caught:
+        train.main()
+    assert caught.value.code == 2
+    shown = capsys.readouterr()
+    assert shown.err.startswith("error: there is no key 'trainer.devcies': did you mean trainer.devices")
+    assert shown.err.count("\n") == 1
+
+
+def test_what_the_user_can_mend_is_one_line(pictures: Path, tmp_path: Path) -> None:
+    values = settings(pictures, tmp_path, "required", "vqvae")
+    done = command(*words({**values, "perceptual.required": "true"}))
+    assert done.returncode == 2
+    output = (done.stdout + done.stderr).strip().splitlines()
+    errors = [line for line in output if line.startswith("error: ")]
+    assert len(errors) == 1
+    assert "no weights for vgg16" in errors[0]
+    assert "perceptual.required=false" in done.stdout + done.stderr
+    assert "Traceback" not in done.stdout + done.stderr
+    assert not list(tmp_path.rglob("*.ckpt"))
+    assert not list(tmp_path.rglob("metrics.csv"))
+
+
+def swept(pictures: Path, runs: Path, stage: str = "transform") -> dict[str, Any]:
+    values = settings(pictures, runs, "sweep", stage, 1)
+    return {**values, "init_from": "none", "logger": "default"}
+
+
+def test_a_sweep_makes_one_well_named_run_each_and_outlives_one_that_fails(
+    pictures: Path, tmp_path: Path
+) -> None:
+    """By joblib, in the process of the command: more of them would only cost the imports of each."""
+    values = swept(pictures, tmp_path) | {"hydra/launcher": "local", "hydra.launcher.n_jobs": 1}
+    done = command("-m", *words({**values, "stage.lmbda": "0.5,1e300,4"}), WANDB_DIR=str(tmp_path))
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert "error: training diverged" in done.stdout + done.stderr
+    root = tmp_path / "sweep" / "transform"
+    runs = sorted(path.parent for path in root.glob("*/wandb-id.txt"))
+    assert len(runs) == 3
+    for run, lmbda in zip(runs, ("0.5", "1e+300", "4"), strict=True):
+        assert run == root / f"stage.lmbda-{lmbda}"
+        (logged,) = run.glob("wandb/offline-run-*/run-*.wandb")
+        ended = read_finished_run(logged)
+        assert ended.identity == (run / "wandb-id.txt").read_text()
+        assert ended.exit_code == (1 if lmbda == "1e+300" else 0)
+        if ended.exit_code == 0:
+            assert checkpoint(run)["glc"]["recipe"]["stage"]["lmbda"] == float(lmbda)
+    assert len({(run / "wandb-id.txt").read_text() for run in runs}) == 3
+
+
+def test_a_sweep_by_submitit_ends_with_the_code_of_its_jobs(pictures: Path, tmp_path: Path) -> None:
+    """Its local executor starts a process for the job, as SLURM would."""
+    pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
+    values = swept(pictures, tmp_path) | {"hydra/launcher": "submitit_local", "stage.lmbda": "1e300"}
+    place = f"hydra.launcher.submitit_folder={tmp_path / 'jobs' / '%j'}"
+    done = command("-m", *words(values), place, "hydra.launcher.timeout_min=4", WANDB_DIR=str(tmp_path))
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert "training diverged" in done.stdout + done.stderr
+    (logged,) = tmp_path.glob("sweep/transform/*/wandb/offline-run-*/run-*.wandb")
+    assert read_finished_run(logged).exit_code == 1
+
+
+def test_a_search_by_optuna_goes_on_after_a_trial_that_diverges(pictures: Path, tmp_path: Path) -> None:
+    pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
+    search = {
+        "sweep": "optuna",
+        "seed": 0,  # draws what diverges first
+        "logger": "csv",
+        "hydra.sweeper.n_trials": 2,
+        "stage.lmbda": "choice(1.0,1e300)",
+    }
+    done = command("-m", *words({**swept(pictures, tmp_path), **search}))
+    assert done.returncode == 0, done.stdout + done.stderr
+    (found,) = tmp_path.rglob("optimization_results.yaml")
+    assert "stage.lmbda: 1.0" in found.read_text()
+    trials = sorted(path.name for path in found.parent.glob("trial-*"))
+    assert trials == ["trial-0", "trial-1"]
+    finished = [path.parent.parent.name for path in found.parent.rglob("last.ckpt")]
+    assert finished == ["trial-1"]
+
+
+def test_two_processes_from_the_command_line(pictures: Path, tmp_path: Path) -> None:
+    values = {
+        **settings(pictures, tmp_path, "ddp", "vqvae", 2),
+        "trainer.devices": 2,
+        "trainer.strategy": "ddp",
+        "batch": 4,
+        "validate_first": "true",
+        "logger": "default",
+    }
+    del values["data.batch_size"]
+    done = command(*words(values))
+    assert done.returncode == 0, done.stdout + done.stderr
+    # One run, written by one process.
+    assert [path.name for path in tmp_path.iterdir()] == ["ddp"]
+    (last,) = tmp_path.rglob("last.ckpt")
+    assert checkpoint(last.parents[1])["global_step"] == 2
+    assert len(list(last.parents[1].glob("csv/*"))) == 1
+    # A resumed run finds its W&B run by the identity that the first process wrote.
+    (logged,) = last.parents[1].glob("wandb/offline-run-*")
+    assert logged.name.endswith((last.parents[1] / "wandb-id.txt").read_text())
+    rows = [row for row in figures(last.parents[1]) if "train/loss" in row]
+    assert [row["step"] for row in rows] == [0, 1]

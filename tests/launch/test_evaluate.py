@@ -1,0 +1,296 @@
+"""`python -m glc.launch.evaluate` and `glc eval` as a user types them."""
+
+import json
+import os
+import re
+import shlex
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import wandb
+from click.testing import CliRunner
+from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig, OmegaConf
+from torchvision.models import AlexNet
+
+from glc.cli import evaluate as evaluating
+from glc.cli import main as glc
+from glc.launch import evaluate
+from glc.launch.overrides import explain_overrides
+from tests.codec.fixed_model import fixed_codec_weights
+from tests.evaluation.stand_ins import write_pictures
+from tests.jobs.stand_ins import write_tar
+from tests.short_runs import QUIET, ROOT
+from tests.wandb_file import read_finished_run, without_server
+
+SETS = {"kodak": 24, "clic2020": 428, "div2k": 100, "celebahq": 2824, "coco30k": 40504, "folder": None}
+
+
+@pytest.fixture(autouse=True)
+def quiet(monkeypatch: pytest.MonkeyPatch) -> None:
+    for key, value in QUIET.items():
+        monkeypatch.setenv(key, value)
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_pictures(tmp_path_factory.mktemp("set"))
+
+
+def composed(*words: str) -> DictConfig:
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        return compose("evaluate", list(words))
+
+
+def run(pictures: Path, out: Path, *words: str) -> list[dict[str, Any]]:
+    return evaluate.evaluate(composed(f"data.path={pictures}", f"out={out}", "metrics=none", *words))
+
+
+@pytest.mark.parametrize("name", SETS)
+def test_every_set_says_what_it_is(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GLC_DATA", "sets")
+    cfg = composed("codec=jpeg", "out=x", f"data={name}")
+    assert cfg.pictures.name == name
+    assert cfg.pictures.count == SETS[name]
+    if name == "folder":
+        assert cfg.pictures.path is None
+        assert cfg.pictures.center_crop is None  # training's crop is another matter
+    else:
+        assert cfg.pictures.path.startswith("sets/")
+        assert cfg.pictures.source.startswith("https://")
+        assert cfg.pictures.license
+        text = (ROOT / "conf" / "data" / f"{name}.yaml").read_text()
+        assert "# Get " in text
+        assert "to evaluate on" in text.lower()
+        assert explain_overrides(["codec=x", f"data={name}", "data.pth=x"], "evaluate") is not None
+
+
+def test_a_model_and_other_codecs_in_one_command(pictures: Path, tmp_path: Path) -> None:
+    weights = fixed_codec_weights(tmp_path / "mine.safetensors")
+    asked = f"codec=[{weights},jpeg]"
+    mine, jpeg = run(pictures, tmp_path / "out", asked, "codecs.jpeg.qualities=[5,10]", "data.limit=2")
+    assert [point["label"] for point in mine["points"]] == ["q0", "q33.33", "q66.67", "q100"]
+    assert [point["label"] for point in jpeg["points"]] == ["q5", "q10"]
+    assert mine["codec"]["kind"] == "glc"
+    assert len(mine["codec"]["fingerprint"]) == 64
+    assert jpeg["codec"]["versions"]["pillow"]
+    assert jpeg["codec"]["options"] == {"optimize": True}
+    for name, summary in (("mine", mine), ("jpeg", jpeg)):
+        assert json.loads((tmp_path / "out" / name / "summary.json").read_text()) == summary
+        assert summary["pictures"] == summary["data"]["count"] == 2
+        assert str(tmp_path) not in json.dumps(summary)
+
+
+def test_settings_of_the_command_line_replace_those_of_the_codec(pictures: Path, tmp_path: Path) -> None:
+    (summary,) = run(pictures, tmp_path / "a", "codec=jpeg", "qualities=[7]")
+    assert [point["setting"] for point in summary["points"]] == [{"quality": 7}]
+    (summary,) = run(pictures, tmp_path / "b", "codec=webp", "target_bpp=3")
+    assert [point["setting"] for point in summary["points"]] == [{"target_bpp": 3.0}]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["codec=nothing"], "codec=nothing: there is no model 'nothing'.*or one of jpeg, webp, avif"),
+        (["codec=no.safetensors"], "no.safetensors: no such weights file"),
+        (["codec=[]"], r"codec=\[\] names none"),
+        (["codec=[jpeg,jpeg]"], "two are called jpeg"),
+        (["codec=[jpeg,webp]", "qualities=[5]"], "units of one codec: give codecs.NAME.qualities="),
+        (["codec=jpeg", "qualities=[5]", "target_bpp=[1]"], "not both"),
+        (["codec=jpeg", "qualities=[101]"], "jpeg: qualities lie from 1 to 95, not at 101"),
+        (["codec=jpeg", "data.path=nowhere"], "data.path=nowhere: no such folder"),
+        (["codec=jpeg", "data.path=null"], "data.path is not given: data=folder data.path=DIR"),
+        (["codec=jpeg", "data=kodak"], "p0 is none of kodak"),
+        (["codec=jpeg", "processes=0"], "processes=0 and threads=1 must be positive"),
+        (["codec=jpeg", "device=nothing"], "there is no device 'nothing' here"),
+    ],
+)
+def test_what_cannot_be_done_is_said_and_nothing_written(
+    pictures: Path, tmp_path: Path, words: list[str], message: str
+) -> None:
+    with pytest.raises(evaluate.UsageError, match=message):
+        run(pictures, tmp_path / "out", *words)
+    assert not (tmp_path / "out").exists()
+
+
+def test_without_a_codec_or_a_folder(pictures: Path) -> None:
+    for words, key in ((["out=x"], "codec"), (["codec=jpeg"], "out")):
+        with pytest.raises(evaluate.UsageError, match=f"give a value to {key}"):
+            evaluate.evaluate(composed("metrics=none", f"data.path={pictures}", *words))
+
+
+def test_a_mistyped_key_is_a_usage_error(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["evaluate", "codec=jpeg", "qualitys=[5]"])
+    with pytest.raises(SystemExit) as caught:
+        evaluate.main()
+    assert caught.value.code == 2
+    shown = capsys.readouterr().err
+    assert shown.startswith("error: there is no key 'qualitys': did you mean qualities")
+    assert shown.count("\n") == 1
+
+
+def test_where_weights_lie_is_not_recorded(pictures: Path, tmp_path: Path) -> None:
+    words = ("codec=jpeg", "metrics=full", f"metrics.weights_dir={tmp_path}", f"data.path={pictures}")
+    (made,) = evaluate.prepare(composed(*words, f"out={tmp_path}")).values()
+    assert {"psnr", "ms_ssim", "lpips"} <= set(made.metrics)
+    assert str(tmp_path) not in json.dumps(made.protocol)
+    assert made.protocol["metrics"]["lpips"]["net"] == "alex"
+
+
+METRICS = sorted(path.stem for path in (ROOT / "conf" / "metrics").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("group", METRICS)
+def test_every_group_of_metrics_takes_a_folder_of_weights(
+    group: str, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "no cache"))
+    with torch.device("meta"):
+        shapes = AlexNet().state_dict()
+    features = {name: torch.zeros(w.shape) for name, w in shapes.items() if name.startswith("features")}
+    torch.save(features, tmp_path / "alexnet.pth")  # LPIPS takes one of any name of that kind
+    words = ["codec=jpeg", f"metrics={group}", f"metrics.weights_dir={tmp_path}", f"data.path={pictures}"]
+    assert explain_overrides(words, "evaluate") is None
+    (made,) = evaluate.prepare(composed(*words, f"out={tmp_path / 'out'}")).values()
+    only_lpips = [name for name in made.metrics if not name.startswith("lpips")]
+    assert made.make_metrics(only_lpips).names == [name for name in made.metrics if name.startswith("lpips")]
+    wrong = composed(
+        *words[:2], f"metrics.weights_dir={tmp_path / 'no'}", words[3], f"out={tmp_path / 'out'}"
+    )
+    with pytest.raises(evaluate.UsageError, match=r"metrics.weights_dir='.*/no' is not a folder"):
+        evaluate.evaluate(wrong)
+    assert not (tmp_path / "out").exists()
+    train = ["stage=vqvae", f"metrics={group}", f"metrics.weights_dir={tmp_path}"]
+    assert explain_overrides(train, "train") is None
+
+
+def test_the_printed_table_names_what_went_wrong(pictures: Path, tmp_path: Path) -> None:
+    broken = write_pictures(tmp_path / "set")
+    (broken / "p1.png").write_bytes(b"no")
+    (summary,) = run(broken, tmp_path / "out", "codec=jpeg", "qualities=[7]")
+    lines = evaluate.table(summary).splitlines()
+    assert lines[0].split() == ["jpeg", "pictures", "bpp", "encode_seconds", "decode_seconds"]
+    assert lines[1].split()[:2] == ["q7", "3"]
+    assert lines[2].startswith("failed: p1: ")
+
+
+def test_glc_eval_is_the_same_from_any_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (picture,) = write_pictures(tmp_path / "set", [(24, 32)]).iterdir()
+    write_tar(tmp_path / "it's-7.tar", [("p.png", picture.read_bytes()), ("bad.png", b"no")])
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    words = ["eval", "codec=jpeg", "metrics=none", "--shards", "it's-{7..7}.tar", "out=results"]
+    done = CliRunner().invoke(glc, words)
+    assert done.exit_code == 1  # a picture failed
+    summary = json.loads((tmp_path / "results" / "summary.json").read_text())
+    assert [failure["picture"] for failure in summary["failed"]] == ["it's-7/bad"]
+    assert summary["points"][0]["pictures"] == 1
+    assert sorted(os.listdir(tmp_path)) == ["it's-7.tar", "results", "set"]
+
+
+def test_glc_eval_without_a_configuration_says_what_to_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    installed = tmp_path / "site-packages" / "glc" / "__init__.py"
+    monkeypatch.setattr(evaluating.glc, "__file__", str(installed))
+    done = CliRunner().invoke(glc, ["eval", "codec=jpeg"])
+    assert done.exit_code == 2
+    assert "get a checkout" in done.output
+    monkeypatch.setattr(evaluating, "find_entry", lambda: tmp_path)
+    monkeypatch.setattr(evaluating, "find_spec", lambda name: None if name == "torchmetrics" else name)
+    done = CliRunner().invoke(glc, ["eval", "codec=jpeg"])
+    assert done.exit_code == 2
+    assert "the package torchmetrics is missing: pip install 'glc[eval]'" in done.output
+    monkeypatch.undo()
+    monkeypatch.setattr(evaluating.glc, "__file__", str(installed))
+    # A package that brings them has them in a folder of its own.
+    for part in ("glc/launch/evaluate.py", "glc/launch/overrides.py", "conf/evaluate.yaml"):
+        path = installed.parent / "entry" / part
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    assert evaluating.find_entry() == installed.parent / "entry"
+
+
+@pytest.fixture(scope="module")
+def logged(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], Path]:
+    """What was logged where there is an account, and no way to W&B."""
+    words = ["codec=jpeg", "codecs.jpeg.qualities=[5,20]", "wandb=true", "wandb_project=mine"]
+    out = tmp_path_factory.mktemp("logged") / "out"
+    with pytest.MonkeyPatch.context() as patch:
+        for key, value in {**QUIET, "WANDB_MODE": "online"}.items():
+            patch.setenv(key, value)
+        patch.setattr(wandb, "init", without_server(wandb.init))
+        (summary,) = run(pictures, out, *words)
+    return summary, out
+
+
+def offline_run(out: Path) -> Path:
+    (file,) = out.glob("wandb/offline-run-*/run-*.wandb")
+    return file
+
+
+def test_what_wandb_gets_of_an_evaluation(logged: tuple[dict[str, Any], Path]) -> None:
+    summary, out = logged
+    found = read_finished_run(offline_run(out))
+    assert found.exit_code == 0
+    assert (found.project, found.group, found.job_type) == ("mine", "evaluation folder", "evaluation")
+    assert found.name == "jpeg on folder"
+    assert found.config["codec"] == summary["codec"]
+    assert found.config["protocol"] == summary["protocol"]
+    assert (found.summary["pictures"], found.summary["failed"]) == (summary["pictures"], 0)
+    table = json.loads((offline_run(out).parent / "files" / found.summary["points"]["path"]).read_text())
+    rows = [dict(zip(table["columns"], row, strict=True)) for row in table["data"]]
+    assert [row["label"] for row in rows] == ["q5", "q20"]
+    for row, point in zip(rows, summary["points"], strict=True):
+        for key in ("bpp", "pictures", "encode_seconds"):
+            assert row[key] == point[key] == found.summary[f"{point['label']}/{key}"]
+
+
+def test_a_wandb_run_that_fails_has_an_end(
+    logged: tuple[dict[str, Any], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*args: Any, **options: Any) -> None:
+        raise OSError("disk full")
+
+    monkeypatch.setattr(wandb, "Table", full)
+    with pytest.raises(OSError, match="disk full"):
+        evaluate.log_to_wandb(logged[0], tmp_path / "second", "mine")
+    assert wandb.run is None
+    assert read_finished_run(offline_run(tmp_path / "second")).exit_code == 1
+
+
+def test_wandb_without_its_packages_is_said_at_once(
+    pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(evaluating, "find_spec", lambda name: None)
+    with pytest.raises(evaluate.UsageError, match=r"pip install 'glc\[train\]'"):
+        run(pictures, tmp_path / "out", "codec=jpeg", "wandb=true")
+    assert not (tmp_path / "out").exists()
+
+
+def commands() -> list[str]:
+    found = []
+    for path in [ROOT / "docs" / "evaluation.md", ROOT / "conf" / "evaluate.yaml"]:
+        found += re.findall(
+            r"(?:python -m src\.evaluate|glc eval(?: --shards '\S+')?) ((?:\S+=\S+ ?)+)", path.read_text()
+        )
+    return found
+
+
+def test_commands_in_the_documents_compose() -> None:
+    assert len(commands()) >= 6
+    for command in commands():
+        words = shlex.split(command)
+        assert explain_overrides(words, "evaluate") is None
+        assert composed(*words).codec
+
+
+def test_the_configuration_of_every_codec_is_whole() -> None:
+    for name, config in composed("codec=x", "out=x").codecs.items():
+        assert not OmegaConf.missing_keys(config), name
+        assert config.qualities

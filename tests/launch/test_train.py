@@ -1,0 +1,319 @@
+"""What `train` refuses, before anything is written, and what it says."""
+
+import errno
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from glc.errors import WeightsError
+from glc.launch.start import UsageError, find_discriminator, find_initial_weights
+from glc.launch.train import run as entry
+from glc.training.checkpoints import DivergedError
+from glc.training.loggers import RowLogger
+from tests.short_runs import QUIET, checkpoint, compose, live_weights, run, settings, write_pictures
+
+
+@pytest.fixture(autouse=True)
+def quiet(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test here reaches for the network."""
+    for key, value in QUIET.items():
+        monkeypatch.setenv(key, value)
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_pictures(tmp_path_factory.mktemp("pictures"))
+
+
+@pytest.fixture(scope="module")
+def trained(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of stage I, of two steps; tests do not change it."""
+    return run(settings(pictures, tmp_path_factory.mktemp("runs"), "done", "vqvae", 2))
+
+
+def refused(values: dict[str, Any]) -> str:
+    """Return what the user is told; nothing may be written."""
+    root = Path(values["runs_dir"])
+    before = {path: path.stat().st_mtime_ns for path in root.rglob("*")}
+    with pytest.raises(UsageError) as caught:
+        run(values)
+    assert {path: path.stat().st_mtime_ns for path in root.rglob("*")} == before
+    return str(caught.value)
+
+
+def options(trained: Path, pictures: Path, stage: str = "vqvae", **changes: Any) -> dict[str, Any]:
+    return {**settings(pictures, trained.parents[1], "done", stage, 2), **changes}
+
+
+def test_an_existing_run_is_not_written_over(trained: Path, pictures: Path) -> None:
+    message = refused(options(trained, pictures))
+    assert str(trained / "checkpoints") in message
+    for way in ("resume=last", "name=", "overwrite=true"):
+        assert way in message
+
+
+def test_overwriting_starts_anew_once_all_else_is_in_order(
+    trained: Path, pictures: Path, tmp_path: Path
+) -> None:
+    values = settings(pictures, tmp_path, "again", "vqvae", 2)
+    folder = run(values)
+    (folder / "checkpoints" / "step-000001.ckpt").write_bytes(b"old")
+    message = refused({**values, "overwrite": "true", "data.train": str(tmp_path / "nowhere")})
+    assert "data.train" in message
+    run({**values, "overwrite": "true", "trainer.max_steps": 1, "data.epoch_batches": 1})
+    assert checkpoint(folder)["global_step"] == 1
+    assert [path.name for path in (folder / "checkpoints").iterdir()] == ["last.ckpt"]
+
+
+def test_a_stage_without_the_one_before(trained: Path, pictures: Path, tmp_path: Path) -> None:
+    message = refused(settings(pictures, tmp_path, "alone", "transform"))
+    assert "stage=transform starts from stage=vqvae" in message
+    assert str(tmp_path / "alone" / "vqvae" / "checkpoints" / "last.ckpt") in message
+    assert "name=alone" in message
+    assert "init_from=" in message
+    # The one before the joint stage is missing although the first one is there.
+    assert "starts from stage=transform" in refused(options(trained, pictures, "joint"))
+
+
+def test_models_are_found_by_name_whatever_lies_here(
+    trained: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    named = compose(options(trained, pictures, "joint", init_from="small"))
+    (file,) = find_initial_weights(named)
+    assert file.is_file()
+    assert file.name == "small.safetensors"
+    (tmp_path / "small").mkdir()  # a folder of runs, say
+    assert find_initial_weights(named) == [file]
+    (tmp_path / "small" / "checkpoints").mkdir()
+    shutil.copy(trained / "checkpoints" / "last.ckpt", tmp_path / "small" / "checkpoints")
+    assert find_initial_weights(named) == [Path("small", "checkpoints", "last.ckpt")]
+    with pytest.raises(WeightsError, match=r"there is no model 'smal' \(known are .*small"):
+        find_initial_weights(compose(options(trained, pictures, "joint", init_from="smal")))
+
+
+def test_where_initial_weights_are_found(trained: Path, pictures: Path) -> None:
+    last = trained / "checkpoints" / "last.ckpt"
+    assert find_initial_weights(compose(options(trained, pictures))) == []
+    assert find_initial_weights(compose(options(trained, pictures, "transform"))) == [last]
+    assert find_initial_weights(compose(options(trained, pictures, "transform", init_from="none"))) == []
+    for given in (last, trained, trained / "checkpoints"):
+        elsewhere = compose(options(trained, pictures, "transform", init_from=str(given), name="other"))
+        assert find_initial_weights(elsewhere) == [last]
+    two = compose(options(trained, pictures, "transform", init_from=f"[{trained},codec.safetensors]"))
+    assert find_initial_weights(two) == [last, Path("codec.safetensors")]
+    for empty in ("[]", "[none]", "[null,small]"):
+        with pytest.raises(UsageError, match="give files or models, or init_from=none"):
+            find_initial_weights(compose(options(trained, pictures, "transform", init_from=empty)))
+    two = compose(options(trained, pictures, "restoration", init_from=f"[{trained},codec.safetensors]"))
+    with pytest.raises(UsageError, match="stage=restoration is for one codec"):
+        find_initial_weights(two)
+    nothing = compose(options(trained, pictures, "transform", init_from=str(trained.parent)))
+    with pytest.raises(UsageError, match=r"init_from=.*: has no checkpoints/last\.ckpt"):
+        find_initial_weights(nothing)
+    assert find_discriminator(compose(options(trained, pictures, "transform"))) is None
+    joint = {"init_from": "none", "stage.discriminator_from": "auto"}
+    assert find_discriminator(compose(options(trained, pictures, "joint", **joint))) == last
+    assert find_discriminator(compose(options(trained, pictures, "joint", **joint, name="other"))) is None
+    given = {**joint, "stage.discriminator_from": str(last)}
+    assert find_discriminator(compose(options(trained, pictures, "joint", **given, name="other"))) == last
+    with pytest.raises(UsageError, match=r"discriminator_from=nowhere\.ckpt: no such file"):
+        find_discriminator(
+            compose(
+                options(trained, pictures, "joint", **{**joint, "stage.discriminator_from": "nowhere.ckpt"})
+            )
+        )
+
+
+def test_weights_of_another_model(trained: Path, pictures: Path) -> None:
+    message = refused(options(trained, pictures, "transform", **{"model.encoder.channels": 24}))
+    assert "model.encoder does not fit" in message
+    assert "model=tiny" in message
+    assert str(trained / "checkpoints" / "last.ckpt") in message
+
+
+def test_initial_weights_by_path_and_none(trained: Path, pictures: Path, tmp_path: Path) -> None:
+    values = {
+        **settings(pictures, tmp_path, "named", "vqvae", 1),
+        "init_from": str(trained / "checkpoints" / "last.ckpt"),
+        "stage.optimizer.lr": 0,
+        "callbacks.codebooks": "null",
+    }
+    state = live_weights(checkpoint(run(values)))
+    source = checkpoint(trained)["state_dict"]
+    assert state.keys() == source.keys()
+    assert all(torch.equal(value, source[key]) for key, value in state.items())
+    fresh = live_weights(checkpoint(run({**values, "init_from": "none", "name": "fresh"})))
+    assert any(not torch.equal(value, source[key]) for key, value in fresh.items())
+    message = refused({**values, "init_from": str(tmp_path / "missing.ckpt"), "name": "third"})
+    assert "missing.ckpt: no such file" in message
+
+
+def test_what_cannot_be_resumed(trained: Path, pictures: Path, tmp_path: Path) -> None:
+    message = refused({**settings(pictures, tmp_path, "new", "vqvae"), "resume": "last"})
+    assert "resume=last" in message
+    assert "does not exist" in message
+    damaged = tmp_path / "damaged.ckpt"
+    damaged.write_bytes((trained / "checkpoints" / "last.ckpt").read_bytes()[:5000])
+    assert "damaged.ckpt" in refused(options(trained, pictures, resume=str(damaged)))
+    last = str(trained / "checkpoints" / "last.ckpt")
+    assert "has no checkpoints/last.ckpt" in refused(options(trained, pictures, resume=str(trained.parent)))
+    message = refused(options(trained, pictures, "transform", resume=str(trained)))
+    assert "stage=vqvae" in message
+    assert "stage=transform" in message
+    assert "init_from=" in message
+    message = refused(options(trained, pictures, resume=last, **{"model.decoder.channels": 24}))
+    assert "autoencoder.decoder" in message
+    assert "of another shape" in message
+    assert "model=tiny" in message
+
+
+def test_pictures_that_cannot_be_found(pictures: Path, tmp_path: Path) -> None:
+    values = settings(pictures, tmp_path, "data", "vqvae")
+    for key in ("data.train", "data.val"):
+        message = refused({**values, key: str(tmp_path / "nowhere")})
+        assert key in message
+        assert "nowhere" in message
+    message = refused({**values, "data.train": "???"})
+    assert "data.train=" in message
+    assert "data.crop: 65" in refused({**values, "data.crop": 65})
+
+
+@pytest.mark.parametrize("name", ["kodak", "clic2020", "div2k", "celebahq", "coco30k"])
+def test_a_set_to_evaluate_on_is_not_trained_on(tmp_path: Path, name: str) -> None:
+    message = refused({"stage": "vqvae", "data": name, "name": "x", "runs_dir": str(tmp_path / "runs")})
+    assert message.startswith(f"data={name} is to evaluate on (python -m glc.launch.evaluate data={name})")
+    assert "data=folder data.train=" in message
+    assert not (tmp_path / "runs").exists()
+
+
+def test_values_out_of_range_name_their_key(pictures: Path, tmp_path: Path) -> None:
+    values = {**settings(pictures, tmp_path, "range", "transform"), "init_from": "none"}
+    assert "stage.lmbda has 2 values" in refused({**values, "stage.lmbda": "[1,2]"})
+    assert "callbacks.ema.decay" in refused({**values, "callbacks.ema.decay": 1})
+    assert "floor and hold" in refused({**values, "stage.schedule.hold": 3})
+    assert "seed=None: give a whole number" in refused({**values, "seed": "null"})
+    assert "data.val: is empty" in refused({**values, "data.val": "null"})
+    del values["data.batch_size"]
+    assert "stage.accumulate=0" in refused({**values, "batch": 8, "stage.accumulate": 0})
+    message = refused({**values, "batch": 7, "trainer.devices": 2})
+    assert "batch=7 does not divide among trainer.devices=2" in message
+
+
+def test_lpips_that_is_required_must_be_there(pictures: Path, tmp_path: Path) -> None:
+    values = {**settings(pictures, tmp_path, "lpips", "vqvae"), "perceptual.required": "true"}
+    (tmp_path / "weights").mkdir()
+    message = refused(
+        {**values, "perceptual.weights_dir": str(tmp_path / "weights"), "perceptual.net": "squeeze"}
+    )
+    assert "squeezenet1_1" in message
+    assert "perceptual.required=false" in message
+
+
+def test_the_first_process_of_torchrun_does_not_write_over_a_run(
+    trained: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    last = trained / "checkpoints" / "last.ckpt"
+    before = last.read_bytes()
+    for name in ("RANK", "LOCAL_RANK"):
+        monkeypatch.setenv(name, "0")
+    assert "overwrite=true" in refused(options(trained, pictures))
+    assert last.read_bytes() == before
+
+
+@pytest.mark.parametrize("precision", ["16-mixed", "64-true"])
+def test_other_precisions_are_refused(pictures: Path, tmp_path: Path, precision: str) -> None:
+    message = refused({**settings(pictures, tmp_path, "half", "vqvae"), "trainer.precision": precision})
+    assert f"trainer.precision={precision}" in message
+    assert "32-true or bf16-mixed" in message
+
+
+def test_a_training_that_diverges_keeps_the_last_good_checkpoint(pictures: Path, tmp_path: Path) -> None:
+    values = settings(pictures, tmp_path, "diverging", "vqvae", 4)
+    folder = run({**values, "trainer.max_steps": 2, "data.epoch_batches": 2})
+    before = (folder / "checkpoints" / "last.ckpt").read_bytes()
+    with pytest.raises(DivergedError, match=r"smaller stage\.optimizer\.lr"):
+        run(
+            {
+                **{**values, "trainer.max_steps": 8, "data.epoch_batches": 4},
+                **{"init_from": str(folder / "checkpoints" / "last.ckpt"), "name": "diverged"},
+                **{"stage.optimizer.lr": 1e30, "stage.clip": 0},
+            }
+        )
+    assert (folder / "checkpoints" / "last.ckpt").read_bytes() == before
+    assert not list((tmp_path / "diverged").rglob("*.ckpt"))
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS])
+def test_a_disk_that_takes_no_more_ends_it_and_the_checkpoint_before_stays(
+    number: int,
+    pictures: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    values = settings(pictures, tmp_path, "full", "vqvae", 2)
+    folder = run({**values, "trainer.max_steps": 1}) if number == errno.ENOSPC else tmp_path
+    log = RowLogger.save
+
+    def full(self: RowLogger) -> None:
+        if self.experiment.metrics:
+            raise OSError(number, os.strerror(number), "metrics.csv")
+        log(self)
+
+    monkeypatch.setattr(RowLogger, "save", full)
+    with pytest.raises(SystemExit) as caught:
+        entry(compose({**values, "resume": "auto"}))
+    assert caught.value.code == 1
+    assert f"metrics.csv: {os.strerror(number)}: the run's checkpoints are whole" in caplog.text
+    assert "resume=last" in caplog.text
+    if number == errno.ENOSPC:
+        assert checkpoint(folder)["global_step"] == 1
+    monkeypatch.undo()
+    assert checkpoint(run({**values, "resume": "auto"}))["global_step"] == 2
+
+
+def test_training_in_pieces_of_limited_time(pictures: Path, tmp_path: Path) -> None:
+    values = {**settings(pictures, tmp_path, "pieces", "vqvae", 4), "resume": "auto", "max_minutes": 0}
+    steps = [checkpoint(run(values))["global_step"] for _ in range(3)]
+    assert steps == [1, 2, 3]
+
+
+def test_settings_that_changed_are_named(
+    trained: Path, pictures: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    steps = checkpoint(trained)["global_step"]
+    changed = {
+        "resume": "last",
+        "trainer.max_steps": steps,
+        "stage.codebook_weight": 0.5,
+        "callbacks.ema.decay": 0.9,
+        "callbacks.codebooks.revive_every": 100,
+        "callbacks.last.every_n_steps": 7,  # changes no result
+        "callbacks.progress": "null",
+    }
+    run(options(trained, pictures, **changed))
+    named = [line for record in caplog.records if "another setting" in (line := record.getMessage())]
+    assert named == [
+        f"resuming with another setting: {difference}"
+        for difference in (
+            "callbacks.codebooks.revive_every was 500, is 100",
+            "callbacks.ema.decay was 0.999, is 0.9",
+            "stage.codebook_weight was 1.0, is 0.5",
+        )
+    ]
+
+
+def test_in_the_network_the_codes_are_those_of_the_first_stage(
+    trained: Path, pictures: Path, tmp_path: Path
+) -> None:
+    last = trained / "checkpoints" / "last.ckpt"
+    source = checkpoint(trained)["state_dict"]["autoencoder.quantizer.embedding"]
+    values = settings(pictures, tmp_path, "network", "transform", 1)
+    state = live_weights(checkpoint(run({**values, "code_prediction": "network", "init_from": str(last)})))
+    assert torch.equal(state["model.refiner.quantizer.embedding"], source)
+    assert torch.equal(state["quantizer.embedding"], source)

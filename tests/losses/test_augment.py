@@ -1,0 +1,72 @@
+"""Random views: the same for both pictures, other ones each time, none in evaluation."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from glc.losses.augment import LEAST, RandomViews
+from glc.losses.style import StyleLoss
+
+
+class Difference(nn.Module):
+    """Remembers what it was shown."""
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        self.seen = x.detach()
+        return (x - y).abs().mean((1, 2, 3))
+
+
+def test_both_pictures_are_seen_through_one_view() -> None:
+    views = RandomViews(Difference())
+    x = torch.rand(2, 3, 64, 64)
+    for _ in range(20):
+        assert views(x, x.clone()).eq(0).all()
+
+
+def test_views_differ_in_place_side_and_size() -> None:
+    distance = Difference()
+    views = RandomViews(distance)
+    ramp = (torch.arange(64.0) + 64 * torch.arange(64.0)[:, None]).expand(1, 3, 64, 64)
+    corners, sizes, turned = set(), set(), 0
+    for _ in range(60):
+        views(ramp, ramp)
+        corners.add(distance.seen[0, 0, 0, 0].item())
+        sizes.add(tuple(distance.seen.shape[-2:]))
+        right, down = (distance.seen[0, 0, 2:-2, 2:-2].diff(dim=d).abs().mean() for d in (1, 0))
+        turned += bool(right > down)
+    assert len(corners) > 30
+    assert min(min(size) for size in sizes) < 48
+    assert max(max(size) for size in sizes) > 58
+    assert 15 < turned < 45
+
+
+@pytest.mark.parametrize("size", [(24, 80), (32, 32), (33, 47), (65, 65)])
+def test_views_keep_what_the_smallest_network_needs(size: tuple[int, int]) -> None:
+    views = RandomViews(Difference())
+    least = min(*size, LEAST)
+    x = torch.rand(1, 3, *size)
+    for _ in range(60):
+        (seen,) = views.view(x)
+        assert min(seen.shape[-2:]) >= least
+        assert max(seen.shape[-2:]) <= max(size)
+
+
+def test_evaluation_compares_whole_pictures() -> None:
+    distance = Difference()
+    views = RandomViews(distance).eval()
+    x = torch.rand(1, 3, 40, 56)
+    views(x, x)
+    assert distance.seen.equal(x)
+
+
+def test_the_gradient_reaches_the_pixels_that_are_seen() -> None:
+    views = RandomViews(Difference())
+    x = torch.rand(1, 3, 64, 64, requires_grad=True)
+    views(x, torch.zeros(1, 3, 64, 64)).sum().backward()
+    assert x.grad is not None
+    assert x.grad[..., 8:, 8:].ne(0).all()
+
+
+def test_style_has_no_views() -> None:
+    with pytest.raises(ValueError, match=r"perceptual\.views=false"):
+        StyleLoss(RandomViews(Difference()))

@@ -1,0 +1,200 @@
+"""The search for a better latent: nearer pictures in ordinary files, whatever is searched in pieces."""
+
+import gc
+import weakref
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+import glc
+from glc.codec import bitstream
+from glc.codec.rate_search import TOLERANCE
+from glc.codec.runtime.memory import MemoryLimitError
+from glc.data.images import read_rgb
+from glc.data.sources import sample_paths
+from glc.latent_search import Effort, _tiles
+from tests.codec.fixed_model import fixed_picture
+from tests.codec.variants import VARIANTS, Variants
+from tests.losses.test_perceptual import FILES, reference, save_features
+
+PIXELS = (64, 128)
+
+
+class Coarse(nn.Module):
+    """Stands for LPIPS, whose weights are not in the project: the distance of areas of 4 x 4 pixels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.widest = 0
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        self.widest = max(self.widest, x.shape[-2] * x.shape[-1])
+        return nn.functional.avg_pool2d(x - y, 4).abs().mean((1, 2, 3))
+
+
+@pytest.fixture(scope="module")
+def codec() -> glc.Codec:
+    return glc.load(device="cpu", precision="float32")
+
+
+@pytest.fixture(scope="module")
+def photograph() -> np.ndarray:
+    height, width = PIXELS
+    return np.asarray(read_rgb(sample_paths("test")[0]))[100 : 100 + height, 100 : 100 + width].copy()
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    # Sums in another order are other gradients, and Adam makes much of small ones.
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def distance(codec: glc.Codec, data: bytes, picture: np.ndarray) -> float:
+    """What the search lowers, of the picture in a file."""
+    x, x_hat = (
+        torch.from_numpy(np.asarray(p).copy()).permute(2, 0, 1)[None].float() / 127.5 - 1
+        for p in (picture, codec.decompress(data))
+    )
+    return float((x - x_hat).abs().mean() + Coarse()(x, x_hat).mean())
+
+
+def test_the_picture_is_nearer_and_the_file_hardly_larger(codec: glc.Codec, photograph: np.ndarray) -> None:
+    plain = codec.compress(photograph)
+    searched = codec.compress(photograph, effort=Effort(6, distance=Coarse()))
+    assert distance(codec, searched, photograph) < 0.95 * distance(codec, plain, photograph)
+    assert len(searched) < 1.06 * len(plain)
+    assert bitstream.unpack(searched)[0] == bitstream.unpack(plain)[0]
+    # More steps go further, and the file is the same each time, whatever was drawn before.
+    further = codec.compress(photograph, effort=Effort(16, distance=Coarse()))
+    assert distance(codec, further, photograph) < distance(codec, searched, photograph)
+    torch.rand(3)
+    assert codec.compress(photograph, effort=Effort(6, distance=Coarse())) == searched
+
+
+def test_bits_are_held_by_their_weight(codec: glc.Codec, photograph: np.ndarray) -> None:
+    loose, tight = (
+        codec.compress(photograph, 100, effort=effort)
+        for effort in (
+            Effort(10, distance=Coarse(), rate_weight=weight, step_size=0.2) for weight in (0.0, 20.0)
+        )
+    )
+    assert len(tight) <= 1.01 * len(codec.compress(photograph, 100)) < len(loose)
+    assert distance(codec, loose, photograph) < distance(codec, tight, photograph)
+
+
+def test_what_is_worse_is_thrown_away(codec: glc.Codec, photograph: np.ndarray) -> None:
+    leaps = Effort(2, distance=Coarse(), step_size=100)
+    assert codec.compress(photograph, effort=leaps) == codec.compress(photograph)
+
+
+def test_a_target_holds_for_what_is_searched(codec: glc.Codec, photograph: np.ndarray) -> None:
+    plain = codec.compress(photograph, target_bpp=0.07)
+    searched = codec.compress(photograph, target_bpp=0.07, effort=Effort(6, distance=Coarse()))
+    most = 0.07 * PIXELS[0] * PIXELS[1] / 8
+    assert (1 - TOLERANCE) * most <= len(searched) <= most
+    assert distance(codec, searched, photograph) < 0.97 * distance(codec, plain, photograph)
+
+
+def test_tiles_are_as_good_as_the_whole(codec: glc.Codec, photograph: np.ndarray) -> None:
+    plain, whole, tiled = (
+        distance(codec, codec.compress(photograph, effort=effort), photograph)
+        for effort in (
+            None,
+            Effort(6, distance=Coarse()),
+            Effort(6, distance=Coarse(), tile=64, margin=64),
+        )
+    )
+    assert plain - tiled > 0.8 * (plain - whole)
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "side", "margin"), [(32, 48, 8, 4), (20, 36, 16, 4), (4, 4, 64, 4)]
+)
+def test_tiles_change_every_position_once(height: int, width: int, side: int, margin: int) -> None:
+    changed = torch.zeros(height, width)
+    for tile in _tiles(height, width, side, margin):
+        part = changed[tile.top : tile.bottom, tile.left : tile.right]
+        assert part.shape == tile.inside.shape
+        assert max(part.shape) <= side + 2 * margin
+        # What the coder takes: multiples of 4.
+        assert not any(edge % 4 for edge in (*part.shape, tile.top, tile.left))
+        part += tile.inside
+    assert changed.eq(1).all()
+
+
+def test_its_own_memory_decides_the_size_of_tiles_and_nothing_else(tmp_path: Path) -> None:
+    model = Variants(tmp_path).codec("categorical").model
+    x = torch.zeros(1, 3, 512, 512)
+    latent = torch.randn(1, 16, 64, 64, generator=torch.Generator().manual_seed(0))
+    seen = []
+    for memory in (4_000_000_000, 120_000_000, 40_000_000):
+        within = Effort(1, distance=Coarse(), margin=32, memory=memory)
+        within(model, x, latent, 1.0, None)
+        assert isinstance(within.distance, Coarse)
+        seen.append(within.distance.widest)
+    assert seen[0] == 512 * 512 > seen[1] > seen[2]
+    with pytest.raises(MemoryLimitError, match=r"--effort needs .* --memory"):
+        Effort(1, distance=Coarse())(model, x, latent, 1.0, 100_000_000)
+
+
+def test_nothing_of_a_search_stays_in_memory(tmp_path: Path) -> None:
+    model = Variants(tmp_path).codec("categorical").model
+    seen = []
+
+    class Rooted(Coarse):
+        def forward(self, x: Tensor, y: Tensor) -> Tensor:
+            # A root keeps its own result for the way back, as the one that ends LPIPS does.
+            root = (super().forward(x, y) + 1).sqrt()
+            seen.append(weakref.ref(root))
+            return root
+
+    Effort(1, distance=Rooted())(model, torch.zeros(1, 3, 64, 64), torch.randn(1, 16, 8, 8), 1.0, None)
+    gc.collect()
+    assert len(seen) > 2
+    assert not any(root() is not None for root in seen)
+
+
+def test_a_target_that_only_the_plain_latent_meets(codec: glc.Codec, photograph: np.ndarray) -> None:
+    class Noise:
+        """A search whose result needs more bits."""
+
+        def __call__(self, model: nn.Module, x: Tensor, latent: Tensor, *more: object) -> Tensor:
+            return latent + 3 * torch.randn(latent.shape, generator=torch.Generator().manual_seed(0))
+
+    least = codec.compress(photograph, 0)
+    assert len(codec.compress(photograph, 0, effort=Noise())) > len(least)
+    assert codec.compress(photograph, target_size=len(least), effort=Noise()) == least
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_every_kind_of_coder_can_be_searched(variant: str, tmp_path: Path, photograph: np.ndarray) -> None:
+    made = Variants(tmp_path).codec(variant)
+    data = made.compress(photograph[:60, :90], 100 / 3, effort=Effort(3, distance=Coarse()))
+    assert made.from_symbols(made.symbols(data), (60, 90), made.rate_of(100 / 3)) == data
+    assert (
+        distance(made, data, photograph[:60, :90])
+        <= distance(made, made.compress(photograph[:60, :90], 100 / 3), photograph[:60, :90]) + 0.01
+    )
+
+
+def test_pictures_that_lpips_cannot_see_stay_as_they_are(tmp_path: Path) -> None:
+    made = Variants(tmp_path).codec("indices_map")
+    tiny = fixed_picture(8, 40)
+    save_features(reference("squeeze"), tmp_path / FILES["squeeze"])
+    effort = Effort(2, weights_dir=tmp_path)
+    assert made.compress(tiny, effort=effort) == made.compress(tiny)
+    assert made.symbols(made.compress(fixed_picture(32, 40), effort=effort)).y.shape == (1, 4, 5)
+
+
+@pytest.mark.parametrize("steps", [0, -1, 2.5])
+def test_steps_are_whole_and_some(steps: float) -> None:
+    with pytest.raises(ValueError, match=f"at least 1, got {steps}"):
+        Effort(steps, distance=Coarse())  # type: ignore[arg-type]
+    assert Effort(3.0, distance=Coarse()).steps == 3  # type: ignore[arg-type]

@@ -1,0 +1,73 @@
+import lightning as L
+import pytest
+import torch
+from torch import nn
+
+from glc.training.callbacks.ema import MovingAverage
+
+
+class Moving(L.LightningModule):
+    """One weight that is 1, 2, 3, ... after each step, beside one that never moves."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+        self.moving = nn.Parameter(torch.zeros(()))
+        self.still = nn.Parameter(torch.randn(512), requires_grad=False)
+
+    def training_step(self, batch: torch.Tensor, batch_idx: int) -> None:
+        self.optimizers().step()
+        with torch.no_grad():
+            self.moving += 1
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD([self.moving], lr=1.0)
+
+
+def test_averages_what_moves_and_leaves_the_rest_exactly(tmp_path) -> None:
+    module = Moving()
+    still = module.still.clone()
+    trainer = L.Trainer(
+        accelerator="cpu",
+        max_steps=300,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        default_root_dir=tmp_path,
+        callbacks=[MovingAverage(decay=0.9)],
+    )
+    trainer.fit(module, torch.utils.data.DataLoader(torch.zeros(300), batch_size=1))
+    # a_1 = 1, a_t = 0.9 a_(t-1) + 0.1 t, which tends to t - 9; it replaces the weights at the end.
+    assert module.moving.item() == pytest.approx(300 - 9, abs=1e-3)
+    assert torch.equal(module.still, still)
+
+
+class Rearranged(L.LightningModule):
+    """Changes its memory format as the stages do, when the average lies in the old one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(4, 6, 3)
+
+    def setup(self, stage: str) -> None:
+        self.to(memory_format=torch.channels_last)
+
+
+def test_lies_in_memory_as_the_weights_do() -> None:
+    module, average = Rearranged(), MovingAverage(decay=0.9)
+    trainer = L.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
+    average.setup(trainer, module, "fit")
+    module.setup("fit")
+    average.on_fit_start(trainer, module)
+    kept = average.counterpart(module, module.conv)
+    assert isinstance(kept, nn.Conv2d)
+    assert kept.weight.stride() == module.conv.weight.stride() == (36, 1, 12, 4)
+    assert torch.equal(kept.weight, module.conv.weight)
+    assert kept.weight.data_ptr() != module.conv.weight.data_ptr()
+
+
+@pytest.mark.parametrize("decay", [-0.1, 1.0, 1.5])
+def test_refuses_a_decay_that_is_none(decay: float) -> None:
+    with pytest.raises(ValueError, match=r"callbacks\.ema\.decay"):
+        MovingAverage(decay)

@@ -1,0 +1,183 @@
+"""Which checkpoint a run goes on from, and what is kept of what all devices saw."""
+
+import csv
+import os
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from glc.errors import WeightsError
+from glc.io.checkpoint import save_sealed
+from glc.training.callbacks.codebook import CodebookCare
+from glc.training.checkpoints import (
+    LastCheckpoint,
+    SavingError,
+    SealedCheckpointIO,
+    find_whole,
+    keep_previous,
+)
+from glc.training.loggers import RowLogger
+from glc.training.stages.base import Stage
+
+
+def write(path: Path, step: int) -> None:
+    save_sealed(
+        {"state_dict": {}, "glc": {"format": 1, "recipe": {}}, "global_step": step, "w": torch.ones(999)},
+        path,
+    )
+
+
+def step_of(path: Path | None) -> int:
+    assert path is not None
+    return torch.load(path, weights_only=True)["global_step"]
+
+
+def damage(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.unlink()
+    path.write_bytes(content)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A run's checkpoints after its second save."""
+    write(tmp_path / "last.ckpt", 1)
+    keep_previous(tmp_path / "last.ckpt")
+    write(tmp_path / "last.ckpt", 2)
+    return tmp_path
+
+
+def test_the_one_before_is_kept(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert step_of(find_whole(folder)) == 2
+    assert step_of(folder / "previous.ckpt") == 1
+    keep_previous(folder / "last.ckpt")
+    # Killed here, between the two: nothing is missing.
+    assert step_of(folder / "last.ckpt") == step_of(folder / "previous.ckpt") == 2
+    assert sorted(path.name for path in folder.iterdir()) == ["last.ckpt", "previous.ckpt"]
+
+    def no_links(*_: Any) -> None:
+        raise OSError("no links here")
+
+    monkeypatch.setattr(os, "link", no_links)
+    write(folder / "last.ckpt", 3)
+    keep_previous(folder / "last.ckpt")
+    assert step_of(find_whole(folder)) == 3
+
+
+def test_a_damaged_checkpoint_is_named_and_the_one_before_used(
+    folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    damage(folder / "last.ckpt")
+    found = find_whole(folder)
+    assert step_of(found) == 1
+    assert "last.ckpt: damaged" in caplog.text
+    assert "previous.ckpt" in caplog.text
+    # The next save must not push the good one out in favour of the damaged one.
+    keep_previous(folder / "last.ckpt")
+    assert step_of(folder / "previous.ckpt") == 1
+    assert (folder / "last.ckpt.damaged").is_file()
+
+
+def test_other_processes_of_a_run_leave_the_files_alone(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    damage(folder / "last.ckpt")
+    before = sorted(folder.iterdir())
+    monkeypatch.setenv("RANK", "1")
+    assert step_of(find_whole(folder)) == 1
+    assert sorted(folder.iterdir()) == before
+
+
+def test_two_damaged_checkpoints_are_an_error(folder: Path, tmp_path: Path) -> None:
+    for name in ("last.ckpt", "previous.ckpt"):
+        damage(folder / name)
+    with pytest.raises(WeightsError, match=r"last\.ckpt: damaged.*previous\.ckpt: damaged"):
+        find_whole(folder)
+    assert find_whole(tmp_path / "nowhere") is None
+
+
+def test_a_checkpoint_that_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(SavingError, match=r"last\.ckpt.*not made.*resume=last|resume=last"):
+        SealedCheckpointIO().save_checkpoint({"a": 1}, tmp_path / "file" / "last.ckpt")
+
+
+def test_nothing_is_saved_between_the_batches_of_a_step(tmp_path: Path) -> None:
+    callback = LastCheckpoint(tmp_path, every_n_steps=2)
+    saved: list[int] = []
+    trainer: Any = SimpleNamespace(
+        global_step=4,
+        is_last_batch=False,
+        is_global_zero=True,
+        callback_metrics={},
+        save_checkpoint=lambda *_, **__: saved.append(trainer.global_step),
+    )
+    module: Any = None
+    callback.on_train_start(trainer, module)  # continued from step 4
+    callback.on_train_batch_end(trainer, module, None, None, 0)  # the first of two batches of step 5
+    assert not saved
+    trainer.global_step = 6
+    callback.on_train_batch_end(trainer, module, None, None, 3)
+    callback.on_train_batch_end(trainer, module, None, None, 4)
+    assert saved == [6]
+
+
+class Device(Stage):
+    """Of a training on several devices, one that already knows what the others have."""
+
+    def __init__(self, everyone: dict[int, Tensor]) -> None:
+        torch.nn.Module.__init__(self)
+        self.everyone = everyone
+
+    def all_gather(self, data: Any, *_: Any, **__: Any) -> Tensor:
+        return torch.stack([self.everyone[rank] for rank in sorted(self.everyone)])
+
+    @property
+    def device(self) -> torch.device:
+        return torch.device("cpu")
+
+
+def test_each_device_gets_back_what_it_had_seen() -> None:
+    vectors = {rank: torch.rand(3, 5, 2) for rank in range(2)}  # batches, vectors, dimensions
+    counts = {rank: torch.randint(9, (4,)) for rank in range(2)}
+    saved: dict[str, Any] = {}
+    for rank in (1, 0):  # what the first process has is what is written
+        care = CodebookCare()
+        care._vectors["c"], care._counts["c"] = list(vectors[rank]), counts[rank]
+        saved = {"callbacks": {care.state_key: care.state_dict()}}
+        strategy = SimpleNamespace(reduce=lambda *_, **__: counts[0] + counts[1])
+        care.on_save_checkpoint(SimpleNamespace(strategy=strategy), Device(vectors), saved)  # type: ignore
+    restored = []
+    for rank in range(2):
+        care = CodebookCare()
+        care.load_state_dict(saved["callbacks"][care.state_key])
+        trainer: Any = SimpleNamespace(global_step=7, global_rank=rank, is_global_zero=rank == 0)
+        care.on_train_start(trainer, Device(vectors))
+        assert torch.equal(torch.stack(care._vectors["c"]), vectors[rank])
+        restored.append(care._counts["c"])
+    assert torch.equal(restored[0] + restored[1], counts[0] + counts[1])
+
+
+def test_rows_survive_a_kill_while_the_header_changes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    logger = RowLogger(tmp_path)
+    for step in range(3):
+        logger.log_metrics({"loss": 0.5 + step}, step)
+    path = tmp_path / "csv" / "version_0" / "metrics.csv"
+    assert len(path.read_text().splitlines()) == 4  # at once, without a flush
+
+    def killed(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(csv.DictWriter, "writerows", killed)
+        with pytest.raises(KeyboardInterrupt):
+            logger.log_metrics({"loss": 4.0, "new": 1.0}, 3)
+    with path.open() as file:
+        assert [row["loss"] for row in csv.DictReader(file)] == ["0.5", "1.5", "2.5"]
