@@ -20,26 +20,44 @@ SOURCES = sorted((ROOT / "src").rglob("*.py"))
 # Parts of glc and what they may import of it. Reading pictures, data.images, is a part of its own; "" is
 # glc/__init__.py.
 MAY_IMPORT: dict[str, set[str]] = {
+    "errors": set(),
+    "io": {"errors"},
     "layers": set(),
     "data.images": set(),
     "pretrained": set(),
     "models": {"layers"},
     "losses": {"layers", "models"},
-    "data": {"data.images"},
+    "data": {"data.images", "errors", "io", "jobs"},
     "metrics": {"layers", "losses", "data.images"},
-    "training": {"layers", "models", "losses", "metrics", "data", "data.images", "codec"},
-    "codec": {"layers", "models", "data.images", "pretrained"},
-    "effort": {"codec", "losses", "models"},
-    "evaluation": {"", "effort", "layers", "models", "losses", "metrics", "codec", "corpus", "data.images"},
-    "corpus": {"codec"},
-    "cli": {"", "app", "codec", "effort", "data", "data.images", "evaluation", "corpus"},
+    "codec": {"errors", "io", "layers", "models", "data.images", "pretrained"},
+    "latent_search": {"codec", "errors", "losses", "models"},
+    "jobs": {"codec", "errors", "io"},
+    "training": {"errors", "io", "layers", "models", "losses", "metrics", "data", "data.images", "codec"},
+    "evaluation": {
+        *("", "errors", "io", "latent_search", "layers", "models", "losses", "metrics", "codec", "jobs"),
+        "data.images",
+    },
+    "launch": {"", "errors", "io", "codec", "data", "evaluation", "jobs", "losses", "metrics", "training"},
+    "cli": {
+        "",
+        "app",
+        "codec",
+        "data",
+        "data.images",
+        "errors",
+        "evaluation",
+        "io",
+        "jobs",
+        "latent_search",
+        "launch",
+    },
     "__main__": {"cli"},
-    "app": {"", "codec", "data.images", "losses", "metrics"},
-    "": {"codec", "data.images"},
+    "app": {"", "codec", "data.images", "errors", "losses", "metrics"},
+    "": {"codec", "data.images", "errors"},
 }
 # What installing glc without extras brings, by import name, and the parts that live on it.
 CORE = {"torch", "numpy", "PIL", "safetensors", "constriction", "click", "tqdm"}
-CORE_PARTS = {"", "layers", "models", "codec", "pretrained", "data.images"}
+CORE_PARTS = {"", "errors", "io", "layers", "models", "codec", "pretrained", "data.images"}
 CONFIGURATION = {"hydra", "omegaconf", "hydra_plugins"}
 LIGHTNING = {"lightning", "pytorch_lightning", "lightning_fabric"}
 TRAINING_STACK = CONFIGURATION | LIGHTNING | {"wandb"}
@@ -90,11 +108,11 @@ def complaints(source: str, module: str, is_package: bool = False) -> list[str]:
                 found.append(f"{where}: glc.{part} may import {sorted(MAY_IMPORT[part])} of glc")
         elif top == "src":
             found.append(f"{where}: the library does not know its entries")
-        elif top in CONFIGURATION:
-            found.append(f"{where}: only src/*.py compose and instantiate")
-        elif top in LIGHTNING and part != "training" and module != "glc.data.module":
+        elif top in CONFIGURATION and part != "launch":
+            found.append(f"{where}: only glc.launch composes and instantiates")
+        elif top in LIGHTNING and part not in ("training", "launch") and module != "glc.data.module":
             found.append(f"{where}: lightning is for glc.training and glc.data.module")
-        elif top == "wandb" and part != "training":
+        elif top == "wandb" and part not in ("training", "launch"):
             found.append(f"{where}: logging is for glc.training")
         elif part in CORE_PARTS and top not in CORE | sys.stdlib_module_names:
             found.append(f"{where}: glc.{part} needs no more than {sorted(CORE)}")
@@ -113,13 +131,13 @@ def test_imports_follow_the_layout(path: Path) -> None:
     [
         ("glc.models.coder", "from glc.training import stage", "may import ['layers'] of glc"),
         ("glc.layers.blocks", "def f():\n    import glc.models.coder", "line 2: glc.models.coder"),
-        ("glc.layers.blocks", "from ..losses import vq", "glc.losses.latent"),
+        ("glc.layers.blocks", "from ..losses import latent", "glc.losses.latent"),
         ("glc.models.coder", "from ..data.images import to_tensor", "glc.data.images.to_tensor"),
-        ("glc.training.stages.base", "from omegaconf import DictConfig", "only src/*.py"),
+        ("glc.training.stages.base", "from omegaconf import DictConfig", "only glc.launch"),
         ("glc.data.shards", "import lightning as L", "lightning is for"),
         ("glc.metrics.quality", "from wandb import Image", "logging is for"),
         ("glc.codec.codec", "import torchvision", "glc.codec needs no more than"),
-        ("glc.models.coder", "import glc.launch.train", "does not know its entries"),
+        ("glc.models.coder", "import src.train", "does not know its entries"),
     ],
 )
 def test_the_check_sees_violations(module: str, source: str, complaint: str) -> None:
@@ -176,7 +194,7 @@ def test_no_catch_all_modules() -> None:
 
 def test_source_files_stay_short() -> None:
     lengths = {path.relative_to(ROOT): len(path.read_text("utf-8").splitlines()) for path in SOURCES}
-    assert not {str(path): length for path, length in lengths.items() if length > 350}
+    assert not {str(path): length for path, length in lengths.items() if length > 500}
 
 
 def test_every_configuration_explains_itself() -> None:

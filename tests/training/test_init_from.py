@@ -14,7 +14,7 @@ from glc.codec.convert.convert import convert
 from glc.codec.weights.export import export
 from glc.codec.weights.file import read_weights
 from glc.codec.weights.training import export_companion
-from glc.io.checkpoint import WeightsError
+from glc.errors import WeightsError
 from glc.training.init_from import TransferError, transfer, transfer_discriminator
 from glc.training.stages.base import Stage
 from tests.codec.convert.stand_ins import SMALL, layouts, stand_in, stand_ins

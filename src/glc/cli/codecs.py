@@ -15,8 +15,7 @@ from glc.codec.codec import Codec, choose_device
 from glc.codec.load import assemble
 from glc.codec.weights.catalog import DEFAULT_MODEL, FOLDER_VARIABLE, catalog, find, find_part
 from glc.codec.weights.variants import Kind, made_for, read_part
-from glc.errors import WrongWeightsError
-from glc.io.checkpoint import WeightsError
+from glc.errors import WeightsError, WrongWeightsError
 
 
 @dataclass(frozen=True)

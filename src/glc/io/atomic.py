@@ -1,5 +1,10 @@
-"""Writing weights files so that none is ever half written."""
+"""Atomic file writes: a reader sees the old file or the new one, never a part of either.
 
+This is the only place in the package that renames a finished file into place.
+"""
+
+import errno
+import os
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,27 +21,76 @@ def check_destination(destination: Path, source: Path, force: bool) -> None:
         WeightsError: when it is a folder, or the source itself.
     """
     if destination.is_dir():
-        raise WeightsError(f"{destination}: a folder; give the name of the file to write")
+        raise WeightsError(f"{destination}: is a folder; give the name of the file to write")
     if destination.exists() and source.exists() and destination.samefile(source):
-        raise WeightsError(f"{destination}: the source itself; give the file to write another name")
+        raise WeightsError(f"{destination}: is the source file; choose another name for the output")
     if destination.exists() and not force:
         raise FileExistsError(f"{destination}: exists; replace it with --force")
 
 
 @contextmanager
-def replacing(destination: Path) -> Iterator[Path]:
-    """Give a name to write to; what was written there takes the destination's place when the block ends.
+def replacing(
+    path: str | Path, *, fsync: bool = False, overwrite: bool = True, sole_writer: bool = False
+) -> Iterator[Path]:
+    """Yield a temporary path beside `path`; what was written there replaces `path` when the block ends.
 
-    Its folder is made. After an error the destination is what it was. The file can be read by whom the
-    process's umask allows (safetensors lets nobody but the owner read what it writes).
+    Missing folders are made. A symbolic link is followed: its target is replaced. After an error, `path` is
+    what it was and the temporary file is gone. The permissions are those of the process's umask (safetensors,
+    for one, would allow only the owner).
+
+    Args:
+        path: the file to write.
+        fsync: wait until the content, then the rename, are on the disk: for files that a run cannot remake.
+        overwrite: whether an existing file may be replaced.
+        sole_writer: no other process writes this file. The temporary name is then always the same, so that
+            a new attempt overwrites what a killed process left. Otherwise each attempt has a name of its own.
+
+    Raises:
+        FileExistsError: `path` exists and `overwrite` is false.
+        OSError: the file cannot be written; the error names `path`, not the temporary file.
     """
-    destination.parent.mkdir(parents=True, exist_ok=True)
-    partial = destination.with_name(f".glc-{secrets.token_hex(8)}.part")
+    place = Path(os.path.realpath(path))
+    # A short name: the destination's may already be as long as the file system allows.
+    name = f".{place.name}.part" if sole_writer else f".glc-{secrets.token_hex(8)}.part"
+    partial = place.with_name(name)
     try:
+        place.parent.mkdir(parents=True, exist_ok=True)
         partial.touch()
         mode = partial.stat().st_mode
         yield partial
         partial.chmod(mode)
-        partial.replace(destination)
+        if fsync:
+            _sync(partial)
+        if not overwrite and os.path.lexists(place):
+            raise FileExistsError(errno.EEXIST, "exists; replace it with --force", str(path))
+        os.replace(partial, place)
+        if fsync:
+            _sync(place.parent)
+    except OSError as error:
+        if error.errno is not None and error.filename in (None, str(partial), partial):
+            raise type(error)(error.errno, error.strerror or str(error), str(path)) from error
+        raise
     finally:
         partial.unlink(missing_ok=True)
+
+
+def write_bytes(path: str | Path, data: bytes, *, fsync: bool = False, overwrite: bool = True) -> None:
+    """Write a file atomically; see `replacing` for the arguments and the errors."""
+    with replacing(path, fsync=fsync, overwrite=overwrite) as partial:
+        partial.write_bytes(data)
+
+
+def write_text(path: str | Path, text: str, *, fsync: bool = False, overwrite: bool = True) -> None:
+    """Write a UTF-8 file atomically. File names that are not UTF-8 keep their bytes (surrogateescape)."""
+    write_bytes(path, text.encode("utf-8", "surrogateescape"), fsync=fsync, overwrite=overwrite)
+
+
+def _sync(path: Path) -> None:
+    """Bring a file's content, or a folder's entries, to the disk; folders only where the system can."""
+    if path.is_dir() and os.name != "posix":
+        return
+    descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

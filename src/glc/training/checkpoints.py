@@ -24,7 +24,8 @@ from lightning.fabric.plugins.io import TorchCheckpointIO
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.loops.progress import _ProcessedTracker
 
-from glc.io.checkpoint import WeightsError, read_checkpoint, save_sealed
+from glc.errors import WeightsError
+from glc.io.checkpoint import read_checkpoint, save_sealed
 
 log = logging.getLogger(__name__)
 

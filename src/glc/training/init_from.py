@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from glc.codec.convert.detect import foreign_networks
 from glc.codec.convert.read import open_source
 from glc.codec.weights import training
-from glc.io.checkpoint import WeightsError, read_checkpoint
+from glc.errors import WeightsError
+from glc.io.checkpoint import read_checkpoint
 from glc.models.autoencoder import Decoder
 from glc.models.quantizer import VectorQuantizer
 from glc.training.stages.base import Stage

@@ -21,7 +21,7 @@ from glc.codec.convert.layout import Layout
 from glc.codec.weights.architecture import build
 from glc.codec.weights.export import export
 from glc.codec.weights.file import read_weights
-from glc.io.checkpoint import WeightsError
+from glc.errors import WeightsError
 from tests.codec.convert.stand_ins import SMALL, layouts, stand_ins
 
 Edit = Callable[[dict[str, Any]], None]

@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 
 from glc.codec.convert.convert import convert
 from glc.codec.convert.read import open_source
-from glc.io.checkpoint import WeightsError
+from glc.errors import WeightsError
 from tests.codec.convert.stand_ins import layouts, stand_ins
 
 

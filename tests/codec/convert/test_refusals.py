@@ -11,7 +11,7 @@ from click.testing import CliRunner, Result
 import glc
 from glc.cli.convert import convert as command
 from glc.codec.convert.convert import convert
-from glc.io.checkpoint import WeightsError
+from glc.errors import WeightsError
 
 Edit = Callable[[dict[str, Any]], None]
 

@@ -7,7 +7,7 @@ import pytest
 import glc
 from glc import pretrained
 from glc.codec.weights.catalog import FOLDER_VARIABLE, catalog, find
-from glc.io.checkpoint import WeightsError
+from glc.errors import WeightsError
 from tests.codec.fixed_model import fixed_codec_weights
 
 

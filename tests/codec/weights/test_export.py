@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from glc.cli import main
 from glc.codec.weights.export import export
 from glc.codec.weights.file import FORMAT, load_model, read_weights
-from glc.io.checkpoint import WeightsError
+from glc.errors import WeightsError
 from glc.models.glc import GLC
 from glc.models.quantizer import VectorQuantizer
 from tests.codec.fixed_model import fixed_picture

@@ -17,7 +17,7 @@ import glc
 from glc.codec.codec import Codec
 from glc.codec.entropy.tables import Table, Tables, gaussian_tables, index_table
 from glc.codec.weights.file import build_model, fingerprints, read_weights, save_weights
-from glc.io.checkpoint import WeightsError
+from glc.errors import WeightsError
 from tests.codec.fixed_model import CODES, fixed_codec_weights, fixed_description, fixed_picture
 
 KINDS: list[dict[str, Any]] = [

@@ -16,8 +16,9 @@ from glc.codec.convert.read import Source, open_source
 from glc.codec.convert.vqgan_names import Structure
 from glc.codec.weights.export import export, make_tables, model_from_checkpoint, rate_points
 from glc.codec.weights.file import FORMAT, build_model, read_weights, save_weights
+from glc.errors import WeightsError
 from glc.io.atomic import check_destination, replacing
-from glc.io.checkpoint import WeightsError, read_checkpoint
+from glc.io.checkpoint import read_checkpoint
 from glc.models.quantizer import VectorQuantizer
 
 LIGHTNING = "lightning"

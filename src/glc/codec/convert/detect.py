@@ -13,7 +13,7 @@ from glc.codec.convert import codeformer, glc_image, taming
 from glc.codec.convert.layout import Layout, Shapes
 from glc.codec.convert.read import Source, open_source
 from glc.codec.weights.architecture import ArchitectureError
-from glc.io.checkpoint import WeightsError
+from glc.errors import WeightsError
 
 KINDS = (glc_image.KIND, taming.KIND, codeformer.KIND)
 _SIGNS = {module.KIND: module.SIGNS for module in (glc_image, taming, codeformer)}

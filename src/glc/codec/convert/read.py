@@ -11,7 +11,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from glc.io.checkpoint import WeightsError
+from glc.errors import WeightsError
 
 CONTAINERS = ("state_dict", "net", "net_g", "params_ema", "params")
 """Keys under which published files keep their tensors; of several in one place, the first."""
