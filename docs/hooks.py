@@ -1,0 +1,38 @@
+"""MkDocs hook: pages of the site that are files at the top of the repository, with their links adapted."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+from mkdocs.structure.files import File, Files
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = {
+    "README.md": "index.md",
+    "data/README.md": "data.md",
+    "CHANGELOG.md": "changelog.md",
+    "CONTRIBUTING.md": "contributing.md",
+    "SECURITY.md": "security.md",
+}
+
+
+def on_files(files: Files, config: Any) -> Files:
+    """Add the pages of `PAGES` to the site."""
+    for source, page in PAGES.items():
+        files.append(File.generated(config, page, content=_linked((ROOT / source).read_text("utf-8"))))
+    return files
+
+
+def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str:
+    """Point links of pages in docs/ at the pages of `PAGES`; folders of records become plain text."""
+    for source, name in PAGES.items():
+        markdown = re.sub(rf"\]\((?:\.\./)+{re.escape(source)}(#[\w-]*)?\)", rf"]({name}\1)", markdown)
+    return re.sub(r"\[([^\]]+)\]\([\w./-]+(?:/|\.safetensors)\)", r"`\1`", markdown)
+
+
+def _linked(text: str) -> str:
+    """Return a page with links as they are from docs/."""
+    text = re.sub(r"\]\((?:\.\./)?docs/", "](", text)
+    for source, name in PAGES.items():
+        text = re.sub(rf"\]\((?:\.\./)?{re.escape(source)}(#[\w-]*)?\)", rf"]({name}\1)", text)
+    return text
