@@ -12,9 +12,9 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from glc.codec.bitstream import MAX_RATES
-from glc.codec.weights.architecture import Budget, OverBudgetError
+from glc.codec.weights.architecture import Budget
 from glc.codec.weights.file import read_weights
-from glc.errors import WeightsError
+from glc.errors import OverBudgetError, WeightsError
 from tests.codec.fixed_model import fixed_codec_weights
 
 SMALL_ENCODER = {"_target_": "glc.models.autoencoder.Encoder", "channels": 8, "multipliers": [1]}
