@@ -1,19 +1,18 @@
-"""Weights files: safetensors, with all that there is to say of the tensors in the metadata.
+"""Weights files: safetensors, with what there is to say of the tensors in the metadata.
 
 Each kind of file is a dataclass derived from `Label`, which says what its metadata hold:
 
-| kind       | metadata                                                           | written by             |
-|------------|--------------------------------------------------------------------|------------------------|
-| codec      | `format model tables rates fingerprint encoder_fingerprint`        | `glc export`           |
-| variant    | `format part model fingerprint part_fingerprint about`             | `glc export`           |
-| training   | `glc_training content`                                             | `glc export --training` |
-| autoencoder | `format model content converted_from`                             | `glc convert`          |
+| kind        | keys of the metadata                                        | written by              |
+|-------------|-------------------------------------------------------------|-------------------------|
+| codec       | `format model tables rates fingerprint encoder_fingerprint` | `glc export`            |
+| variant     | `format model part fingerprint part_fingerprint about`      | `glc export`            |
+| training    | `glc_training content`                                      | `glc export --training` |
+| autoencoder | `format model content converted_from`                       | `glc convert`           |
 
 The first bytes of a codec's fingerprint stand in every `.glc` file. It covers what decides the decoded image:
-the decoder's side, the frequency tables and the architecture. A new encoder for the same decoder leaves it as
-it is, so files stay readable. A variant is an encoder or a decoder in the place of a codec's own, and names
-the codec by its fingerprint: another encoder chooses other symbols, another decoder renders the same symbols
-differently.
+the decoder's side, the frequency tables and the architecture. A variant is an encoder or a decoder in the
+place of a codec's own and names the codec by its fingerprint, which it does not change: another encoder
+chooses other symbols, another decoder renders the same symbols differently.
 """
 
 import hashlib
@@ -23,16 +22,15 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Generic, Literal, Self, TypeVar, get_args
+from typing import Any, ClassVar, Generic, Literal, Self, TypeVar
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from glc.codec.entropy.tables import Tables
 from glc.codec.weights.architecture import build, build_for
-from glc.codec.weights.mmap import MappedFile, open_tensors
+from glc.codec.weights.mmap import MappedFile, open_tensors, opening
 from glc.codec.weights.trust import Trust
 from glc.errors import ArchitectureError, TableError, WeightsError
 from glc.io.atomic import replacing
@@ -80,11 +78,7 @@ class Header:
             raise self.error(f"its metadata {key!r} cannot be read ({error})") from error
 
     def description(self) -> Mapping[str, Any]:
-        """Return the architecture of the file's network.
-
-        Raises:
-            WeightsError: there is none.
-        """
+        """Return the architecture; errors as of `json`."""
         found = self.json("model")
         if not isinstance(found, Mapping):
             raise self.error("its metadata 'model' does not describe a network")
@@ -112,7 +106,7 @@ class Label(ABC):
 
     @abstractmethod
     def metadata(self) -> dict[str, str]:
-        """Return what `parse` reads, without the digests."""
+        """Return what `parse` reads, without the format and the digests."""
 
     def digests(self, tensors: Mapping[str, Tensor]) -> dict[str, str]:
         """Return the checksums that the metadata state, by key.
@@ -151,9 +145,8 @@ class CodecLabel(Label):
         return cls(header.description(), tables, rates, header.metadata.get("fingerprint", ""))
 
     def metadata(self) -> dict[str, str]:
-        """Return what `parse` reads, without the digests."""
+        """Return what `parse` reads, without the format and the digests."""
         return {
-            "format": str(FORMAT),
             "model": json.dumps(self.description, sort_keys=True),
             "tables": json.dumps(self.tables.to_json(), separators=(",", ":")),
             "rates": json.dumps([dict(rate) for rate in self.rates]),
@@ -188,15 +181,14 @@ class VariantLabel(Label):
     def parse(cls, header: Header) -> Self:
         """Read the metadata."""
         kind, about = header.metadata["part"], header.json("about")
-        if kind not in get_args(Kind):
+        if kind not in ("encoder", "decoder"):
             raise header.error(f"holds a {kind!r}, which this glc does not know")
-        fingerprint = header.metadata.get("fingerprint", "")
-        return cls(kind, header.description(), fingerprint, about if isinstance(about, dict) else {})  # type: ignore[arg-type]
+        about = about if isinstance(about, dict) else {}
+        return cls(kind, header.description(), header.metadata.get("fingerprint", ""), about)  # type: ignore[arg-type]
 
     def metadata(self) -> dict[str, str]:
-        """Return what `parse` reads, without the digests."""
+        """Return what `parse` reads, without the format and the digests."""
         return {
-            "format": str(FORMAT),
             "part": self.kind,
             "model": json.dumps(self.description, sort_keys=True),
             "fingerprint": self.fingerprint,
@@ -258,12 +250,9 @@ class AutoencoderLabel(Label):
 
     def metadata(self) -> dict[str, str]:
         """Return what `parse` reads."""
-        return {
-            "format": str(FORMAT),
-            "model": json.dumps(self.description, sort_keys=True),
-            "content": "a stage-I auto-encoder: encoder, decoder and codebook, for init_from= of the stages",
-            "converted_from": self.converted_from,
-        }
+        words = "a stage-I auto-encoder: encoder, decoder and codebook, for init_from= of the stages"
+        model = json.dumps(self.description, sort_keys=True)
+        return {"model": model, "content": words, "converted_from": self.converted_from}
 
 
 KINDS: tuple[type[Label], ...] = (TrainingLabel, VariantLabel, AutoencoderLabel, CodecLabel)
@@ -301,14 +290,8 @@ def read_label(path: str | Path) -> Label:
     Raises:
         WeightsError: it is missing, or see `label_of`.
     """
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-    except FileNotFoundError:
-        raise WeightsError(f"{path}: no such file") from None
-    except (SafetensorError, OSError) as error:
-        raise WeightsError(f"{path}: not a safetensors file ({error})") from error
-    return label_of(path, metadata)
+    with opening(path) as file:
+        return label_of(path, file.metadata() or {})
 
 
 def save(path: str | Path, tensors: Mapping[str, Tensor], label: Label) -> None:
@@ -320,7 +303,8 @@ def save(path: str | Path, tensors: Mapping[str, Tensor], label: Label) -> None:
         label: what the file says of them.
     """
     stored = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
-    metadata = {**label.metadata(), **label.digests(stored)}
+    version = {} if label.FORMAT is None else {"format": str(label.FORMAT)}
+    metadata = {**version, **label.metadata(), **label.digests(stored)}
     with replacing(path) as partial:
         save_file(stored, partial, metadata)
 
