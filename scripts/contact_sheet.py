@@ -16,7 +16,8 @@ import matplotlib
 from matplotlib import pyplot
 from PIL import Image
 
-from glc.data.images import ImageError, list_images, read_rgb
+from glc.data.images import list_images, read_rgb
+from glc.errors import ImageError
 from glc.evaluation.results import Results, ResultsError, Row, read_runs
 from glc.io.atomic import replacing
 

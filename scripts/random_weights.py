@@ -13,8 +13,8 @@ import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from glc.codec.weights.architecture import without_projections
-from glc.codec.weights.export import fold_codebooks, make_tables, rate_points
+from glc.codec.weights.architecture import bake_projections
+from glc.codec.weights.export import make_tables, rate_points
 from glc.codec.weights.file import build_model, save_weights
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -33,8 +33,7 @@ def main() -> None:
     assert isinstance(description, dict)
     torch.manual_seed(args.seed)
     model = build_model(args.model, description)
-    fold_codebooks(model)
-    plain = without_projections(description)
+    plain = bake_projections(model, description)
     save_weights(args.weights, model.state_dict(), plain, make_tables(model), rate_points(model))
 
 

@@ -30,8 +30,8 @@ from PIL import Image
 
 import glc
 from glc.data.degradations import HOLE, Degradation, GaussianNoise, Mask
-from glc.data.images import ImageError, list_images, read_rgb, stack_pictures, to_image
-from glc.errors import TargetError
+from glc.data.images import list_images, read_rgb, stack_pictures, to_image
+from glc.errors import ImageError, TargetError
 
 ROOT = Path(__file__).resolve().parent.parent
 OURS = "restoration encoder"

@@ -22,7 +22,8 @@ import torch
 from PIL import Image
 
 import glc
-from glc.data.images import ImageError, list_images, read_rgb
+from glc.data.images import list_images, read_rgb
+from glc.errors import ImageError
 
 QUALITIES = (0.0, 17.3, 50.0, 81.9, 100.0)
 LONGEST_CROP = 301

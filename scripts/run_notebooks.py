@@ -20,8 +20,8 @@ from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
 
 from glc.codec.weights.catalog import DEFAULT_MODEL, FOLDER_VARIABLE, find
-from glc.codec.weights.file import read_weights
-from glc.codec.weights.variants import Kind, save_part
+from glc.codec.weights.file import Kind, read_weights
+from glc.codec.weights.variants import save_part
 
 ROOT = Path(__file__).resolve().parent.parent
 MODEL = "GLC_NOTEBOOK_MODEL"

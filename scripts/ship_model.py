@@ -22,8 +22,7 @@ import torch
 import yaml
 
 import glc
-from glc.codec.weights.export import export
-from glc.codec.weights.training import export_companion
+from glc.codec.weights.export import export, export_companion
 from glc.data.images import list_images, read_rgb
 from glc.data.sources import sample_paths
 from glc.errors import WeightsError

@@ -23,7 +23,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
     "io": {"errors"},
     "layers": set(),
-    "data.images": set(),
+    "data.images": {"errors"},
     "pretrained": set(),
     "models": {"layers"},
     "losses": {"layers", "models"},

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 import glc
 from glc.codec import bitstream
 from glc.codec.rate_search import TOLERANCE
-from glc.codec.runtime.memory import MemoryLimitError
 from glc.data.images import read_rgb
 from glc.data.sources import sample_paths
+from glc.errors import MemoryLimitError
 from glc.latent_search import Effort, _tiles
 from tests.codec.fixed_model import fixed_picture
 from tests.codec.variants import VARIANTS, Variants

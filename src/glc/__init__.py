@@ -17,10 +17,10 @@ if TYPE_CHECKING:
     from glc.codec.entropy.latent_coding import Symbols
     from glc.codec.load import load
     from glc.codec.weights.variants import decoders, encoders
-    from glc.data.images import ImageError
     from glc.errors import (
         BitstreamError,
         DamagedError,
+        ImageError,
         NewerVersionError,
         NotGlcError,
         SizeLimitError,
@@ -36,7 +36,7 @@ _HOMES = {
     "BitstreamError": "errors",
     "Codec": "codec.codec",
     "DamagedError": "errors",
-    "ImageError": "data.images",
+    "ImageError": "errors",
     "NewerVersionError": "errors",
     "NotGlcError": "errors",
     "SizeLimitError": "errors",

@@ -35,3 +35,35 @@ class TargetError(ValueError):
 
 class WeightsError(ValueError):
     """A file is not the weights of a codec; the message names it and says why."""
+
+
+class ArchitectureError(ValueError):
+    """A description names a network that is not known or trusted, or arguments that it does not take."""
+
+
+class OverBudgetError(ValueError):
+    """A network would be larger than the tensors that are to fill it."""
+
+
+class TableError(ValueError):
+    """Stored frequency tables are not tables."""
+
+
+class InexactError(ValueError):
+    """A network cannot be computed exactly."""
+
+
+class NotFiniteError(ValueError):
+    """A latent is not that of an image: its pixels are not finite."""
+
+
+class MemoryLimitError(ValueError):
+    """An image needs more memory than may be used."""
+
+
+class ImageError(ValueError):
+    """A file is not an image that can be read."""
+
+
+class ListingError(ValueError):
+    """A list of images, or a folder of them, cannot be used."""

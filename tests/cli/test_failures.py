@@ -90,7 +90,7 @@ def test_a_file_that_appears_during_the_work_is_kept(glc: Glc, monkeypatch: pyte
     picture("a.png")
     result = glc("compress", "a.png")
     assert result.exit_code == 2
-    assert result.stderr == "a.png: a.glc: exists: replace it with --force\n"
+    assert result.stderr == "a.png: a.glc: exists; replace it with --force\n"
     assert tree(".") == ["a.glc", "a.png"]
     assert Path("a.glc").read_bytes() == b"mine"
 

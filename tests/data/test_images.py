@@ -7,16 +7,8 @@ import pytest
 import torch
 from PIL import Image
 
-from glc.data.images import (
-    ImageError,
-    from_uint8,
-    list_images,
-    read_rgb,
-    stack_pictures,
-    to_image,
-    to_tensor,
-    to_uint8,
-)
+from glc.data.images import from_uint8, list_images, read_rgb, stack_pictures, to_image, to_tensor, to_uint8
+from glc.errors import ImageError
 
 
 def encoded(image, format="PNG", **options):

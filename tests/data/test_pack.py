@@ -11,7 +11,7 @@ from PIL import Image
 from glc.data import pack as pack_module
 from glc.data.pack import pack
 from glc.data.shard_writer import PackError, read_manifest
-from glc.data.sources import ListingError
+from glc.errors import ListingError
 
 
 def picture(seed, width=24, height=16):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from glc.data.images import ImageError
+from glc.errors import ImageError
 from glc.evaluation.testsets import PictureSet, SetError
 
 

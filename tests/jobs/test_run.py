@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from glc.codec.runtime.memory import MemoryLimitError
+from glc.errors import MemoryLimitError
 from glc.io.locks import claim
 from glc.jobs import worker as corpus_work
 from glc.jobs.journal import Journal

@@ -11,9 +11,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from glc.codec.convert.convert import convert
-from glc.codec.weights.export import export
+from glc.codec.weights.export import export, export_companion
 from glc.codec.weights.file import read_weights
-from glc.codec.weights.training import export_companion
 from glc.errors import WeightsError
 from glc.training.init_from import TransferError, transfer, transfer_discriminator
 from glc.training.stages.base import Stage

@@ -16,8 +16,8 @@ from glc.codec.codec import Codec, TargetWarning
 from glc.codec.load import load
 from glc.codec.weights.catalog import DEFAULT_MODEL, catalog
 from glc.codec.weights.variants import decoders, encoders
-from glc.data.images import ImageError, open_image, read_rgb, stack_pictures
-from glc.errors import WeightsError, WrongWeightsError
+from glc.data.images import open_image, read_rgb, stack_pictures
+from glc.errors import ImageError, WeightsError, WrongWeightsError
 
 OWN = "the model's own"
 """Stands for the model's own encoder or decoder among choices."""

@@ -1,20 +1,18 @@
 """The models that are known by name, and which of them made a file."""
 
-import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-
-from safetensors import SafetensorError, safe_open
 
 from glc.cli.errors import NothingDoneError, message
 from glc.codec.bitstream import Header
 from glc.codec.codec import Codec, choose_device
 from glc.codec.load import assemble
-from glc.codec.weights.catalog import DEFAULT_MODEL, FOLDER_VARIABLE, catalog, find, find_part
-from glc.codec.weights.variants import Kind, made_for, read_part
+from glc.codec.weights.catalog import DEFAULT_MODEL, FOLDER_VARIABLE, catalog, find
+from glc.codec.weights.file import CodecLabel, Kind, read_label
+from glc.codec.weights.variants import made_for, read_part
 from glc.errors import WeightsError, WrongWeightsError
 
 
@@ -26,7 +24,7 @@ class KnownModel:
     file: Path
     fingerprint: str
     """Hexadecimal digits; a `.glc` file names the first eight."""
-    rates: list[dict[str, Any]]
+    rates: list[Mapping[str, Any]]
     """One entry per rate point."""
     bytes: int
 
@@ -48,19 +46,17 @@ def known_models() -> tuple[list[KnownModel], list[str]]:
     for name, file in catalog().items():
         try:
             models.append(_describe(name, file))
-        except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
-            problems.append(f"{file}: not a codec's weights ({message(error)})")
+        except (OSError, WeightsError) as error:
+            problems.append(message(error))
     return models, problems
 
 
 def _describe(name: str, file: Path) -> KnownModel:
     # The header only: reading all tensors to check the fingerprint takes seconds.
-    with safe_open(file, framework="numpy") as opened:
-        metadata = opened.metadata() or {}
-    rates = json.loads(metadata["rates"])
-    if not isinstance(rates, list):
-        raise TypeError("its rate points are no list")
-    return KnownModel(name, file, metadata["fingerprint"], rates, file.stat().st_size)
+    label = read_label(file)
+    if not isinstance(label, CodecLabel):
+        raise WeightsError(f"{file}: not a codec but {label.USE.format(self=label)}")
+    return KnownModel(name, file, label.fingerprint, list(label.rates), file.stat().st_size)
 
 
 def model_of(header: Header, known: Iterable[KnownModel]) -> KnownModel | None:
@@ -98,9 +94,9 @@ class Codecs:
         try:
             choose_device(self.device)
             if self.encoder is not None:
-                read_part(find_part(self.encoder, "encoder"), "encoder")
+                read_part(find(self.encoder, "encoder"), "encoder")
             if self.decoder is not None:
-                read_part(find_part(self.decoder, "decoder"), "decoder")
+                read_part(find(self.decoder, "decoder"), "decoder")
             if self.model is not None:
                 self._load(find(self.model))
         except (ValueError, OSError, RuntimeError, MemoryError) as error:

@@ -19,6 +19,7 @@ from glc.cli.files import Job, Kind, Plan, make_plan
 from glc.cli.latent_search import check_effort, make_effort
 from glc.cli.pipeline import Steps, outcomes, threads_for
 from glc.cli.shards import shard_options
+from glc.cli.trust import trust_option
 from glc.codec.bitstream import DEFAULT_LIMIT
 from glc.codec.runtime.memory import parse_memory
 from glc.codec.runtime.precision import PRECISIONS
@@ -76,6 +77,7 @@ def _shared_options(command: Callable[..., None]) -> Callable[..., None]:
                 callback=_memory,
                 help="What may be taken, such as 8GB.  [default: what is free]",
             ),
+            trust_option,
             click.option("--force", is_flag=True, help="Replace existing files."),
             click.option("--quiet", is_flag=True, help="No progress bar and no summary."),
         )

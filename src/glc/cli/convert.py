@@ -4,6 +4,8 @@ from pathlib import Path
 
 import click
 
+from glc.cli.trust import trust_option
+
 
 @click.command()
 @click.argument("source", type=click.Path(path_type=Path, exists=True))
@@ -22,6 +24,7 @@ import click
     type=click.Choice(["glc"]),
     help="Write the authors' layout: SOURCE is a natural codec's weights file or training checkpoint.",
 )
+@trust_option
 @click.option("--force", is_flag=True, help="Replace DESTINATION where it exists.")
 def convert(source: Path, destination: Path, kind: str, target: str | None, force: bool) -> None:
     """Convert published weights SOURCE to a weights file DESTINATION (.safetensors) of glc.

@@ -3,10 +3,8 @@
 Reading inputs and writing outputs, so that no half of a file is ever seen.
 """
 
-import errno
 import io
 import os
-import secrets
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
@@ -18,6 +16,7 @@ import click
 
 from glc.codec.bitstream import DEFAULT_LIMIT, HEADER, check_size, longest_file
 from glc.errors import DamagedError
+from glc.io.atomic import write_bytes
 
 STREAM = "-"
 """Stands for standard input or standard output."""
@@ -224,7 +223,8 @@ def read_picture(stream: IO[bytes]) -> bytes:
     Raises:
         ImageError: there are more than a picture of the largest size has.
     """
-    from glc.data.images import MAX_PIXELS, ImageError
+    from glc.data.images import MAX_PIXELS
+    from glc.errors import ImageError
 
     limit = MAX_PIXELS * 8 + (1 << 20)  # four channels of 16 bits, not compressed, and a header
     data = _read(stream, limit + 1)
@@ -252,27 +252,7 @@ def write_result(job: Job, data: bytes, force: bool) -> None:
     if job.destination is None:
         _write_to_stdout(data)
     else:
-        _write_file(job.destination, data, force)
-
-
-def _write_file(destination: Path, data: bytes, force: bool) -> None:
-    place = Path(os.path.realpath(destination))  # of a link, what it points to is replaced
-    place.parent.mkdir(parents=True, exist_ok=True)
-    # A name of its own: the destination's may be as long as names can be already.
-    partial = place.with_name(f".glc-{secrets.token_hex(8)}.part")
-    try:
-        # Made by open, not by tempfile, for the permissions that the umask gives.
-        with open(partial, "xb") as file:
-            file.write(data)
-        if not force and os.path.lexists(place):
-            raise FileExistsError(errno.EEXIST, "exists: replace it with --force", str(destination))
-        os.replace(partial, place)
-    except OSError as error:
-        if error.filename in (None, str(partial), partial):
-            raise OSError(error.errno, error.strerror, str(destination)) from error
-        raise
-    finally:
-        partial.unlink(missing_ok=True)
+        write_bytes(job.destination, data, overwrite=force)
 
 
 def _write_to_stdout(data: bytes) -> None:

@@ -4,6 +4,8 @@ from pathlib import Path
 
 import click
 
+from glc.cli.trust import trust_option
+
 
 @click.command()
 @click.argument("checkpoint", type=click.Path(path_type=Path, exists=True))
@@ -22,6 +24,7 @@ import click
     help="Write what training needs besides the codec instead: C, code predictor, E_VQ and discriminator, "
     "for init_from=[CODEC,DESTINATION].",
 )
+@trust_option
 @click.option("--force", is_flag=True, help="Replace DESTINATION where it exists.")
 def export(
     checkpoint: Path, destination: Path, half: bool, photos: tuple[Path, ...], training: bool, force: bool
@@ -35,7 +38,7 @@ def export(
     from tqdm import tqdm
 
     from glc.codec.weights.export import export as write
-    from glc.codec.weights.training import export_companion
+    from glc.codec.weights.export import export_companion
     from glc.data.sources import list_sources
     from glc.io.atomic import check_destination
 

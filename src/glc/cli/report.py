@@ -8,6 +8,8 @@ from pathlib import Path
 
 import click
 
+from glc.cli.trust import trust_option
+
 
 @contextmanager
 def _extra() -> Iterator[None]:
@@ -114,6 +116,7 @@ def _size(ctx: click.Context, parameter: click.Parameter, value: tuple[str, ...]
     type=click.Path(path_type=Path, file_okay=False),
     help="Folder for complexity.md and complexity.json.",
 )
+@trust_option
 def complexity(
     model: str,
     sizes: list[tuple[int, int]],

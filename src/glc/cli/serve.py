@@ -4,6 +4,8 @@ from pathlib import Path
 
 import click
 
+from glc.cli.trust import trust_option
+
 
 @click.command()
 @click.option(
@@ -36,6 +38,7 @@ import click
     type=click.Path(path_type=Path, file_okay=False, exists=True),
     help="Folder with AlexNet's weights for LPIPS.  [default: torch hub's cache]",
 )
+@trust_option
 def serve(
     host: str,
     port: int,

@@ -157,11 +157,11 @@ def _identity(key: str, value: Any) -> Any:
         WeightsError: there is no such file. Known here, it is no reason to begin.
         OSError: it cannot be read.
     """
-    from glc.codec.weights.catalog import find, find_part
+    from glc.codec.weights.catalog import find
 
     if value is None or key not in ("model", "encoder", "decoder"):
         return value
-    with open(find(value) if key == "model" else find_part(value, key), "rb") as file:
+    with open(find(value, key), "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 

@@ -10,15 +10,22 @@ from torch import Tensor
 
 from glc.codec import bitstream
 from glc.codec.bitstream import DEFAULT_LIMIT, FINGERPRINT_BYTES, MAX_RATES, RATE_ONE, Header
-from glc.codec.entropy.integer_nets import InexactError, check_device
+from glc.codec.entropy.integer_nets import check_device
 from glc.codec.entropy.latent_coding import Decoded, IndicesMapPayload, Symbols, TransformPayload
 from glc.codec.images import LatentSearch, Picture, padded_size, to_input
 from glc.codec.rate_search import TOLERANCE, search
 from glc.codec.runtime.memory import parse_memory
-from glc.codec.runtime.networks import NotFiniteError, PictureNetworks
+from glc.codec.runtime.networks import PictureNetworks
 from glc.codec.runtime.precision import choose_precision
 from glc.codec.weights.file import Weights
-from glc.errors import DamagedError, TargetError, WeightsError, WrongWeightsError
+from glc.errors import (
+    DamagedError,
+    InexactError,
+    NotFiniteError,
+    TargetError,
+    WeightsError,
+    WrongWeightsError,
+)
 from glc.models.coder import IndicesMapCoder
 
 

@@ -5,9 +5,10 @@ from pathlib import Path
 import torch
 
 from glc.codec.codec import Codec, choose_device
-from glc.codec.weights.catalog import DEFAULT_MODEL, find, find_part
-from glc.codec.weights.file import Weights, read_weights
-from glc.codec.weights.variants import Kind, attach, read_part
+from glc.codec.weights.catalog import DEFAULT_MODEL, find
+from glc.codec.weights.file import Kind, Weights, read_weights
+from glc.codec.weights.trust import Trust
+from glc.codec.weights.variants import attach, read_part
 
 
 def load(
@@ -18,6 +19,7 @@ def load(
     decoder: str | Path | None = None,
     precision: str = "auto",
     memory: int | str | None = None,
+    trust: Trust = (),
 ) -> Codec:
     """Return the codec of a weights file or of a model that comes with glc.
 
@@ -28,20 +30,25 @@ def load(
         decoder: the same of a decoder, such as one that draws in a style, to decompress with.
         precision: "auto", "float32" or "bfloat16" for E and D; any precision reads any file.
         memory: what the process may take, in bytes or as text such as "8GB"; None for what is free.
+        trust: a package, or several, whose networks the files may name: importing it runs its code, see
+            `glc.codec.weights.trust`.
 
     Raises:
-        WeightsError: when there is no such model, its file cannot be used, or a part is another model's.
+        WeightsError: when there is no such model, its file cannot be used or names networks of a package that
+            is not trusted, or the encoder or decoder is another model's.
         ValueError: when there is no such device or precision, or memory is no size.
     """
-    return Codec(assemble(find(model), encoder, decoder), choose_device(device), precision, memory)
+    return Codec(assemble(find(model), encoder, decoder, trust), choose_device(device), precision, memory)
 
 
-def assemble(file: Path, encoder: str | Path | None = None, decoder: str | Path | None = None) -> Weights:
+def assemble(
+    file: Path, encoder: str | Path | None = None, decoder: str | Path | None = None, trust: Trust = ()
+) -> Weights:
     """Return the weights in a codec's file, with an encoder or a decoder in the place of its own.
 
     They are left in their files where they can, see `glc.codec.weights.mmap`.
     """
-    weights = read_weights(file, mapped=True)
+    weights = read_weights(file, mapped=True, trust=trust)
     named: list[tuple[Kind, str | Path | None]] = [("encoder", encoder), ("decoder", decoder)]
-    chosen = [(kind, find_part(name, kind)) for kind, name in named if name is not None]
-    return attach(weights, *(read_part(part, kind, mapped=True) for kind, part in chosen))
+    chosen = [(find(name, kind), kind) for kind, name in named if name is not None]
+    return attach(weights, *(read_part(path, kind, mapped=True, trust=trust) for path, kind in chosen))

@@ -18,6 +18,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from glc.io.atomic import replacing
+
 SWITCH = "GLC_NATIVE"
 """Environment variable: 0 to do without what is compiled."""
 
@@ -81,22 +83,19 @@ class Native:
         if target.is_file() and (made := self._checked(target)) is not None:
             return made
         try:
-            folder.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryDirectory(dir=folder) as place:
-                whole = self._compiled(compiler, Path(place))
-                made = self._checked(whole)
-                if made is not None:
-                    os.replace(whole, target)
-                    return made
+            with replacing(target) as partial:
+                made = self._checked(self._compiled(compiler, partial))
+                if made is None:
+                    raise OSError(f"{folder}: what is compiled here cannot be used")
+            return made
         except OSError:
             pass
         # A folder that nothing may be written to or run from. What is loaded stays when its file is gone.
         with tempfile.TemporaryDirectory(prefix="glc-") as place:
-            return self._checked(self._compiled(compiler, Path(place)))
+            return self._checked(self._compiled(compiler, Path(place) / name))
 
-    def _compiled(self, compiler: list[str], folder: Path) -> Path:
+    def _compiled(self, compiler: list[str], made: Path) -> Path:
         native = "-march=native" if platform.machine() in ("x86_64", "AMD64") else "-mcpu=native"
-        made = folder / f"{self.source.stem}.so"
         command = [*compiler, *_FLAGS, native, "-o", str(made), str(self.source)]
         subprocess.run(command, check=True, capture_output=True, timeout=_SECONDS)
         return made

@@ -32,6 +32,8 @@ from typing import IO, TYPE_CHECKING, Union
 import numpy as np
 from PIL import Image
 
+from glc.errors import ImageError
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -53,10 +55,6 @@ IMAGE_SUFFIXES = frozenset(
     )
 )  # fmt: skip
 """Lower-case file name endings that count as pictures in folders and shards."""
-
-
-class ImageError(ValueError):
-    """A picture that cannot be read; the message starts with its name."""
 
 
 def describe(source: ImageSource) -> str:

@@ -19,10 +19,11 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from glc.data.images import ImageError, from_uint8
+from glc.data.images import from_uint8
 from glc.data.shards import ListSource, Record, RecordSource, ShardSource, index_shards
 from glc.data.sources import Sources, resolve
 from glc.data.stream import FixedImages, ImageBatch, TrainLoader, TrainStream, collate_images
+from glc.errors import ImageError
 
 _log = logging.getLogger(__name__)
 

@@ -22,7 +22,8 @@ from typing import Any
 
 from PIL import Image
 
-from glc.data.images import ImageError, open_image, orientation, read_rgb
+from glc.data.images import open_image, orientation, read_rgb
+from glc.errors import ImageError
 
 _LOSSY = frozenset({"JPEG", "MPO", "WEBP", "AVIF", "JPEG2000"})
 

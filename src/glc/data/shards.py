@@ -20,8 +20,9 @@ from PIL import Image
 from webdataset.gopen import gopen
 from webdataset.tariterators import tarfile_samples
 
-from glc.data.images import ImageError, is_image_name, read_rgb
+from glc.data.images import is_image_name, read_rgb
 from glc.data.sources import is_url
+from glc.errors import ImageError
 
 _log = logging.getLogger(__name__)
 

@@ -35,6 +35,7 @@ from braceexpand import braceexpand
 
 from glc.data.images import is_image_name, list_images
 from glc.data.shard_writer import MANIFEST, PackError, read_manifest
+from glc.errors import ListingError
 
 _log = logging.getLogger(__name__)
 _URL = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]+:")
@@ -139,10 +140,6 @@ def _checked(folder: Path, shards: Sequence[Path], key: str) -> list[str]:
             _log.warning("%s: %s has %d bytes, %s says %d; using what is readable of it",
                          key, path, size, MANIFEST, shard.bytes)  # fmt: skip
     return [str((folder / shard.name).absolute()) for shard in manifest.shards if shard.count]
-
-
-class ListingError(ValueError):
-    """A source of pictures does not exist or holds none; the message names it."""
 
 
 def list_sources(sources: Sequence[str | os.PathLike[str]]) -> list[tuple[str, Path]]:

@@ -26,8 +26,9 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_info
 
-from glc.data.images import ImageError, stack_levels, to_tensor
+from glc.data.images import stack_levels, to_tensor
 from glc.data.shards import Record, RecordSource
+from glc.errors import ImageError
 
 _log = logging.getLogger(__name__)
 

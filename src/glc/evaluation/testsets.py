@@ -8,7 +8,8 @@ from pathlib import Path
 
 from PIL import Image
 
-from glc.data.images import ImageError, list_images, read_rgb
+from glc.data.images import list_images, read_rgb
+from glc.errors import ImageError
 
 
 class SetError(ValueError):

@@ -23,7 +23,7 @@ def check_destination(destination: Path, source: Path, force: bool) -> None:
     if destination.is_dir():
         raise WeightsError(f"{destination}: is a folder; give the name of the file to write")
     if destination.exists() and source.exists() and destination.samefile(source):
-        raise WeightsError(f"{destination}: is the source file; choose another name for the output")
+        raise WeightsError(f"{destination}: the source itself; give another name for the output")
     if destination.exists() and not force:
         raise FileExistsError(f"{destination}: exists; replace it with --force")
 
@@ -68,7 +68,7 @@ def replacing(
             _sync(place.parent)
     except OSError as error:
         if error.errno is not None and error.filename in (None, str(partial), partial):
-            raise type(error)(error.errno, error.strerror or str(error), str(path)) from error
+            raise OSError(error.errno, error.strerror or str(error), str(path)) from error
         raise
     finally:
         partial.unlink(missing_ok=True)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from glc.codec.runtime.memory import MemoryLimitError
+from glc.errors import MemoryLimitError
 from glc.io.locks import claim
 from glc.jobs.journal import Journal
 from glc.jobs.manifest import Folder, Record

@@ -1,6 +1,6 @@
 """Vector quantisation: nearest-code search and codebooks."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import NamedTuple
 
@@ -145,6 +145,15 @@ class VectorQuantizer(nn.Module):
             self.projection = None
             del self.embedding
             self.embedding = nn.Parameter(codes)
+
+    @classmethod
+    def baked(cls, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return the state of a quantizer with its codebook made a plain one, see `fold`."""
+        size, dim = state["embedding"].shape
+        quantizer = cls(size, dim, projected="projection.weight" in state)
+        quantizer.load_state_dict(state)
+        quantizer.fold()
+        return quantizer.state_dict()
 
     def forward(self, x: Tensor) -> Quantized:
         """Quantise a map `[B, D, H, W]`."""

@@ -1,7 +1,7 @@
 """Start a stage from the weights of another (`init_from=`)."""
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from glc.codec.convert.detect import foreign_networks
 from glc.codec.convert.read import open_source
-from glc.codec.weights import training
+from glc.codec.weights.file import TRAINING_NETWORKS, TrainingLabel, decoder_digest, read_label
+from glc.codec.weights.state import difference, strip_prefix
 from glc.errors import WeightsError
 from glc.io.checkpoint import read_checkpoint
 from glc.models.autoencoder import Decoder
@@ -72,7 +73,7 @@ def check_resumable(stage: Stage, path: str | Path) -> list[str]:
         TransferError: when they differ: the first keys that do.
     """
     checkpoint = read_checkpoint(path)
-    problem = _difference(checkpoint["state_dict"], stage.state_dict())
+    problem = difference(checkpoint["state_dict"], stage.state_dict())
     if problem:
         raise TransferError(
             f"{path}: cannot be continued by this model: {problem}. {_trained_model(checkpoint)}"
@@ -130,19 +131,19 @@ def transfer(stage: Stage, *paths: str | Path) -> list[str]:
     """
     target = stage.state_dict()
     # The authors trained two code predictors: one on coded latents, one on latents of coded pictures.
-    pixels = bool(_below(target, "vq_encoder"))
+    pixels = bool(strip_prefix(target, "vq_encoder"))
     sources = [(path, *_networks(path, pixels)) for path in paths]
     given: dict[str | Path, list[str]] = {path: [] for path in paths}
     loaded: list[str] = []
     for codec_name, vqvae_name in NETWORKS.items():
         names = [n for n in (codec_name, vqvae_name) if n is not None]
-        here = next((n for n in names if _below(target, n)), None)
+        here = next((n for n in names if strip_prefix(target, n)), None)
         giver = next((source for source in sources if codec_name in source[1]), None)
         if here is None or giver is None:
             continue
         path, source, origin = giver
         weights = _fitting(source[codec_name], stage.get_submodule(here))
-        problem = _difference(weights, _below(target, here))
+        problem = difference(weights, strip_prefix(target, here))
         if problem:
             raise TransferError(f"{path}: {here} does not fit: {problem}. {origin}")
         network = stage.get_submodule(here)
@@ -174,8 +175,10 @@ def _check_companions(sources: Sequence[tuple[str | Path, dict[str, dict[str, Te
     """Warn of a companion that belongs to another codec than the one beside it."""
     decoder = next((found["model.decoder"] for _, found, _ in sources if "model.decoder" in found), None)
     for path, _, _ in sources:
-        wanted = training.codec_of(path)
-        if wanted and decoder is not None and training.digest(decoder) != wanted:
+        label = None
+        with suppress(WeightsError):  # checkpoints have none
+            label = read_label(path)
+        if isinstance(label, TrainingLabel) and decoder and decoder_digest(decoder) != label.decoder:
             log.warning("%s: was made beside another codec than the one given with it", path)
 
 
@@ -193,7 +196,7 @@ def transfer_discriminator(stage: Stage, path: str | Path) -> bool:
     weights = networks.get(name)
     if weights is None:
         return False
-    problem = _difference(weights, _below(stage.state_dict(), name))
+    problem = difference(weights, strip_prefix(stage.state_dict(), name))
     if problem:
         raise TransferError(f"{path}: {name} does not fit: {problem}. {origin}")
     stage.get_submodule(name).load_state_dict(weights)
@@ -208,8 +211,8 @@ def _networks(path: str | Path, pixels: bool) -> tuple[dict[str, dict[str, Tenso
         pixels: take the code predictor for latents of coded pictures where there are two.
     """
     source = open_source(path)
-    if training.KEY in source.metadata:
-        found = {name: _below(source.tensors, name) for name in training.NETWORKS}
+    if TrainingLabel.MARK in source.metadata:
+        found = {name: strip_prefix(source.tensors, name) for name in TRAINING_NETWORKS}
         damaged = [key for key, tensor in source.tensors.items() if not tensor.isfinite().all()]
         if damaged or not any(found.values()):
             raise WeightsError(
@@ -219,11 +222,11 @@ def _networks(path: str | Path, pixels: bool) -> tuple[dict[str, dict[str, Tenso
     if source.ours:
         checkpoint = read_checkpoint(path)
         state = checkpoint["state_dict"]
-        found = {name: _below(state, name) for name in NETWORKS}
+        found = {name: strip_prefix(state, name) for name in NETWORKS}
         for codec_name, vqvae_name in NETWORKS.items():
             if not found[codec_name] and vqvae_name is not None:
-                found[codec_name] = _below(state, vqvae_name)
-        codec = bool(_below(state, "model"))
+                found[codec_name] = strip_prefix(state, vqvae_name)
+        codec = bool(strip_prefix(state, "model"))
         drawn = "quantizer.initialized" in state and not state["quantizer.initialized"]
         if codec and drawn:
             found["quantizer"] = {}  # of a training without code prediction: never trained
@@ -242,12 +245,8 @@ def _completed(found: dict[str, dict[str, Tensor]]) -> dict[str, dict[str, Tenso
     refiner = found.get("model.refiner", {})
     for name, inside in (("quantizer", "quantizer"), ("code_loss.predictor", "predictor")):
         if not found.get(name):
-            found[name] = _below(refiner, inside)
+            found[name] = strip_prefix(refiner, inside)
     return {name: weights for name, weights in found.items() if weights}
-
-
-def _below(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {key[len(prefix) + 1 :]: value for key, value in state.items() if key.startswith(prefix + ".")}
 
 
 def _fitting(weights: dict[str, Tensor], network: nn.Module) -> dict[str, Tensor]:
@@ -256,20 +255,3 @@ def _fitting(weights: dict[str, Tensor], network: nn.Module) -> dict[str, Tensor
         with suppress(KeyError, RuntimeError):  # of another decoder: what differs is said later
             return network.grown(weights)
     return weights
-
-
-def _difference(source: dict[str, Tensor], target: dict[str, Tensor], limit: int = 3) -> str:
-    """Say how two sets of weights differ, by the first few keys; empty when they fit."""
-    missing = [k for k in target if k not in source]
-    unexpected = [k for k in source if k not in target]
-    shapes = [
-        f"{k} is {list(source[k].shape)}, not {list(v.shape)}"
-        for k, v in target.items()
-        if k in source and source[k].shape != v.shape
-    ]
-    parts = []
-    for label, keys in (("missing", missing), ("unexpected", unexpected), ("of another shape", shapes)):
-        if keys:
-            rest = f" and {len(keys) - limit} more" if len(keys) > limit else ""
-            parts.append(f"{label}: {', '.join(keys[:limit])}{rest}")
-    return "; ".join(parts)

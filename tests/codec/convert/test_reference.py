@@ -21,7 +21,7 @@ from glc.codec.convert.convert import convert, convert_to_official
 from glc.codec.convert.detect import recognize
 from glc.codec.convert.read import open_source
 from glc.codec.weights.architecture import build
-from glc.codec.weights.file import load_model
+from glc.codec.weights.file import read_weights
 
 REFERENCE = os.environ.get("GLC_REFERENCE")
 pytestmark = pytest.mark.skipif(REFERENCE is None, reason="GLC_REFERENCE names no folder")
@@ -81,7 +81,7 @@ def test_glc(source: Callable[[str], Path], stand_in_module: ModuleType, tmp_pat
     path = source("glc_image")
     weights = tmp_path / "glc.safetensors"
     convert(path, weights)
-    model, expected = load_model(weights), results("glc_image_64x64")
+    model, expected = read_weights(weights).model, results("glc_image_64x64")
     x = torch.from_numpy(stand_in_module.image(64, 64))
     for rate in range(4):
         out = model(x, rate)

@@ -129,8 +129,7 @@ def test_a_failure_leaves_nothing_half_written(
         path.write_bytes(b"half")
         raise OSError(28, "No space left on device")
 
-    module = "glc.codec.weights.file" if kind == "glc" else "glc.codec.convert.convert"
-    monkeypatch.setattr(f"{module}.save_file", fail)
+    monkeypatch.setattr("glc.codec.weights.file.save_file", fail)
     (tmp_path / "x.safetensors").write_bytes(b"old")
     with pytest.raises(OSError, match="No space"):
         convert(files[kind], tmp_path / "x.safetensors", force=True)

@@ -12,7 +12,7 @@ from glc.codec.convert.detect import recognize
 from glc.codec.convert.layout import Layout
 from glc.codec.convert.read import open_source
 from glc.codec.weights.architecture import build
-from glc.codec.weights.file import load_model
+from glc.codec.weights.file import read_weights
 from glc.layers.attention import WindowAttention
 from tests.codec.convert.stand_ins import (
     PICTURE,
@@ -54,7 +54,7 @@ def test_the_converted_codec_computes_what_the_published_one_does(
     files: dict[str, Path], tmp_path: Path
 ) -> None:
     convert(files["glc"], tmp_path / "glc.safetensors")
-    model = load_model(tmp_path / "glc.safetensors")
+    model = read_weights(tmp_path / "glc.safetensors").model
     for module in model.modules():
         if isinstance(module, WindowAttention):
             module.window = WINDOW

@@ -11,14 +11,8 @@ from torch import Tensor, nn
 
 from glc.codec.entropy import integer_kernels
 from glc.codec.entropy import integer_nets as exact_module
-from glc.codec.entropy.integer_nets import (
-    ExactConv2d,
-    ExactLeakyReLU,
-    InexactError,
-    check_device,
-    exact,
-    to_grid,
-)
+from glc.codec.entropy.integer_nets import ExactConv2d, ExactLeakyReLU, check_device, exact, to_grid
+from glc.errors import InexactError
 from glc.layers.blocks import DepthConvBlock
 from glc.models.context import QuadtreeContext
 from glc.models.hyperprior import CategoricalHyperprior

@@ -10,7 +10,8 @@ import glc
 from glc.codec.entropy import row_tiling
 from glc.codec.entropy.integer_nets import exact
 from glc.codec.entropy.row_tiling import in_slabs, reach
-from glc.codec.runtime.memory import MemoryLimitError, resident_memory
+from glc.codec.runtime.memory import resident_memory
+from glc.errors import MemoryLimitError
 from glc.models.hyperprior import CategoricalHyperprior
 from tests.codec.fixed_model import fixed_codec_weights, fixed_picture
 

@@ -20,7 +20,6 @@ from glc.codec.entropy.tables import (
     SYMBOL_LIMIT,
     TOTAL,
     Table,
-    TableError,
     Tables,
     density_tables,
     gaussian_table,
@@ -28,6 +27,7 @@ from glc.codec.entropy.tables import (
     index_table,
     quantize_probabilities,
 )
+from glc.errors import TableError
 from glc.models.entropy import FactorizedDensity
 
 GAUSSIANS = gaussian_tables()

@@ -6,9 +6,9 @@ import torch
 
 import glc
 from glc.codec.images import to_input
-from glc.codec.runtime.memory import MemoryLimitError
 from glc.codec.runtime.networks import PictureNetworks
 from glc.codec.runtime.precision import Precision
+from glc.errors import MemoryLimitError
 from tests.codec.fixed_model import fixed_codec_weights, fixed_picture
 
 CPU = torch.device("cpu")

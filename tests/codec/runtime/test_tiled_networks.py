@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from glc.codec.runtime import row_tiles, tiled_networks
-from glc.codec.runtime.memory import MemoryLimitError
 from glc.codec.runtime.row_tiles import Source
 from glc.codec.runtime.tiled_layers import make_steps
 from glc.codec.runtime.tiled_networks import BandedDecoder, BandedEncoder
+from glc.errors import MemoryLimitError
 from glc.models.autoencoder import Decoder, Encoder
 
 SHAPES: dict[str, dict[str, Any]] = {

@@ -92,7 +92,7 @@ def test_without_any_model_the_message_says_how_to_make_one(
 ) -> None:
     monkeypatch.setattr(pretrained, "__path__", [])
     monkeypatch.delenv(FOLDER_VARIABLE)
-    with pytest.raises(WeightsError, match=r"no model 'small' \(no model comes with .*glc export"):
+    with pytest.raises(WeightsError, match=r"no model 'small' \(no model is known by name\).*glc export"):
         find("small")
 
 

@@ -16,7 +16,23 @@ from torch import Tensor
 import glc
 from glc.codec.codec import Codec
 from glc.codec.entropy.tables import Table, Tables, gaussian_tables, index_table
-from glc.codec.weights.file import build_model, fingerprints, read_weights, save_weights
+from glc.codec.weights.file import (
+    FORMAT,
+    AutoencoderLabel,
+    CodecLabel,
+    Label,
+    TrainingLabel,
+    VariantLabel,
+    build_model,
+    decoder_digest,
+    fingerprints,
+    label_of,
+    open_weights,
+    read_label,
+    read_weights,
+    save,
+    save_weights,
+)
 from glc.errors import WeightsError
 from tests.codec.fixed_model import CODES, fixed_codec_weights, fixed_description, fixed_picture
 
@@ -24,6 +40,12 @@ KINDS: list[dict[str, Any]] = [
     {},
     {"hyper": "factorized"},
     {"coder": "indices_map"},
+]
+LABELS: list[Label] = [
+    CodecLabel(fixed_description(), gaussian_tables(), [{"lmbda": 1.5}, {"lmbda": None}]),
+    VariantLabel("encoder", {"_target_": "x.Y", "a": [1]}, "0" * 64, {"stage": "test"}),
+    TrainingLabel(["quantizer", "vq_encoder"], "1" * 64),
+    AutoencoderLabel({"_target_": "x.Y"}, "a VQGAN"),
 ]
 ENCODER_ONLY = re.compile(r"encoder\.|coder\.analysis\.|coder\.hyper\.analysis\.")
 
@@ -246,8 +268,61 @@ def test_cut_files_are_refused(file: Path, tmp_path: Path) -> None:
     path = tmp_path / "cut.safetensors"
     for length in (0, 1, 7, 8, 9, 1000, len(whole) // 2, len(whole) - 1):
         path.write_bytes(whole[:length])
-        with pytest.raises(WeightsError, match=r"cut\.safetensors: "):
+        with pytest.raises(WeightsError, match=r"cut\.safetensors: not a safetensors file"):
             read_weights(path)
+
+
+def test_other_files_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "text.safetensors").write_text("not weights\n" * 10)
+    (tmp_path / "folder.safetensors").mkdir()
+    save_file({"a": torch.zeros(2)}, tmp_path / "plain.safetensors")
+    for name, complaint in (
+        ("text", "not a safetensors file"),
+        ("folder", "not a safetensors file"),
+        ("plain", "is not a weights file of glc; make one with `glc export`"),
+        ("missing", "no such file"),
+    ):
+        for read in (read_weights, read_label):
+            with pytest.raises(WeightsError, match=rf"{name}\.safetensors: {complaint}"):
+                read(tmp_path / f"{name}.safetensors")
+
+
+@pytest.mark.parametrize("label", LABELS, ids=lambda label: type(label).__name__)
+def test_a_label_is_read_as_it_was_saved(label: Label, tmp_path: Path) -> None:
+    path = tmp_path / "some.safetensors"
+    save(path, {"a": torch.arange(3.0)}, label)
+    found = read_label(path)
+    assert type(found) is type(label)
+    assert found.metadata() == label.metadata()
+
+
+@pytest.mark.parametrize("label", LABELS, ids=lambda label: type(label).__name__)
+def test_a_reader_of_another_kind_says_how_to_use_the_file(label: Label, tmp_path: Path) -> None:
+    path = tmp_path / "some.safetensors"
+    save(path, {"a": torch.arange(3.0)}, label)
+    for kind in (CodecLabel, VariantLabel, TrainingLabel, AutoencoderLabel):
+        if not isinstance(label, kind):
+            with pytest.raises(WeightsError, match=r"some\.safetensors: not a thing but .*: (use|start)"):
+                open_weights(path, kind, "a thing")
+    if isinstance(label, VariantLabel):
+        with pytest.raises(WeightsError, match="one encoder: use it with --encoder"):
+            read_weights(path)
+
+
+def test_files_of_a_newer_format_are_refused(tmp_path: Path) -> None:
+    for label in LABELS:
+        if label.FORMAT is not None:
+            metadata = {**label.metadata(), "format": str(FORMAT + 1)}
+            with pytest.raises(WeightsError, match=rf"some: format {FORMAT + 1} is newer"):
+                label_of("some", metadata)
+
+
+def test_the_digests_of_each_kind_are_those_of_version_0_1(file: Path) -> None:
+    weights = read_weights(file)
+    state = weights.model.decoder.state_dict()
+    variant = VariantLabel("decoder", weights.description["decoder"], weights.fingerprint)
+    assert variant.digests(state)["part_fingerprint"].startswith("15617499f14dca2d")
+    assert decoder_digest(state).startswith("0a00f49a708a50b5")
 
 
 def test_tables_that_were_changed_are_noticed(rewrite: Callable[[Edit], Path]) -> None:
@@ -281,7 +356,16 @@ def test_each_key_of_the_metadata_is_needed(rewrite: Callable[[Edit], Path], key
 
 @pytest.mark.parametrize("key", ["format", "model", "tables", "rates", "fingerprint", "encoder_fingerprint"])
 @pytest.mark.parametrize(
-    "text", ["", "{", "[]", "null", "NaN", "3", '"x"', "[" * 5000, "²", "-1", "\0", "[1, 2, 3]"], ids=repr
+    "text",
+    [
+        *("", "{", "[]", "null", "NaN", "3", '"x"', "[" * 5000, "²", "-1", "\0", "[1, 2, 3]"),
+        '{"_target_": "glc.models.glc.GLC"}',
+        '{"_target_": "glc.models.quantizer.VectorQuantizer", "size": 4, "dim": 2}',
+        '{"_target_": "glc.models.quantizer.VectorQuantizer", "size": -4, "dim": 2}',
+        '{"_target_": "glc.models.glc.GLC", "encoder": 1, "decoder": 2, "coder": 3}',
+        '{"_target_": ["glc.models.glc.GLC"]}',
+    ],
+    ids=repr,
 )
 def test_garbled_metadata_are_refused(rewrite: Callable[[Edit], Path], key: str, text: str) -> None:
     with pytest.raises(WeightsError, match=r"changed\.safetensors: "):
@@ -342,8 +426,9 @@ def test_tables_of_z_must_fit_the_hyper_module(kind: dict[str, Any], tmp_path: P
     ("key", "value", "complaint"),
     [
         ("model", "[" * 600 + "]" * 600, "changed.safetensors: "),
-        ("format", "9" * 5000, "no description of a codec"),
-        ("rates", "[1, 2, 3, 4]", "'rates' must describe 4 rate points"),
+        ("format", "9" * 5000, "does not state its format"),
+        ("rates", "[1, 2, 3, 4]", "'rates' must describe the rate points"),
+        ("rates", "[{}, {}, {}]", "'rates' must describe 4 rate points"),
         ("tables", '{"thresholds": [], "y": [], "z": ""}', "frequency tables cannot be used"),
     ],
 )

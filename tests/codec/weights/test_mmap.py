@@ -299,10 +299,10 @@ def test_weights_that_are_yet_to_be_read_count_against_the_memory(
 def test_on_a_gpu_nothing_is_given_back_in_each_call(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     weights = glc.load(file, "cpu").weights
     precision = choose_precision("float32", torch.device("cuda"))
-    networks = PictureNetworks(weights.model, torch.device("cuda"), precision, files=weights.files)
+    images = PictureNetworks(weights.model, torch.device("cuda"), precision, files=weights.files)
     monkeypatch.setattr(networks, "give_back_freed", lambda: pytest.fail("time is lost"))
     monkeypatch.setattr(MappedFile, "release", lambda _: pytest.fail("time is lost"))
-    networks.release()
+    images.release()
 
 
 def test_on_windows_nothing_is_mapped(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:

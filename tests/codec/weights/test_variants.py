@@ -68,12 +68,12 @@ def test_the_codec_itself_stays_as_it_was(folder: Path, codec: glc.Codec) -> Non
 
 
 def test_known_by_name_but_no_model(folder: Path, codec: glc.Codec, monkeypatch: pytest.MonkeyPatch) -> None:
-    from glc.codec.weights.catalog import catalog, parts
+    from glc.codec.weights.catalog import catalog
 
     monkeypatch.setenv("GLC_MODELS", str(folder))
     assert {"codec", "other"} <= catalog().keys()
     assert not [name for name in catalog() if "moved" in name]
-    assert parts("encoder")["moved"] == folder / "moved.encoder.safetensors"
+    assert catalog("encoder")["moved"] == folder / "moved.encoder.safetensors"
     data = glc.load("codec", "cpu", encoder="moved").compress(fixed_picture(96, 64))
     assert data != codec.compress(fixed_picture(96, 64))
     with pytest.raises(glc.WeightsError, match=r"no encoder 'mved'.*known are moved"):
@@ -81,13 +81,17 @@ def test_known_by_name_but_no_model(folder: Path, codec: glc.Codec, monkeypatch:
 
 
 def test_a_wrong_pair_is_refused(folder: Path) -> None:
-    with pytest.raises(glc.WeightsError, match=r"moved\.encoder\.safetensors: an encoder for the codec"):
+    with pytest.raises(glc.WeightsError, match=r"moved\.encoder\.safetensors: encoder for the codec"):
         glc.load(folder / "other.safetensors", "cpu", encoder=folder / "moved.encoder.safetensors")
-    with pytest.raises(glc.WeightsError, match="holds a decoder, not an encoder: use it as --decoder"):
+    with pytest.raises(
+        glc.WeightsError, match="not an encoder but the weights of one decoder: use it with --decoder"
+    ):
         glc.load(folder / "codec.safetensors", "cpu", encoder=folder / "moved.decoder.safetensors")
-    with pytest.raises(glc.WeightsError, match="of one encoder, not of a codec: use them with --encoder"):
+    with pytest.raises(
+        glc.WeightsError, match="not a codec but the weights of one encoder: use it with --encoder"
+    ):
         glc.load(folder / "moved.encoder.safetensors", "cpu")
-    with pytest.raises(glc.WeightsError, match="a whole codec: use --model"):
+    with pytest.raises(glc.WeightsError, match="not an encoder but a whole codec: use it with --model"):
         glc.load(folder / "codec.safetensors", "cpu", encoder=folder / "other.safetensors")
     with pytest.raises(glc.WeightsError, match="no such weights file"):
         glc.load(folder / "codec.safetensors", "cpu", encoder=folder / "none.safetensors")

@@ -1,12 +1,10 @@
 """From a published file to one of ours, and from one of ours to the authors' layout."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from glc.codec.convert import glc_image
@@ -15,7 +13,8 @@ from glc.codec.convert.layout import Layout
 from glc.codec.convert.read import Source, open_source
 from glc.codec.convert.vqgan_names import Structure
 from glc.codec.weights.export import export, make_tables, model_from_checkpoint, rate_points
-from glc.codec.weights.file import FORMAT, build_model, read_weights, save_weights
+from glc.codec.weights.file import AutoencoderLabel, build_model, read_weights, save, save_weights
+from glc.codec.weights.state import strip_prefix
 from glc.errors import WeightsError
 from glc.io.atomic import check_destination, replacing
 from glc.io.checkpoint import read_checkpoint
@@ -87,15 +86,8 @@ def _write_codec(published: Published, destination: Path) -> None:
 
 def _write_autoencoder(published: Published, destination: Path) -> None:
     parts = {name: dict(network.description) for name, network in published.layout.networks.items()}
-    metadata = {
-        "format": str(FORMAT),
-        "model": json.dumps({"_target_": AUTOENCODER, **parts}, sort_keys=True),
-        "content": "a stage-I auto-encoder: encoder, decoder and codebook, for init_from= of the stages",
-        "converted_from": published.layout.title,
-    }
-    tensors = {name: tensor.contiguous() for name, tensor in _joined(published.states()).items()}
-    with replacing(destination) as partial:
-        save_file(tensors, partial, metadata)
+    label = AutoencoderLabel({"_target_": AUTOENCODER, **parts}, published.layout.title)
+    save(destination, _joined(published.states()), label)
 
 
 def convert_to_official(
@@ -155,28 +147,20 @@ def _our_networks(source: Source) -> tuple[Mapping[str, Any], dict[str, dict[str
         model, described, extra = weights.model, dict(weights.description), {}
     state = model.state_dict()
     names = dict.fromkeys(name.partition(".")[0] for name in state)
-    return described, {**{name: _below(state, name) for name in names}, **extra}
+    return described, {**{name: strip_prefix(state, name) for name in names}, **extra}
 
 
 def _training_networks(source: Source) -> dict[str, dict[str, Tensor]]:
     """Return C and the code predictor of a training checkpoint, the latter for both of the authors' names."""
     state = read_checkpoint(source.path)["state_dict"]
     networks = {}
-    quantizer = _below(state, "quantizer")
+    quantizer = strip_prefix(state, "quantizer")
     if quantizer:
-        networks["quantizer"] = _folded(quantizer)
-    predictor = _below(state, "code_loss.predictor")
+        networks["quantizer"] = VectorQuantizer.baked(quantizer)
+    predictor = strip_prefix(state, "code_loss.predictor")
     if predictor:
         networks |= {"predictor": predictor, "pixel_predictor": predictor}
     return networks
-
-
-def _folded(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    size, dim = state["embedding"].shape
-    quantizer = VectorQuantizer(size, dim, projected="projection.weight" in state)
-    quantizer.load_state_dict(state)
-    quantizer.fold()
-    return quantizer.state_dict()
 
 
 def _unlike(
@@ -240,11 +224,6 @@ def _count(states: Any) -> str:
 
 def _joined(states: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Tensor]:
     return {f"{network}.{name}": t for network, state in states.items() for name, t in state.items()}
-
-
-def _below(state: Mapping[str, Tensor], network: str) -> dict[str, Tensor]:
-    start = network + "."
-    return {name.removeprefix(start): t for name, t in state.items() if name.startswith(start)}
 
 
 def _checkpoint_of(source: Path) -> Path:

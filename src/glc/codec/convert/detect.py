@@ -12,8 +12,8 @@ from torch import Tensor
 from glc.codec.convert import codeformer, glc_image, taming
 from glc.codec.convert.layout import Layout, Shapes
 from glc.codec.convert.read import Source, open_source
-from glc.codec.weights.architecture import ArchitectureError
-from glc.errors import WeightsError
+from glc.codec.weights.state import strip_prefix
+from glc.errors import ArchitectureError, WeightsError
 
 KINDS = (glc_image.KIND, taming.KIND, codeformer.KIND)
 _SIGNS = {module.KIND: module.SIGNS for module in (glc_image, taming, codeformer)}
@@ -125,7 +125,8 @@ def foreign_networks(path: str | Path) -> tuple[dict[str, dict[str, Tensor]], st
     names = _OURS.get(target) if isinstance(target, str) else None
     if names is None:
         raise WeightsError(f"{path}: describes {target!r}, neither a codec nor an auto-encoder")
-    states = {name: _below(source.tensors, name) for name in names}
+    tensors = {name: t.float() if t.dtype is torch.float16 else t for name, t in source.tensors.items()}
+    states = {name: strip_prefix(tensors, name) for name in names}
     title = "a codec's weights file" if target == CODEC else "a stage-I auto-encoder"
     return {name: state for name, state in states.items() if state}, title
 
@@ -145,12 +146,3 @@ def own_description(source: Source) -> Mapping[str, Any] | None:
     if not isinstance(described, Mapping):
         raise WeightsError(f"{source.path}: its metadata 'model' describes no model")
     return described
-
-
-def _below(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    start = prefix + "."
-    return {
-        name.removeprefix(start): tensor.float() if tensor.dtype is torch.float16 else tensor
-        for name, tensor in tensors.items()
-        if name.startswith(start)
-    }

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from glc.codec.weights.architecture import build
+from glc.codec.weights.state import difference
 
 Shapes = Mapping[str, tuple[int, ...]]
 Names = Mapping[str, str]
@@ -118,20 +119,8 @@ class Layout:
             limit: names of each kind of difference to give.
         """
         present = set(self.present(shapes))
-        expected = {name: e for name, e in self._entries.items() if e.network in present}
-        missing = [name for name in expected if name not in shapes]
-        unexpected = [name for name in shapes if name not in expected and not name.startswith(self.ignored)]
-        other = [
-            f"{name} is {list(shapes[name])}, not {list(entry.shape)}"
-            for name, entry in expected.items()
-            if name in shapes and tuple(shapes[name]) != entry.shape
-        ]
-        parts = []
-        for label, names in (("missing", missing), ("unexpected", unexpected), ("of another shape", other)):
-            if names:
-                rest = f" and {len(names) - limit} more" if len(names) > limit else ""
-                parts.append(f"{label}: {', '.join(names[:limit])}{rest}")
-        return "; ".join(parts)
+        expected = {name: e.shape for name, e in self._entries.items() if e.network in present}
+        return difference(shapes, expected, limit=limit, ignored=self.ignored)
 
     def to_networks(
         self, tensors: Mapping[str, Tensor], networks: Iterable[str] | None = None

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from glc.codec.entropy import integer_kernels
 from glc.codec.entropy.integer_kernels import Pointwise
+from glc.errors import InexactError
 from glc.layers.blocks import DepthConv, GatedFeedForward
 
 WEIGHT_BITS = 14
@@ -35,10 +36,6 @@ _POSITIONS = 1024
 """Positions of a map that a feed-forward layer computes at a time."""
 
 Module = TypeVar("Module", bound=nn.Module)
-
-
-class InexactError(ValueError):
-    """A network or a device cannot be used where probabilities must be exact."""
 
 
 def to_grid(x: Tensor) -> Tensor:

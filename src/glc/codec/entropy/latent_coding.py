@@ -15,9 +15,10 @@ from glc.codec.entropy.ans import (
     IntegerModel,
     UniformModel,
 )
-from glc.codec.entropy.integer_nets import ACTIVATION_BITS, InexactError, exact
+from glc.codec.entropy.integer_nets import ACTIVATION_BITS, exact
 from glc.codec.entropy.row_tiling import in_slabs, reach
 from glc.codec.entropy.tables import SYMBOL_LIMIT, Tables
+from glc.errors import InexactError
 from glc.models.coder import IndicesMapCoder, TransformCoder
 from glc.models.context import STEPS, quadtree_masks
 from glc.models.hyperprior import CategoricalHyperprior

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from glc.codec.entropy.integer_nets import ACTIVATION_BITS
+from glc.errors import TableError
 from glc.models.entropy import LIKELIHOOD_FLOOR, FactorizedDensity
 
 PRECISION = 24
@@ -28,10 +29,6 @@ _TAIL = 2.0**-16
 """Probability beyond a table's ends; what lies there is escaped."""
 _ESCAPE = TOTAL >> 17
 """Least frequency of an escape."""
-
-
-class TableError(ValueError):
-    """Stored tables are not tables."""
 
 
 @dataclass(frozen=True)

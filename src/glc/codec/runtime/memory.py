@@ -8,12 +8,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from glc.errors import MemoryLimitError
+
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
 _GROUPS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
-
-
-class MemoryLimitError(ValueError):
-    """A picture needs more memory than may be used."""
 
 
 def check_memory(need: int, limit: int | None, what: str) -> None:

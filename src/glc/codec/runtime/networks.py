@@ -10,18 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from glc.codec.images import padded_size
-from glc.codec.runtime.memory import (
-    MemoryLimitError,
-    available_memory,
-    check_memory,
-    give_back_freed,
-    resident_memory,
-)
+from glc.codec.runtime.memory import available_memory, check_memory, give_back_freed, resident_memory
 from glc.codec.runtime.precision import Precision
 from glc.codec.runtime.row_tiles import Source
 from glc.codec.runtime.tiled_networks import BandedDecoder, BandedEncoder
 from glc.codec.weights.mmap import MappedFile, bytes_to_read
 from glc.data.images import from_uint8, to_uint8
+from glc.errors import MemoryLimitError, NotFiniteError
 from glc.models.autoencoder import Decoder, Encoder
 from glc.models.glc import GLC
 
@@ -33,15 +28,12 @@ _RESERVE = 0.9
 some of what was freed."""
 
 
-class NotFiniteError(ValueError):
-    """A latent is none of a picture."""
-
-
 class PictureNetworks:
     """E and D of a codec.
 
-    On a CPU pictures are computed one after the other in bands of rows, see `glc.codec.runtime.tiled_networks`.
-    Other devices compute a whole batch at once, in channels-last memory, and know no limit but their own.
+    On a CPU pictures are computed one after the other in bands of rows, see
+    `glc.codec.runtime.tiled_networks`. Other devices compute a whole batch at once, in channels-last memory,
+    and know no limit but their own.
 
     Args:
         model: whose weights to use, as they are when a network is first needed.

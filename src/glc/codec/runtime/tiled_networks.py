@@ -13,11 +13,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from glc.codec.runtime.conv import Convolution
-from glc.codec.runtime.memory import MemoryLimitError
 from glc.codec.runtime.row_tiles import BAND_ELEMENTS, Source, bands, empty_map, fill
 from glc.codec.runtime.threads import Scratch, Workers
 from glc.codec.runtime.tiled_layers import Map, Step, has_global_norm, make_steps, split_ending
 from glc.codec.runtime.winograd import TILE
+from glc.errors import MemoryLimitError
 from glc.layers.blocks import Upsample
 from glc.models.autoencoder import Decoder, Encoder
 

@@ -1,15 +1,14 @@
-"""Rebuild a model from its description, without running anything that the description names.
+"""Build a model from the description in a weights file, which may come from anywhere.
 
-A limit on what building a network may allocate, checked before each allocation.
-
-A weights file says what its network is, and may come from anywhere: a line of text could ask for more memory
-than there is. The tensors in the file are the measure: a network that they fill is not much larger.
+A description names classes of glc alone, unless its reader trusts a package (see `glc.codec.weights.trust`),
+and may not allocate more than the tensors of its file justify.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -17,6 +16,9 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from glc.codec.bitstream import MAX_RATES
+from glc.codec.weights import protocols
+from glc.codec.weights.trust import Trust, find_class
+from glc.errors import ArchitectureError, OverBudgetError
 from glc.models.autoencoder import Decoder, Encoder
 from glc.models.code_predictor import CodePredictionRefiner, CodePredictor
 from glc.models.coder import IndicesMapCoder, TransformCoder
@@ -26,100 +28,55 @@ from glc.models.hyperprior import CategoricalHyperprior, FactorizedHyperprior
 from glc.models.quantizer import VectorQuantizer
 
 TARGET = "_target_"
+"""Key of a class's name in a description, as in the configuration."""
 
-_PARTS: dict[str, type[nn.Module]] = {
-    f"{part.__module__}.{part.__qualname__}": part
-    for part in (
-        GLC,
-        Encoder,
-        Decoder,
-        TransformCoder,
-        IndicesMapCoder,
-        CategoricalHyperprior,
-        FactorizedHyperprior,
-        QuadtreeContext,
-        VectorQuantizer,
-        CodePredictor,
-        CodePredictionRefiner,
-    )
+_KINDS: dict[str, tuple[tuple[type[nn.Module], ...], type]] = {
+    "encoder": ((Encoder,), protocols.EncoderNetwork),
+    "decoder": ((Decoder,), protocols.DecoderNetwork),
+    "coder": ((TransformCoder, IndicesMapCoder), protocols.LatentCoder),
+    "hyper": ((CategoricalHyperprior, FactorizedHyperprior), protocols.Hyperprior),
+    "context": ((QuadtreeContext,), protocols.ContextModel),
+    "quantizer": ((VectorQuantizer,), protocols.Quantizer),
+    "refiner": ((CodePredictionRefiner,), protocols.Network),
+    "predictor": ((CodePredictor,), protocols.Network),
 }
+"""What an argument that is a network may be: classes of ours, or what a user's own class must have."""
+
+_NETWORKS: list[type[nn.Module]] = [GLC, *(each for networks, _ in _KINDS.values() for each in networks)]
+_OURS = {f"{network.__module__}.{network.__qualname__}": network for network in _NETWORKS}
+"""All that a file may name without anybody's trust."""
 
 
-_KINDS: dict[str, tuple[type, ...]] = {
-    "encoder": (Encoder,),
-    "decoder": (Decoder,),
-    "coder": (TransformCoder, IndicesMapCoder),
-    "refiner": (CodePredictionRefiner, type(None)),
-    "hyper": (CategoricalHyperprior, FactorizedHyperprior),
-    "context": (QuadtreeContext,),
-    "predictor": (CodePredictor,),
-    "quantizer": (VectorQuantizer,),
-}
-"""What an argument must be that is a part itself."""
-
-
-class ArchitectureError(ValueError):
-    """A description does not describe a model that this version knows."""
-
-
-def build(description: Any) -> Any:
-    """Make the objects that a nested description names under `_target_`, innermost first.
-
-    The format is that of the configuration, restricted to the parts of a codec: a file cannot name
-    anything else.
+def build(description: Any, trust: Trust = ()) -> Any:
+    """Make the networks that a nested description names under `_target_`, innermost first.
 
     Args:
-        description: mappings with `_target_` become objects; lists and plain values stay.
+        description: mappings with `_target_` become networks; lists and plain values stay.
+        trust: packages besides glc whose classes it may name; see `glc.codec.weights.trust`.
 
     Raises:
-        ArchitectureError: for an unknown part, or arguments that it does not take.
+        ArchitectureError: it names a class that is neither ours nor of a trusted package, or gives arguments
+            that the class does not take.
     """
-    if isinstance(description, list | tuple):
-        return [build(item) for item in description]
-    if not isinstance(description, Mapping):
-        return description
-    values = {key: build(value) for key, value in description.items() if key != TARGET}
-    if TARGET not in description:
-        return values
-    name = description[TARGET]
-    part = _PARTS.get(name) if isinstance(name, str) else None
-    if part is None:
-        raise ArchitectureError(f"{name!r} is no part of a codec known to this version of glc")
-    for key, value in values.items():
-        _check(name, key, value)
-    try:
-        return part(**values)
-    except Exception as error:  # the arguments may be anything, and so may what they lead to
-        raise ArchitectureError(f"{name}: {error}") from error
+    return _build(description, _classes(description, trust))
 
 
-def _check(name: str, key: str, value: Any) -> None:
-    """Refuse an argument that its part would take, for something else to trip over it."""
-    kinds = _KINDS.get(key)
-    if kinds is not None and not isinstance(value, kinds):
-        names = " or ".join("null" if kind is type(None) else kind.__name__ for kind in kinds)
-        raise ArchitectureError(f"{name}: its {key} must be {names}, not {type(value).__name__}")
-    if key in ("window", "stem", "num_rates") and not (key == "window" and value is None):
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise ArchitectureError(f"{name}: its {key} must be a whole number from 1, not {value!r:.40}")
-        if key == "num_rates" and value > MAX_RATES:
-            raise ArchitectureError(f"{name}: a codec has at most {MAX_RATES} rate points, not {value}")
-
-
-def build_for(description: Any, tensors: Mapping[str, Tensor], share: bool = False) -> Any:
-    """Build what a description names with given weights: nothing is allocated or drawn for others.
+def build_for(description: Any, tensors: Mapping[str, Tensor], share: bool = False, trust: Trust = ()) -> Any:
+    """Build what a description names with given weights, within the memory that these justify.
 
     Args:
         description: as `build` takes it.
         tensors: all of its state. Other types than the network's are converted.
         share: let them be the network's own tensors. Otherwise it gets copies.
+        trust: see `build`.
 
     Raises:
         ArchitectureError: as in `build`, or when it is far larger than the tensors.
         RuntimeError: when the tensors are not those of the network; the message names them.
     """
-    with torch.device("meta"), Budget.of(tensors):
-        network = build(description)
+    classes = _classes(description, trust)
+    with _empty(classes), Budget.of(tensors):
+        network = _build(description, classes)
     if not isinstance(network, nn.Module):
         return network
     types = {name: tensor.dtype for name, tensor in network.state_dict().items()}
@@ -130,15 +87,110 @@ def build_for(description: Any, tensors: Mapping[str, Tensor], share: bool = Fal
     return network
 
 
-def without_projections(description: Any) -> Any:
-    """Return the description with every `projected` codebook made a plain one."""
+def bake_projections(model: nn.Module, description: Any) -> Any:
+    """Make the projected codebooks of a model plain ones, in place; return its description so changed."""
+    for module in model.modules():
+        if isinstance(module, VectorQuantizer):
+            module.fold()
+    return _without_projections(description)
+
+
+def _without_projections(description: Any) -> Any:
     if isinstance(description, list | tuple):
-        return [without_projections(item) for item in description]
+        return [_without_projections(item) for item in description]
     if not isinstance(description, Mapping):
         return description
     return {
-        key: False if key == "projected" else without_projections(value) for key, value in description.items()
+        key: False if key == "projected" else _without_projections(value)
+        for key, value in description.items()
     }
+
+
+def _classes(description: Any, trust: Trust) -> dict[str, type[nn.Module]]:
+    """Return the classes that a description names, by name; those of trusted packages are imported."""
+    found = {}
+    for name in _names(description):
+        if not isinstance(name, str):
+            raise ArchitectureError(f"{name!r} is not the name of a network")
+        found[name] = _OURS.get(name) or find_class(name, trust)
+    return found
+
+
+def _names(description: Any) -> Iterator[Any]:
+    if isinstance(description, list | tuple):
+        for item in description:
+            yield from _names(item)
+    elif isinstance(description, Mapping):
+        if TARGET in description:
+            yield description[TARGET]
+        for key, value in description.items():
+            if key != TARGET:
+                yield from _names(value)
+
+
+@contextmanager
+def _empty(classes: Mapping[str, type[nn.Module]]) -> Iterator[None]:
+    """Surround building a network whose weights follow: they are neither allocated nor drawn."""
+    if all(name in _OURS for name in classes):
+        with torch.device("meta"):
+            yield
+    else:  # a user's network may compute tensors that are not in its state
+        with torch.random.fork_rng(devices=[]):
+            yield
+
+
+def _build(description: Any, classes: Mapping[str, type[nn.Module]]) -> Any:
+    if isinstance(description, list | tuple):
+        return [_build(item, classes) for item in description]
+    if not isinstance(description, Mapping):
+        return description
+    values = {key: _build(value, classes) for key, value in description.items() if key != TARGET}
+    if TARGET not in description:
+        return values
+    name = description[TARGET]
+    network = classes[name]
+    if issubclass(network, tuple(_NETWORKS)):  # what others take is theirs to know
+        for key, value in values.items():
+            _check(name, key, value)
+    try:
+        return network(**values)
+    except Exception as error:  # the arguments may be anything, and so may what they lead to
+        raise ArchitectureError(f"{name}: {error}") from error
+
+
+def check_network(owner: str, key: str, value: Any) -> None:
+    """Check that a value can be the network that an argument stands for: one of ours, or as good.
+
+    Args:
+        owner: what has it, for the message.
+        key: a key of `_KINDS`, such as `encoder`.
+        value: the network.
+
+    Raises:
+        ArchitectureError: it is of another kind, or lacks members of the protocol.
+    """
+    ours, protocol = _KINDS[key]
+    if isinstance(value, ours) or (key == "refiner" and value is None):
+        return
+    if not isinstance(value, nn.Module) or type(value) in _NETWORKS:
+        names = " or ".join([kind.__name__ for kind in ours] + ["null"] * (key == "refiner"))
+        raise ArchitectureError(f"{owner}: its {key} must be {names}, not {type(value).__name__}")
+    if lacking := protocols.missing_members(value, protocol):
+        raise ArchitectureError(
+            f"{owner}: its {key}, {type(value).__name__}, lacks {', '.join(lacking)}: "
+            f"see {protocol.__module__}.{protocol.__name__}"
+        )
+
+
+def _check(name: str, key: str, value: Any) -> None:
+    """Refuse an argument that a class would take, for something else to trip over it."""
+    if key in _KINDS:
+        check_network(name, key, value)
+    if key in ("window", "stem", "num_rates") and not (key == "window" and value is None):
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise ArchitectureError(f"{name}: its {key} must be a whole number from 1, not {value!r:.40}")
+        if key == "num_rates" and value > MAX_RATES:
+            raise ArchitectureError(f"{name}: a codec has at most {MAX_RATES} rate points, not {value}")
 
 
 SPARE = 1 << 24
@@ -150,12 +202,11 @@ _LEAST = 1024
 _SIZED = frozenset((torch.empty, torch.zeros, torch.ones, torch.rand, torch.randn, torch.full))
 
 
-class OverBudgetError(ValueError):
-    """A network would be larger than the tensors that are to fill it."""
-
-
 class Budget(TorchFunctionMode):
     """While in the context, tensors are made only as long as their elements together stay within a limit.
+
+    A line of text in a weights file could ask for more memory than there is. The tensors in the file are the
+    measure: a network that they fill is not much larger.
 
     Args:
         elements: the limit.

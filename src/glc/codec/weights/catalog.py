@@ -1,4 +1,4 @@
-"""Models by name, and the encoders and decoders made for them: those that come with glc and the user's."""
+"""Weights files by name, of codecs and of encoders and decoders for them: those of glc and the user's."""
 
 import os
 from pathlib import Path
@@ -11,31 +11,36 @@ FOLDER_VARIABLE = "GLC_MODELS"
 """Environment variable: a folder of further weights files, found by their names."""
 
 _SUFFIX = ".safetensors"
-_NO_CODECS = ("encoder", "decoder", "training")
-"""`NAME.encoder.safetensors` replaces a codec's encoder: see `glc.codec.weights.variants`, and `glc.codec.weights.training`."""
+_KINDS = ("encoder", "decoder", "training")
+"""`NAME.encoder.safetensors` is not a codec's file: see `glc.codec.weights.file`."""
+
+_TRAINED_BY = {
+    "model": "a training run",
+    "encoder": "a run of stage=restoration",
+    "decoder": "a run of stage=stylization",
+}
 
 
-def catalog() -> dict[str, Path]:
-    """Return the weights file of each known model by its name; the user's come before those of glc."""
-    files = {file.stem: file for file in _files() if Path(file.stem).suffix[1:] not in _NO_CODECS}
-    return dict(sorted(files.items()))
-
-
-def parts(kind: str) -> dict[str, Path]:
-    """Return the file of each encoder, or of each decoder, that is known by name."""
-    ending = f".{kind}{_SUFFIX}"
-    return {file.name.removesuffix(ending): file for file in _files() if file.name.endswith(ending)}
-
-
-def _files() -> list[Path]:
+def catalog(kind: str = "model") -> dict[str, Path]:
+    """Return the weights files of a kind by their names; the user's come before those of glc."""
     folders = [Path(path) for path in pretrained.__path__]
     if os.environ.get(FOLDER_VARIABLE):
         folders.append(Path(os.environ[FOLDER_VARIABLE]))
-    return [file for folder in folders for file in sorted(folder.glob(f"*{_SUFFIX}"))]
+    found = {}
+    for file in (file for folder in folders for file in sorted(folder.glob(f"*{_SUFFIX}"))):
+        name, _, ending = file.stem.rpartition(".")
+        of = ending if name and ending in _KINDS else "model"
+        if of == kind:
+            found[file.stem if kind == "model" else name] = file
+    return dict(sorted(found.items()))
 
 
-def find_part(name: str | Path, kind: str) -> Path:
-    """Return the file of a known encoder's or decoder's name, or the file itself.
+def find(name: str | Path, kind: str = "model") -> Path:
+    """Return the weights file of a name, or the file itself.
+
+    Args:
+        name: a file, or a name that `catalog` has.
+        kind: what is wanted: a codec, or an encoder or decoder.
 
     Raises:
         WeightsError: when it is neither.
@@ -43,34 +48,13 @@ def find_part(name: str | Path, kind: str) -> Path:
     path = Path(name)
     if path.is_file():
         return path
-    known = parts(kind)
-    if str(name) in known:
-        return known[str(name)]
+    files = catalog(kind)
+    if str(name) in files:
+        return files[str(name)]
     if path.suffix or len(path.parts) > 1:
         raise WeightsError(f"{path}: no such weights file")
-    names = f"known are {', '.join(known)}" if known else f"no {kind} is known by name"
+    names = f"known are {', '.join(files)}" if files else f"no {kind} is known by name"
     raise WeightsError(
-        f"there is no {kind} {str(name)!r} ({names}); give a weights file: `glc export` makes one from a run "
-        f"of stage={'restoration' if kind == 'encoder' else 'stylization'}"
-    )
-
-
-def find(model: str | Path) -> Path:
-    """Return the weights file of a model's name, or the file itself.
-
-    Raises:
-        WeightsError: when it is neither.
-    """
-    path = Path(model)
-    if path.is_file():
-        return path
-    known = catalog()
-    if str(model) in known:
-        return known[str(model)]
-    if path.suffix or len(path.parts) > 1:
-        raise WeightsError(f"{path}: no such weights file")
-    names = f"known are {', '.join(known)}" if known else "no model comes with this version of glc"
-    raise WeightsError(
-        f"there is no model {str(model)!r} ({names}); give a weights file: "
-        "`glc export` makes one from a training run"
+        f"there is no {kind} {str(name)!r} ({names}); give a weights file: `glc export` makes one from "
+        f"{_TRAINED_BY[kind]}"
     )

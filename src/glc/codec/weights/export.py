@@ -1,4 +1,4 @@
-"""From a training checkpoint to a codec's weights file."""
+"""From a training checkpoint to weights files."""
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -9,28 +9,50 @@ from torch import Tensor
 
 from glc.codec.entropy.tables import Table, Tables, density_tables, gaussian_tables, index_table
 from glc.codec.images import pad
-from glc.codec.weights.architecture import without_projections
+from glc.codec.weights.architecture import bake_projections
 from glc.codec.weights.catalog import find
-from glc.codec.weights.file import Weights, build_model, fill, fingerprints, read_weights, save_weights
-from glc.codec.weights.variants import export_part
+from glc.codec.weights.file import (
+    TRAINING_NETWORKS,
+    CodecLabel,
+    TrainingLabel,
+    VariantLabel,
+    Weights,
+    build_model,
+    decoder_digest,
+    fill,
+    fingerprints,
+    read_weights,
+    save,
+)
+from glc.codec.weights.state import half_precision, strip_prefix
+from glc.codec.weights.trust import Trust
 from glc.data.images import read_rgb, stack_pictures
 from glc.errors import WeightsError
 from glc.io.checkpoint import read_checkpoint
-from glc.models.coder import TransformCoder
 from glc.models.glc import GLC
-from glc.models.hyperprior import CategoricalHyperprior, FactorizedHyperprior
 from glc.models.quantizer import VectorQuantizer
 
 
-def model_from_checkpoint(path: str | Path) -> tuple[GLC, dict[str, Any], list[dict[str, Any]]]:
+def model_from_checkpoint(
+    path: str | Path, trust: Trust = ()
+) -> tuple[GLC, dict[str, Any], list[dict[str, Any]]]:
     """Return the codec in a training checkpoint, with its description and its rate points.
 
     The averaged weights are taken where the checkpoint has them. Projected codebooks become plain ones.
 
+    Args:
+        path: of stage II or III.
+        trust: packages whose networks it may name, see `glc.codec.weights.trust`.
+
     Raises:
-        WeightsError: when the file holds no whole codec.
+        WeightsError: when the file holds no whole codec, or a network of a package that is not trusted.
     """
-    checkpoint = read_checkpoint(path)
+    return _model(path, read_checkpoint(path), trust)
+
+
+def _model(
+    path: str | Path, checkpoint: Mapping[str, Any], trust: Trust
+) -> tuple[GLC, dict[str, Any], list[dict[str, Any]]]:
     stage = checkpoint["glc"]["recipe"].get("stage", {})
     module = stage.get("module", {})
     description = module.get("model")
@@ -39,20 +61,19 @@ def model_from_checkpoint(path: str | Path) -> tuple[GLC, dict[str, Any], list[d
             f"{path}: a checkpoint of stage={stage.get('name', 'unknown')} holds no whole codec; "
             "export one of stage=transform or stage=joint"
         )
-    model = build_model(path, description)
-    prefix = "model."
-    state = {k[len(prefix) :]: v for k, v in checkpoint["state_dict"].items() if k.startswith(prefix)}
-    fill(path, model, state)
-    fold_codebooks(model)
-    return model.eval(), without_projections(description), rate_points(model, module.get("lmbda"))
+    model = build_model(path, description, trust)
+    fill(path, model, strip_prefix(checkpoint["state_dict"], "model"))
+    description = bake_projections(model, description)
+    return model.eval(), description, rate_points(model, module.get("lmbda"))
 
 
-def read_codec(source: str | Path) -> Weights:
+def read_codec(source: str | Path, trust: Trust = ()) -> Weights:
     """Return the codec that an application is trained for.
 
     Args:
         source: a weights file or a known model's name; or a checkpoint of stage II or III, or the folder of
             its run, for the codec that `glc export` without options makes of it.
+        trust: packages whose networks it may name, see `glc.codec.weights.trust`.
 
     Raises:
         WeightsError: when there is no such codec.
@@ -61,18 +82,11 @@ def read_codec(source: str | Path) -> Weights:
     if path.is_dir():
         path = path / "checkpoints" / "last.ckpt"
     elif path.suffix != ".ckpt":
-        return read_weights(find(source))
-    model, description, rates = model_from_checkpoint(path)
+        return read_weights(find(source), trust=trust)
+    model, description, rates = model_from_checkpoint(path, trust)
     tables = make_tables(model)
     made = fingerprints(model.state_dict(), description, tables)["fingerprint"]
     return Weights(model, description, tables, rates, made, str(path))
-
-
-def fold_codebooks(model: GLC) -> None:
-    """Make projected codebooks plain ones: the decoder looks codes up, it does not compute them."""
-    for module in model.modules():
-        if isinstance(module, VectorQuantizer):
-            module.fold()
 
 
 def rate_points(model: GLC, lmbda: Any = None) -> list[dict[str, Any]]:
@@ -81,27 +95,28 @@ def rate_points(model: GLC, lmbda: Any = None) -> list[dict[str, Any]]:
     return [{"lmbda": None if values is None else float(values[k])} for k in range(model.num_rates)]
 
 
-def make_tables(model: GLC, pictures: Iterable[Tensor] = ()) -> Tables:
+def make_tables(model: GLC, images: Iterable[Tensor] = ()) -> Tables:
     """Return new frequency tables for a model.
 
     Args:
         model: the codec.
-        pictures: `[1, 3, H, W]` in [-1, 1]. The frequencies of a categorical hyper code are counted on them,
+        images: `[1, 3, H, W]` in [-1, 1]. The frequencies of a categorical hyper-latent are counted on them,
             over all rate points; without any its code is of fixed length, as in the paper.
     """
-    coder = model.coder
+    coder: Any = model.coder
+    hyper: Any = getattr(coder, "hyper", None)  # indices-map coding has none
     z: list[Table] = []
-    if isinstance(coder, TransformCoder) and isinstance(coder.hyper, FactorizedHyperprior):
-        z = density_tables(coder.hyper.density)
-    elif isinstance(coder, TransformCoder) and isinstance(coder.hyper, CategoricalHyperprior):
-        counts = torch.zeros(coder.hyper.quantizer.size, dtype=torch.long)
+    if hasattr(hyper, "density"):
+        z = density_tables(hyper.density)
+    elif hasattr(hyper, "quantizer"):
+        counts = torch.zeros(hyper.quantizer.size, dtype=torch.long)
         with torch.inference_mode():
-            for x in pictures:
+            for x in images:
                 latent = model.encoder(pad(x, model.stride))
                 for rate in range(model.num_rates):
-                    indices = coder.hyper(coder.analysis(latent, rate).float()).indices
+                    indices = hyper(coder.analysis(latent, rate).float()).indices
                     counts += torch.bincount(indices.flatten(), minlength=len(counts))
-        if counts.any():  # without pictures there are none
+        if counts.any():  # without images there are none
             z = [index_table(counts)]
     return gaussian_tables(z)
 
@@ -111,45 +126,94 @@ def export(
     destination: str | Path,
     half: bool = False,
     photos: Iterable[str | Path] = (),
+    trust: Trust = (),
 ) -> None:
     """Write a training checkpoint's codec as a weights file: tensors and their description, no pickle.
 
-    The file is written under another name and renamed when it is whole. Of a checkpoint of stage=restoration
-    or stage=stylization it is the file of the encoder or decoder that was trained: see `glc.codec.weights.variants`.
+    Of a checkpoint of stage=restoration or stage=stylization it is the file of the encoder or decoder that
+    was
+    trained: see `glc.codec.weights.variants`.
 
     Args:
         checkpoint: of stage II or III, or of an application.
         destination: the weights file.
         half: store the weights in half precision; the codec computes with what is stored.
-        photos: pictures from which to count the frequencies of the hyper code; see `make_tables`.
+        photos: images from which to count the frequencies of the hyper-latent; see `make_tables`.
+        trust: packages whose networks it may name, see `glc.codec.weights.trust`.
 
     Raises:
-        WeightsError: when the checkpoint holds no whole codec.
-        glc.data.images.ImageError: when a picture cannot be read.
+        WeightsError: when the checkpoint holds no whole codec, or a network of a package that is not trusted.
+        ImageError: when an image cannot be read.
     """
-    if "part" in read_checkpoint(checkpoint)["glc"]:
+    content = read_checkpoint(checkpoint)
+    if "part" in content["glc"]:
         if any(True for _ in photos):
-            raise WeightsError(f"{checkpoint}: one network has no frequencies to count: leave --photos away")
-        return export_part(checkpoint, destination, half)
-    model, description, rates = model_from_checkpoint(checkpoint)
-    if half:
-        _halve(checkpoint, model)
-    hyper = getattr(model.coder, "hyper", None)
-    if not isinstance(hyper, CategoricalHyperprior) and any(True for _ in photos):
-        raise WeightsError(f"{checkpoint}: has no categorical hyper code whose frequencies could be counted")
-    pictures = (stack_pictures([read_rgb(photo)]) for photo in photos)
-    tables = make_tables(model, pictures)
+            raise WeightsError(f"{checkpoint}: --photos only applies to full codecs; omit it")
+        return _export_variant(checkpoint, content, destination, half, trust)
+    model, description, rates = _model(checkpoint, content, trust)
     state: Mapping[str, Tensor] = model.state_dict()
     if half:
-        state = {name: t.half() if t.is_floating_point() else t for name, t in state.items()}
-    save_weights(destination, state, description, tables, rates)
+        state = half_precision(state, checkpoint)
+        fill(checkpoint, model, state)  # the tables are made with what is stored
+    if not hasattr(getattr(model.coder, "hyper", None), "quantizer") and any(True for _ in photos):
+        raise WeightsError(
+            f"{checkpoint}: has no categorical hyper-latent to count frequencies of; omit --photos"
+        )
+    tables = make_tables(model, (stack_pictures([read_rgb(photo)]) for photo in photos))
+    save(destination, state, CodecLabel(description, tables, rates))
 
 
-@torch.no_grad()
-def _halve(path: str | Path, model: GLC) -> None:
-    """Round the weights to half precision, so that the tables are made with what will be stored."""
-    for name, tensor in model.state_dict().items():
-        if tensor.is_floating_point():
-            tensor.copy_(tensor.half())
-            if not tensor.isfinite().all():
-                raise WeightsError(f"{path}: {name} does not fit half precision; export without --half")
+def _export_variant(
+    path: str | Path, checkpoint: Mapping[str, Any], destination: str | Path, half: bool, trust: Trust
+) -> None:
+    """Write the encoder or decoder that a stage of applications trained, its averaged weights."""
+    part = checkpoint["glc"]["part"]
+    if not isinstance(part, Mapping) or part.get("kind") not in ("encoder", "decoder"):
+        raise WeightsError(f"{path}: holds no encoder or decoder of its own")
+    state = strip_prefix(checkpoint["state_dict"], part["kind"])
+    if half:
+        state = half_precision(state, path)
+    label = VariantLabel(part["kind"], part["description"], part["fingerprint"], part.get("about") or {})
+    save(destination, state, label)
+
+
+def export_companion(checkpoint: str | Path, destination: str | Path, half: bool = False) -> list[str]:
+    """Write the networks of a training checkpoint that its codec's weights file leaves out.
+
+    Both together give `init_from=[CODEC,FILE]` what the checkpoint would, but its optimizers. Of stage III it
+    is all of `TRAINING_NETWORKS`, of stage II C and the code predictor. A C that was never trained is left
+    out, and a projected one becomes plain, as in a codec's file.
+
+    Args:
+        checkpoint: of stage II or III.
+        destination: the safetensors file.
+        half: store the weights in half precision.
+
+    Returns:
+        What is in it, in words.
+
+    Raises:
+        WeightsError: when the checkpoint has no codec, or nothing beside it, or a weight is not finite or
+            does not fit half precision.
+    """
+    state = read_checkpoint(checkpoint)["state_dict"]
+    decoder = strip_prefix(state, "model.decoder")
+    found = {name: strip_prefix(state, name) for name in TRAINING_NETWORKS}
+    if not found["quantizer"].get("initialized", True):
+        del found["quantizer"]
+    found = {name: network for name, network in found.items() if network}
+    if not found or not decoder:
+        raise WeightsError(
+            f"{checkpoint}: holds no codec with networks of its training beside it; give a checkpoint of "
+            "stage=transform or stage=joint"
+        )
+    if "projection.weight" in found.get("quantizer", ()):
+        found["quantizer"] = VectorQuantizer.baked(found["quantizer"])
+    tensors = {f"{name}.{key}": tensor for name, network in found.items() for key, tensor in network.items()}
+    for key, tensor in tensors.items():
+        if not tensor.isfinite().all():
+            raise WeightsError(f"{checkpoint}: {key} is not finite")
+    if half:
+        tensors = half_precision(tensors, checkpoint)
+    save(destination, tensors, TrainingLabel(list(found), decoder_digest(decoder)))
+    return [TRAINING_NETWORKS[name] for name in found]

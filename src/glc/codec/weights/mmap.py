@@ -10,8 +10,10 @@ SIGBUS. Renaming another file over it, as all that glc writes is put in place, i
 import json
 import mmap
 import sys
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -88,6 +90,22 @@ class MappedFile:
         return bool((own & ((pages & (_PRESENT | _SWAPPED)) != 0)).any())
 
 
+@contextmanager
+def opening(path: str | Path) -> Iterator[Any]:
+    """Open a safetensors file to read from.
+
+    Raises:
+        WeightsError: when it is missing or no such file.
+    """
+    try:
+        with safe_open(path, framework="pt") as opened:
+            yield opened
+    except FileNotFoundError:
+        raise WeightsError(f"{path}: no such file") from None
+    except (SafetensorError, OSError) as error:
+        raise WeightsError(f"{path}: not a safetensors file ({error})") from error
+
+
 def open_tensors(
     path: str | Path, mapped: bool
 ) -> tuple[dict[str, str], dict[str, Tensor], tuple[MappedFile, ...]]:
@@ -101,18 +119,13 @@ def open_tensors(
     Raises:
         WeightsError: when it is missing or no such file.
     """
-    try:
+    with opening(path) as opened:
         if mapped and CAN_MAP:
             file = MappedFile(path)
             some = any(file.holds(tensor) for tensor in file.tensors.values())
             return file.metadata, file.tensors, (file,) if some else ()
-        with safe_open(path, framework="pt") as opened:
-            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
-            return opened.metadata() or {}, tensors, ()
-    except FileNotFoundError:
-        raise WeightsError(f"{path}: no such file") from None
-    except (SafetensorError, OSError) as error:
-        raise WeightsError(f"{path}: not a safetensors file ({error})") from error
+        tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+        return opened.metadata() or {}, tensors, ()
 
 
 def bytes_to_read(network: nn.Module, files: tuple[MappedFile, ...]) -> int:

@@ -6,8 +6,7 @@ from typing import Any
 import torch
 from torch import Generator, Tensor
 
-from glc.codec.weights.file import Weights
-from glc.codec.weights.variants import Kind
+from glc.codec.weights.file import Kind, Weights
 from glc.layers.frozen import Frozen
 from glc.models.autoencoder import Decoder, Encoder
 from glc.models.glc import GLC

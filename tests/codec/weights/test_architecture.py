@@ -1,4 +1,4 @@
-"""A weights file cannot make its reader allocate more than its own tensors justify."""
+"""What a description may name, and what building it may allocate."""
 
 import json
 import resource
@@ -12,9 +12,9 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from glc.codec.bitstream import MAX_RATES
-from glc.codec.weights.architecture import Budget, OverBudgetError
+from glc.codec.weights.architecture import Budget
 from glc.codec.weights.file import read_weights
-from glc.errors import WeightsError
+from glc.errors import OverBudgetError, WeightsError
 from tests.codec.fixed_model import fixed_codec_weights
 
 SMALL_ENCODER = {"_target_": "glc.models.autoencoder.Encoder", "channels": 8, "multipliers": [1]}
@@ -91,6 +91,13 @@ def test_rates_are_counted_before_their_scales_are_made(
 def test_parts_of_the_wrong_kind(path: tuple[str, ...], value: Any, complaint: str, tmp_path: Path) -> None:
     with pytest.raises(WeightsError, match=rf"bad\.safetensors: .*{complaint}"):
         read_weights(write_described(tmp_path, {path: value}))
+
+
+@pytest.mark.parametrize("target", ["os.system", "torch.hub.load", "glc.cli.main", "builtins.eval", 7, None])
+def test_a_description_cannot_name_anything_else(target: object, tmp_path: Path) -> None:
+    bad = write_described(tmp_path, {("encoder", "_target_"): target})
+    with pytest.raises(WeightsError, match=r"bad\.safetensors: .*(not a network|name of a network)"):
+        read_weights(bad)
 
 
 def test_every_way_to_ask_for_elements_is_counted() -> None:
