@@ -6,12 +6,12 @@ import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
 import pytest
+from glc.evaluation.published import PublishedCurve
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from PIL import Image
 
 from glc.evaluation.plots import png, rd_figure, save_plots, svg
-from glc.evaluation.published import PublishedCurve
 from glc.evaluation.results import read_results
 from tests.evaluation.fake_run import CURVE, at_rates, write_run
 

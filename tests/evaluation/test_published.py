@@ -1,7 +1,6 @@
 """Published figures: each with its source, plausible, and under the names of the metrics that runs have."""
 
 import pytest
-
 from glc.evaluation.published import READ, published_ablations, published_curves, published_latencies
 
 SETS = ("kodak", "clic2020", "div2k")

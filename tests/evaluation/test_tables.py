@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 from glc.evaluation.published import PublishedCurve
+
 from glc.evaluation.results import read_results
 from glc.evaluation.tables import NOTHING, Table, bd_rate_table, points_table
 from tests.evaluation.fake_run import CURVE, at_rates, write_run

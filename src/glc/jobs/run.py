@@ -132,8 +132,8 @@ def run(task: Task, *, processes: int = 1, threads: int | None = None, quiet: bo
     problems: list[str] = []
     if left:
         with ProgressBar(task.progress(), quiet or rank > 0):
-            if min(processes, len(left)) == 1:
-                problems = _run_here(task, left, processes, threads)
+            if processes == 1:
+                problems = _run_here(task, left, threads)
             else:
                 problems = _Pool(task, left, processes, threads).run()
     undone = sum(task.outcome(item) is None for item in task.items)
@@ -174,13 +174,13 @@ class _Queue:
         return max(0.0, self._held[0][0] - time.monotonic()) if self._held else None
 
 
-def _run_here(task: Task, left: Sequence[Any], processes: int, threads: int | None) -> list[str]:
+def _run_here(task: Task, left: Sequence[Any], threads: int | None) -> list[str]:
     """Do items in this process; return what went wrong, a line each."""
     problems = []
     queue = _Queue(left)
     try:
         _set_threads(threads)
-        worker = task.make_worker(local_rank_of(0, processes))
+        worker = task.make_worker(local_rank_of(0, 1))
         while queue:
             item = queue.take()
             if item is None:
@@ -247,10 +247,12 @@ class _Pool:
         self.queue = _Queue(left)
         self.problems: list[str] = []
         self._ended: Counter[int] = Counter()
+        self._started: list[_Process] = []
         self._processes = [self._start(local_rank_of(i, processes)) for i in range(min(processes, len(left)))]
 
     def _start(self, local_rank: int) -> _Process:
-        return _Process(self.task.make_worker, local_rank, self.threads)
+        self._started.append(_Process(self.task.make_worker, local_rank, self.threads))
+        return self._started[-1]
 
     def run(self) -> list[str]:
         """Do all items that can be done; return what went wrong, a line each."""
@@ -266,9 +268,9 @@ class _Pool:
                 for channel in connection.wait(list(channels), self.queue.pause() if idle else None):
                     self._answer(channels[channel])
         finally:
-            for process in self._processes:
+            for process in self._started:
                 process.process.terminate()
-            for process in self._processes:
+            for process in self._started:
                 process.process.join()
         return self.problems
 
