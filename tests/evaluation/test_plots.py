@@ -6,13 +6,13 @@ import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
 import pytest
-from glc.evaluation.published import PublishedCurve
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from PIL import Image
 
 from glc.evaluation.plots import png, rd_figure, save_plots, svg
 from glc.evaluation.results import read_results
+from glc.evaluation.tables import PublishedCurve
 from tests.evaluation.fake_run import CURVE, at_rates, write_run
 
 PAPER = PublishedCurve("Paper", "x", "plot", [{"bpp": 0.04, "lpips": 0.2}, {"bpp": 0.06, "lpips": 0.1}])
