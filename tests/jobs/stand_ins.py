@@ -8,14 +8,14 @@ import os
 import signal
 import tarfile
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from glc.jobs.progress import Done
-from glc.jobs.run import DeferredError
+from glc.jobs.run import DeferredError, Task
 from glc.jobs.tar_shards import find_shards
 from glc.jobs.worker import FileProcessor, MakeProcessor, Processed, run_shards
 
@@ -82,22 +82,13 @@ def contents(out: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in out.iterdir() if path.is_file()}
 
 
-@dataclass
-class NumberTask:
-    """Writes a file for each number; each process notes in `starts` that it began."""
+class NumberTask(Task):
+    """Writes a file for each number; each process notes in `start-*` that it began."""
 
-    folder: Path
-    items: Sequence[int]
-    recorded: list[tuple[int, str]] = field(default_factory=list)
-    unit: str = "numbers"
-
-    @property
-    def name(self) -> str:
-        return str(self.folder)
-
-    @property
-    def make_worker(self) -> Callable[[int], NumberWorker]:
-        return partial(NumberWorker, self.folder)
+    def __init__(self, folder: Path, items: Sequence[int]) -> None:
+        super().__init__(str(folder), items, partial(NumberWorker, folder), "numbers", len(items), "number")
+        self.folder = folder
+        self.recorded: list[tuple[int, str]] = []
 
     def outcome(self, item: int) -> str | None:
         path = self.folder / str(item)
@@ -106,19 +97,8 @@ class NumberTask:
     def record(self, item: int, outcome: str) -> None:
         self.recorded.append((item, outcome))
 
-    def progress(self) -> NumberProgress:
-        return NumberProgress(self)
-
-
-class NumberProgress:
-    unit, items = "number", ""
-
-    def __init__(self, task: NumberTask) -> None:
-        self.task, self.total = task, len(task.items)
-
     def look(self) -> Done:
-        done = sum(self.task.outcome(item) is not None for item in self.task.items)
-        return Done(done, done)
+        return Done(0, 0)
 
 
 class NumberWorker:

@@ -13,7 +13,6 @@ def test_it_counts_finished_shards_and_what_is_read_of_others(shards: Path, tmp_
     found = find_shards([str(shards)])
     folder = Folder(tmp_path / "out")
     progress = ShardProgress(folder, found)
-    assert progress.items == "3 shards"
     assert progress.look() == (progress.total, 3)
     folder.note(found[1], "json").unlink()
     folder.note(found[1], "journal").write_text('{"source": {}}\n{"read": 3000}\n{"read": 40')

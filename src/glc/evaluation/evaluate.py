@@ -55,7 +55,7 @@ from glc.io.locks import lock
 from glc.jobs.journal import Log
 from glc.jobs.manifest import Folder, JobError, as_json, describe_differences
 from glc.jobs.progress import Done
-from glc.jobs.run import dist_info, local_rank_of, run
+from glc.jobs.run import Task, dist_info, local_rank_of, run
 from glc.jobs.tar_shards import refuse_overwriting
 from glc.jobs.worker import run_shards
 
@@ -67,16 +67,12 @@ _PACKAGES = ("torchmetrics", "torchvision", "lpips", "numpy", "pillow")
 
 
 @dataclass
-class FolderTask:
+class FolderTask(Task):
     """The images of a folder at all settings: one virtual shard, with one journal."""
 
-    name: str
-    items: Sequence[Item]
-    make_worker: Callable[[int], FolderWorker]
     log: Log
     found: dict[Item, dict[str, Any]]
     """What the journal and this run have of each item."""
-    unit: str = "files"
 
     def outcome(self, item: Item) -> dict[str, Any] | None:
         """Return the entry of an item that is done, else None."""
@@ -90,22 +86,9 @@ class FolderTask:
             self.log.append(outcome)
         self.found[item] = outcome
 
-    def progress(self) -> "FolderProgress":
-        """Return what tells how far the task is."""
-        return FolderProgress(self)
-
-
-class FolderProgress:
-    """Counts the finished items of a task."""
-
-    unit, items = "file", ""
-
-    def __init__(self, task: FolderTask) -> None:
-        self.total, self._found = len(task.items), task.found
-
     def look(self) -> Done:
         """Return how many are done."""
-        return Done(len(self._found), len(self._found))
+        return Done(len(self.found), len(self.found))
 
 
 @dataclass
@@ -266,7 +249,7 @@ class Evaluation:
             }
             make_evaluator = spec if self.processes > 1 else lambda rank: here
             make_worker = partial(_make_folder_worker, make_evaluator, self.out, images)
-            task = FolderTask(str(self.out), items, make_worker, log, found)
+            task = FolderTask(str(self.out), items, make_worker, "files", len(items), "file", log, found)
             run(task, processes=self.processes, threads=self.threads, quiet=self.progress is False)
             entries = {(picture.name, setting.label): found[picture, setting] for picture, setting in items}
             sets = self._measure_sets(images, here, log, entries, in_set)

@@ -41,7 +41,7 @@ class Stamp(NamedTuple):
 
 
 class Source(Protocol):
-    """What a shard is made from; `name` is also that of the shard."""
+    """What a shard is made from."""
 
     @property
     def name(self) -> str:
@@ -53,7 +53,19 @@ class Source(Protocol):
         ...
 
     def size(self) -> int:
-        """Return how much there is to read, in the unit of `Sample.end`; 0 where it is missing."""
+        """Return how much there is to read, in the unit of a sample's `end`; 0 where it is missing."""
+        ...
+
+    def samples(self, skip: int) -> Iterator[Any]:
+        """Yield the samples in order, each with its `key` and with `end`, where it ends in the source.
+
+        Args:
+            skip: samples at the start whose content is not wanted.
+
+        Raises:
+            ShardError: the source breaks off, or is missing; what came before is good.
+            OSError: it cannot be read.
+        """
         ...
 
 

@@ -8,9 +8,12 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from glc.jobs.manifest import Folder, Source
+
+if TYPE_CHECKING:
+    from glc.jobs.run import Task
 
 _TAIL = 1 << 16
 _IN_LOGS = 60.0
@@ -18,33 +21,17 @@ _IN_LOGS = 60.0
 
 
 class Done(NamedTuple):
-    """What is done: how much, in the unit of the progress (bytes for tar shards), and how many items."""
+    """What is done of a task: how much, in its unit of progress, and how many items."""
 
     amount: int
     items: int
 
 
-class Progress(Protocol):
-    """Tells how far a task is."""
-
-    total: int
-    """All that there is to do, in `unit`."""
-    unit: str
-    """`B` for bytes."""
-    items: str
-    """How many items there are, in words such as `20 shards`; empty where the amount says it."""
-
-    def look(self) -> Done:
-        """Return where the work stands now."""
-        ...
-
-
 class ShardProgress:
     """Reads from time to time the state that all processes of all machines leave in a folder."""
 
-    def __init__(self, folder: Folder, shards: Sequence[Source], unit: str = "B") -> None:
-        self.folder, self.unit = folder, unit
-        self.items = f"{len(shards)} shards"
+    def __init__(self, folder: Folder, shards: Sequence[Source]) -> None:
+        self.folder = folder
         self._open = {shard.name: (shard, shard.size()) for shard in shards}
         self.total = sum(size for _, size in self._open.values())
         self._finished = Done(0, 0)
@@ -88,8 +75,8 @@ class ProgressBar:
     since the start.
     """
 
-    def __init__(self, progress: Progress, quiet: bool) -> None:
-        self.progress, self.quiet = progress, quiet
+    def __init__(self, task: Task, quiet: bool) -> None:
+        self.task, self.quiet = task, quiet
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
 
@@ -106,31 +93,27 @@ class ProgressBar:
     def _run(self) -> None:
         from tqdm import tqdm
 
-        progress = self.progress
-        start = progress.look()
+        task = self.task
+        start = task.look()
         on_terminal = sys.stderr.isatty()
-        in_bytes = progress.unit == "B"
-        shown: dict[str, Any] = {
-            "total": progress.total,
-            "initial": start.amount,
-            "unit": "B" if in_bytes else f" {progress.unit}",
-            "unit_scale": in_bytes,
-        }
+        unit = (
+            {"unit": task.amount, "unit_scale": True} if task.amount == "B" else {"unit": f" {task.amount}"}
+        )
+        shown: dict[str, Any] = {"total": task.total, "initial": start.amount, **unit}
         bar = tqdm(disable=not on_terminal, dynamic_ncols=True, **shown)
         began = told = time.monotonic()
         pause = 1.0
         with bar:
             while not self._over.wait(pause):
                 looked = time.monotonic()
-                now = progress.look()
+                now = task.look()
                 # Many shards on a slow file system: no more than a twentieth of the time goes into looking.
                 pause = max(1.0, 20 * (time.monotonic() - looked))
-                items = f"{now.items} of {progress.items}" if progress.items else ""
+                items = f"{now.items} of {len(task.items)} {task.unit}"
                 bar.set_postfix_str(items, refresh=False)
                 bar.update(now.amount - bar.n)
                 if not on_terminal and looked - told >= _IN_LOGS:
                     told = looked
-                    line = tqdm.format_meter(
-                        now.amount, elapsed=looked - began, ncols=0, postfix=items, **shown
-                    )
+                    seconds = looked - began
+                    line = tqdm.format_meter(now.amount, elapsed=seconds, ncols=0, postfix=items, **shown)
                     print(line, file=sys.stderr, flush=True)

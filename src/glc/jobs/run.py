@@ -15,15 +15,17 @@ import signal
 import sys
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from multiprocessing import connection
 from pathlib import Path
 from typing import Any, Protocol
 
 from glc.jobs.manifest import JobError
-from glc.jobs.progress import Progress, ProgressBar
+from glc.jobs.progress import Done, ProgressBar
 
 UNFINISHED = 3
 """Exit code of a command that left something undone: the same command resumes."""
@@ -56,40 +58,33 @@ class Worker(Protocol):
         ...
 
 
-class Task(Protocol):
+@dataclass
+class Task(ABC):
     """Work in items, each with an output that depends on nothing but the item and the settings."""
 
-    @property
-    def name(self) -> str:
-        """What messages call it: the folder of its outputs."""
-        ...
+    name: str
+    """What messages call it: the folder of its outputs."""
+    items: Sequence[Any]
+    """All items; they can be pickled."""
+    make_worker: Callable[[int], Worker]
+    """Makes a process's worker from the number of the process on its machine; can be pickled."""
+    unit: str
+    """What messages call its items, in the plural."""
+    total: int
+    """How much there is to do, in `amount`."""
+    amount: str
+    """Unit of the progress: `B` for bytes."""
 
-    @property
-    def unit(self) -> str:
-        """What messages call its items, in the plural."""
-        ...
-
-    @property
-    def items(self) -> Sequence[Any]:
-        """All items; they can be pickled."""
-        ...
-
-    @property
-    def make_worker(self) -> Callable[[int], Worker]:
-        """Makes a process's worker from the number of the process on its machine; can be pickled."""
-        ...
-
+    @abstractmethod
     def outcome(self, item: Any) -> Any:
         """Return the outcome of an item that is done, else None."""
-        ...
 
-    def record(self, item: Any, outcome: Any) -> None:
+    @abstractmethod
+    def look(self) -> Done:
+        """Return how much is done; called now and then for the progress."""
+
+    def record(self, item: Any, outcome: Any) -> None:  # noqa: B027 (nothing to do by default)
         """Take the outcome of an item that was just done, in the process that started the others."""
-        ...
-
-    def progress(self) -> Progress:
-        """Return what tells how far the task is."""
-        ...
 
 
 def dist_info() -> tuple[int, int]:
@@ -131,7 +126,7 @@ def run(task: Task, *, processes: int = 1, threads: int | None = None, quiet: bo
     left = [*left[start:], *left[:start]]
     problems: list[str] = []
     if left:
-        with ProgressBar(task.progress(), quiet or rank > 0):
+        with ProgressBar(task, quiet or rank > 0):
             if processes == 1:
                 problems = _run_here(task, left, threads)
             else:
@@ -145,54 +140,25 @@ def run(task: Task, *, processes: int = 1, threads: int | None = None, quiet: bo
         )
 
 
-class _Queue:
-    """Items in order; one that is held elsewhere comes again after a pause."""
-
-    def __init__(self, items: Sequence[Any]) -> None:
-        self._ready = deque(items)
-        self._held: deque[tuple[float, Any]] = deque()
-
-    def __len__(self) -> int:
-        return len(self._ready) + len(self._held)
-
-    def take(self) -> Any:
-        """Return the next item, None where there is none now."""
-        if not self._ready and self.pause() == 0:
-            self._ready.append(self._held.popleft()[1])
-        return self._ready.popleft() if self._ready else None
-
-    def put(self, item: Any) -> None:
-        """Add an item."""
-        self._ready.append(item)
-
-    def hold(self, item: Any) -> None:
-        """Add an item that is to come again later."""
-        self._held.append((time.monotonic() + _PAUSE, item))
-
-    def pause(self) -> float | None:
-        """Return the seconds until the first held item comes again; None where there is none."""
-        return max(0.0, self._held[0][0] - time.monotonic()) if self._held else None
-
-
 def _run_here(task: Task, left: Sequence[Any], threads: int | None) -> list[str]:
     """Do items in this process; return what went wrong, a line each."""
     problems = []
-    queue = _Queue(left)
+    queue, held = deque(left), deque[Any]()
     try:
         _set_threads(threads)
         worker = task.make_worker(local_rank_of(0, 1))
-        while queue:
-            item = queue.take()
-            if item is None:
-                time.sleep(queue.pause() or 0)
-                continue
+        while queue or held:
+            if not queue:
+                time.sleep(_PAUSE)
+                queue, held = held, queue
+            item = queue.popleft()
             try:
                 outcome = worker.run_one(item)
             except DeferredError as error:
                 problems.append(reason_of(error))
             else:
                 if outcome is None:
-                    queue.hold(item)
+                    held.append(item)
                 else:
                     task.record(item, outcome)
     except (OSError, RuntimeError) as error:
@@ -218,21 +184,25 @@ class _Process:
         self.ready = False
         self.item: Any = None
 
+    def give(self, item: Any) -> None:
+        """Give the process an item to do."""
+        self.item = item
+        with suppress(OSError):  # it has just died, which `receive` says next
+            self.channel.send(item)
+
     def receive(self) -> tuple[str, Any]:
         """Return what the process says: a kind, and the outcome or the reason that belongs to it."""
         try:
             kind, value = self.channel.recv()
         except (EOFError, OSError):
             self.process.join()
-            return "ended", self._ending()
+            code = self.process.exitcode or 0
+            if code >= 0:
+                return "ended", f"a process ended with exit code {code}"
+            name = signal.Signals(-code).name
+            hint = ", perhaps out of memory" if name == "SIGKILL" else ""
+            return "ended", f"a process was ended by {name}{hint}"
         return kind, value
-
-    def _ending(self) -> str:
-        code = self.process.exitcode
-        if code is None or code >= 0:
-            return f"a process ended with exit code {code}"
-        name = signal.Signals(-code).name
-        return f"a process was ended by {name}{', perhaps out of memory' if name == 'SIGKILL' else ''}"
 
 
 class _Pool:
@@ -244,11 +214,11 @@ class _Pool:
 
     def __init__(self, task: Task, left: Sequence[Any], processes: int, threads: int | None) -> None:
         self.task, self.threads = task, threads
-        self.queue = _Queue(left)
         self.problems: list[str] = []
+        self._queue, self._held = deque(left), deque[Any]()
         self._ended: Counter[int] = Counter()
         self._started: list[_Process] = []
-        self._processes = [self._start(local_rank_of(i, processes)) for i in range(min(processes, len(left)))]
+        self._alive = [self._start(local_rank_of(i, processes)) for i in range(min(processes, len(left)))]
 
     def _start(self, local_rank: int) -> _Process:
         self._started.append(_Process(self.task.make_worker, local_rank, self.threads))
@@ -257,16 +227,17 @@ class _Pool:
     def run(self) -> list[str]:
         """Do all items that can be done; return what went wrong, a line each."""
         try:
-            while self._processes and (self.queue or any(p.item is not None for p in self._processes)):
-                idle = [p for p in self._processes if p.ready and p.item is None]
-                for process in idle:
-                    process.item = self.queue.take()
-                    if process.item is not None:
-                        with suppress(OSError):  # it has just died, which the channel says next
-                            process.channel.send(process.item)
-                channels: dict[Any, _Process] = {p.channel: p for p in self._processes}
-                for channel in connection.wait(list(channels), self.queue.pause() if idle else None):
-                    self._answer(channels[channel])
+            while self._alive and (self._queue or self._held or any(p.item is not None for p in self._alive)):
+                for process in self._alive:
+                    if self._queue and process.ready and process.item is None:
+                        process.give(self._queue.popleft())
+                channels: dict[Any, _Process] = {p.channel: p for p in self._alive}
+                answered = connection.wait(list(channels), _PAUSE if self._held else None)
+                for channel in answered:
+                    self._take(channels[channel])
+                if not answered:
+                    self._queue.extend(self._held)
+                    self._held.clear()
         finally:
             for process in self._started:
                 process.process.terminate()
@@ -274,7 +245,8 @@ class _Pool:
                 process.process.join()
         return self.problems
 
-    def _answer(self, process: _Process) -> None:
+    def _take(self, process: _Process) -> None:
+        """Take what a process says."""
         kind, value = process.receive()
         item, process.item = process.item, None
         if kind == "ready":
@@ -282,17 +254,17 @@ class _Pool:
         elif kind == "done":
             self.task.record(item, value)
         elif kind == "held":
-            self.queue.hold(item)
+            self._held.append(item)
         else:
             self.problems.append(value)
         if kind in ("stopped", "ended"):
-            self._processes.remove(process)
+            self._alive.remove(process)
             if item is not None:
                 self._ended[id(item)] += 1
                 if self._ended[id(item)] < _ATTEMPTS:
-                    self.queue.put(item)
-                if kind == "ended" and self.queue:
-                    self._processes.append(self._start(process.local_rank))
+                    self._queue.append(item)
+                if kind == "ended" and (self._queue or self._held):
+                    self._alive.append(self._start(process.local_rank))
 
 
 def _serve(make_worker: Callable[[int], Worker], local_rank: int, threads: int | None, channel: Any) -> None:

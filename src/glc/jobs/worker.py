@@ -6,6 +6,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -13,8 +14,8 @@ from glc.codec.runtime.memory import MemoryLimitError
 from glc.io.locks import lock
 from glc.jobs.journal import Journal
 from glc.jobs.manifest import REMEDY, Folder, Record, Source
-from glc.jobs.progress import ShardProgress
-from glc.jobs.run import DeferredError, reason_of, run
+from glc.jobs.progress import Done, ShardProgress
+from glc.jobs.run import DeferredError, Task, reason_of, run
 from glc.jobs.tar_shards import Sample, ShardError
 
 
@@ -26,22 +27,6 @@ class Processed:
     pixels: int = 0
     coded_bytes: int = 0
     """Size of the compressed file, whether that is what was read or what was written."""
-
-
-class SampleSource(Source, Protocol):
-    """A source that can be read."""
-
-    def samples(self, skip: int) -> Iterator[Any]:
-        """Yield the samples in order, each with its `key` and with `end`, where it ends in the source.
-
-        Args:
-            skip: samples at the start whose content is not wanted.
-
-        Raises:
-            ShardError: the source breaks off, or is missing; what came before is good.
-            OSError: it cannot be read.
-        """
-        ...
 
 
 class SampleProcessor(Protocol):
@@ -93,21 +78,6 @@ MakeProcessor = Callable[[int], SampleProcessor]
 """Makes a process's processor from the number of the process on its machine; can be pickled."""
 
 
-@dataclass(frozen=True)
-class ShardWorkerSpec:
-    """Makes a worker; travels to its process."""
-
-    folder: Folder
-    make_processor: MakeProcessor
-    locks_required: bool
-
-    def __call__(self, local_rank: int) -> ShardWorker:
-        """Make the processor, and note that work begins once all that it needs is there."""
-        processor = self.make_processor(local_rank)
-        self.folder.begin()
-        return ShardWorker(self.folder, processor, self.locks_required)
-
-
 @dataclass
 class ShardWorker:
     """Writes shards, one at a time, each under its lock."""
@@ -116,7 +86,7 @@ class ShardWorker:
     processor: SampleProcessor
     locks_required: bool
 
-    def run_one(self, shard: SampleSource) -> Record | None:
+    def run_one(self, shard: Source) -> Record | None:
         """Write a shard, unless it is finished; return its record, or None while another process writes it.
 
         Raises:
@@ -133,7 +103,7 @@ class ShardWorker:
             self.folder.check_settings()
             return self.folder.record(shard) or self._write(shard)
 
-    def _write(self, shard: SampleSource) -> Record:
+    def _write(self, shard: Source) -> Record:
         target = self.folder.target(shard)
         stamp = shard.stamp()
         problem = None
@@ -188,7 +158,7 @@ class ShardWorker:
             journal.add(sample.key, sample.end, found.files, **counts)
 
 
-def _samples(shard: SampleSource, skip: int) -> Iterator[Any]:
+def _samples(shard: Source, skip: int) -> Iterator[Any]:
     """Read samples; an error of reading is the source's, and not one of writing."""
     try:
         yield from shard.samples(skip)
@@ -198,43 +168,49 @@ def _samples(shard: SampleSource, skip: int) -> Iterator[Any]:
         raise DeferredError(f"{shard.name}: not enough memory for one of its files") from error
 
 
-@dataclass
-class ShardTask:
-    """A task whose items are shards."""
+class ShardTask(Task):
+    """A task whose items are shards, recorded in files beside them.
 
-    folder: Folder
-    items: Sequence[SampleSource]
-    make_processor: MakeProcessor
-    amount: str = "B"
-    """Unit of the sources' sizes, for the progress."""
-    locks_required: bool = True
-    """Whether to refuse a file system without locks, on which two commands cannot share the work."""
-    unit: str = "shards"
+    Args:
+        folder: that they are written to.
+        shards: what they are made from.
+        make_processor: see `MakeProcessor`.
+        amount: unit of the sources' sizes.
+        locks_required: refuse a file system without locks, on which two commands cannot share the work.
+    """
 
-    @property
-    def name(self) -> str:
-        """The folder."""
-        return str(self.folder.path)
+    def __init__(
+        self,
+        folder: Folder,
+        shards: Sequence[Source],
+        make_processor: MakeProcessor,
+        amount: str = "B",
+        locks_required: bool = True,
+    ) -> None:
+        make_worker = partial(_make_worker, folder, make_processor, locks_required)
+        self._progress = ShardProgress(folder, shards)
+        super().__init__(str(folder.path), shards, make_worker, "shards", self._progress.total, amount)
+        self._folder = folder
 
-    @property
-    def make_worker(self) -> ShardWorkerSpec:
-        """Makes a process's worker."""
-        return ShardWorkerSpec(self.folder, self.make_processor, self.locks_required)
-
-    def outcome(self, item: SampleSource) -> Record | None:
+    def outcome(self, item: Source) -> Record | None:
         """Return the record of a finished shard, else None."""
-        return self.folder.record(item)
+        return self._folder.record(item)
 
-    def record(self, item: SampleSource, outcome: Record) -> None:
-        """Do nothing: the record was written beside the shard."""
+    def look(self) -> Done:
+        """Return how much is read of all shards."""
+        return self._progress.look()
 
-    def progress(self) -> ShardProgress:
-        """Return what tells how far the task is."""
-        return ShardProgress(self.folder, self.items, self.amount)
+
+def _make_worker(
+    folder: Folder, make_processor: MakeProcessor, locks_required: bool, local_rank: int
+) -> ShardWorker:
+    processor = make_processor(local_rank)
+    folder.begin()  # once all that the work needs is there
+    return ShardWorker(folder, processor, locks_required)
 
 
 def run_shards(
-    shards: Sequence[SampleSource],
+    shards: Sequence[Source],
     path: Path,
     settings: dict[str, Any],
     make_processor: MakeProcessor,
