@@ -25,7 +25,6 @@ from glc.evaluation.testsets import PictureSet, ShardSet
 from glc.io import atomic
 from glc.jobs.journal import Journal
 from glc.jobs.manifest import JobError
-from glc.jobs.run import UnfinishedError
 from glc.launch import evaluate
 from tests.evaluation.stand_ins import SIZES, evaluation, make_jpeg, results, write_pictures
 from tests.jobs.stand_ins import contents, read_tar, write_tar
@@ -426,25 +425,6 @@ def test_what_fails_is_told_of_and_means_are_over_the_same_pictures(
     assert "have 5 pictures, the set has 9" in reasons["number"]
     assert [point["pictures"] for point in summary["points"]] == [1, 1]  # p2
     assert summary["data"]["count"] == 5
-
-
-def test_a_full_disk_loses_nothing(
-    shards: Path, finished_shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    add = Journal.add
-
-    def full(self: Journal, key: str, *rest: Any, **result: Any) -> None:
-        if key == "p3":
-            raise OSError(errno.ENOSPC, "No space left on device", str(self.part))
-        add(self, key, *rest, **result)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Journal, "add", full)
-        with pytest.raises(UnfinishedError, match=r"1 of 2 shards.*No space left.*same command"):
-            evaluation(tmp_path / "out", shards).run()
-    assert not (tmp_path / "out" / "summary.json").exists()
-    evaluation(tmp_path / "out", shards).run()
-    assert contents(tmp_path / "out") == contents(finished_shards)
 
 
 def test_shards_that_cannot_be_evaluated_are_refused(

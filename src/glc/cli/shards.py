@@ -20,6 +20,9 @@ from glc.cli.errors import ONE_FAILED, NothingDoneError, message
 from glc.cli.latent_search import check_effort, make_effort
 from glc.jobs.worker import FileProcessor, Processed
 
+_OPTIONS = ("quality", "target_bpp", "target_size", "max_pixels")
+"""Options of a command that its codec takes with each call."""
+
 
 def shard_options(command: Callable[..., None]) -> Callable[..., None]:
     """Add `--shards` and the options that belong to it to a command, which runs as before without it."""
@@ -125,11 +128,7 @@ def make_job(
     keep: bool,
     effort: int = 0,
     lpips_weights: str | None = None,
-    encoder: str | None = None,
-    decoder: str | None = None,
-    precision: str = "auto",
-    memory: int | None = None,
-    **options: Any,
+    **given: Any,
 ) -> CodingJob:
     """Check the options of a command, and return them as a job.
 
@@ -137,20 +136,17 @@ def make_job(
         click.UsageError: two options exclude each other.
         NothingDoneError: `effort` needs a package or weights that are missing.
     """
-    networks: dict[str, Any] = {"precision": precision, "memory": memory}
+    options = {name: given.pop(name) for name in _OPTIONS if name in given}
     if command == "compress":
         check_target(**options)
-        check_effort(effort, lpips_weights, encoder)
+        check_effort(effort, lpips_weights, given["encoder"])
         make_effort(effort, lpips_weights)  # a missing package is reported before a process starts
         if not any(value is not None for value in options.values()):
             options["quality"] = 50
-        networks["encoder"] = encoder
-    else:
-        networks["decoder"] = decoder
     asked = {name: value for name, value in options.items() if value is not None}
     if effort:
         asked["effort"] = effort
-    return CodingJob(command, model, device, keep, asked, networks, lpips_weights)
+    return CodingJob(command, model, device, keep, asked, given, lpips_weights)
 
 
 def code_shards(
@@ -162,16 +158,7 @@ def code_shards(
     force: bool,
     quiet: bool,
 ) -> None:
-    """Code the samples of shards.
-
-    Args:
-        job: what is done with each sample.
-        inputs: shards: files, folders, patterns.
-        folder: where the new shards go.
-        processes: on this machine.
-        threads: of each process.
-        force: replace finished shards.
-        quiet: show no progress and no totals.
+    """Code the samples of shards into a folder; the arguments are the options of the command.
 
     Raises:
         click.ClickException: it could not be started.

@@ -4,7 +4,7 @@ Layout of a packed folder, NAME being the folder's own name:
 
     NAME-000000.tar  NAME-000001.tar ...   the shards
     manifest.json                          written last: its presence means the set is complete
-    .glc/                                  while packing: the state of the job (glc.jobs)
+    .packing/                              while packing: the state of the job (glc.jobs)
 
 The shard of an image and its place there follow from the list of names alone, so an interrupted run resumes
 where it stopped and ends with the same bytes.
@@ -75,6 +75,7 @@ class Packer:
         return Processed(encode_sample(sample, self.encoding))
 
 
+_STATE = ".packing"
 _REMEDY = "choose another destination, or replace them with --force"
 
 
@@ -155,7 +156,7 @@ def pack(
         "pictures": len(images),
         "source_sha256": _fingerprint(images),
     }
-    folder = Folder(dest, {"command": "pack", **settings})
+    folder = Folder(dest, {"command": "pack", **settings}, _STATE)
     complete = _check_packed(folder, name, settings, force)
     if complete is not None:
         return complete
@@ -206,7 +207,7 @@ def _clear(dest: Path, name: str) -> None:
     (dest / MANIFEST).unlink(missing_ok=True)
     for path in _shards_in(dest, name):
         path.unlink()
-    shutil.rmtree(Folder(dest).notes, ignore_errors=True)
+    shutil.rmtree(dest / _STATE, ignore_errors=True)
 
 
 def _check_packed(folder: Folder, name: str, settings: dict[str, Any], force: bool) -> Manifest | None:
@@ -226,6 +227,7 @@ def _check_packed(folder: Folder, name: str, settings: dict[str, Any], force: bo
         elif damaged:
             problem = f"{dest / damaged[0]}: missing or damaged since it was packed; --force packs anew"
         else:
+            shutil.rmtree(folder.notes, ignore_errors=True)  # of a run that was killed at its very end
             return manifest
     elif folder.settings_path.is_file():
         # Unfinished: `folder.prepare` refuses other settings, and forgets them with `force`.

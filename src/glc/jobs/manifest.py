@@ -103,11 +103,12 @@ class Folder:
         path: the folder.
         settings: everything that decides the bytes of its shards, in JSON's types. None takes whatever
             settings the shards were made with.
+        state: name of the folder in it for the state of the job.
     """
 
-    def __init__(self, path: Path, settings: Mapping[str, Any] | None = None) -> None:
+    def __init__(self, path: Path, settings: Mapping[str, Any] | None = None, state: str = STATE) -> None:
         self.path = path
-        self.notes = path / STATE
+        self.notes = path / state
         self.settings = settings
         self._stored = None if settings is None else as_json({"format_version": FORMAT_VERSION, **settings})
         self._fingerprint = None if settings is None else fingerprint(self._stored)
