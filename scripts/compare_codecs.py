@@ -20,10 +20,10 @@ from pathlib import Path
 import numpy as np
 
 from glc.evaluation.plots import rd_panels, svg
-from glc.evaluation.published import PublishedCurve, published_curves
 from glc.evaluation.report import check_comparable, place
-from glc.evaluation.results import Results, read_runs, write_whole
-from glc.evaluation.tables import bd_rate_table, points_table
+from glc.evaluation.results import Results, read_runs
+from glc.evaluation.tables import PublishedCurve, bd_rate_table, points_table, published_curves
+from glc.io.atomic import write_text
 
 ROOT = Path(__file__).resolve().parents[1]
 BEGIN, END = "<!-- comparison -->", "<!-- end of comparison -->"
@@ -103,8 +103,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         *check_against_published(runs, published),
     ]
     text = between(document, "\n\n".join(part.strip() for part in parts), str(options.document))
-    write_whole(plot, svg(rd_panels(runs, METRICS, published), plot.stem))
-    write_whole(options.document, text)
+    write_text(plot, svg(rd_panels(runs, METRICS, published), plot.stem))
+    write_text(options.document, text)
     return 0
 
 

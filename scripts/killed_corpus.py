@@ -29,7 +29,7 @@ from typing import Any
 from glc.data.images import read_rgb
 from glc.data.sources import sample_paths
 from glc.jobs.manifest import Folder
-from glc.jobs.progress import Watch
+from glc.jobs.progress import ShardProgress
 from glc.jobs.tar_shards import find_shards
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -122,12 +122,12 @@ def disturb(given: argparse.Namespace, weights: Path, out: Path, rng: random.Ran
     while True:
         report["starts"] += 1
         process = subprocess.Popen(line, start_new_session=True, **SILENT)
-        watch = Watch(folder, shards)
+        progress = ShardProgress(folder, shards)
         while process.poll() is None and report["kills"] < given.kills:
-            room = (watch.total - reached) / (given.kills - report["kills"] + 1)
+            room = (progress.total - reached) / (given.kills - report["kills"] + 1)
             target = reached + rng.uniform(0, 2 * room) * 0.9
             while process.poll() is None:
-                reached = watch.look().bytes if folder.notes.is_dir() else 0
+                reached = progress.look().amount if folder.notes.is_dir() else 0
                 if reached >= target and workers_of(process):
                     break
                 time.sleep(0.01)

@@ -1,8 +1,13 @@
+"""Packing images into shards: what is in them, and that an interrupted run ends with the same bytes."""
+
 import hashlib
 import io
 import json
 import multiprocessing
 import tarfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,17 +15,19 @@ from PIL import Image
 
 from glc.data import pack as pack_module
 from glc.data.pack import pack
-from glc.data.shard_writer import PackError, read_manifest
+from glc.data.shard_writer import Entry, Manifest, PackError, read_manifest
 from glc.errors import ListingError
+from glc.jobs.manifest import JobError
+from glc.jobs.run import UnfinishedError
 
 
-def picture(seed, width=24, height=16):
+def picture(seed: int, width: int = 24, height: int = 16) -> Image.Image:
     noise = np.random.default_rng(seed).integers(0, 256, (4, 6, 3), dtype=np.uint8)
     return Image.fromarray(noise).resize((width, height), Image.Resampling.BICUBIC)
 
 
 @pytest.fixture
-def folder(tmp_path):
+def folder(tmp_path: Path) -> Path:
     source = tmp_path / "pictures"
     (source / "sub").mkdir(parents=True)
     for seed in range(5):
@@ -30,7 +37,7 @@ def folder(tmp_path):
     return source
 
 
-def samples(dest):
+def samples(dest: Path) -> list[tuple[str, str, bytes, dict[str, Any]]]:
     """All samples of a packed set in order: (key, ending, picture's bytes, note)."""
     found = []
     for shard in sorted(dest.glob("*.tar")):
@@ -43,15 +50,15 @@ def samples(dest):
     return found
 
 
-def shard_bytes(dest):
+def shard_bytes(dest: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted(dest.iterdir()) if path.is_file()}
 
 
-def run(sources, dest, **options):
+def run(sources: Path | list[Path], dest: Path, **options: Any) -> Manifest:
     return pack([sources] if not isinstance(sources, list) else sources, dest, progress=False, **options)
 
 
-def test_shards_hold_every_picture_once_and_the_manifest_describes_them(folder, tmp_path):
+def test_shards_hold_every_picture_once_and_the_manifest_describes_them(folder: Path, tmp_path: Path) -> None:
     manifest = run(folder, tmp_path / "train", images_per_shard=3, workers=1)
     found = samples(tmp_path / "train")
     assert sorted(note["name"] for *_, note in found) == [f"p{i}.jpg" for i in range(5)] + [
@@ -70,7 +77,7 @@ def test_shards_hold_every_picture_once_and_the_manifest_describes_them(folder, 
     assert sorted(p.name for p in (tmp_path / "train").iterdir())[0] == "manifest.json"  # no leftovers
 
 
-def test_plain_jpeg_keeps_its_bytes_and_png_its_pixels(folder, tmp_path):
+def test_plain_jpeg_keeps_its_bytes_and_png_its_pixels(folder: Path, tmp_path: Path) -> None:
     run(folder, tmp_path / "set", workers=1)
     for _, ending, data, note in samples(tmp_path / "set"):
         source = folder / note["name"]
@@ -83,7 +90,7 @@ def test_plain_jpeg_keeps_its_bytes_and_png_its_pixels(folder, tmp_path):
         assert (note["width"], note["height"]) == (24, 16)
 
 
-def test_what_must_change_is_reencoded_upright_rgb(tmp_path):
+def test_what_must_change_is_reencoded_upright_rgb(tmp_path: Path) -> None:
     source = tmp_path / "odd"
     source.mkdir()
     exif = Image.Exif()
@@ -110,7 +117,7 @@ def test_what_must_change_is_reencoded_upright_rgb(tmp_path):
     }
 
 
-def test_resizing_shrinks_the_short_side_and_never_enlarges(tmp_path):
+def test_resizing_shrinks_the_short_side_and_never_enlarges(tmp_path: Path) -> None:
     source = tmp_path / "sizes"
     source.mkdir()
     picture(0, 100, 60).save(source / "large.jpg")
@@ -122,7 +129,7 @@ def test_resizing_shrinks_the_short_side_and_never_enlarges(tmp_path):
     assert stored == {"large.jpg": (50, 30), "tall.png": (30, 50), "small.jpg": (24, 16)}
 
 
-def test_bad_pictures_are_left_out_with_name_and_reason(folder, tmp_path):
+def test_bad_pictures_are_left_out_with_name_and_reason(folder: Path, tmp_path: Path) -> None:
     picture(9, 8, 40).save(folder / "narrow.png")
     (folder / "broken.jpg").write_bytes((folder / "p0.jpg").read_bytes()[:-40])
     (folder / "fake.png").write_bytes(b"no picture")
@@ -134,64 +141,88 @@ def test_bad_pictures_are_left_out_with_name_and_reason(folder, tmp_path):
     assert manifest.count == 7
 
 
-def test_workers_do_not_change_the_bytes(folder, tmp_path):
+def test_workers_do_not_change_the_bytes(folder: Path, tmp_path: Path) -> None:
     run(folder, tmp_path / "a" / "set", images_per_shard=2, workers=1)
     run(folder, tmp_path / "b" / "set", images_per_shard=2, workers=2)
     assert shard_bytes(tmp_path / "a" / "set") == shard_bytes(tmp_path / "b" / "set")
 
 
-def test_interrupted_run_goes_on_and_ends_with_the_same_bytes(folder, tmp_path, monkeypatch):
+def interrupt_at(monkeypatch: pytest.MonkeyPatch, count: int) -> list[str]:
+    """Interrupt packing after so many images; the names of those that were encoded until then."""
+    names: list[str] = []
+    encode: Callable[..., Any] = pack_module.encode_sample
+
+    def encode_some(entry: Entry, *rest: Any) -> Any:
+        if len(names) == count:
+            raise KeyboardInterrupt
+        names.append(entry.name)
+        return encode(entry, *rest)
+
+    monkeypatch.setattr(pack_module, "encode_sample", encode_some)
+    return names
+
+
+@pytest.mark.parametrize("count", [0, 3, 4, 6])
+def test_an_interrupted_run_resumes_and_ends_with_the_same_bytes(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, count: int
+) -> None:
     run(folder, tmp_path / "whole" / "set", images_per_shard=2, workers=1)
     dest = tmp_path / "cut" / "set"
-    written = []
-    real = pack_module.write_shard
-
-    def dies_in_the_third_shard(path, entries, encoding, on_picture):
-        if len(written) == 2:
-            path.with_name(f".{path.name}.1.partial").write_bytes(b"half")
-            raise KeyboardInterrupt
-        written.append(path.name)
-        return real(path, entries, encoding, on_picture)
-
-    monkeypatch.setattr(pack_module, "write_shard", dies_in_the_third_shard)
-    with pytest.raises(KeyboardInterrupt):
-        run(folder, dest, images_per_shard=2, workers=1)
+    with monkeypatch.context() as patch:
+        before = interrupt_at(patch, count)
+        with pytest.raises(KeyboardInterrupt):
+            run(folder, dest, images_per_shard=2, workers=1)
     assert not (dest / "manifest.json").exists()
-    monkeypatch.setattr(
-        pack_module, "write_shard", lambda path, *rest: (written.append(path.name), real(path, *rest))[1]
-    )
-    run(folder, dest, images_per_shard=2, workers=1)
-    assert written == [f"set-{i:06d}.tar" for i in range(4)]  # each exactly once
+    with monkeypatch.context() as patch:
+        after = interrupt_at(patch, 7 - count)
+        run(folder, dest, images_per_shard=2, workers=1)
+    assert len({*before, *after}) == 7  # each exactly once
     assert shard_bytes(dest) == shard_bytes(tmp_path / "whole" / "set")
+    assert not [path for path in dest.iterdir() if path.is_dir()]
 
 
-def test_finished_shard_that_was_damaged_is_written_again(folder, tmp_path, monkeypatch):
+def test_other_settings_for_an_unfinished_set_are_refused_unless_forced(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, 5)
+        with pytest.raises(KeyboardInterrupt):
+            run(folder, tmp_path / "set", images_per_shard=1, workers=1)
+    with pytest.raises(JobError, match=r"images_per_shard was 1, is 4.*--force"):
+        run(folder, tmp_path / "set", images_per_shard=4, workers=1)
+    run(folder, tmp_path / "set", images_per_shard=4, workers=1, force=True)
+    assert sorted(shard_bytes(tmp_path / "set")) == ["manifest.json", "set-000000.tar", "set-000001.tar"]
+
+
+def test_finished_shard_that_was_damaged_is_written_again(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     dest = tmp_path / "set"
-    monkeypatch.setattr(pack_module, "_read_record", lambda *a: (_ for _ in ()).throw(KeyboardInterrupt))
-    with pytest.raises(KeyboardInterrupt):
-        run(folder, dest, images_per_shard=4, workers=1)
-    monkeypatch.undo()
+    with monkeypatch.context() as patch:
+        patch.setattr(pack_module, "Manifest", lambda *a: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            run(folder, dest, images_per_shard=4, workers=1)
     whole = (dest / "set-000001.tar").read_bytes()
     (dest / "set-000001.tar").write_bytes(whole[:100])
     run(folder, dest, images_per_shard=4, workers=1)
     assert (dest / "set-000001.tar").read_bytes() == whole
 
 
-def test_complete_set_is_left_alone(folder, tmp_path):
+def test_complete_set_is_left_alone(folder: Path, tmp_path: Path) -> None:
     run(folder, tmp_path / "set", workers=1)
     before = (tmp_path / "set" / "set-000000.tar").stat().st_mtime_ns
     run(folder, tmp_path / "set", workers=1)
     assert (tmp_path / "set" / "set-000000.tar").stat().st_mtime_ns == before
 
 
-def test_other_settings_or_pictures_are_refused_unless_forced(folder, tmp_path):
+def test_other_settings_or_pictures_are_refused_unless_forced(folder: Path, tmp_path: Path) -> None:
     dest = tmp_path / "set"
     run(folder, dest, images_per_shard=2, workers=1)
     before = shard_bytes(dest)
     with pytest.raises(PackError, match="images_per_shard was 2, is 4"):
         run(folder, dest, images_per_shard=4, workers=1)
     picture(99, 40, 40).save(folder / "p0.jpg")
-    with pytest.raises(PackError, match="source pictures changed"):
+    with pytest.raises(PackError, match="the source images changed"):
         run(folder, dest, images_per_shard=2, workers=1)
     assert shard_bytes(dest) == before
     (dest / "set-notes.tar").write_bytes(b"not ours")
@@ -200,7 +231,7 @@ def test_other_settings_or_pictures_are_refused_unless_forced(folder, tmp_path):
     assert len(manifest.shards) == 2
 
 
-def test_foreign_shards_are_not_overwritten(folder, tmp_path):
+def test_foreign_shards_are_not_overwritten(folder: Path, tmp_path: Path) -> None:
     dest = tmp_path / "set"
     dest.mkdir()
     (dest / "set-000000.tar").write_bytes(b"precious")
@@ -209,7 +240,7 @@ def test_foreign_shards_are_not_overwritten(folder, tmp_path):
     assert (dest / "set-000000.tar").read_bytes() == b"precious"
 
 
-def test_same_relative_names_do_not_collide(tmp_path):
+def test_same_relative_names_do_not_collide(tmp_path: Path) -> None:
     sources = []
     for i, parent in enumerate(["left/cats", "right/cats"]):
         source = tmp_path / parent
@@ -223,7 +254,7 @@ def test_same_relative_names_do_not_collide(tmp_path):
     assert [note["name"] for *_, note in found] == ["cats/one.png", "cats/one.png"]
 
 
-def test_list_file_in_its_order(folder, tmp_path):
+def test_list_file_in_its_order(folder: Path, tmp_path: Path) -> None:
     listing = folder / "list.txt"
     listing.write_text(f"# chosen\nsub/p6.png\n\np1.jpg\n{folder / 'p3.jpg'}\n")
     run(listing, tmp_path / "set", workers=1, mix=False)
@@ -233,7 +264,7 @@ def test_list_file_in_its_order(folder, tmp_path):
         run(listing, tmp_path / "other", workers=1)
 
 
-def test_mixed_order_separates_neighbours_and_is_the_default(folder, tmp_path):
+def test_mixed_order_separates_neighbours_and_is_the_default(folder: Path, tmp_path: Path) -> None:
     for i in range(30):
         picture(100 + i).save(folder / f"q{i:02d}.png")
     run(folder, tmp_path / "mixed", workers=1)
@@ -245,7 +276,7 @@ def test_mixed_order_separates_neighbours_and_is_the_default(folder, tmp_path):
     assert sorted(mixed) == kept
 
 
-def test_empty_and_hopeless_sources(tmp_path):
+def test_empty_and_hopeless_sources(tmp_path: Path) -> None:
     empty = tmp_path / "empty"
     empty.mkdir()
     with pytest.raises(ListingError, match="empty: no pictures"):
@@ -259,13 +290,23 @@ def test_empty_and_hopeless_sources(tmp_path):
         run(empty, tmp_path / "set", images_per_shard=0)
 
 
-def test_failed_worker_stops_the_others(folder, tmp_path, monkeypatch):
-    # A folder in a shard's place: the rename of that one shard fails inside its worker process.
+def test_a_shard_that_cannot_be_written_is_reported_and_packed_later(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(folder, tmp_path / "whole" / "set", images_per_shard=2, workers=1)
     dest = tmp_path / "set"
-    (dest / "set-000002.tar").mkdir(parents=True)
-    monkeypatch.setattr(pack_module, "_shards_in", lambda *a: [])
-    with pytest.raises(OSError, match=r"set-000002\.tar"):
-        run(folder, dest, images_per_shard=2, workers=2)
-    assert not list(dest.glob(".*.partial"))
+    run_task: Callable[..., None] = pack_module.run
+
+    def with_a_folder_in_the_place_of_a_shard(*args: Any, **options: Any) -> None:
+        (dest / "set-000002.tar").mkdir()
+        run_task(*args, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pack_module, "run", with_a_folder_in_the_place_of_a_shard)
+        with pytest.raises(UnfinishedError, match=r"shards are not finished \(.*set-000002\.tar"):
+            run(folder, dest, images_per_shard=2, workers=2)
     assert not (dest / "manifest.json").exists()
     assert not multiprocessing.active_children()
+    (dest / "set-000002.tar").rmdir()
+    run(folder, dest, images_per_shard=2, workers=1)
+    assert shard_bytes(dest) == shard_bytes(tmp_path / "whole" / "set")

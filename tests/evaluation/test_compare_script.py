@@ -5,8 +5,8 @@ from types import ModuleType
 
 import pytest
 
-from glc.evaluation.published import PublishedCurve
 from glc.evaluation.results import read_results
+from glc.evaluation.tables import PublishedCurve
 from tests.evaluation.fake_run import at_rates, write_run
 from tests.scripts import load_script
 

@@ -11,8 +11,8 @@ from matplotlib.lines import Line2D
 from PIL import Image
 
 from glc.evaluation.plots import png, rd_figure, save_plots, svg
-from glc.evaluation.published import PublishedCurve
 from glc.evaluation.results import read_results
+from glc.evaluation.tables import PublishedCurve
 from tests.evaluation.fake_run import CURVE, at_rates, write_run
 
 PAPER = PublishedCurve("Paper", "x", "plot", [{"bpp": 0.04, "lpips": 0.2}, {"bpp": 0.06, "lpips": 0.1}])

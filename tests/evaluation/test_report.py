@@ -16,8 +16,7 @@ from PIL import Image
 
 import glc.evaluation
 from glc.cli import main
-from glc.evaluation.comparison import at_equal_rate, worst
-from glc.evaluation.report import build_report, write_tables
+from glc.evaluation.report import at_equal_rate, build_report, worst, write_tables
 from glc.evaluation.results import Results, ResultsError, read_results
 from tests.evaluation.fake_run import PICTURES, SIZE, at_rates, write_originals, write_run
 

@@ -14,7 +14,6 @@ from glc.evaluation.results import (
     metric,
     read_results,
     read_runs,
-    write_whole,
 )
 from tests.evaluation.fake_run import CURVE, PICTURES, write_run
 
@@ -136,12 +135,3 @@ def test_which_way_is_better() -> None:
     assert better == {"psnr": True, "ms_ssim": True, "fid_64": False, "cmmd": False, "zeal": None}
     assert metric("fid_64").heading == "FID, 64 ↓"
     assert metric("psnr").heading == "PSNR (dB) ↑"
-
-
-def test_a_failed_write_leaves_what_was_there(tmp_path: Path) -> None:
-    (tmp_path / "folder").mkdir()
-    write_whole(tmp_path / "new" / "file", "a")
-    assert (tmp_path / "new" / "file").read_text() == "a"
-    with pytest.raises(OSError, match="folder"):
-        write_whole(tmp_path / "folder", "b")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["folder", "new"]

@@ -1,11 +1,27 @@
-"""Tables: the figures stand where they belong, whatever text is in the cells."""
+"""Tables, BD-rates and published figures.
 
+The figures stand where they belong, whatever text is in the cells; a BD-rate has the right sign on both kinds
+of metrics; published figures have a source and the names that runs use.
+"""
+
+import math
 import re
 from pathlib import Path
 
-from glc.evaluation.published import PublishedCurve
+import pytest
+
 from glc.evaluation.results import read_results
-from glc.evaluation.tables import NOTHING, Table, bd_rate_table, points_table
+from glc.evaluation.tables import (
+    NOTHING,
+    READ,
+    PublishedCurve,
+    ResultTable,
+    bd_rate,
+    bd_rate_table,
+    points_table,
+    published_curves,
+    published_latencies,
+)
 from tests.evaluation.fake_run import CURVE, at_rates, write_run
 
 PAPER = PublishedCurve(
@@ -14,7 +30,7 @@ PAPER = PublishedCurve(
     "file",
     [{"bpp": 0.5 * point["bpp"], "lpips": point["lpips"]} for point in CURVE],
 )
-NASTY = Table(
+NASTY = ResultTable(
     ["a_b", "50 % & more"],
     [["x|y", r"\today $1 {~^#}"], ["<b>", "line\nbreak"]],
     notes=["Less than < here_"],
@@ -111,3 +127,129 @@ def test_why_there_is_no_delta_rate(tmp_path: Path) -> None:
     text = "\n".join(table.notes)
     assert "The codec has fewer than 3 points: short (PSNR, MS-SSIM, LPIPS)." in text
     assert re.search(r"The curves share no quality: sharp \(PSNR\)\.", text)
+
+
+RATES = (0.02, 0.03, 0.05, 0.08)
+PSNR = (22.0, 23.0, 24.0, 25.0)
+LPIPS = (0.30, 0.25, 0.20, 0.16)
+
+
+def curve(values: tuple[float, ...], factor: float = 1.0) -> list[tuple[float, float]]:
+    return [(factor * rate, value) for rate, value in zip(RATES, values, strict=True)]
+
+
+@pytest.mark.parametrize(("name", "values"), [("psnr", PSNR), ("lpips", LPIPS)])
+@pytest.mark.parametrize("factor", [0.5, 1.0, 1.2])
+def test_the_same_quality_at_other_rates(name: str, values: tuple[float, ...], factor: float) -> None:
+    found = bd_rate(curve(values), curve(values, factor), name)
+    assert found.percent == pytest.approx(100 * (factor - 1), abs=1e-9)
+    assert not found.note
+
+
+@pytest.mark.parametrize(("name", "sign"), [("psnr", 1), ("lpips", -1)])
+def test_a_figure_by_hand(name: str, sign: int) -> None:
+    """Straight lines of log rate over quality, so that the mean distance over the shared part is exact."""
+    base = 1.0 if sign == 1 else 100.0
+    anchor = [(10 ** (-2 + 0.1 * q), base + sign * q) for q in (0, 1, 2, 3)]
+    # Log rate 0.1 below at quality 1 and equal at quality 3: 0.05 on average over what they share, [1, 3].
+    test = [(10 ** (-2 + 0.1 * q - 0.05 * (3 - q)), base + sign * q) for q in (1, 2, 3, 4)]
+    assert bd_rate(anchor, test, name).percent == pytest.approx(100 * (10**-0.05 - 1), rel=1e-6)
+
+
+def test_better_quality_at_the_same_rate_is_a_saving() -> None:
+    better = [(rate, value - 0.02) for rate, value in curve(LPIPS)]
+    percent = bd_rate(curve(LPIPS), better, "lpips").percent
+    assert percent is not None
+    assert percent < -10
+    worse = [(rate, value - 0.5) for rate, value in curve(PSNR)]
+    percent = bd_rate(curve(PSNR), worse, "psnr").percent
+    assert percent is not None
+    assert percent > 10
+
+
+def test_the_order_of_points_does_not_matter() -> None:
+    test = [(rate, value + 0.3 * rate) for rate, value in curve(LPIPS, 0.7)]
+    assert bd_rate(curve(LPIPS)[::-1], test[::-1], "lpips") == bd_rate(curve(LPIPS), test, "lpips")
+
+
+@pytest.mark.parametrize(
+    ("anchor", "test", "name", "words"),
+    [
+        (curve(PSNR)[:2], curve(PSNR), "psnr", "the anchor has fewer than 3 points"),
+        (curve(PSNR), curve(PSNR)[:1], "psnr", "the codec has fewer than 3 points"),
+        (curve(PSNR), [(r, v + 10) for r, v in curve(PSNR)], "psnr", "share no quality"),
+        (curve(PSNR), [*curve(PSNR)[:3], (0.08, 23.9)], "psnr", "does not grow from 0.0500 to 0.0800"),
+        (curve(PSNR), curve(PSNR), "zeal", "is not known"),
+        (curve(PSNR), [*curve(PSNR)[:2], (0.05, math.inf)], "psnr", "fewer than 3 points"),
+    ],
+)
+def test_no_figure_without_a_reason(
+    anchor: list[tuple[float, float]], test: list[tuple[float, float]], name: str, words: str
+) -> None:
+    found = bd_rate(anchor, test, name)
+    assert found.percent is None
+    assert words in found.note
+
+
+def test_caveats() -> None:
+    few = bd_rate(curve(PSNR), curve(PSNR, 0.9)[:3], "psnr")
+    assert few.percent == pytest.approx(-10, abs=0.5)
+    assert few.note == "from 3 points"
+    apart = bd_rate(curve(PSNR), [(rate, value + 2) for rate, value in curve(PSNR)], "psnr")
+    assert apart.percent is not None
+    assert apart.note == "over 20 % of the range of quality"
+
+
+def test_rates_must_be_positive() -> None:
+    with pytest.raises(ValueError, match="positive"):
+        bd_rate([(0.0, 1.0), *curve(PSNR)], curve(PSNR), "psnr")
+
+
+SETS = ("kodak", "clic2020", "div2k")
+RANGES = {
+    "bpp": (0.001, 0.2),
+    "psnr": (10, 32),
+    "ms_ssim": (0.5, 1),
+    "lpips": (0.05, 0.7),
+    "dists": (0.03, 0.4),
+    "fid": (1, 30),
+    "kid": (1e-5, 1e-2),
+}
+
+
+@pytest.mark.parametrize("data", SETS)
+def test_figures_are_plausible_and_have_sources(data: str) -> None:
+    curves = published_curves(data)
+    assert curves[0].codec == "GLC"
+    for entry in curves:
+        assert entry.source
+        assert entry.read in READ
+        rates = [point["bpp"] for point in entry.points]
+        assert rates == sorted(rates)
+        for point in entry.points:
+            assert all(RANGES[key][0] < value < RANGES[key][1] for key, value in point.items())
+
+
+def test_nothing_is_known_of_other_sets() -> None:
+    assert not published_curves("folder")
+
+
+def test_metrics_under_the_names_of_runs() -> None:
+    entry = published_curves("clic2020")[0]
+    assert entry.curve("fid_256") == entry.curve("fid") != []
+    # Of other patches nothing was published.
+    assert entry.curve("fid_64") == []
+    assert published_curves("kodak")[0].curve("psnr")[0] == (0.0247, 21.32)
+
+
+def test_vvc_on_kodak_near_0048() -> None:
+    """The point that measured VVC is held against."""
+    (vvc,) = (entry for entry in published_curves("kodak") if "VVC" in entry.codec)
+    assert dict(vvc.curve("psnr"))[0.048] == pytest.approx(26.1, abs=0.05)
+
+
+def test_published_latencies() -> None:
+    for entry in published_latencies():
+        assert entry["source"]
+        assert 0 < entry["encode"] < 2000
+        assert 0 < entry["decode"] < 2000

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from glc.errors import ImageError
-from glc.evaluation.testsets import PictureSet, SetError
+from glc.data.images import ImageError
+from glc.evaluation.testsets import PictureSet, SetError, ShardSet, are_shards, open_testset
+from tests.jobs.stand_ins import write_tar
 
 
 def write(path: Path, width: int = 8, height: int = 6) -> Path:
@@ -66,7 +67,7 @@ def test_pictures_are_scaled_and_cut_in_the_centre(tmp_path: Path) -> None:
     whole = PictureSet(tmp_path)
     np.testing.assert_array_equal(np.asarray(whole.read(whole.pictures[0])), pixels)
     large = PictureSet(tmp_path, center_crop=50)
-    with pytest.raises(ImageError, match=r"a\.png: 80x40 pixels, no 50 on a side"):
+    with pytest.raises(ImageError, match=r"a\.png: 80x40 pixels, less than the crop of 50"):
         large.read(large.pictures[0])
     wrong = PictureSet(tmp_path, name="kodak", sizes=[[768, 512], [512, 768]])
     with pytest.raises(ImageError, match="80x40 pixels, those of kodak have 768x512 or 512x768"):
@@ -96,3 +97,31 @@ def test_hashes_tell_contents_apart(tmp_path: Path) -> None:
     write(tmp_path / "c.png", 9)
     hashes = PictureSet(tmp_path).hashes()
     assert hashes["a"] == hashes["b"] != hashes["c"]
+
+
+def test_a_path_names_a_folder_or_shards(tmp_path: Path) -> None:
+    write(tmp_path / "pictures" / "a.png")
+    write_tar(tmp_path / "pictures" / "notes.tar", [])
+    shard = write_tar(tmp_path / "shards" / "val-0.tar", [])
+    for path in (shard.parent, shard, [str(shard)], f"{tmp_path}/shards/val-{{0..1}}.tar"):
+        assert are_shards(str(path) if isinstance(path, Path) else path)
+    # A folder is one of shards only when it has no images.
+    for other in (tmp_path / "pictures", tmp_path / "none", None):
+        assert not are_shards(other)
+    options = {"name": "folder", "pattern": None, "first": 1, "limit": None, "seed": 0}
+    assert isinstance(open_testset(tmp_path / "pictures", **options), PictureSet)
+    found = open_testset(str(shard), **options, center_crop=32, count=7)
+    assert isinstance(found, ShardSet)
+    assert (found.name, found.count, found.missing) == ("shards", 7, [])
+    assert [found.path for found in found.shards] == [shard]
+    assert found.preprocess.as_dict() == {"resize": None, "center_crop": 32}
+    assert open_testset(str(shard), name="mine").name == "mine"
+
+
+def test_shards_refuse_what_needs_all_names(tmp_path: Path) -> None:
+    shard = str(write_tar(tmp_path / "val-0.tar", []))
+    for key, value in (("limit", 3), ("pattern", "kodim{:02d}")):
+        with pytest.raises(SetError, match=rf"data\.{key} goes with a folder"):
+            open_testset(shard, **{key: value})
+    with pytest.raises(SetError, match="none of 2 shards"):
+        ShardSet("missing-{0..1}.tar")

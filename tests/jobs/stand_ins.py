@@ -1,17 +1,23 @@
-"""Shards, and a coder that needs no network."""
+"""Tasks of milliseconds; at module level, so that worker processes find them."""
 
+from __future__ import annotations
+
+import errno
 import io
 import os
 import signal
 import tarfile
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from glc.jobs.run import run
+from glc.jobs.progress import Done
+from glc.jobs.run import DeferredError, Task
 from glc.jobs.tar_shards import find_shards
-from glc.jobs.worker import Coded, Task
+from glc.jobs.worker import FileProcessor, MakeProcessor, Processed, run_shards
 
 SETTINGS = {"command": "reverse"}
 
@@ -33,35 +39,90 @@ def read_tar(path: Path) -> dict[str, bytes]:
         return {member.name: tar.extractfile(member).read() for member in tar}  # type: ignore[union-attr]
 
 
-class Reverser:
-    """Turns `.txt` files around; those that say so fail, are slow, or end the process."""
+@dataclass
+class Reverser(FileProcessor):
+    """Reverses `.txt` files; a text may ask to fail, to be slow, or to end the process."""
 
     def accepts(self, name: str) -> bool:
         """Whether it is a text."""
         return name.endswith(".txt")
 
-    def code(self, data: bytes, name: str) -> Coded:
-        """Turn a text around."""
+    def process_file(self, data: bytes, name: str) -> Processed:
+        """Reverse a text."""
         if data == b"bad":
             raise ValueError(f"{name}: says bad")
         if data == b"kill" and "GLC_TEST_KILL" in os.environ:
             os.kill(os.getpid(), signal.SIGKILL)
         if data == b"slow":
             time.sleep(0.2)
-        return Coded([("rev", data[::-1])], 10, len(data))
+        return Processed([("rev", data[::-1])], 10, len(data))
 
 
-def make_reverser(here: int) -> Reverser:
-    """Return a coder, as each process makes its own."""
-    return Reverser()
+def make_reverser(keep: bool, local_rank: int) -> Reverser:
+    """Return a processor, as each process makes its own."""
+    return Reverser(keep=keep)
 
 
-def code(shards: Path, out: Path, keep: bool = True, **options: Any) -> dict[str, Any]:
-    """Turn all texts in shards around; the totals."""
-    task = Task(find_shards([str(shards)]), out, keep)
-    return run(task, SETTINGS, make_reverser, quiet=True, **options)
+def code(
+    shards: Path,
+    out: Path,
+    keep: bool = True,
+    settings: Mapping[str, Any] = SETTINGS,
+    make: MakeProcessor | None = None,
+    **options: Any,
+) -> dict[str, Any]:
+    """Reverse all texts in shards; the totals."""
+    found = find_shards([str(shards)])
+    make = make or partial(make_reverser, keep)
+    return run_shards(found, out, {**settings, "keep": keep}, make, quiet=True, **options)
 
 
 def contents(out: Path) -> dict[str, bytes]:
     """Return the files in a folder by name."""
     return {path.name: path.read_bytes() for path in out.iterdir() if path.is_file()}
+
+
+class NumberTask(Task):
+    """Writes a file for each number; each process notes in `start-*` that it began."""
+
+    def __init__(self, folder: Path, items: Sequence[int]) -> None:
+        super().__init__(str(folder), items, partial(NumberWorker, folder), "numbers", len(items), "number")
+        self.folder = folder
+        self.recorded: list[tuple[int, str]] = []
+
+    def outcome(self, item: int) -> str | None:
+        path = self.folder / str(item)
+        return path.read_text() if path.exists() else None
+
+    def record(self, item: int, outcome: str) -> None:
+        self.recorded.append((item, outcome))
+
+    def look(self) -> Done:
+        return Done(0, 0)
+
+
+class NumberWorker:
+    """Writes a number's square. Files beside it say what befalls an item: `kill-3` a kill at number 3."""
+
+    def __init__(self, folder: Path, local_rank: int) -> None:
+        self.folder, self.local_rank = folder, local_rank
+        (folder / f"start-{local_rank}-{os.getpid()}").touch()
+
+    def run_one(self, item: int) -> str | None:
+        def befalls(kind: str) -> bool:
+            once, always = self.folder / f"{kind}-once-{item}", self.folder / f"{kind}-{item}"
+            if once.exists():
+                once.unlink()
+                return True
+            return always.exists()
+
+        if befalls("kill"):
+            os.kill(os.getpid(), signal.SIGKILL)
+        if befalls("error"):
+            raise OSError(errno.ENOSPC, "No space left on device", str(self.folder / str(item)))
+        if befalls("defer"):
+            raise DeferredError(f"{item}: not enough memory")
+        if befalls("held"):
+            return None
+        (self.folder / str(item)).write_text(str(item**2))
+        return str(item**2)

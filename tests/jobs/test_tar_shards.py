@@ -28,7 +28,7 @@ def test_patterns_folders_and_stars(tmp_path: Path) -> None:
     assert found("") == ["a-000.tar", "a-001.tar", "b-000.tar"]
     # One that is missing is told of when its turn comes.
     assert found("a-{000..002}.tar")[-1] == "a-002.tar"
-    assert find_shards([str(tmp_path / "a-{000..002}.tar")])[-1].bytes() is None
+    assert find_shards([str(tmp_path / "a-{000..002}.tar")])[-1].stamp() is None
     for given, message in (
         ("c-*.tar", "no shards match"),
         ("a-{0.tar", "braces"),

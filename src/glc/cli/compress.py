@@ -18,7 +18,7 @@ from glc.cli.errors import NOTHING_DONE, ONE_FAILED, NothingDoneError, message_a
 from glc.cli.files import Job, Kind, Plan, make_plan
 from glc.cli.latent_search import check_effort, make_effort
 from glc.cli.pipeline import Steps, outcomes, threads_for
-from glc.cli.shards import shard_options
+from glc.cli.shards import check_target, shard_options
 from glc.cli.trust import trust_option
 from glc.codec.bitstream import DEFAULT_LIMIT
 from glc.codec.runtime.memory import parse_memory
@@ -150,8 +150,7 @@ def compress(
     its source, as NAME.glc, or to OUT: a file for a single picture, else a folder in which the structure of
     the given folders is kept. A file made for a target size stays below it by 3 % at most.
     """
-    if sum(value is not None for value in (quality, target_bpp, target_size)) > 1:
-        raise click.UsageError("give only one of --quality, --target-bpp and --target-size")
+    check_target(quality, target_bpp, target_size)
     check_effort(effort, lpips_weights, encoder)
     from glc.data.images import is_image_name
 

@@ -63,13 +63,14 @@ def report(
     """Make one HTML page of evaluations (each RUN the out= of one), which opens offline."""
     with _extra():
         from glc.evaluation.report import build_report, write_tables
-        from glc.evaluation.results import read_runs, write_whole
+        from glc.evaluation.results import read_runs
+        from glc.io.atomic import write_text
 
     found = read_runs(runs)
     page = build_report(found, originals, pictures, published, anchor)
     if tables is not None:
         write_tables(found, tables, published, anchor)
-    write_whole(output, page)
+    write_text(output, page)
     click.echo(f"{click.format_filename(output)}: {len(page.encode()) / 1e6:.1f} MB")
 
 
@@ -138,7 +139,7 @@ def complexity(
             parameters_by_part,
             to_markdown,
         )
-        from glc.evaluation.results import write_whole
+        from glc.io.atomic import write_text
 
     measurements = []
     codec = None
@@ -158,6 +159,6 @@ def complexity(
     )
     text = to_markdown(found)
     if output is not None:
-        write_whole(output / "complexity.md", text)
-        write_whole(output / "complexity.json", json.dumps(found.to_json(), indent=2) + "\n")
+        write_text(output / "complexity.md", text)
+        write_text(output / "complexity.json", json.dumps(found.to_json(), indent=2) + "\n")
     click.echo(text, nl=False)

@@ -1,4 +1,4 @@
-"""`--shards` of `glc compress` and `glc decompress`: collections instead of single files."""
+"""`--shards` of `glc compress` and `glc decompress`: tar shards instead of single files."""
 
 from __future__ import annotations
 
@@ -9,37 +9,40 @@ import os
 import time
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from glc import __version__
 from glc.cli.errors import ONE_FAILED, NothingDoneError, message
 from glc.cli.latent_search import check_effort, make_effort
+from glc.jobs.worker import FileProcessor, Processed
 
-if TYPE_CHECKING:
-    from glc.codec.codec import Codec
-    from glc.jobs.worker import Coded, Coder
-
-UNFINISHED = 3
-"""Exit code of a collection that the same command goes on with."""
+_OPTIONS = ("quality", "target_bpp", "target_size", "max_pixels")
+"""Options of a command that its codec takes with each call."""
 
 
 def shard_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Add `--shards` and what belongs to it to a command, which does without where it is not given."""
+    """Add `--shards` and the options that belong to it to a command, which runs as before without it."""
 
     @functools.wraps(command)
-    def either(*, shards: bool, keep: bool, processes: int, threads: int, **given: Any) -> None:
-        if shards:
-            code_shards(command.__name__, keep=keep, processes=processes, threads=threads, **given)
+    def either(
+        *, shards: bool, keep: bool, processes: int, threads: int, output: str | None, **given: Any
+    ) -> None:
+        if not shards:
+            only = {"keep": (keep, False), "processes": (processes, 1), "threads": (threads, 1)}
+            for name, (value, default) in only.items():
+                if value != default:
+                    raise click.UsageError(f"--{name} goes with --shards")
+            command(output=output, **given)
             return
-        only = {"keep": (keep, False), "processes": (processes, 1), "threads": (threads, 1)}
-        for name, (value, default) in only.items():
-            if value != default:
-                raise click.UsageError(f"--{name} goes with --shards")
-        command(**given)
+        if output is None or output == "-":
+            raise click.UsageError("--shards needs the folder to write to: -o OUT")
+        inputs, force, quiet = (given.pop(name) for name in ("inputs", "force", "quiet"))
+        job = make_job(command.__name__, keep=keep, **given)
+        code_shards(job, inputs, Path(output), processes, threads, force, quiet)
 
     for option in (
         click.option(
@@ -59,71 +62,124 @@ def shard_options(command: Callable[..., None]) -> Callable[..., None]:
     return either
 
 
-def code_shards(
+def check_target(quality: float | None, target_bpp: float | None, target_size: int | None) -> None:
+    """Refuse more than one way to say how large files are to be.
+
+    Raises:
+        click.UsageError: more than one is given.
+    """
+    if sum(value is not None for value in (quality, target_bpp, target_size)) > 1:
+        raise click.UsageError("give only one of --quality, --target-bpp and --target-size")
+
+
+@dataclass(frozen=True)
+class CodingJob:
+    """What a command does with each sample. Called in each worker process, it makes the processor."""
+
+    command: str
+    """`compress` or `decompress`."""
+    model: str | None
+    device: str
+    keep: bool
+    options: Mapping[str, Any]
+    """Of each call: quality or target, `effort`, `max_pixels`; those that are not given are absent."""
+    networks: Mapping[str, Any]
+    """Other arguments of `Codecs`, such as `encoder` and `memory`."""
+    lpips_weights: str | None = None
+
+    def settings(self) -> dict[str, Any]:
+        """Return everything that decides the bytes.
+
+        Raises:
+            WeightsError: there is no such weights file.
+            OSError: it cannot be read.
+        """
+        from glc.codec.weights.catalog import DEFAULT_MODEL
+
+        weights = {"model": self.model or (DEFAULT_MODEL if self.command == "compress" else None)}
+        weights |= self.networks
+        weights.pop("memory", None)  # decides no byte: a run that lacked some resumes with more
+        identities = {key: _identity(key, value) for key, value in weights.items()}
+        found = {"command": self.command, "glc": __version__, **self.options, "weights": identities}
+        return {**found, "keep": self.keep}
+
+    def __call__(self, local_rank: int) -> FileProcessor:
+        """Load the model, on this process's GPU where there are several."""
+        import torch
+
+        from glc.cli.codecs import Codecs
+
+        device = self.device
+        if device in ("auto", "cuda") and torch.cuda.device_count() > 1:
+            device = f"cuda:{local_rank % torch.cuda.device_count()}"
+        codecs = Codecs(self.model, device, **self.networks)
+        if self.command == "compress":
+            search = make_effort(self.options.get("effort", 0), self.lpips_weights)
+            return Compressor(codecs.for_pictures(), {**self.options, "effort": search}, keep=self.keep)
+        codecs.check_for_files()
+        return Decompressor(codecs, self.options, keep=self.keep)
+
+
+def make_job(
     command: str,
     *,
-    inputs: tuple[str, ...],
-    output: str | None,
     model: str | None,
     device: str,
-    force: bool,
-    quiet: bool,
     keep: bool,
-    processes: int,
-    threads: int,
-    quality: float | None = None,
-    target_bpp: float | None = None,
-    target_size: int | None = None,
-    max_pixels: int | None = None,
     effort: int = 0,
     lpips_weights: str | None = None,
-    **parts: Any,
+    **given: Any,
+) -> CodingJob:
+    """Check the options of a command, and return them as a job.
+
+    Raises:
+        click.UsageError: two options exclude each other.
+        NothingDoneError: `effort` needs a package or weights that are missing.
+    """
+    options = {name: given.pop(name) for name in _OPTIONS if name in given}
+    if command == "compress":
+        check_target(**options)
+        check_effort(effort, lpips_weights, given["encoder"])
+        make_effort(effort, lpips_weights)  # a missing package is reported before a process starts
+        if not any(value is not None for value in options.values()):
+            options["quality"] = 50
+    asked = {name: value for name, value in options.items() if value is not None}
+    if effort:
+        asked["effort"] = effort
+    return CodingJob(command, model, device, keep, asked, given, lpips_weights)
+
+
+def code_shards(
+    job: CodingJob,
+    inputs: tuple[str, ...],
+    folder: Path,
+    processes: int,
+    threads: int,
+    force: bool,
+    quiet: bool,
 ) -> None:
-    """Code the samples of shards; what the arguments mean is said where they are options.
+    """Code the samples of shards into a folder; the arguments are the options of the command.
 
     Raises:
         click.ClickException: it could not be started.
         click.exceptions.Exit: 1 when samples failed, 3 when it is not finished.
     """
-    from glc.codec.weights.catalog import DEFAULT_MODEL
     from glc.jobs.manifest import FAILURES
-    from glc.jobs.run import UnfinishedError, run
-    from glc.jobs.tar_shards import find_shards
-    from glc.jobs.worker import Task
+    from glc.jobs.run import UNFINISHED, UnfinishedError
+    from glc.jobs.tar_shards import find_shards, refuse_overwriting
+    from glc.jobs.worker import run_shards
 
     began = time.time()
-    if output is None or output == "-":
-        raise click.UsageError("--shards needs the folder to write to: -o OUT")
-    if sum(value is not None for value in (quality, target_bpp, target_size)) > 1:
-        raise click.UsageError("give only one of --quality, --target-bpp and --target-size")
-    check_effort(effort, lpips_weights, parts.get("encoder"))
-    make_effort(effort, lpips_weights)  # what cannot be had is known before a process starts
-    if command == "compress" and quality is None and target_bpp is None and target_size is None:
-        quality = 50
-    options: dict[str, Any] = {"quality": quality, "target_bpp": target_bpp, "target_size": target_size}
-    options = {k: v for k, v in {**options, "max_pixels": max_pixels}.items() if v is not None}
-    if effort:
-        options["effort"] = effort
-    folder = Path(output)
     try:
-        found = find_shards(inputs)
-        for shard in found:
-            if os.path.realpath(shard.path) == os.path.realpath(folder / shard.name):
-                raise ValueError(f"{shard.path} would be written over: choose another folder with -o")
-        if not any(shard.path.exists() for shard in found):
-            raise ValueError(f"{found[0].path}: no such file; none of {len(found)} shards is there")
-        weights = {"model": model or (DEFAULT_MODEL if command == "compress" else None), **parts}
-        weights.pop("memory", None)  # decides no byte: what lacks some goes on with more
-        settings = {
-            "command": command,
-            "glc": __version__,
-            **options,
-            "weights": {key: _identity(key, value) for key, value in weights.items()},
-        }
-        totals = run(
-            Task(found, folder, keep),
-            settings,
-            MakeCoder(command, model, device, options, parts, processes, lpips_weights),
+        shards = find_shards(inputs)
+        refuse_overwriting(shards, folder, "choose another folder with -o")
+        if not any(shard.path.exists() for shard in shards):
+            raise ValueError(f"{shards[0].path}: no such file; none of {len(shards)} shards is there")
+        totals = run_shards(
+            shards,
+            folder,
+            job.settings(),
+            job,
             processes=processes,
             threads=threads,
             force=force,
@@ -135,11 +191,12 @@ def code_shards(
         raise click.exceptions.Exit(UNFINISHED) from None
     except (ValueError, OSError) as error:
         raise NothingDoneError(message(error)) from error
+    name = click.format_filename(folder)
     if not quiet:
         bpp = f", {totals['bpp']:.4f} bpp" if totals["bpp"] is not None else ""
         click.echo(
-            f"{click.format_filename(folder)}: {totals['done']:,} of {totals['samples']:,} samples in "
-            f"{totals['shards']:,} shards, {totals['coded_bytes']:,} bytes{bpp}"
+            f"{name}: {totals['done']:,} of {totals['samples']:,} samples in {totals['shards']:,} shards, "
+            f"{totals['coded_bytes']:,} bytes{bpp}"
         )
     if totals["failed"] or totals["broken_shards"]:
         click.echo(
@@ -151,12 +208,7 @@ def code_shards(
 
 
 def _identity(key: str, value: Any) -> Any:
-    """Return what tells a weights file from another of the same name: its hash; other values as they are.
-
-    Raises:
-        WeightsError: there is no such file. Known here, it is no reason to begin.
-        OSError: it cannot be read.
-    """
+    """Return the SHA-256 of a weights file, which tells it from another of the same name; or the value."""
     from glc.codec.weights.catalog import find
 
     if value is None or key not in ("model", "encoder", "decoder"):
@@ -165,82 +217,47 @@ def _identity(key: str, value: Any) -> Any:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-@dataclass(frozen=True)
-class MakeCoder:
-    """Makes the coder of a process; travels to it."""
-
-    command: str
-    model: str | None
-    device: str
-    options: Mapping[str, Any]
-    parts: Mapping[str, Any]
-    processes: int
-    lpips_weights: str | None = None
-
-    def __call__(self, here: int) -> Coder:
-        """Load the model, on this process's device where there are several."""
-        from glc.cli.codecs import Codecs
-
-        codecs = Codecs(self.model, self._device(here), **self.parts)
-        if self.command == "compress":
-            search = make_effort(self.options.get("effort", 0), self.lpips_weights)
-            return Compressor(codecs.for_pictures(), {**self.options, "effort": search})
-        codecs.check_for_files()
-        return Decompressor(codecs, self.options)
-
-    def _device(self, here: int) -> str:
-        import torch
-
-        from glc.jobs.run import place_here
-
-        if self.device not in ("auto", "cuda") or torch.cuda.device_count() < 2:
-            return self.device
-        return f"cuda:{place_here(here, self.processes) % torch.cuda.device_count()}"
-
-
 @dataclass
-class Compressor:
-    """Pictures to `.glc` files."""
+class Compressor(FileProcessor):
+    """Images to `.glc` files."""
 
-    codec: Codec
+    codec: Any
     options: Mapping[str, Any]
 
     def accepts(self, name: str) -> bool:
-        """Whether it is a picture."""
+        """Whether it is an image."""
         from glc.data.images import is_image_name
 
         return is_image_name(name)
 
-    def code(self, data: bytes, name: str) -> Coded:
-        """Compress a picture."""
+    def process_file(self, data: bytes, name: str) -> Processed:
+        """Compress an image."""
         from glc.data.images import read_rgb
-        from glc.jobs.worker import Coded
 
         image = read_rgb(data, name)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # a target that was not reached is no failure
             coded = self.codec.compress(image, **self.options)
-        return Coded([("glc", coded)], image.width * image.height, len(coded))
+        return Processed([("glc", coded)], image.width * image.height, len(coded))
 
 
 @dataclass
-class Decompressor:
+class Decompressor(FileProcessor):
     """`.glc` files to PNG."""
 
     codecs: Any
-    options: Mapping[str, Any] = field(default_factory=dict)
+    options: Mapping[str, Any]
 
     def accepts(self, name: str) -> bool:
         """Whether it is a `.glc` file."""
         return os.path.splitext(name)[1].lower() == ".glc"
 
-    def code(self, data: bytes, name: str) -> Coded:
+    def process_file(self, data: bytes, name: str) -> Processed:
         """Decompress a file."""
         from glc.codec.bitstream import unpack
-        from glc.jobs.worker import Coded
 
         header, _ = unpack(data, **self.options)
-        picture = self.codecs.for_file(header).decompress(data, **self.options)
+        image = self.codecs.for_file(header).decompress(data, **self.options)
         stream = io.BytesIO()
-        picture.save(stream, "PNG")
-        return Coded([("png", stream.getvalue())], picture.width * picture.height, len(data))
+        image.save(stream, "PNG")
+        return Processed([("png", stream.getvalue())], image.width * image.height, len(data))

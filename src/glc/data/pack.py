@@ -1,36 +1,26 @@
-"""`pack`: folders or lists of pictures become WebDataset shards with a manifest.
+"""`pack`: folders or lists of images become WebDataset shards with a manifest.
 
 Layout of a packed folder, NAME being the folder's own name:
 
     NAME-000000.tar  NAME-000001.tar ...   the shards
     manifest.json                          written last: its presence means the set is complete
-    .packing/                              while packing: the settings and one record per finished shard
+    .packing/                              while packing: the state of the job (glc.jobs)
 
-Every picture's shard and place in it follow from the list of names alone, so a run that was interrupted goes
-on where it stopped and ends with the same bytes.
+The shard of an image and its place there follow from the list of names alone, so an interrupted run resumes
+where it stopped and ends with the same bytes.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
-import multiprocessing
 import os
 import re
 import shutil
-import signal
-import threading
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_EXCEPTION, Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
-from dataclasses import asdict
-from multiprocessing import connection
-from multiprocessing.synchronize import Event
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-from tqdm import tqdm
 
 from glc.data.shard_writer import (
     MANIFEST,
@@ -39,33 +29,78 @@ from glc.data.shard_writer import (
     Manifest,
     PackError,
     ShardRecord,
-    load_json,
+    encode_sample,
     make_key,
     read_manifest,
-    write_atomically,
-    write_shard,
 )
 from glc.data.sources import list_sources
+from glc.io.atomic import write_text
+from glc.jobs.manifest import Folder, Stamp, describe_differences
+from glc.jobs.run import run
+from glc.jobs.worker import Processed, ShardTask
 
-_WORK = ".packing"
 
-_Job = tuple[int, Path, list[Entry], Encoding]
+@dataclass(frozen=True)
+class PlannedShard:
+    """A shard to be packed, and the images that belong into it."""
+
+    name: str
+    entries: Sequence[Entry]
+
+    def size(self) -> int:
+        """Return the number of its images."""
+        return len(self.entries)
+
+    def stamp(self) -> Stamp:
+        """Return the number of its images; the settings of the set say which ones they are."""
+        return Stamp(len(self.entries), 0)
+
+    def samples(self, skip: int) -> Iterator[Entry]:
+        """Yield its images."""
+        yield from self.entries
 
 
-def _plan(pictures: Sequence[tuple[str, Path]], images_per_shard: int, mix: bool) -> list[list[Entry]]:
+@dataclass(frozen=True)
+class Packer:
+    """Makes samples of images. Called in each worker process, it returns itself."""
+
+    encoding: Encoding
+
+    def __call__(self, local_rank: int) -> Packer:
+        """Return the packer of a process."""
+        return self
+
+    def process(self, sample: Entry) -> Processed:
+        """Read and encode an image."""
+        return Processed(encode_sample(sample, self.encoding))
+
+
+_STATE = ".packing"
+_REMEDY = "choose another destination, or replace them with --force"
+
+
+def _plan(
+    images: Sequence[tuple[str, Path]], name: str, images_per_shard: int, mix: bool
+) -> list[PlannedShard]:
     if mix:
         # By the hash of the name: neighbours in a folder (one class, one scene) land in different shards.
         def rank(item: tuple[int, tuple[str, Path]]) -> tuple[bytes, int]:
             return hashlib.sha256(item[1][0].encode("utf-8", "surrogateescape")).digest(), item[0]
 
-        pictures = [picture for _, picture in sorted(enumerate(pictures), key=rank)]
-    entries = [Entry(make_key(i, name), name, str(path)) for i, (name, path) in enumerate(pictures)]
-    return [entries[i : i + images_per_shard] for i in range(0, len(entries), images_per_shard)]
+        images = [image for _, image in sorted(enumerate(images), key=rank)]
+    entries = [
+        Entry(make_key(i, image), image, str(path), i % images_per_shard + 1)
+        for i, (image, path) in enumerate(images)
+    ]
+    return [
+        PlannedShard(f"{name}-{i // images_per_shard:06d}.tar", entries[i : i + images_per_shard])
+        for i in range(0, len(entries), images_per_shard)
+    ]
 
 
-def _fingerprint(pictures: Sequence[tuple[str, Path]]) -> str:
+def _fingerprint(images: Sequence[tuple[str, Path]]) -> str:
     digest = hashlib.sha256()
-    for name, path in pictures:
+    for name, path in images:
         digest.update(f"{name}\0{path.stat().st_size}\n".encode("utf-8", "surrogateescape"))
     return digest.hexdigest()
 
@@ -83,66 +118,69 @@ def pack(
     force: bool = False,
     progress: bool = True,
 ) -> Manifest:
-    """Pack pictures into shards `dest/NAME-000000.tar`... and write `dest/manifest.json`.
+    """Pack images into shards `dest/NAME-000000.tar`... and write `dest/manifest.json`.
 
     Args:
-        sources: folders, text files that list pictures, or pictures; see `list_sources`.
+        sources: folders, text files that list images, or images; see `list_sources`.
         dest: folder to write; its last part names the shards.
-        images_per_shard: pictures per shard, before pictures are skipped.
-        size: scale pictures down so that their short side has this many pixels; never up. None leaves them.
-        min_side: skip pictures whose short side is below this.
-        quality: JPEG quality of lossy pictures that had to be changed (stored with full-resolution colour).
-        mix: order pictures by a hash of their name, else as listed (folders sorted).
+        images_per_shard: images per shard, before images are skipped.
+        size: scale images down so that their short side has this many pixels; never up. None leaves them.
+        min_side: skip images whose short side is below this, in pixels.
+        quality: JPEG quality of lossy images that had to be changed (stored with full-resolution colour).
+        mix: order images by a hash of their name, else as listed (folders sorted).
         workers: processes; None takes one per core. The result does not depend on it.
-        force: replace what was packed there with other settings or other pictures.
-        progress: show a progress bar on stderr.
+        force: replace what was packed there with other settings or other images.
+        progress: show progress on stderr.
 
     Returns:
         The manifest. If this very set is complete already, nothing is written.
 
     Raises:
-        ListingError: a source does not exist or holds no picture.
-        PackError: bad arguments, no readable picture, or `dest` holds another set and `force` is off.
-        OSError: reading a list or writing failed. Finished shards stay, and the next call goes on after them.
+        ListingError: a source does not exist or holds no image.
+        PackError, JobError: bad arguments, no readable image, or `dest` holds another set and `force` is off.
+        UnfinishedError: some shards could not be written; the next call resumes.
+        OSError: a list cannot be read, or `dest` cannot be written to.
     """
     _check_arguments(images_per_shard, size, min_side, quality, workers)
     dest = Path(dest)
     name = dest.resolve().name
     if not name or any(letter in name for letter in "{},*?[]:"):
         raise PackError(f"{dest}: its last part names the shards, so it needs one without any of {{}},*?[]:")
-    pictures = list_sources(sources)
+    images = list_sources(sources)
     settings = {
         "images_per_shard": images_per_shard,
         "size": size,
         "min_side": min_side,
         "quality": quality,
         "mix": mix,
-        "pictures": len(pictures),
-        "source_sha256": _fingerprint(pictures),
+        "pictures": len(images),
+        "source_sha256": _fingerprint(images),
     }
-    plan = _plan(pictures, images_per_shard, mix)
-    done = _prepare(dest, name, settings, force)
-    if done is not None:
-        return done
-    encoding = Encoding(size, min_side, quality)
-    finished = _finished_shards(dest, name, len(plan))
-    todo = [index for index in range(len(plan)) if index not in finished]
-    bar = tqdm(
-        total=len(pictures), unit="pic", desc=f"packing {name}", disable=not progress, dynamic_ncols=True
+    folder = Folder(dest, {"command": "pack", **settings}, _STATE)
+    complete = _check_packed(folder, name, settings, force)
+    if complete is not None:
+        return complete
+    shards = _plan(images, name, images_per_shard, mix)
+    folder.prepare(shards, force, time.time(), _REMEDY)
+    task = ShardTask(
+        folder, shards, Packer(Encoding(size, min_side, quality)), amount="image", locks_required=False
     )
-    with bar:
-        bar.update(sum(len(plan[index]) for index in finished))
-        jobs = [(index, _shard_path(dest, name, index), plan[index], encoding) for index in todo]
-        _run(jobs, min(workers or os.cpu_count() or 1, len(jobs)), bar)
-    manifest = Manifest(name, settings, [_read_record(dest, index) for index in range(len(plan))])
+    run(task, processes=workers or os.cpu_count() or 1, quiet=not progress)
+    names = {entry.key: entry.name for shard in shards for entry in shard.entries}
+    records = []
+    for record in folder.records(shards):
+        skipped = [
+            {"name": names[f["key"]], "reason": f["error"].removeprefix(f"{names[f['key']]}: ")}
+            for f in record.failures
+        ]
+        records.append(ShardRecord(record.name, record.done, record.bytes, record.sha256, skipped))
+    manifest = Manifest(name, settings, records)
     if manifest.count == 0:
         first = manifest.skipped[0]
         _clear(dest, name)
-        raise PackError(
-            f"none of {len(pictures)} pictures could be packed; {first['name']}: {first['reason']}"
-        )
-    write_atomically(dest / MANIFEST, manifest.to_json())
-    shutil.rmtree(dest / _WORK)
+        raise PackError(f"none of {len(images)} images could be packed; {first['name']}: {first['reason']}")
+    write_text(dest / MANIFEST, manifest.to_json(), fsync=True)
+    shutil.rmtree(folder.notes)
     return manifest
 
 
@@ -161,10 +199,6 @@ def _check_arguments(
         raise PackError(f"quality={quality}: must be between 1 and 100")
 
 
-def _shard_path(dest: Path, name: str, index: int) -> Path:
-    return dest / f"{name}-{index:06d}.tar"
-
-
 def _shards_in(dest: Path, name: str) -> list[Path]:
     return sorted(p for p in dest.glob("*.tar") if re.fullmatch(re.escape(name) + r"-\d{6,}\.tar", p.name))
 
@@ -173,157 +207,41 @@ def _clear(dest: Path, name: str) -> None:
     (dest / MANIFEST).unlink(missing_ok=True)
     for path in _shards_in(dest, name):
         path.unlink()
-    shutil.rmtree(dest / _WORK, ignore_errors=True)
+    shutil.rmtree(dest / _STATE, ignore_errors=True)
 
 
-def _prepare(dest: Path, name: str, settings: dict[str, Any], force: bool) -> Manifest | None:
-    """Make `dest` ready for this set; returns its manifest when it is complete already."""
+def _check_packed(folder: Folder, name: str, settings: dict[str, Any], force: bool) -> Manifest | None:
+    """Return the manifest of a folder that holds this very set; with `force`, clear it of another set."""
+    dest = folder.path
     if dest.exists() and not dest.is_dir():
         raise PackError(f"{dest}: is a file; the destination must be a folder")
-    work = dest / _WORK
-    earlier = _earlier_settings(dest)
-    if earlier is not None and earlier != settings and not force:
-        raise PackError(
-            f"{dest}: holds shards packed differently ({_difference(earlier, settings)}). "
-            "Choose another destination, or --force to replace them"
-        )
-    if earlier is None and _shards_in(dest, name) and not force:
-        raise PackError(
-            f"{dest}: holds shards {name}-*.tar that no manifest describes. "
-            "Choose another destination, or --force to replace them"
-        )
-    if earlier != settings:
-        _clear(dest, name)
-    elif (dest / MANIFEST).is_file():
+    problem = None
+    if (dest / MANIFEST).is_file():
         manifest = read_manifest(dest)
         damaged = [s.name for s in manifest.shards if not _has_size(dest / s.name, s.bytes)]
-        if not damaged:
-            return manifest
-        if not force:
-            raise PackError(
-                f"{dest / damaged[0]}: missing or damaged since it was packed; --force packs anew"
+        if manifest.settings != settings:
+            differ = describe_differences(
+                {**manifest.settings, "source_sha256": ""}, {**settings, "source_sha256": ""}
             )
+            problem = f"{dest}: holds other shards ({differ or 'the source images changed'}); {_REMEDY}"
+        elif damaged:
+            problem = f"{dest / damaged[0]}: missing or damaged since it was packed; --force packs anew"
+        else:
+            shutil.rmtree(folder.notes, ignore_errors=True)  # of a run that was killed at its very end
+            return manifest
+    elif folder.settings_path.is_file():
+        # Unfinished: `folder.prepare` refuses other settings, and forgets them with `force`.
+        if force and not folder.is_ours():
+            _clear(dest, name)
+        return None
+    elif _shards_in(dest, name):
+        problem = f"{dest}: holds shards {name}-*.tar that no manifest describes; {_REMEDY}"
+    if problem is not None and not force:
+        raise PackError(problem)
+    if problem is not None:
         _clear(dest, name)
-    work.mkdir(parents=True, exist_ok=True)
-    for leftover in [*dest.glob(".*.partial"), *work.glob(".*.partial")]:
-        leftover.unlink(missing_ok=True)
-    write_atomically(work / "settings.json", json.dumps(settings))
     return None
 
 
 def _has_size(path: Path, size: int) -> bool:
     return path.is_file() and path.stat().st_size == size
-
-
-def _earlier_settings(dest: Path) -> dict[str, Any] | None:
-    if (dest / MANIFEST).is_file():
-        return read_manifest(dest).settings
-    started = dest / _WORK / "settings.json"
-    return load_json(started) if started.is_file() else None
-
-
-def _difference(earlier: dict[str, Any], now: dict[str, Any]) -> str:
-    changed = [key for key in now if key != "source_sha256" and earlier.get(key) != now[key]]
-    if not changed:
-        return "the source pictures changed"
-    return ", ".join(f"{key} was {earlier.get(key)}, is {now[key]}" for key in changed)
-
-
-def _record_path(dest: Path, index: int) -> Path:
-    return dest / _WORK / f"{index:06d}.json"
-
-
-def _read_record(dest: Path, index: int) -> ShardRecord:
-    return ShardRecord(**load_json(_record_path(dest, index)))
-
-
-def _finished_shards(dest: Path, name: str, total: int) -> set[int]:
-    finished = set()
-    for index in range(total):
-        if _record_path(dest, index).is_file():
-            record = _read_record(dest, index)
-            if _has_size(_shard_path(dest, name, index), record.bytes):
-                finished.add(index)
-    return finished
-
-
-def _write_one(job: _Job, on_picture: Callable[[], None]) -> None:
-    index, path, entries, encoding = job
-    record = write_shard(path, entries, encoding, on_picture)
-    write_atomically(_record_path(path.parent, index), json.dumps(asdict(record), ensure_ascii=False))
-
-
-def _advance(bar: tqdm) -> None:
-    bar.update(1)
-
-
-def _run(jobs: Sequence[_Job], workers: int, bar: tqdm) -> None:
-    if workers <= 1 or len(jobs) <= 1:
-        for job in jobs:
-            _write_one(job, lambda: _advance(bar))
-        return
-    # Fresh interpreters: the caller may hold threads (torch, a trainer) that do not survive a fork.
-    context = multiprocessing.get_context("spawn")
-    counter, stop = context.Value("q", 0), context.Event()
-    pool = ProcessPoolExecutor(workers, context, initializer=_start_worker, initargs=(counter, stop))
-    with _stopping(pool, stop):
-        pending: set[Future[None]] = {pool.submit(_work, job) for job in jobs}
-        shown = 0
-        while pending:
-            done, pending = wait(pending, timeout=0.2, return_when=FIRST_EXCEPTION)
-            packed = counter.value
-            bar.update(packed - shown)
-            shown = packed
-            for future in done:
-                try:
-                    future.result()
-                except BrokenProcessPool as error:
-                    raise OSError(
-                        "a worker process died (out of memory?); run again to go on, with fewer --workers"
-                    ) from error
-
-
-@contextmanager
-def _stopping(pool: ProcessPoolExecutor, stop: Event) -> Iterator[None]:
-    """Let the workers drop what they do when anything goes wrong, instead of packing on to the end."""
-    try:
-        yield
-    except BaseException:
-        stop.set()
-        pool.shutdown(wait=True, cancel_futures=True)
-        raise
-    pool.shutdown()
-
-
-class _Stopped(Exception):
-    pass
-
-
-_counter: Any = None
-_stop: Any = None
-
-
-def _start_worker(counter: Any, stop: Any) -> None:
-    global _counter, _stop
-    _counter, _stop = counter, stop
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides and tells through `stop`
-    # A worker whose parent was killed would otherwise wait for work forever.
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        threading.Thread(target=_exit_with, args=(parent.sentinel,), daemon=True).start()
-
-
-def _exit_with(sentinel: int) -> None:
-    connection.wait([sentinel])
-    os._exit(1)
-
-
-def _count_picture() -> None:
-    if _stop.is_set():
-        raise _Stopped
-    with _counter.get_lock():
-        _counter.value += 1
-
-
-def _work(job: _Job) -> None:
-    _write_one(job, _count_picture)

@@ -1,21 +1,17 @@
-"""Writing one shard: pictures in, a tar file with fixed bytes out.
+"""What a packed set consists of: its samples, made from images, and its manifest.
 
-A sample is two members, `KEY.jpg` or `KEY.png` and `KEY.json` (original name; width and height as stored).
-Nothing of the moment or the machine enters the tar (no times, owners, process ids), so the same pictures with
-the same settings always give the same bytes.
-
-The manifest of a packed set: what `glc pack` writes last and what readers check shards against.
+A sample is two members of a shard, `KEY.jpg` or `KEY.png` and `KEY.json` (original name; width and height as
+stored). Nothing of the moment or the machine enters them (no times, owners, process ids), so the same images
+with the same settings always give the same bytes. The manifest is what `glc pack` writes last and what
+readers check shards against.
 """
 
 from __future__ import annotations
 
-import hashlib
 import io
 import json
 import os
 import re
-import tarfile
-from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,17 +24,17 @@ from glc.errors import ImageError
 _LOSSY = frozenset({"JPEG", "MPO", "WEBP", "AVIF", "JPEG2000"})
 
 
-class PictureTooSmall(ImageError):
-    """The picture's short side is below the minimum asked for."""
-
-
 @dataclass(frozen=True)
 class Entry:
-    """A picture to pack: its key in the shard, the name to keep, and where it lies."""
+    """An image to pack."""
 
     key: str
+    """Of its sample."""
     name: str
+    """That is kept in the sample."""
     path: str
+    end: int
+    """Its place in its shard, from 1."""
 
 
 @dataclass(frozen=True)
@@ -57,18 +53,14 @@ def make_key(position: int, name: str) -> str:
     return f"{position:08d}-{readable}" if readable else f"{position:08d}"
 
 
-def encode_sample(entry: Entry, encoding: Encoding) -> tuple[str, bytes, tuple[int, int]]:
-    """Read one picture and encode it as it is stored.
+def encode_sample(entry: Entry, encoding: Encoding) -> list[tuple[str, bytes]]:
+    """Read an image and return the files of its sample, names and contents.
 
-    A plain JPEG (8-bit RGB, upright, not to be resized) keeps its bytes. All else becomes PNG, or, when
-    it came from a lossy format, JPEG of the given quality with full-resolution colour.
-
-    Returns:
-        File ending ("jpg" or "png"), the bytes, and the stored width and height.
+    A plain JPEG (8-bit RGB, upright, not to be resized) keeps its bytes. Everything else becomes PNG, or,
+    when it came from a lossy format, JPEG of the given quality with full-resolution colour.
 
     Raises:
-        PictureTooSmall: below `encoding.min_side`.
-        ImageError: cannot be read.
+        ImageError: the image cannot be read, or is smaller than `encoding.min_side`.
     """
     try:
         data = Path(entry.path).read_bytes()
@@ -78,90 +70,28 @@ def encode_sample(entry: Entry, encoding: Encoding) -> tuple[str, bytes, tuple[i
     source_format = header.format
     plain = source_format == "JPEG" and header.mode == "RGB" and orientation(header) == 1
     if min(header.size) < encoding.min_side:
-        raise PictureTooSmall(f"{entry.name}: short side {min(header.size)} is below {encoding.min_side}")
-    picture = read_rgb(data, entry.name)  # decodes everything, so that no broken file enters a shard
-    resized = _fit_short_side(picture, encoding.size)
-    if plain and resized is picture:
-        return "jpg", data, picture.size
-    buffer = io.BytesIO()
-    if source_format in _LOSSY:
-        resized.save(buffer, "JPEG", quality=encoding.quality, subsampling=0)
-        return "jpg", buffer.getvalue(), resized.size
-    resized.save(buffer, "PNG")
-    return "png", buffer.getvalue(), resized.size
+        raise ImageError(f"{entry.name}: short side {min(header.size)} is below {encoding.min_side}")
+    image = read_rgb(data, entry.name)  # decodes everything, so that no broken file enters a shard
+    resized = _fit_short_side(image, encoding.size)
+    lossy = source_format in _LOSSY
+    if not plain or resized is not image:
+        buffer = io.BytesIO()
+        options = {"quality": encoding.quality, "subsampling": 0} if lossy else {}
+        resized.save(buffer, "JPEG" if lossy else "PNG", **options)
+        data = buffer.getvalue()
+    note = {"name": entry.name, "width": resized.width, "height": resized.height}
+    return [
+        (f"{entry.key}.{'jpg' if lossy else 'png'}", data),
+        (f"{entry.key}.json", json.dumps(note, ensure_ascii=False).encode()),
+    ]
 
 
-def _fit_short_side(picture: Image.Image, size: int | None) -> Image.Image:
-    if size is None or min(picture.size) <= size:
-        return picture
-    scale = size / min(picture.size)
-    width, height = (max(size, round(side * scale)) for side in picture.size)
-    return picture.resize((width, height), Image.Resampling.LANCZOS)
-
-
-class _HashingWriter(io.RawIOBase):
-    """Counts and hashes what passes through to a file."""
-
-    def __init__(self, file: io.BufferedWriter) -> None:
-        self.file = file
-        self.sha256 = hashlib.sha256()
-        self.bytes = 0
-
-    def writable(self) -> bool:
-        return True
-
-    def write(self, data) -> int:  # type: ignore[no-untyped-def]
-        self.file.write(data)
-        self.sha256.update(data)
-        self.bytes += len(data)
-        return len(data)
-
-
-def write_shard(
-    path: Path, entries: Sequence[Entry], encoding: Encoding, on_picture: Callable[[], None] = lambda: None
-) -> ShardRecord:
-    """Write a shard to `path`, through a temporary file beside it that is renamed when complete.
-
-    Args:
-        path: the shard's final place; its folder exists.
-        entries: the pictures in order.
-        encoding: how they are stored.
-        on_picture: called after each picture, packed or skipped.
-
-    Raises:
-        OSError: the shard cannot be written (the disk is full, say); nothing is left at `path`.
-    """
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    skipped: list[dict[str, str]] = []
-    count = 0
-    try:
-        with open(partial, "wb") as file:
-            writer = _HashingWriter(file)
-            with tarfile.open(fileobj=writer, mode="w|", format=tarfile.USTAR_FORMAT) as tar:
-                for entry in entries:
-                    try:
-                        ending, data, (width, height) = encode_sample(entry, encoding)
-                    except ImageError as error:
-                        reason = str(error).removeprefix(f"{entry.name}: ")
-                        skipped.append({"name": entry.name, "reason": reason})
-                    else:
-                        note = {"name": entry.name, "width": width, "height": height}
-                        _add(tar, f"{entry.key}.{ending}", data)
-                        _add(tar, f"{entry.key}.json", json.dumps(note, ensure_ascii=False).encode())
-                        count += 1
-                    on_picture()
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
-    return ShardRecord(path.name, count, writer.bytes, writer.sha256.hexdigest(), skipped)
-
-
-def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
-    member = tarfile.TarInfo(name)  # its defaults are fixed: no time, no owner, mode 0644
-    member.size = len(data)
-    tar.addfile(member, io.BytesIO(data))
+def _fit_short_side(image: Image.Image, size: int | None) -> Image.Image:
+    if size is None or min(image.size) <= size:
+        return image
+    scale = size / min(image.size)
+    width, height = (max(size, round(side * scale)) for side in image.size)
+    return image.resize((width, height), Image.Resampling.LANCZOS)
 
 
 FORMAT_VERSION = 1
@@ -169,12 +99,12 @@ MANIFEST = "manifest.json"
 
 
 class PackError(ValueError):
-    """Packing cannot start or go on, or a packed set is damaged; the message says why and what to do."""
+    """Packing cannot start, or a packed set is damaged; the message says why and what to do."""
 
 
 @dataclass
 class ShardRecord:
-    """One shard: file name, pictures in it, bytes, hash; `skipped` has name and reason of those left out."""
+    """One shard: file name, images in it, bytes, hash; `skipped` has name and reason of those left out."""
 
     name: str
     count: int
@@ -193,7 +123,7 @@ class Manifest:
 
     @property
     def count(self) -> int:
-        """Pictures in all shards."""
+        """Images in all shards."""
         return sum(shard.count for shard in self.shards)
 
     @property
@@ -203,8 +133,8 @@ class Manifest:
 
     @property
     def skipped(self) -> list[dict[str, str]]:
-        """Pictures left out, in order: dicts with `name` and `reason`."""
-        return [picture for shard in self.shards for picture in shard.skipped]
+        """Images left out, in order: dicts with `name` and `reason`."""
+        return [image for shard in self.shards for image in shard.skipped]
 
     def to_json(self) -> str:
         """Text of `manifest.json`."""
@@ -257,10 +187,3 @@ def load_json(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise PackError(f"{path}: unexpected content; remove it and pack again")
     return content
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Write a small text file through a temporary one beside it, so that readers never see half of it."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)

@@ -23,8 +23,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from glc.codec.codec import Codec
 from glc.codec.entropy.latent_coding import TransformPayload
 from glc.codec.images import padded_size
-from glc.evaluation.published import published_latencies
-from glc.evaluation.tables import NOTHING, Table
+from glc.evaluation.tables import NOTHING, ResultTable, published_latencies
 from glc.models.coder import TransformCoder
 from glc.models.glc import GLC, count_parameters
 
@@ -219,7 +218,7 @@ def name_of(size: Size) -> str:
     return f"{size[0]}x{size[1]}"
 
 
-def tables(found: Complexity, published: bool = True) -> list[tuple[str, Table]]:
+def tables(found: Complexity, published: bool = True) -> list[tuple[str, ResultTable]]:
     """Return the figures as tables with their headings."""
     sizes = list(found.macs)
     rows = []
@@ -234,7 +233,7 @@ def tables(found: Complexity, published: bool = True) -> list[tuple[str, Table]]
     made = [
         (
             "Parameters and operations",
-            Table(
+            ResultTable(
                 ["part", "parameters (M)", *(f"GMAC, {size}" for size in sizes)],
                 rows,
                 notes=["A MAC is one multiply-accumulate. h_s and the context work in both directions."],
@@ -256,7 +255,7 @@ def tables(found: Complexity, published: bool = True) -> list[tuple[str, Table]]
     ]
     devices = {m.device: f"{m.device}: {m.device_name}, {m.threads} threads." for m in found.measurements}
     memory = "Peak memory: on a CPU that of the whole process, on a GPU what torch allocated there."
-    made.append(("Time and memory", Table(header, rows, text_columns=2, notes=[*devices.values(), memory])))
+    made.append(("Time and memory", ResultTable(header, rows, 2, [*devices.values(), memory])))
     if published:
         latencies = published_latencies()
         rows = [
@@ -268,7 +267,7 @@ def tables(found: Complexity, published: bool = True) -> list[tuple[str, Table]]
         made.append(
             (
                 "Published, not measured here",
-                Table(head, rows, text_columns=3, notes=[f"Sources: {sources}."]),
+                ResultTable(head, rows, text_columns=3, notes=[f"Sources: {sources}."]),
             )
         )
     return made

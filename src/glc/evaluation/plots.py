@@ -11,9 +11,9 @@ from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from glc.evaluation.published import PublishedCurve
-from glc.evaluation.results import Results, all_metrics, metric, write_whole
-from glc.evaluation.tables import PUBLISHED, curve_of
+from glc.evaluation.results import Results, all_metrics, metric
+from glc.evaluation.tables import PUBLISHED, PublishedCurve, curve_of
+from glc.io.atomic import write_bytes
 
 # Told apart also by who does not see colours: by the marker.
 MARKERS = "osD^vP*Xhd"
@@ -94,7 +94,7 @@ def save_plots(runs: Sequence[Results], folder: Path, published: Sequence[Publis
             (folder / f"rd_{name}.png", png(figure)),
             (folder / f"rd_{name}.svg", svg(figure, name).encode()),
         ):
-            write_whole(path, content)
+            write_bytes(path, content)
             written.append(path)
     return written
 

@@ -315,14 +315,3 @@ def _row(path: Path, line: int, found: Mapping[str, str | None]) -> Row:
         bpp=values.pop("bpp") if "bpp" in values else number("bpp", found["bpp"]),
         values=values,
     )
-
-
-def write_whole(path: Path, content: str | bytes) -> None:
-    """Write a file whole or not at all, and its folder where there is none."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
-    try:
-        part.write_bytes(content.encode() if isinstance(content, str) else content)
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)

@@ -1,26 +1,36 @@
-"""The result files of a run: `summary.json` and `per_image.csv`.
+"""The result files of a run: `summary.json` and `per_image.csv`, of shards also `per_shard.csv`.
 
-Nothing in them depends on when, in how many pieces or by how many processes the pictures were measured, but
-the columns `encode_seconds` and `decode_seconds`, which those of shards do not have.
+Nothing in them depends on when, in how many pieces or by how many processes the images were measured, but the
+columns `encode_seconds` and `decode_seconds`, which those of shards do not have. The figures of shards are
+read from the shards that were written, one sample at a time, in the order of their names: memory does not
+depend on how many there are.
 """
 
 import csv
+import hashlib
 import io
 import json
 import math
 import statistics
+import tarfile
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from glc.evaluation.codecs.base import Setting
-from glc.evaluation.records import write_text
+from glc.evaluation.results import FORMAT, SECONDS
 from glc.evaluation.testsets import PictureSet
+from glc.io.atomic import replacing, write_text
+from glc.io.locks import lock
+from glc.jobs.manifest import FAILURES, MANIFEST, Folder, JobError
+from glc.jobs.tar_shards import Shard, split_name
+from glc.metrics.quality import QualityMetrics
 
-FORMAT = 1
-"""Version of both files."""
-SECONDS = ("encode_seconds", "decode_seconds")
+FIGURES = "json"
+"""Suffix of a sample's figures in the shards that are written."""
+_LISTED = 1000
+"""Failures and notes in the summary; the rest is in `failures.jsonl` and in the shards."""
 _FIRST = ("picture", "width", "height", "label", "bytes", "bpp")
 
 Entry = Mapping[str, Any]
@@ -89,9 +99,8 @@ def write_results(
     pictures: PictureSet,
     entries: Entries,
     sets: Mapping[str, Mapping[str, float]],
-    names: Sequence[str],
+    metrics: QualityMetrics,
     in_set: Sequence[str],
-    unavailable: Mapping[str, str],
 ) -> dict[str, Any]:
     """Write both files of a finished run and return the summary.
 
@@ -102,10 +111,10 @@ def write_results(
         pictures: the set.
         entries: what came of each picture, by its name and the setting's label.
         sets: metrics of the whole set, by label.
-        names: metrics of single pictures, in the order of the columns.
-        in_set: metrics of the whole set.
-        unavailable: metrics that could not be made, with reasons.
+        metrics: of single images, in the order of the columns, and which could not be made.
+        in_set: names of the metrics of the whole set.
     """
+    names = metrics.names
     labels = [setting.label for setting in settings]
     partial: dict[str, str] = {}
     points, measured = [], {}
@@ -133,11 +142,11 @@ def write_results(
         for (name, label), entry in sorted(entries.items())
         if "note" in entry
     ]
-    summary = summarise(
+    summary = _summarise(
         identity,
         pictures=sum(picture.name not in at_fault for picture in pictures.pictures),
         failed=failed,
-        unavailable=dict(unavailable),
+        unavailable=dict(metrics.unavailable),
         incomplete=partial,
         measured=measured,
         notes=notes,
@@ -145,35 +154,35 @@ def write_results(
     )
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(header(names, SECONDS))
+    writer.writerow(_header(names, SECONDS))
     for picture in pictures.pictures:
         for label in labels:
             entry = entries[picture.name, label]
             if "failed" not in entry:
-                writer.writerow(row_of(picture.name, label, entry, names, SECONDS))
-    write_text(out / "per_image.csv", text.getvalue())
-    write_text(out / "summary.json", summary_text(summary))
+                writer.writerow(_row_of(picture.name, label, entry, names, SECONDS))
+    write_text(out / "per_image.csv", text.getvalue(), fsync=True)
+    write_text(out / "summary.json", _summary_text(summary), fsync=True)
     return summary
 
 
-def summarise(identity: Mapping[str, Any], **found: Any) -> dict[str, Any]:
+def _summarise(identity: Mapping[str, Any], **found: Any) -> dict[str, Any]:
     """Return the summary of a run: what decided the numbers, then what was found."""
     data = {key: value for key, value in identity["data"].items() if key != "sha256"}
     decided = {key: identity[key] for key in ("protocol", "seed", "versions")}
     return {"format": FORMAT, "codec": identity["codec"], "data": data, **decided, **found}
 
 
-def summary_text(summary: Mapping[str, Any]) -> str:
+def _summary_text(summary: Mapping[str, Any]) -> str:
     """Return what `summary.json` holds."""
     return json.dumps(summary, indent=1, allow_nan=False) + "\n"
 
 
-def header(names: Sequence[str], last: Sequence[str] = ()) -> list[str]:
+def _header(names: Sequence[str], last: Sequence[str] = ()) -> list[str]:
     """Return the columns of `per_image.csv`."""
     return [*_FIRST, *names, *last]
 
 
-def row_of(
+def _row_of(
     picture: str, label: str, entry: Entry, names: Sequence[str], last: Sequence[str] = ()
 ) -> list[Any]:
     """Return the row of a picture at a setting."""
@@ -199,3 +208,179 @@ def _failures(pictures: PictureSet, entries: Entries, labels: Sequence[str]) -> 
                 for label, reason in reasons.items()
             ]
     return failed
+
+
+def merge_shards(
+    folder: Folder,
+    shards: Sequence[Shard],
+    identity: Mapping[str, Any],
+    settings: Sequence[Setting],
+    names: Sequence[str],
+    unavailable: Mapping[str, str],
+    totals: Mapping[str, Any],
+    count: int | None,
+) -> dict[str, Any]:
+    """Write `per_image.csv`, `per_shard.csv` and `summary.json` of shards that are all finished.
+
+    Of several processes one does it; the others wait, and read what it wrote.
+
+    Args:
+        folder: that the shards were written to, with its manifest.
+        shards: that were measured.
+        identity: what decided the numbers.
+        settings: of the codec.
+        names: metrics of single pictures.
+        unavailable: metrics that were not measured, with reasons.
+        totals: of the manifest.
+        count: pictures that the set should have; None: any number.
+
+    Returns:
+        The summary.
+
+    Raises:
+        JobError: the shards do not hold what the manifest counts.
+    """
+    path = folder.path / "summary.json"
+    with lock(folder.notes / "summary.lock", wait=True):
+        # The manifest has the checksum of every shard, so that what was made of these need not be made again.
+        of = {
+            "count": count,
+            "unavailable": dict(unavailable),
+            "manifest": hashlib.sha256((folder.path / MANIFEST).read_bytes()).hexdigest(),
+        }
+        mark = folder.notes / "merged.mark"
+        found = _read(mark)
+        if found and found.get("of") == of and _hashes(folder.path) == found.get("files"):
+            known: dict[str, Any] = json.loads(path.read_text("utf-8"))
+            return known
+        with (
+            replacing(folder.path / "per_image.csv") as images,
+            replacing(folder.path / "per_shard.csv") as table,
+        ):
+            means, notes = _write_tables(folder, shards, settings, names, images, table)
+        lacking = [label for label, mean in means.items() if mean.pictures != totals["done"]]
+        if lacking:
+            raise JobError(
+                f"{folder.path}: {MANIFEST} counts {totals['done']} pictures and the shards hold "
+                f"{means[lacking[0]].pictures} at {lacking[0]}: start anew with overwrite=true"
+            )
+        failed = _shard_failures(folder, totals, count)
+        data = {**identity["data"], "count": totals["samples"], "shards": totals["shards"]}
+        points = [means[setting.label].point(setting) for setting in settings if totals["done"]]
+        incomplete: dict[str, str] = {}
+        for point in points:
+            incomplete |= means[point["label"]].incomplete(point["label"])
+        summary = _summarise(
+            {**identity, "data": data},
+            pictures=totals["done"],
+            failed=failed,
+            unavailable=dict(unavailable),
+            incomplete=incomplete,
+            measured={label: mean.counts() for label, mean in means.items()},
+            notes=notes,
+            points=points,
+        )
+        write_text(path, _summary_text(summary), fsync=True)
+        write_text(mark, json.dumps({"of": of, "files": _hashes(folder.path)}), fsync=True)
+    return summary
+
+
+def _write_tables(
+    folder: Folder,
+    shards: Sequence[Shard],
+    settings: Sequence[Setting],
+    names: Sequence[str],
+    images: Path,
+    table: Path,
+) -> tuple[dict[str, Means], list[dict[str, str]]]:
+    whole = {setting.label: Means(names) for setting in settings}
+    notes: list[dict[str, str]] = []
+    with (
+        images.open("w", newline="", encoding="utf-8", errors="backslashreplace") as image_file,
+        table.open("w", newline="", encoding="utf-8") as shard_file,
+    ):
+        rows, lines = (csv.writer(file, lineterminator="\n") for file in (image_file, shard_file))
+        rows.writerow(_header(names))
+        lines.writerow(["shard", "label", "pictures", "failed", "bytes", "bpp", *names])
+        for shard in sorted(shards, key=lambda shard: shard.name):
+            record = folder.record(shard)
+            failed = 0 if record is None else len(record.failures)
+            here = {setting.label: Means(names) for setting in settings}
+            size = dict.fromkeys(here, 0)
+            for key, figures in _figures(folder.target(shard)):
+                picture = f"{_stem(shard.name)}/{key}"
+                for label, entry in figures.items():
+                    whole[label].add(picture, entry)
+                    here[label].add(picture, entry)
+                    size[label] += entry["bytes"]
+                    rows.writerow(_row_of(picture, label, entry, names))
+                    if "note" in entry and len(notes) < _LISTED:
+                        notes.append({"picture": picture, "label": label, "note": entry["note"]})
+            for setting in settings:
+                point = here[setting.label].point(setting)
+                values = [point.get(name, "") for name in ("bpp", *names)]
+                lines.writerow(
+                    [shard.name, setting.label, point["pictures"], failed, size[setting.label], *values]
+                )
+    return whole, notes
+
+
+def _figures(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield key and figures of each sample of a shard that was written; nothing where none was."""
+    if not path.exists():
+        return
+    with tarfile.open(path, "r:") as tar:
+        for member in tar:
+            key, suffix = split_name(member.name)
+            if suffix == FIGURES:
+                file = tar.extractfile(member)
+                assert file is not None
+                yield key, json.loads(file.read())
+
+
+def _shard_failures(folder: Folder, totals: Mapping[str, Any], count: int | None) -> list[dict[str, str]]:
+    """Return pictures without figures, and what else is amiss."""
+    failed: list[dict[str, str]] = []
+    path, more = folder.path / FAILURES, 0
+    if path.exists():
+        with path.open(encoding="utf-8") as file:
+            for line in map(json.loads, file):
+                if len(failed) == _LISTED:
+                    more += 1
+                    continue
+                name = line["shard"] if line["key"] is None else f"{_stem(line['shard'])}/{line['key']}"
+                failed.append({"picture": name, "reason": line["error"]})
+    if more:
+        failed.append({"picture": f"{more} more", "reason": f"{FAILURES} has them all"})
+    if count is not None and totals["samples"] != count:
+        failed.append(
+            {
+                "picture": "number",
+                "reason": f"the shards have {totals['samples']} pictures, the set has {count}: "
+                "data.count=null takes what is there",
+            }
+        )
+    return failed
+
+
+def _stem(shard: str) -> str:
+    return shard.removesuffix(".tar")
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    try:
+        found = json.loads(path.read_text("utf-8"))
+    except (FileNotFoundError, ValueError):
+        return None
+    return found if isinstance(found, dict) else None
+
+
+def _hashes(folder: Path) -> list[str] | None:
+    """Return the checksums of the merged files; None where one is missing."""
+    found = []
+    for name in ("summary.json", "per_image.csv", "per_shard.csv"):
+        if not (folder / name).is_file():
+            return None
+        with (folder / name).open("rb") as file:
+            found.append(hashlib.file_digest(file, "sha256").hexdigest())
+    return found

@@ -1,18 +1,74 @@
-"""Tables of points and delta rates, as Markdown, LaTeX and HTML.
+"""Tables of points and BD-rates, as Markdown, LaTeX and HTML, with published figures beside measured ones.
 
-Bjontegaard's delta rate for any metric: how much rate one codec saves over another at equal quality.
+BD-rate (Bjontegaard delta rate) for any metric: how much rate one codec saves over another at equal quality.
+`published_rd.json` names the sources of the published figures.
 """
 
+import functools
 import html
+import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from importlib.resources import files
 from itertools import pairwise
+from typing import Any
 
 from bjontegaard import bd_rate as bjontegaard_bd_rate
 
-from glc.evaluation.published import READ, PublishedCurve
 from glc.evaluation.results import Results, all_metrics, metric
+
+READ = {
+    "file": "a table of numbers by the authors",
+    "plot": "the authors' figure, digitised (about 1 %)",
+    "eye": "the authors' figure, by eye (about 3 %)",
+}
+# Under which keys runs keep what the papers call by the name on the left; first found counts.
+_SAME = {"fid": ("fid", "fid_256"), "kid": ("kid", "kid_256"), "lpips": ("lpips", "lpips_alex")}
+
+
+@dataclass(frozen=True)
+class PublishedCurve:
+    """What somebody published of a codec on a set."""
+
+    codec: str
+    source: str
+    read: str
+    """How the figures were obtained, a key of `READ`."""
+    points: Sequence[Mapping[str, float]]
+    """By rate, lowest first: `bpp` and metrics."""
+
+    def curve(self, metric: str) -> list[tuple[float, float]]:
+        """Return rate and value of the points that have a metric, named as runs name it."""
+        name = next((published for published, keys in _SAME.items() if metric in keys), metric)
+        return [(point["bpp"], point[name]) for point in self.points if name in point]
+
+
+@functools.cache
+def _content() -> Mapping[str, Any]:
+    content: Mapping[str, Any] = json.loads(
+        files("glc.evaluation").joinpath("published_rd.json").read_text("utf-8")
+    )
+    return content
+
+
+def published_curves(data_name: str) -> list[PublishedCurve]:
+    """Return what was published on a set: `kodak`, `clic2020` or `div2k`; nothing for others."""
+    return [
+        PublishedCurve(
+            codec=entry["codec"],
+            source=entry["source"],
+            read=entry["read"],
+            points=sorted(entry["points"], key=lambda point: point["bpp"]),
+        )
+        for entry in _content()["sets"].get(data_name, [])
+    ]
+
+
+def published_latencies() -> list[Mapping[str, Any]]:
+    """Return published times: `codec, device, size, encode, decode` (ms), `params_m` (millions), `source`."""
+    return list(_content()["latency"])
+
 
 NOTHING = "–"
 PUBLISHED = " (published)"
@@ -40,7 +96,7 @@ _LATEX = {
 
 
 @dataclass(frozen=True)
-class Table:
+class ResultTable:
     """A table with a line of header; cells are plain text."""
 
     header: Sequence[str]
@@ -116,7 +172,7 @@ def number(value: float | None, digits: int) -> str:
 
 def points_table(
     runs: Sequence[Results], published: Sequence[PublishedCurve] = (), seconds: bool = True
-) -> Table:
+) -> ResultTable:
     """Return the means of each run at each setting, then published points, marked as such.
 
     Args:
@@ -167,7 +223,7 @@ def points_table(
             )
             used.add((entry.codec, entry.source, entry.read))
     notes += [f"{codec}{PUBLISHED}: {source}; {READ[read]}." for codec, source, read in sorted(used)]
-    return Table(header, rows, text_columns=2, notes=notes)
+    return ResultTable(header, rows, text_columns=2, notes=notes)
 
 
 def _not_measured(runs: Sequence[Results]) -> list[str]:
@@ -184,7 +240,7 @@ def _not_measured(runs: Sequence[Results]) -> list[str]:
 
 def bd_rate_table(
     runs: Sequence[Results], anchor: int = 0, published: Sequence[PublishedCurve] = ()
-) -> Table:
+) -> ResultTable:
     """Return the delta rates in percent of runs and published curves against one run, by each metric.
 
     A negative figure: fewer bits than the anchor at equal quality.
@@ -211,7 +267,7 @@ def bd_rate_table(
         if set(cells) != {NOTHING} or not codec.endswith(PUBLISHED):
             rows.append([codec, *cells])
     first = f"BD-rate in percent against {base.name}, {METHOD}; negative: fewer bits."
-    return Table(
+    return ResultTable(
         ["codec", *(metric(name).title for name in names)],
         rows,
         notes=[first, *(f"{_capital(note)}: {_listed(about)}." for note, about in notes.items())],

@@ -1,39 +1,42 @@
-"""Sets of pictures to evaluate on: what belongs to them and how their pictures are prepared."""
+"""Sets of images to evaluate on, in folders or in shards: what belongs to them and how they are prepared."""
 
 import hashlib
+import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 
 from glc.data.images import list_images, read_rgb
 from glc.errors import ImageError
+from glc.jobs.tar_shards import Shard, find_shards
 
 
 class SetError(ValueError):
-    """A folder is not the set of pictures that it should be; the message says what to do."""
+    """What was named is not the set of images that it should be; the message says what to do."""
 
 
 @dataclass(frozen=True)
 class Picture:
-    """One picture of a set."""
+    """One image of a set."""
 
     name: str
-    """Path inside the set, without its suffix unless another picture differs in nothing else."""
+    """Path inside the set, without its suffix unless another image differs in nothing else."""
     path: Path
 
 
 @dataclass(frozen=True)
-class Form:
-    """What is done to each picture of a set before it counts as the original.
+class Preprocess:
+    """What is done to each image of a set before it counts as the original.
 
     Args:
         name: of the set.
-        sizes: `[width, height]` that its pictures have once prepared, one of these; None: any.
-        resize: scale to this short side, in pixels, with Lanczos' filter, where it differs; None: not.
-        center_crop: then cut a square of this side out of the centre; None: not.
+        sizes: `[width, height]` of its images once prepared, one of these; None: any.
+        resize: scale to this short side, in pixels, with a Lanczos filter, where it differs; None: not.
+        center_crop: then crop a square of this side from the centre, in pixels; None: not.
     """
 
     name: str
@@ -42,10 +45,10 @@ class Form:
     center_crop: int | None = None
 
     def apply(self, image: Image.Image, where: str) -> Image.Image:
-        """Return the original of a picture, mode RGB, that was read from a place.
+        """Return the original of an image that was read from `where`, mode RGB.
 
         Raises:
-            ImageError: it is not of the set's size.
+            ImageError: it does not have a size of the set.
         """
         if self.resize is not None and min(image.size) != self.resize:
             scale = self.resize / min(image.size)
@@ -55,7 +58,7 @@ class Form:
             left, top = (image.width - self.center_crop) // 2, (image.height - self.center_crop) // 2
             if min(left, top) < 0:
                 raise ImageError(
-                    f"{where}: {image.width}x{image.height} pixels, no {self.center_crop} on a side"
+                    f"{where}: {image.width}x{image.height} pixels, less than the crop of {self.center_crop}"
                 )
             image = image.crop((left, top, left + self.center_crop, top + self.center_crop))
         if self.sizes and image.size not in {tuple(size) for size in self.sizes}:
@@ -71,28 +74,28 @@ class Form:
 
 
 class PictureSet:
-    """The pictures under a folder, as a known set or as they are.
+    """The images under a folder, as a known set or as they are.
 
     Args:
         path: the folder.
         name: of the set.
-        count: number of pictures that the set has; None takes what is there.
+        count: number of images that the set has; None takes what is there.
         source: where to get the set.
         license: its terms.
-        pattern: names of the set's pictures without suffix, such as `kodim{:02d}`, to tell which are missing.
-        first: number of the first picture in `pattern`.
-        sizes: `[width, height]` that its pictures have once prepared, one of these; None: any.
-        resize: scale to this short side, in pixels, with Lanczos' filter, where it differs; None: not.
-        center_crop: then cut a square of this side out of the centre; None: not.
-        limit: take only so many pictures, drawn by a hash of their names and `seed`; None: all.
+        pattern: names of the set's images without suffix, such as `kodim{:02d}`, to tell which are missing.
+        first: number of the first image in `pattern`.
+        sizes: see `Preprocess`.
+        resize: see `Preprocess`.
+        center_crop: see `Preprocess`.
+        limit: take only so many images, drawn by a hash of their names and `seed`; None: all.
         seed: of the draw.
 
     Attributes:
         pictures: sorted by name.
-        missing: name and reason of each picture that the set has and the folder lacks.
+        missing: name and reason of each image that the set has and the folder lacks.
 
     Raises:
-        SetError: the folder does not exist, holds no pictures, or more of them than the set has.
+        SetError: the folder does not exist, holds no images, or more of them than the set has.
     """
 
     def __init__(
@@ -114,7 +117,7 @@ class PictureSet:
             raise SetError(f"data.path is not given: name the folder of the pictures ({name}), data.path=DIR")
         self.name, self.path, self.count = name, Path(path), count
         self.source, self.license = source, license
-        self.form = Form(name, sizes, resize, center_crop)
+        self.preprocess = Preprocess(name, sizes, resize, center_crop)
         self.limit, self.seed = limit, seed
         hint = f"; get {name} from {source}, or name another folder" if source else ""
         try:
@@ -161,7 +164,7 @@ class PictureSet:
         Raises:
             ImageError: it cannot be read, or is not of the set's size.
         """
-        return self.form.apply(read_rgb(picture.path), str(picture.path))
+        return self.preprocess.apply(read_rgb(picture.path), str(picture.path))
 
     def hashes(self) -> dict[str, str]:
         """Return the SHA-256 of each picture's file, by name; `unreadable` where there is none."""
@@ -176,7 +179,76 @@ class PictureSet:
 
     def preparation(self) -> dict[str, int | None]:
         """Return what is done to each picture before it counts as the original."""
-        return {**self.form.as_dict(), "limit": self.limit, "seed": self.seed}
+        return {**self.preprocess.as_dict(), "limit": self.limit, "seed": self.seed}
+
+
+class ShardSet:
+    """The images in tar shards: of each sample the first one.
+
+    Args:
+        path: shards: files, folders, `*`, braces as in `val-{0000..0099}.tar`, or a list of these.
+        name: of the set.
+        count: number of images that the set has; None takes what is there.
+        source: where to get the set.
+        license: its terms.
+        sizes: see `Preprocess`.
+        resize: see `Preprocess`.
+        center_crop: see `Preprocess`.
+
+    Raises:
+        SetError: no shard is there.
+        ValueError: the pattern matches nothing, or two shards have one name.
+    """
+
+    def __init__(
+        self,
+        path: str | Sequence[str],
+        name: str = "shards",
+        count: int | None = None,
+        source: str = "",
+        license: str = "",
+        sizes: Sequence[Sequence[int]] | None = None,
+        resize: int | None = None,
+        center_crop: int | None = None,
+    ) -> None:
+        self.name, self.count, self.source, self.license = name, count, source, license
+        self.preprocess = Preprocess(name, sizes, resize, center_crop)
+        self.shards: Sequence[Shard] = find_shards([path] if isinstance(path, str) else list(path))
+        self.missing: list[tuple[str, str]] = []
+        if not any(shard.path.exists() for shard in self.shards):
+            raise SetError(
+                f"data.path: {self.shards[0].path}: no such file; none of {len(self.shards)} shards is there"
+            )
+
+
+def are_shards(path: Any) -> bool:
+    """Whether a path names shards: a list, a name that ends in .tar, or a folder of such without images."""
+    if not isinstance(path, str | os.PathLike):
+        return path is not None
+    folder = Path(path).expanduser()
+    if folder.suffix.lower() == ".tar":
+        return True
+    return folder.is_dir() and any(folder.glob("*.tar")) and not list_images(folder)
+
+
+def open_testset(path: Any, **options: Any) -> PictureSet | ShardSet:
+    """Return the set that a path names, with the options of `PictureSet` or `ShardSet`.
+
+    Raises:
+        SetError: an option only applies to a folder, or see the two classes.
+    """
+    if not are_shards(path):
+        return PictureSet(path, **options)
+    for key in ("limit", "pattern"):
+        if options.pop(key, None) is not None:
+            raise SetError(
+                f"data.{key} goes with a folder of pictures: for shards give data=shards, "
+                f"with data.resize and so on where the set needs them, or data.{key}=null"
+            )
+    options = {key: value for key, value in options.items() if key not in ("first", "seed")}
+    if options.get("name") == "folder":
+        del options["name"]
+    return ShardSet(path, **options)
 
 
 def _named(files: Sequence[Path], root: Path) -> list[Picture]:

@@ -59,19 +59,36 @@ def replacing(
         mode = partial.stat().st_mode
         yield partial
         partial.chmod(mode)
-        if fsync:
-            _sync(partial)
         if not overwrite and os.path.lexists(place):
             raise FileExistsError(errno.EEXIST, "exists; replace it with --force", str(path))
-        os.replace(partial, place)
-        if fsync:
-            _sync(place.parent)
+        publish(partial, place, fsync=fsync)
     except OSError as error:
-        if error.errno is not None and error.filename in (None, str(partial), partial):
+        if error.errno is not None and error.filename in (None, str(partial), partial, str(place)):
             raise OSError(error.errno, error.strerror or str(error), str(path)) from error
         raise
     finally:
         partial.unlink(missing_ok=True)
+
+
+def publish(partial: Path, path: Path, *, fsync: bool = False) -> None:
+    """Rename a file that is complete to its final name, which it may replace. Both are on one file system.
+
+    Args:
+        partial: the complete file.
+        path: its final name.
+        fsync: wait until the content, then the rename, are on the disk.
+
+    Raises:
+        OSError: it cannot be renamed; the error names `path`.
+    """
+    try:
+        if fsync:
+            _sync(partial)
+        os.replace(partial, path)
+        if fsync:
+            _sync(path.parent)
+    except OSError as error:
+        raise type(error)(error.errno, error.strerror or str(error), str(path)) from error
 
 
 def write_bytes(path: str | Path, data: bytes, *, fsync: bool = False, overwrite: bool = True) -> None:

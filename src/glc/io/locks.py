@@ -1,7 +1,7 @@
-"""One process per shard, without a server: locks of the operating system, which end with the process.
+"""File locks that need no server and end with the process that holds them.
 
-POSIX locks are known to all machines of a shared file system (NFS 4, Lustre with `flock`, CephFS, GPFS). A
-process that is killed, or whose machine goes down, loses its locks, so nothing is ever left claimed.
+POSIX locks are seen by all machines that share a file system (NFS 4, Lustre with `flock`, CephFS, GPFS). A
+process that is killed, or whose machine goes down, loses its locks, so no lock is ever left behind.
 """
 
 from __future__ import annotations
@@ -19,25 +19,30 @@ except ImportError:  # Windows
 
 
 class NoLocksError(OSError):
-    """The file system has no locks, so processes cannot share work on it."""
+    """The file system has no locks, so processes cannot share work on it; the message says what to do."""
 
 
 @contextmanager
-def claim(path: Path, wait: bool = False) -> Iterator[bool]:
-    """Hold a file for this process alone while in the context; it is made before and removed after.
+def lock(path: Path, *, wait: bool = False, required: bool = True) -> Iterator[bool]:
+    """Hold a lock file while in the context; the file is made before and removed after.
 
     Args:
-        path: the file, which nothing else opens: whoever closes it loses the lock.
-        wait: until it is free. Else the context says at once whether it was.
+        path: the lock file. Nothing else may open it: whoever closes it loses the lock.
+        wait: wait until the lock is free. Otherwise the context yields at once whether it was.
+        required: refuse to work where the system or the file system has no locks. Otherwise the context
+            yields True there.
 
     Raises:
-        NoLocksError: there are no locks here.
+        NoLocksError: there are no locks here, and `required` is set.
         OSError: the file cannot be made.
     """
     if fcntl is None:
-        raise NoLocksError(
-            errno.ENOLCK, "this system has no file locks: shards need Linux or macOS", str(path)
-        )
+        if required:
+            raise NoLocksError(
+                errno.ENOLCK, "this system has no file locks; use Linux or macOS for shards", str(path)
+            )
+        yield True
+        return
     while True:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
         try:
@@ -47,17 +52,18 @@ def claim(path: Path, wait: bool = False) -> Iterator[bool]:
                 if error.errno in (errno.EACCES, errno.EAGAIN):
                     yield False
                     return
-                if error.errno in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):
+                if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):
+                    raise
+                if required:
                     raise NoLocksError(
-                        error.errno, "this file system has no locks: write to another with -o", str(path)
+                        error.errno, "this file system has no locks; write to another one", str(path)
                     ) from error
-                raise
             if not _is_still(path, descriptor):
-                continue  # whoever held it has finished and removed it
+                continue  # the holder has finished and removed the file
             try:
                 yield True
             finally:
-                # While it is held: whoever waits for this one finds that it is gone, and makes another.
+                # Removed while it is held: a process that waited for this file sees that it is gone.
                 path.unlink(missing_ok=True)
             return
         finally:

@@ -1,10 +1,12 @@
-"""Shards in, shards out: coding collections of any size on any number of processes and machines.
+"""Resumable batch jobs: shards in, shards out, on any number of processes and machines.
 
 ```
-in-000000.tar --.                                  .-- out/in-000000.tar     the same keys, coded
-in-000001.tar --+-- claimed by one process each -- +-- out/in-000001.tar
-      ...     --'   (claims)                       '-- out/manifest.json     what was done; it adds up
-                                                       out/failures.jsonl    what was not, and why
-                                                       out/.glc/             notes of runs that go on
+in-000000.tar --.                                  .-- out/in-000000.tar     the same keys, processed
+in-000001.tar --+-- one process each, by locks ----+-- out/in-000001.tar
+      ...     --'                                  '-- out/manifest.json     what was done; the counts add up
+                                                       out/failures.jsonl    what failed, and why
+                                                       out/.glc/             state of what is not finished
 ```
+
+`run` is the one runner. `glc compress|decompress --shards`, `glc eval` and `glc pack` are tasks for it.
 """

@@ -1,9 +1,6 @@
-"""Writing one shard so that a kill costs one sample at most.
+"""Files that grow while work is underway, of which a kill costs one line or one sample at most.
 
-What is coded goes to a file of its own, and for each sample a line to a journal beside it: key, where
-the sample ends in both shards, and a checksum of its bytes. Whoever takes the shard over reads both, drops
-what is not whole in either, and goes on. The bytes are those of an undisturbed run, because nothing in them
-depends on when they were written.
+Nothing in them depends on when they were written: a run that resumes writes the bytes of an undisturbed one.
 """
 
 from __future__ import annotations
@@ -13,108 +10,169 @@ import hashlib
 import json
 import os
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from glc.io.atomic import publish
 from glc.jobs.tar_shards import closing_bytes, member_bytes
+
+
+class Log:
+    """A file of JSON objects, one per line, that is only appended to.
+
+    Args:
+        path: the file, made if need be. What follows its last whole line is cut off.
+        fsync: bring each line to the disk before `append` returns.
+
+    Raises:
+        OSError: the file cannot be made or read.
+    """
+
+    def __init__(self, path: Path, fsync: bool = False) -> None:
+        self._fsync = fsync
+        self._file = open(path, "r+b" if path.exists() else "w+b")  # noqa: SIM115 (closed in `close`)
+        self.lines: list[dict[str, Any]] = []
+        self._ends = [0]
+        for raw in self._file.read().splitlines(keepends=True):
+            try:
+                line = json.loads(raw) if raw.endswith(b"\n") else None
+            except ValueError:
+                line = None
+            if not isinstance(line, dict):
+                break
+            self.lines.append(line)
+            self._ends.append(self._ends[-1] + len(raw))
+        self.cut(len(self.lines))
+
+    def cut(self, count: int) -> None:
+        """Keep the first so many lines."""
+        del self.lines[count:], self._ends[count + 1 :]
+        self._file.truncate(self._ends[-1])
+        self._file.seek(self._ends[-1])
+
+    def append(self, line: Mapping[str, Any]) -> None:
+        """Add a line.
+
+        Raises:
+            OSError: it cannot be written; the lines before it stay.
+        """
+        raw = json.dumps(dict(line)).encode() + b"\n"
+        self._file.write(raw)
+        self._file.flush()
+        if self._fsync:
+            os.fsync(self._file.fileno())
+        self.lines.append(dict(line))
+        self._ends.append(self._ends[-1] + len(raw))
+
+    def close(self) -> None:
+        """Close the file; never raises."""
+        with contextlib.suppress(OSError):  # a full disk was reported when it was written to
+            self._file.close()
 
 
 class Journal:
     """A shard that is being written, and what was done for it so far.
 
+    The samples go to a partial file. A log beside it has one line per sample: key, where the sample ends in
+    both shards, and a checksum of its bytes. Whoever takes the shard over reads both, drops what is not whole
+    in either, and resumes. The last line is that of the whole shard: its size and SHA-256.
+
     Args:
-        part: the file for the coded samples.
-        notes: the journal.
-        source: identifies what is coded; what was written for another, in what both say, is thrown away.
+        target: the shard.
+        part: the partial file.
+        notes: the log.
+        source: identifies what is processed; what was written for another source is dropped.
 
     Raises:
         OSError: the files cannot be made or read.
     """
 
-    def __init__(self, part: Path, notes: Path, source: dict[str, Any]) -> None:
-        self.part, self.notes = part, notes
-        self.lines: list[dict[str, Any]] = []
+    def __init__(self, target: Path, part: Path, notes: Path, source: dict[str, Any]) -> None:
+        self.target, self.part, self.notes = target, part, notes
+        self.samples: list[dict[str, Any]] = []
         """What became of each sample: `key`, and either `bytes` and `pixels` or `error`."""
-        self.size = 0
-        self.sha256 = hashlib.sha256()
-        kept = self._read(source)
+        self._size = 0
+        self._sha256 = hashlib.sha256()
+        self._log = Log(notes)
+        first, *rest = self._log.lines or [{}]
+        found = first.get("source")
+        # Notes of an older version may say less of the source.
+        same = isinstance(found, dict) and found and {**source, **found} == source
+        self._published = same and self._is_published(rest)
+        if self._published:
+            self.samples = rest[:-1]
+            return
         self._tar = open(part, "r+b" if part.exists() else "w+b")  # noqa: SIM115 (closed in `close`)
-        self._tar.truncate(self.size)
-        self._tar.seek(self.size)
-        self._log = open(notes, "r+b" if notes.exists() else "w+b")  # noqa: SIM115
-        self._log.truncate(kept)
-        self._log.seek(kept)
-        if not kept:
-            self._write_line({"source": source})
+        if same:
+            self._recover(rest)
+            self._log.cut(1 + len(self.samples))
+        else:
+            self._log.cut(0)
+            self._log.append({"source": source})
+        self._tar.truncate(self._size)
+        self._tar.seek(self._size)
 
-    def _read(self, source: dict[str, Any]) -> int:
-        """Take what is whole of what another process left; the length of that part of the journal."""
+    def _is_published(self, lines: Sequence[Mapping[str, Any]]) -> bool:
+        """Whether the shard was complete and renamed before its record could be written."""
+        if not lines or "sha256" not in lines[-1] or self.part.exists():
+            return False
         try:
-            text = self.notes.read_bytes()
-            tar = open(self.part, "rb")  # noqa: SIM115
-        except FileNotFoundError:
-            return 0
-        kept = 0
-        with tar:
-            for raw in text.splitlines(keepends=True):
-                try:
-                    line = json.loads(raw) if raw.endswith(b"\n") else None
-                except ValueError:
-                    line = None
-                if not isinstance(line, dict):
-                    break
-                if not kept:
-                    found = line.get("source")
-                    if not isinstance(found, dict) or not found or {**source, **found} != source:
-                        return 0
-                else:
-                    content = tar.read(line["end"] - self.size)
-                    if len(content) != line["end"] - self.size or zlib.crc32(content) != line["crc"]:
-                        break
-                    self.size = line["end"]
-                    self.sha256.update(content)
-                    self.lines.append(line)
-                kept += len(raw)
-        return kept
+            with open(self.target, "rb") as file:
+                return hashlib.file_digest(file, "sha256").hexdigest() == lines[-1]["sha256"]
+        except OSError:
+            return False
+
+    def _recover(self, lines: Sequence[dict[str, Any]]) -> None:
+        """Take the samples that are whole in the partial file."""
+        for line in lines:
+            length = line.get("end", -1) - self._size
+            content = self._tar.read(length) if length >= 0 else b""
+            if len(content) != length or zlib.crc32(content) != line["crc"]:
+                break
+            self._size = line["end"]
+            self._sha256.update(content)
+            self.samples.append(line)
 
     def add(self, key: str, read: int, files: Sequence[tuple[str, bytes]], **result: Any) -> None:
         """Write a sample's files, none for one that failed, and note what became of it.
 
         Args:
             key: its key.
-            read: where it ends in the shard that is read, in bytes.
+            read: where it ends in the source.
             files: names and contents.
             **result: `bytes` and `pixels`, or `error`.
 
         Raises:
-            OSError: the disk is full, say; what was written before stays and is gone on from.
+            OSError: they cannot be written; the samples before stay.
         """
         content = b"".join(member_bytes(name, data) for name, data in files)
         if content:
             self._tar.write(content)
             self._tar.flush()
-        self.size += len(content)
-        self.sha256.update(content)
-        line = {"key": key, "read": read, "end": self.size, "crc": zlib.crc32(content), **result}
-        self._write_line(line)
-        self.lines.append(line)
+        self._size += len(content)
+        self._sha256.update(content)
+        line = {"key": key, "read": read, "end": self._size, "crc": zlib.crc32(content), **result}
+        self._log.append(line)
+        self.samples.append(line)
 
-    def _write_line(self, line: dict[str, Any]) -> None:
-        self._log.write(json.dumps(line, ensure_ascii=True).encode() + b"\n")
-        self._log.flush()
-
-    def finish(self) -> tuple[int, str]:
-        """Complete the shard and bring it to the disk; its size in bytes and its SHA-256."""
-        end = closing_bytes(self.size)
+    def publish(self) -> tuple[int, str]:
+        """Complete the shard and rename it into place; return its size in bytes and its SHA-256."""
+        if self._published:
+            last = self._log.lines[-1]
+            return last["bytes"], last["sha256"]
+        end = closing_bytes(self._size)
         self._tar.write(end)
         self._tar.flush()
-        os.fsync(self._tar.fileno())
-        self.sha256.update(end)
-        return self.size + len(end), self.sha256.hexdigest()
+        self._sha256.update(end)
+        size, sha256 = self._size + len(end), self._sha256.hexdigest()
+        self._log.append({"bytes": size, "sha256": sha256})
+        publish(self.part, self.target, fsync=True)
+        return size, sha256
 
     def close(self) -> None:
-        """Close the files, which stay for whoever goes on; never raises."""
-        for file in (self._tar, self._log):
-            with contextlib.suppress(OSError):  # a full disk was told of when it was written to
-                file.close()
+        """Close the files, which stay for whoever resumes; never raises."""
+        if not self._published:
+            with contextlib.suppress(OSError):  # a full disk was reported when it was written to
+                self._tar.close()
+        self._log.close()

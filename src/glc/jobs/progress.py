@@ -1,4 +1,4 @@
-"""How far a collection is, read from the notes that all processes of all machines leave."""
+"""How far a task is, and how long the rest will take."""
 
 from __future__ import annotations
 
@@ -8,49 +8,49 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from tqdm import tqdm
+from glc.jobs.manifest import Folder, Source
 
-from glc.jobs.manifest import Folder
-from glc.jobs.tar_shards import Shard
+if TYPE_CHECKING:
+    from glc.jobs.run import Task
 
 _TAIL = 1 << 16
 _IN_LOGS = 60.0
-"""Seconds between lines where there is no terminal to draw a bar on."""
+"""Seconds between lines where there is no terminal for a bar."""
 
 
-class Standing(NamedTuple):
-    """What is done: bytes of shards read, and shards finished."""
+class Done(NamedTuple):
+    """What is done of a task: how much, in its unit of progress, and how many items."""
 
-    bytes: int
-    shards: int
+    amount: int
+    items: int
 
 
-class Watch:
-    """Looks at the notes from time to time."""
+class ShardProgress:
+    """Reads from time to time the state that all processes of all machines leave in a folder."""
 
-    def __init__(self, folder: Folder, shards: Sequence[Shard]) -> None:
+    def __init__(self, folder: Folder, shards: Sequence[Source]) -> None:
         self.folder = folder
-        self.open = {shard.name: (shard, shard.bytes() or 0) for shard in shards}
-        self.total = sum(size for _, size in self.open.values())
-        self._finished = Standing(0, 0)
+        self._open = {shard.name: (shard, shard.size()) for shard in shards}
+        self.total = sum(size for _, size in self._open.values())
+        self._finished = Done(0, 0)
 
-    def look(self) -> Standing:
-        """Return where the work stands; a shard that is finished is looked at once."""
+    def look(self) -> Done:
+        """Return where the work stands; the record of a finished shard is read once."""
         present = {entry.name for entry in os.scandir(self.folder.notes)}
         underway = 0
-        for name, (shard, size) in list(self.open.items()):
+        for name, (shard, size) in list(self._open.items()):
             if f"{name}.json" in present and self.folder.record(shard) is not None:
-                del self.open[name]
-                self._finished = Standing(self._finished.bytes + size, self._finished.shards + 1)
+                del self._open[name]
+                self._finished = Done(self._finished.amount + size, self._finished.items + 1)
             elif f"{name}.journal" in present:
                 underway += min(size, _read_so_far(self.folder.note(shard, "journal")))
-        return Standing(self._finished.bytes + underway, self._finished.shards)
+        return Done(self._finished.amount + underway, self._finished.items)
 
 
 def _read_so_far(path: os.PathLike[str]) -> int:
-    """Return how far the shard of a journal is read, from the last line that is whole."""
+    """Return how far the source of a journal is read, from its last whole line that says so."""
     try:
         with open(path, "rb") as file:
             file.seek(max(0, file.seek(0, os.SEEK_END) - _TAIL))
@@ -60,25 +60,27 @@ def _read_so_far(path: os.PathLike[str]) -> int:
     for line in reversed(lines):
         if line.endswith(b"\n"):
             try:
-                return int(json.loads(line).get("read", 0))
+                found = json.loads(line)
+                if "sha256" not in found:
+                    return int(found.get("read", 0))
             except ValueError:
                 return 0
     return 0
 
 
-class Progress:
+class ProgressBar:
     """Shows, while in the context, what is done and how long the rest will take.
 
-    A bar on a terminal; elsewhere a line a minute. The time left follows from the bytes of shards that all
-    processes have read since the start.
+    A bar on a terminal; elsewhere a line a minute. The time left follows from what all processes have done
+    since the start.
     """
 
-    def __init__(self, watch: Watch, quiet: bool) -> None:
-        self.watch, self.quiet = watch, quiet
+    def __init__(self, task: Task, quiet: bool) -> None:
+        self.task, self.quiet = task, quiet
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
 
-    def __enter__(self) -> Progress:
+    def __enter__(self) -> ProgressBar:
         if not self.quiet:
             self._thread.start()
         return self
@@ -89,37 +91,29 @@ class Progress:
             self._thread.join()
 
     def _run(self) -> None:
-        start = self.watch.look()
-        drawn = sys.stderr.isatty()
-        bar = tqdm(
-            total=self.watch.total,
-            initial=start.bytes,
-            unit="B",
-            unit_scale=True,
-            disable=not drawn,
-            dynamic_ncols=True,
+        from tqdm import tqdm
+
+        task = self.task
+        start = task.look()
+        on_terminal = sys.stderr.isatty()
+        unit = (
+            {"unit": task.amount, "unit_scale": True} if task.amount == "B" else {"unit": f" {task.amount}"}
         )
+        shown: dict[str, Any] = {"total": task.total, "initial": start.amount, **unit}
+        bar = tqdm(disable=not on_terminal, dynamic_ncols=True, **shown)
         began = told = time.monotonic()
-        shards = start.shards + len(self.watch.open)
         pause = 1.0
         with bar:
             while not self._over.wait(pause):
                 looked = time.monotonic()
-                now = self.watch.look()
+                now = task.look()
                 # Many shards on a slow file system: no more than a twentieth of the time goes into looking.
                 pause = max(1.0, 20 * (time.monotonic() - looked))
-                bar.set_postfix_str(f"{now.shards} of {shards} shards", refresh=False)
-                bar.update(now.bytes - bar.n)
-                if not drawn and looked - told >= _IN_LOGS:
+                items = f"{now.items} of {len(task.items)} {task.unit}"
+                bar.set_postfix_str(items, refresh=False)
+                bar.update(now.amount - bar.n)
+                if not on_terminal and looked - told >= _IN_LOGS:
                     told = looked
-                    line = tqdm.format_meter(
-                        now.bytes,
-                        self.watch.total,
-                        looked - began,
-                        ncols=0,
-                        unit="B",
-                        unit_scale=True,
-                        initial=start.bytes,
-                        postfix=f"{now.shards} of {shards} shards",
-                    )
+                    seconds = looked - began
+                    line = tqdm.format_meter(now.amount, elapsed=seconds, ncols=0, postfix=items, **shown)
                     print(line, file=sys.stderr, flush=True)

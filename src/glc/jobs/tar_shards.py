@@ -1,18 +1,18 @@
-"""Which shards a command means, what samples are in one, and how one is written."""
+"""Tar shards as WebDataset has them: finding them, reading their samples, and the bytes of those written."""
 
 from __future__ import annotations
 
 import glob
-import io
 import os
 import tarfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import NamedTuple
 
 from braceexpand import braceexpand
+
+from glc.jobs.manifest import Stamp
 
 MAX_FILE = 1 << 30
 """Largest file of a sample that is read, in bytes."""
@@ -20,35 +20,34 @@ _BLOCK = tarfile.BLOCKSIZE
 
 
 class ShardError(ValueError):
-    """A shard breaks off or is none; what came before is good."""
-
-
-class Stamp(NamedTuple):
-    """Tells a shard from one that took its place; tar fills up, so that sizes alone do not."""
-
-    bytes: int
-    mtime_ns: int
+    """A shard breaks off, is missing, or is no tar file; what came before is good."""
 
 
 @dataclass(frozen=True)
 class Shard:
-    """A shard to be read; `name` is also that of the shard that is written."""
+    """A tar file to be read; `name` is also that of the shard that is written."""
 
     name: str
     path: Path
 
-    def bytes(self) -> int | None:
-        """Its size, None where it is missing."""
+    def size(self) -> int:
+        """Return its size in bytes, 0 where it is missing."""
         stamp = self.stamp()
-        return None if stamp is None else stamp.bytes
+        return 0 if stamp is None else stamp.bytes
 
     def stamp(self) -> Stamp | None:
-        """What tells its content from another, None where it is missing."""
+        """Return what tells its content from another, None where it is missing."""
         try:
             found = self.path.stat()
         except OSError:
             return None
         return Stamp(found.st_size, found.st_mtime_ns)
+
+    def samples(self, skip: int = 0) -> Iterator[Sample]:
+        """Read its samples; see `read_samples`. A missing shard is a ShardError, too."""
+        if self.stamp() is None:
+            raise ShardError(f"{self.path}: no such file, or it cannot be read")
+        yield from read_samples(self.path, skip)
 
 
 @dataclass
@@ -65,7 +64,7 @@ class Sample:
 def find_shards(given: Sequence[str]) -> list[Shard]:
     """Return the shards that names stand for: files, folders, `*`, and braces as in `in-{000..099}.tar`.
 
-    A name without a file is a shard too: that it is missing is told when its turn comes.
+    A name without a file is a shard too; that it is missing is reported when its turn comes.
 
     Raises:
         ValueError: nothing was found, or two shards have one name.
@@ -78,8 +77,8 @@ def find_shards(given: Sequence[str]) -> list[Shard]:
         other = named.setdefault(path.name, path)
         if other != path:
             raise ValueError(
-                f"{path} and {other} have the same name, and so would what becomes of them: "
-                "rename one, or give -o another folder for each"
+                f"{path} and {other} have the same name, and so would their outputs; "
+                "rename one, or write each to another folder"
             )
     return [Shard(name, path) for name, path in named.items()]
 
@@ -106,6 +105,13 @@ def _expand(item: str) -> list[Path]:
         if path.suffix.lower() != ".tar":
             raise ValueError(f"{path}: the name of a shard ends in .tar")
     return found
+
+
+def refuse_overwriting(shards: Sequence[Shard], folder: Path, remedy: str) -> None:
+    """Raise ValueError where a shard would be written over what it is made from."""
+    for shard in shards:
+        if os.path.realpath(shard.path) == os.path.realpath(folder / shard.name):
+            raise ValueError(f"{shard.path}: would be written over; {remedy}")
 
 
 def read_samples(path: Path, skip: int = 0) -> Iterator[Sample]:
@@ -214,9 +220,3 @@ def closing_bytes(size: int) -> bytes:
     """Return what ends a shard of so many bytes: two empty blocks, and a whole number of records."""
     total = size + 2 * _BLOCK
     return bytes(2 * _BLOCK + -total % tarfile.RECORDSIZE)
-
-
-def list_names(content: bytes) -> list[str]:
-    """Return the names in a shard that is at hand; for tests and messages."""
-    with tarfile.open(fileobj=io.BytesIO(content), mode="r:") as tar:
-        return tar.getnames()

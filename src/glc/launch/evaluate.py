@@ -21,9 +21,8 @@ from omegaconf.errors import OmegaConfBaseException
 
 from glc.codec.weights.catalog import find
 from glc.evaluation.codecs.base import CodecUnavailable, ImageCodec
-from glc.evaluation.run import Evaluation
-from glc.evaluation.shards import ShardEvaluation, are_shards
-from glc.jobs.run import UnfinishedError, world
+from glc.evaluation.evaluate import Evaluation
+from glc.jobs.run import UNFINISHED, UnfinishedError, dist_info
 from glc.launch.overrides import CONF, explain_overrides
 from glc.losses.perceptual import WeightsUnavailable
 from glc.metrics.quality import QualityMetrics
@@ -31,9 +30,7 @@ from glc.metrics.quality import QualityMetrics
 log = logging.getLogger(__name__)
 
 ON_DEVICE = ("glc.evaluation.codecs.latent.LatentCodec", "glc.evaluation.codecs.zoo.ZooCodec")
-SHARDS = "glc.evaluation.shards.ShardSet"
 LATENT = {"_target_": ON_DEVICE[0]}
-UNFINISHED = 3  # exit code: the same command goes on, as of `glc compress --shards`
 # Where a metric's weights lie says nothing about its numbers.
 NOT_RECORDED = ("weights_dir",)
 
@@ -92,7 +89,7 @@ def codec_configs(cfg: DictConfig) -> dict[str, dict[str, Any]]:
     return configs
 
 
-def prepare(cfg: DictConfig) -> dict[str, Evaluation | ShardEvaluation]:
+def prepare(cfg: DictConfig) -> dict[str, Evaluation]:
     """Make the evaluations of a composed configuration, by the name of the codec.
 
     Raises:
@@ -108,21 +105,15 @@ def prepare(cfg: DictConfig) -> dict[str, Evaluation | ShardEvaluation]:
             "data.path is not given: data=folder data.path=DIR, or one of the sets "
             "data=kodak|clic2020|div2k|celebahq|coco30k"
         )
-    of_shards = are_shards(cfg.data.path)
-    shared: dict[str, Any] = {}
-    if of_shards:
-        shared = {"keep": cfg.keep}
-        pictures = instantiate({**cfg.pictures, "_target_": SHARDS}, _convert_="all")
-    else:
-        pictures = instantiate(cfg.pictures, _convert_="all")
-        for name, reason in pictures.missing:
-            log.warning("%s: %s", name, reason)
+    pictures = instantiate(cfg.pictures, _convert_="all")
+    for name, reason in pictures.missing:
+        log.warning("%s: %s", name, reason)
     metrics = OmegaConf.to_container(cfg.metrics, resolve=True)
     assert isinstance(metrics, dict)
     configs = codec_configs(cfg)
     device = OmegaConf.to_container(cfg.device) if isinstance(cfg.device, ListConfig) else str(cfg.device)
     return {
-        name: (ShardEvaluation if of_shards else Evaluation)(
+        name: Evaluation(
             out=Path(cfg.out, name) if isinstance(cfg.codec, ListConfig) else Path(cfg.out),
             pictures=pictures,
             make_codec=partial(make_codec, config),
@@ -134,7 +125,7 @@ def prepare(cfg: DictConfig) -> dict[str, Evaluation | ShardEvaluation]:
             threads=cfg.threads,
             seed=cfg.seed,
             overwrite=cfg.overwrite,
-            **shared,
+            keep=cfg.keep,
         )
         for name, config in configs.items()
     }
@@ -159,7 +150,7 @@ def evaluate(cfg: DictConfig) -> list[dict[str, Any]]:
             summary = evaluation.run()
             log.info("%s", table(summary))
             log.info("%s: results in %s", name, evaluation.out)
-            if cfg.wandb and world()[0] == 0:
+            if cfg.wandb and dist_info()[0] == 0:
                 log_to_wandb(summary, evaluation.out, cfg.wandb_project)
             summaries.append(summary)
     except (ValueError, OSError, WeightsUnavailable, CodecUnavailable, OmegaConfBaseException) as error:

@@ -1,0 +1,359 @@
+"""An evaluation: every image to bytes, back from these bytes, and measured.
+
+```
+image --> codec --> file --> codec --> reconstruction --> scores --> journal --+
+                                            '--> metrics of the whole set -----+--> summary, per_image
+```
+
+A folder of images is one virtual shard: its images are shared out to the processes, and its journal has a
+line for each that is done. Tar shards are shared out whole, to any number of machines.
+
+```
+OUT/run.json        what decides the numbers: codec, settings, images, protocol, versions
+OUT/journal.jsonl   the finished pieces of work of a folder's evaluation
+OUT/.glc            the state of shards (glc.jobs), beside the shards with each sample's figures
+```
+"""
+
+import json
+import platform
+import shutil
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from functools import partial
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from tqdm import tqdm
+
+import glc
+from glc.data.images import stack_pictures
+from glc.evaluation.codecs.base import Setting
+from glc.evaluation.evaluator import (
+    Evaluator,
+    EvaluatorSpec,
+    FolderWorker,
+    ImageProcessor,
+    Item,
+    MakeCodec,
+    MakeMetrics,
+    choose_devices,
+    file_path,
+    reconstruction_path,
+    rounded,
+)
+from glc.evaluation.summary import merge_shards, write_results
+from glc.evaluation.testsets import Picture, PictureSet, ShardSet
+from glc.io.atomic import write_text
+from glc.io.locks import lock
+from glc.jobs.journal import Log
+from glc.jobs.manifest import Folder, JobError, as_json, describe_differences
+from glc.jobs.progress import Done
+from glc.jobs.run import Task, dist_info, local_rank_of, run
+from glc.jobs.tar_shards import refuse_overwriting
+from glc.jobs.worker import run_shards
+
+IDENTITY = "run.json"
+JOURNAL = "journal.jsonl"
+REMEDY = "give another out=, or overwrite=true"
+NOT_OVER_SHARDS = "not computed over shards: it needs all pictures of the set in one place"
+_PACKAGES = ("torchmetrics", "torchvision", "lpips", "numpy", "pillow")
+
+
+@dataclass
+class FolderTask(Task):
+    """The images of a folder at all settings: one virtual shard, with one journal."""
+
+    log: Log
+    found: dict[Item, dict[str, Any]]
+    """What the journal and this run have of each item."""
+
+    def outcome(self, item: Item) -> dict[str, Any] | None:
+        """Return the entry of an item that is done, else None."""
+        return self.found.get(item)
+
+    def record(self, item: Item, outcome: dict[str, Any]) -> None:
+        """Note an entry. Failures are not kept in the journal: a later run tries and reports them again."""
+        if "failed" in outcome:
+            tqdm.write(f"{outcome['picture']}, {outcome['label']}: {outcome['failed']}", file=sys.stderr)
+        else:
+            self.log.append(outcome)
+        self.found[item] = outcome
+
+    def look(self) -> Done:
+        """Return how many are done."""
+        return Done(len(self.found), len(self.found))
+
+
+@dataclass
+class Evaluation:
+    """One codec on one set of images, in a folder or in tar shards.
+
+    The same command resumes a run that was interrupted. Over shards, all processes of all machines are given
+    the same command, and metrics of a whole set are not computed: they need all images in one place.
+
+    Args:
+        out: the run's folder.
+        pictures: the set.
+        make_codec: makes the codec on a device, in any process.
+        make_metrics: makes the metrics but some, in any process.
+        metrics: names of all metrics asked for.
+        protocol: how they are configured, in JSON's types, for the record.
+        device: `auto`, `cpu`, `cuda`, or several of them for several processes.
+        processes: of this command; each takes the next image, or shard, that is left.
+        threads: of each process. The results of networks may differ in the last digits with it.
+        seed: of everything that is drawn at random.
+        overwrite: start anew although the folder has results; shards that are not finished are resumed.
+        progress: False shows none.
+        keep: of shards: keep each image's files and reconstructions in the shards that are written.
+    """
+
+    out: Path
+    pictures: PictureSet | ShardSet
+    make_codec: MakeCodec
+    make_metrics: MakeMetrics
+    metrics: Sequence[str] = ()
+    protocol: Mapping[str, Any] = field(default_factory=dict)
+    device: str | Sequence[str] = "auto"
+    processes: int = 1
+    threads: int = 1
+    seed: int = 0
+    overwrite: bool = False
+    progress: bool | None = None
+    keep: bool = False
+
+    def run(self) -> dict[str, Any]:
+        """Measure what is left to measure, and write `summary.json` and `per_image.csv`.
+
+        Returns:
+            The summary.
+
+        Raises:
+            JobError: the folder belongs to another evaluation or is in use.
+            UnfinishedError: something is not done; the same command resumes.
+            CodecUnavailable, WeightsError, ValueError, OSError: nothing could be started, or written.
+        """
+        began = time.time()
+        if self.processes < 1 or self.threads < 1:
+            counts = f"processes={self.processes} and threads={self.threads}"
+            raise ValueError(f"{counts} must be positive whole numbers")
+        if isinstance(self.pictures, ShardSet):
+            if (self.out / IDENTITY).exists():
+                raise JobError(f"{self.out}: holds the evaluation of a folder of pictures; give another out=")
+            refuse_overwriting(self.pictures.shards, self.out, "give another out=")
+            return self._run_shards(self.pictures, began)
+        return self._run_folder(self.pictures)
+
+    def _evaluator(self) -> tuple[Evaluator, EvaluatorSpec, list[str]]:
+        """Return an evaluator, what makes those of other processes, and the metrics of the whole set."""
+        devices = choose_devices(self.device, self.processes > 1 or dist_info()[1] > 1)
+        spec = EvaluatorSpec(self.make_codec, self.make_metrics, (), devices, self.threads, self.seed)
+        here = spec(local_rank_of(0, self.processes))
+        known = {*here.metrics.names, *here.metrics.unavailable}
+        in_set = [name for name in self.metrics if name not in known]
+        # What cannot be had is looked for once only: it takes seconds when there is no network.
+        return here, replace(spec, left_out=(*in_set, *here.metrics.unavailable)), in_set
+
+    def _identity(self, here: Evaluator, data: Mapping[str, Any], measured: Sequence[str]) -> dict[str, Any]:
+        """Return all that decides the numbers, in JSON's types."""
+        codec = here.codec
+        packages = {name: found for name in _PACKAGES if (found := _version(name))}
+        return {
+            "codec": {
+                "name": codec.name,
+                "kind": codec.kind,
+                "fingerprint": codec.fingerprint,
+                "versions": dict(codec.versions()),
+                "options": dict(codec.options()),
+            },
+            "settings": [{"label": setting.label, **setting.as_dict()} for setting in codec.settings],
+            "data": dict(data),
+            "protocol": {
+                **self.protocol,
+                "measured": list(measured),
+                "device": here.device.partition(":")[0],
+                "threads": self.threads,
+            },
+            "seed": self.seed,
+            "versions": {
+                "glc": glc.__version__,
+                "torch": torch.__version__,
+                "python": platform.python_version(),
+                **packages,
+            },
+        }
+
+    def _run_shards(self, images: ShardSet, began: float) -> dict[str, Any]:
+        here, spec, in_set = self._evaluator()
+        settings, names = here.codec.settings, here.metrics.names
+        unavailable = {**here.metrics.unavailable, **dict.fromkeys(in_set, NOT_OVER_SHARDS)}
+        data = {
+            "name": images.name,
+            "source": images.source,
+            "license": images.license,
+            "preparation": {**images.preprocess.as_dict(), "sizes": images.preprocess.sizes},
+        }
+        identity = {"command": "eval", **self._identity(here, data, names), "files": self.keep, "keep": False}
+        reused = here if self.processes == 1 else None
+        del here  # each of several processes makes its own
+        make_evaluator = spec if reused is None else lambda rank: reused
+        totals = run_shards(
+            images.shards,
+            self.out,
+            identity,
+            partial(_make_processor, make_evaluator, images, self.keep),
+            processes=self.processes,
+            threads=self.threads,
+            force=self.overwrite,
+            quiet=self.progress is False,
+            remedy=REMEDY,
+            began=began,
+        )
+        return merge_shards(
+            Folder(self.out, {**identity, "threads": self.threads}),
+            images.shards,
+            identity,
+            settings,
+            names,
+            unavailable,
+            totals,
+            images.count,
+        )
+
+    def _run_folder(self, images: PictureSet) -> dict[str, Any]:
+        here, spec, in_set = self._evaluator()
+        codec, metrics = here.codec, here.metrics
+        data = {
+            "name": images.name,
+            "count": len(images.pictures) if images.limit or images.count is None else images.count,
+            "source": images.source,
+            "license": images.license,
+            "preparation": images.preparation(),
+            "sha256": images.hashes(),
+        }
+        identity = self._identity(here, data, [*metrics.names, *in_set])
+        with self._open_log(identity) as log:
+            items = [(picture, setting) for picture in images.pictures for setting in codec.settings]
+            done = {(entry["picture"], entry["label"]): entry for entry in log.lines if "picture" in entry}
+            found = {
+                (picture, setting): done[picture.name, setting.label]
+                for picture, setting in items
+                if (picture.name, setting.label) in done
+                and self._has_files(done[picture.name, setting.label], picture, setting, codec.suffix)
+            }
+            make_evaluator = spec if self.processes > 1 else lambda rank: here
+            make_worker = partial(_make_folder_worker, make_evaluator, self.out, images)
+            task = FolderTask(str(self.out), items, make_worker, "files", len(items), "file", log, found)
+            run(task, processes=self.processes, threads=self.threads, quiet=self.progress is False)
+            entries = {(picture.name, setting.label): found[picture, setting] for picture, setting in items}
+            sets = self._measure_sets(images, here, log, entries, in_set)
+            return write_results(self.out, identity, codec.settings, images, entries, sets, metrics, in_set)
+
+    @contextmanager
+    def _open_log(self, identity: Mapping[str, Any]) -> Iterator[Log]:
+        """Open the journal of the run's folder for this process alone, begun before with the same settings.
+
+        Raises:
+            JobError: the folder is in use, or belongs to another evaluation.
+        """
+        self.out.mkdir(parents=True, exist_ok=True)
+        with lock(self.out / "journal.lock", required=False) as held:
+            if not held:
+                raise JobError(f"{self.out}: another evaluation is writing to it; give another out=")
+            path, known, now = self.out / JOURNAL, self.out / IDENTITY, as_json(identity)
+            if self.overwrite:
+                for name in ("files", "reconstructions") if known.is_file() else ():
+                    shutil.rmtree(self.out / name, ignore_errors=True)
+                for name in ("summary.json", "per_image.csv", JOURNAL):
+                    (self.out / name).unlink(missing_ok=True)
+            elif known.is_file():
+                try:
+                    before = json.loads(known.read_text("utf-8"))
+                except ValueError:
+                    raise JobError(f"{known}: cannot be read; {REMEDY}") from None
+                if before != now:
+                    differ = describe_differences(before, now)
+                    raise JobError(f"{self.out}: begun with other settings ({differ}); {REMEDY}")
+            elif path.exists() and path.stat().st_size:
+                raise JobError(f"{self.out}: has {JOURNAL} and no {IDENTITY}; {REMEDY}")
+            write_text(known, json.dumps(now, indent=1), fsync=True)
+            for left in self.out.glob("*/**/.*.part"):  # of a run that was killed while it wrote
+                left.unlink(missing_ok=True)
+            log = Log(path, fsync=True)
+            try:
+                yield log
+            finally:
+                log.close()
+
+    def _has_files(self, entry: Mapping[str, Any], picture: Picture, setting: Setting, suffix: str) -> bool:
+        """Whether the files of a finished entry are still what the entry says."""
+        path = file_path(self.out, setting, picture, suffix)
+        same = path.is_file() and path.stat().st_size == entry["bytes"]
+        return same and reconstruction_path(self.out, setting, picture).is_file()
+
+    def _measure_sets(
+        self,
+        images: PictureSet,
+        here: Evaluator,
+        log: Log,
+        entries: Mapping[tuple[str, str], Mapping[str, Any]],
+        in_set: Sequence[str],
+    ) -> dict[str, dict[str, float]]:
+        """Return the metrics of the whole set, by label.
+
+        They are computed from the reconstructions in their files by this process, in the order of the names,
+        so that the numbers do not depend on how the images were shared out.
+        """
+        if not in_set:
+            return {}
+        found: dict[str, dict[str, float]] = {}
+        others = here.metrics
+        metrics = self.make_metrics([*others.names, *others.unavailable]).to(here.device)
+        title = f"{here.codec.name}, {', '.join(in_set)}"
+        for setting in tqdm(here.codec.settings, unit="set", desc=title, disable=None):
+            measured = [p for p in images.pictures if "failed" not in entries[p.name, setting.label]]
+            if not measured:
+                continue
+            names = [picture.name for picture in measured]
+            sizes = [entries[name, setting.label]["bytes"] for name in names]
+            key = {"set": setting.label, "pictures": names, "bytes": sizes}
+            known = [entry for entry in log.lines if {**entry, **key} == entry]
+            if not known:
+                torch.manual_seed(self.seed)
+                metrics.reset()
+                for picture in measured:
+                    with Image.open(reconstruction_path(self.out, setting, picture), formats=["PNG"]) as file:
+                        decoded = file.convert("RGB")
+                    pair = (images.read(picture), decoded)
+                    metrics.update(*(stack_pictures([image]).to(here.device) for image in pair))
+                values = {name: rounded(value) for name, value in metrics.compute().items()}
+                log.append({**key, "values": values, "unavailable": metrics.unavailable})
+                known = log.lines
+            found[setting.label] = known[-1]["values"]
+            others.unavailable |= known[-1]["unavailable"]
+        return found
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _make_folder_worker(
+    make_evaluator: Callable[[int], Evaluator], out: Path, images: PictureSet, local_rank: int
+) -> FolderWorker:
+    return FolderWorker(out, images, make_evaluator(local_rank))
+
+
+def _make_processor(
+    make_evaluator: Callable[[int], Evaluator], images: ShardSet, keep: bool, local_rank: int
+) -> ImageProcessor:
+    return ImageProcessor(make_evaluator(local_rank), images.preprocess, keep)

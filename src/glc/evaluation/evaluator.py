@@ -1,0 +1,231 @@
+"""One process of an evaluation: an image to bytes, back from these bytes, and measured."""
+
+import io
+import json
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+
+from glc.codec.codec import TargetWarning, choose_device
+from glc.data.images import is_image_name, read_rgb, stack_pictures
+from glc.evaluation.codecs.base import CodecUnavailable, ImageCodec, Setting
+from glc.evaluation.summary import FIGURES
+from glc.evaluation.testsets import Picture, PictureSet, Preprocess
+from glc.io.atomic import write_bytes
+from glc.jobs.worker import FileProcessor, Processed
+from glc.metrics.quality import QualityMetrics
+
+MakeCodec = Callable[[str], ImageCodec]
+"""Makes the codec on a device."""
+MakeMetrics = Callable[[Sequence[str]], QualityMetrics]
+"""Makes the metrics but those of the given names."""
+
+_DIGITS = 9  # all that float32 holds, and no more
+
+
+@dataclass
+class Evaluator:
+    """Puts images through a codec and measures what comes back.
+
+    Args:
+        codec: under test.
+        metrics: scores of single images.
+        device: where the scores are computed.
+    """
+
+    codec: ImageCodec
+    metrics: QualityMetrics
+    device: str
+
+    def encode(self, original: Image.Image, setting: Setting) -> tuple[bytes, dict[str, Any]]:
+        """Return an image's file, and `encode_seconds` with a `note` where there is one."""
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("ignore")
+            warnings.simplefilter("always", TargetWarning)
+            start = time.perf_counter()
+            data = self.codec.encode(original, setting)
+            seconds = time.perf_counter() - start
+        note = {"note": str(caught[-1].message)} if caught else {}
+        return data, {"encode_seconds": round(seconds, 4), **note}
+
+    def decode(
+        self, data: bytes, original: Image.Image, where: str | Path
+    ) -> tuple[Image.Image, dict[str, Any]]:
+        """Return the decoded image and how good it is: sizes, `bpp`, `scores`, `decode_seconds`.
+
+        Raises:
+            ValueError: it has another size than the original, which was read from `where`.
+        """
+        start = time.perf_counter()
+        decoded = self.codec.decode(data)
+        seconds = time.perf_counter() - start
+        if decoded.size != original.size:
+            raise ValueError(
+                f"{where}: decoded to {decoded.width}x{decoded.height} pixels, "
+                f"the original has {original.width}x{original.height}"
+            )
+        return decoded, {
+            "width": original.width,
+            "height": original.height,
+            "bytes": len(data),
+            "bpp": 8 * len(data) / (original.width * original.height),
+            "scores": self._score(original, decoded),
+            "decode_seconds": round(seconds, 4),
+        }
+
+    def _score(self, original: Image.Image, decoded: Image.Image) -> dict[str, float]:
+        x, x_hat = (stack_pictures([image]).to(self.device) for image in (original, decoded))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about images that are left out; the summary says how many
+            values = self.metrics.measure(x, x_hat)
+        return {name: rounded(value) for name, value in values.items()}
+
+
+@dataclass(frozen=True)
+class EvaluatorSpec:
+    """Makes the evaluator of a process; travels to it."""
+
+    make_codec: MakeCodec
+    make_metrics: MakeMetrics
+    left_out: Sequence[str]
+    """Names of the metrics that are not made: those of the whole set, and those that cannot be had."""
+    devices: Sequence[str]
+    threads: int
+    seed: int
+
+    def __call__(self, rank: int) -> Evaluator:
+        """Make codec and metrics on the device whose turn it is."""
+        device = self.devices[rank % len(self.devices)]
+        torch.set_num_threads(self.threads)
+        torch.manual_seed(self.seed)
+        return Evaluator(self.make_codec(device), self.make_metrics(self.left_out).to(device), device)
+
+
+Item = tuple[Picture, Setting]
+
+
+@dataclass(frozen=True)
+class FolderWorker:
+    """Measures images of a folder, each at one setting."""
+
+    out: Path
+    pictures: PictureSet
+    evaluator: Evaluator
+
+    def run_one(self, item: Item) -> dict[str, Any]:
+        """Compress an image into a file, decompress the file, score the result.
+
+        Returns:
+            What the journal keeps: `picture`, `label` and either the row's values or `failed`, the reason.
+        """
+        picture, setting = item
+        entry: dict[str, Any] = {"picture": picture.name, "label": setting.label}
+        try:
+            return entry | self._measure(picture, setting)
+        except CodecUnavailable:
+            raise
+        # An image that fails is reported with its name and leaves the others alone; decoders of all kinds
+        # raise nearly anything.
+        except Exception as error:
+            return entry | {"failed": _one_line(error)}
+
+    def _measure(self, picture: Picture, setting: Setting) -> dict[str, Any]:
+        original = self.pictures.read(picture)
+        data, encoded = self.evaluator.encode(original, setting)
+        path = file_path(self.out, setting, picture, self.evaluator.codec.suffix)
+        write_bytes(path, data)
+        data = path.read_bytes()  # what is decoded is what lies in the file
+        decoded, measured = self.evaluator.decode(data, original, picture.path)
+        write_bytes(reconstruction_path(self.out, setting, picture), png_bytes(decoded))
+        return {**measured, **encoded}
+
+
+@dataclass
+class ImageProcessor(FileProcessor):
+    """Measures the image of a sample at all settings."""
+
+    evaluator: Evaluator
+    preprocess: Preprocess
+    keep_files: bool
+
+    def accepts(self, name: str) -> bool:
+        """Whether it is an image."""
+        return is_image_name(name)
+
+    def process_file(self, data: bytes, name: str) -> Processed:
+        """Return the figures of an image, and with `keep_files` its files and their reconstructions.
+
+        An image that fails at one setting has failed, so that all means are over the same images.
+        """
+        original = self.preprocess.apply(read_rgb(data, name), name)
+        codec = self.evaluator.codec
+        figures: dict[str, Any] = {}
+        kept: list[tuple[str, bytes]] = []
+        for setting in codec.settings:
+            try:
+                coded, encoded = self.evaluator.encode(original, setting)
+                decoded, measured = self.evaluator.decode(coded, original, name)
+            except Exception as error:  # decoders of all kinds raise nearly anything
+                if "CUDA error" in str(error):
+                    raise
+                raise ValueError(f"{setting.label}: {_one_line(error)}") from error
+            # Times of many processes on one machine say little, and no two runs have the same.
+            entry = {key: value for key, value in {**measured, **encoded}.items() if "seconds" not in key}
+            figures[setting.label] = entry
+            if self.keep_files:
+                kept.append((f"{setting.label}{codec.suffix}", coded))
+                kept.append((f"{setting.label}.png", png_bytes(decoded)))
+        text = json.dumps(figures).encode() + b"\n"
+        pixels = sum(entry["width"] * entry["height"] for entry in figures.values())
+        return Processed([(FIGURES, text), *kept], pixels, sum(e["bytes"] for e in figures.values()))
+
+
+def file_path(folder: Path, setting: Setting, picture: Picture, suffix: str) -> Path:
+    """Return where an image's compressed file lies."""
+    return folder / "files" / setting.label / f"{picture.name}{suffix}"
+
+
+def reconstruction_path(folder: Path, setting: Setting, picture: Picture) -> Path:
+    """Return where the image that was decoded from it lies."""
+    return folder / "reconstructions" / setting.label / f"{picture.name}.png"
+
+
+def png_bytes(image: Image.Image) -> bytes:
+    """Return a decoded image's file: plain pixels, without what a decoder attached, such as a profile."""
+    stream = io.BytesIO()
+    plain = Image.frombytes("RGB", image.size, image.convert("RGB").tobytes())
+    plain.save(stream, "PNG", compress_level=3)
+    return stream.getvalue()
+
+
+def choose_devices(device: str | Sequence[str], several: bool) -> list[str]:
+    """Return the devices that processes take in turn.
+
+    Args:
+        device: `auto`, `cpu`, `cuda`, or several of them.
+        several: whether there are several processes, which use all GPUs where none is named.
+
+    Raises:
+        ValueError: there is no such device.
+    """
+    names = [device] if isinstance(device, str) else list(device)
+    if names == ["auto"] and torch.cuda.is_available():
+        names = ["cuda"]
+    if names == ["cuda"] and several and torch.cuda.is_available():
+        names = [f"cuda:{k}" for k in range(torch.cuda.device_count())]
+    return [str(choose_device(name)) for name in names]
+
+
+def rounded(value: torch.Tensor) -> float:
+    """Return a metric's value with as many digits as the record has."""
+    return float(f"{value.item():.{_DIGITS}g}")
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__

@@ -1,0 +1,40 @@
+"""File locks between processes."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from glc.io import locks
+from glc.io.locks import NoLocksError, lock
+
+
+def test_one_process_holds_a_lock_and_a_killed_one_leaves_none(tmp_path: Path) -> None:
+    path = tmp_path / "lock"
+    program = (
+        "import sys; from pathlib import Path; from glc.io.locks import lock\n"
+        "with lock(Path(sys.argv[1])) as held: print(held)"
+    )
+
+    def other() -> str:
+        done = subprocess.run([sys.executable, "-c", program, str(path)], capture_output=True, text=True)
+        return done.stdout.strip() or done.stderr
+
+    with lock(path) as held:
+        assert held
+        assert other() == "False"
+    assert not path.exists()
+    path.touch()  # a killed process leaves the file, but not the lock
+    with lock(path) as held:
+        assert held
+
+
+def test_a_system_without_locks_is_refused_where_they_are_required(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(locks, "fcntl", None)
+    with pytest.raises(NoLocksError, match="no file locks"), lock(tmp_path / "lock"):
+        pass
+    with lock(tmp_path / "lock", required=False) as held:
+        assert held
