@@ -15,14 +15,16 @@ from glc.codec.weights.file import Weights, build_model, fill, fingerprints, rea
 from glc.codec.weights.variants import export_part
 from glc.data.images import read_rgb, stack_pictures
 from glc.errors import WeightsError
-from glc.io.checkpoint import read_checkpoint
+from glc.io.checkpoint import Checkpoint, open_checkpoint
 from glc.models.coder import TransformCoder
 from glc.models.glc import GLC
 from glc.models.hyperprior import CategoricalHyperprior, FactorizedHyperprior
 from glc.models.quantizer import VectorQuantizer
 
 
-def model_from_checkpoint(path: str | Path) -> tuple[GLC, dict[str, Any], list[dict[str, Any]]]:
+def model_from_checkpoint(
+    source: str | Path | Checkpoint,
+) -> tuple[GLC, dict[str, Any], list[dict[str, Any]]]:
     """Return the codec in a training checkpoint, with its description and its rate points.
 
     The averaged weights are taken where the checkpoint has them. Projected codebooks become plain ones.
@@ -30,8 +32,9 @@ def model_from_checkpoint(path: str | Path) -> tuple[GLC, dict[str, Any], list[d
     Raises:
         WeightsError: when the file holds no whole codec.
     """
-    checkpoint = read_checkpoint(path)
-    stage = checkpoint["glc"]["recipe"].get("stage", {})
+    checkpoint = open_checkpoint(source)
+    path = checkpoint.path
+    stage = checkpoint.settings.get("stage", {})
     module = stage.get("module", {})
     description = module.get("model")
     if description is None:
@@ -41,31 +44,31 @@ def model_from_checkpoint(path: str | Path) -> tuple[GLC, dict[str, Any], list[d
         )
     model = build_model(path, description)
     prefix = "model."
-    state = {k[len(prefix) :]: v for k, v in checkpoint["state_dict"].items() if k.startswith(prefix)}
+    state = {k[len(prefix) :]: v for k, v in checkpoint.state_dict.items() if k.startswith(prefix)}
     fill(path, model, state)
     fold_codebooks(model)
     return model.eval(), without_projections(description), rate_points(model, module.get("lmbda"))
 
 
-def read_codec(source: str | Path) -> Weights:
+def read_codec(source: str | Path | Checkpoint) -> Weights:
     """Return the codec that an application is trained for.
 
     Args:
-        source: a weights file or a known model's name; or a checkpoint of stage II or III, or the folder of
-            its run, for the codec that `glc export` without options makes of it.
+        source: a weights file or a known model's name; or a checkpoint of stage II or III (open or not), or
+            the folder of its run, for the codec that `glc export` without options makes of it.
 
     Raises:
         WeightsError: when there is no such codec.
     """
-    path = Path(source)
-    if path.is_dir():
-        path = path / "checkpoints" / "last.ckpt"
-    elif path.suffix != ".ckpt":
-        return read_weights(find(source))
-    model, description, rates = model_from_checkpoint(path)
+    if not isinstance(source, Checkpoint):
+        path = Path(source)
+        if not path.is_dir() and path.suffix != ".ckpt":
+            return read_weights(find(source))
+        source = open_checkpoint(path / "checkpoints" / "last.ckpt" if path.is_dir() else path)
+    model, description, rates = model_from_checkpoint(source)
     tables = make_tables(model)
     made = fingerprints(model.state_dict(), description, tables)["fingerprint"]
-    return Weights(model, description, tables, rates, made, str(path))
+    return Weights(model, description, tables, rates, made, str(source.path))
 
 
 def fold_codebooks(model: GLC) -> None:
@@ -127,11 +130,12 @@ def export(
         WeightsError: when the checkpoint holds no whole codec.
         glc.data.images.ImageError: when a picture cannot be read.
     """
-    if "part" in read_checkpoint(checkpoint)["glc"]:
+    opened = open_checkpoint(checkpoint)
+    if "part" in opened.content["glc"]:
         if any(True for _ in photos):
             raise WeightsError(f"{checkpoint}: one network has no frequencies to count: leave --photos away")
-        return export_part(checkpoint, destination, half)
-    model, description, rates = model_from_checkpoint(checkpoint)
+        return export_part(opened, destination, half)
+    model, description, rates = model_from_checkpoint(opened)
     if half:
         _halve(checkpoint, model)
     hyper = getattr(model.coder, "hyper", None)

@@ -31,7 +31,7 @@ from glc.codec.weights.file import Weights
 from glc.codec.weights.mmap import MappedFile, open_tensors
 from glc.errors import WeightsError
 from glc.io.atomic import replacing
-from glc.io.checkpoint import read_checkpoint
+from glc.io.checkpoint import Checkpoint, open_checkpoint
 from glc.models.autoencoder import Decoder, Encoder
 from glc.models.glc import GLC
 
@@ -197,29 +197,31 @@ def made_for(fingerprint: str, kind: Kind) -> dict[str, Path]:
     return found
 
 
-def export_part(checkpoint: str | Path, destination: str | Path, half: bool = False) -> None:
+def export_part(source: str | Path | Checkpoint, destination: str | Path, half: bool = False) -> None:
     """Write the part that a stage of applications trained, its averaged weights, as a file.
 
     Args:
-        checkpoint: of stage=restoration or stage=stylization.
+        source: a checkpoint of stage=restoration or stage=stylization.
         destination: the file.
         half: store the weights in half precision.
 
     Raises:
         WeightsError: when the checkpoint holds no part, or half precision cannot hold it.
     """
-    content = read_checkpoint(checkpoint)
-    part = content["glc"].get("part")
+    opened = open_checkpoint(source)
+    checkpoint, part = opened.path, opened.content["glc"].get("part")
     if not isinstance(part, Mapping) or part.get("kind") not in get_args(Kind):
         raise WeightsError(f"{checkpoint}: holds no encoder or decoder of its own")
     prefix = f"{part['kind']}."
-    state = {k[len(prefix) :]: v for k, v in content["state_dict"].items() if k.startswith(prefix)}
+    state = {k[len(prefix) :]: v for k, v in opened.state_dict.items() if k.startswith(prefix)}
     if half:
         state = {name: t.half() if t.is_floating_point() else t for name, t in state.items()}
         for name, tensor in state.items():
             if not tensor.isfinite().all():
                 raise WeightsError(f"{checkpoint}: {name} does not fit half precision; export without --half")
-    save_part(destination, part["kind"], state, part["description"], part["fingerprint"], part.get("about"))
+    settings = {"stage": opened.stage, "degradation": opened.settings.get("degradation")}
+    about = {key: value for key, value in settings.items() if value is not None} | part.get("about", {})
+    save_part(destination, part["kind"], state, part["description"], part["fingerprint"], about)
 
 
 def _label(path: str | Path, metadata: Mapping[str, str]) -> PartLabel:

@@ -14,7 +14,6 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 from torchmetrics import MeanMetric, Metric
 
-from glc.io.checkpoint import CHECKPOINT_FORMAT
 from glc.metrics.codebook import CodebookUsage
 from glc.metrics.quality import QualityMetrics
 from glc.models.quantizer import VectorQuantizer
@@ -89,8 +88,6 @@ class Stage(L.LightningModule):
         self.seed = seed
         self.channels_last = channels_last
         self.compile_networks = compile
-        self.recipe: dict[str, Any] = {}
-        """Plain configuration that made this run; checkpoints carry it so that they can be rebuilt."""
         self.observations: dict[str, Observation] = {}
         self.position = 0
         """Batches seen by this device, over all epochs."""
@@ -265,9 +262,3 @@ class Stage(L.LightningModule):
     def on_validation_epoch_end(self) -> None:
         """Log the codebooks' usage over the validation pictures."""
         self._log_usage("val")
-
-    # Checkpoints ----------------------------------------------------------------------------------
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add the format version and the recipe, as plain values."""
-        checkpoint["glc"] = {"format": CHECKPOINT_FORMAT, "recipe": self.recipe}
