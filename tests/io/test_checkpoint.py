@@ -11,7 +11,7 @@ import torch
 
 from glc.errors import WeightsError
 from glc.io import checkpoint
-from glc.io.checkpoint import check_seal, read_checkpoint, save_sealed
+from glc.io.checkpoint import read_checkpoint, save_sealed, verify
 
 CONTENT = {
     "state_dict": {"weight": torch.arange(5000).float()},
@@ -27,7 +27,8 @@ def sealed(tmp_path: Path) -> Path:
 
 
 def test_a_sealed_file_is_one_for_all_readers(sealed: Path) -> None:
-    assert check_seal(sealed)
+    with sealed.open("rb") as file:
+        assert verify(file, sealed)
     assert [path.name for path in sealed.parent.iterdir()] == ["last.ckpt"]
     for mapped in (False, True):
         content = torch.load(sealed, weights_only=True, mmap=mapped)
@@ -66,9 +67,11 @@ def test_files_that_were_cut_short(sealed: Path) -> None:
 
 
 def test_files_of_other_makers_have_no_checksum(tmp_path: Path) -> None:
-    torch.save(CONTENT, tmp_path / "plain.ckpt")
-    assert not check_seal(tmp_path / "plain.ckpt")
-    assert read_checkpoint(tmp_path / "plain.ckpt")["glc"]["format"] == 1
+    path = tmp_path / "plain.ckpt"
+    torch.save(CONTENT, path)
+    with path.open("rb") as file:
+        assert not verify(file, path)
+    assert read_checkpoint(path)["glc"]["format"] == 1
 
 
 def test_a_full_disk_leaves_what_was_there(sealed: Path, monkeypatch: pytest.MonkeyPatch) -> None:

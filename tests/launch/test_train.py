@@ -2,15 +2,13 @@
 
 import errno
 import os
-import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from glc.errors import WeightsError
-from glc.launch.start import UsageError, find_discriminator, find_initial_weights
+from glc.launch.start import UsageError
 from glc.launch.train import run as entry
 from glc.training.checkpoints import DivergedError
 from glc.training.loggers import RowLogger
@@ -77,56 +75,6 @@ def test_a_stage_without_the_one_before(trained: Path, pictures: Path, tmp_path:
     assert "init_from=" in message
     # The one before the joint stage is missing although the first one is there.
     assert "starts from stage=transform" in refused(options(trained, pictures, "joint"))
-
-
-def test_models_are_found_by_name_whatever_lies_here(
-    trained: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    named = compose(options(trained, pictures, "joint", init_from="small"))
-    (file,) = find_initial_weights(named)
-    assert file.is_file()
-    assert file.name == "small.safetensors"
-    (tmp_path / "small").mkdir()  # a folder of runs, say
-    assert find_initial_weights(named) == [file]
-    (tmp_path / "small" / "checkpoints").mkdir()
-    shutil.copy(trained / "checkpoints" / "last.ckpt", tmp_path / "small" / "checkpoints")
-    assert find_initial_weights(named) == [Path("small", "checkpoints", "last.ckpt")]
-    with pytest.raises(WeightsError, match=r"there is no model 'smal' \(known are .*small"):
-        find_initial_weights(compose(options(trained, pictures, "joint", init_from="smal")))
-
-
-def test_where_initial_weights_are_found(trained: Path, pictures: Path) -> None:
-    last = trained / "checkpoints" / "last.ckpt"
-    assert find_initial_weights(compose(options(trained, pictures))) == []
-    assert find_initial_weights(compose(options(trained, pictures, "transform"))) == [last]
-    assert find_initial_weights(compose(options(trained, pictures, "transform", init_from="none"))) == []
-    for given in (last, trained, trained / "checkpoints"):
-        elsewhere = compose(options(trained, pictures, "transform", init_from=str(given), name="other"))
-        assert find_initial_weights(elsewhere) == [last]
-    two = compose(options(trained, pictures, "transform", init_from=f"[{trained},codec.safetensors]"))
-    assert find_initial_weights(two) == [last, Path("codec.safetensors")]
-    for empty in ("[]", "[none]", "[null,small]"):
-        with pytest.raises(UsageError, match="give files or models, or init_from=none"):
-            find_initial_weights(compose(options(trained, pictures, "transform", init_from=empty)))
-    two = compose(options(trained, pictures, "restoration", init_from=f"[{trained},codec.safetensors]"))
-    with pytest.raises(UsageError, match="stage=restoration is for one codec"):
-        find_initial_weights(two)
-    nothing = compose(options(trained, pictures, "transform", init_from=str(trained.parent)))
-    with pytest.raises(UsageError, match=r"init_from=.*: has no checkpoints/last\.ckpt"):
-        find_initial_weights(nothing)
-    assert find_discriminator(compose(options(trained, pictures, "transform"))) is None
-    joint = {"init_from": "none", "stage.discriminator_from": "auto"}
-    assert find_discriminator(compose(options(trained, pictures, "joint", **joint))) == last
-    assert find_discriminator(compose(options(trained, pictures, "joint", **joint, name="other"))) is None
-    given = {**joint, "stage.discriminator_from": str(last)}
-    assert find_discriminator(compose(options(trained, pictures, "joint", **given, name="other"))) == last
-    with pytest.raises(UsageError, match=r"discriminator_from=nowhere\.ckpt: no such file"):
-        find_discriminator(
-            compose(
-                options(trained, pictures, "joint", **{**joint, "stage.discriminator_from": "nowhere.ckpt"})
-            )
-        )
 
 
 def test_weights_of_another_model(trained: Path, pictures: Path) -> None:
@@ -196,7 +144,7 @@ def test_values_out_of_range_name_their_key(pictures: Path, tmp_path: Path) -> N
     assert "stage.lmbda has 2 values" in refused({**values, "stage.lmbda": "[1,2]"})
     assert "callbacks.ema.decay" in refused({**values, "callbacks.ema.decay": 1})
     assert "floor and hold" in refused({**values, "stage.schedule.hold": 3})
-    assert "seed=None: give a whole number" in refused({**values, "seed": "null"})
+    assert "seed=None: give an integer" in refused({**values, "seed": "null"})
     assert "data.val: is empty" in refused({**values, "data.val": "null"})
     del values["data.batch_size"]
     assert "stage.accumulate=0" in refused({**values, "batch": 8, "stage.accumulate": 0})
@@ -269,7 +217,7 @@ def test_a_disk_that_takes_no_more_ends_it_and_the_checkpoint_before_stays(
     with pytest.raises(SystemExit) as caught:
         entry(compose({**values, "resume": "auto"}))
     assert caught.value.code == 1
-    assert f"metrics.csv: {os.strerror(number)}: the run's checkpoints are whole" in caplog.text
+    assert f"metrics.csv: {os.strerror(number)}: the run's checkpoints are intact" in caplog.text
     assert "resume=last" in caplog.text
     if number == errno.ENOSPC:
         assert checkpoint(folder)["global_step"] == 1

@@ -6,6 +6,7 @@ import torch
 
 from glc.codec.codec import Codec, choose_device
 from glc.codec.weights.catalog import DEFAULT_MODEL, find, find_part
+from glc.codec.weights.export import read_codec
 from glc.codec.weights.file import Weights, read_weights
 from glc.codec.weights.variants import Kind, attach, read_part
 
@@ -22,7 +23,8 @@ def load(
     """Return the codec of a weights file or of a model that comes with glc.
 
     Args:
-        model: a file, or a name (`glc models` lists them); by default the codec in the box.
+        model: a file, or a name (`glc models` lists them), by default the bundled codec; or a checkpoint of
+            stage II or III, or the folder of its run, for the codec that `glc export` would make of it.
         device: "cpu", "cuda", or "auto" for a GPU where there is one.
         encoder: file or name of an encoder made for this model, such as one that restores, to compress with.
         decoder: the same of a decoder, such as one that draws in a style, to decompress with.
@@ -33,7 +35,9 @@ def load(
         WeightsError: when there is no such model, its file cannot be used, or a part is another model's.
         ValueError: when there is no such device or precision, or memory is no size.
     """
-    return Codec(assemble(find(model), encoder, decoder), choose_device(device), precision, memory)
+    trained = Path(model).suffix == ".ckpt" or (Path(model) / "checkpoints").is_dir()
+    file = Path(model) if trained else find(model)
+    return Codec(assemble(file, encoder, decoder), choose_device(device), precision, memory)
 
 
 def assemble(file: Path, encoder: str | Path | None = None, decoder: str | Path | None = None) -> Weights:
@@ -41,7 +45,8 @@ def assemble(file: Path, encoder: str | Path | None = None, decoder: str | Path 
 
     They are left in their files where they can, see `glc.codec.weights.mmap`.
     """
-    weights = read_weights(file, mapped=True)
+    trained = file.suffix == ".ckpt" or file.is_dir()
+    weights = read_codec(file) if trained else read_weights(file, mapped=True)
     named: list[tuple[Kind, str | Path | None]] = [("encoder", encoder), ("decoder", decoder)]
     chosen = [(kind, find_part(name, kind)) for kind, name in named if name is not None]
     return attach(weights, *(read_part(part, kind, mapped=True) for kind, part in chosen))

@@ -172,9 +172,9 @@ def warm_start(stage: L.LightningModule, *sources: Source, discriminator: Source
             network.initialized.fill_(True)
         taken[str(giver.source.path)].append(here)
     loaded = [name for names in taken.values() for name in names]
-    if files:
+    if sources:
         _check_needs(stage, loaded, files)
-        _check_training_weights(files)
+    _check_training_weights(files)
     for path, names in taken.items():
         if names:
             log.info("starting from %s: %s", path, ", ".join(names))

@@ -41,10 +41,7 @@ class ReconstructionPanel(L.Callback):
         """Keep the first pictures; `outputs` maps names to pictures `[B, 3, H, W]`, the original first."""
         if not trainer.is_global_zero or not isinstance(outputs, dict):
             return
-        if not all(isinstance(x, Tensor) and x.ndim == 4 for x in outputs.values()):
-            return  # losses, say, of a LightningModule of a user's own
-        count = min((len(x) for x in outputs.values()), default=0)
-        for i in range(min(count, self.pictures - len(self._strips))):
+        for i in range(min(len(batch.x), self.pictures - len(self._strips))):
             strip = torch.cat([pictures[i].float().cpu() for pictures in outputs.values()], dim=2)
             self._strips.append((strip.clamp(-1, 1) + 1) / 2)
 

@@ -25,7 +25,7 @@ class Throughput(L.Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Count the batch; log at the trainer's period, and after the first batch."""
-        self._images += len(getattr(batch, "x", batch)) * trainer.world_size
+        self._images += len(batch.x) * trainer.world_size
         if batch_idx == 0 or (batch_idx + 1) % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
             now = time.perf_counter()
             pl_module.log("train/images_per_second", self._images / (now - self._since))
