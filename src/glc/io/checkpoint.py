@@ -45,7 +45,7 @@ _MOVED = {
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """An opened checkpoint of glc's training, in memory on the CPU."""
+    """An opened checkpoint of glc's training; its tensors are read from the file when they are used."""
 
     path: Path
     content: dict[str, Any]
@@ -105,6 +105,8 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
 def load_safely(file: BinaryIO, path: Path) -> Any:
     """Return what `torch.save` wrote to an open file, of whatever program, after verifying its checksum.
 
+    Tensors are memory-mapped, copy-on-write: what is not used takes no memory.
+
     Args:
         file: the file, at any position.
         path: its name, for messages.
@@ -114,8 +116,29 @@ def load_safely(file: BinaryIO, path: Path) -> Any:
         Exception: whatever `torch.load(weights_only=True)` raises for a file that it cannot read.
     """
     verify(file, path)
+    # By its descriptor, where the system can: the name may be that of another file by now.
+    descriptor = f"/dev/fd/{file.fileno()}"
+    name = descriptor if os.path.exists(descriptor) else path
+    try:
+        return torch.load(name, map_location="cpu", weights_only=True, mmap=True)
+    except RuntimeError as error:
+        if "mmap can only be used" not in str(error):
+            raise
     file.seek(0)
-    return torch.load(file, map_location="cpu", weights_only=True)
+    return torch.load(file, map_location="cpu", weights_only=True)  # written before torch 1.6
+
+
+@torch.no_grad()
+def copy_to_memory(content: Any) -> None:
+    """Copy memory-mapped tensors in nested dictionaries and lists to memory, in place.
+
+    For what is used for long: the file may be on a network, or be replaced where that needs it unmapped.
+    """
+    if isinstance(content, Tensor):
+        content.set_(content.clone())  # type: ignore[call-overload]
+    elif isinstance(content, dict | list | tuple):
+        for item in content.values() if isinstance(content, dict) else content:
+            copy_to_memory(item)
 
 
 def as_checkpoint(path: Path, content: Any) -> Checkpoint:

@@ -18,7 +18,7 @@ from lightning.pytorch import callbacks
 from lightning.pytorch.loops.progress import _ProcessedTracker
 
 from glc.errors import WeightsError
-from glc.io.checkpoint import Checkpoint, label, open_checkpoint, save_sealed
+from glc.io.checkpoint import Checkpoint, copy_to_memory, label, open_checkpoint, save_sealed
 
 log = logging.getLogger(__name__)
 
@@ -67,6 +67,7 @@ class SealedCheckpointIO(TorchCheckpointIO):
         """Return the content of a checkpoint; of the opened one without reading its file again."""
         opened, self.opened = self.opened, None
         if opened is not None and opened.path == Path(path):
+            copy_to_memory(opened.content)
             return opened.content
         return super().load_checkpoint(path, map_location, weights_only)
 
