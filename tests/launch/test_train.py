@@ -1,17 +1,24 @@
 """What `train` refuses, before anything is written, and what it says."""
 
 import errno
+import json
 import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 
+from glc.io.checkpoint import save_sealed
 from glc.launch.start import UsageError
+from glc.launch.train import prepare, train
 from glc.launch.train import run as entry
+from glc.training import load_stage
 from glc.training.checkpoints import DivergedError
 from glc.training.loggers import RowLogger
+from tests.codec.fixed_model import fixed_codec_weights
+from tests.io.test_checkpoint import NAMES_OF_0_1
 from tests.short_runs import QUIET, checkpoint, compose, live_weights, run, settings, write_pictures
 
 
@@ -254,6 +261,74 @@ def test_settings_that_changed_are_named(
             "stage.codebook_weight was 1.0, is 0.5",
         )
     ]
+
+
+def test_a_checkpoint_of_version_0_1_resumes_without_a_warning(
+    trained: Path, pictures: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    content = checkpoint(trained)
+    settings = json.dumps(content["glc"]["recipe"])
+    for old, new in NAMES_OF_0_1.items():
+        settings = settings.replace(f'"{new}"', f'"{old}"')
+    assert "glc.training.vqvae.VQVAEStage" in settings
+    content["glc"]["recipe"] = json.loads(settings)
+    save_sealed(content, tmp_path / "old.ckpt")
+    more = {"trainer.max_steps": 3, "stage.schedule.total": 2, "data.epoch_batches": 2, "name": "old"}
+    states = [
+        live_weights(checkpoint(run(options(trained, pictures, **more, dir=tmp_path / name, resume=path))))
+        for name, path in (("a", tmp_path / "old.ckpt"), ("b", trained))
+    ]
+    assert all(torch.equal(value, states[1][key]) for key, value in states[0].items())
+    named = [line for record in caplog.records if "another setting" in (line := record.getMessage())]
+    assert named == ["resuming with another setting: name was done, is old",
+                     "resuming with another setting: trainer.max_steps was 2, is 3"] * 2  # fmt: skip
+
+
+@pytest.mark.parametrize("stage", ["vqvae", "restoration"])
+def test_the_configuration_is_not_changed(pictures: Path, tmp_path: Path, stage: str) -> None:
+    values = settings(pictures, tmp_path, "frozen", stage, 1)
+    if stage == "restoration":
+        values["init_from"] = str(fixed_codec_weights(tmp_path / "codec.safetensors"))
+    cfg, fresh = compose(values), compose(values)
+    OmegaConf.set_readonly(cfg, True)
+    train(cfg)
+    for resolve in (False, True):
+        assert OmegaConf.to_container(cfg, resolve=resolve) == OmegaConf.to_container(fresh, resolve=resolve)
+
+
+@pytest.fixture
+def plain(pictures: Path, tmp_path: Path) -> dict[str, Any]:
+    """Settings of a LightningModule that knows nothing of glc, from a configuration folder of the user's."""
+    folder = tmp_path / "conf" / "stage"
+    folder.mkdir(parents=True)
+    for name, more in (("plain", ""), ("deeper", "previous: plain\n")):
+        target = f"module:\n  _target_: tests.training.own.{name.capitalize()}\n"
+        (folder / f"{name}.yaml").write_text(f"name: {name}\n{more}{target}")
+    values = settings(pictures, tmp_path / "runs", "own", "plain", 4)
+    del values["stage.schedule.warmup"], values["data.batch_size"]
+    return {**values, "batch": 2, "data.epoch_batches": 2, "hydra.searchpath": f"[file://{folder.parent}]"}
+
+
+def test_a_lightning_module_of_a_users_own_resumes_exactly(plain: dict[str, Any]) -> None:
+    expected = checkpoint(run(plain))
+    pieces = {**plain, "name": "pieces", "resume": "auto", "max_minutes": 0}
+    for step in range(1, 5):
+        folder = run(pieces)
+        assert checkpoint(folder)["global_step"] == step
+    resumed = checkpoint(folder)
+    for part in ("state_dict", "current_model_state"):
+        assert all(torch.equal(value, expected[part][key]) for key, value in resumed[part].items())
+    assert resumed["glc"]["recipe"]["stage"]["name"] == "plain"
+    loaded = load_stage(folder, trust="tests")
+    assert torch.equal(loaded.head.weight, resumed["state_dict"]["head.weight"])
+
+
+def test_a_lightning_module_starts_from_the_one_before(plain: dict[str, Any]) -> None:
+    first = checkpoint(run(plain))["state_dict"]
+    stage, *_ = prepare(compose({**plain, "stage": "deeper"}))
+    state = stage.state_dict()
+    assert all(torch.equal(state[key], value) for key, value in first.items())
+    assert {key.partition(".")[0] for key in state} == {"body", "head", "tail"}
 
 
 def test_in_the_network_the_codes_are_those_of_the_first_stage(

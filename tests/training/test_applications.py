@@ -118,7 +118,9 @@ def test_a_checkpoint_stands_for_the_codec_that_it_exports_to(
     assert read_codec(stages["joint"]).fingerprint == read_codec(tmp_path / "codec.safetensors").fingerprint
     picture = Image.fromarray(fixed_picture(64, 64))
     made = glc.Codec(read_codec(stages["joint"]), "cpu").compress(picture)
-    assert glc.load(tmp_path / "codec.safetensors", "cpu").compress(picture) == made
+    last = stages["joint"] / "checkpoints" / "last.ckpt"
+    for source in (tmp_path / "codec.safetensors", stages["joint"], last):
+        assert glc.load(source, "cpu").compress(picture) == made
 
 
 @pytest.fixture(scope="module")

@@ -107,6 +107,18 @@ def test_a_checkpoint_that_cannot_be_written(tmp_path: Path) -> None:
         SealedCheckpointIO().save_checkpoint({"a": 1}, tmp_path / "file" / "last.ckpt")
 
 
+def test_an_opened_checkpoint_is_handed_over_once_without_its_file(folder: Path) -> None:
+    io = SealedCheckpointIO()
+    io.opened = opened = open_last(folder)
+    assert opened is not None
+    opened.path.unlink()
+    assert io.load_checkpoint(opened.path)["global_step"] == 2
+    assert io.opened is None
+    with pytest.raises(FileNotFoundError):
+        io.load_checkpoint(opened.path)
+    assert io.load_checkpoint(folder / "previous.ckpt", weights_only=True)["global_step"] == 1
+
+
 def test_nothing_is_saved_between_the_batches_of_a_step(tmp_path: Path) -> None:
     callback = LastCheckpoint(tmp_path, every_n_steps=2)
     saved: list[int] = []

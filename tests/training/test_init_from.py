@@ -20,6 +20,7 @@ from glc.training.init_from import TransferError, warm_start
 from glc.training.stages.base import Stage
 from tests.codec.convert.stand_ins import SMALL, layouts, stand_in, stand_ins
 from tests.short_runs import checkpoint, compose, settings
+from tests.training.own import Plain
 
 Make = Callable[..., Stage]
 
@@ -272,6 +273,27 @@ def test_a_decoder_grows_fine_blocks_from_a_stage_without(make: Make, stages: di
 def test_another_depth_is_reported_by_keys(make: Make, stages: dict[str, Path]) -> None:
     with pytest.raises(TransferError, match=r"model\.encoder does not fit: missing: blocks\."):
         start(make("transform", model__encoder__num_blocks=2), last(stages["vqvae"]))
+
+
+def test_networks_of_a_users_own_follow_by_name(make: Make, tmp_path: Path) -> None:
+    own = {"stage__module___target_": "tests.training.own.FilteredStage", "code_prediction": "none"}
+    first, second = make("transform", **own), make("transform", **own)
+    path = tmp_path / "own.ckpt"
+    first.quantizer.initialized.fill_(True)
+    torch.save({"state_dict": first.state_dict(), "glc": {"format": 1, "recipe": {}}}, path)
+    assert {"model.encoder", "quantizer", "model.gate", "prefilter"} <= set(start(second, path))
+    for name in ("prefilter", "model.gate", "model.encoder"):
+        assert same(second, name, first.state_dict(), name)
+    other = make("transform", **own)
+    other.prefilter = torch.nn.Conv2d(3, 5, 1)
+    with pytest.raises(TransferError, match=r"prefilter does not fit: of another shape: weight is \[3, 3"):
+        start(other, path)
+
+
+def test_a_file_without_any_network_of_the_stage_is_refused(stages: dict[str, Path]) -> None:
+    plain = Plain()
+    with pytest.raises(TransferError, match=r"has none of this stage's networks\. .* init_from=none"):
+        start(plain, last(stages["vqvae"]))
 
 
 def test_a_checkpoint_without_what_is_needed(make: Make, stages: dict[str, Path]) -> None:
