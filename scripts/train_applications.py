@@ -22,8 +22,7 @@ from PIL import Image
 from words import number_of
 
 from glc.errors import WeightsError
-from glc.io.checkpoint import read_checkpoint
-from glc.training.checkpoints import find_whole
+from glc.training.checkpoints import open_last
 
 MORE = 3
 LEAST_MINUTES = 0.5
@@ -70,8 +69,8 @@ def make_mosaic(path: Path, side: int = 384, seed: int = 0) -> Path:
 
 def state(checkpoint: Path) -> int:
     """Return the steps of a run's checkpoint, of the one before where it is damaged; 0 without any."""
-    whole = find_whole(checkpoint.parent)
-    return 0 if whole is None else int(read_checkpoint(whole)["global_step"])
+    last = open_last(checkpoint.parent)
+    return 0 if last is None else last.step
 
 
 def overrides(application: Application, arguments: argparse.Namespace, minutes: float) -> list[str]:

@@ -20,8 +20,7 @@ from pathlib import Path
 import torch
 from words import number_of
 
-from glc.io.checkpoint import read_checkpoint
-from glc.training.checkpoints import find_whole
+from glc.training.checkpoints import open_last
 
 STAGES = ("vqvae", "transform", "joint")
 PIECE = 16 * 2**20
@@ -72,11 +71,8 @@ def state(checkpoint: Path) -> tuple[int, int]:
 
     Where the checkpoint is damaged, the one before takes its place.
     """
-    whole = find_whole(checkpoint.parent)
-    if whole is None:
-        return 0, 1
-    content = read_checkpoint(whole)
-    return int(content["global_step"]), int(content["glc"]["recipe"]["trainer"]["max_steps"])
+    last = open_last(checkpoint.parent)
+    return (0, 1) if last is None else (last.step, int(last.settings["trainer"]["max_steps"]))
 
 
 def overrides(stage: str, arguments: argparse.Namespace, minutes: float) -> list[str]:

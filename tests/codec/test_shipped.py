@@ -15,10 +15,11 @@ import glc
 from glc import pretrained
 from glc.cli import main
 from glc.codec import bitstream
+from glc.codec.convert.read import open_source
 from glc.codec.weights.file import TrainingLabel, decoder_digest, read_label
 from glc.data.images import read_rgb
 from glc.data.sources import sample_paths
-from glc.training.init_from import transfer
+from glc.training.init_from import warm_start
 from tests.scripts import load_script
 from tests.short_runs import ROOT, compose, settings
 
@@ -67,7 +68,8 @@ def test_it_can_be_trained_further(record: dict[str, Any], tmp_path: Path) -> No
         ).stage.module
     )
     (folder,) = pretrained.__path__
-    assert set(transfer(stage, Path(folder) / f"{NAME}.safetensors", path)) == {
+    files = [open_source(file) for file in (Path(folder) / f"{NAME}.safetensors", path)]
+    assert set(warm_start(stage, *files)) == {
         *("model.encoder", "model.decoder", "model.coder", "quantizer"),
         *("code_loss.predictor", "vq_encoder", "adversarial.discriminator"),
     }

@@ -4,6 +4,7 @@ import errno
 import random
 import zipfile
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ import torch
 
 from glc.errors import WeightsError
 from glc.io import checkpoint
-from glc.io.checkpoint import check_seal, read_checkpoint, save_sealed
+from glc.io.checkpoint import copy_to_memory, open_checkpoint, read_checkpoint, save_sealed, verify
 
 CONTENT = {
     "state_dict": {"weight": torch.arange(5000).float()},
@@ -27,7 +28,8 @@ def sealed(tmp_path: Path) -> Path:
 
 
 def test_a_sealed_file_is_one_for_all_readers(sealed: Path) -> None:
-    assert check_seal(sealed)
+    with sealed.open("rb") as file:
+        assert verify(file, sealed)
     assert [path.name for path in sealed.parent.iterdir()] == ["last.ckpt"]
     for mapped in (False, True):
         content = torch.load(sealed, weights_only=True, mmap=mapped)
@@ -66,9 +68,11 @@ def test_files_that_were_cut_short(sealed: Path) -> None:
 
 
 def test_files_of_other_makers_have_no_checksum(tmp_path: Path) -> None:
-    torch.save(CONTENT, tmp_path / "plain.ckpt")
-    assert not check_seal(tmp_path / "plain.ckpt")
-    assert read_checkpoint(tmp_path / "plain.ckpt")["glc"]["format"] == 1
+    path = tmp_path / "plain.ckpt"
+    torch.save(CONTENT, path)
+    with path.open("rb") as file:
+        assert not verify(file, path)
+    assert read_checkpoint(path)["glc"]["format"] == 1
 
 
 def test_a_full_disk_leaves_what_was_there(sealed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -87,3 +91,55 @@ def test_a_full_disk_leaves_what_was_there(sealed: Path, monkeypatch: pytest.Mon
     assert caught.value.errno == errno.ENOSPC
     assert sealed.read_bytes() == before
     assert [path.name for path in sealed.parent.iterdir()] == ["last.ckpt"]
+
+
+def test_an_opened_checkpoint_tells_what_it_is_of(tmp_path: Path) -> None:
+    settings = {"stage": {"name": "joint", "module": {"_target_": "glc.training.joint.JointStage"}}}
+    content = {**CONTENT, "global_step": 7, "glc": {"format": 1, "recipe": settings}}
+    save_sealed(content, tmp_path / "last.ckpt")
+    opened = open_checkpoint(tmp_path / "last.ckpt")
+    assert (opened.step, opened.stage, opened.path) == (7, "joint", tmp_path / "last.ckpt")
+    assert torch.equal(opened.state_dict["weight"], torch.arange(5000).float())
+    assert open_checkpoint(opened) is opened
+
+
+# What the configuration of version 0.1 names, and where it is now.
+NAMES_OF_0_1 = {
+    "glc.codec.export.read_codec": "glc.codec.weights.export.read_codec",
+    "glc.losses.vq.CodebookLoss": "glc.losses.latent.CodebookLoss",
+    "glc.training.callbacks.average.MovingAverage": "glc.training.callbacks.ema.MovingAverage",
+    "glc.training.callbacks.checkpoint.LastCheckpoint": "glc.training.checkpoints.LastCheckpoint",
+    "glc.training.callbacks.codebook.CodebookCare": "glc.training.callbacks.codebook.CodebookCare",
+    "glc.training.callbacks.histograms.CodebookHistograms": "glc.training.callbacks.codebook."
+    "CodebookHistograms",
+    "glc.training.callbacks.panel.ReconstructionPanel": "glc.training.callbacks.media.ReconstructionPanel",
+    "glc.training.callbacks.time_limit.TimeLimit": "glc.training.checkpoints.TimeLimit",
+    "glc.training.joint.JointStage": "glc.training.stages.joint.JointStage",
+    "glc.training.restoration.RestorationStage": "glc.training.stages.restoration.RestorationStage",
+    "glc.training.saving.SealedCheckpointIO": "glc.training.checkpoints.SealedCheckpointIO",
+    "glc.training.schedule.WarmupCosine": "glc.training.schedule.WarmupCosine",
+    "glc.training.stage.Optimization": "glc.training.stages.base.Optimization",
+    "glc.training.stylization.StylizationStage": "glc.training.stages.stylization.StylizationStage",
+    "glc.training.transform.TransformStage": "glc.training.stages.transform.TransformStage",
+    "glc.training.vqvae.VQVAEStage": "glc.training.stages.vqvae.VQVAEStage",
+}
+
+
+def test_settings_of_version_0_1_name_the_classes_where_they_are_now(tmp_path: Path) -> None:
+    nodes = [{"_target_": name, "seed": 1} for name in NAMES_OF_0_1]
+    content = {**CONTENT, "glc": {"format": 1, "recipe": {"nested": {"list": nodes}}}}
+    save_sealed(content, tmp_path / "old.ckpt")
+    found = open_checkpoint(tmp_path / "old.ckpt").settings["nested"]["list"]
+    assert [node["_target_"] for node in found] == list(NAMES_OF_0_1.values())
+    for name in NAMES_OF_0_1.values():
+        assert callable(resolve_name(name))
+
+
+def test_a_copy_in_memory_outlives_its_file(sealed: Path) -> None:
+    opened = open_checkpoint(sealed)
+    tensors = opened.state_dict
+    copy_to_memory(opened.content)
+    with sealed.open("r+b") as file:  # a mapping would show this
+        file.write(bytes(sealed.stat().st_size))
+    assert opened.state_dict is tensors
+    assert torch.equal(tensors["weight"], torch.arange(5000).float())

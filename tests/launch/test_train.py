@@ -1,19 +1,24 @@
 """What `train` refuses, before anything is written, and what it says."""
 
 import errno
+import json
 import os
-import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 
-from glc.errors import WeightsError
-from glc.launch.start import UsageError, find_discriminator, find_initial_weights
+from glc.io.checkpoint import save_sealed
+from glc.launch.start import UsageError
+from glc.launch.train import prepare, train
 from glc.launch.train import run as entry
+from glc.training import load_stage
 from glc.training.checkpoints import DivergedError
 from glc.training.loggers import RowLogger
+from tests.codec.fixed_model import fixed_codec_weights
+from tests.io.test_checkpoint import NAMES_OF_0_1
 from tests.short_runs import QUIET, checkpoint, compose, live_weights, run, settings, write_pictures
 
 
@@ -77,56 +82,6 @@ def test_a_stage_without_the_one_before(trained: Path, pictures: Path, tmp_path:
     assert "init_from=" in message
     # The one before the joint stage is missing although the first one is there.
     assert "starts from stage=transform" in refused(options(trained, pictures, "joint"))
-
-
-def test_models_are_found_by_name_whatever_lies_here(
-    trained: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    named = compose(options(trained, pictures, "joint", init_from="small"))
-    (file,) = find_initial_weights(named)
-    assert file.is_file()
-    assert file.name == "small.safetensors"
-    (tmp_path / "small").mkdir()  # a folder of runs, say
-    assert find_initial_weights(named) == [file]
-    (tmp_path / "small" / "checkpoints").mkdir()
-    shutil.copy(trained / "checkpoints" / "last.ckpt", tmp_path / "small" / "checkpoints")
-    assert find_initial_weights(named) == [Path("small", "checkpoints", "last.ckpt")]
-    with pytest.raises(WeightsError, match=r"there is no model 'smal' \(known are .*small"):
-        find_initial_weights(compose(options(trained, pictures, "joint", init_from="smal")))
-
-
-def test_where_initial_weights_are_found(trained: Path, pictures: Path) -> None:
-    last = trained / "checkpoints" / "last.ckpt"
-    assert find_initial_weights(compose(options(trained, pictures))) == []
-    assert find_initial_weights(compose(options(trained, pictures, "transform"))) == [last]
-    assert find_initial_weights(compose(options(trained, pictures, "transform", init_from="none"))) == []
-    for given in (last, trained, trained / "checkpoints"):
-        elsewhere = compose(options(trained, pictures, "transform", init_from=str(given), name="other"))
-        assert find_initial_weights(elsewhere) == [last]
-    two = compose(options(trained, pictures, "transform", init_from=f"[{trained},codec.safetensors]"))
-    assert find_initial_weights(two) == [last, Path("codec.safetensors")]
-    for empty in ("[]", "[none]", "[null,small]"):
-        with pytest.raises(UsageError, match="give files or models, or init_from=none"):
-            find_initial_weights(compose(options(trained, pictures, "transform", init_from=empty)))
-    two = compose(options(trained, pictures, "restoration", init_from=f"[{trained},codec.safetensors]"))
-    with pytest.raises(UsageError, match="stage=restoration is for one codec"):
-        find_initial_weights(two)
-    nothing = compose(options(trained, pictures, "transform", init_from=str(trained.parent)))
-    with pytest.raises(UsageError, match=r"init_from=.*: has no checkpoints/last\.ckpt"):
-        find_initial_weights(nothing)
-    assert find_discriminator(compose(options(trained, pictures, "transform"))) is None
-    joint = {"init_from": "none", "stage.discriminator_from": "auto"}
-    assert find_discriminator(compose(options(trained, pictures, "joint", **joint))) == last
-    assert find_discriminator(compose(options(trained, pictures, "joint", **joint, name="other"))) is None
-    given = {**joint, "stage.discriminator_from": str(last)}
-    assert find_discriminator(compose(options(trained, pictures, "joint", **given, name="other"))) == last
-    with pytest.raises(UsageError, match=r"discriminator_from=nowhere\.ckpt: no such file"):
-        find_discriminator(
-            compose(
-                options(trained, pictures, "joint", **{**joint, "stage.discriminator_from": "nowhere.ckpt"})
-            )
-        )
 
 
 def test_weights_of_another_model(trained: Path, pictures: Path) -> None:
@@ -196,7 +151,7 @@ def test_values_out_of_range_name_their_key(pictures: Path, tmp_path: Path) -> N
     assert "stage.lmbda has 2 values" in refused({**values, "stage.lmbda": "[1,2]"})
     assert "callbacks.ema.decay" in refused({**values, "callbacks.ema.decay": 1})
     assert "floor and hold" in refused({**values, "stage.schedule.hold": 3})
-    assert "seed=None: give a whole number" in refused({**values, "seed": "null"})
+    assert "seed=None: give an integer" in refused({**values, "seed": "null"})
     assert "data.val: is empty" in refused({**values, "data.val": "null"})
     del values["data.batch_size"]
     assert "stage.accumulate=0" in refused({**values, "batch": 8, "stage.accumulate": 0})
@@ -269,7 +224,7 @@ def test_a_disk_that_takes_no_more_ends_it_and_the_checkpoint_before_stays(
     with pytest.raises(SystemExit) as caught:
         entry(compose({**values, "resume": "auto"}))
     assert caught.value.code == 1
-    assert f"metrics.csv: {os.strerror(number)}: the run's checkpoints are whole" in caplog.text
+    assert f"metrics.csv: {os.strerror(number)}: the run's checkpoints are intact" in caplog.text
     assert "resume=last" in caplog.text
     if number == errno.ENOSPC:
         assert checkpoint(folder)["global_step"] == 1
@@ -306,6 +261,74 @@ def test_settings_that_changed_are_named(
             "stage.codebook_weight was 1.0, is 0.5",
         )
     ]
+
+
+def test_a_checkpoint_of_version_0_1_resumes_without_a_warning(
+    trained: Path, pictures: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    content = checkpoint(trained)
+    settings = json.dumps(content["glc"]["recipe"])
+    for old, new in NAMES_OF_0_1.items():
+        settings = settings.replace(f'"{new}"', f'"{old}"')
+    assert "glc.training.vqvae.VQVAEStage" in settings
+    content["glc"]["recipe"] = json.loads(settings)
+    save_sealed(content, tmp_path / "old.ckpt")
+    more = {"trainer.max_steps": 3, "stage.schedule.total": 2, "data.epoch_batches": 2, "name": "old"}
+    states = [
+        live_weights(checkpoint(run(options(trained, pictures, **more, dir=tmp_path / name, resume=path))))
+        for name, path in (("a", tmp_path / "old.ckpt"), ("b", trained))
+    ]
+    assert all(torch.equal(value, states[1][key]) for key, value in states[0].items())
+    named = [line for record in caplog.records if "another setting" in (line := record.getMessage())]
+    assert named == ["resuming with another setting: name was done, is old",
+                     "resuming with another setting: trainer.max_steps was 2, is 3"] * 2  # fmt: skip
+
+
+@pytest.mark.parametrize("stage", ["vqvae", "restoration"])
+def test_the_configuration_is_not_changed(pictures: Path, tmp_path: Path, stage: str) -> None:
+    values = settings(pictures, tmp_path, "frozen", stage, 1)
+    if stage == "restoration":
+        values["init_from"] = str(fixed_codec_weights(tmp_path / "codec.safetensors"))
+    cfg, fresh = compose(values), compose(values)
+    OmegaConf.set_readonly(cfg, True)
+    train(cfg)
+    for resolve in (False, True):
+        assert OmegaConf.to_container(cfg, resolve=resolve) == OmegaConf.to_container(fresh, resolve=resolve)
+
+
+@pytest.fixture
+def plain(pictures: Path, tmp_path: Path) -> dict[str, Any]:
+    """Settings of a LightningModule that knows nothing of glc, from a configuration folder of the user's."""
+    folder = tmp_path / "conf" / "stage"
+    folder.mkdir(parents=True)
+    for name, more in (("plain", ""), ("deeper", "previous: plain\n")):
+        target = f"module:\n  _target_: tests.training.own.{name.capitalize()}\n"
+        (folder / f"{name}.yaml").write_text(f"name: {name}\n{more}{target}")
+    values = settings(pictures, tmp_path / "runs", "own", "plain", 4)
+    del values["stage.schedule.warmup"], values["data.batch_size"]
+    return {**values, "batch": 2, "data.epoch_batches": 2, "hydra.searchpath": f"[file://{folder.parent}]"}
+
+
+def test_a_lightning_module_of_a_users_own_resumes_exactly(plain: dict[str, Any]) -> None:
+    expected = checkpoint(run(plain))
+    pieces = {**plain, "name": "pieces", "resume": "auto", "max_minutes": 0}
+    for step in range(1, 5):
+        folder = run(pieces)
+        assert checkpoint(folder)["global_step"] == step
+    resumed = checkpoint(folder)
+    for part in ("state_dict", "current_model_state"):
+        assert all(torch.equal(value, expected[part][key]) for key, value in resumed[part].items())
+    assert resumed["glc"]["recipe"]["stage"]["name"] == "plain"
+    loaded = load_stage(folder, trust="tests")
+    assert torch.equal(loaded.head.weight, resumed["state_dict"]["head.weight"])
+
+
+def test_a_lightning_module_starts_from_the_one_before(plain: dict[str, Any]) -> None:
+    first = checkpoint(run(plain))["state_dict"]
+    stage, *_ = prepare(compose({**plain, "stage": "deeper"}))
+    state = stage.state_dict()
+    assert all(torch.equal(state[key], value) for key, value in first.items())
+    assert {key.partition(".")[0] for key in state} == {"body", "head", "tail"}
 
 
 def test_in_the_network_the_codes_are_those_of_the_first_stage(

@@ -8,7 +8,6 @@ import pytest
 import torch
 from hydra.utils import instantiate
 from PIL import Image
-from tests.training.test_stages import all_plain
 
 import glc
 from glc.codec.weights.export import export, read_codec
@@ -25,6 +24,7 @@ from tests.short_runs import (
     stand_in_weights,
     write_pictures,
 )
+from tests.training.stages.test_stages import all_plain
 
 
 @pytest.fixture(scope="module")
@@ -84,8 +84,8 @@ def test_what_was_trained_writes_files_that_any_decoder_opens(
 def test_validation_degrades_a_picture_in_the_same_way_each_time(
     photos: Path, codec: Path, tmp_path: Path
 ) -> None:
-    cfg = compose({**options(photos, tmp_path, codec, "restoration"), "stage.codec": str(codec)})
-    stage = instantiate(cfg.stage.module)
+    cfg = compose(options(photos, tmp_path, codec, "restoration"))
+    stage = instantiate(cfg.stage.module, _partial_=True)(codec=read_codec(codec))
     x = torch.zeros(1, 3, 32, 32)
     seen = [stage.degradation(x, stage.fixed_generator(number)) for number in (0, 0, 1)]
     assert torch.equal(seen[0], seen[1])
@@ -118,7 +118,9 @@ def test_a_checkpoint_stands_for_the_codec_that_it_exports_to(
     assert read_codec(stages["joint"]).fingerprint == read_codec(tmp_path / "codec.safetensors").fingerprint
     picture = Image.fromarray(fixed_picture(64, 64))
     made = glc.Codec(read_codec(stages["joint"]), "cpu").compress(picture)
-    assert glc.load(tmp_path / "codec.safetensors", "cpu").compress(picture) == made
+    last = stages["joint"] / "checkpoints" / "last.ckpt"
+    for source in (tmp_path / "codec.safetensors", stages["joint"], last):
+        assert glc.load(source, "cpu").compress(picture) == made
 
 
 @pytest.fixture(scope="module")

@@ -11,14 +11,14 @@ import torch
 from torch import Tensor
 
 from glc.errors import WeightsError
-from glc.io.checkpoint import save_sealed
+from glc.io.checkpoint import Checkpoint, open_checkpoint, save_sealed
 from glc.training.callbacks.codebook import CodebookCare
 from glc.training.checkpoints import (
     LastCheckpoint,
     SavingError,
     SealedCheckpointIO,
-    find_whole,
     keep_previous,
+    open_last,
 )
 from glc.training.loggers import RowLogger
 from glc.training.stages.base import Stage
@@ -31,9 +31,9 @@ def write(path: Path, step: int) -> None:
     )
 
 
-def step_of(path: Path | None) -> int:
-    assert path is not None
-    return torch.load(path, weights_only=True)["global_step"]
+def step_of(found: Path | Checkpoint | None) -> int:
+    assert found is not None
+    return open_checkpoint(found).step
 
 
 def damage(path: Path) -> None:
@@ -53,7 +53,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def test_the_one_before_is_kept(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert step_of(find_whole(folder)) == 2
+    assert step_of(open_last(folder)) == 2
     assert step_of(folder / "previous.ckpt") == 1
     keep_previous(folder / "last.ckpt")
     # Killed here, between the two: nothing is missing.
@@ -66,14 +66,14 @@ def test_the_one_before_is_kept(folder: Path, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(os, "link", no_links)
     write(folder / "last.ckpt", 3)
     keep_previous(folder / "last.ckpt")
-    assert step_of(find_whole(folder)) == 3
+    assert step_of(open_last(folder)) == 3
 
 
 def test_a_damaged_checkpoint_is_named_and_the_one_before_used(
     folder: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     damage(folder / "last.ckpt")
-    found = find_whole(folder)
+    found = open_last(folder)
     assert step_of(found) == 1
     assert "last.ckpt: damaged" in caplog.text
     assert "previous.ckpt" in caplog.text
@@ -89,7 +89,7 @@ def test_other_processes_of_a_run_leave_the_files_alone(
     damage(folder / "last.ckpt")
     before = sorted(folder.iterdir())
     monkeypatch.setenv("RANK", "1")
-    assert step_of(find_whole(folder)) == 1
+    assert step_of(open_last(folder)) == 1
     assert sorted(folder.iterdir()) == before
 
 
@@ -97,14 +97,26 @@ def test_two_damaged_checkpoints_are_an_error(folder: Path, tmp_path: Path) -> N
     for name in ("last.ckpt", "previous.ckpt"):
         damage(folder / name)
     with pytest.raises(WeightsError, match=r"last\.ckpt: damaged.*previous\.ckpt: damaged"):
-        find_whole(folder)
-    assert find_whole(tmp_path / "nowhere") is None
+        open_last(folder)
+    assert open_last(tmp_path / "nowhere") is None
 
 
 def test_a_checkpoint_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(SavingError, match=r"last\.ckpt.*not made.*resume=last|resume=last"):
         SealedCheckpointIO().save_checkpoint({"a": 1}, tmp_path / "file" / "last.ckpt")
+
+
+def test_an_opened_checkpoint_is_handed_over_once_without_its_file(folder: Path) -> None:
+    io = SealedCheckpointIO()
+    io.opened = opened = open_last(folder)
+    assert opened is not None
+    opened.path.unlink()
+    assert io.load_checkpoint(opened.path)["global_step"] == 2
+    assert io.opened is None
+    with pytest.raises(FileNotFoundError):
+        io.load_checkpoint(opened.path)
+    assert io.load_checkpoint(folder / "previous.ckpt", weights_only=True)["global_step"] == 1
 
 
 def test_nothing_is_saved_between_the_batches_of_a_step(tmp_path: Path) -> None:

@@ -11,13 +11,15 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from glc.codec.convert.convert import convert
+from glc.codec.convert.read import open_source
 from glc.codec.weights.export import export, export_companion
 from glc.codec.weights.file import read_weights
 from glc.errors import WeightsError
-from glc.training.init_from import TransferError, transfer, transfer_discriminator
+from glc.training.init_from import TransferError, warm_start
 from glc.training.stages.base import Stage
 from tests.codec.convert.stand_ins import SMALL, layouts, stand_in, stand_ins
 from tests.short_runs import checkpoint, compose, settings
+from tests.training.own import Plain
 
 Make = Callable[..., Stage]
 
@@ -29,6 +31,11 @@ def make(pictures: Path, tmp_path: Path) -> Make:
         return instantiate(compose({**settings(pictures, tmp_path, "transfer", stage), **named}).stage.module)
 
     return make
+
+
+def start(stage: Any, *paths: Path, discriminator: Path | None = None) -> list[str]:
+    sources = [open_source(path) for path in paths]
+    return warm_start(stage, *sources, discriminator=discriminator and open_source(discriminator))
 
 
 def last(folder: Path) -> Path:
@@ -45,13 +52,13 @@ def test_every_stage_takes_what_it_shares(make: Make, stages: dict[str, Path]) -
     first, second, third = (checkpoint(stages[s])["state_dict"] for s in ("vqvae", "transform", "joint"))
 
     transform = make("transform")
-    assert transfer(transform, last(stages["vqvae"])) == ["model.encoder", "model.decoder", "quantizer"]
+    assert start(transform, last(stages["vqvae"])) == ["model.encoder", "model.decoder", "quantizer"]
     assert same(transform, "model.encoder", first, "autoencoder.encoder")  # the averaged weights
     assert same(transform, "model.decoder", first, "autoencoder.decoder")
     assert same(transform, "quantizer", first, "autoencoder.quantizer")
 
     joint = make("joint")
-    loaded = transfer(joint, last(stages["transform"]))
+    loaded = start(joint, last(stages["transform"]))
     assert set(loaded) == {
         "model.encoder",
         "model.decoder",
@@ -63,12 +70,12 @@ def test_every_stage_takes_what_it_shares(make: Make, stages: dict[str, Path]) -
     assert same(joint, "vq_encoder", first, "autoencoder.encoder")
 
     again = make("joint")
-    assert {"vq_encoder", "adversarial.discriminator"} < set(transfer(again, last(stages["joint"])))
+    assert {"vq_encoder", "adversarial.discriminator"} < set(start(again, last(stages["joint"])))
     assert same(again, "vq_encoder", first, "autoencoder.encoder")
     assert same(again, "model.encoder", third, "model.encoder")
 
     vqvae = make("vqvae")
-    loaded = transfer(vqvae, last(stages["vqvae"]))
+    loaded = start(vqvae, last(stages["vqvae"]))
     assert "adversarial.discriminator" in loaded
     assert same(vqvae, "autoencoder.quantizer", first, "autoencoder.quantizer")
 
@@ -77,26 +84,26 @@ def test_the_last_stage_gets_the_discriminator_of_the_first(make: Make, stages: 
     joint = make("joint")
     first = checkpoint(stages["vqvae"])["state_dict"]
     name = "adversarial.discriminator"
-    assert not transfer_discriminator(joint, last(stages["transform"]))
+    assert not start(joint, discriminator=last(stages["transform"]))
     assert not same(joint, name, first, name)
-    assert transfer_discriminator(joint, last(stages["vqvae"]))
+    assert start(joint, discriminator=last(stages["vqvae"]))
     assert same(joint, name, first, name)
     other = make("joint", model__discriminator__channels=24)
     with pytest.raises(TransferError, match=r"adversarial\.discriminator does not fit"):
-        transfer_discriminator(other, last(stages["vqvae"]))
+        start(other, discriminator=last(stages["vqvae"]))
 
 
 def test_the_first_stage_can_start_from_a_codec(make: Make, stages: dict[str, Path]) -> None:
     vqvae = make("vqvae")
     third = checkpoint(stages["joint"])["state_dict"]
-    assert "autoencoder.encoder" in transfer(vqvae, last(stages["joint"]))
+    assert "autoencoder.encoder" in start(vqvae, last(stages["joint"]))
     assert same(vqvae, "autoencoder.encoder", third, "model.encoder")
 
 
 def test_of_several_files_the_first_that_has_a_network_gives_it(make: Make, stages: dict[str, Path]) -> None:
     first, third = (checkpoint(stages[s])["state_dict"] for s in ("vqvae", "joint"))
     transform = make("transform")
-    loaded = transfer(transform, last(stages["vqvae"]), last(stages["joint"]))
+    loaded = start(transform, last(stages["vqvae"]), last(stages["joint"]))
     assert {"model.encoder", "quantizer", "model.coder", "code_loss.predictor"} <= set(loaded)
     assert same(transform, "model.encoder", first, "autoencoder.encoder")
     assert not same(transform, "model.encoder", third, "model.encoder")
@@ -110,13 +117,13 @@ def test_a_codec_goes_on_learning_without_code_prediction(
     export(last(stages["joint"]), codec)
     weights = checkpoint(stages["joint"])["state_dict"]
     with pytest.raises(TransferError, match=r"has no quantizer, .*code_prediction=none"):
-        transfer(make("joint", model__projected_codebooks=False), codec)
+        start(make("joint", model__projected_codebooks=False), codec)
     for name in ("joint", "transform"):
         stage = make(name, code_prediction="none", model__projected_codebooks=False)  # as a codec has them
-        assert set(transfer(stage, codec)) == {"model.encoder", "model.decoder", "model.coder"}
+        assert set(start(stage, codec)) == {"model.encoder", "model.decoder", "model.coder"}
         assert same(stage, "model.decoder", weights, "model.decoder")
     joint = make("joint", code_prediction="none", model__projected_codebooks=False)
-    transfer(joint, codec)
+    start(joint, codec)
     # D_code is measured by the encoder as it came.
     assert same(joint, "vq_encoder", weights, "model.encoder")
 
@@ -133,7 +140,7 @@ def test_a_codec_and_its_companion_give_all_that_a_stage_starts_from(
         kept = {key for key in weights if not key.startswith(("model.", "quantizer.projection."))}
         assert set(file.keys()) == kept
     joint = make("joint", model__projected_codebooks=False)
-    assert set(transfer(joint, codec, companion)) == {
+    assert set(start(joint, codec, companion)) == {
         "model.encoder",
         "model.decoder",
         "model.coder",
@@ -146,15 +153,15 @@ def test_a_codec_and_its_companion_give_all_that_a_stage_starts_from(
         assert same(joint, name, weights, name)
     assert not same(joint, "vq_encoder", weights, "model.encoder")
     whole = make("joint")
-    transfer(whole, last(stages["joint"]))
+    start(whole, last(stages["joint"]))
     torch.testing.assert_close(joint.quantizer.codebook(), whole.quantizer.codebook())
-    with pytest.raises(TransferError, match=r"has no model\.encoder, .*The file is a codec's companion"):
-        transfer(make("transform", model__projected_codebooks=False), companion)
+    with pytest.raises(TransferError, match=r"has no model\.encoder, .*The file holds training weights"):
+        start(make("transform", model__projected_codebooks=False), companion)
     with pytest.raises(WeightsError, match=r"training needs besides a codec: init_from=\[CODEC,"):
         read_weights(companion)
     assert "was made beside another codec" not in caplog.text
     export(last(stages["transform"]), codec, half=True)  # D is stage I's
-    transfer(make("joint", model__projected_codebooks=False), codec, companion)
+    start(make("joint", model__projected_codebooks=False), codec, companion)
     assert "was made beside another codec" in caplog.text
     with pytest.raises(WeightsError, match="holds no codec with networks of its training"):
         export_companion(last(stages["vqvae"]), tmp_path / "no.safetensors")
@@ -168,11 +175,11 @@ def test_a_companion_in_half_precision_and_a_damaged_one(
     export(last(stages["joint"]), codec, half=True)
     export_companion(last(stages["joint"]), companion, half=True)
     joint = make("joint", model__projected_codebooks=False)
-    transfer(joint, codec, companion)
+    start(joint, codec, companion)
     weights = checkpoint(stages["joint"])["state_dict"]
     name = "adversarial.discriminator"
     assert same(joint, name, {key: t.half().float() for key, t in weights.items()}, name)
-    assert transfer_discriminator(make("joint"), companion)
+    assert start(make("joint"), discriminator=companion)
     with safe_open(companion, "pt") as file:
         tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
         metadata = file.metadata()
@@ -181,7 +188,7 @@ def test_a_companion_in_half_precision_and_a_damaged_one(
     )
     save_file(tensors, companion, metadata)
     with pytest.raises(WeightsError, match="damaged"):
-        transfer(joint, codec, companion)
+        start(joint, codec, companion)
 
 
 def test_a_codebook_that_was_only_drawn_is_no_codebook(
@@ -197,13 +204,13 @@ def test_a_codebook_that_was_only_drawn_is_no_codebook(
     for options in ({}, {"coder": "indices_map"}):
         stage = make("transform", **options)
         with pytest.raises(TransferError, match="has no quantizer"):
-            transfer(stage, untrained)
+            start(stage, untrained)
     with pytest.raises(TransferError, match="has no quantizer") as caught:
-        transfer(make("transform", coder="indices_map", code_prediction="none"), untrained)
+        start(make("transform", coder="indices_map", code_prediction="none"), untrained)
     assert "code_prediction=none" not in str(caught.value)  # which it has
     # A C of stage I is one, however its codebook was started.
     stage = make("transform")
-    transfer(stage, last(stages["vqvae"]))
+    start(stage, last(stages["vqvae"]))
     assert stage.quantizer.initialized
 
 
@@ -211,7 +218,7 @@ def test_a_refiner_brings_its_codebook_and_the_first_file_decides(
     make: Make, stages: dict[str, Path], tmp_path: Path
 ) -> None:
     network = make("transform", code_prediction="network")
-    transfer(network, last(stages["vqvae"]))
+    start(network, last(stages["vqvae"]))
     with torch.no_grad():
         network.quantizer.embedding.add_(1.0)
     other = tmp_path / "network.ckpt"
@@ -220,20 +227,20 @@ def test_a_refiner_brings_its_codebook_and_the_first_file_decides(
     torch.save(content, other)
     first = checkpoint(stages["vqvae"])["state_dict"]
     again = make("transform", code_prediction="network")
-    assert "model.refiner" in transfer(again, last(stages["vqvae"]), other)
+    assert "model.refiner" in start(again, last(stages["vqvae"]), other)
     assert same(again, "quantizer", {**first, "autoencoder.quantizer.initialized": torch.tensor(True)},
                 "autoencoder.quantizer")  # fmt: skip
     for key in [key for key in content["state_dict"] if key.startswith(("quantizer.", "code_loss."))]:
         del content["state_dict"][key]  # as in a codec's weights file
     torch.save(content, other)
-    assert "quantizer" in transfer(make("transform", code_prediction="network"), other)
+    assert "quantizer" in start(make("transform", code_prediction="network"), other)
 
 
 def test_a_network_that_does_not_fit_is_named(make: Make, stages: dict[str, Path]) -> None:
     stage = make("transform", model__decoder__channels=24)
     before = {key: value.clone() for key, value in stage.model.decoder.state_dict().items()}
     with pytest.raises(TransferError) as caught:
-        transfer(stage, last(stages["vqvae"]))
+        start(stage, last(stages["vqvae"]))
     message = str(caught.value)
     assert str(last(stages["vqvae"])) in message
     assert "model.decoder does not fit: of another shape: blocks." in message
@@ -250,8 +257,8 @@ def test_a_network_that_does_not_fit_is_named(make: Make, stages: dict[str, Path
 
 def test_a_decoder_grows_fine_blocks_from_a_stage_without(make: Make, stages: dict[str, Path]) -> None:
     plain, fine = make("joint"), make("joint", **{"+model__decoder__fine_blocks": 1})
-    transfer(plain, last(stages["joint"]))
-    assert "model.decoder" in transfer(fine, last(stages["joint"]))
+    start(plain, last(stages["joint"]))
+    assert "model.decoder" in start(fine, last(stages["joint"]))
     latent = torch.randn(1, plain.model.decoder.latent_channels, 4, 3)
     draw = [stage.model.decoder.eval() for stage in (plain, fine)]
     torch.testing.assert_close(draw[1](latent), draw[0](latent))
@@ -259,31 +266,52 @@ def test_a_decoder_grows_fine_blocks_from_a_stage_without(make: Make, stages: di
 
     deep = make("joint", **{"+model__decoder__fine_blocks": 1, "model__decoder__num_blocks": 2})
     with pytest.raises(TransferError, match=r"model\.decoder does not fit: missing: blocks\."):
-        transfer(deep, last(stages["joint"]))
+        start(deep, last(stages["joint"]))
 
 
 def test_another_depth_is_reported_by_keys(make: Make, stages: dict[str, Path]) -> None:
     with pytest.raises(TransferError, match=r"model\.encoder does not fit: missing: blocks\."):
-        transfer(make("transform", model__encoder__num_blocks=2), last(stages["vqvae"]))
+        start(make("transform", model__encoder__num_blocks=2), last(stages["vqvae"]))
+
+
+def test_networks_of_a_users_own_follow_by_name(make: Make, tmp_path: Path) -> None:
+    own = {"stage__module___target_": "tests.training.own.FilteredStage", "code_prediction": "none"}
+    first, second = make("transform", **own), make("transform", **own)
+    path = tmp_path / "own.ckpt"
+    first.quantizer.initialized.fill_(True)
+    torch.save({"state_dict": first.state_dict(), "glc": {"format": 1, "recipe": {}}}, path)
+    assert {"model.encoder", "quantizer", "model.gate", "prefilter"} <= set(start(second, path))
+    for name in ("prefilter", "model.gate", "model.encoder"):
+        assert same(second, name, first.state_dict(), name)
+    other = make("transform", **own)
+    other.prefilter = torch.nn.Conv2d(3, 5, 1)
+    with pytest.raises(TransferError, match=r"prefilter does not fit: of another shape: weight is \[3, 3"):
+        start(other, path)
+
+
+def test_a_file_without_any_network_of_the_stage_is_refused(stages: dict[str, Path]) -> None:
+    plain = Plain()
+    with pytest.raises(TransferError, match=r"has none of this stage's networks\. .* init_from=none"):
+        start(plain, last(stages["vqvae"]))
 
 
 def test_a_checkpoint_without_what_is_needed(make: Make, stages: dict[str, Path]) -> None:
     with pytest.raises(TransferError, match=r"has no model\.coder, which this stage starts from"):
-        transfer(make("joint"), last(stages["vqvae"]))
+        start(make("joint"), last(stages["vqvae"]))
 
 
 def test_a_file_that_is_no_checkpoint(make: Make, tmp_path: Path) -> None:
     (tmp_path / "text.ckpt").write_text("hello")
     for name in ("text", "missing"):
         with pytest.raises(WeightsError, match=rf"{name}\.ckpt: "):
-            transfer(make("transform"), tmp_path / f"{name}.ckpt")
+            start(make("transform"), tmp_path / f"{name}.ckpt")
 
 
 def test_codebooks_of_indices_map_coding_come_from_the_first_stage(
     make: Make, stages: dict[str, Path]
 ) -> None:
     stage = make("transform", coder="indices_map")
-    assert transfer(stage, last(stages["vqvae"])) == ["model.encoder", "model.decoder", "quantizer"]
+    assert start(stage, last(stages["vqvae"])) == ["model.encoder", "model.decoder", "quantizer"]
     codes = stage.quantizer.codebook()
     smallest, *_, largest = [book for book in stage.model.coder.parameters() if book.ndim == 2]
     assert len(smallest) < len(largest) == len(codes)
@@ -337,7 +365,7 @@ def test_a_published_vqgan_starts_the_first_two_stages(
         convert(source, tmp_path / "vqgan.safetensors")
         source = tmp_path / "vqgan.safetensors"
     made = make(stage, model=model, **SIZES)
-    loaded = transfer(made, source)
+    loaded = start(made, source)
     assert [name.rpartition(".")[2] for name in loaded] == ["encoder", "decoder", "quantizer"]
     encoder, decoder, quantizer = (made.get_submodule(name) for name in loaded)
     first, last = ("conv_in", "conv_out") if kind == "taming" else ("blocks.0", "blocks.24")
@@ -352,7 +380,7 @@ def test_the_published_codec_starts_stages_two_and_three(make: Make, tmp_path: P
     source = published("glc", tmp_path)
     shared = {"model.encoder", "model.decoder", "quantizer", "model.coder", "code_loss.predictor"}
     joint = make("joint", model="natural", **SIZES)
-    assert set(transfer(joint, source)) == shared
+    assert set(start(joint, source)) == shared
     assert theirs(joint.quantizer.codebook(), "vqgan.quantize.embedding.weight")
     assert theirs(joint.vq_encoder.blocks[0].weight, "vqgan.encoder.blocks.0.weight")
     # The predictor that was trained on what this stage shows it.
@@ -360,22 +388,22 @@ def test_the_published_codec_starts_stages_two_and_three(make: Make, tmp_path: P
     assert joint.model.coder.hyper.quantizer.initialized
 
     transform = make("transform", model="natural", **SIZES)
-    assert set(transfer(transform, source)) == shared
+    assert set(start(transform, source)) == shared
     assert theirs(transform.code_loss.predictor.position, "code_pred_loss.position_emb")
 
     without = make("joint", model="natural", code_prediction="none", **SIZES)
-    assert set(transfer(without, source)) == shared - {"code_loss.predictor"}
+    assert set(start(without, source)) == shared - {"code_loss.predictor"}
 
 
 def test_a_weights_file_lacks_what_training_needs(make: Make, tmp_path: Path) -> None:
     convert(published("glc", tmp_path), tmp_path / "glc.safetensors")
     with pytest.raises(TransferError, match=r"has no quantizer, .* The file is a codec's weights file"):
-        transfer(make("joint", model="natural", **SIZES), tmp_path / "glc.safetensors")
+        start(make("joint", model="natural", **SIZES), tmp_path / "glc.safetensors")
 
 
 def test_a_published_file_for_another_model(make: Make, tmp_path: Path) -> None:
     source = published("taming", tmp_path)
     with pytest.raises(TransferError, match=r"model\.encoder does not fit: .*The file is a VQGAN of taming"):
-        transfer(make("transform"), source)
+        start(make("transform"), source)
     with pytest.raises(TransferError, match=r"has no model\.coder, .* The file is a VQGAN of taming"):
-        transfer(make("joint", model="natural", **SIZES), source)
+        start(make("joint", model="natural", **SIZES), source)

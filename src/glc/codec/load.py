@@ -6,6 +6,7 @@ import torch
 
 from glc.codec.codec import Codec, choose_device
 from glc.codec.weights.catalog import DEFAULT_MODEL, find
+from glc.codec.weights.export import read_codec
 from glc.codec.weights.file import Kind, Weights, read_weights
 from glc.codec.weights.trust import Trust
 from glc.codec.weights.variants import attach, read_part
@@ -24,7 +25,8 @@ def load(
     """Return the codec of a weights file or of a model that comes with glc.
 
     Args:
-        model: a file, or a name (`glc models` lists them); by default the codec in the box.
+        model: a file, or a name (`glc models` lists them), by default the bundled codec; or a checkpoint of
+            stage II or III, or the folder of its run, for the codec that `glc export` would make of it.
         device: "cpu", "cuda", or "auto" for a GPU where there is one.
         encoder: file or name of an encoder made for this model, such as one that restores, to compress with.
         decoder: the same of a decoder, such as one that draws in a style, to decompress with.
@@ -38,7 +40,9 @@ def load(
             is not trusted, or the encoder or decoder is another model's.
         ValueError: when there is no such device or precision, or memory is no size.
     """
-    return Codec(assemble(find(model), encoder, decoder, trust), choose_device(device), precision, memory)
+    trained = Path(model).suffix == ".ckpt" or (Path(model) / "checkpoints").is_dir()
+    file = Path(model) if trained else find(model)
+    return Codec(assemble(file, encoder, decoder, trust), choose_device(device), precision, memory)
 
 
 def assemble(
@@ -48,7 +52,8 @@ def assemble(
 
     They are left in their files where they can, see `glc.codec.weights.mmap`.
     """
-    weights = read_weights(file, mapped=True, trust=trust)
+    trained = file.suffix == ".ckpt" or file.is_dir()
+    weights = read_codec(file, trust) if trained else read_weights(file, mapped=True, trust=trust)
     named: list[tuple[Kind, str | Path | None]] = [("encoder", encoder), ("decoder", decoder)]
     chosen = [(find(name, kind), kind) for kind, name in named if name is not None]
     return attach(weights, *(read_part(path, kind, mapped=True, trust=trust) for path, kind in chosen))

@@ -3,12 +3,13 @@
 python -m glc.launch.train stage=vqvae model=tiny data=samples
 """
 
+import copy
 import errno
 import logging
 import sys
 import warnings
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple, NoReturn, cast
 
 import hydra
 import lightning as L
@@ -22,17 +23,10 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from glc.launch.overrides import CONF, explain_overrides, remember_swept_keys, swept_name
-from glc.launch.start import (
-    UsageError,
-    checkpoint_folder,
-    find_checkpoint_to_resume,
-    find_discriminator,
-    find_initial_weights,
-)
+from glc.launch.start import UsageError, checkpoint_folder, resolve_start
 from glc.losses.perceptual import WeightsUnavailable
-from glc.training.checkpoints import DivergedError, SavingError
-from glc.training.init_from import check_resumable, transfer, transfer_discriminator
-from glc.training.stages.base import Stage
+from glc.training.checkpoints import DivergedError, RecordSettings, SavingError, SealedCheckpointIO
+from glc.training.init_from import check_resumable, warm_start
 
 log = logging.getLogger(__name__)
 
@@ -40,7 +34,7 @@ PRECISIONS = ("32-true", "bf16-mixed")
 
 
 def per_device(batch: int, devices: int | str, num_nodes: int, accumulate: int) -> int:
-    """Return the pictures per device and pass that make a batch over all of them.
+    """Return the images per device and pass that make a batch over all of them.
 
     Raises:
         ValueError: when the batch cannot be divided so, or the number of devices is not known.
@@ -71,17 +65,56 @@ register_resolvers()
 class Run(NamedTuple):
     """What a configuration makes."""
 
-    stage: Stage
+    stage: L.LightningModule
     datamodule: L.LightningDataModule
     trainer: L.Trainer
+    settings: dict[str, Any]
+    """The resolved configuration, as plain values."""
     resume: Path | None
+    """The checkpoint that the trainer restores; its content is handed over already."""
 
 
 def prepare(cfg: DictConfig) -> Run:
-    """Make the objects of a composed configuration and find the weights and the data that it names.
+    """Make the objects of a composed configuration, which is left as it is, and load the weights it names.
 
     Raises:
         UsageError: something is missing or does not go together.
+    """
+    cfg = copy.deepcopy(cfg)
+    OmegaConf.set_readonly(cfg, False)
+    OmegaConf.resolve(cfg)
+    check(cfg)
+    settings = cast(dict[str, Any], OmegaConf.to_container(cfg))
+    start = resolve_start(cfg)
+
+    L.seed_everything(cfg.seed, verbose=False)
+    datamodule: L.LightningDataModule = instantiate(cfg.data)
+    datamodule.setup("fit")
+    make = instantiate(cfg.stage.module, _partial_=True, _convert_="all")
+    stage: L.LightningModule = make() if start.codec is None else make(codec=start.codec)
+    if start.resume is None:
+        warm_start(stage, *start.sources, discriminator=start.discriminator)
+    else:
+        for difference in check_resumable(stage, start.resume, settings):
+            log.warning("resuming with another setting: %s", difference)
+    if start.codec is not None:
+        log.info("for the codec %s", start.codec.source)
+
+    callbacks = [RecordSettings(settings), *_made(cfg.callbacks)]
+    plugins = _made(cfg.trainer.plugins)
+    for plugin in plugins:
+        if isinstance(plugin, SealedCheckpointIO):
+            plugin.opened = start.resume
+    options = {key: value for key, value in cfg.trainer.items() if key != "plugins"}
+    trainer = instantiate(options, callbacks=callbacks, logger=_made(cfg.logger), plugins=plugins)
+    return Run(stage, datamodule, trainer, settings, None if start.resume is None else start.resume.path)
+
+
+def check(cfg: DictConfig) -> None:
+    """Check what no object checks itself.
+
+    Raises:
+        UsageError: a value is missing or out of range.
     """
     if "_target_" not in cfg.data:
         name = cfg.data.get("name", "the set")
@@ -89,53 +122,21 @@ def prepare(cfg: DictConfig) -> Run:
             f"data={name} is to evaluate on (python -m glc.launch.evaluate data={name}), not to train on: "
             "data=folder data.train=PHOTOS data.val=OTHERS, or data=shards after `glc pack`"
         )
-    # An application belongs to one finished codec, which it needs to go on as well.
-    for_codec = "codec" in cfg.stage
-    start = find_initial_weights(cfg) if for_codec else []
-    if for_codec:
-        if not start:
-            raise UsageError(f"stage={cfg.stage.name} needs a finished codec: init_from=CODEC.safetensors")
-        cfg.stage.codec = str(start[0])
-    OmegaConf.resolve(cfg)
     missing = sorted(OmegaConf.missing_keys(cfg))
     if missing:
         raise UsageError(f"give a value to {', '.join(missing)}: {missing[0]}=...")
     if not isinstance(cfg.seed, int):
-        raise UsageError(f"seed={cfg.seed}: give a whole number; random numbers are functions of it")
+        raise UsageError(f"seed={cfg.seed}: give an integer; random numbers are functions of it")
     if str(cfg.trainer.precision) not in PRECISIONS:
         raise UsageError(
             f"trainer.precision={cfg.trainer.precision}: the stages train in {' or '.join(PRECISIONS)} "
-            "(gradients scaled for float16 would pass by the discriminator and the clipping)"
+            "(gradients scaled for float16 would bypass the discriminator and the clipping)"
         )
-    resume = find_checkpoint_to_resume(cfg)
-    if not for_codec and resume is None:
-        start = find_initial_weights(cfg)
-    L.seed_everything(cfg.seed, verbose=False)
 
-    datamodule: L.LightningDataModule = instantiate(cfg.data)
-    datamodule.setup("fit")
-    stage: Stage = instantiate(cfg.stage.module)
-    recipe = OmegaConf.to_container(cfg, resolve=True)
-    assert isinstance(recipe, dict)
-    stage.recipe = {str(key): value for key, value in recipe.items()}
-    if for_codec:
-        log.info("for the codec %s", start[0])
-    elif start:
-        loaded = transfer(stage, *start)
-        adversary = None if "adversarial.discriminator" in loaded else find_discriminator(cfg)
-        if adversary is not None and transfer_discriminator(stage, adversary):
-            log.info("the discriminator is that of %s", adversary)
-    elif resume is None:
-        stage.adopt([])
-    if resume is not None:
-        for difference in check_resumable(stage, resume):
-            log.warning("resuming with another setting: %s", difference)
-    callbacks = [instantiate(callback) for callback in cfg.callbacks.values() if callback is not None]
-    loggers = [instantiate(logger) for logger in cfg.logger.values() if logger is not None]
-    plugins = [instantiate(plugin) for plugin in cfg.trainer.plugins.values() if plugin is not None]
-    settings = {key: value for key, value in cfg.trainer.items() if key != "plugins"}
-    trainer: L.Trainer = instantiate(settings, callbacks=callbacks, logger=loggers, plugins=plugins)
-    return Run(stage, datamodule, trainer, resume)
+
+def _made(group: DictConfig) -> list[Any]:
+    """Make the objects of a group, without those that are null."""
+    return [instantiate(entry) for entry in group.values() if entry is not None]
 
 
 def cause_of(error: BaseException) -> BaseException:
@@ -146,7 +147,7 @@ def cause_of(error: BaseException) -> BaseException:
 
 
 def train(cfg: DictConfig) -> float | None:
-    """Run a composed configuration; returns the last `val/loss` for sweeps that look for the best.
+    """Train what a composed configuration says; return the last `val/loss`, which sweeps minimise.
 
     Raises:
         UsageError: when the configuration cannot be run, before anything is written.
@@ -154,7 +155,7 @@ def train(cfg: DictConfig) -> float | None:
     quieten()
     torch.set_float32_matmul_precision("high")
     try:
-        stage, datamodule, trainer, resume = prepare(cfg)
+        stage, datamodule, trainer, settings, resume = prepare(cfg)
     except (ValueError, OSError, WeightsUnavailable, InstantiationException, OmegaConfBaseException) as error:
         cause = cause_of(error)
         if isinstance(cause, ValueError | TypeError | OSError | WeightsUnavailable | OmegaConfBaseException):
@@ -163,7 +164,7 @@ def train(cfg: DictConfig) -> float | None:
     exit_code = 1
     try:
         for logger in trainer.loggers:
-            logger.log_hyperparams(stage.recipe)
+            logger.log_hyperparams(settings)
         if cfg.overwrite and resume is None and trainer.is_global_zero:
             # Only now that everything else is in order.
             for old in checkpoint_folder(cfg.dir).glob("*.ckpt"):
@@ -206,7 +207,7 @@ def stop(code: int, message: str, error: Exception) -> NoReturn:
 
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="train")
 def run(cfg: DictConfig) -> Any:
-    """Hydra's entry: train, with what the user can mend reported in one line."""
+    """Hydra's entry: train, with what the user can fix reported in one line."""
     register_resolvers()
     try:
         return train(cfg)
@@ -218,7 +219,7 @@ def run(cfg: DictConfig) -> Any:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
             raise
         where = f"{error.filename}: " if error.filename else ""
-        hint = "the run's checkpoints are whole; see to the disk and continue with resume=last"
+        hint = "the run's checkpoints are intact; free disk space, then continue with resume=last"
         stop(1, f"{where}{error.strerror}: {hint}", error)
 
 

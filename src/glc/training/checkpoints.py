@@ -1,31 +1,24 @@
-"""Writing and finding checkpoints, so that a run survives being killed at any moment.
+"""Checkpoints of a run: saving, which one a run resumes from, and the counters that resuming upsets.
 
-Which of several processes is this one?
-
-Lightning's counters, as a run has them that was never interrupted.
-
-A checkpoint that was saved when an epoch ended is continued by ending that epoch a second time, without a
-batch. Two counters take that for an epoch and a batch of their own (tried with Lightning 2.6): the data would
-skip an epoch, and every logged step would be called one more than it is.
-
-The checkpoint that a run continues from.
-
-Training in pieces of limited length.
+Lightning resumes a checkpoint that was saved at the end of an epoch by ending that epoch a second time,
+without a batch (2.6). Two counters take that for an epoch and a batch of their own: the data would skip an
+epoch, and each logged step would be one too high. `count_batches` and `count_epochs` correct them.
 """
 
 import logging
 import os
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 from lightning.fabric.plugins.io import TorchCheckpointIO
-from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch import callbacks
 from lightning.pytorch.loops.progress import _ProcessedTracker
 
 from glc.errors import WeightsError
-from glc.io.checkpoint import read_checkpoint, save_sealed
+from glc.io.checkpoint import Checkpoint, copy_to_memory, label, open_checkpoint, save_sealed
 
 log = logging.getLogger(__name__)
 
@@ -40,7 +33,13 @@ class SavingError(RuntimeError):
 
 
 class SealedCheckpointIO(TorchCheckpointIO):
-    """Lightning's way to the disk, but whole or not at all, and with a checksum (see `glc.io.checkpoint`)."""
+    """Saves atomically and with a checksum (`glc.io.checkpoint`); does not read again what is already open.
+
+    Set `opened` to the checkpoint that `trainer.fit(ckpt_path=)` is about to ask for: it is handed over once,
+    then released.
+    """
+
+    opened: Checkpoint | None = None
 
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None
@@ -56,8 +55,38 @@ class SealedCheckpointIO(TorchCheckpointIO):
             left = "is as it was" if os.path.exists(path) else "was not made"
             raise SavingError(
                 f"{error.filename}: {error.strerror}; the file {left}, and the run's other checkpoints are "
-                "whole: see to the disk and continue with resume=last"
+                "intact: free disk space, then continue with resume=last"
             ) from error
+
+    def load_checkpoint(
+        self,
+        path: str | Path,
+        map_location: Any = lambda storage, loc: storage,
+        weights_only: bool | None = None,
+    ) -> dict[str, Any]:
+        """Return the content of a checkpoint; of the opened one without reading its file again."""
+        opened, self.opened = self.opened, None
+        if opened is not None and opened.path == Path(path):
+            copy_to_memory(opened.content)
+            return opened.content
+        return super().load_checkpoint(path, map_location, weights_only)
+
+
+class RecordSettings(L.Callback):
+    """Write a run's settings into its checkpoints, from which stages and codecs are rebuilt.
+
+    Args:
+        settings: the resolved configuration, as plain values.
+    """
+
+    def __init__(self, settings: dict[str, Any]) -> None:
+        self.settings = settings
+
+    def on_save_checkpoint(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Add them; a stage may add its own to the same dictionary."""
+        checkpoint.setdefault("glc", {}).update(label(self.settings))
 
 
 def keep_previous(last: Path) -> None:
@@ -77,48 +106,53 @@ def keep_previous(last: Path) -> None:
         os.replace(link, last.with_name(PREVIOUS))
 
 
-def find_whole(folder: Path) -> Path | None:
-    """Return a run's last checkpoint, or the one before where the last is missing or damaged.
+def open_last(folder: Path) -> Checkpoint | None:
+    """Open a run's last checkpoint, or the previous one where the last is missing or corrupt.
 
-    A damaged one is named in a warning and put aside as `last.ckpt.damaged`; the one before takes its place,
+    A corrupt one is named in a warning and renamed to `last.ckpt.damaged`; the previous one takes its name,
     so that the next save does not push the good one out.
 
+    Args:
+        folder: the folder of the checkpoints.
+
     Returns:
-        Its path; None where there is neither.
+        The checkpoint; None where there is neither.
 
     Raises:
         WeightsError: there are checkpoints, and none of them can be read.
     """
     last, previous = folder / LAST, folder / PREVIOUS
-    if not last.is_file() and not previous.is_file():
-        return None
-    problems = []
+    problems = [] if last.is_file() else [f"{last}: missing"]
     for path in (last, previous):
         if not path.is_file():
             continue
         try:
-            read_checkpoint(path)
+            opened = open_checkpoint(path)
         except WeightsError as error:
             problems.append(str(error))
             continue
-        if path == last:
-            return last
-        what = problems[0] if problems else f"{last}: missing"
-        log.warning("%s; going on from the one before, %s", what, previous)
-        if not is_first_process():
-            return previous
-        if last.is_file():
-            os.replace(last, last.with_name(LAST + _DAMAGED))
-        try:
-            os.link(previous, last)
-        except OSError:
-            return previous
-        return last
+        return opened if path == last else _promoted(opened, last, problems[0])
+    if not last.is_file() and not previous.is_file():
+        return None
     raise WeightsError("; ".join(problems))
 
 
+def _promoted(previous: Checkpoint, last: Path, problem: str) -> Checkpoint:
+    """Give the previous checkpoint the name of the last one, where this process may."""
+    log.warning("%s; continuing from the previous one, %s", problem, previous.path)
+    if not is_first_process():
+        return previous
+    if last.is_file():
+        os.replace(last, last.with_name(LAST + _DAMAGED))
+    try:
+        os.link(previous.path, last)
+    except OSError:
+        return previous
+    return replace(previous, path=last)
+
+
 def is_first_process() -> bool:
-    """Say whether this process is the first of its run, before a trainer knows.
+    """Return whether this process is rank 0, before there is a trainer to ask.
 
     Lightning's own launcher names the processes that it starts by `LOCAL_RANK` and leaves each node's first
     alone, which is told its node by `NODE_RANK`; torchrun and SLURM name all of them.
@@ -128,7 +162,7 @@ def is_first_process() -> bool:
 
 
 def count_batches(trainer: L.Trainer) -> int:
-    """Return the batches that this device has seen, over all epochs, with the current one; correct the log's.
+    """Return how many batches this device has seen, the current one included; correct the logger's step.
 
     Call it when a batch starts.
     """
@@ -138,7 +172,7 @@ def count_batches(trainer: L.Trainer) -> int:
 
 
 def count_epochs(trainer: L.Trainer) -> None:
-    """Let no more epochs be over than began. Call it when an epoch ends, before anything is saved."""
+    """Clamp processed epochs to started ones. Call it when an epoch ends, before anything is saved."""
     progress = trainer.fit_loop.epoch_progress
     for tracker in (progress.total, progress.current):
         assert isinstance(tracker, _ProcessedTracker)
@@ -149,7 +183,7 @@ class DivergedError(RuntimeError):
     """The loss or the gradients are no longer finite; the message says what can be done."""
 
 
-class LastCheckpoint(Checkpoint):
+class LastCheckpoint(callbacks.Checkpoint):
     """Keep `last.ckpt` up to date: every so many steps, and at the end of each epoch and of the training.
 
     `resume=last` and the next stage start from it; `previous.ckpt` is the one before. As a `Checkpoint` it
@@ -184,6 +218,7 @@ class LastCheckpoint(Checkpoint):
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Save at the end of an epoch, which the end of training is too."""
+        count_epochs(trainer)
         self._save(trainer)
 
     def _save(self, trainer: L.Trainer) -> None:

@@ -1,25 +1,28 @@
-"""Start a stage from the weights of another (`init_from=`)."""
+"""Start a stage from the networks of other files (`init_from=`), and check what a run is resumed from."""
 
+import json
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import lightning as L
 from torch import Tensor, nn
 
 from glc.codec.convert.detect import foreign_networks
-from glc.codec.convert.read import open_source
-from glc.codec.weights.file import TRAINING_NETWORKS, TrainingLabel, decoder_digest, read_label
+from glc.codec.convert.read import Source
+from glc.codec.weights.file import TRAINING_NETWORKS, TrainingLabel, decoder_digest
 from glc.codec.weights.state import difference, strip_prefix
 from glc.errors import WeightsError
-from glc.io.checkpoint import read_checkpoint
+from glc.io.checkpoint import Checkpoint
 from glc.models.autoencoder import Decoder
 from glc.models.quantizer import VectorQuantizer
 from glc.training.stages.base import Stage
+from glc.training.stages.finetune import PartStage
 
 log = logging.getLogger(__name__)
 
+DISCRIMINATOR = "adversarial.discriminator"
 NETWORKS = {
     # network of the codec stages: the same network in stage I. C is the refiner's too: it comes after.
     "model.encoder": "autoencoder.encoder",
@@ -29,8 +32,9 @@ NETWORKS = {
     "quantizer": "autoencoder.quantizer",
     "code_loss.predictor": None,
     "vq_encoder": None,
-    "adversarial.discriminator": "adversarial.discriminator",
+    DISCRIMINATOR: DISCRIMINATOR,
 }
+"""Networks that have another name in another stage or kind of file; all others go by their own name."""
 
 _PUBLISHED = {
     # network in a published file: the same network of the codec stages
@@ -42,10 +46,9 @@ _PUBLISHED = {
     "predictor": "code_loss.predictor",
 }
 
-
 _NO_CODEBOOK = (
-    ". C gives the targets of code prediction: train without (code_prediction=none), or give what "
-    "`glc export --training` wrote beside the codec as well (init_from=[CODEC,FILE])"
+    ". C gives the targets of code prediction: train without (code_prediction=none), or add the training "
+    "weights that `glc export --training` wrote beside the codec (init_from=[CODEC,FILE])"
 )
 
 
@@ -55,37 +58,41 @@ class TransferError(WeightsError):
 
 MAY_DIFFER = (
     *("resume", "overwrite", "init_from", "dir", "runs_dir", "max_minutes", "validate_first"),
-    *("logger", "stage.module", "trainer.default_root_dir"),
+    *("logger", "stage.codec", "stage.module", "trainer.default_root_dir"),
     *("callbacks.last", "callbacks.milestones", "callbacks.time_limit", "callbacks.progress"),
     *("callbacks.learning_rate", "callbacks.throughput", "callbacks.panel", "callbacks.histograms"),
 )
-"""Settings of which nobody needs to be told that a continued run has others."""
+"""Settings that may change on resume without a warning, and such that follow from others."""
 
 
-def check_resumable(stage: Stage, path: str | Path) -> list[str]:
-    """Check that the weights of a checkpoint are those of a stage, before a run is continued from it.
+def check_resumable(stage: L.LightningModule, checkpoint: Checkpoint, settings: dict[str, Any]) -> list[str]:
+    """Check that the weights of a checkpoint are those of a stage, before a run is resumed from it.
+
+    Args:
+        stage: the stage.
+        checkpoint: the checkpoint.
+        settings: of this run.
 
     Returns:
         How the settings differ from those that the checkpoint was trained with, a line each.
 
     Raises:
-        WeightsError: when the file cannot be read.
-        TransferError: when they differ: the first keys that do.
+        TransferError: when the weights differ: the first keys that do.
     """
-    checkpoint = read_checkpoint(path)
-    problem = difference(checkpoint["state_dict"], stage.state_dict())
+    path = checkpoint.path
+    problem = difference(checkpoint.state_dict, stage.state_dict())
     if problem:
         raise TransferError(
-            f"{path}: cannot be continued by this model: {problem}. {_trained_model(checkpoint)}"
+            f"{path}: cannot be resumed by this model: {problem}. {_trained_model(checkpoint)}"
         )
-    codec = checkpoint["glc"].get("part", {}).get("fingerprint")
-    wanted = getattr(stage, "part", {}).get("fingerprint")
+    codec = checkpoint.content["glc"].get("part", {}).get("fingerprint")
+    wanted = stage.part["fingerprint"] if isinstance(stage, PartStage) else None
     if codec != wanted:
         raise TransferError(
             f"{path}: was trained for the codec {str(codec)[:8]}, not for {str(wanted)[:8]}: "
             "give that codec as init_from="
         )
-    before, now = (dict(_settings(recipe)) for recipe in (checkpoint["glc"]["recipe"], stage.recipe))
+    before, now = dict(_flat(checkpoint.settings)), dict(_flat(settings))
     return [
         f"{key} was {before.get(key)}, is {now.get(key)}"
         for key in sorted(before.keys() | now.keys())
@@ -93,145 +100,169 @@ def check_resumable(stage: Stage, path: str | Path) -> list[str]:
     ]
 
 
-def _settings(recipe: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield the dotted keys and values of a configuration, without what may differ or follows from others."""
-    for key, value in recipe.items():
+def _flat(settings: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield the dotted keys and values of a configuration, without `MAY_DIFFER`."""
+    for key, value in settings.items():
         name = f"{prefix}{key}"
         if name in MAY_DIFFER:
             continue
         if isinstance(value, dict):
-            yield from _settings(value, f"{name}.")
+            yield from _flat(value, f"{name}.")
         else:
             yield name, value
 
 
-def _trained_model(checkpoint: dict[str, Any]) -> str:
-    name = checkpoint["glc"]["recipe"].get("model", {}).get("name", "unknown")
+def _trained_model(checkpoint: Checkpoint) -> str:
+    name = checkpoint.settings.get("model", {}).get("name", "unknown")
     return f"The checkpoint has model={name}"
 
 
-def transfer(stage: Stage, *paths: str | Path) -> list[str]:
-    """Load every network that a stage shares with files, whole or not at all.
+class _Given(NamedTuple):
+    """What a file gives."""
 
-    The averaged weights are taken where a file has them. A decoder without fine blocks becomes one that
-    has them and draws the same.
+    source: Source
+    networks: dict[str, dict[str, Tensor]]
+    """States by the networks' names in the codec stages, or by the names of the stage's own."""
+    origin: str
+    """What the file is, for messages."""
+
+
+def warm_start(stage: L.LightningModule, *sources: Source, discriminator: Source | None = None) -> list[str]:
+    """Load every network that a stage shares with files, each completely or not at all.
+
+    Networks are matched by name: those of `NETWORKS`, and any other submodule of the stage whose name a
+    checkpoint has too. EMA weights are taken where a file has them. A decoder without refinement blocks
+    becomes one that has them and decodes the same.
 
     Args:
-        stage: the stage to start.
-        *paths: checkpoints of this or another stage, or files of `glc.codec.convert`: published weights, or
-            what `glc convert` made of them, codecs or their companions. Of several, the first that has a
-            network gives it.
+        stage: the stage to start; for a `Stage`, `missing` and `adopt` are called.
+        *sources: opened checkpoints of this or another stage, third-party checkpoints, or weights files:
+            codecs, auto-encoders, training weights. Of several that have a network, the first gives it.
+        discriminator: a file that gives the discriminator alone, where no source has one.
 
     Returns:
         The networks that were loaded, by their names in the stage.
 
     Raises:
-        WeightsError: when a file cannot be read.
-        TransferError: when a network differs: the first keys that do, and what the file's model was.
+        WeightsError: a file is corrupt or of no known kind.
+        TransferError: a network differs (the first keys that do, and what the file's model was), or none is
+            shared.
     """
     target = stage.state_dict()
-    # The authors trained two code predictors: one on coded latents, one on latents of coded pictures.
+    own = _own_networks(stage)
+    # The authors trained two code predictors: one on coded latents, one on latents of coded images.
     pixels = bool(strip_prefix(target, "vq_encoder"))
-    sources = [(path, *_networks(path, pixels)) for path in paths]
-    given: dict[str | Path, list[str]] = {path: [] for path in paths}
-    loaded: list[str] = []
-    for codec_name, vqvae_name in NETWORKS.items():
-        names = [n for n in (codec_name, vqvae_name) if n is not None]
-        here = next((n for n in names if strip_prefix(target, n)), None)
-        giver = next((source for source in sources if codec_name in source[1]), None)
+    files = [_Given(source, *_networks(source, own, pixels)) for source in sources]
+    if discriminator is not None:
+        networks, origin = _networks(discriminator, [], pixels)
+        files.append(_Given(discriminator, {k: v for k, v in networks.items() if k == DISCRIMINATOR}, origin))
+    taken: dict[str, list[str]] = {str(file.source.path): [] for file in files}
+    for name, alias in {**NETWORKS, **dict.fromkeys(own)}.items():
+        here = next((n for n in (name, alias) if n is not None and strip_prefix(target, n)), None)
+        giver = next((file for file in files if name in file.networks), None)
         if here is None or giver is None:
             continue
-        path, source, origin = giver
-        weights = _fitting(source[codec_name], stage.get_submodule(here))
+        network = stage.get_submodule(here)
+        weights = _fitting(giver.networks[name], network)
         problem = difference(weights, strip_prefix(target, here))
         if problem:
-            raise TransferError(f"{path}: {here} does not fit: {problem}. {origin}")
-        network = stage.get_submodule(here)
+            raise TransferError(f"{giver.source.path}: {here} does not fit: {problem}. {giver.origin}")
         network.load_state_dict(weights)
         if isinstance(network, VectorQuantizer):
-            # However it was trained: this C is not one that was only drawn at random.
+            # However it was trained: this C is not one that was only initialised at random.
             network.initialized.fill_(True)
-        loaded.append(here)
-        given[path].append(here)
-    missing = stage.missing(loaded)
-    if missing:
-        files = ", ".join(str(path) for path in paths)
-        predicts = getattr(getattr(stage, "code_loss", None), "predictor", None) is not None
-        remedy = _NO_CODEBOOK if missing == ["quantizer"] and predicts else ""
-        raise TransferError(
-            f"{files}: has no {', '.join(missing)}, which this stage starts from. {sources[0][2]}{remedy}"
-        )
-    for path, names in given.items():
+        taken[str(giver.source.path)].append(here)
+    loaded = [name for names in taken.values() for name in names]
+    if sources:
+        _check_needs(stage, loaded, files)
+    _check_training_weights(files)
+    for path, names in taken.items():
         if names:
             log.info("starting from %s: %s", path, ", ".join(names))
         else:
             log.warning("%s: gave nothing that is not in the files before it, or that this stage has", path)
-    _check_companions(sources)
-    stage.adopt(loaded)
+    if isinstance(stage, Stage):
+        stage.adopt(loaded)
     return loaded
 
 
-def _check_companions(sources: Sequence[tuple[str | Path, dict[str, dict[str, Tensor]], str]]) -> None:
-    """Warn of a companion that belongs to another codec than the one beside it."""
-    decoder = next((found["model.decoder"] for _, found, _ in sources if "model.decoder" in found), None)
-    for path, _, _ in sources:
-        label = None
-        with suppress(WeightsError):  # checkpoints have none
-            label = read_label(path)
-        if isinstance(label, TrainingLabel) and decoder and decoder_digest(decoder) != label.decoder:
-            log.warning("%s: was made beside another codec than the one given with it", path)
+def _own_networks(stage: nn.Module) -> list[str]:
+    """Return the submodules that `NETWORKS` does not name, as far up as they hold none that it does."""
+    known = {name for pair in NETWORKS.items() for name in pair if name is not None}
+    there = {name for name, _ in stage.named_modules() if name in known}
+
+    def walk(module: nn.Module, prefix: str) -> Iterator[str]:
+        for name, child in module.named_children():
+            path = prefix + name
+            if any(found.startswith(f"{path}.") for found in there):
+                yield from walk(child, f"{path}.")
+            elif path not in known:
+                yield path
+
+    return list(walk(stage, ""))
 
 
-def transfer_discriminator(stage: Stage, path: str | Path) -> bool:
-    """Load the discriminator of a checkpoint into a stage; return whether the checkpoint has one.
-
-    Stage II trains none, so stage III gets that of stage I from there.
-
-    Raises:
-        WeightsError: when the file cannot be read.
-        TransferError: when the two discriminators differ.
-    """
-    name = "adversarial.discriminator"
-    networks, origin = _networks(path, pixels=False)
-    weights = networks.get(name)
-    if weights is None:
-        return False
-    problem = difference(weights, strip_prefix(stage.state_dict(), name))
-    if problem:
-        raise TransferError(f"{path}: {name} does not fit: {problem}. {origin}")
-    stage.get_submodule(name).load_state_dict(weights)
-    return True
+def _check_needs(stage: L.LightningModule, loaded: list[str], files: Sequence[_Given]) -> None:
+    """Refuse files that lack what a stage starts from, or that have nothing of it."""
+    missing = stage.missing(loaded) if isinstance(stage, Stage) else []
+    names = ", ".join(str(file.source.path) for file in files)
+    if missing:
+        predicts = getattr(getattr(stage, "code_loss", None), "predictor", None) is not None
+        remedy = _NO_CODEBOOK if missing == ["quantizer"] and predicts else ""
+        raise TransferError(
+            f"{names}: has no {', '.join(missing)}, which this stage starts from. {files[0].origin}{remedy}"
+        )
+    if not loaded:
+        raise TransferError(
+            f"{names}: has none of this stage's networks. {files[0].origin}; to start from nothing, give "
+            "init_from=none"
+        )
 
 
-def _networks(path: str | Path, pixels: bool) -> tuple[dict[str, dict[str, Tensor]], str]:
+def _check_training_weights(files: Sequence[_Given]) -> None:
+    """Warn of training weights that were exported beside another codec than the one given with them."""
+    decoder = next((f.networks["model.decoder"] for f in files if "model.decoder" in f.networks), None)
+    for file in files:
+        about = file.source.metadata.get(TrainingLabel.MARK)
+        if about is None or decoder is None:
+            continue
+        with suppress(KeyError, TypeError, ValueError):
+            if json.loads(about)["decoder"] != decoder_digest(decoder):
+                log.warning("%s: was made beside another codec than the one given with it", file.source.path)
+
+
+def has_discriminator(source: Source) -> bool:
+    """Return whether a file gives a discriminator."""
+    return any(name.startswith(f"{DISCRIMINATOR}.") for name in source.tensors)
+
+
+def _networks(source: Source, own: Sequence[str], pixels: bool) -> tuple[dict[str, dict[str, Tensor]], str]:
     """Return the networks in a file by their names in the codec stages, and what the file is.
 
     Args:
-        path: the file.
-        pixels: take the code predictor for latents of coded pictures where there are two.
+        source: the file.
+        own: further names to look for in a checkpoint.
+        pixels: take the code predictor for latents of coded images where there are two.
     """
-    source = open_source(path)
     if TrainingLabel.MARK in source.metadata:
         found = {name: strip_prefix(source.tensors, name) for name in TRAINING_NETWORKS}
         damaged = [key for key, tensor in source.tensors.items() if not tensor.isfinite().all()]
         if damaged or not any(found.values()):
             raise WeightsError(
-                f"{path}: damaged: {damaged[0] if damaged else 'no network'} in it can be used"
+                f"{source.path}: damaged: {damaged[0] if damaged else 'no network'} in it can be used"
             )
-        return {name: state for name, state in found.items() if state}, "The file is a codec's companion"
-    if source.ours:
-        checkpoint = read_checkpoint(path)
-        state = checkpoint["state_dict"]
-        found = {name: strip_prefix(state, name) for name in NETWORKS}
+        return {name: state for name, state in found.items() if state}, "The file holds training weights"
+    if source.checkpoint is not None:
+        state = source.checkpoint.state_dict
+        found = {name: strip_prefix(state, name) for name in (*NETWORKS, *own)}
         for codec_name, vqvae_name in NETWORKS.items():
             if not found[codec_name] and vqvae_name is not None:
                 found[codec_name] = strip_prefix(state, vqvae_name)
-        codec = bool(strip_prefix(state, "model"))
-        drawn = "quantizer.initialized" in state and not state["quantizer.initialized"]
-        if codec and drawn:
-            found["quantizer"] = {}  # of a training without code prediction: never trained
-        return _completed(found), _trained_model(checkpoint)
-    published, title = foreign_networks(path)
+        untrained = "quantizer.initialized" in state and not state["quantizer.initialized"]
+        if untrained and strip_prefix(state, "model"):
+            found["quantizer"] = {}  # of a run without code prediction, which never trained it
+        return _completed(found), _trained_model(source.checkpoint)
+    published, title = foreign_networks(source)
     predictor = published.pop("pixel_predictor", None)
     if pixels and predictor is not None:
         published["predictor"] = predictor

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from glc.codec.convert import codeformer, glc_image, taming
 from glc.codec.convert.layout import Layout, Shapes
-from glc.codec.convert.read import Source, open_source
+from glc.codec.convert.read import Source
 from glc.codec.weights.state import strip_prefix
 from glc.errors import ArchitectureError, WeightsError
 
@@ -101,11 +101,11 @@ def _layout(kind: str, shapes: Shapes) -> Layout:
     return taming.read(shapes) if kind == taming.KIND else codeformer.read(shapes)
 
 
-def foreign_networks(path: str | Path) -> tuple[dict[str, dict[str, Tensor]], str]:
+def foreign_networks(source: Source) -> tuple[dict[str, dict[str, Tensor]], str]:
     """Return our networks in a file that is no checkpoint of glc's training, and what the file is.
 
     Args:
-        path: in a published layout, or a weights file of glc: of a codec, or of a stage-I auto-encoder.
+        source: a file in a published layout, or a weights file of glc: of a codec or a stage-I auto-encoder.
 
     Returns:
         Of the networks `encoder`, `decoder`, `quantizer`, `coder`, `predictor`, `pixel_predictor` (that of
@@ -114,9 +114,8 @@ def foreign_networks(path: str | Path) -> tuple[dict[str, dict[str, Tensor]], st
     Raises:
         WeightsError: when it is none of these.
     """
-    source = open_source(path)
     if source.ours:
-        raise WeightsError(f"{path}: a checkpoint of glc's training, not published weights")
+        raise WeightsError(f"{source.path}: a checkpoint of glc's training, not published weights")
     described = own_description(source)
     if described is None:
         published = recognize(source)
@@ -124,7 +123,7 @@ def foreign_networks(path: str | Path) -> tuple[dict[str, dict[str, Tensor]], st
     target = described.get("_target_")
     names = _OURS.get(target) if isinstance(target, str) else None
     if names is None:
-        raise WeightsError(f"{path}: describes {target!r}, neither a codec nor an auto-encoder")
+        raise WeightsError(f"{source.path}: describes {target!r}, neither a codec nor an auto-encoder")
     tensors = {name: t.float() if t.dtype is torch.float16 else t for name, t in source.tensors.items()}
     states = {name: strip_prefix(tensors, name) for name in names}
     title = "a codec's weights file" if target == CODEC else "a stage-I auto-encoder"

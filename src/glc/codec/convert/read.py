@@ -5,13 +5,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from glc.errors import WeightsError
+from glc.io.checkpoint import Checkpoint, as_checkpoint, load_safely
 
 CONTAINERS = ("state_dict", "net", "net_g", "params_ema", "params")
 """Keys under which published files keep their tensors; of several in one place, the first."""
@@ -47,10 +48,15 @@ class Source:
     tensors: Mapping[str, Tensor]
     inside: str = ""
     """Where in the file the tensors were, and what was taken off their names."""
-    ours: bool = False
-    """Whether it is a checkpoint of glc's training."""
+    checkpoint: Checkpoint | None = None
+    """The file, opened, where it is a checkpoint of glc's training."""
     metadata: Mapping[str, str] = field(default_factory=dict)
     """Of a safetensors file."""
+
+    @property
+    def ours(self) -> bool:
+        """Whether it is a checkpoint of glc's training."""
+        return self.checkpoint is not None
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
@@ -58,32 +64,38 @@ class Source:
         return {name: tuple(tensor.shape) for name, tensor in self.tensors.items()}
 
 
-def open_source(path: str | Path) -> Source:
-    """Read a checkpoint (`torch.save`) or a safetensors file.
+def open_source(source: str | Path | Checkpoint) -> Source:
+    """Open a checkpoint (`torch.save`) or a safetensors file, once.
+
+    Args:
+        source: the file, or a checkpoint of glc's training that is already open.
 
     Raises:
         WeightsError: when it is missing, is neither, is damaged, holds no tensors, or holds objects that
             would have to be executed.
     """
-    path = Path(path)
+    if isinstance(source, Checkpoint):
+        return Source(source.path, source.state_dict, "state_dict", source)
+    path = Path(source)
     if not path.exists():
         raise WeightsError(f"{path}: no such file")
     if not path.is_file():
         raise WeightsError(f"{path}: not a file")
-    if _is_safetensors(path):
+    with path.open("rb") as file:
+        safetensors = _is_safetensors(path, file.read(9))
+        content = None if safetensors else _load(file, path)
+    if safetensors:
         return _open_safetensors(path)
-    content = _load(path)
-    ours = isinstance(content, Mapping) and isinstance(content.get(OUR_KEY), Mapping)
+    if isinstance(content, Mapping) and isinstance(content.get(OUR_KEY), Mapping):
+        return open_source(as_checkpoint(path, content))
     tensors, inside = _unwrap(content)
     if not tensors:
         raise WeightsError(f"{path}: holds no named tensors")
-    return Source(path, tensors, inside, ours)
+    return Source(path, tensors, inside)
 
 
-def _is_safetensors(path: Path) -> bool:
+def _is_safetensors(path: Path, start: bytes) -> bool:
     """Whether a file begins like one: eight bytes of length, then JSON. Pickles and archives do not."""
-    with path.open("rb") as file:
-        start = file.read(9)
     return path.suffix == ".safetensors" or (len(start) == 9 and start[8:] == b"{" and start[:2] != b"PK")
 
 
@@ -96,15 +108,12 @@ def _open_safetensors(path: Path) -> Source:
         raise WeightsError(f"{path}: not a safetensors file, or a damaged one ({error})") from error
 
 
-def _load(path: Path) -> Any:
+def _load(file: BinaryIO, path: Path) -> Any:
     try:
         with torch.serialization.safe_globals(_PLACEHOLDERS):
-            try:
-                return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-            except RuntimeError as error:
-                if "mmap can only be used" not in str(error):
-                    raise
-                return torch.load(path, map_location="cpu", weights_only=True)  # written before torch 1.6
+            return load_safely(file, path)
+    except WeightsError:
+        raise
     except UnpicklingError as error:
         raise WeightsError(_refusal(path, str(error))) from error
     except Exception as error:  # a damaged file may fail in any way

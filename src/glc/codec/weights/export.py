@@ -28,65 +28,61 @@ from glc.codec.weights.state import half_precision, strip_prefix
 from glc.codec.weights.trust import Trust
 from glc.data.images import read_rgb, stack_pictures
 from glc.errors import WeightsError
-from glc.io.checkpoint import read_checkpoint
+from glc.io.checkpoint import Checkpoint, open_checkpoint
 from glc.models.glc import GLC
 from glc.models.quantizer import VectorQuantizer
 
 
 def model_from_checkpoint(
-    path: str | Path, trust: Trust = ()
+    source: str | Path | Checkpoint, trust: Trust = ()
 ) -> tuple[GLC, dict[str, Any], list[dict[str, Any]]]:
     """Return the codec in a training checkpoint, with its description and its rate points.
 
-    The averaged weights are taken where the checkpoint has them. Projected codebooks become plain ones.
+    EMA weights are used if the checkpoint has them. Projected codebooks become plain ones.
 
     Args:
-        path: of stage II or III.
+        source: a checkpoint of stage II or III, open or not.
         trust: packages whose networks it may name, see `glc.codec.weights.trust`.
 
     Raises:
-        WeightsError: when the file holds no whole codec, or a network of a package that is not trusted.
+        WeightsError: when the file holds no complete codec, or a network of a package that is not trusted.
     """
-    return _model(path, read_checkpoint(path), trust)
-
-
-def _model(
-    path: str | Path, checkpoint: Mapping[str, Any], trust: Trust
-) -> tuple[GLC, dict[str, Any], list[dict[str, Any]]]:
-    stage = checkpoint["glc"]["recipe"].get("stage", {})
+    checkpoint = open_checkpoint(source)
+    path = checkpoint.path
+    stage = checkpoint.settings.get("stage", {})
     module = stage.get("module", {})
     description = module.get("model")
     if description is None:
         raise WeightsError(
-            f"{path}: a checkpoint of stage={stage.get('name', 'unknown')} holds no whole codec; "
+            f"{path}: a checkpoint of stage={stage.get('name', 'unknown')} holds no complete codec; "
             "export one of stage=transform or stage=joint"
         )
     model = build_model(path, description, trust)
-    fill(path, model, strip_prefix(checkpoint["state_dict"], "model"))
+    fill(path, model, strip_prefix(checkpoint.state_dict, "model"))
     description = bake_projections(model, description)
     return model.eval(), description, rate_points(model, module.get("lmbda"))
 
 
-def read_codec(source: str | Path, trust: Trust = ()) -> Weights:
+def read_codec(source: str | Path | Checkpoint, trust: Trust = ()) -> Weights:
     """Return the codec that an application is trained for.
 
     Args:
-        source: a weights file or a known model's name; or a checkpoint of stage II or III, or the folder of
-            its run, for the codec that `glc export` without options makes of it.
+        source: a weights file or a known model's name; or a checkpoint of stage II or III (open or not), or
+            the folder of its run, for the codec that `glc export` without options makes of it.
         trust: packages whose networks it may name, see `glc.codec.weights.trust`.
 
     Raises:
         WeightsError: when there is no such codec.
     """
-    path = Path(source)
-    if path.is_dir():
-        path = path / "checkpoints" / "last.ckpt"
-    elif path.suffix != ".ckpt":
-        return read_weights(find(source), trust=trust)
-    model, description, rates = model_from_checkpoint(path, trust)
+    if not isinstance(source, Checkpoint):
+        path = Path(source)
+        if not path.is_dir() and path.suffix != ".ckpt":
+            return read_weights(find(source), trust=trust)
+        source = open_checkpoint(path / "checkpoints" / "last.ckpt" if path.is_dir() else path)
+    model, description, rates = model_from_checkpoint(source, trust)
     tables = make_tables(model)
     made = fingerprints(model.state_dict(), description, tables)["fingerprint"]
-    return Weights(model, description, tables, rates, made, str(path))
+    return Weights(model, description, tables, rates, made, str(source.path))
 
 
 def rate_points(model: GLC, lmbda: Any = None) -> list[dict[str, Any]]:
@@ -145,12 +141,12 @@ def export(
         WeightsError: when the checkpoint holds no whole codec, or a network of a package that is not trusted.
         ImageError: when an image cannot be read.
     """
-    content = read_checkpoint(checkpoint)
-    if "part" in content["glc"]:
+    opened = open_checkpoint(checkpoint)
+    if "part" in opened.content["glc"]:
         if any(True for _ in photos):
             raise WeightsError(f"{checkpoint}: --photos only applies to full codecs; omit it")
-        return _export_variant(checkpoint, content, destination, half, trust)
-    model, description, rates = _model(checkpoint, content, trust)
+        return _export_variant(opened, destination, half)
+    model, description, rates = model_from_checkpoint(opened, trust)
     state: Mapping[str, Tensor] = model.state_dict()
     if half:
         state = half_precision(state, checkpoint)
@@ -163,14 +159,12 @@ def export(
     save(destination, state, CodecLabel(description, tables, rates))
 
 
-def _export_variant(
-    path: str | Path, checkpoint: Mapping[str, Any], destination: str | Path, half: bool, trust: Trust
-) -> None:
-    """Write the encoder or decoder that a stage of applications trained, its averaged weights."""
-    part = checkpoint["glc"]["part"]
+def _export_variant(checkpoint: Checkpoint, destination: str | Path, half: bool) -> None:
+    """Write the encoder or decoder that a fine-tune stage trained, its EMA weights."""
+    path, part = checkpoint.path, checkpoint.content["glc"]["part"]
     if not isinstance(part, Mapping) or part.get("kind") not in ("encoder", "decoder"):
         raise WeightsError(f"{path}: holds no encoder or decoder of its own")
-    state = strip_prefix(checkpoint["state_dict"], part["kind"])
+    state = strip_prefix(checkpoint.state_dict, part["kind"])
     if half:
         state = half_precision(state, path)
     label = VariantLabel(part["kind"], part["description"], part["fingerprint"], part.get("about") or {})
@@ -196,7 +190,7 @@ def export_companion(checkpoint: str | Path, destination: str | Path, half: bool
         WeightsError: when the checkpoint has no codec, or nothing beside it, or a weight is not finite or
             does not fit half precision.
     """
-    state = read_checkpoint(checkpoint)["state_dict"]
+    state = open_checkpoint(checkpoint).state_dict
     decoder = strip_prefix(state, "model.decoder")
     found = {name: strip_prefix(state, name) for name in TRAINING_NETWORKS}
     if not found["quantizer"].get("initialized", True):

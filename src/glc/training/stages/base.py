@@ -1,9 +1,10 @@
 """What all training stages share: optimisation, logging, frozen parts, randomness, checkpoints."""
 
 import random
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, NamedTuple, TypeVar, cast
+from pathlib import Path
+from typing import Any, NamedTuple, Self, TypeVar, cast
 
 import lightning as L
 import numpy as np
@@ -14,11 +15,12 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 from torchmetrics import MeanMetric, Metric
 
-from glc.io.checkpoint import CHECKPOINT_FORMAT
+from glc.errors import WeightsError
 from glc.metrics.codebook import CodebookUsage
 from glc.metrics.quality import QualityMetrics
 from glc.models.quantizer import VectorQuantizer
 from glc.training.checkpoints import count_batches, count_epochs
+from glc.training.load import load_stage
 
 M = TypeVar("M", bound=Metric)
 OptimizerFactory = Callable[[Iterable[nn.Parameter]], Optimizer]
@@ -89,8 +91,6 @@ class Stage(L.LightningModule):
         self.seed = seed
         self.channels_last = channels_last
         self.compile_networks = compile
-        self.recipe: dict[str, Any] = {}
-        """Plain configuration that made this run; checkpoints carry it so that they can be rebuilt."""
         self.observations: dict[str, Observation] = {}
         self.position = 0
         """Batches seen by this device, over all epochs."""
@@ -268,6 +268,29 @@ class Stage(L.LightningModule):
 
     # Checkpoints ----------------------------------------------------------------------------------
 
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add the format version and the recipe, as plain values."""
-        checkpoint["glc"] = {"format": CHECKPOINT_FORMAT, "recipe": self.recipe}
+    @classmethod
+    def load_from_checkpoint(  # type: ignore[override]
+        cls,
+        checkpoint_path: str | Path,
+        map_location: Any = None,
+        *,
+        trust: str | Sequence[str] = (),
+        **given: Any,
+    ) -> Self:
+        """Return a stage of this class with its weights, in evaluation mode; see `glc.training.load_stage`.
+
+        Args:
+            checkpoint_path: a checkpoint or the folder of a run.
+            map_location: device of the stage; None for the CPU.
+            trust: further packages whose classes the checkpoint may name; that of this class may always be.
+            **given: constructor arguments that replace the recorded ones.
+
+        Raises:
+            WeightsError: the checkpoint cannot be read, is another class's, or names what is not trusted.
+        """
+        package = cls.__module__.partition(".")[0]
+        own = [] if package == "glc" else [package]
+        stage = load_stage(checkpoint_path, [*own, *([trust] if isinstance(trust, str) else trust)], **given)
+        if not isinstance(stage, cls):
+            raise WeightsError(f"{checkpoint_path}: of a {type(stage).__name__}, not of a {cls.__name__}")
+        return stage if map_location is None else stage.to(map_location)

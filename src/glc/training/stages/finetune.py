@@ -50,12 +50,11 @@ class PartStage(Stage):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add what `glc export` needs to make the network's file."""
-        super().on_save_checkpoint(checkpoint)
-        checkpoint["glc"]["part"] = {**self.part, "about": self.about()}
+        checkpoint.setdefault("glc", {})["part"] = {**self.part, "about": self.about()}
 
     def about(self) -> dict[str, Any]:
-        """Return what the network is trained for, as plain values; its file carries it, for people."""
-        return {"stage": self.recipe.get("stage", {}).get("name"), "steps": self.global_step}
+        """Return what the settings do not say of the network's training, as plain values, for its file."""
+        return {"steps": self.global_step}
 
     def fixed_generator(self, batch_idx: int) -> Generator:
         """Return randomness for validation: the same for a batch whenever it is seen."""

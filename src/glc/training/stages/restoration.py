@@ -48,10 +48,6 @@ class RestorationStage(PartStage):
         self.degradation = degradation
         self.weights = dict(weights)
 
-    def about(self) -> dict[str, Any]:
-        """Name the degradation, too."""
-        return {**super().about(), "degradation": self.recipe.get("degradation")}
-
     def training_step(self, batch: Any, batch_idx: int) -> None:
         """Do one step on a batch of pictures."""
         x = self.pictures(batch)
