@@ -35,3 +35,7 @@ class TargetError(ValueError):
 
 class WeightsError(ValueError):
     """A file is not the weights of a codec; the message names it and says why."""
+
+
+class SettingError(ValueError):
+    """A setting of a training run cannot be used; the message names its key, what is wrong and the fix."""

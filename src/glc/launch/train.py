@@ -21,6 +21,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from glc.errors import SettingError
 from glc.launch.overrides import CONF, explain_overrides, remember_swept_keys, swept_name
 from glc.launch.start import (
     UsageError,
@@ -126,7 +127,7 @@ def prepare(cfg: DictConfig) -> Run:
         if adversary is not None and transfer_discriminator(stage, adversary):
             log.info("the discriminator is that of %s", adversary)
     elif resume is None:
-        stage.adopt([])
+        stage.on_weights_loaded([])
     if resume is not None:
         for difference in check_resumable(stage, resume):
             log.warning("resuming with another setting: %s", difference)
@@ -210,7 +211,7 @@ def run(cfg: DictConfig) -> Any:
     register_resolvers()
     try:
         return train(cfg)
-    except UsageError as error:
+    except (UsageError, SettingError) as error:
         stop(2, str(error), error)
     except (DivergedError, SavingError) as error:
         stop(1, str(error), error)

@@ -166,7 +166,7 @@ def transfer(stage: Stage, *paths: str | Path) -> list[str]:
         else:
             log.warning("%s: gave nothing that is not in the files before it, or that this stage has", path)
     _check_companions(sources)
-    stage.adopt(loaded)
+    stage.on_weights_loaded(loaded)
     return loaded
 
 

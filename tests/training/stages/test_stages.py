@@ -147,6 +147,7 @@ def test_stage_three_moves_all_but_the_reference(stages: dict[str, Path]) -> Non
 @pytest.mark.parametrize("stage", ["transform", "joint"])
 def test_frozen_parts_stay_in_evaluation_mode(pictures: Path, tmp_path: Path, stage: str) -> None:
     module = instantiate(compose(settings(pictures, tmp_path, "frozen", stage)).stage.module)
+    module.setup("fit")
     module.eval().train()
     assert module.model.coder.training
     frozen = [module.get_submodule(name) for name in module.frozen]
