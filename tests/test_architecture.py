@@ -26,7 +26,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "data.images": {"errors"},
     "pretrained": set(),
     "models": {"layers"},
-    "losses": {"layers", "models"},
+    "losses": {"errors", "layers", "models"},
     "data": {"data.images", "errors", "io", "jobs"},
     "metrics": {"layers", "losses", "data.images"},
     "codec": {"errors", "io", "layers", "models", "data.images", "pretrained"},

@@ -67,3 +67,5 @@ class ImageError(ValueError):
 
 class ListingError(ValueError):
     """A list of images, or a folder of them, cannot be used."""
+class SettingError(ValueError):
+    """A setting of a training run cannot be used; the message names its key, what is wrong and the fix."""

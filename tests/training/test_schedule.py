@@ -2,7 +2,7 @@ import math
 
 import pytest
 
-from glc.training.schedule import Constant, WarmupCosine
+from glc.training.schedule import WarmupCosine
 
 
 def test_warmup_hold_descent() -> None:
@@ -40,8 +40,3 @@ def test_hold_to_the_end_and_a_warmup_longer_than_the_run() -> None:
 def test_values_out_of_range_are_refused(changes: dict[str, float], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         WarmupCosine(**{"warmup": 1, "total": 10, **changes})
-
-
-def test_constant() -> None:
-    assert [Constant(3)(step) for step in range(5)] == [0.25, 0.5, 0.75, 1, 1]
-    assert Constant()(0) == 1

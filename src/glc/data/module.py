@@ -1,7 +1,7 @@
 """`ImageDataModule`: the data of every training stage.
 
-data.train  shards or pictures --> TrainStream (random crops, endless) --> TrainLoader, epoch_batches long
-data.val    pictures or shards --> FixedImages (centre crops)          --> DataLoader
+data.train  shards or images --> TrainStream (random crops, endless) --> TrainLoader, epoch_batches long
+data.val    images or shards --> FixedImages (centre crops)          --> DataLoader
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import TypeVar
 
 import lightning as L
@@ -33,86 +34,80 @@ B = TypeVar("B")
 _CACHE_LIMIT = 8 << 30  # bytes of decoded pictures
 
 
+@dataclass(eq=False, repr=False)
 class ImageDataModule(L.LightningDataModule):
     """Random crops to train on and a fixed list to validate on, as `ImageBatch`es in [-1, 1].
 
     The training loader itself gives uint8 levels; they become floats once the trainer has them on the device.
-
-    Args:
-        train: folder of shards, shard pattern, URL, image folder, or a list of them (see `glc.data.sources`).
-        val: the same kinds, or a text file that lists pictures; taken in order, each once.
-        crop: side of the training crops, in pixels; a multiple of `stride`.
-        batch_size: pictures per training batch and device.
-        epoch_batches: batches that make one epoch; the stream has no end of its own.
-        val_crop: side of the validation crops; None takes the largest centred crop with sides divisible by
-            `stride`, one picture per batch.
-        stride: what the sides of every picture must be divisible by.
-        val_batch_size: pictures per validation batch; None takes `batch_size`, or 1 when `val_crop` is None.
-        val_limit: use only the first so many validation pictures.
-        num_workers: worker processes per loader and rank.
-        shuffle: pictures in each worker's shuffle buffer (shards only; 0 or 1 turns it off).
-        min_scale, max_scale: range of the random rescaling before the crop; 1 and 1 turn it off. Pictures
-            smaller than the crop are always scaled up to it.
-        flip: mirror half of the training crops.
-        seed: of everything random here.
-        cache: keep the decoded training pictures in memory (per rank); for small sets, at most 8 GiB.
 
     Raises:
         ValueError: an argument is out of range, or (in `setup`) nothing is found; the message starts with the
             config key.
     """
 
-    def __init__(
-        self,
-        train: str | list[str],
-        val: str | list[str],
-        crop: int = 256,
-        batch_size: int = 8,
-        epoch_batches: int = 1000,
-        val_crop: int | None = None,
-        stride: int = 64,
-        val_batch_size: int | None = None,
-        val_limit: int | None = None,
-        num_workers: int = 4,
-        shuffle: int = 1000,
-        min_scale: float = 1.0,
-        max_scale: float = 1.0,
-        flip: bool = True,
-        seed: int = 0,
-        cache: bool = False,
-    ) -> None:
+    train: str | list[str]
+    """Folder of shards, shard pattern, URL, image folder, or a list of them (see `glc.data.sources`)."""
+    val: str | list[str]
+    """The same kinds, or a text file that lists images; taken in order, each once."""
+    crop: int = 256
+    """Side of the training crops, in pixels; a multiple of `stride`."""
+    batch_size: int = 8
+    """Images per training batch and device."""
+    epoch_batches: int = 1000
+    """Batches that make one epoch; the stream has no end of its own."""
+    val_crop: int | None = None
+    """Side of the validation crops; None takes the largest centred crop with sides divisible by `stride`, one
+    image per batch."""
+    stride: int = 64
+    """What the sides of every image must be divisible by."""
+    val_batch_size: int | None = None
+    """Images per validation batch; None takes `batch_size`, or 1 when `val_crop` is None."""
+    val_limit: int | None = None
+    """Use only the first so many validation images."""
+    num_workers: int = 4
+    """Worker processes per loader and rank."""
+    shuffle: int = 1000
+    """Images in each worker's shuffle buffer (shards only; 0 or 1 turns it off)."""
+    min_scale: float = 1.0
+    """Least factor of the random rescaling before the crop. Images smaller than the crop are always scaled up
+    to it."""
+    max_scale: float = 1.0
+    """Largest factor; 1 and 1 turn the rescaling off."""
+    flip: bool = True
+    """Mirror half of the training crops."""
+    seed: int = 0
+    """Of everything random here."""
+    cache: bool = False
+    """Keep the decoded training images in memory (per rank); for small sets, at most 8 GiB."""
+
+    def __post_init__(self) -> None:
         super().__init__()
-        for key, value, low in (
-            ("crop", crop, 1),
-            ("batch_size", batch_size, 1),
-            ("epoch_batches", epoch_batches, 1),
-            ("val_crop", val_crop, 1),
-            ("stride", stride, 1),
-            ("val_batch_size", val_batch_size, 1),
-            ("val_limit", val_limit, 1),
-            ("num_workers", num_workers, 0),
-            ("shuffle", shuffle, 0),
-            ("seed", seed, 0),
-        ):
+        positive = (
+            "crop",
+            "batch_size",
+            "epoch_batches",
+            "val_crop",
+            "stride",
+            "val_batch_size",
+            "val_limit",
+        )
+        for key, low in [*((key, 1) for key in positive), ("num_workers", 0), ("shuffle", 0), ("seed", 0)]:
+            value = getattr(self, key)
             if value is not None and value < low:
                 raise ValueError(f"data.{key}: is {value}, must be at least {low}")
-        for key, side in (("crop", crop), ("val_crop", val_crop)):
-            if side is not None and side % stride:
-                near = max(stride, round(side / stride) * stride)
-                raise ValueError(f"data.{key}: {side} is not a multiple of data.stride={stride}; try {near}")
-        if not 0 < min_scale <= max_scale:
-            raise ValueError(f"data.min_scale, data.max_scale: need 0 < {min_scale} <= {max_scale}")
-        if val_crop is None and val_batch_size not in (None, 1):
-            raise ValueError(
-                "data.val_batch_size: whole pictures differ in size; use 1, or set data.val_crop"
-            )
-        self.train, self.val = train, val
-        self.crop, self.batch_size, self.epoch_batches = crop, batch_size, epoch_batches
-        self.val_crop, self.stride, self.val_limit = val_crop, stride, val_limit
-        self.val_batch_size = 1 if val_crop is None else (val_batch_size or batch_size)
-        self.num_workers, self.shuffle = num_workers, shuffle
-        self.min_scale, self.max_scale, self.flip = min_scale, max_scale, flip
-        self.seed, self.cache = seed, cache
+        for key in ("crop", "val_crop"):
+            side = getattr(self, key)
+            if side is not None and side % self.stride:
+                near = max(self.stride, round(side / self.stride) * self.stride)
+                raise ValueError(
+                    f"data.{key}: {side} is not a multiple of data.stride={self.stride}; try {near}"
+                )
+        if not 0 < self.min_scale <= self.max_scale:
+            raise ValueError(f"data.min_scale, data.max_scale: need 0 < {self.min_scale} <= {self.max_scale}")
+        if self.val_crop is None and self.val_batch_size not in (None, 1):
+            raise ValueError("data.val_batch_size: whole images differ in size; use 1, or set data.val_crop")
+        if self.val_batch_size is None:
+            self.val_batch_size = 1 if self.val_crop is None else self.batch_size
         self._train_source: RecordSource | None = None
         self._val_records: list[Record] = []
 

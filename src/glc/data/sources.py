@@ -1,4 +1,4 @@
-"""What `data.train` and `data.val` may name, and how it is recognised.
+"""Where images come from: what `data.train` and `data.val` may name, lists of images, sample photographs.
 
 | given                                              | taken as                                       |
 |----------------------------------------------------|------------------------------------------------|
@@ -6,17 +6,11 @@
 | other folder                                       | a plain image folder, recursive                |
 | .tar file, pattern with {000..009} or * and ?      | shards                                         |
 | URL (https://, gs://, file://, pipe: ...)          | shards, braces expanded; opened when read      |
-| picture                                            | itself                                         |
-| other file                                         | a text file that lists pictures                |
+| image                                              | itself                                         |
+| other file                                         | a text file that lists images                  |
 
-Several may be given as a list, as long as all are shards or none is.
-
-Which pictures a folder, a list file or a picture stands for, and under which names.
-
-Photographs that come inside installed packages: data for the demo and for tests, with nothing to download.
-
-Only the files are looked up; the packages themselves are not imported. The split is fixed and the two sides
-share no scene (the left and the right motorcycle are one scene).
+Several may be given as a list, as long as all are shards or none is. `list_sources` is the part of it for
+images alone. `sample_paths` finds photographs inside installed packages, for the demo and for tests.
 """
 
 from __future__ import annotations
@@ -219,6 +213,9 @@ _SAMPLES: dict[str, list[tuple[tuple[str, str, str], str]]] = {
 
 def sample_paths(split: Split) -> list[Path]:
     """Paths of the photographs of one side of the split, always in the same order.
+
+    Only the files are looked up; the packages are not imported. The split is fixed and the two sides share no
+    scene (the left and the right motorcycle are one scene).
 
     Raises:
         ValueError: unknown split.

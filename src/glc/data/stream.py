@@ -1,4 +1,4 @@
-"""From records to batches: the training stream, the loader that can resume it, and the fixed validation list.
+"""From records to batches: a stream of random crops that can be resumed, and the fixed validation list.
 
 Where a batch of the training stream comes from, for one rank and W workers:
 
@@ -8,8 +8,6 @@ Where a batch of the training stream comes from, for one rank and W workers:
 
 So a position in the stream is (epoch, batch) and nothing else, the same on every rank, and a loader can start
 at any. A slot whose record cannot be decoded takes the next record that can; no other slot moves.
-
-Cutting pictures to size: random crops to train on, centred ones to validate on.
 """
 
 from __future__ import annotations
@@ -28,11 +26,11 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_in
 
 from glc.data.images import stack_levels, to_tensor
 from glc.data.shards import Record, RecordSource
-from glc.errors import ImageError
+from glc.errors import ImageError, SettingError
 
 _log = logging.getLogger(__name__)
 
-_GIVE_UP_AFTER = 1000  # unreadable pictures in a row: by then it is no accident
+_GIVE_UP_AFTER = 1000  # unreadable images in a row: by then it is no accident
 
 
 class ImageBatch(NamedTuple):
@@ -42,8 +40,24 @@ class ImageBatch(NamedTuple):
     key: list[str]
 
 
-class _BadPictures:
-    """Warns once per unreadable picture and counts them."""
+def images_of(batch: Any) -> Tensor:
+    """Return the images `[B, 3, H, W]` of a batch: its `x`, the batch itself or the first of a sequence.
+
+    Raises:
+        SettingError: it holds no such tensor.
+    """
+    x = getattr(batch, "x", batch[0] if isinstance(batch, (tuple, list)) and batch else batch)
+    if not isinstance(x, Tensor) or x.ndim != 4 or x.shape[1] != 3:
+        got = list(x.shape) if isinstance(x, Tensor) else type(x).__name__
+        raise SettingError(
+            f"data: a batch holds {got} where its images should be; give ImageBatch(x, keys), a tensor or "
+            "(tensor, ...), the tensor [B, 3, H, W] of floats in [-1, 1]"
+        )
+    return x
+
+
+class _UnreadableImages:
+    """Warns once per unreadable image and counts them."""
 
     def __init__(self) -> None:
         self._seen: set[str] = set()
@@ -77,7 +91,7 @@ class TrainStream(IterableDataset[ImageBatch]):
         self.min_scale, self.max_scale, self.flip = min_scale, max_scale, flip
         # In shared memory: workers that live through several epochs read it when an epoch starts.
         self._position = torch.zeros(2, dtype=torch.int64).share_memory_()
-        self._bad = _BadPictures()
+        self._bad = _UnreadableImages()
 
     def seek(self, epoch: int, batch: int) -> None:
         """Make the next iteration start at this batch of this epoch."""
@@ -237,7 +251,7 @@ class FixedImages(Dataset[tuple[Tensor, str]]):
     def __init__(self, records: Sequence[Record], crop: int | None, stride: int) -> None:
         self._records = list(records)
         self._crop, self._stride = crop, stride
-        self._bad = _BadPictures()
+        self._bad = _UnreadableImages()
 
     def __len__(self) -> int:
         return len(self._records)

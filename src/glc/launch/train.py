@@ -22,6 +22,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from glc.errors import SettingError
 from glc.launch.overrides import CONF, explain_overrides, remember_swept_keys, swept_name
 from glc.launch.start import UsageError, checkpoint_folder, resolve_start
 from glc.losses.perceptual import WeightsUnavailable
@@ -211,7 +212,7 @@ def run(cfg: DictConfig) -> Any:
     register_resolvers()
     try:
         return train(cfg)
-    except UsageError as error:
+    except (UsageError, SettingError) as error:
         stop(2, str(error), error)
     except (DivergedError, SavingError) as error:
         stop(1, str(error), error)

@@ -1,22 +1,15 @@
-"""The rate term R of the rate-distortion objective.
-
-The codebook loss (paper equation 4).
-
-Distance between latents as the codebook sees it (paper sections 4.2 to 4.4).
-"""
+"""Losses of the latent coder: rate, codebooks, distance of latents (paper sections 4.1 to 4.4)."""
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from glc.models.code_predictor import CodePredictor
-
 
 class RateLoss(nn.Module):
     """Bits per latent position: the terms `rate_y` and `rate_z`.
 
-    Counted per latent position and not per pixel, a rate of a few bits stands beside distortions of
-    about 1, for any f; bits per pixel are `rate / f**2`.
+    The rate term R of the objective. Per latent position and not per pixel, a rate of a few bits stands
+    beside distortions of about 1, for any f; bits per pixel are `rate / f**2`.
     """
 
     def forward(self, bits_y: Tensor, bits_z: Tensor, latent: Tensor) -> dict[str, Tensor]:
@@ -26,9 +19,9 @@ class RateLoss(nn.Module):
 
 
 class CodebookLoss(nn.Module):
-    """`|sg(v) - e|^2 + beta |v - sg(e)|^2`: codes move to the vectors, vectors commit to their codes.
+    """`|sg(v) - e|^2 + beta |v - sg(e)|^2`: codewords move to the vectors, vectors commit to their codewords.
 
-    beta weights the commitment, as in the paper's equation; published code puts it on the other term.
+    Paper equation 4. beta weights the commitment, as there; the published code puts it on the other term.
 
     Args:
         beta: weight of the commitment (0.25).
@@ -39,9 +32,10 @@ class CodebookLoss(nn.Module):
         self.beta = beta
 
     def forward(self, vectors: Tensor, codes: Tensor) -> Tensor:
-        """Return the loss `[B]`, a mean over elements, of vectors and their codes `[B, D, H, W]`.
+        """Return the loss `[B]`, a mean over elements, of vectors and their codewords `[B, D, H, W]`.
 
-        The codes must carry the gradient to the codebook (`Quantized.codes`), not the straight-through one.
+        The codewords must carry the gradient to the codebook (`Quantized.codes`), not the straight-through
+        one.
         """
         vectors = vectors.float()
         codebook = (vectors.detach() - codes).square().mean((1, 2, 3))
@@ -50,9 +44,9 @@ class CodebookLoss(nn.Module):
 
 
 class CodePredictionLoss(nn.Module):
-    """D_code(l, l_hat): the terms `code_ce` and `latent_mse`.
+    """D_code(l, l_hat): the terms `code_ce` and `latent_mse` (paper sections 4.2 and 4.4).
 
-    `code_ce` is the cross-entropy, in nats, of the clean latent's code indices M_l under CP(l_hat);
+    `code_ce` is the cross-entropy, in nats, of the clean latent's codeword indices M_l under CP(l_hat);
     `latent_mse` the mean square of l - l_hat over all elements, as in the published code (the squared norm
     per position would be C times as large). The paper weights them 0.5 and 1.
 
@@ -60,7 +54,7 @@ class CodePredictionLoss(nn.Module):
         predictor: CP, trained along; None leaves `code_ce` out (the ablation without code prediction).
     """
 
-    def __init__(self, predictor: CodePredictor | None) -> None:
+    def __init__(self, predictor: nn.Module | None) -> None:
         super().__init__()
         self.predictor = predictor
 

@@ -1,11 +1,12 @@
 """How good reconstructions are and what they cost, the same in validation and in evaluation.
 
-A score is a module that maps `x, x_hat` to one value per picture; `glc.losses.perceptual.LPIPS` is one. A
+A score is a module that maps `x, x_hat` to one value per image; `glc.losses.perceptual.LPIPS` is one. A
 metric of a whole set, such as `glc.metrics.FID`, is a `torchmetrics.Metric` with `update(x, x_hat)` and a
 scalar `compute()`, which raises `NotMeasurable` when the set does not allow it. Adding either is one entry in
 a file of `conf/metrics`.
 """
 
+import copy
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -206,6 +207,15 @@ class QualityMetrics(nn.Module):
             except NotMeasurable as error:
                 self.unavailable[name] = str(error)
         return results
+
+    def empty_copy(self) -> "QualityMetrics":
+        """Return metrics of the same kind without images: their own counts, the same networks inside."""
+        networks = [cast(Frozen, score).module for score in self._scores.values()]
+        for metric in self._each(self._set_metrics).values():
+            networks += [child for child in metric.children() if not isinstance(child, Metric)]
+        other = copy.deepcopy(self, {id(network): network for network in networks})
+        other.reset()
+        return other
 
     def reset(self) -> None:
         """Forget all pictures."""

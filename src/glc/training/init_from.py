@@ -182,7 +182,7 @@ def warm_start(stage: L.LightningModule, *sources: Source, discriminator: Source
         else:
             log.warning("%s: gave nothing that is not in the files before it, or that this stage has", path)
     if isinstance(stage, Stage):
-        stage.adopt(loaded)
+        stage.on_weights_loaded(loaded)
     return loaded
 
 

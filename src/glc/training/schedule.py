@@ -35,14 +35,3 @@ class WarmupCosine:
             return 1.0
         progress = min(1.0, (step - start) / max(1.0, self.total - start))
         return self.floor + (1 - self.floor) * 0.5 * (1 + math.cos(math.pi * progress))
-
-
-class Constant:
-    """Linear warm-up, then the full rate."""
-
-    def __init__(self, warmup: int = 0) -> None:
-        self.warmup = warmup
-
-    def __call__(self, step: int) -> float:
-        """Return the factor at a step, in (0, 1]."""
-        return min(1.0, (step + 1) / (self.warmup + 1))

@@ -147,6 +147,7 @@ def test_stage_three_moves_all_but_the_reference(stages: dict[str, Path]) -> Non
 @pytest.mark.parametrize("stage", ["transform", "joint"])
 def test_frozen_parts_stay_in_evaluation_mode(pictures: Path, tmp_path: Path, stage: str) -> None:
     module = instantiate(compose(settings(pictures, tmp_path, "frozen", stage)).stage.module)
+    module.setup("fit")
     module.eval().train()
     assert module.model.coder.training
     frozen = [module.get_submodule(name) for name in module.frozen]
@@ -223,7 +224,7 @@ def test_the_share_that_is_drawn_unquantized(pictures: Path, tmp_path: Path) -> 
     torch.manual_seed(0)
     assert make(0.25).draw_unquantized(x).float().mean().item() == pytest.approx(0.25, abs=0.03)
     assert make(1.0).draw_unquantized(x).all()
-    with pytest.raises(Exception, match=r"stage\.unquantized is a share of the pictures, 0 to 1, got 1\.5"):
+    with pytest.raises(Exception, match=r"stage\.unquantized is a share of the images, 0 to 1, got 1\.5"):
         make(1.5)
 
 

@@ -1,6 +1,7 @@
-"""Care of codebooks: a start on data, and a second life for codes that nothing uses.
+"""Codebooks in training: k-means initialisation, restart of dead codewords, and histograms of their use.
 
-How often each code is used, as histograms in W&B.
+Both callbacks serve any module that notes what its quantisers saw as `glc.training.stages.base.Stage` does,
+and do nothing for others.
 """
 
 from typing import Any
@@ -13,23 +14,25 @@ from lightning.pytorch.loggers import WandbLogger
 from torch import Tensor
 
 from glc.metrics.codebook import CodebookUsage, count_codes
-from glc.models.quantizer import VectorQuantizer
 from glc.training.callbacks.ema import MovingAverage
-from glc.training.stages.base import Stage
+
+_HANDLED = ("size", "embedding", "initialized", "initialize")
+"""What a quantiser must have to be looked after: see `glc.models.quantizer.VectorQuantizer`."""
 
 
 class CodebookCare(L.Callback):
-    """Start fresh codebooks on data and revive dead codes, the usual remedies against collapse.
+    """Initialise fresh codebooks by k-means and restart dead codewords, the usual remedies against collapse.
 
-    A codebook that was loaded or trained before is not started again (`VectorQuantizer.initialized`). All
-    devices pool their vectors and get the same codes.
+    A codebook that was loaded or trained before is not initialised again (`VectorQuantizer.initialized`). All
+    devices pool their vectors and get the same codewords. Quantisers of a user's own that cannot be
+    initialised so are left alone.
 
     Args:
         initialize_after: step at whose end a fresh codebook is placed on the vectors of the batches so
             far by k-means; None never.
-        revive_every: steps between revivals; codes not used since the last one move to random vectors of
-            the current batch, each to another. None never. Projected codebooks need no revival.
-        max_vectors: vectors kept for the start.
+        revive_every: steps between restarts; codewords not used since the last one move to random vectors of
+            the current batch, each to another. None never. Projected codebooks need no restart.
+        max_vectors: vectors kept for the initialisation.
     """
 
     def __init__(
@@ -45,7 +48,7 @@ class CodebookCare(L.Callback):
         self._step = 0
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Note where the training starts or goes on; what all devices saw before, each takes its own."""
+        """Note the step where training starts or resumes, and take this device's share of what was kept."""
         self._step = trainer.global_step
         for name, counts in self._restored.pop("counts", {}).items():
             # Only their sum is ever used.
@@ -61,7 +64,7 @@ class CodebookCare(L.Callback):
     def on_save_checkpoint(
         self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Keep what all devices saw: the counts since the last revival, and vectors for the start.
+        """Keep what all devices saw: the counts since the last restart, and vectors for the initialisation.
 
         Counts are `[K]`, summed; vectors are `[devices, batches, N, D]`.
         """
@@ -79,32 +82,31 @@ class CodebookCare(L.Callback):
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Look after every codebook that the batch went through."""
-        if not isinstance(pl_module, Stage):
-            return  # a LightningModule of a user's own, which observes no codebooks
-        # Accumulated batches count, but only the last of a step may move codes.
+        """Initialise or restart every codebook that the batch went through, when it is time."""
+        # Accumulated batches count, but only the last of a step may move codewords.
         stepped = trainer.global_step != self._step
         self._step = trainer.global_step
-        for name, seen in pl_module.observations.items():
+        for name, seen in getattr(pl_module, "observations", {}).items():
             quantizer = seen.quantizer
-            if not any(p.requires_grad for p in quantizer.parameters()):
+            trained = any(p.requires_grad for p in quantizer.parameters())
+            if not trained or not all(hasattr(quantizer, name) for name in _HANDLED):
                 continue
-            vectors = seen.vectors.permute(0, 2, 3, 1).reshape(-1, quantizer.dim).float()
+            vectors = seen.vectors.permute(0, 2, 3, 1).flatten(0, 2).float()
             if self.initialize_after is not None and not self._has_started(name, quantizer):
                 self._collect(name, vectors)
                 if stepped and trainer.global_step > self.initialize_after:
                     pooled = _pool(pl_module, torch.cat(self._vectors.pop(name)))
-                    quantizer.initialize(pooled, generator=torch.Generator().manual_seed(pl_module.seed))
+                    quantizer.initialize(pooled, generator=_generator(getattr(pl_module, "seed", 0)))
                     _share(trainer, pl_module, quantizer)
                     self._started.add(name)
-            if self.revive_every and quantizer.projection is None:
+            if self.revive_every and getattr(quantizer, "projection", None) is None:
                 counts = count_codes(seen.indices, quantizer.size)
                 held = self._counts.get(name, torch.zeros_like(counts)).to(counts.device)
                 self._counts[name] = held + counts
                 if stepped and trainer.global_step % self.revive_every == 0:
                     self._revive(trainer, pl_module, name, quantizer, vectors)
 
-    def _has_started(self, name: str, quantizer: VectorQuantizer) -> bool:
+    def _has_started(self, name: str, quantizer: Any) -> bool:
         # Once it has, it is not looked at again: that would wait for a GPU in every step.
         if name not in self._started and quantizer.initialized:
             self._started.add(name)
@@ -117,19 +119,28 @@ class CodebookCare(L.Callback):
             kept.pop(0)
 
     def _revive(
-        self, trainer: L.Trainer, module: Stage, name: str, quantizer: VectorQuantizer, vectors: Tensor
+        self,
+        trainer: L.Trainer,
+        module: L.LightningModule,
+        name: str,
+        quantizer: Any,
+        vectors: Tensor,
     ) -> None:
         counts = trainer.strategy.reduce(self._counts.pop(name), reduce_op="sum")
         assert isinstance(counts, Tensor)
         dead = (counts == 0).nonzero().flatten()
         pooled = _pool(module, vectors)
-        generator = torch.Generator().manual_seed(trainer.global_step)
-        # No two codes to the same vector: of equal codes only the first would ever be chosen.
+        generator = _generator(trainer.global_step)
+        # No two codewords to the same vector: of equal ones only the first would ever be chosen.
         number = min(len(dead), len(pooled))
         dead = dead[torch.randperm(len(dead), generator=generator)[:number].to(dead.device)]
         picked = torch.randperm(len(pooled), generator=generator)[:number]
         quantizer.embedding[dead] = pooled[picked.to(pooled.device)].to(quantizer.embedding)
         _share(trainer, module, quantizer, dead)
+
+
+def _generator(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
 
 
 def _pool(module: L.LightningModule, vectors: Tensor) -> Tensor:
@@ -144,21 +155,21 @@ def _all_devices(module: L.LightningModule, value: Tensor) -> Tensor:
     return gathered.reshape(-1, *value.shape)
 
 
-def _share(
-    trainer: L.Trainer, module: L.LightningModule, quantizer: VectorQuantizer, rows: Tensor | None = None
-) -> None:
-    """Give all devices the first one's codes, and moved codes (all, or some rows) to the moving average too.
+def _share(trainer: L.Trainer, module: L.LightningModule, quantizer: Any, rows: Tensor | None = None) -> None:
+    """Give all devices the first one's codewords, and those that moved (all, or some rows) to the EMA too.
 
-    Sums on a GPU differ in their last digits; and the average of where a code was and where it is now is no
-    code.
+    Sums on a GPU differ in their last digits; and the mean of where a codeword was and where it is now is not
+    a codeword.
     """
     for name, tensor in [*quantizer.named_parameters(), *quantizer.named_buffers()]:
         if trainer.world_size > 1 and name != "initialized":
             # In place: the strategy's own way would pickle it, and unpack it on the first one's GPU.
             torch.distributed.broadcast(tensor.data, src=0)
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
-        average = callback.counterpart(module, quantizer) if isinstance(callback, MovingAverage) else None
-        if isinstance(average, VectorQuantizer):
+        average: Any = (
+            callback.counterpart(module, quantizer) if isinstance(callback, MovingAverage) else None
+        )
+        if average is not None:
             if rows is None:
                 average.load_state_dict(quantizer.state_dict())
             else:
@@ -170,7 +181,7 @@ BINS = 256
 
 
 class CodebookHistograms(L.Callback):
-    """Send the codes' frequencies over the validation pictures to W&B, the most frequent codes first.
+    """Send the codewords' frequencies over the validation images to W&B, the most frequent first.
 
     `val/NAME_histogram` for each codebook: a collapsed one has all its mass at the left. Without a W&B
     logger it does nothing.
@@ -178,9 +189,7 @@ class CodebookHistograms(L.Callback):
 
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Log the counts, before the stage forgets them."""
-        if not isinstance(pl_module, Stage):
-            return
-        for key, metric in pl_module.usage.items():
+        for key, metric in getattr(pl_module, "usage", {}).items():
             name, _, split = key.rpartition("_")
             if split != "val" or not isinstance(metric, CodebookUsage) or not metric.update_called:
                 continue
@@ -195,10 +204,10 @@ class CodebookHistograms(L.Callback):
 
 
 def histogram(counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return counts in bins and the bins' edges, codes sorted by how often they were used.
+    """Return counts in bins and the bins' edges, codewords sorted by how often they were used.
 
     Args:
-        counts: uses of each code `[M]`.
+        counts: uses of each codeword `[M]`.
     """
     size = len(counts)
     bins = min(BINS, size)

@@ -1,4 +1,4 @@
-"""A fixed panel of validation pictures and their reconstructions."""
+"""A fixed panel of validation images and their reconstructions."""
 
 from pathlib import Path
 from typing import Any
@@ -11,9 +11,11 @@ from torchvision.utils import save_image
 
 
 class ReconstructionPanel(L.Callback):
-    """Save the first validation pictures beside their reconstructions, and send them to W&B.
+    """Save the first validation images beside their reconstructions, and send them to W&B.
 
-    Each picture becomes one strip: the original, then one reconstruction per rate point.
+    Each image becomes one strip: the original, then its reconstructions. They are what `validation_step`
+    returns: a dict of names to images `[B, 3, H, W]` in [-1, 1], the original first. There is no panel for a
+    module that returns anything else.
 
     Args:
         dirpath: folder of `NN-step-SSSSSS.png`.
@@ -38,12 +40,14 @@ class ReconstructionPanel(L.Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Keep the first pictures; `outputs` maps names to pictures `[B, 3, H, W]`, the original first."""
+        """Keep the first images of what `validation_step` returned."""
         if not trainer.is_global_zero or not isinstance(outputs, dict):
             return
-        for i in range(min(len(batch.x), self.pictures - len(self._strips))):
-            strip = torch.cat([pictures[i].float().cpu() for pictures in outputs.values()], dim=2)
-            self._strips.append((strip.clamp(-1, 1) + 1) / 2)
+        columns = [images for images in outputs.values() if isinstance(images, Tensor) and images.ndim == 4]
+        for images in zip(*columns, strict=False):
+            if len(self._strips) < self.pictures:
+                strip = torch.cat([image.float().cpu() for image in images], dim=2)
+                self._strips.append((strip.clamp(-1, 1) + 1) / 2)
 
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Write the strips."""

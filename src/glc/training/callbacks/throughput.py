@@ -5,6 +5,9 @@ from typing import Any
 
 import lightning as L
 
+from glc.data.stream import images_of
+from glc.errors import SettingError
+
 
 class Throughput(L.Callback):
     """Log `train/images_per_second` over all devices, waiting for data included."""
@@ -14,7 +17,7 @@ class Throughput(L.Callback):
         self._since = 0.0
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Start the clock also where a run goes on within an epoch, which does not start then."""
+        """Start the clock; a run resumed within an epoch has no start of one."""
         self._images, self._since = 0, time.perf_counter()
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -24,8 +27,14 @@ class Throughput(L.Callback):
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Count the batch; log at the trainer's period, and after the first batch."""
-        self._images += len(batch.x) * trainer.world_size
+        """Count the batch; log at the trainer's period, and after the first batch.
+
+        Batches of a user's own module that hold no images are not counted, and nothing is logged.
+        """
+        try:
+            self._images += len(images_of(batch)) * trainer.world_size
+        except SettingError:
+            return
         if batch_idx == 0 or (batch_idx + 1) % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
             now = time.perf_counter()
             pl_module.log("train/images_per_second", self._images / (now - self._since))

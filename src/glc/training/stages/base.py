@@ -1,59 +1,47 @@
-"""What all training stages share: optimisation, logging, frozen parts, randomness, checkpoints."""
+"""What all training stages share: optimisation, logging, frozen networks, randomness, checkpoints."""
 
 import random
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any, NamedTuple, Self, TypeVar, cast
+from typing import Any, NamedTuple, Self, cast
 
 import lightning as L
 import numpy as np
 import torch
 from lightning.pytorch.strategies import ParallelStrategy
 from torch import Tensor, nn
-from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LambdaLR
-from torchmetrics import MeanMetric, Metric
 
-from glc.errors import WeightsError
+from glc.data.stream import images_of
+from glc.errors import SettingError, WeightsError
+from glc.losses.terms import AddedLosses
 from glc.metrics.codebook import CodebookUsage
 from glc.metrics.quality import QualityMetrics
-from glc.models.quantizer import VectorQuantizer
 from glc.training.checkpoints import count_batches, count_epochs
 from glc.training.load import load_stage
+from glc.training.optimization import Optimization
 
-M = TypeVar("M", bound=Metric)
-OptimizerFactory = Callable[[Iterable[nn.Parameter]], Optimizer]
+__all__ = ["Observation", "Optimization", "Stage"]
 
 
 class Observation(NamedTuple):
     """What a quantiser saw in the current batch, for callbacks that look after codebooks."""
 
-    quantizer: VectorQuantizer
+    quantizer: nn.Module
+    """Has `size`, the number of codewords; a `glc.models.quantizer.VectorQuantizer` unless a user's own."""
     vectors: Tensor
     """`[B, D, H, W]`, without gradient."""
     indices: Tensor
     """`[B, H, W]`."""
 
 
-class Optimization(NamedTuple):
-    """How a stage is optimised.
-
-    Args:
-        optimizer: makes the optimizer from parameters.
-        schedule: factor on the learning rate as a function of the step.
-        clip: largest gradient norm of each network, 0 for no clipping.
-        accumulate: batches per step, so that the paper's batch is kept on fewer devices.
-    """
-
-    optimizer: OptimizerFactory
-    schedule: Callable[[int], float]
-    clip: float = 1.0
-    accumulate: int = 1
-
-
 class Stage(L.LightningModule):
-    """Base of the stages: each defines `training_step`, `validation_step` and its networks.
+    """Base of the stages. A stage declares its networks below and defines two methods:
+
+    ```
+    training_step:    forward -> loss terms -> optimize(total) -> log_terms("train", terms)
+    validation_step:  forward -> log_terms("val", terms), log_quality(x, x_hat) -> {name: images}
+    ```
 
     Optimisation is manual in all stages, so that one batch is one step with one or two optimizers. All
     randomness within a step is a function of the seed, the step and the rank: a resumed run draws the
@@ -61,9 +49,11 @@ class Stage(L.LightningModule):
 
     Args:
         optimization: how to optimise.
+        losses: losses that the configuration adds to the stage's own, by name. What they compare is up to the
+            stage: images x and x_hat, or latents.
         quality: metrics of validation reconstructions.
         seed: of the randomness within steps.
-        channels_last: keep weights and pictures in channels-last memory (faster convolutions).
+        channels_last: keep weights and images in channels-last memory (faster convolutions).
         compile: compile the networks with `torch.compile`.
     """
 
@@ -71,14 +61,18 @@ class Stage(L.LightningModule):
     """Submodules that are never trained: no gradients, and in evaluation mode whatever `train()` says."""
 
     needs: tuple[str, ...] = ()
-    """Networks that `init_from` must provide."""
+    """Submodules that `init_from` must provide."""
 
     compiled: tuple[str, ...] = ()
     """Submodules to compile."""
 
+    discriminator: str | None = None
+    """The submodule that is trained by the second optimizer; None without an adversarial loss."""
+
     def __init__(
         self,
         optimization: Optimization,
+        losses: Mapping[str, nn.Module | None] | None = None,
         quality: QualityMetrics | None = None,
         seed: int = 0,
         channels_last: bool = False,
@@ -87,75 +81,71 @@ class Stage(L.LightningModule):
         super().__init__()
         self.automatic_optimization = False
         self.optimization = optimization
+        self.losses = AddedLosses(losses)
         self.quality = quality
         self.seed = seed
         self.channels_last = channels_last
         self.compile_networks = compile
         self.observations: dict[str, Observation] = {}
+        """Codebook name to what it saw in the current batch."""
+        self.usage = nn.ModuleDict()
+        """`NAME_train` and `NAME_val` to the usage of a codebook since it was last logged."""
+        self.qualities = nn.ModuleDict()
+        """`val` + suffix of the log's names to the metrics of the current validation."""
+        self._val_terms: set[str] = set()
         self.position = 0
         """Batches seen by this device, over all epochs."""
         self.accumulated = 0
         """Batches of the current step before the current one."""
-        self.usage = nn.ModuleDict()
-        self.tallies = nn.ModuleDict()
 
     # Networks -------------------------------------------------------------------------------------
-
-    def freeze_parts(self) -> None:
-        """Take the parts named in `frozen` out of training; call at the end of the constructor."""
-        for name in self.frozen:
-            self.get_submodule(name).requires_grad_(False).eval()
-
-    def train(self, mode: bool = True) -> "Stage":
-        """Switch the mode; frozen parts stay in evaluation mode."""
-        super().train(mode)
-        for name in self.frozen:
-            self.get_submodule(name).eval()
-        return self
 
     def missing(self, loaded: list[str]) -> list[str]:
         """Return the networks that `init_from` had to provide and did not.
 
         Args:
-            loaded: names of the networks that were taken over.
+            loaded: names of the networks that were loaded.
         """
         return [name for name in self.needs if name not in loaded]
 
-    def adopt(self, loaded: list[str]) -> None:
-        """Derive weights from those taken over from another stage; called once after `init_from`.
+    def on_weights_loaded(self, loaded: list[str]) -> None:
+        """Derive weights from those of another stage; called once, when a run starts and is not resumed.
 
         Args:
-            loaded: names of the networks that were taken over.
+            loaded: names of the networks that `init_from` gave.
         """
 
     def setup(self, stage: str) -> None:
-        """Apply the memory format and compile, once the weights are in place."""
+        """Freeze, apply the memory format and compile, once the weights are in place."""
+        for name in self.frozen:
+            self.get_submodule(name).requires_grad_(False).eval()
         if self.channels_last:
             self.to(memory_format=torch.channels_last)
         if self.compile_networks and stage == "fit":
             for name in self.compiled:
                 self.get_submodule(name).compile()
 
-    def pictures(self, batch: Any) -> Tensor:
-        """Return the pictures `[B, 3, H, W]` of a batch in the memory format of the networks."""
-        x: Tensor = batch.x
+    def train(self, mode: bool = True) -> "Stage":
+        """Switch the mode; frozen networks stay in evaluation mode."""
+        super().train(mode)
+        for name in self.frozen:
+            self.get_submodule(name).eval()
+        return self
+
+    def images(self, batch: Any) -> Tensor:
+        """Return the images `[B, 3, H, W]` of a batch in the memory format of the networks."""
+        x = images_of(batch)
         return x.contiguous(memory_format=torch.channels_last) if self.channels_last else x
 
     # Optimisation ---------------------------------------------------------------------------------
 
-    def discriminator_parameters(self) -> list[nn.Parameter]:
-        """Return the parameters of the second optimizer; none without a discriminator."""
-        return []
-
     def configure_optimizers(self) -> Any:
         """Make one optimizer for the networks and one for the discriminator, each with the schedule."""
-        second = self.discriminator_parameters()
-        ids = {id(p) for p in second}
-        first = [p for p in self.parameters() if p.requires_grad and id(p) not in ids]
-        groups = [first, second] if second else [first]
-        optimizers = [self.optimization.optimizer(group) for group in groups]
-        schedulers = [LambdaLR(optimizer, self.optimization.schedule) for optimizer in optimizers]
-        return optimizers, schedulers
+        networks = {name: p for name, p in self.named_parameters() if p.requires_grad}
+        second = [
+            name for name in networks if self.discriminator and name.startswith(self.discriminator + ".")
+        ]
+        return self.optimization.make(networks, {name: networks.pop(name) for name in second})
 
     def optimize(self, loss: Tensor, batch_idx: int) -> None:
         """Accumulate the gradient of a loss; at the end of a step, clip it and update the weights.
@@ -210,6 +200,8 @@ class Stage(L.LightningModule):
 
     def log_terms(self, split: str, terms: Mapping[str, Tensor], batch_size: int) -> None:
         """Log the mean of each named term as `split/name`."""
+        if split == "val":
+            self._val_terms.update(terms)
         for name, value in terms.items():
             self.log(
                 f"{split}/{name}",
@@ -220,30 +212,34 @@ class Stage(L.LightningModule):
             )
 
     def log_quality(self, x: Tensor, x_hat: Tensor, suffix: str = "") -> None:
-        """Count reconstructions into the validation metrics, which are logged at the end of the epoch.
+        """Count reconstructions into the metrics, which are logged as `val/NAME` + suffix after validation.
 
-        Every device logs the same names, also where a metric is not defined for its pictures.
+        Args:
+            x: images `[B, 3, H, W]` in [-1, 1].
+            x_hat: their reconstructions.
+            suffix: keeps reconstructions apart, such as `/2` for rate point 2.
         """
         if self.quality is None:
             return
-        values = self.quality.measure(x, x_hat)
-        for name in self.quality.names:
-            key = f"{name}{suffix}"
-            tally = self._metric(self.tallies, key, lambda: MeanMetric(nan_strategy="ignore"))
-            tally.update(values.get(name, x.new_full((1,), float("nan"))))
-            # Named here: Lightning looks the attributes up once, before later ones exist.
-            self.log(f"val/{key}", tally, metric_attribute=f"tallies.{key}")
+        key = f"val{suffix}"  # a ModuleDict takes no empty name
+        if key not in self.qualities:
+            self.qualities[key] = self.quality.empty_copy().to(self.device)
+        cast(QualityMetrics, self.qualities[key]).update(x, x_hat)
 
-    def observe(self, name: str, quantizer: VectorQuantizer, vectors: Tensor, indices: Tensor) -> None:
-        """Note what a quantiser saw, for its usage figures and for callbacks."""
+    def observe(self, name: str, quantizer: nn.Module, vectors: Tensor, indices: Tensor) -> None:
+        """Note what a quantiser saw, for the figures of its usage and for callbacks.
+
+        Args:
+            name: of the codebook in the log.
+            quantizer: has `size`, the number of codewords.
+            vectors: `[B, D, H, W]`.
+            indices: `[B, H, W]`.
+        """
         self.observations[name] = Observation(quantizer, vectors.detach(), indices)
         key = f"{name}_{'train' if self.training else 'val'}"
-        self._metric(self.usage, key, lambda: CodebookUsage(quantizer.size)).update(indices)
-
-    def _metric(self, kept: nn.ModuleDict, key: str, make: Callable[[], M]) -> M:
-        if key not in kept:
-            kept[key] = make().to(self.device)
-        return cast(M, kept[key])
+        if key not in self.usage:
+            self.usage[key] = CodebookUsage(cast(int, quantizer.size)).to(self.device)
+        cast(CodebookUsage, self.usage[key]).update(indices)
 
     def _log_usage(self, split: str) -> None:
         for key, metric in self.usage.items():
@@ -263,7 +259,18 @@ class Stage(L.LightningModule):
         count_epochs(self.trainer)
 
     def on_validation_epoch_end(self) -> None:
-        """Log the codebooks' usage over the validation pictures."""
+        """Log the metrics of the validation images and the codebooks' usage over them; forget both."""
+        for key, quality in self.qualities.items():
+            assert isinstance(quality, QualityMetrics)
+            # Equal on all devices, and so are the names: `compute` has talked to all of them.
+            for name, value in quality.compute().items():
+                logged = f"{name}{key.removeprefix('val')}"
+                if logged in self._val_terms:
+                    raise SettingError(
+                        f"metrics.metrics.{name}: a loss term has this name; rename the metric"
+                    )
+                self.log(f"val/{logged}", value)
+            quality.reset()
         self._log_usage("val")
 
     # Checkpoints ----------------------------------------------------------------------------------

@@ -1,7 +1,4 @@
-"""What the stages share that train a whole codec: rate points, lambdas, validation at every rate.
-
-Which rate points a batch sees, and their lambdas.
-"""
+"""What the stages share that train a whole codec: rate points, objective, validation at every rate."""
 
 import math
 from abc import abstractmethod
@@ -9,14 +6,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from glc.losses import weighted_sum
 from glc.losses.latent import CodebookLoss, CodePredictionLoss, RateLoss
-from glc.models.code_predictor import CodePredictor
-from glc.models.coder import CoderOutput, IndicesMapCoder
+from glc.losses.terms import weighted_sum
+from glc.models.coder import CoderOutput
 from glc.models.glc import GLC, GLCOutput
-from glc.models.hyperprior import CategoricalHyperprior
 from glc.models.quantizer import VectorQuantizer
 from glc.training.stages.base import Optimization, Stage
 
@@ -28,26 +23,26 @@ class CodecStage(Stage):
         model: the codec.
         quantizer: C, the auxiliary codebook of the targets M_l; never trained here.
         predictor: CP, or None for the ablation without it. A model with a refiner uses the refiner's.
-        codebook: loss of the hyper module's codebook C_h.
+        codebook: loss of the hyperprior's codebook C_h.
         lmbda: lambda, one value or one per rate point, lowest rate first.
         weights: weights of rate and codebook terms.
-        distortion_weights: weights of the distortion terms, which lambda multiplies.
+        distortion_weights: weights of the distortion terms, added losses among them, which lambda multiplies.
         optimization: how to optimise.
         noise: estimate the rate with uniform noise instead of rounding.
-        balance: weigh each picture's objective by the mean lambda over its own, so that a rate point with a
+        balance: weigh each image's objective by the mean lambda over its own, so that a rate point with a
             large lambda does not outvote the others in what they share. Each point's optimum stays as it is.
         **options: see `Stage`.
     """
 
     lmbda: Tensor
     share: Tensor
-    """Weight of a rate point's pictures, `[K]`; 1 without `balance`."""
+    """Weight of a rate point's images, `[K]`; 1 without `balance`."""
 
     def __init__(
         self,
         model: GLC,
         quantizer: VectorQuantizer,
-        predictor: CodePredictor | None,
+        predictor: nn.Module | None,
         codebook: CodebookLoss,
         lmbda: float | Sequence[float],
         weights: Mapping[str, float],
@@ -61,7 +56,7 @@ class CodecStage(Stage):
         self.model = model
         self.quantizer = quantizer
         if model.refiner is not None:
-            # One C: the codes that the decoder sees are those whose indices CP learns to predict.
+            # One C: the codewords that the decoder sees are those whose indices CP learns to predict.
             model.refiner.quantizer = quantizer
         self.code_loss = CodePredictionLoss(predictor if model.refiner is None else model.refiner.predictor)
         self.rate_loss = RateLoss()
@@ -75,17 +70,22 @@ class CodecStage(Stage):
             self.distortion_weights.pop("code_ce", None)
         self.noise = noise
 
+    @property
+    def codes_latents(self) -> bool:
+        """Whether the coder quantises l itself, with codebooks that it derives from C (`initialize`)."""
+        return hasattr(self.model.coder, "initialize")
+
     def missing(self, loaded: list[str]) -> list[str]:
         """Return the networks that `init_from` had to provide and did not; C where something needs it."""
         missing = super().missing(loaded)
-        clustered = isinstance(self.model.coder, IndicesMapCoder) and "model.coder" not in loaded
-        if self.code_loss.predictor is None and not clustered:
+        derived = self.codes_latents and "model.coder" not in loaded
+        if self.code_loss.predictor is None and not derived:
             # A codec's weights file, which has no C, will do.
             missing = [name for name in missing if name != "quantizer"]
         return missing
 
     def draw_rates(self, x: Tensor) -> Tensor:
-        """Draw a rate point for each picture of a batch: a share of one draw for the step on all devices."""
+        """Draw a rate point for each image of a batch: a share of one draw for the step on all devices."""
         b, world, accumulate = len(x), self.trainer.world_size, self.optimization.accumulate
         step = self.position - self.accumulated  # the position of the step's first batch
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + step)
@@ -109,26 +109,28 @@ class CodecStage(Stage):
     ) -> Tensor:
         """Return the objective `[B]`: weighted rate and codebook terms + lambda x weighted distortion.
 
-        The codebooks of indices-map coding are the latent's own: their term belongs to the distortion, as in
-        stage I. Beside a distortion times lambda it would hold nothing: E would leave its codes.
+        Where the codebooks are the latent's own, their term belongs to the distortion, as in stage I. Beside
+        a distortion times lambda it would hold nothing: E would leave its codewords.
         """
         weights = {name: w for name, w in self.weights.items() if name != "codebook" or name in coding}
         if distortion_weights is None:
             distortion_weights = self.distortion_weights
-        if isinstance(self.model.coder, IndicesMapCoder) and "codebook" in weights:
+        if self.codes_latents and "codebook" in weights:
             distortion = {**distortion, "codebook": coding["codebook"]}
             distortion_weights = {**distortion_weights, "codebook": weights.pop("codebook")}
-        return weighted_sum(coding, weights) + lmbda * weighted_sum(distortion, distortion_weights)
+            coding = {name: value for name, value in coding.items() if name != "codebook"}
+        distorted = weighted_sum(distortion, distortion_weights, "stage.distortion_weights")
+        return weighted_sum(coding, weights, "stage.weights") + lmbda * distorted
 
     def observe_hyper(self, z: Tensor, indices: Tensor) -> None:
-        """Note what C_h saw."""
-        hyper = getattr(self.model.coder, "hyper", None)
-        if isinstance(hyper, CategoricalHyperprior):
-            self.observe("hyper_codebook", hyper.quantizer, z, indices)
+        """Note what C_h saw, where the hyperprior has a codebook (`quantizer`)."""
+        quantizer = getattr(getattr(self.model.coder, "hyper", None), "quantizer", None)
+        if quantizer is not None:
+            self.observe("hyper_codebook", quantizer, z, indices)
 
     def validation_step(self, batch: Any, batch_idx: int) -> dict[str, Tensor]:
-        """Code validation pictures at every rate point; `val/loss` is the mean over the points."""
-        x = self.pictures(batch)
+        """Code validation images at every rate point; `val/loss` is the mean over the points."""
+        x = self.images(batch)
         panel = {"x": x}
         total = []
         for k in range(self.model.num_rates):
@@ -144,7 +146,7 @@ class CodecStage(Stage):
 
     @abstractmethod
     def validate_rate(self, x: Tensor, rate: int) -> tuple[dict[str, Tensor], GLCOutput]:
-        """Code pictures at a rate point; return the loss terms, each `[B]`, with their total `loss`."""
+        """Code images at a rate point; return the loss terms, each `[B]`, with their total `loss`."""
 
 
 def lambdas(values: float | Sequence[float], num_rates: int) -> Tensor:
@@ -167,7 +169,7 @@ def lambdas(values: float | Sequence[float], num_rates: int) -> Tensor:
 def draw_rates(
     batch_size: int, num_rates: int, device: torch.device, generator: torch.Generator | None = None
 ) -> Tensor:
-    """Draw a rate point for each picture `[B]`, int64, such that all points are equally frequent in a batch.
+    """Draw a rate point for each image `[B]`, int64, such that all points are equally frequent in a batch.
 
     A batch smaller than the number of points sees that many different ones.
     """

@@ -3,11 +3,11 @@
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from glc.losses import weighted_sum
 from glc.losses.adversarial import AdversarialLoss
 from glc.losses.reconstruction import ReconstructionLoss
+from glc.losses.terms import weighted_sum
 from glc.models.autoencoder import Encoder
 from glc.models.glc import GLCOutput
 from glc.training.stages.codec import CodecStage
@@ -16,8 +16,8 @@ from glc.training.stages.codec import CodecStage
 class JointStage(CodecStage):
     """Train it all: R + lambda x [L1 + LPIPS + 0.8 adversarial + 0.05 D_code] + codebook loss of C_h.
 
-    D_code compares E_VQ(x) and E_VQ(x_hat), where E_VQ is the encoder as stage I left it: the codes of the
-    reconstruction shall be those of the picture.
+    D_code compares E_VQ(x) and E_VQ(x_hat), where E_VQ is the encoder as stage I left it: the codewords of
+    the reconstruction shall be those of the image.
 
     Args:
         vq_encoder: E_VQ, of the encoder's architecture; takes the encoder's weights at the start.
@@ -29,6 +29,7 @@ class JointStage(CodecStage):
     needs = ("model.encoder", "model.decoder", "model.coder", "quantizer")
     frozen = ("vq_encoder", "quantizer")
     compiled = ("model.encoder", "model.decoder", "vq_encoder", "adversarial.discriminator")
+    discriminator = "adversarial.discriminator"
 
     def __init__(
         self,
@@ -42,20 +43,15 @@ class JointStage(CodecStage):
         self.reconstruction = reconstruction
         self.adversarial = adversarial
         self.distortion_weights = reconstruction.usable(self.distortion_weights)
-        self.freeze_parts()
 
-    def adopt(self, loaded: list[str]) -> None:
+    def on_weights_loaded(self, loaded: list[str]) -> None:
         """Take the encoder of the stage before, which is stage I's, as E_VQ."""
         if "vq_encoder" not in loaded:
             self.vq_encoder.load_state_dict(self.model.encoder.state_dict())
 
-    def discriminator_parameters(self) -> list[nn.Parameter]:
-        """Return the discriminator's parameters."""
-        return list(self.adversarial.discriminator.parameters())
-
     def training_step(self, batch: Any, batch_idx: int) -> None:
-        """Do one step on a batch of pictures, each at its own rate point."""
-        x = self.pictures(batch)
+        """Do one step on a batch of images, each at its own rate point."""
+        x = self.images(batch)
         rate = self.draw_rates(x)
         lmbda, share = self.lmbda[rate], self.share[rate]
         out = self.model(x, rate, self.noise)
@@ -66,12 +62,12 @@ class JointStage(CodecStage):
         # L1, LPIPS and the discriminator are differentiated down to the pixels (see AdversarialLoss); the
         # code loss trains its predictor too, so it stays in the graph.
         pixels = out.x_hat.detach().requires_grad_()
-        visible = self.reconstruction(x, pixels)
+        visible = self.pixel_terms(x, pixels)
         hidden = self.code_terms(x, out.x_hat)
         surrogate, terms_g = self.adversarial.generator_loss(
             out.x_hat,
             pixels,
-            weighted_sum(visible, self._weights(visible)),
+            weighted_sum(visible, self._weights(visible), "stage.distortion_weights"),
             self.model.decoder.last_layer,
             self.global_step,
             scale=share * lmbda,
@@ -87,6 +83,10 @@ class JointStage(CodecStage):
     def _weights(self, terms: dict[str, Tensor]) -> dict[str, float]:
         return {name: w for name, w in self.distortion_weights.items() if name in terms}
 
+    def pixel_terms(self, x: Tensor, x_hat: Tensor) -> dict[str, Tensor]:
+        """Compare images `[B, 3, H, W]`: the terms of `reconstruction` and of the added losses."""
+        return self.losses(self.reconstruction(x, x_hat), x, x_hat)
+
     def code_terms(self, x: Tensor, x_hat: Tensor) -> dict[str, Tensor]:
         """Return D_code(E_VQ(x), E_VQ(x_hat)): `code_ce` and `latent_mse`, each `[B]`."""
         with torch.no_grad():
@@ -95,9 +95,9 @@ class JointStage(CodecStage):
         return self.code_loss(latent, self.vq_encoder(x_hat), indices)
 
     def validate_rate(self, x: Tensor, rate: int) -> tuple[dict[str, Tensor], GLCOutput]:
-        """Code pictures at a rate point."""
+        """Code images at a rate point."""
         out = self.model(x, rate)
         coding = self.coding_terms(out)
-        distortion = {**self.reconstruction(x, out.x_hat), **self.code_terms(x, out.x_hat)}
+        distortion = {**self.pixel_terms(x, out.x_hat), **self.code_terms(x, out.x_hat)}
         total = self.total(coding, distortion, self.lmbda[rate])
         return {**coding, **distortion, "loss": total}, out

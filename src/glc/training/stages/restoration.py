@@ -1,4 +1,4 @@
-"""Restoration and inpainting: a new encoder for degraded pictures (paper sections 6 and 11)."""
+"""Restoration and inpainting: a new encoder for degraded images (paper sections 6 and 11)."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -8,14 +8,14 @@ from torch import Tensor
 
 from glc.codec.weights.file import Weights
 from glc.data.degradations import Degradation
-from glc.losses import weighted_sum
+from glc.losses.terms import weighted_sum
 from glc.models.autoencoder import Encoder
 from glc.training.stages.base import Optimization
 from glc.training.stages.finetune import PartStage
 
 
 class RestorationStage(PartStage):
-    """Train an encoder that maps a degraded picture to the clean picture's latent.
+    """Train an encoder that maps a degraded image to the clean image's latent.
 
     ```
     x --degradation--> degraded --encoder (trained)--> l_r --.
@@ -26,8 +26,8 @@ class RestorationStage(PartStage):
 
     Args:
         codec: the finished codec, whose encoder teaches.
-        degradation: what the pictures suffer.
-        weights: weights of the loss terms: `latent_mse`.
+        degradation: what the images suffer.
+        weights: weights of `latent_mse` and of the added losses of l and l_r.
         optimization: how to optimise.
         **options: see `Stage`.
     """
@@ -49,8 +49,8 @@ class RestorationStage(PartStage):
         self.weights = dict(weights)
 
     def training_step(self, batch: Any, batch_idx: int) -> None:
-        """Do one step on a batch of pictures."""
-        x = self.pictures(batch)
+        """Do one step on a batch of images."""
+        x = self.images(batch)
         with torch.no_grad():
             target = self.model.encoder(x)
             degraded = self.degradation(x)
@@ -60,12 +60,12 @@ class RestorationStage(PartStage):
 
     def terms(self, target: Tensor, latent: Tensor) -> dict[str, Tensor]:
         """Compare latents `[B, C, h, w]`; returns the terms and their total `loss`, each `[B]`."""
-        terms = {"latent_mse": (target - latent).square().mean((1, 2, 3))}
+        terms = self.losses({"latent_mse": (target - latent).square().mean((1, 2, 3))}, target, latent)
         return {**terms, "loss": weighted_sum(terms, self.weights)}
 
     def validation_step(self, batch: Any, batch_idx: int) -> dict[str, Tensor]:
-        """Restore validation pictures, and code them as the codec's own encoder would (`_plain`)."""
-        x = self.pictures(batch)
+        """Restore validation images, and code them as the codec's own encoder would (`_plain`)."""
+        x = self.images(batch)
         degraded = self.degradation(x, self.fixed_generator(batch_idx))
         target, plain, latent = self.model.encoder(x), self.model.encoder(degraded), self.encoder(degraded)
         terms = {f"{name}_plain": value for name, value in self.terms(target, plain).items()}

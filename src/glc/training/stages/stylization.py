@@ -10,8 +10,8 @@ from torch import Tensor
 
 from glc.codec.weights.file import Weights
 from glc.data.images import read_rgb, stack_pictures
-from glc.losses import weighted_sum
 from glc.losses.style import StyleLoss
+from glc.losses.terms import weighted_sum
 from glc.models.autoencoder import Decoder
 from glc.training.stages.base import Optimization
 from glc.training.stages.codec import draw_rates
@@ -53,7 +53,7 @@ class StylizationStage(PartStage):
         style: file of the style's picture.
         style_size: short side, in pixels, at which the picture is looked at: strokes are as large as there.
         loss: terms `content` and `style`.
-        weights: their weights.
+        weights: their weights, and those of the added losses of x and x_hat.
         optimization: how to optimise.
         **options: see `Stage`.
 
@@ -94,7 +94,7 @@ class StylizationStage(PartStage):
 
     def training_step(self, batch: Any, batch_idx: int) -> None:
         """Do one step on a batch of pictures, each at its own rate point."""
-        x = self.pictures(batch)
+        x = self.images(batch)
         with torch.no_grad():
             rate = draw_rates(len(x), self.model.num_rates, x.device)
             latent_hat = self.refined(self.model.coder(self.model.encoder(x), rate).latent_hat)
@@ -108,12 +108,12 @@ class StylizationStage(PartStage):
 
     def terms(self, x: Tensor, x_hat: Tensor) -> dict[str, Tensor]:
         """Compare pictures `[B, 3, H, W]`; returns the terms and their total `loss`, each `[B]`."""
-        terms = self.loss(x, x_hat, self.style)
+        terms = self.losses(self.loss(x, x_hat, self.style), x, x_hat)
         return {**terms, "loss": weighted_sum(terms, self.weights)}
 
     def validation_step(self, batch: Any, batch_idx: int) -> dict[str, Tensor]:
         """Draw validation pictures at the best rate point, also by the codec's own decoder (`_plain`)."""
-        x = self.pictures(batch)
+        x = self.images(batch)
         out = self.model.coder(self.model.encoder(x), self.model.num_rates - 1)
         plain, styled = self.model.decode_latent(out.latent_hat), self.decoder(self.refined(out.latent_hat))
         terms = {f"{name}_plain": value for name, value in self.terms(x, plain).items()}

@@ -4,12 +4,12 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from glc.losses import weighted_sum
 from glc.losses.adversarial import AdversarialLoss
 from glc.losses.latent import CodebookLoss
 from glc.losses.reconstruction import ReconstructionLoss
+from glc.losses.terms import weighted_sum
 from glc.models.autoencoder import Decoder, Encoder, VQAutoencoder
 from glc.models.quantizer import VectorQuantizer
 from glc.training.stages.base import Optimization, Stage
@@ -25,15 +25,17 @@ class VQVAEStage(Stage):
         reconstruction: terms `l1` and `lpips`.
         adversarial: the adversarial loss with its discriminator.
         codebook: term `codebook`.
-        distortion_weights: weights of the terms of `reconstruction`.
-        codebook_weight: weight of the codebook loss.
-        unquantized: share of the training pictures, 0 to 1, that D draws from l itself, not from its codes.
-            The coder of stage II hands D latents between the two; the paper's D has seen codes only (0).
+        distortion_weights: weights of the terms of `reconstruction` and of the added losses of x and x_hat.
         optimization: how to optimise.
+        codebook_weight: weight of the codebook loss.
+        unquantized: quantizer bypass probability: share of the training images, 0 to 1, that D decodes from l
+            itself, not from its codewords. The coder of stage II hands D latents between the two; the
+            paper's D has seen codewords only (0).
         **options: see `Stage`.
     """
 
     compiled = ("autoencoder.encoder", "autoencoder.decoder", "adversarial.discriminator")
+    discriminator = "adversarial.discriminator"
 
     def __init__(
         self,
@@ -50,7 +52,7 @@ class VQVAEStage(Stage):
         **options: Any,
     ) -> None:
         if not 0 <= unquantized <= 1:
-            raise ValueError(f"stage.unquantized is a share of the pictures, 0 to 1, got {unquantized}")
+            raise ValueError(f"stage.unquantized is a share of the images, 0 to 1, got {unquantized}")
         super().__init__(optimization, **options)
         self.autoencoder = VQAutoencoder(encoder, decoder, quantizer)
         self.reconstruction = reconstruction
@@ -60,25 +62,25 @@ class VQVAEStage(Stage):
         self.codebook_weight = codebook_weight
         self.unquantized = unquantized
 
-    def discriminator_parameters(self) -> list[nn.Parameter]:
-        """Return the discriminator's parameters."""
-        return list(self.adversarial.discriminator.parameters())
+    def distortion(self, x: Tensor, x_hat: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+        """Compare images `[B, 3, H, W]`; returns the terms and their weighted sum `[B]`."""
+        terms = self.losses(self.reconstruction(x, x_hat), x, x_hat)
+        return terms, weighted_sum(terms, self.distortion_weights, "stage.distortion_weights")
 
     def draw_unquantized(self, x: Tensor) -> Tensor | None:
-        """Draw which pictures of a batch D gets unquantised, `[B]`; None where none ever is."""
+        """Draw which images of a batch bypass the quantizer, `[B]`; None where none ever does."""
         return torch.rand(len(x), device=x.device) < self.unquantized if self.unquantized > 0 else None
 
     def training_step(self, batch: Any, batch_idx: int) -> None:
-        """Do one step on a batch of pictures."""
-        x = self.pictures(batch)
+        """Do one step on a batch of images."""
+        x = self.images(batch)
         out = self.autoencoder(x, self.draw_unquantized(x))
         self.observe("codebook", self.autoencoder.quantizer, out.latent, out.quantized.indices)
 
         loss_d, terms_d = self.adversarial.discriminator_loss(x, out.x_hat, self.global_step)
 
         pixels = out.x_hat.detach().requires_grad_()
-        terms = self.reconstruction(x, pixels)
-        distortion = weighted_sum(terms, self.distortion_weights)
+        terms, distortion = self.distortion(x, pixels)
         terms["codebook"] = self.codebook(out.latent, out.quantized.codes)
         surrogate, terms_g = self.adversarial.generator_loss(
             out.x_hat, pixels, distortion, self.autoencoder.decoder.last_layer, self.global_step
@@ -90,15 +92,13 @@ class VQVAEStage(Stage):
         self.log_terms("train", {**terms, **terms_g, **terms_d, "discriminator": loss_d}, len(x))
 
     def validation_step(self, batch: Any, batch_idx: int) -> dict[str, Tensor]:
-        """Reconstruct validation pictures from their codes."""
-        x = self.pictures(batch)
+        """Reconstruct validation images from their codewords."""
+        x = self.images(batch)
         out = self.autoencoder(x)
         self.observe("codebook", self.autoencoder.quantizer, out.latent, out.quantized.indices)
-        terms = self.reconstruction(x, out.x_hat)
+        terms, distortion = self.distortion(x, out.x_hat)
         terms["codebook"] = self.codebook(out.latent, out.quantized.codes)
-        terms["loss"] = (
-            weighted_sum(terms, self.distortion_weights) + self.codebook_weight * terms["codebook"]
-        )
+        terms["loss"] = distortion + self.codebook_weight * terms["codebook"]
         self.log_terms("val", terms, len(x))
         self.log_quality(x, out.x_hat)
         return {"x": x, "x_hat": out.x_hat}

@@ -1,16 +1,59 @@
 import math
-from typing import cast
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from glc.losses.latent import CodePredictionLoss
+from glc.losses.latent import CodebookLoss, CodePredictionLoss, RateLoss
 from glc.models.code_predictor import CodePredictor
+from glc.models.quantizer import VectorQuantizer
+
+
+def test_counts_bits_per_latent_position() -> None:
+    terms = RateLoss()(torch.tensor([60.0, 30.0]), torch.tensor([6.0, 15.0]), torch.zeros(2, 256, 3, 5))
+    assert terms.keys() == {"rate_y", "rate_z"}
+    torch.testing.assert_close(terms["rate_y"], torch.tensor([4.0, 2.0]))
+    torch.testing.assert_close(terms["rate_z"], torch.tensor([0.4, 1.0]))
+
+
+@pytest.mark.parametrize(("beta", "expected"), [(0.25, 5.0), (1.0, 8.0), (0.0, 4.0)])
+def test_codebook_loss_by_hand(beta: float, expected: float) -> None:
+    vectors, codes = torch.ones(2, 3, 4, 4), torch.full((2, 3, 4, 4), 3.0)
+    loss = CodebookLoss(beta)(vectors, codes)
+    torch.testing.assert_close(loss, torch.full((2,), expected))
+
+
+def test_codebook_loss_is_a_mean_per_image() -> None:
+    vectors = torch.zeros(2, 1, 2, 2)
+    codes = vectors.clone()
+    codes[1, 0, 0, 0] = 2
+    torch.testing.assert_close(CodebookLoss(0.5)(vectors, codes), torch.tensor([0.0, 1.5]))
+
+
+def test_beta_weights_the_commitment_and_not_the_codewords() -> None:
+    vectors = torch.randn(1, 3, 2, 2, requires_grad=True)
+    codes = torch.randn(1, 3, 2, 2, requires_grad=True)
+    to_vectors, to_codes = torch.autograd.grad(CodebookLoss(0.25)(vectors, codes).sum(), [vectors, codes])
+    difference = (codes - vectors).detach() / 12  # of 12 elements
+    torch.testing.assert_close(to_codes, 2 * difference)
+    torch.testing.assert_close(to_vectors, -0.25 * 2 * difference)
+
+
+def test_codebook_loss_trains_the_codewords_in_use_and_the_vectors() -> None:
+    quantizer = VectorQuantizer(8, 4)
+    torch.nn.init.normal_(quantizer.embedding)
+    x = torch.randn(1, 4, 2, 1, requires_grad=True)
+    out = quantizer(x)
+    CodebookLoss()(x, out.codes).sum().backward()
+    assert quantizer.embedding.grad is not None
+    touched = quantizer.embedding.grad.abs().sum(1).nonzero().flatten()
+    assert touched.tolist() == out.indices.unique().tolist()
+    assert x.grad is not None
+    assert (x.grad != 0).all()
 
 
 class Fixed(nn.Module):
-    """Predicts the same logits `[h, w, M]` for every picture."""
+    """Predicts the same logits `[h, w, M]` for every image."""
 
     def __init__(self, logits: Tensor) -> None:
         super().__init__()
@@ -21,7 +64,7 @@ class Fixed(nn.Module):
 
 
 def loss_for(logits: Tensor) -> CodePredictionLoss:
-    return CodePredictionLoss(cast(CodePredictor, Fixed(logits)))
+    return CodePredictionLoss(Fixed(logits))
 
 
 def test_ignorance_costs_the_logarithm_of_the_codebooks_size() -> None:
@@ -31,7 +74,7 @@ def test_ignorance_costs_the_logarithm_of_the_codebooks_size() -> None:
     torch.testing.assert_close(terms["latent_mse"], torch.zeros(2))
 
 
-def test_values_by_hand_per_picture_and_position() -> None:
+def test_values_by_hand_per_image_and_position() -> None:
     # Probabilities 3/4, 1/4 at the left position, 1/2, 1/2 at the right one.
     logits = torch.tensor([[[math.log(3), 0.0], [0.0, 0.0]]])
     latent, latent_hat = torch.zeros(2, 2, 1, 2), torch.zeros(2, 2, 1, 2)
