@@ -1,5 +1,8 @@
 """From exceptions to one line on stderr and an exit code."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec
 from typing import Any
 
 import click
@@ -32,6 +35,29 @@ class NothingDoneError(click.ClickException):
     """Nothing could be started."""
 
     exit_code = NOTHING_DONE
+
+
+@contextmanager
+def needs(extra: str, *packages: str) -> Iterator[None]:
+    """Guard the imports of a command: where a package is missing, name the extra that brings it.
+
+    Args:
+        extra: of this project.
+        packages: those that are imported only later.
+
+    Raises:
+        NothingDoneError: a package is missing.
+    """
+    try:
+        for name in packages:
+            if find_spec(name) is None:
+                raise ModuleNotFoundError(name=name)
+        yield
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.split(".")[0] == "glc":
+            raise
+        text = f"the package {error.name} is missing: pip install 'glc-codec[{extra}]'"
+        raise NothingDoneError(text) from error
 
 
 def message(error: BaseException) -> str:

@@ -39,7 +39,7 @@ def make_effort(steps: int, weights_dir: str | None) -> Effort | None:
 
         return Effort(steps, weights_dir=weights_dir)
     except ImportError as error:
-        wanted = f"--effort needs the package {error.name}: pip install lpips torchvision"
+        wanted = f"--effort needs the package {error.name}: pip install 'glc-codec[eval]'"
         raise NothingDoneError(wanted) from error
     except (ValueError, OSError, RuntimeError) as error:
         raise NothingDoneError(f"--effort: {message(error)}; or --lpips-weights FOLDER") from error

@@ -4,6 +4,8 @@ from pathlib import Path
 
 import click
 
+from glc.cli.errors import needs
+
 
 @click.command()
 @click.option(
@@ -49,12 +51,8 @@ def serve(
 
     It works offline and asks no other machine for anything. Stop it with Ctrl-C.
     """
-    try:
+    with needs("app"):
         from glc.app.page import launch
-    except ModuleNotFoundError as error:
-        raise click.ClickException(
-            f"the package {error.name} is missing: pip install 'glc[app]', in an environment of its own"
-        ) from error
     from glc.app.service import Studio
 
     studio = Studio(model, device, max_upload_mb * 1_000_000, max_pixels, weights_dir)

@@ -6,11 +6,8 @@ from omegaconf import DictConfig, ListConfig
 
 from glc.codec.weights.catalog import catalog, find
 from glc.io.checkpoint import read_checkpoint
+from glc.launch.config import UsageError
 from glc.training.checkpoints import LAST, find_whole, is_first_process
-
-
-class UsageError(ValueError):
-    """The configuration asks for something that cannot be done; the message says what to change."""
 
 
 def checkpoint_folder(folder: str | Path) -> Path:

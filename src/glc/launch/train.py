@@ -1,16 +1,18 @@
-"""Train a stage: compose the configuration, make the objects, fit.
+"""Train a stage: make the objects of a composed configuration, fit.
 
-python -m glc.launch.train stage=vqvae model=tiny data=samples
+```
+glc train stage=vqvae model=tiny data=samples
+```
 """
 
 import errno
 import logging
-import sys
 import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn
+from typing import NamedTuple, NoReturn
 
-import hydra
 import lightning as L
 import torch
 import wandb
@@ -21,16 +23,16 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from glc.launch.overrides import CONF, explain_overrides, remember_swept_keys, swept_name
+from glc.launch.config import UsageError
+from glc.launch.overrides import command_line, register_resolvers
 from glc.launch.start import (
-    UsageError,
     checkpoint_folder,
     find_checkpoint_to_resume,
     find_discriminator,
     find_initial_weights,
 )
 from glc.losses.perceptual import WeightsUnavailable
-from glc.training.checkpoints import DivergedError, SavingError
+from glc.training.checkpoints import LAST, DivergedError, SavingError
 from glc.training.init_from import check_resumable, transfer, transfer_discriminator
 from glc.training.stages.base import Stage
 
@@ -39,33 +41,16 @@ log = logging.getLogger(__name__)
 PRECISIONS = ("32-true", "bf16-mixed")
 
 
-def per_device(batch: int, devices: int | str, num_nodes: int, accumulate: int) -> int:
-    """Return the pictures per device and pass that make a batch over all of them.
+@dataclass(frozen=True)
+class Trained:
+    """What a finished training leaves."""
 
-    Raises:
-        ValueError: when the batch cannot be divided so, or the number of devices is not known.
-    """
-    if not isinstance(devices, int) or devices < 1:
-        raise ValueError(
-            f"trainer.devices={devices}: give the number, so that batch={batch} can be divided among them "
-            "(or set data.batch_size)"
-        )
-    parts = devices * num_nodes * accumulate
-    if parts < 1 or batch % parts:
-        raise ValueError(
-            f"batch={batch} does not divide among trainer.devices={devices} x trainer.num_nodes={num_nodes} "
-            f"x stage.accumulate={accumulate}: change one of them (or set data.batch_size)"
-        )
-    return batch // parts
-
-
-def register_resolvers() -> None:
-    """Make what `${...:}` calls known to configurations, also in a process that got them pickled."""
-    OmegaConf.register_new_resolver("per_device", per_device, replace=True)
-    OmegaConf.register_new_resolver("swept_name", swept_name, replace=True)
-
-
-register_resolvers()
+    folder: Path
+    """The run's folder."""
+    checkpoint: Path | None
+    """Its last checkpoint, where one was saved."""
+    metrics: dict[str, float]
+    """The last values logged, by name, such as `val/loss`."""
 
 
 class Run(NamedTuple):
@@ -86,7 +71,7 @@ def prepare(cfg: DictConfig) -> Run:
     if "_target_" not in cfg.data:
         name = cfg.data.get("name", "the set")
         raise UsageError(
-            f"data={name} is to evaluate on (python -m glc.launch.evaluate data={name}), not to train on: "
+            f"data={name} is to evaluate on (glc eval data={name}), not to train on: "
             "data=folder data.train=PHOTOS data.val=OTHERS, or data=shards after `glc pack`"
         )
     # An application belongs to one finished codec, which it needs to go on as well.
@@ -145,8 +130,8 @@ def cause_of(error: BaseException) -> BaseException:
     return error
 
 
-def train(cfg: DictConfig) -> float | None:
-    """Run a composed configuration; returns the last `val/loss` for sweeps that look for the best.
+def train(cfg: DictConfig) -> Trained:
+    """Run a composed configuration (`glc.launch.compose("train", [...])`).
 
     Raises:
         UsageError: when the configuration cannot be run, before anything is written.
@@ -171,9 +156,10 @@ def train(cfg: DictConfig) -> float | None:
         if cfg.validate_first and resume is None:
             trainer.validate(stage, datamodule=datamodule, verbose=False)
         trainer.fit(stage, datamodule=datamodule, ckpt_path=resume, weights_only=True)
-        loss = trainer.callback_metrics.get("val/loss")
         exit_code = 0
-        return None if loss is None else float(loss)
+        last = checkpoint_folder(cfg.dir) / LAST
+        metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
+        return Trained(Path(cfg.dir), last if last.is_file() else None, metrics)
     finally:
         # Each job of a sweep ends its own run, and one that failed says so.
         wandb.finish(exit_code)
@@ -204,12 +190,14 @@ def stop(code: int, message: str, error: Exception) -> NoReturn:
     raise SystemExit(code) from error
 
 
-@hydra.main(version_base="1.3", config_path=str(CONF), config_name="train")
-def run(cfg: DictConfig) -> Any:
-    """Hydra's entry: train, with what the user can mend reported in one line."""
+def run(cfg: DictConfig) -> float | None:
+    """Hydra's entry: train, with what the user can mend reported in one line.
+
+    Returns the last `val/loss`, for sweeps that look for the smallest.
+    """
     register_resolvers()
     try:
-        return train(cfg)
+        return train(cfg).metrics.get("val/loss")
     except UsageError as error:
         stop(2, str(error), error)
     except (DivergedError, SavingError) as error:
@@ -222,11 +210,6 @@ def run(cfg: DictConfig) -> Any:
         stop(1, f"{where}{error.strerror}: {hint}", error)
 
 
-def main() -> None:
-    """Command line entry; a mistyped key is answered with the keys that it may have meant."""
-    problem = explain_overrides(sys.argv[1:])
-    if problem:
-        print(f"error: {problem}", file=sys.stderr)
-        raise SystemExit(2)
-    remember_swept_keys(sys.argv[1:])
-    run()
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Command line entry; `arguments` are what was typed, None: `sys.argv`."""
+    command_line(run, "train", arguments)
