@@ -33,6 +33,18 @@ for words in json.loads(sys.argv[1]):
             sys.exit(f"glc {' '.join(words)}: {ended.code}")
 """
 
+BEFORE = """
+pack --samples train data/samples/train --size 96 --workers 1 --quiet
+pack --samples test data/samples/test --size 96 --workers 1 --quiet
+"""
+AFTER = """
+export runs/mine/joint mine.safetensors
+compress set/photo.png -o photo.glc --model mine.safetensors --device cpu
+decompress photo.glc -o back.png --model mine.safetensors --device cpu
+eval codec=mine.safetensors data=folder data.path=set qualities=[0,100] metrics=none device=cpu out=results
+report results -o report.html --originals set
+"""
+
 
 @dataclass
 class Installed:
@@ -106,40 +118,15 @@ def test_the_stages_the_codec_and_the_evaluation_run_from_the_wheel(installed: I
     place = installed.run("-c", "import glc; print(glc.__file__)", program="python")
     assert Path(place.strip()).is_relative_to(installed.prefix)
     assert installed.run("--version").strip() == f"glc, version {glc.__version__}"
-    Image.fromarray(fixed_picture(80, 96)).save(folder / "photo.png")
+    (folder / "set").mkdir()
+    Image.fromarray(fixed_picture(80, 96)).save(folder / "set" / "photo.png")
     trainings = []
     for stage in STAGES:
         values = {**settings(Path(), Path("runs"), "mine", stage, steps=2), "data": "samples"}
         del values["data.train"], values["data.val"]
         trainings.append(["train", *arguments(values)])
-    packs = [
-        ["pack", "--samples", part, f"data/samples/{part}", "--size", "96"] for part in ("train", "test")
-    ]
-    installed.run_all([[*words, "--workers", "1", "--quiet"] for words in packs])
-    installed.run(*trainings[0])
-    with_mine = ["--model", "mine.safetensors", "--device", "cpu"]
-    measured = ["codec=mine.safetensors", "data=folder", "data.path=set", "metrics=none", "device=cpu"]
-    (folder / "set").mkdir()
-    (folder / "photo.png").rename(folder / "set" / "photo.png")
-    installed.run_all(
-        [
-            *trainings[1:],
-            ["export", "runs/mine/joint", "mine.safetensors"],
-            [
-                "compress",
-                "set/photo.png",
-                "-o",
-                "photo.glc",
-                "--model",
-                "mine.safetensors",
-                "--device",
-                "cpu",
-            ],
-            ["decompress", "photo.glc", "-o", "back.png", *with_mine],
-            ["eval", *measured, "qualities=[0,100]", "out=results"],
-            ["report", "results", "-o", "report.html", "--originals", "set"],
-        ]
-    )
+    before, after = ([line.split() for line in text.strip().splitlines()] for text in (BEFORE, AFTER))
+    installed.run_all([*before, *trainings, *after])
     for stage in STAGES:
         saved = torch.load(folder / f"runs/mine/{stage}/checkpoints/last.ckpt", weights_only=True)
         assert saved["global_step"] == 2
