@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from click.testing import CliRunner, Result
 
 from glc.cli import main
-from glc.launch import train
+from glc.launch import compose, train
 from tests.short_runs import QUIET, arguments, checkpoint, figures, settings, write_pictures
 from tests.started import start
 from tests.wandb_file import read_finished_run
@@ -54,6 +55,20 @@ def test_glc_train_passes_the_words_and_flags_of_hydra() -> None:
     assert "_target_: glc.models.quantizer.VectorQuantizer" in shown.stdout.splitlines()
     assert glc("stage=vqvae", "modl=tiny").exit_code == 2
     assert "glc train stage=vqvae" in " ".join(glc("--help").stdout.split())
+
+
+def test_a_program_trains_and_is_told_what_came_of_it(
+    pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for key, value in QUIET.items():
+        monkeypatch.setenv(key, value)
+    cfg = compose("train", words(settings(pictures, tmp_path, "mine", "vqvae", 1)))
+    result = train.train(cfg)
+    assert result.folder == tmp_path / "mine" / "vqvae"
+    assert result.checkpoint == result.folder / "checkpoints" / "last.ckpt"
+    assert torch.load(result.checkpoint, weights_only=True)["global_step"] == 1
+    (row,) = [row for row in figures(result.folder) if "val/loss" in row]
+    assert result.metrics["val/loss"] == pytest.approx(row["val/loss"])
 
 
 def test_what_the_user_can_mend_is_one_line(pictures: Path, tmp_path: Path) -> None:

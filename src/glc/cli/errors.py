@@ -8,11 +8,11 @@ from typing import Any
 import click
 
 ONE_FAILED = 1
-"""Exit code when some of several inputs failed, and of commands that are not about single files."""
+"""Exit code when some of several inputs failed, and of commands that do not process single files."""
 NOTHING_DONE = 2
-"""Exit code when the only input failed, or nothing could be started; that of usage errors, too."""
+"""Exit code when the only input failed or nothing could be started; also that of usage errors."""
 INTERRUPTED = 130
-"""Exit code after Ctrl-C, as shells give it."""
+"""Exit code after Ctrl-C, as in shells."""
 
 
 class Commands(click.Group):
@@ -61,7 +61,7 @@ def needs(extra: str, *packages: str) -> Iterator[None]:
 
 
 def message(error: BaseException) -> str:
-    """Return what to tell the user of an error, in one line."""
+    """Return an error's message as one line."""
     if isinstance(error, OSError) and error.strerror:
         name = f"{click.format_filename(error.filename)}: " if error.filename is not None else ""
         return name + error.strerror
@@ -71,7 +71,7 @@ def message(error: BaseException) -> str:
 
 
 def message_about(name: str, error: BaseException) -> str:
-    """Return what to tell the user of an error with a file: one line that begins with the file's name."""
+    """Return an error's message as one line that begins with the name of the file it is about."""
     text = message(error)
     return text if text.startswith(f"{name}: ") else f"{name}: {text}"
 

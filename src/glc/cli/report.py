@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from glc.cli.errors import needs
+from glc.cli.trust import trust_option
 
 
 @click.command()
@@ -105,6 +106,7 @@ def _size(ctx: click.Context, parameter: click.Parameter, value: tuple[str, ...]
     type=click.Path(path_type=Path, file_okay=False),
     help="Folder for complexity.md and complexity.json.",
 )
+@trust_option
 def complexity(
     model: str,
     sizes: list[tuple[int, int]],

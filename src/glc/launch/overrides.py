@@ -4,7 +4,7 @@ import argparse
 import difflib
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -143,22 +143,25 @@ def _parse(arguments: Sequence[str]) -> list[Override]:
         return []
 
 
+def _swept(words: Iterable[str]) -> list[str]:
+    return [override.key_or_group for override in _parse(list(words)) if override.is_sweep_override()]
+
+
 def remember_swept_keys(arguments: Sequence[str]) -> None:
     """Tell `swept_name`, here and in processes started from here, which keys take several values."""
-    swept = [override.key_or_group for override in _parse(arguments) if override.is_sweep_override()]
-    os.environ[SWEPT_KEYS] = ",".join(swept)
+    os.environ[SWEPT_KEYS] = ",".join(_swept(arguments))
 
 
-def swept_name(overrides: list[str], otherwise: str) -> str:
+def swept_name(overrides: list[str], otherwise: str, params: Mapping[str, Any] | None = None) -> str:
     """Return the folder of a sweep's job: what it was given of what is swept over, `stage.lmbda-2_seed-1`.
 
     Args:
         overrides: the job's, as `KEY=VALUE`.
         otherwise: the name where nothing is known to be swept over.
+        params: the sweep written in yaml, `hydra.sweeper.params`.
     """
-    swept = os.environ.get(SWEPT_KEYS, "").split(",")
-    if HydraConfig.initialized():  # what is swept over may stand in a file as well
-        swept += map(str, HydraConfig.get().sweeper.get("params") or ())
+    written = _swept(f"{key}={value}" for key, value in (params or {}).items())
+    swept = [*os.environ.get(SWEPT_KEYS, "").split(","), *written]
     given = (override.lstrip("+").partition("=")[::2] for override in overrides)
     parts = [f"{key}-{value}" for key, value in given if key in swept]
     # One folder's name, and one that may be given in an override.
@@ -179,7 +182,7 @@ def _impossible_choice(chosen: list[Override], folders: Sequence[Path]) -> str |
     for override in chosen:
         group, value = override.key_or_group, override.value()
         if not (override.is_delete() or override.is_sweep_override() or isinstance(value, str | list)):
-            names = sorted({path.stem for folder in folders for path in (folder / group).glob("*.yaml")})
+            names = sorted({path.stem for folder in folders for path in (folder / group).glob("[!_]*.yaml")})
             return f"{override.input_line}: choose one of {', '.join(names)}, or leave {group} out"
     return None
 
@@ -218,9 +221,12 @@ def explain_overrides(arguments: Sequence[str], config_name: str = "train") -> s
         and not o.key_or_group.startswith("hydra.")
         and not (o.is_add() or o.is_force_add() or o.is_delete())
     ]
-    # A sweep's choices are lists; any one of them shows the keys.
-    choices = [str(o.input_line) for o in overrides if o.key_or_group == SEARCH]
-    choices += [str(o.input_line).split(",")[0] for o in chosen if not o.key_or_group.startswith("hydra")]
+    # Any one of a sweep's choices shows the keys.
+    choices = [
+        str(o.input_line).split(",")[0] if o.is_sweep_override() else str(o.input_line)
+        for o in overrides
+        if o.key_or_group == SEARCH or (o in chosen and not o.key_or_group.startswith("hydra"))
+    ]
     try:
         cfg = _compose(args, primary, choices)
     except HydraException:
