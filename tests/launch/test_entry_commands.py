@@ -50,9 +50,9 @@ def test_glc_train_passes_the_words_and_flags_of_hydra() -> None:
     def glc(*words: str) -> Result:
         return CliRunner().invoke(main, ["train", *words])
 
-    shown = glc("stage=vqvae", "model=tiny", "--cfg", "job", "--package", "model.codebook")
+    shown = glc("stage=vqvae", "model=tiny", "--cfg", "job", "--package", "perceptual")
     assert shown.exit_code == 0
-    assert "_target_: glc.models.quantizer.VectorQuantizer" in shown.stdout.splitlines()
+    assert "_target_: glc.losses.reconstruction.load_perceptual" in shown.stdout.splitlines()
     assert glc("stage=vqvae", "modl=tiny").exit_code == 2
     assert "glc train stage=vqvae" in " ".join(glc("--help").stdout.split())
 
