@@ -4,17 +4,11 @@ import re
 import shutil
 import subprocess
 import tomllib
-import zipfile
 from pathlib import Path
 
 import pytest
-from hatchling.builders.wheel import WheelBuilder
-from hydra import compose, initialize_config_dir
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
-
-import glc
-from glc.cli.evaluate import find_entry
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
@@ -46,42 +40,27 @@ def test_locks_have_hashes_and_no_address(lock: str) -> None:
     assert all("--hash=sha256:" in entry for entry in entries)
 
 
-@pytest.fixture(scope="module")
-def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder that a wheel of this checkout is unpacked into, as pip does it."""
-    folder = tmp_path_factory.mktemp("wheel")
-    (wheel,) = WheelBuilder(str(ROOT)).build(directory=str(folder), versions=["standard"])
-    with zipfile.ZipFile(wheel) as archive:
-        archive.extractall(folder / "site-packages")
-    return folder / "site-packages"
+def tracked_text() -> dict[str, str]:
+    """The text of each tracked file that holds text, by its path in the checkout."""
+    command = ["git", "-c", "safe.directory=*", "-C", str(ROOT), "ls-files", "-z"]
+    names = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split("\0")
+    contents = {name: (ROOT / name).read_bytes() for name in names if (ROOT / name).is_file()}
+    return {name: data.decode() for name, data in contents.items() if b"\0" not in data}
 
 
-def test_a_wheel_has_all_that_glc_eval_runs(installed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(glc, "__file__", str(installed / "glc" / "__init__.py"))
-    entry = find_entry()
-    assert entry == installed / "glc" / "entry"
-    for name in ("src/__init__.py", "glc/launch/evaluate.py", "glc/launch/overrides.py"):
-        assert (entry / name).read_bytes() == (ROOT / name).read_bytes()
-    # All that these import of src came along.
-    imported = set(
-        re.findall(r"^from src\.(\w+) import", (entry / "glc/launch/evaluate.py").read_text(), re.M)
-    )
-    assert imported == {"overrides"}
-    for group in ("data", "metrics"):
-        assert {p.name for p in (entry / "conf" / group).iterdir()} == {
-            p.name for p in (ROOT / "conf" / group).iterdir()
-        }
-    with initialize_config_dir(str(entry / "conf"), version_base="1.3"):
-        cfg = compose("evaluate", ["codec=jpeg", "out=x", "data=kodak", "metrics=full_64"])
-    assert cfg.pictures.name == "kodak"
-    assert {"lpips", "fid_64"} <= set(cfg.metrics.metrics)
-
-
-def test_a_wheel_has_the_files_that_are_no_modules(installed: Path) -> None:
-    inside = {path.relative_to(ROOT / "src") for path in (ROOT / "src/glc").rglob("*") if path.is_file()}
-    inside = {path for path in inside if "__pycache__" not in path.parts}
-    assert not {str(path) for path in inside if not (installed / path).is_file()}
-    assert not [path for path in installed.iterdir() if not path.name.startswith("glc")]
+def test_nothing_tells_people_to_install_the_other_project_of_this_name() -> None:
+    """On the package index `glc` is a stranger's program; ours is the project's name."""
+    assert PROJECT["name"] == "glc-codec"
+    install = r"(?:pip|uv|pipx|tool) (?:install|add|run)(?: +-\S+)* +['\"]?glc(?![-\w/.])"
+    wrong = re.compile(rf"{install}|(?<![-\w.])glc\[[a-z]")
+    assert wrong.search("pip install glc")
+    assert wrong.search("pip install -U 'glc[app]'")
+    assert wrong.search("(`glc[sweep]`)")
+    assert not wrong.search("pip install 'glc-codec[app]'  # then glc serve")
+    assert not wrong.search("pip install -e '.[train]'")
+    own = Path(__file__).relative_to(ROOT).as_posix()
+    found = {name: wrong.search(text) for name, text in tracked_text().items() if name != own}
+    assert not {name: match[0] for name, match in found.items() if match}
 
 
 def test_help_lists_every_target() -> None:

@@ -9,7 +9,7 @@ from PIL import Image
 
 import glc as library
 from glc.cli.compress import LOSSLESS
-from glc.cli.files import read_glc, read_picture
+from glc.cli.files import read_glc, read_image
 from glc.codec import bitstream
 from glc.codec.weights.file import read_weights
 from tests.cli.runs import Glc, picture, tree
@@ -142,7 +142,7 @@ def test_reading_takes_no_more_memory_than_there_is_to_read(glc: Glc) -> None:
     data = bitstream.pack(header, b"\1" * (3 << 20))
     Path("a.glc").write_bytes(data)
     with open("a.glc", "rb") as file:
-        for read in (lambda: read_glc(Path("a.glc")), lambda: read_picture(file)):
+        for read in (lambda: read_glc(Path("a.glc")), lambda: read_image(file)):
             tracemalloc.start()
             assert read() == data
             peak = tracemalloc.get_traced_memory()[1]

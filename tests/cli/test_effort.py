@@ -70,7 +70,7 @@ def test_shards_hold_the_same_files(glc: Glc, weights: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "reason"),
     [
-        (("--effort", 3, "--encoder", "denoise"), "give one of them"),
+        (("--effort", 3, "--encoder", "denoise"), "cannot be combined with --encoder"),
         (("--lpips-weights", "."), "goes with --effort"),
         (("--effort", -1), "--effort"),
     ],

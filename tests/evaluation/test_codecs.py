@@ -21,7 +21,7 @@ from glc.evaluation.codecs.still import StillCodec
 from glc.evaluation.codecs.video import VideoCodec
 from glc.evaluation.codecs.zoo import ZooCodec
 from glc.latent_search import Effort
-from glc.launch.evaluate import codec_configs
+from glc.launch.evaluate import codec_makers
 from tests.codec.fixed_model import fixed_codec_weights, fixed_picture
 from tests.losses.test_perceptual import FILES, reference, save_features
 
@@ -164,8 +164,8 @@ def test_the_latent_codec_searches_with_effort(tmp_path: Path) -> None:
     save_features(reference("squeeze"), tmp_path / FILES["squeeze"])
     with initialize_config_dir(str(CONF), version_base="1.3"):
         words = [f"codec='{weights}'", "out=x", "effort=2", f"metrics.weights_dir='{tmp_path}'"]
-        config = codec_configs(compose("evaluate", words))["mine"]
-    plain, searching = LatentCodec(weights), instantiate(config, _convert_="all")
+        searching = codec_makers(compose("evaluate", words))["mine"]("cpu")
+    plain = LatentCodec(weights)
     assert searching.name == "mine-effort2"
     assert searching.options() == {**plain.options(), "effort": 2}
     picture = Image.fromarray(fixed_picture(64, 64))
@@ -173,9 +173,10 @@ def test_the_latent_codec_searches_with_effort(tmp_path: Path) -> None:
     assert data != plain.encode(picture, plain.settings[1])
     assert plain.decode(data).tobytes() == searching.decode(data).tobytes()
     assert data == plain.codec.compress(picture, 100 / 3, effort=Effort(2, weights_dir=tmp_path))
-    # Beside a codec of other people effort is for ours alone.
+    # It does not apply to other codecs.
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        assert "effort" not in codec_configs(compose("evaluate", ["codec=jpeg", "out=x", "effort=2"]))["jpeg"]
+        jpeg = codec_makers(compose("evaluate", ["codec=jpeg", "out=x", "effort=2"]))["jpeg"]("cpu")
+    assert "effort" not in jpeg.options()
 
 
 class Halving:

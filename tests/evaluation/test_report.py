@@ -287,8 +287,8 @@ def test_a_missing_package_is_named_with_the_fix(
             monkeypatch.delitem(sys.modules, name)
     monkeypatch.setattr(sys, "meta_path", [Missing(), *sys.meta_path])
     done = CliRunner().invoke(main, [command, str(tmp_path)])
-    assert done.exit_code == 1
-    assert "the package bjontegaard is missing: pip install 'glc[eval]'" in done.output
+    assert done.exit_code == 2
+    assert "the package bjontegaard is missing: pip install 'glc-codec[eval]'" in done.output
 
 
 class Missing:

@@ -1,14 +1,16 @@
-"""`python -m glc.launch.train` as a user types it."""
+"""`python -m src.train` and `glc train` as a user types them."""
 
 import subprocess
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from click.testing import CliRunner, Result
 
-from glc.launch import train
+from glc.cli import main
+from glc.launch import compose, train
 from tests.short_runs import QUIET, arguments, checkpoint, figures, settings, write_pictures
 from tests.started import start
 from tests.wandb_file import read_finished_run
@@ -19,8 +21,8 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_pictures(tmp_path_factory.mktemp("pictures"))
 
 
-def command(*words: str, **environment: str) -> "subprocess.CompletedProcess[str]":
-    return start(["-m", "glc.launch.train", *words], environment={**QUIET, **environment})
+def command(*words: str, entry: str = "src.train", **environment: str) -> "subprocess.CompletedProcess[str]":
+    return start(["-m", *entry.split(), *words], environment={**QUIET, **environment})
 
 
 def words(values: Mapping[str, Any], *more: str) -> list[str]:
@@ -35,16 +37,38 @@ def test_without_a_stage_it_lists_them() -> None:
     assert "Traceback" not in done.stderr
 
 
-def test_a_mistyped_key_is_a_usage_error(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(sys, "argv", ["train", "stage=vqvae", "trainer.devcies=8"])
+def test_a_mistyped_key_is_a_usage_error(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
-        train.main()
+        train.main(["stage=vqvae", "trainer.devcies=8"])
     assert caught.value.code == 2
     shown = capsys.readouterr()
     assert shown.err.startswith("error: there is no key 'trainer.devcies': did you mean trainer.devices")
     assert shown.err.count("\n") == 1
+
+
+def test_glc_train_passes_the_words_and_flags_of_hydra() -> None:
+    def glc(*words: str) -> Result:
+        return CliRunner().invoke(main, ["train", *words])
+
+    shown = glc("stage=vqvae", "model=tiny", "--cfg", "job", "--package", "perceptual")
+    assert shown.exit_code == 0
+    assert "_target_: glc.losses.reconstruction.load_perceptual" in shown.stdout.splitlines()
+    assert glc("stage=vqvae", "modl=tiny").exit_code == 2
+    assert "glc train stage=vqvae" in " ".join(glc("--help").stdout.split())
+
+
+def test_a_program_trains_and_is_told_what_came_of_it(
+    pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for key, value in QUIET.items():
+        monkeypatch.setenv(key, value)
+    cfg = compose("train", words(settings(pictures, tmp_path, "mine", "vqvae", 1)))
+    result = train.train(cfg)
+    assert result.folder == tmp_path / "mine" / "vqvae"
+    assert result.checkpoint == result.folder / "checkpoints" / "last.ckpt"
+    assert torch.load(result.checkpoint, weights_only=True)["global_step"] == 1
+    (row,) = [row for row in figures(result.folder) if "val/loss" in row]
+    assert result.metrics["val/loss"] == pytest.approx(row["val/loss"])
 
 
 def test_what_the_user_can_mend_is_one_line(pictures: Path, tmp_path: Path) -> None:
@@ -119,7 +143,7 @@ def test_a_search_by_optuna_goes_on_after_a_trial_that_diverges(pictures: Path, 
     assert finished == ["trial-1"]
 
 
-def test_two_processes_from_the_command_line(pictures: Path, tmp_path: Path) -> None:
+def test_glc_train_starts_the_second_process_of_a_training(pictures: Path, tmp_path: Path) -> None:
     values = {
         **settings(pictures, tmp_path, "ddp", "vqvae", 2),
         "trainer.devices": 2,
@@ -129,7 +153,7 @@ def test_two_processes_from_the_command_line(pictures: Path, tmp_path: Path) -> 
         "logger": "default",
     }
     del values["data.batch_size"]
-    done = command(*words(values))
+    done = command(*words(values), entry="glc train")
     assert done.returncode == 0, done.stdout + done.stderr
     # One run, written by one process.
     assert [path.name for path in tmp_path.iterdir()] == ["ddp"]

@@ -1,10 +1,9 @@
-"""`python -m glc.launch.evaluate` and `glc eval` as a user types them."""
+"""`python -m src.evaluate` and `glc eval` as a user types them."""
 
 import json
 import os
 import re
 import shlex
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +15,8 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 from torchvision.models import AlexNet
 
-from glc.cli import evaluate as evaluating
 from glc.cli import main as glc
+from glc.evaluation.codecs.still import StillCodec
 from glc.launch import evaluate
 from glc.launch.overrides import explain_overrides
 from tests.codec.fixed_model import fixed_codec_weights
@@ -122,12 +121,9 @@ def test_without_a_codec_or_a_folder(pictures: Path) -> None:
             evaluate.evaluate(composed("metrics=none", f"data.path={pictures}", *words))
 
 
-def test_a_mistyped_key_is_a_usage_error(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(sys, "argv", ["evaluate", "codec=jpeg", "qualitys=[5]"])
+def test_a_mistyped_key_is_a_usage_error(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
-        evaluate.main()
+        evaluate.main(["codec=jpeg", "qualitys=[5]"])
     assert caught.value.code == 2
     shown = capsys.readouterr().err
     assert shown.startswith("error: there is no key 'qualitys': did you mean qualities")
@@ -183,37 +179,43 @@ def test_glc_eval_is_the_same_from_any_folder(tmp_path: Path, monkeypatch: pytes
     (picture,) = write_pictures(tmp_path / "set", [(24, 32)]).iterdir()
     write_tar(tmp_path / "it's-7.tar", [("p.png", picture.read_bytes()), ("bad.png", b"no")])
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    # As typed: in an override, the grammar of Hydra has a meaning for quotes, braces and commas.
     words = ["eval", "codec=jpeg", "metrics=none", "--shards", "it's-{7..7}.tar", "out=results"]
     done = CliRunner().invoke(glc, words)
-    assert done.exit_code == 1  # a picture failed
+    assert done.exit_code == 1  # an image failed
     summary = json.loads((tmp_path / "results" / "summary.json").read_text())
     assert [failure["picture"] for failure in summary["failed"]] == ["it's-7/bad"]
     assert summary["points"][0]["pictures"] == 1
     assert sorted(os.listdir(tmp_path)) == ["it's-7.tar", "results", "set"]
 
 
-def test_glc_eval_without_a_configuration_says_what_to_do(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_codec_is_made_on_its_process_s_device(pictures: Path, tmp_path: Path) -> None:
+    words = ["codec=[jpeg,mine]", "out=x", f"data.path={pictures}", "metrics=none"]
+    mine = "{_target_: tests.launch.test_evaluate.Placed, device: auto, qualities: [1]}"
+    made = evaluate.codec_makers(composed(*words, f"+codecs.mine={mine}"))
+    codec = made["mine"]("cuda:3")
+    assert isinstance(codec, Placed)
+    assert codec.device == "cuda:3"
+    assert [setting.quality for setting in made["jpeg"]("cuda:3").settings] == [1, 3, 5, 7, 9]
+
+
+class Placed(StillCodec):
+    """A codec of a user's own that runs on a device."""
+
+    def __init__(self, device: str, **settings: Any) -> None:
+        super().__init__("JPEG", ".jpg", **settings)
+        self.device = device
+
+
+@pytest.mark.parametrize(("command", "package"), [("eval", "torchmetrics"), ("train", "webdataset")])
+def test_a_missing_package_is_one_line_that_names_the_extra(
+    command: str, package: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    installed = tmp_path / "site-packages" / "glc" / "__init__.py"
-    monkeypatch.setattr(evaluating.glc, "__file__", str(installed))
-    done = CliRunner().invoke(glc, ["eval", "codec=jpeg"])
+    monkeypatch.setattr("glc.cli.errors.find_spec", lambda name: None if name == package else name)
+    done = CliRunner().invoke(glc, [command, "codec=jpeg"])
     assert done.exit_code == 2
-    assert "get a checkout" in done.output
-    monkeypatch.setattr(evaluating, "find_entry", lambda: tmp_path)
-    monkeypatch.setattr(evaluating, "find_spec", lambda name: None if name == "torchmetrics" else name)
-    done = CliRunner().invoke(glc, ["eval", "codec=jpeg"])
-    assert done.exit_code == 2
-    assert "the package torchmetrics is missing: pip install 'glc[eval]'" in done.output
-    monkeypatch.undo()
-    monkeypatch.setattr(evaluating.glc, "__file__", str(installed))
-    # A package that brings them has them in a folder of its own.
-    for part in ("glc/launch/evaluate.py", "glc/launch/overrides.py", "conf/evaluate.yaml"):
-        path = installed.parent / "entry" / part
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.touch()
-    assert evaluating.find_entry() == installed.parent / "entry"
+    extra = f"pip install 'glc-codec[{command}]'"
+    assert done.output == f"Error: the package {package} is missing: {extra}\n"
 
 
 @pytest.fixture(scope="module")
@@ -267,8 +269,8 @@ def test_a_wandb_run_that_fails_has_an_end(
 def test_wandb_without_its_packages_is_said_at_once(
     pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(evaluating, "find_spec", lambda name: None)
-    with pytest.raises(evaluate.UsageError, match=r"pip install 'glc\[train\]'"):
+    monkeypatch.setattr(evaluate, "find_spec", lambda name: None)
+    with pytest.raises(evaluate.UsageError, match=r"pip install 'glc-codec\[train\]'"):
         run(pictures, tmp_path / "out", "codec=jpeg", "wandb=true")
     assert not (tmp_path / "out").exists()
 

@@ -1,8 +1,20 @@
 """What the command line says about overrides that cannot be, and how it names the jobs of a sweep."""
 
-import pytest
+from pathlib import Path
 
-from glc.launch.overrides import SWEPT_KEYS, explain_overrides, remember_swept_keys, swept_name
+import pytest
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig
+
+from glc.launch.config import UsageError
+from glc.launch.overrides import (
+    SWEPT_KEYS,
+    command_line,
+    compose,
+    explain_overrides,
+    remember_swept_keys,
+    swept_name,
+)
 
 STAGE = "stage=vqvae"
 
@@ -65,6 +77,70 @@ def test_a_mistyped_key_is_answered_with_what_was_meant(
 )
 def test_what_exists_passes(words: list[str]) -> None:
     assert explain_overrides(words) is None
+
+
+@pytest.fixture
+def mine(tmp_path: Path) -> Path:
+    """A configuration of a user's own: a further model, a group of ours, a group and an entry of his."""
+    folder = tmp_path / "my conf"
+    texts = {
+        "model/mine.yaml": "defaults: [tiny]\nname: mine\nown_key: 1\n",
+        "extra/some.yaml": "strength: 2\n",
+        "mine.yaml": f"defaults: [train, _self_]\nhydra: {{searchpath: ['{folder}/more']}}\nseed: 7\n",
+        "more/model/further.yaml": "defaults: [tiny]\nname: further\n",
+    }
+    for name, text in texts.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(text)
+    return folder
+
+
+def test_groups_and_keys_of_the_users_folders_count(mine: Path) -> None:
+    words = [STAGE, "model=mine", "model.own_key=2", "+extra=some"]
+    for folder in (["--config-dir", str(mine)], ["-cd", str(mine)], [f"hydra.searchpath=['{mine}']"]):
+        assert explain_overrides([*folder, *words]) is None
+        assert "model.own_key" in (explain_overrides([*folder, STAGE, "model=mine", "model.own_kye=2"]) or "")
+        assert "choose one of facial, mine, natural" in (explain_overrides([*folder, STAGE, "model=1"]) or "")
+        assert "trainer.devices" in (explain_overrides([*folder, *words, "trainer.devcies=2"]) or "")
+    assert "no such folder" in (explain_overrides(["--config-dir", str(mine / "no"), STAGE]) or "")
+    # Without it the model is not there, which Hydra reports.
+    assert explain_overrides([STAGE, "model=mine", "model.own_key=2"]) is None
+    own = ["--config-dir", str(mine), "--config-name", "mine", STAGE]
+    assert explain_overrides([*own, "model=further"]) is None
+    assert "model.name" in (explain_overrides([*own, "model=further", "model.nmae=x"]) or "")
+
+
+def test_a_configuration_is_composed_in_a_program(mine: Path) -> None:
+    data = ["data=folder", "data.train=a", "data.val=b"]
+    cfg = compose("train", [STAGE, "model=mine", "model.own_key=5", "batch=6", *data], config_dir=mine)
+    assert (cfg.model.own_key, cfg.model.name, cfg.data.batch_size) == (5, "mine", 6)
+    assert cfg.dir == "runs/mine/vqvae"
+    found = compose("train", [STAGE, "model=mine", f"hydra.searchpath=['{mine}']", "name=x", *data])
+    assert found.dir == "runs/x/vqvae"
+    cfg = compose("mine", [STAGE, "model=further"], config_dir=mine)
+    assert (cfg.seed, cfg.model.name) == (7, "further")
+    assert compose("evaluate", ["codec=jpeg", "out=x"]).threads == 1
+    with pytest.raises(UsageError, match="there is no key 'sed': did you mean seed"):
+        compose("train", [STAGE, "sed=1"])
+    with pytest.raises(UsageError, match=r"Could not find 'model/mine' Available options.* tiny$"):
+        compose("train", [STAGE, "model=mine"])
+
+
+def test_a_command_line_finds_the_users_folder_and_leaves_nothing_behind(
+    mine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    seen: list[DictConfig] = []
+    words = [STAGE, "model=mine", "data=folder", "data.train=a", "data.val=b"]
+
+    def task(cfg: DictConfig) -> None:
+        seen.append(cfg)
+        assert Path(cfg.dir) == tmp_path / "elsewhere"  # the job's, not what a program would get
+
+    command_line(task, "train", ["--config-dir", str(mine), *words, "hydra.run.dir=elsewhere"])
+    command_line(task, "train", [*words, f"hydra.searchpath=['{mine}']", "hydra.run.dir=elsewhere"])
+    assert [cfg.model.own_key for cfg in seen] == [1, 1]
+    assert not HydraConfig.initialized()
 
 
 def test_keys_of_the_chosen_groups_count() -> None:

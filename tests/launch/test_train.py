@@ -141,7 +141,7 @@ def test_pictures_that_cannot_be_found(pictures: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["kodak", "clic2020", "div2k", "celebahq", "coco30k"])
 def test_a_set_to_evaluate_on_is_not_trained_on(tmp_path: Path, name: str) -> None:
     message = refused({"stage": "vqvae", "data": name, "name": "x", "runs_dir": str(tmp_path / "runs")})
-    assert message.startswith(f"data={name} is to evaluate on (python -m glc.launch.evaluate data={name})")
+    assert message.startswith(f"data={name} is to evaluate on (glc eval data={name})")
     assert "data=folder data.train=" in message
     assert not (tmp_path / "runs").exists()
 

@@ -9,9 +9,10 @@ from glc import __version__
 from glc.cli.compress import compress, decompress
 from glc.cli.convert import convert
 from glc.cli.errors import Commands
-from glc.cli.evaluate import evaluate
+from glc.cli.export import export
+from glc.cli.launch import evaluate, train
 from glc.cli.models import info, models
-from glc.cli.pack import export, pack
+from glc.cli.pack import pack
 from glc.cli.report import complexity, report
 from glc.cli.serve import serve
 
@@ -28,8 +29,9 @@ for _command in (
     info,
     models,
     convert,
-    export,
     pack,
+    train,
+    export,
     evaluate,
     report,
     complexity,

@@ -1,4 +1,4 @@
-"""The models that are known by name, and which of them made a file."""
+"""The codecs of a command: models known by name, and which of them made a file."""
 
 import os
 from collections.abc import Iterable, Mapping
@@ -18,7 +18,7 @@ from glc.errors import WeightsError, WrongWeightsError
 
 @dataclass(frozen=True)
 class KnownModel:
-    """What a weights file says of itself; nothing of it is verified before the file is loaded."""
+    """The header of a weights file; it is verified only when the file is loaded."""
 
     name: str
     file: Path
@@ -38,7 +38,7 @@ class KnownModel:
 
 
 def known_models() -> tuple[list[KnownModel], list[str]]:
-    """Return the models that are known by name, and what is wrong with files that are none."""
+    """Return the models known by name, and a line for each file that is not one."""
     models, problems = [], []
     folder = os.environ.get(FOLDER_VARIABLE)
     if folder and not os.path.isdir(folder):
@@ -72,12 +72,12 @@ class Codecs:
         model: what the user chose, or None.
         device: name of the device.
         precision: number format, see `glc.load`.
-        memory: bytes that may be taken, or None for what is free.
-        encoder: file or name of an encoder to use in the place of the codec's own, or None.
+        memory: limit in bytes, or None for the available memory.
+        encoder: file or name of an encoder to use instead of the codec's own, or None.
         decoder: the same of a decoder.
 
     Raises:
-        NothingDoneError: when there is no such device, or the chosen model or part cannot be used.
+        NothingDoneError: the device does not exist, or the chosen model, encoder or decoder cannot be used.
     """
 
     model: str | None

@@ -38,7 +38,7 @@ LOSSLESS: dict[str, tuple[str, dict[str, Any]]] = {
     ".tga": ("TGA", {}),
     ".jp2": ("JPEG2000", {"irreversible": False}),
 }
-"""Pillow's name and options of the formats that pictures can be written in, by suffix."""
+"""Pillow's name and options of each lossless format that images can be written in, by suffix."""
 
 
 def _memory(ctx: click.Context, parameter: click.Parameter, value: str | None) -> int | None:
@@ -62,24 +62,24 @@ def _shared_options(command: Callable[..., None]) -> Callable[..., None]:
                 metavar="auto|cpu|cuda",
                 default="auto",
                 show_default=True,
-                help="Where the networks run.",
+                help="Device of the networks.",
             ),
             click.option(
                 "--precision",
                 type=click.Choice(PRECISIONS),
                 default="auto",
                 show_default=True,
-                help="Number format of the networks that the files' symbols do not hang on.",
+                help="Precision of the encoder and decoder networks; the bitstream's integers are the same.",
             ),
             click.option(
                 "--memory",
                 metavar="SIZE",
                 callback=_memory,
-                help="What may be taken, such as 8GB.  [default: what is free]",
+                help="Memory limit, such as 8GB.  [default: available memory]",
             ),
-            trust_option,
             click.option("--force", is_flag=True, help="Replace existing files."),
             click.option("--quiet", is_flag=True, help="No progress bar and no summary."),
+            trust_option,
         )
     ):
         command = option(command)
@@ -87,13 +87,13 @@ def _shared_options(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def _positive(ctx: click.Context, parameter: click.Parameter, value: float | None) -> float | None:
-    if value is not None and not 0 < value < 1e9:  # this way NaN is refused, too
-        raise click.BadParameter(f"{value} is no number of bits per pixel")
+    if value is not None and not 0 < value < 1e9:  # also false for NaN
+        raise click.BadParameter(f"invalid bits per pixel: {value}")
     return value
 
 
 def _number(ctx: click.Context, parameter: click.Parameter, value: float | None) -> float | None:
-    if value is not None and math.isnan(value):  # lies in any range for click
+    if value is not None and math.isnan(value):  # click accepts it in any range
         raise click.BadParameter("is not a number")
     return value
 
@@ -105,27 +105,27 @@ def _number(ctx: click.Context, parameter: click.Parameter, value: float | None)
     "--quality",
     type=click.FloatRange(0, 100),
     callback=_number,
-    help="From the fewest bits to the most; may be a fraction.  [default: 50]",
+    help="0 for the fewest bits to 100 for the most; fractions are allowed.  [default: 50]",
 )
 @click.option(
-    "--target-bpp", type=float, callback=_positive, help="Instead of a quality: bits per pixel at most."
+    "--target-bpp", type=float, callback=_positive, help="Instead of a quality: maximum bits per pixel."
 )
-@click.option("--target-size", type=click.IntRange(min=1), help="Instead of a quality: bytes at most.")
+@click.option("--target-size", type=click.IntRange(min=1), help="Instead of a quality: maximum bytes.")
 @click.option(
     "--encoder",
     metavar="NAME|FILE",
-    help="Encoder in the place of the model's own, such as one that restores; the files are ordinary ones.",
+    help="Encoder to use instead of the model's own, such as one that restores; any decoder reads the files.",
 )
 @click.option(
     "--effort",
     type=click.IntRange(min=0),
     default=0,
-    help="Steps of a search for a latent that draws the picture better: 10 are much, each takes seconds.",
+    help="Latent optimisation steps per image: 0 for none; 10 is slow, seconds per step.",
 )
 @click.option(
     "--lpips-weights",
     metavar="FOLDER",
-    help="With --effort: where SqueezeNet's weights are.  [default: torch hub's cache, then a download]",
+    help="With --effort: folder of SqueezeNet's weights.  [default: torch hub's cache, then a download]",
 )
 @_shared_options
 def compress(
@@ -144,34 +144,34 @@ def compress(
     force: bool,
     quiet: bool,
 ) -> None:
-    """Compress pictures into .glc files.
+    """Compress images into .glc files.
 
-    IN is a picture, a folder (searched to its depths), or - for standard input. A result is written next to
-    its source, as NAME.glc, or to OUT: a file for a single picture, else a folder in which the structure of
-    the given folders is kept. A file made for a target size stays below it by 3 % at most.
+    IN is an image, a folder (searched recursively), or - for standard input. A result is written next to its
+    source, as NAME.glc, or to OUT: a file for a single image, else a folder that reproduces the tree of the
+    given folders. A file with a target size is smaller than the target by 3 % at most.
     """
     check_target(quality, target_bpp, target_size)
     check_effort(effort, lpips_weights, encoder)
     from glc.data.images import is_image_name
 
-    plan = make_plan(inputs, output, Kind("pictures", is_image_name, GLC_SUFFIX), force)
+    plan = make_plan(inputs, output, Kind("images", is_image_name, GLC_SUFFIX), force)
     for job in plan.jobs:
         if job.destination is not None and is_image_name(job.destination.name):
             raise click.UsageError(
-                f"{job.target} is the name of a picture; compressed files end in {GLC_SUFFIX}"
+                f"{job.target} is the name of an image; compressed files end in {GLC_SUFFIX}"
             )
     _refuse_terminal(plan)
 
     def start() -> Steps[Image, bytes]:
         from glc.cli.codecs import Codecs
-        from glc.cli.files import read_picture, write_result
+        from glc.cli.files import read_image, write_result
         from glc.data.images import read_rgb
 
         codec = Codecs(model, device, precision, memory, encoder=encoder).for_pictures()
         search = make_effort(effort, lpips_weights)
 
         def read(job: Job) -> Image:
-            source = read_picture(sys.stdin.buffer) if job.source is None else job.source
+            source = read_image(sys.stdin.buffer) if job.source is None else job.source
             return read_rgb(source, job.name)
 
         def code(job: Job, image: Image) -> tuple[bytes, str]:
@@ -200,12 +200,12 @@ def compress(
     "--max-pixels",
     type=click.IntRange(min=1),
     default=DEFAULT_LIMIT,
-    help="Refuse larger pictures.  [default: 16384 x 16384]",
+    help="Refuse larger images.  [default: 16384 x 16384]",
 )
 @click.option(
     "--decoder",
     metavar="NAME|FILE",
-    help="Decoder in the place of the model's own, such as one that draws in a style.",
+    help="Decoder to use instead of the model's own, such as one that renders in a style.",
 )
 @_shared_options
 def decompress(
@@ -220,12 +220,12 @@ def decompress(
     force: bool,
     quiet: bool,
 ) -> None:
-    """Turn .glc files into pictures.
+    """Decode .glc files to images.
 
-    IN is a .glc file, a folder (searched to its depths), or - for standard input. A result is written next to
-    its source, as NAME.png, or to OUT: a file for a single picture, else a folder in which the structure of
-    the given folders is kept. The suffix of a file OUT may choose another format that keeps every pixel.
-    Without --model each file is decoded with the known model that made it.
+    IN is a .glc file, a folder (searched recursively), or - for standard input. A result is written next to
+    its source, as NAME.png, or to OUT: a file for a single image, else a folder that reproduces the tree of
+    the given folders. The suffix of a file OUT may choose another lossless format. Without --model each file
+    is decoded with the known model that made it.
     """
     kind = Kind(f"{GLC_SUFFIX} files", lambda name: os.path.splitext(name)[1].lower() == GLC_SUFFIX, ".png")
     plan = make_plan(inputs, output, kind, force)
@@ -248,11 +248,11 @@ def decompress(
         def code(job: Job, data: bytes) -> tuple[Image, str]:
             header, _ = unpack(data, max_pixels)
             with _notes(job):
-                picture = codecs.for_file(header).decompress(data, max_pixels=max_pixels)
-            return picture, f"{picture.width} x {picture.height}"
+                image = codecs.for_file(header).decompress(data, max_pixels=max_pixels)
+            return image, f"{image.width} x {image.height}"
 
-        def write(job: Job, picture: Image) -> None:
-            write_result(job, _encoded(picture, job.destination), force)
+        def write(job: Job, image: Image) -> None:
+            write_result(job, _encoded(image, job.destination), force)
 
         return Steps(read, code, write, threads_for(choose_device(device).type))
 
@@ -260,22 +260,22 @@ def decompress(
 
 
 def _run(plan: Plan, start: Callable[[], Steps[Any, Any]], quiet: bool) -> None:
-    """Do the jobs of a plan; report those that fail and go on.
+    """Do the jobs of a plan; one that fails is reported and the others continue.
 
     Args:
         plan: the jobs.
-        start: loads what the jobs need and returns how they are done.
-        quiet: say nothing but what goes wrong.
+        start: loads what the jobs need and returns their steps.
+        quiet: print errors only.
 
     Raises:
-        click.exceptions.Exit: when anything went wrong.
+        click.exceptions.Exit: something failed.
     """
     from tqdm import tqdm
 
     for problem in plan.problems:
         click.echo(problem, err=True)
     failed = len(plan.problems)
-    # Only on a terminal: in a log a bar would hide the lines that count.
+    # None: only on a terminal. In a log a bar would hide the lines that count.
     hidden = True if quiet or len(plan.jobs) < 2 else None
     done = outcomes(plan.jobs, start()) if plan.jobs else iter(())
     with (
@@ -287,7 +287,7 @@ def _run(plan: Plan, start: Callable[[], Steps[Any, Any]], quiet: bool) -> None:
                 failed += 1
                 bar.write(message_about(job.name, outcome), file=sys.stderr)
             elif not quiet:
-                # Where the data go to standard output, nothing else does.
+                # Data on standard output must not be mixed with messages.
                 out = sys.stderr if job.destination is None else sys.stdout
                 bar.write(f"{job.name} -> {job.target}: {outcome}", file=out)
     if failed:
@@ -296,7 +296,7 @@ def _run(plan: Plan, start: Callable[[], Steps[Any, Any]], quiet: bool) -> None:
 
 @contextmanager
 def _notes(job: Job) -> Iterator[None]:
-    """Make a line on stderr of each warning about a target; others are not for users of a command."""
+    """Print each warning about a target as a line on stderr; ignore other warnings."""
     from tqdm import tqdm
 
     from glc.codec.codec import TargetWarning
@@ -319,15 +319,15 @@ def _format_of(destination: Path | None) -> tuple[str, dict[str, Any]]:
     suffix = destination.suffix.lower() if destination is not None else ""
     if (suffix or ".png") not in LOSSLESS:
         name = click.format_filename(str(destination))
-        raise NothingDoneError(f"{name}: pictures are written as {', '.join(LOSSLESS)}, not as {suffix}")
+        raise NothingDoneError(f"{name}: images are written as {', '.join(LOSSLESS)}, not as {suffix}")
     return LOSSLESS[suffix or ".png"]
 
 
-def _encoded(picture: Image, destination: Path | None) -> bytes:
+def _encoded(image: Image, destination: Path | None) -> bytes:
     name, options = _format_of(destination)
     stream = io.BytesIO()
     try:
-        picture.save(stream, name, **options)
+        image.save(stream, name, **options)
     except KeyError as error:
         raise ValueError(f"this Pillow cannot write {name}") from error
     return stream.getvalue()

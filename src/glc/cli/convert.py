@@ -1,4 +1,4 @@
-"""`glc convert`: checkpoints that others published to weights files of glc, and back."""
+"""The command `glc convert`: third-party checkpoints to weights files of glc, and back."""
 
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from glc.cli.trust import trust_option
     default="auto",
     show_default=True,
     help="What SOURCE is: the released GLC image model, a VQGAN of taming-transformers or of CodeFormer, or "
-    "a checkpoint of glc's own training. By default its tensors' names tell.",
+    "a checkpoint of glc's own training. By default it is recognised by the names of its tensors.",
 )
 @click.option(
     "--to",
@@ -29,7 +29,7 @@ from glc.cli.trust import trust_option
 def convert(source: Path, destination: Path, kind: str, target: str | None, force: bool) -> None:
     """Convert published weights SOURCE to a weights file DESTINATION (.safetensors) of glc.
 
-    A GLC image model becomes a codec. A VQGAN becomes an auto-encoder that trainings start from (init_from=).
+    A GLC image model becomes a codec. A VQGAN becomes an auto-encoder to start trainings from (init_from=).
     Nothing in SOURCE is executed. With --to glc, one of our codecs becomes a file for the authors' code.
     """
     from glc.codec.convert.convert import convert as convert_to_ours
@@ -38,7 +38,7 @@ def convert(source: Path, destination: Path, kind: str, target: str | None, forc
     if target is None:
         lines = convert_to_ours(source, destination, kind, force)
     elif kind != "auto":
-        raise click.UsageError("--to glc takes weights of glc: leave --kind away")
+        raise click.UsageError("--kind cannot be combined with --to glc")
     else:
         lines = convert_to_official(source, destination, force=force)
     for line in lines:

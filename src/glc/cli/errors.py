@@ -1,15 +1,18 @@
 """From exceptions to one line on stderr and an exit code."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec
 from typing import Any
 
 import click
 
 ONE_FAILED = 1
-"""Exit code when some of several inputs failed, and of commands that are not about single files."""
+"""Exit code when some of several inputs failed, and of commands that do not process single files."""
 NOTHING_DONE = 2
-"""Exit code when the only input failed, or nothing could be started; that of usage errors, too."""
+"""Exit code when the only input failed or nothing could be started; also that of usage errors."""
 INTERRUPTED = 130
-"""Exit code after Ctrl-C, as shells give it."""
+"""Exit code after Ctrl-C, as in shells."""
 
 
 class Commands(click.Group):
@@ -34,8 +37,31 @@ class NothingDoneError(click.ClickException):
     exit_code = NOTHING_DONE
 
 
+@contextmanager
+def needs(extra: str, *packages: str) -> Iterator[None]:
+    """Guard the imports of a command: where a package is missing, name the extra that brings it.
+
+    Args:
+        extra: of this project.
+        packages: those that are imported only later.
+
+    Raises:
+        NothingDoneError: a package is missing.
+    """
+    try:
+        for name in packages:
+            if find_spec(name) is None:
+                raise ModuleNotFoundError(name=name)
+        yield
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.split(".")[0] == "glc":
+            raise
+        text = f"the package {error.name} is missing: pip install 'glc-codec[{extra}]'"
+        raise NothingDoneError(text) from error
+
+
 def message(error: BaseException) -> str:
-    """Return what to tell the user of an error, in one line."""
+    """Return an error's message as one line."""
     if isinstance(error, OSError) and error.strerror:
         name = f"{click.format_filename(error.filename)}: " if error.filename is not None else ""
         return name + error.strerror
@@ -45,7 +71,7 @@ def message(error: BaseException) -> str:
 
 
 def message_about(name: str, error: BaseException) -> str:
-    """Return what to tell the user of an error with a file: one line that begins with the file's name."""
+    """Return an error's message as one line that begins with the name of the file it is about."""
     text = message(error)
     return text if text.startswith(f"{name}: ") else f"{name}: {text}"
 

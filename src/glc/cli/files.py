@@ -1,6 +1,7 @@
-"""Which files a command reads and writes, settled before any work is done.
+"""The files of a command: which it reads and writes, decided before any work, and how it does so.
 
-Reading inputs and writing outputs, so that no half of a file is ever seen.
+`make_plan` turns inputs and `-o` into jobs of one source and one destination each, and reports at once what
+cannot be done. `-` is standard input or output.
 """
 
 import io
@@ -24,17 +25,17 @@ STREAM = "-"
 
 @dataclass(frozen=True)
 class Kind:
-    """What a command reads and what it makes of it."""
+    """The kind of file that a command reads, and the suffix of what it writes."""
 
     noun: str
     """What folders are searched for, in the plural."""
     accepts: Callable[[str], bool]
-    """Whether a file's name is of this kind; it decides in folders only."""
+    """Whether a file name is of this kind; only used for files found in folders."""
     suffix: str
     """Of the files that are written."""
 
     def output_name(self, name: str) -> str:
-        """Return the name of what is made of a file; a suffix that is not of this kind stays in it."""
+        """Return the name of a file's result; a suffix that is not of this kind is kept."""
         return (os.path.splitext(name)[0] if self.accepts(name) else name) + self.suffix
 
 
@@ -63,18 +64,18 @@ class Plan:
     """All jobs of a command."""
 
     single: bool
-    """Whether there is one input and it is no folder."""
+    """Whether there is a single input that is not a folder."""
     jobs: list[Job] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
-    """What is wrong with inputs that became no job, a line each."""
+    """One line for each input that became no job."""
 
 
 def make_plan(inputs: Sequence[str], output: str | None, kind: Kind, force: bool) -> Plan:
-    """Find the files that inputs stand for and where their results go.
+    """Find the files that the inputs name and where their results go.
 
-    A single file goes to `output`, or into it where it is a folder. Of a folder the structure is kept under
-    `output`; of several inputs folders are kept under their own names as well. Without `output` results
-    go next to their sources.
+    A single file's result is `output`, or lies in `output` if that is a folder. The tree of an input folder
+    is reproduced under `output`; with several inputs, under the folder's name in `output`. Without `output`
+    results are written next to their sources.
 
     Args:
         inputs: files, folders or `-`.
@@ -83,7 +84,7 @@ def make_plan(inputs: Sequence[str], output: str | None, kind: Kind, force: bool
         force: existing files may be replaced.
 
     Raises:
-        click.UsageError: when inputs and output do not go together.
+        click.UsageError: inputs and output do not match.
     """
     single = len(inputs) == 1 and (inputs[0] == STREAM or not os.path.isdir(inputs[0]))
     plan = Plan(single)
@@ -133,7 +134,7 @@ def _jobs_in(inputs: Sequence[str], output: str | None, kind: Kind, problems: li
 
 
 def _files_in(folder: Path, kind: Kind, problems: list[str]) -> list[Path]:
-    """Return the files of a kind under a folder, sorted, but hidden ones; links are followed once."""
+    """Return the files of a kind under a folder, sorted, without hidden ones; links are followed once."""
 
     def note(error: OSError) -> None:
         problems.append(f"{click.format_filename(error.filename)}: {error.strerror}")
@@ -143,7 +144,7 @@ def _files_in(folder: Path, kind: Kind, problems: list[str]) -> list[Path]:
     for current, folders, files in os.walk(folder, onerror=note, followlinks=True):
         folders.sort()
         status = os.stat(current)
-        if (status.st_dev, status.st_ino) in visited:  # a link to somewhere above, or a second one
+        if (status.st_dev, status.st_ino) in visited:  # a link to a parent folder, or a second link
             folders.clear()
             continue
         visited.add((status.st_dev, status.st_ino))
@@ -153,7 +154,7 @@ def _files_in(folder: Path, kind: Kind, problems: list[str]) -> list[Path]:
 
 
 def _check(found: Sequence[Job], plan: Plan, force: bool) -> None:
-    """Move jobs that can be done into the plan, and say of the others why not."""
+    """Add the jobs that can be done to the plan, and a problem for each of the others."""
     sources = {os.path.realpath(job.source) for job in found if job.source is not None}
     taken: dict[str, Job] = {}
     for job in found:
@@ -163,9 +164,9 @@ def _check(found: Sequence[Job], plan: Plan, force: bool) -> None:
         elif job.destination is not None:
             place = os.path.realpath(job.destination)
             if place in taken:
-                problem = f"{job.target} is already what {taken[place].name} becomes"
+                problem = f"{job.target} is already the output of {taken[place].name}"
             elif place in sources:
-                problem = f"{job.target} is itself to be read: choose another name with -o"
+                problem = f"{job.target} is itself an input: choose another name with -o"
             else:
                 problem = destination_problem(job.destination, force)
             taken.setdefault(place, job)
@@ -176,21 +177,21 @@ def _check(found: Sequence[Job], plan: Plan, force: bool) -> None:
 
 
 def destination_problem(path: Path, force: bool) -> str | None:
-    """Return why a file cannot be written, as far as can be told beforehand, or None."""
+    """Return why a file cannot be written, as far as can be known beforehand, or None."""
     name = click.format_filename(path)
     if os.path.isdir(path):
         return f"{name} is a folder"
     if os.path.exists(path):
         if not os.path.isfile(path):
-            return f"{name} is no ordinary file"
+            return f"{name} is not a regular file"
         if not force:
             return f"{name} exists: replace it with --force"
-    # Folders are made when there is something to put into them; what counts is the one that exists.
+    # Missing folders are made when a result is written; the nearest existing one decides.
     folder = os.path.dirname(os.path.realpath(path))
     while not os.path.lexists(folder) and os.path.dirname(folder) != folder:
         folder = os.path.dirname(folder)
     if not os.path.isdir(folder):
-        return f"{name} cannot be written: {click.format_filename(folder)} is no folder"
+        return f"{name} cannot be written: {click.format_filename(folder)} is not a folder"
     if not os.access(folder, os.W_OK | os.X_OK):
         return f"{name} cannot be written: no permission to write in {click.format_filename(folder)}"
     return None
@@ -203,9 +204,9 @@ def read_glc(source: Path | None, max_pixels: int = DEFAULT_LIMIT) -> bytes:
     """Return the bytes of a `.glc` file, or those on standard input for None.
 
     Raises:
-        BitstreamError: when it begins like none, or goes on for longer than a file of its picture, or of any
-            accepted one, can; the rest is not read then.
-        OSError: when it cannot be read.
+        BitstreamError: it is not a `.glc` file, or is longer than a file of its image size can be. The rest
+            is then not read.
+        OSError: it cannot be read.
     """
     with open(source, "rb") if source is not None else nullcontext(sys.stdin.buffer) as file:
         start = file.read(HEADER)
@@ -213,28 +214,28 @@ def read_glc(source: Path | None, max_pixels: int = DEFAULT_LIMIT) -> bytes:
         data = _read(file, limit + 1, start)
     if len(data) > limit:
         check_size(start, max_pixels)
-        raise DamagedError(f"damaged: longer than any file of a picture of its size ({limit:,} bytes)")
+        raise DamagedError(f"damaged: longer than any file of an image of its size ({limit:,} bytes)")
     return data
 
 
-def read_picture(stream: IO[bytes]) -> bytes:
-    """Return the bytes of a picture on a stream.
+def read_image(stream: IO[bytes]) -> bytes:
+    """Return the bytes of an image on a stream.
 
     Raises:
-        ImageError: there are more than a picture of the largest size has.
+        ImageError: there are more bytes than an image of the largest size has.
     """
     from glc.data.images import MAX_PIXELS
     from glc.errors import ImageError
 
-    limit = MAX_PIXELS * 8 + (1 << 20)  # four channels of 16 bits, not compressed, and a header
+    limit = MAX_PIXELS * 8 + (1 << 20)  # four uncompressed channels of 16 bits, and a header
     data = _read(stream, limit + 1)
     if len(data) > limit:
-        raise ImageError(f"standard input: more than {limit:,} bytes, which no picture needs")
+        raise ImageError(f"standard input: more than {limit:,} bytes, which no image needs")
     return data
 
 
 def _read(stream: IO[bytes], limit: int, start: bytes = b"") -> bytes:
-    """Read on to the end or to so many bytes; one `read` would allocate the limit, whatever there is."""
+    """Read to the end, or up to `limit` bytes; in chunks, since one `read` would allocate the limit."""
     data = io.BytesIO()
     data.write(start)
     while chunk := stream.read(min(_CHUNK, limit - data.tell())):
@@ -243,11 +244,11 @@ def _read(stream: IO[bytes], limit: int, start: bytes = b"") -> bytes:
 
 
 def write_result(job: Job, data: bytes, force: bool) -> None:
-    """Write a job's result, whole or not at all.
+    """Write a job's result, atomically where it is a file.
 
     Raises:
-        FileExistsError: when a file has appeared there in the meantime, unless `force` is given.
-        OSError: when it cannot be written.
+        FileExistsError: a file has appeared there in the meantime, and `force` is not given.
+        OSError: it cannot be written.
     """
     if job.destination is None:
         _write_to_stdout(data)
@@ -257,7 +258,7 @@ def write_result(job: Job, data: bytes, force: bool) -> None:
 
 def _write_to_stdout(data: bytes) -> None:
     stream = sys.stdout.buffer
-    # Beneath the buffer: what could not be written would be tried again, and complained of, at the exit.
+    # Below the buffer, which would try again, and fail again, when Python exits.
     raw = getattr(stream, "raw", stream)
     rest = memoryview(data)
     try:

@@ -1,4 +1,4 @@
-"""The option `--effort` of `glc compress`."""
+"""The option `--effort` of `glc compress`: latent optimisation."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ if TYPE_CHECKING:
 
 
 def check_effort(steps: int, weights_dir: str | None, encoder: str | None) -> None:
-    """Refuse what does not go together.
+    """Refuse options that exclude each other.
 
     Raises:
-        click.UsageError: always then.
+        click.UsageError: they do.
     """
     if steps and encoder is not None:
         raise click.UsageError(
-            "--effort draws nearer to the picture given, which --encoder is to change: give one of them"
+            "--effort cannot be combined with --encoder, which intentionally changes the image"
         )
     if weights_dir is not None and not steps:
         raise click.UsageError("--lpips-weights goes with --effort")
 
 
 def make_effort(steps: int, weights_dir: str | None) -> Effort | None:
-    """Return the search of so many steps, or None for none.
+    """Return the latent optimisation of a number of steps, or None for 0.
 
     Raises:
-        NothingDoneError: LPIPS or its weights cannot be had.
+        NothingDoneError: LPIPS or its weights are missing.
     """
     if not steps:
         return None
@@ -39,7 +39,7 @@ def make_effort(steps: int, weights_dir: str | None) -> Effort | None:
 
         return Effort(steps, weights_dir=weights_dir)
     except ImportError as error:
-        wanted = f"--effort needs the package {error.name}: pip install lpips torchvision"
+        wanted = f"--effort needs the package {error.name}: pip install 'glc-codec[eval]'"
         raise NothingDoneError(wanted) from error
     except (ValueError, OSError, RuntimeError) as error:
         raise NothingDoneError(f"--effort: {message(error)}; or --lpips-weights FOLDER") from error

@@ -13,7 +13,7 @@ from glc.cli.files import STREAM, Job
 @click.argument("file", type=click.Path(path_type=Path))
 @click.option("--json", "as_json", is_flag=True, help="Machine-readable.")
 def info(file: Path, as_json: bool) -> None:
-    """Tell what a .glc FILE says of itself; - reads standard input. No weights are needed."""
+    """Show the header of a .glc FILE; - reads standard input. No weights are needed."""
     from glc.cli.codecs import known_models, model_of
     from glc.cli.files import read_glc
     from glc.codec.bitstream import MAX_SIDE, RATE_ONE, VERSION, unpack
@@ -44,11 +44,11 @@ def info(file: Path, as_json: bool) -> None:
     for label, value in (
         ("file", job.name),
         ("format", f"version {VERSION}"),
-        ("picture", f"{header.width} x {header.height} pixels"),
+        ("image", f"{header.width} x {header.height} pixels"),
         ("rate point", f"{header.rate / RATE_ONE:.3f}{of}"),
         ("size", f"{len(data):,} bytes, {found['bpp']:.4f} bpp"),
         ("weights", header.fingerprint.hex()),
-        ("model", model.name if model else "unknown: none of `glc models` has these weights"),
+        ("model", model.name if model else "unknown: no model that `glc models` lists has these weights"),
     ):
         click.echo(f"{label:<12}{value}")
 
@@ -58,8 +58,8 @@ def info(file: Path, as_json: bool) -> None:
 def models(as_json: bool) -> None:
     """List the models that are known by name, and the encoders and decoders made for them.
 
-    They are those that come with glc and the .safetensors files in the folder that the environment variable
-    GLC_MODELS names.
+    These are the models that come with glc and the .safetensors files in the folder that the environment
+    variable GLC_MODELS names.
     """
     from glc.cli.codecs import known_models
     from glc.codec.weights.catalog import DEFAULT_MODEL, FOLDER_VARIABLE
@@ -94,7 +94,7 @@ def models(as_json: bool) -> None:
                 for part in model.parts(kind):
                     click.echo(f"  --{kind} {part}")
         if any(model.name == DEFAULT_MODEL for model in known):
-            click.echo("* used where none is chosen")
+            click.echo("* default model")
     else:
         click.echo(
             f"No model comes with this version of glc; name a folder of weights files in {FOLDER_VARIABLE}.",

@@ -2,22 +2,12 @@
 
 import json
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import click
 
+from glc.cli.errors import needs
 from glc.cli.trust import trust_option
-
-
-@contextmanager
-def _extra() -> Iterator[None]:
-    """Name the fix where the packages of evaluations are not installed."""
-    try:
-        yield
-    except ModuleNotFoundError as error:
-        raise click.ClickException(f"the package {error.name} is missing: pip install 'glc[eval]'") from error
 
 
 @click.command()
@@ -33,21 +23,21 @@ def _extra() -> Iterator[None]:
 @click.option(
     "--originals",
     type=click.Path(path_type=Path),
-    help="Folder of the set's pictures, to show them beside what was decoded.",
+    help="Folder of the original images, to show them beside the decoded ones.",
 )
 @click.option(
     "--pictures",
     type=click.IntRange(min=1),
     default=8,
     show_default=True,
-    help="Pictures in the slider, at most.",
+    help="Images in the slider, at most.",
 )
 @click.option(
     "--tables",
     type=click.Path(path_type=Path, file_okay=False),
     help="Folder for plots (PNG, SVG) and tables (Markdown, LaTeX) as files.",
 )
-@click.option("--published/--no-published", default=True, help="Draw published points, where there are any.")
+@click.option("--published/--no-published", default=True, help="Plot published points, where there are any.")
 @click.option(
     "--anchor", metavar="CODEC", help="What BD-rates are against.  [default: that of the first RUN]"
 )
@@ -60,8 +50,8 @@ def report(
     published: bool,
     anchor: str | None,
 ) -> None:
-    """Make one HTML page of evaluations (each RUN the out= of one), which opens offline."""
-    with _extra():
+    """Write one HTML page about evaluations (each RUN is the out= of one); it opens offline."""
+    with needs("eval"):
         from glc.evaluation.report import build_report, write_tables
         from glc.evaluation.results import read_runs
         from glc.io.atomic import write_text
@@ -94,7 +84,7 @@ def _size(ctx: click.Context, parameter: click.Parameter, value: tuple[str, ...]
     callback=_size,
     default=("256x256", "768x512", "1920x1080"),
     show_default=True,
-    help="Width and height of a picture; may be given several times.",
+    help="Width and height of an image; may be given several times.",
 )
 @click.option(
     "--device",
@@ -126,10 +116,10 @@ def complexity(
     repeats: int,
     output: Path | None,
 ) -> None:
-    """Tell what a model costs: parameters, operations, seconds and memory, by size and device."""
+    """Measure what a model costs: parameters, operations, seconds and memory, by image size and device."""
     from glc.codec.load import load
 
-    with _extra():
+    with needs("eval"):
         from glc.evaluation.complexity import (
             Complexity,
             devices_present,

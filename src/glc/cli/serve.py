@@ -4,6 +4,7 @@ from pathlib import Path
 
 import click
 
+from glc.cli.errors import needs
 from glc.cli.trust import trust_option
 
 
@@ -12,26 +13,26 @@ from glc.cli.trust import trust_option
     "--host",
     default="127.0.0.1",
     show_default=True,
-    help="Address to listen on. Others than this machine's own let anyone there use the page.",
+    help="Address to listen on. Any other lets everyone who reaches it use the page.",
 )
 @click.option("--port", type=click.IntRange(1, 65535), default=7860, show_default=True)
-@click.option("--model", metavar="NAME|FILE", help="Model that is chosen first.")
+@click.option("--model", metavar="NAME|FILE", help="Model that is selected first.")
 @click.option(
-    "--device", metavar="auto|cpu|cuda", default="auto", show_default=True, help="Where the networks run."
+    "--device", metavar="auto|cpu|cuda", default="auto", show_default=True, help="Device of the networks."
 )
 @click.option(
     "--max-upload-mb",
     type=click.IntRange(min=1),
     default=32,
     show_default=True,
-    help="Largest file that is taken.",
+    help="Largest file that is accepted.",
 )
 @click.option(
     "--max-pixels",
     type=click.IntRange(min=1),
     default=24_000_000,
     show_default=True,
-    help="Largest picture that is taken, width times height.",
+    help="Largest image that is accepted, width times height.",
 )
 @click.option(
     "--weights-dir",
@@ -48,16 +49,12 @@ def serve(
     max_pixels: int,
     weights_dir: Path | None,
 ) -> None:
-    """Open a local page to try it all: compress, open files, restore, fill holes, draw in a style.
+    """Open a local page: compress, open files, restore, fill holes, render in a style.
 
-    It works offline and asks no other machine for anything. Stop it with Ctrl-C.
+    It works offline and contacts no other machine. Stop it with Ctrl-C.
     """
-    try:
+    with needs("app"):
         from glc.app.page import launch
-    except ModuleNotFoundError as error:
-        raise click.ClickException(
-            f"the package {error.name} is missing: pip install 'glc[app]', in an environment of its own"
-        ) from error
     from glc.app.service import Studio
 
     studio = Studio(model, device, max_upload_mb * 1_000_000, max_pixels, weights_dir)

@@ -1,19 +1,19 @@
-"""Evaluate codecs: compose the configuration, make the objects, measure.
+"""Evaluate codecs: make the objects of a composed configuration, measure.
 
-python -m glc.launch.evaluate codec=mine.safetensors data=folder data.path=PHOTOS out=results/mine
+```
+glc eval codec=mine.safetensors data=folder data.path=PHOTOS out=results/mine
+```
 """
 
 import logging
 import os
-import sys
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-import hydra
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, ListConfig, OmegaConf
@@ -21,27 +21,28 @@ from omegaconf.errors import OmegaConfBaseException
 
 from glc.codec.weights.catalog import find
 from glc.evaluation.codecs.base import CodecUnavailable, ImageCodec
+from glc.evaluation.codecs.latent import LatentCodec
 from glc.evaluation.evaluate import Evaluation
+from glc.evaluation.testsets import open_testset
 from glc.jobs.run import UNFINISHED, UnfinishedError, dist_info
-from glc.launch.overrides import CONF, explain_overrides
+from glc.launch.config import UsageError
+from glc.launch.overrides import command_line
 from glc.losses.perceptual import WeightsUnavailable
 from glc.metrics.quality import QualityMetrics
 
 log = logging.getLogger(__name__)
 
-ON_DEVICE = ("glc.evaluation.codecs.latent.LatentCodec", "glc.evaluation.codecs.zoo.ZooCodec")
-LATENT = {"_target_": ON_DEVICE[0]}
-# Where a metric's weights lie says nothing about its numbers.
+# Where a metric's weights lie does not change its values.
 NOT_RECORDED = ("weights_dir",)
 
 
-class UsageError(ValueError):
-    """The configuration asks for something that cannot be done; the message says what to change."""
+MakeCodec = Callable[[str], ImageCodec]
+"""Makes a codec on a device; can be pickled, so that other processes can make it too."""
 
 
 def make_codec(config: Mapping[str, Any], device: str) -> ImageCodec:
-    """Make a codec on a device; at module level, so that other processes can."""
-    placed = {**config, "device": device} if config["_target_"] in ON_DEVICE else config
+    """Make an entry of `codecs`; one that has the key `device` is given the process's device."""
+    placed = {**config, "device": device} if "device" in config else config
     return instantiate(placed, _convert_="all")
 
 
@@ -51,8 +52,8 @@ def make_metrics(config: Mapping[str, Any], left_out: Sequence[str]) -> QualityM
     return instantiate({**config, "metrics": entries})
 
 
-def codec_configs(cfg: DictConfig) -> dict[str, dict[str, Any]]:
-    """Return the configuration of each codec asked for, by the name of its folder.
+def codec_makers(cfg: DictConfig) -> dict[str, MakeCodec]:
+    """Return what makes each codec asked for, by the name of its folder.
 
     Raises:
         UsageError: one is unknown, or the settings do not go with the codecs.
@@ -66,31 +67,40 @@ def codec_configs(cfg: DictConfig) -> dict[str, dict[str, Any]]:
         raise UsageError(
             "qualities= is in the units of one codec: give codecs.NAME.qualities= for each, or target_bpp="
         )
-    configs: dict[str, dict[str, Any]] = {}
+    points: dict[str, Any] = {}
+    for key in ("qualities", "target_bpp"):
+        if cfg[key] is not None:
+            points = {"qualities": None, "target_bpp": None}
+            points[key] = list(cfg[key]) if isinstance(cfg[key], ListConfig) else [cfg[key]]
+    makers: dict[str, MakeCodec] = {}
     for name in asked:
         if name in cfg.codecs:
             config = OmegaConf.to_container(cfg.codecs[name], resolve=True)
             assert isinstance(config, dict)
+            maker: MakeCodec = partial(
+                make_codec, {str(key): value for key, value in config.items()} | points
+            )
         else:
             try:
-                config = {**LATENT, "model": str(find(name).resolve())}
-                if cfg.effort:
-                    config |= {"effort": cfg.effort, "weights_dir": cfg.metrics.get("weights_dir")}
+                model = find(name).resolve()
             except ValueError as error:
                 raise UsageError(f"codec={name}: {error}; or one of {', '.join(cfg.codecs)}") from error
-            name = Path(config["model"]).stem
-        if name in configs:
+            folder = cfg.metrics.get("weights_dir")
+            search = {"effort": cfg.effort, "weights_dir": folder} if cfg.effort else {}
+            maker = partial(LatentCodec, str(model), **search, **points)
+            name = model.stem
+        if name in makers:
             raise UsageError(f"codec: two are called {name}: evaluate them apart, each into its own out=")
-        for key in ("qualities", "target_bpp"):
-            if cfg[key] is not None:
-                values = cfg[key] if isinstance(cfg[key], ListConfig) else [cfg[key]]
-                config |= {"qualities": None, "target_bpp": None, key: list(values)}
-        configs[name] = {str(key): value for key, value in config.items()}
-    return configs
+        makers[name] = maker
+    return makers
 
 
-def prepare(cfg: DictConfig) -> dict[str, Evaluation]:
+def prepare(cfg: DictConfig, shards: Sequence[str] = ()) -> dict[str, Evaluation]:
     """Make the evaluations of a composed configuration, by the name of the codec.
+
+    Args:
+        cfg: the configuration.
+        shards: shards to evaluate on instead of `data.path`: files, folders, patterns.
 
     Raises:
         UsageError: something is missing or does not go together.
@@ -99,35 +109,36 @@ def prepare(cfg: DictConfig) -> dict[str, Evaluation]:
         if OmegaConf.is_missing(cfg, key):
             raise UsageError(f"give a value to {key}: {key}=...")
     if cfg.wandb and any(find_spec(name) is None for name in ("wandb", "lightning")):
-        raise UsageError("wandb=true needs the packages of training: pip install 'glc[train]'")
-    if cfg.data.get("_target_") is not None and cfg.data.path is None:
+        raise UsageError("wandb=true needs the packages of training: pip install 'glc-codec[train]'")
+    settings: Any = OmegaConf.to_container(cfg.pictures, resolve=True)
+    path = list(shards) or settings["path"]
+    if cfg.data.get("_target_") is not None and path is None:
         raise UsageError(
             "data.path is not given: data=folder data.path=DIR, or one of the sets "
             "data=kodak|clic2020|div2k|celebahq|coco30k"
         )
-    pictures = instantiate(cfg.pictures, _convert_="all")
-    for name, reason in pictures.missing:
+    testset = open_testset(**{**settings, "path": path})
+    for name, reason in testset.missing:
         log.warning("%s: %s", name, reason)
-    metrics = OmegaConf.to_container(cfg.metrics, resolve=True)
-    assert isinstance(metrics, dict)
-    configs = codec_configs(cfg)
-    device = OmegaConf.to_container(cfg.device) if isinstance(cfg.device, ListConfig) else str(cfg.device)
+    metrics: Any = OmegaConf.to_container(cfg.metrics, resolve=True)
+    device: Any = OmegaConf.to_container(cfg.device) if isinstance(cfg.device, ListConfig) else str(cfg.device)
+    several = isinstance(cfg.codec, ListConfig)
     return {
         name: Evaluation(
-            out=Path(cfg.out, name) if isinstance(cfg.codec, ListConfig) else Path(cfg.out),
-            pictures=pictures,
-            make_codec=partial(make_codec, config),
+            out=Path(cfg.out, name) if several else Path(cfg.out),
+            pictures=testset,
+            make_codec=maker,
             make_metrics=partial(make_metrics, metrics),
             metrics=[name for name, entry in metrics["metrics"].items() if entry is not None],
             protocol=_recorded(metrics),
-            device=device,  # type: ignore[arg-type]
+            device=device,
             processes=cfg.processes,
             threads=cfg.threads,
             seed=cfg.seed,
             overwrite=cfg.overwrite,
             keep=cfg.keep,
         )
-        for name, config in configs.items()
+        for name, maker in codec_makers(cfg).items()
     }
 
 
@@ -137,8 +148,12 @@ def _recorded(config: Any) -> Any:
     return config
 
 
-def evaluate(cfg: DictConfig) -> list[dict[str, Any]]:
-    """Run a composed configuration; return the summary of each codec.
+def evaluate(cfg: DictConfig, shards: Sequence[str] = ()) -> list[dict[str, Any]]:
+    """Run a composed configuration (`glc.launch.compose("evaluate", [...])`); return each codec's summary.
+
+    Args:
+        cfg: the configuration.
+        shards: shards to evaluate on instead of `data.path`: files, folders, patterns.
 
     Raises:
         UsageError: when it cannot be run; the message says what to change.
@@ -146,7 +161,7 @@ def evaluate(cfg: DictConfig) -> list[dict[str, Any]]:
     warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")
     summaries = []
     try:
-        for name, evaluation in prepare(cfg).items():
+        for name, evaluation in prepare(cfg, shards).items():
             summary = evaluation.run()
             log.info("%s", table(summary))
             log.info("%s: results in %s", name, evaluation.out)
@@ -197,7 +212,7 @@ def log_to_wandb(summary: Mapping[str, Any], out: Path, project: str) -> None:
 
     from glc.training.loggers import give_up, logged_in
 
-    mode = os.environ.get("WANDB_MODE") or ("online" if logged_in() else "offline")
+    mode: Any = os.environ.get("WANDB_MODE") or ("online" if logged_in() else "offline")
     config = {key: summary[key] for key in ("codec", "data", "protocol", "seed", "versions")}
     begin = partial(
         wandb.init,
@@ -229,28 +244,17 @@ def log_to_wandb(summary: Mapping[str, Any], out: Path, project: str) -> None:
         run.finish(exit_code=code)
 
 
-@hydra.main(version_base="1.3", config_path=str(CONF), config_name="evaluate")
-def run(cfg: DictConfig) -> None:
-    """Hydra's entry: evaluate, with what the user can mend reported in one line."""
-    try:
-        summaries = evaluate(cfg)
-    except UsageError as error:
-        log.error("error: %s", error)
-        raise SystemExit(2) from error
-    except UnfinishedError as error:
-        log.error("error: %s", error)
-        raise SystemExit(UNFINISHED) from error
-    except RuntimeError as error:
-        log.error("error: %s", error)
-        raise SystemExit(1) from error
-    if any(summary["failed"] for summary in summaries):
-        raise SystemExit(1)
+def main(arguments: Sequence[str] | None = None, shards: Sequence[str] = ()) -> None:
+    """Command line entry; `arguments` are what was typed, None: `sys.argv`. See `evaluate` for `shards`."""
 
+    def run(cfg: DictConfig) -> None:
+        try:
+            summaries = evaluate(cfg, shards)
+        except (UsageError, RuntimeError) as error:
+            log.error("error: %s", error)
+            codes = {UsageError: 2, UnfinishedError: UNFINISHED}
+            raise SystemExit(codes.get(type(error), 1)) from error
+        if any(summary["failed"] for summary in summaries):
+            raise SystemExit(1)
 
-def main() -> None:
-    """Command line entry; a mistyped key is answered with the keys that it may have meant."""
-    problem = explain_overrides(sys.argv[1:], "evaluate")
-    if problem:
-        print(f"error: {problem}", file=sys.stderr)
-        raise SystemExit(2)
-    run()
+    command_line(run, "evaluate", arguments)

@@ -1,29 +1,124 @@
-"""Overrides on the command line: what cannot be, what was meant, and how the jobs of a sweep are named."""
+"""The words of a command line: what cannot be, what was meant, how the jobs of a sweep are named."""
 
+import argparse
 import difflib
 import os
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from hydra import compose, initialize_config_dir
+import hydra
+from hydra import initialize_config_dir, version
+
+# hydra.main adds nothing to these but that it reads sys.argv, which has to stay as typed (`glc train ...`):
+# Lightning starts the other processes of a training with it.
+from hydra._internal.utils import _run_hydra, get_args_parser
+from hydra.core.config_search_path import SearchPathQuery
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
+from glc.launch.config import CONF, UsageError, folder_of, output_dir, per_device
+
+SEARCH = "hydra.searchpath"
+"""Key of the folders of configuration that the user adds."""
 SWEPT_KEYS = "GLC_SWEPT_KEYS"
 """Environment variable that tells the jobs of a sweep, in whatever process, what is swept over."""
 
-CONF = Path(__file__).resolve().parents[3] / "conf"
+
+def command_line(
+    task: Callable[[DictConfig], Any], config_name: str, arguments: Sequence[str] | None = None
+) -> None:
+    """Run a task as Hydra's command line does: overrides, `--multirun`, `--cfg job`, `--config-dir`.
+
+    Args:
+        task: takes the composed configuration; at module level where the jobs of a sweep run in processes.
+        config_name: the primary configuration.
+        arguments: what was typed; None: `sys.argv`.
+
+    Raises:
+        SystemExit: 2 for an override that cannot be, else as the task ends.
+    """
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    problem = explain_overrides(words, config_name)
+    if problem:
+        print(f"error: {problem}", file=sys.stderr)
+        raise SystemExit(2)
+    remember_swept_keys(words)
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())  # `_target_`s of the user's own, as with `python -m`
+    version.setbase("1.3")
+    parser = get_args_parser()
+    try:
+        _run_hydra(
+            args=parser.parse_args(words),
+            args_parser=parser,
+            task_function=task,
+            config_path=str(CONF),
+            config_name=config_name,
+        )
+    finally:
+        HydraConfig.instance().cfg = None  # so that what this process composes later is no job of Hydra's
+
+
+def compose(
+    config_name: str, overrides: Sequence[str] = (), config_dir: str | Path | None = None
+) -> DictConfig:
+    """Compose a configuration as the command line does, in a notebook or a program.
+
+    Args:
+        config_name: `train` or `evaluate`, or a primary configuration in `config_dir`.
+        overrides: the words of the command line, such as `["stage=vqvae", "model=tiny"]`.
+        config_dir: folder with the user's own configuration, as `--config-dir`.
+
+    Raises:
+        UsageError: a key or a choice does not exist; the message says what may have been meant.
+    """
+    folder = [] if config_dir is None else ["--config-dir", str(config_dir)]
+    words = [*folder, *overrides]
+    problem = explain_overrides(words, config_name)
+    if problem:
+        raise UsageError(problem)
+    args = get_args_parser().parse_args(words)
+    try:
+        return _compose(args, args.config_name or config_name, args.overrides)
+    except HydraException as error:
+        text = str(error).partition("\nConfig search path")[0]
+        raise UsageError(" ".join(text.split())) from error
+
+
+def _folders(args: argparse.Namespace, config_name: str) -> list[Path]:
+    """Return the folders of configuration, in the order in which Hydra searches them."""
+    folders = [CONF, *([] if args.config_dir is None else [Path(args.config_dir).resolve()])]
+    more: Any = next((o.value() for o in _parse(args.overrides) if o.key_or_group == SEARCH), None)
+    if more is None:
+        primary = [folder / f"{config_name}.yaml" for folder in folders]
+        found = next((OmegaConf.load(file) for file in primary if file.is_file()), None)
+        more = None if found is None else OmegaConf.select(found, SEARCH)
+    return [*folders, *filter(None, (folder_of(str(entry)) for entry in more or ()))]
+
+
+def _compose(args: argparse.Namespace, config_name: str, words: Sequence[str]) -> DictConfig:
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        if args.config_dir is not None:  # what Hydra's command line does with it
+            loader: Any = GlobalHydra.instance().config_loader()
+            path = loader.get_search_path()
+            place = SearchPathQuery(provider="schema")
+            path.prepend("command-line", f"file://{Path(args.config_dir).resolve()}", place)
+            loader.repository.initialize_sources(path)
+        return hydra.compose(config_name, list(words))
 
 
 def _keys(cfg: DictConfig, prefix: str = "") -> Iterator[str]:
     for key in cfg:
-        name = f"{prefix}{key}"
+        name, node = f"{prefix}{key!s}", cfg._get_node(key)
         yield name
-        if OmegaConf.is_dict(cfg._get_node(key)) and not cfg._get_node(key)._is_none():
-            yield from _keys(cfg._get_node(key), f"{name}.")
+        if isinstance(node, DictConfig) and not node._is_none():
+            yield from _keys(node, f"{name}.")
 
 
 def _named(override: Override, known: list[str]) -> Iterator[str]:
@@ -39,7 +134,7 @@ def _named(override: Override, known: list[str]) -> Iterator[str]:
     yield from below(override.key_or_group, override.value())
 
 
-def _parse(arguments: list[str]) -> list[Override]:
+def _parse(arguments: Sequence[str]) -> list[Override]:
     """Return the overrides on a command line; those that Hydra will complain about are left out with all."""
     words = [a for a in arguments if "=" in a and not a.startswith("-")]
     try:
@@ -48,55 +143,75 @@ def _parse(arguments: list[str]) -> list[Override]:
         return []
 
 
-def remember_swept_keys(arguments: list[str]) -> None:
+def _swept(words: Iterable[str]) -> list[str]:
+    return [override.key_or_group for override in _parse(list(words)) if override.is_sweep_override()]
+
+
+def remember_swept_keys(arguments: Sequence[str]) -> None:
     """Tell `swept_name`, here and in processes started from here, which keys take several values."""
-    swept = [override.key_or_group for override in _parse(arguments) if override.is_sweep_override()]
-    os.environ[SWEPT_KEYS] = ",".join(swept)
+    os.environ[SWEPT_KEYS] = ",".join(_swept(arguments))
 
 
-def swept_name(overrides: list[str], otherwise: str) -> str:
+def swept_name(overrides: list[str], otherwise: str, params: Mapping[str, Any] | None = None) -> str:
     """Return the folder of a sweep's job: what it was given of what is swept over, `stage.lmbda-2_seed-1`.
 
     Args:
         overrides: the job's, as `KEY=VALUE`.
         otherwise: the name where nothing is known to be swept over.
+        params: the sweep written in yaml, `hydra.sweeper.params`.
     """
-    swept = os.environ.get(SWEPT_KEYS, "").split(",")
+    written = _swept(f"{key}={value}" for key, value in (params or {}).items())
+    swept = [*os.environ.get(SWEPT_KEYS, "").split(","), *written]
     given = (override.lstrip("+").partition("=")[::2] for override in overrides)
     parts = [f"{key}-{value}" for key, value in given if key in swept]
     # One folder's name, and one that may be given in an override.
     return "_".join(parts).translate(str.maketrans("/=,", "---", "[]")) or otherwise
 
 
-def _impossible_choice(chosen: list[Override]) -> str | None:
+def register_resolvers() -> None:
+    """Make what `${...:}` calls known to configurations, also in a process that got them pickled."""
+    for resolver in (per_device, output_dir, swept_name):
+        OmegaConf.register_new_resolver(resolver.__name__, resolver, replace=True)
+
+
+register_resolvers()
+
+
+def _impossible_choice(chosen: list[Override], folders: Sequence[Path]) -> str | None:
     """Return a message for the first group that is given no name to choose."""
     for override in chosen:
         group, value = override.key_or_group, override.value()
         if not (override.is_delete() or override.is_sweep_override() or isinstance(value, str | list)):
-            names = sorted(path.stem for path in (CONF / group).glob("*.yaml"))
+            names = sorted({path.stem for folder in folders for path in (folder / group).glob("[!_]*.yaml")})
             return f"{override.input_line}: choose one of {', '.join(names)}, or leave {group} out"
     return None
 
 
-def explain_overrides(arguments: list[str], config_name: str = "train") -> str | None:
+def explain_overrides(arguments: Sequence[str], config_name: str = "train") -> str | None:
     """Return a message for the first override that cannot be, or None when all can.
 
-    It names a key that does not exist, gives a group nothing to choose, or sweeps over stages.
+    It names a key that does not exist, gives a group nothing to choose, or sweeps over stages. Groups and
+    keys of the user's own folders (`--config-dir`, `hydra.searchpath`) count as ours do.
 
     What Hydra itself reports well, such as a missing choice, is left to it.
 
     Args:
         arguments: the command line.
-        config_name: the primary configuration.
+        config_name: the primary configuration, where `--config-name` gives no other.
     """
-    overrides = _parse(arguments)
-    groups = {p.relative_to(CONF).as_posix() for p in CONF.rglob("*") if p.is_dir()} | {
-        "hydra/launcher",
-        "hydra/sweeper",
-    }
+    args = get_args_parser().parse_args(arguments)
+    if args.config_path is not None:
+        return None  # another configuration altogether
+    if args.config_dir is not None and not Path(args.config_dir).is_dir():
+        return f"--config-dir {args.config_dir}: no such folder"
+    primary = args.config_name or config_name
+    overrides = _parse(args.overrides)
+    folders = _folders(args, primary)
+    groups = {path.relative_to(f).as_posix() for f in folders for path in f.rglob("*") if path.is_dir()}
+    groups |= {"hydra/launcher", "hydra/sweeper"}
     # `stage={name: x}` changes the section of the group's name; `stage=x` chooses from the group.
     chosen = [o for o in overrides if o.key_or_group in groups and not isinstance(o.value(), dict)]
-    impossible = _impossible_choice([o for o in chosen if not o.key_or_group.startswith("hydra")])
+    impossible = _impossible_choice([o for o in chosen if not o.key_or_group.startswith("hydra")], folders)
     if impossible:
         return impossible
     changed = [
@@ -106,11 +221,14 @@ def explain_overrides(arguments: list[str], config_name: str = "train") -> str |
         and not o.key_or_group.startswith("hydra.")
         and not (o.is_add() or o.is_force_add() or o.is_delete())
     ]
-    # A sweep's choices are lists; any one of them shows the keys.
-    choices = [o.input_line.split(",")[0] for o in chosen if not o.key_or_group.startswith("hydra")]
+    # Any one of a sweep's choices shows the keys.
+    choices = [
+        str(o.input_line).split(",")[0] if o.is_sweep_override() else str(o.input_line)
+        for o in overrides
+        if o.key_or_group == SEARCH or (o in chosen and not o.key_or_group.startswith("hydra"))
+    ]
     try:
-        with initialize_config_dir(str(CONF), version_base="1.3"):
-            cfg = compose(config_name, choices)
+        cfg = _compose(args, primary, choices)
     except HydraException:
         return None
     known = list(_keys(cfg))

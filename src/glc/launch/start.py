@@ -10,12 +10,9 @@ from glc.codec.weights.catalog import catalog, find
 from glc.codec.weights.export import read_codec
 from glc.codec.weights.file import Weights
 from glc.io.checkpoint import Checkpoint, open_checkpoint
+from glc.launch.config import UsageError
 from glc.training.checkpoints import LAST, is_first_process, open_last
 from glc.training.init_from import has_discriminator
-
-
-class UsageError(ValueError):
-    """The configuration asks for something that cannot be done; the message says what to change."""
 
 
 class Start(NamedTuple):

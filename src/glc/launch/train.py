@@ -1,17 +1,19 @@
-"""Train a stage: compose the configuration, make the objects, fit.
+"""Train a stage: make the objects of a composed configuration, fit.
 
-python -m glc.launch.train stage=vqvae model=tiny data=samples
+```
+glc train stage=vqvae model=tiny data=samples
+```
 """
 
 import copy
 import errno
 import logging
-import sys
 import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn, cast
 
-import hydra
 import lightning as L
 import torch
 import wandb
@@ -23,10 +25,11 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from glc.errors import SettingError
-from glc.launch.overrides import CONF, explain_overrides, remember_swept_keys, swept_name
-from glc.launch.start import UsageError, checkpoint_folder, resolve_start
+from glc.launch.config import UsageError
+from glc.launch.overrides import command_line, register_resolvers
+from glc.launch.start import checkpoint_folder, resolve_start
 from glc.losses.perceptual import WeightsUnavailable
-from glc.training.checkpoints import DivergedError, RecordSettings, SavingError, SealedCheckpointIO
+from glc.training.checkpoints import LAST, DivergedError, RecordSettings, SavingError, SealedCheckpointIO
 from glc.training.init_from import check_resumable, warm_start
 
 log = logging.getLogger(__name__)
@@ -34,33 +37,16 @@ log = logging.getLogger(__name__)
 PRECISIONS = ("32-true", "bf16-mixed")
 
 
-def per_device(batch: int, devices: int | str, num_nodes: int, accumulate: int) -> int:
-    """Return the images per device and pass that make a batch over all of them.
+@dataclass(frozen=True)
+class Trained:
+    """What a finished training run leaves."""
 
-    Raises:
-        ValueError: when the batch cannot be divided so, or the number of devices is not known.
-    """
-    if not isinstance(devices, int) or devices < 1:
-        raise ValueError(
-            f"trainer.devices={devices}: give the number, so that batch={batch} can be divided among them "
-            "(or set data.batch_size)"
-        )
-    parts = devices * num_nodes * accumulate
-    if parts < 1 or batch % parts:
-        raise ValueError(
-            f"batch={batch} does not divide among trainer.devices={devices} x trainer.num_nodes={num_nodes} "
-            f"x stage.accumulate={accumulate}: change one of them (or set data.batch_size)"
-        )
-    return batch // parts
-
-
-def register_resolvers() -> None:
-    """Make what `${...:}` calls known to configurations, also in a process that got them pickled."""
-    OmegaConf.register_new_resolver("per_device", per_device, replace=True)
-    OmegaConf.register_new_resolver("swept_name", swept_name, replace=True)
-
-
-register_resolvers()
+    folder: Path
+    """The run's folder."""
+    checkpoint: Path | None
+    """Its last checkpoint, where one was saved."""
+    metrics: dict[str, float]
+    """The last values logged, by name, such as `val/loss`."""
 
 
 class Run(NamedTuple):
@@ -120,7 +106,7 @@ def check(cfg: DictConfig) -> None:
     if "_target_" not in cfg.data:
         name = cfg.data.get("name", "the set")
         raise UsageError(
-            f"data={name} is to evaluate on (python -m glc.launch.evaluate data={name}), not to train on: "
+            f"data={name} is to evaluate on (glc eval data={name}), not to train on: "
             "data=folder data.train=PHOTOS data.val=OTHERS, or data=shards after `glc pack`"
         )
     missing = sorted(OmegaConf.missing_keys(cfg))
@@ -147,8 +133,8 @@ def cause_of(error: BaseException) -> BaseException:
     return error
 
 
-def train(cfg: DictConfig) -> float | None:
-    """Train what a composed configuration says; return the last `val/loss`, which sweeps minimise.
+def train(cfg: DictConfig) -> Trained:
+    """Train what a composed configuration says (`glc.launch.compose("train", [...])`).
 
     Raises:
         UsageError: when the configuration cannot be run, before anything is written.
@@ -173,9 +159,10 @@ def train(cfg: DictConfig) -> float | None:
         if cfg.validate_first and resume is None:
             trainer.validate(stage, datamodule=datamodule, verbose=False)
         trainer.fit(stage, datamodule=datamodule, ckpt_path=resume, weights_only=True)
-        loss = trainer.callback_metrics.get("val/loss")
         exit_code = 0
-        return None if loss is None else float(loss)
+        last = checkpoint_folder(cfg.dir) / LAST
+        metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
+        return Trained(Path(cfg.dir), last if last.is_file() else None, metrics)
     finally:
         # Each job of a sweep ends its own run, and one that failed says so.
         wandb.finish(exit_code)
@@ -206,12 +193,14 @@ def stop(code: int, message: str, error: Exception) -> NoReturn:
     raise SystemExit(code) from error
 
 
-@hydra.main(version_base="1.3", config_path=str(CONF), config_name="train")
-def run(cfg: DictConfig) -> Any:
-    """Hydra's entry: train, with what the user can fix reported in one line."""
+def run(cfg: DictConfig) -> float | None:
+    """Hydra's entry: train, with what the user can fix reported in one line.
+
+    Returns the last `val/loss`, for sweeps that look for the smallest.
+    """
     register_resolvers()
     try:
-        return train(cfg)
+        return train(cfg).metrics.get("val/loss")
     except (UsageError, SettingError) as error:
         stop(2, str(error), error)
     except (DivergedError, SavingError) as error:
@@ -224,11 +213,6 @@ def run(cfg: DictConfig) -> Any:
         stop(1, f"{where}{error.strerror}: {hint}", error)
 
 
-def main() -> None:
-    """Command line entry; a mistyped key is answered with the keys that it may have meant."""
-    problem = explain_overrides(sys.argv[1:])
-    if problem:
-        print(f"error: {problem}", file=sys.stderr)
-        raise SystemExit(2)
-    remember_swept_keys(sys.argv[1:])
-    run()
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Command line entry; `arguments` are what was typed, None: `sys.argv`."""
+    command_line(run, "train", arguments)

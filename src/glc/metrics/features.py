@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from glc.layers.frozen import Frozen
 from glc.losses.perceptual import WeightsUnavailable, find_weights
 
-_INSTALL = "Fix: pip install 'glc[eval]', which brings it."
+_INSTALL = "Fix: pip install 'glc-codec[eval]', which brings it."
 _CLIP = "clip-vit-l-14-336px"
 _DINOV2 = {"vits14": "vit_small", "vitb14": "vit_base", "vitl14": "vit_large"}
 

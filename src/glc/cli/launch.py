@@ -1,0 +1,62 @@
+"""The commands that Hydra configures: `glc train` and `glc eval`."""
+
+import click
+
+from glc.cli.errors import needs
+from glc.cli.trust import trust_option
+
+SETTINGS = {"ignore_unknown_options": True, "help_option_names": ["-h", "--help"]}
+"""Hydra's own flags, such as `-m` and `--cfg job`, pass through."""
+
+_words = click.argument("arguments", metavar="[KEY=VALUE]...", nargs=-1, type=click.UNPROCESSED)
+
+
+@click.command("train", context_settings=SETTINGS)
+@_words
+@trust_option
+def train(arguments: tuple[str, ...]) -> None:
+    """Train a stage of a codec.
+
+    \b
+    glc pack PHOTOS data/mine && glc pack OTHERS data/val
+    glc train stage=vqvae     name=mine data=shards data.train=data/mine data.val=data/val
+    glc train stage=transform name=mine data=shards data.train=data/mine data.val=data/val
+    glc train stage=joint     name=mine data=shards data.train=data/mine data.val=data/val
+    glc export runs/mine/joint mine.safetensors
+    glc train -m stage=transform stage.lmbda=0.5,1,2,4      (a sweep: one run each)
+
+    A run lies in runs/NAME/STAGE; each stage starts from the one before. `--cfg job` shows all keys,
+    `--config-dir DIR` adds a folder with configuration of your own, `--hydra-help` shows Hydra's flags.
+    """
+    with needs("train", "torchvision", "torchmetrics", "lpips", "webdataset"):
+        from glc.launch.train import main
+    main(arguments)
+
+
+@click.command("eval", context_settings=SETTINGS)
+@click.option(
+    "--shards",
+    multiple=True,
+    metavar="PATTERN",
+    help="Images in tar shards: files, folders, patterns like 'val-{000..099}.tar'; may be repeated.",
+)
+@_words
+@trust_option
+def evaluate(arguments: tuple[str, ...], shards: tuple[str, ...]) -> None:
+    """Measure codecs on a folder or a known set of images.
+
+    \b
+    glc eval codec=mine.safetensors data=folder data.path=PHOTOS out=RESULTS
+    glc eval codec=jpeg qualities=[5,10] data=kodak data.path=KODAK out=RESULTS
+    glc eval codec=[mine.safetensors,vvc] target_bpp=[0.03] data.path=PHOTOS out=RESULTS
+    glc eval --shards 'val-{000..099}.tar' codec=mine.safetensors out=RESULTS processes=8
+
+    Each image is compressed to bytes and decompressed from them. RESULTS gets summary.json, per_image.csv,
+    the files and the images decoded from them. The same command resumes an interrupted evaluation.
+    metrics.weights_dir=DIR names a folder with the metrics' weights. `--cfg job` shows all keys,
+    `--config-dir DIR` adds a folder with configuration of your own.
+    """
+    with needs("eval", "torchvision", "torchmetrics", "lpips"):
+        from glc.launch.evaluate import main
+    unnamed = shards and not any(word.startswith("data=") for word in arguments)
+    main([*arguments, *(["data=shards"] if unnamed else [])], shards)

@@ -1,0 +1,60 @@
+"""Where the configuration lies, what its resolvers compute, and what its users get wrong."""
+
+from importlib.resources import files
+from pathlib import Path
+
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import OmegaConf
+
+
+class UsageError(ValueError):
+    """The configuration asks for something that cannot be done; the message says what to change."""
+
+
+def conf_folder() -> Path:
+    """Return the folder of the configuration: `glc/conf` in an installed wheel, `conf` in a checkout."""
+    package = Path(__file__).resolve().parents[1]
+    installed = package / "conf"
+    return installed if installed.is_dir() else package.parents[1] / "conf"
+
+
+CONF = conf_folder()
+
+
+def folder_of(source: str) -> Path | None:
+    """Return the folder of an entry of `hydra.searchpath`: a path, `file://PATH` or `pkg://PACKAGE`."""
+    scheme, found, rest = source.partition("://")
+    if not found or scheme == "file":
+        return Path(rest if found else source)
+    try:
+        return Path(str(files(rest.replace("/", "."))))
+    except (ImportError, ValueError):
+        return None  # Hydra warns of it
+
+
+def per_device(batch: int, devices: int | str, num_nodes: int, accumulate: int) -> int:
+    """Return the images per device and pass that make a batch over all of them.
+
+    Raises:
+        ValueError: when the batch cannot be divided so, or the number of devices is not known.
+    """
+    if not isinstance(devices, int) or devices < 1:
+        raise ValueError(
+            f"trainer.devices={devices}: give the number, so that batch={batch} can be divided among them "
+            "(or set data.batch_size)"
+        )
+    parts = devices * num_nodes * accumulate
+    if parts < 1 or batch % parts:
+        raise ValueError(
+            f"batch={batch} does not divide among trainer.devices={devices} x trainer.num_nodes={num_nodes} "
+            f"x stage.accumulate={accumulate}: change one of them (or set data.batch_size)"
+        )
+    return batch // parts
+
+
+def output_dir(otherwise: str) -> str:
+    """Return Hydra's folder of this job, or `otherwise` where Hydra composed only, as in a notebook."""
+    if not HydraConfig.initialized():
+        return otherwise
+    runtime = HydraConfig.get().runtime
+    return otherwise if OmegaConf.is_missing(runtime, "output_dir") else str(runtime.output_dir)

@@ -1,0 +1,149 @@
+"""The wheel alone trains, exports, compresses, evaluates and reports, in a folder with a `src` of its own."""
+
+import json
+import os
+import subprocess
+import sys
+import tarfile
+import venv
+import zipfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+from hatchling.builders.sdist import SdistBuilder
+from hatchling.builders.wheel import WheelBuilder
+from PIL import Image
+
+import glc
+from tests.codec.fixed_model import fixed_picture
+from tests.short_runs import QUIET, ROOT, STAGES, arguments, settings
+
+# Several commands in one process, which imports torch once; the first that fails ends it.
+SEVERAL = """
+import json, sys
+from glc.cli import main
+for words in json.loads(sys.argv[1]):
+    try:
+        main(words, prog_name="glc")
+    except SystemExit as ended:
+        if ended.code:
+            sys.exit(f"glc {' '.join(words)}: {ended.code}")
+"""
+
+BEFORE = """
+pack --samples train data/samples/train --size 96 --workers 1 --quiet
+pack --samples test data/samples/test --size 96 --workers 1 --quiet
+"""
+AFTER = """
+export runs/mine/joint mine.safetensors
+compress set/photo.png -o photo.glc --model mine.safetensors --device cpu
+decompress photo.glc -o back.png --model mine.safetensors --device cpu
+eval codec=mine.safetensors data=folder data.path=set qualities=[0,100] metrics=none device=cpu out=results
+report results -o report.html --originals set
+"""
+
+
+@dataclass
+class Installed:
+    """An environment that has the wheel, what other projects it needs, and nothing of this checkout."""
+
+    prefix: Path
+    folder: Path
+    """Where commands run: it has a package `src` that must not be imported."""
+
+    def run(self, *words: object, program: str = "glc") -> str:
+        """Run a program of the environment; return what it prints."""
+        environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+        done = subprocess.run(
+            [str(self.prefix / "bin" / program), *map(str, words)],
+            cwd=self.folder,
+            env={**environment, **QUIET, "OMP_NUM_THREADS": "1"},
+            capture_output=True,
+            text=True,
+            timeout=240,
+            check=False,
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    def run_all(self, commands: Sequence[Sequence[str]]) -> str:
+        """Run `glc` with each of several lists of words; return what they print."""
+        return self.run("-c", SEVERAL, json.dumps(commands), program="python")
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("wheel")
+    (built,) = WheelBuilder(str(ROOT)).build(directory=str(folder), versions=["standard"])
+    return Path(built)
+
+
+@pytest.fixture(scope="module")
+def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Installed:
+    prefix = tmp_path_factory.mktemp("environment")
+    venv.create(prefix)
+    (site,) = (prefix / "lib").glob("python*/site-packages")
+    # A line adds a folder, but not what the path files in that folder add: this checkout stays out.
+    (site / "others.pth").write_text(f"{Path(torch.__file__).parents[1]}\n")
+    interpreter = ["--python", str(prefix / "bin" / "python")]
+    command = [sys.executable, "-m", "pip", *interpreter, "install", "--quiet", "--no-deps", "--no-index"]
+    subprocess.run([*command, "--no-compile", str(wheel)], check=True)
+    folder = tmp_path_factory.mktemp("mine")
+    (folder / "src").mkdir()
+    for name in ("__init__", "train", "evaluate"):
+        (folder / "src" / f"{name}.py").write_text("raise RuntimeError('this is not the src of glc')\n")
+    return Installed(prefix, folder)
+
+
+def test_the_wheel_has_the_package_and_the_configuration(wheel: Path, tmp_path: Path) -> None:
+    expected = {f"glc/{path.relative_to(ROOT / 'src/glc')}" for path in (ROOT / "src/glc").rglob("*")}
+    expected |= {f"glc/conf/{path.relative_to(ROOT / 'conf')}" for path in (ROOT / "conf").rglob("*.yaml")}
+    folders = {str(Path(name).parent) for name in expected}
+    expected = {name for name in expected - folders if "__pycache__" not in name}
+    expected = {name for name in expected if not (ROOT / "src" / name).is_dir()}
+    with zipfile.ZipFile(wheel) as archive:
+        found = {name for name in archive.namelist() if ".dist-info/" not in name}
+    assert found == expected
+    (archive_file,) = SdistBuilder(str(ROOT)).build(directory=str(tmp_path))
+    with tarfile.open(archive_file) as source:
+        names = {name.partition("/")[2] for name in source.getnames()}
+    assert {"conf/train.yaml", "conf/evaluate.yaml", "src/glc/cli/launch.py", "pyproject.toml"} <= names
+
+
+def test_the_stages_the_codec_and_the_evaluation_run_from_the_wheel(installed: Installed) -> None:
+    folder = installed.folder
+    place = installed.run("-c", "import glc; print(glc.__file__)", program="python")
+    assert Path(place.strip()).is_relative_to(installed.prefix)
+    assert installed.run("--version").strip() == f"glc, version {glc.__version__}"
+    (folder / "set").mkdir()
+    Image.fromarray(fixed_picture(80, 96)).save(folder / "set" / "photo.png")
+    trainings = []
+    for stage in STAGES:
+        values = {**settings(Path(), Path("runs"), "mine", stage, steps=2), "data": "samples"}
+        del values["data.train"], values["data.val"]
+        trainings.append(["train", *arguments(values)])
+    before, after = ([line.split() for line in text.strip().splitlines()] for text in (BEFORE, AFTER))
+    installed.run_all([*before, *trainings, *after])
+    for stage in STAGES:
+        saved = torch.load(folder / f"runs/mine/{stage}/checkpoints/last.ckpt", weights_only=True)
+        assert saved["global_step"] == 2
+    codec = glc.load(folder / "mine.safetensors", "cpu")
+    data = (folder / "photo.glc").read_bytes()
+    with Image.open(folder / "back.png") as image:
+        assert image.size == (96, 80)
+        assert image.tobytes() == codec.decompress(data).tobytes()
+    summary = json.loads((folder / "results" / "summary.json").read_text())
+    assert summary["codec"]["name"] == "mine"
+    for point, quality in zip(summary["points"], (0, 100), strict=True):
+        with Image.open(folder / "set" / "photo.png") as original:
+            expected = codec.compress(original, quality)
+        assert point["bpp"] == pytest.approx(8 * len(expected) / (80 * 96), rel=1e-6)
+    page = (folder / "report.html").read_text()
+    assert "<html" in page
+    assert "mine" in page
+    assert sorted(path.name for path in folder.iterdir()) == [
+        *("back.png", "data", "mine.safetensors", "photo.glc", "report.html", "results", "runs", "set", "src")
+    ]
