@@ -3,7 +3,6 @@
 import hashlib
 import io
 import json
-import multiprocessing
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
@@ -18,7 +17,6 @@ from glc.data.pack import pack
 from glc.data.shard_writer import Entry, Manifest, PackError, read_manifest
 from glc.errors import ListingError
 from glc.jobs.manifest import JobError
-from glc.jobs.run import UnfinishedError
 
 
 def picture(seed: int, width: int = 24, height: int = 16) -> Image.Image:
@@ -288,25 +286,3 @@ def test_empty_and_hopeless_sources(tmp_path: Path) -> None:
     assert not list((tmp_path / "set").iterdir())
     with pytest.raises(PackError, match="images_per_shard=0"):
         run(empty, tmp_path / "set", images_per_shard=0)
-
-
-def test_a_shard_that_cannot_be_written_is_reported_and_packed_later(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    run(folder, tmp_path / "whole" / "set", images_per_shard=2, workers=1)
-    dest = tmp_path / "set"
-    run_task: Callable[..., None] = pack_module.run
-
-    def with_a_folder_in_the_place_of_a_shard(*args: Any, **options: Any) -> None:
-        (dest / "set-000002.tar").mkdir()
-        run_task(*args, **options)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(pack_module, "run", with_a_folder_in_the_place_of_a_shard)
-        with pytest.raises(UnfinishedError, match=r"shards are not finished \(.*set-000002\.tar"):
-            run(folder, dest, images_per_shard=2, workers=2)
-    assert not (dest / "manifest.json").exists()
-    assert not multiprocessing.active_children()
-    (dest / "set-000002.tar").rmdir()
-    run(folder, dest, images_per_shard=2, workers=1)
-    assert shard_bytes(dest) == shard_bytes(tmp_path / "whole" / "set")

@@ -4,7 +4,6 @@ import errno
 import json
 import os
 import time
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +16,7 @@ from glc.jobs.journal import Journal, Log
 from glc.jobs.manifest import Folder, JobError
 from glc.jobs.run import UnfinishedError
 from glc.jobs.tar_shards import find_shards
-from glc.jobs.worker import run_shards
-from tests.jobs.stand_ins import SETTINGS, Reverser, code, contents, make_reverser, read_tar, write_tar
+from tests.jobs.stand_ins import Reverser, code, contents, read_tar, write_tar
 
 
 @pytest.fixture
@@ -318,10 +316,3 @@ def test_a_folder_holds_shards_of_one_setting(shards: Path, tmp_path: Path) -> N
     write_tar(tmp_path / "foreign" / "in-1.tar", [])
     with pytest.raises(JobError, match=r"in-1\.tar: exists.*--force"):
         code(shards, tmp_path / "foreign")
-
-
-def test_the_number_of_threads_is_a_setting(shards: Path, tmp_path: Path) -> None:
-    found = find_shards([str(shards)])
-    run_shards(found, tmp_path / "out", SETTINGS, partial(make_reverser, False), quiet=True)
-    with pytest.raises(JobError, match="threads was 1, is 2"):
-        run_shards(found, tmp_path / "out", SETTINGS, partial(make_reverser, False), threads=2, quiet=True)
