@@ -144,28 +144,18 @@ def test_a_read_only_folder_is_found_before_the_work(glc: Glc, monkeypatch: pyte
     assert result.stderr.startswith("a.png: new/a.glc cannot be written: no permission to write in ")
 
 
-class FullDisk:
-    """A file that takes half of what is written to it."""
-
-    def __init__(self, path: Path, mode: str) -> None:
-        self.file = open(path, mode)  # noqa: SIM115
-
-    def __enter__(self) -> "FullDisk":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.file.close()
-
-    def write(self, data: bytes) -> None:
-        self.file.write(data[: len(data) // 2])
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+def write_half(path: Path, data: bytes) -> None:
+    """Do as a full disk does."""
+    with open(path, "wb") as file:
+        file.write(data[: len(data) // 2])
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def test_a_full_disk_leaves_no_half_of_a_file(glc: Glc, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("a.png", "b.png"):
         picture(name)
     Path("a.glc").write_bytes(b"mine")
-    monkeypatch.setattr("glc.cli.files.open", FullDisk, raising=False)
+    monkeypatch.setattr(Path, "write_bytes", write_half)
     result = glc("compress", "a.png", "--force")
     assert result.exit_code == 2
     assert result.stderr == "a.png: a.glc: No space left on device\n"

@@ -12,7 +12,7 @@ from tests.training.test_stages import all_plain
 
 import glc
 from glc.codec.weights.export import export, read_codec
-from glc.codec.weights.variants import read_label
+from glc.codec.weights.file import read_label
 from glc.launch.start import UsageError
 from tests.codec.fixed_model import fixed_codec_weights, fixed_picture
 from tests.short_runs import (
