@@ -1,4 +1,4 @@
-"""What can be wrong with a file, a target or weights: each kind has its type, all are `ValueError`s."""
+"""What can be wrong with a file, a target, an image or weights: each has its type, a `ValueError`."""
 
 
 class BitstreamError(ValueError):
@@ -50,7 +50,7 @@ class TableError(ValueError):
 
 
 class InexactError(ValueError):
-    """A network cannot be computed exactly."""
+    """A network, or a device, cannot compute the probabilities exactly, in integers."""
 
 
 class NotFiniteError(ValueError):
@@ -62,10 +62,12 @@ class MemoryLimitError(ValueError):
 
 
 class ImageError(ValueError):
-    """A file is not an image that can be read."""
+    """An image cannot be read; the message starts with its name."""
 
 
 class ListingError(ValueError):
-    """A list of images, or a folder of them, cannot be used."""
+    """A source of images does not exist or holds none; the message names it."""
+
+
 class SettingError(ValueError):
     """A setting of a training run cannot be used; the message names its key, what is wrong and the fix."""

@@ -144,7 +144,8 @@ def test_a_read_only_folder_is_found_before_the_work(glc: Glc, monkeypatch: pyte
     assert result.stderr.startswith("a.png: new/a.glc cannot be written: no permission to write in ")
 
 
-def fill_the_disk(path: Path, data: bytes) -> int:
+def write_half(path: Path, data: bytes) -> None:
+    """Do as a full disk does."""
     with open(path, "wb") as file:
         file.write(data[: len(data) // 2])
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -154,7 +155,7 @@ def test_a_full_disk_leaves_no_half_of_a_file(glc: Glc, monkeypatch: pytest.Monk
     for name in ("a.png", "b.png"):
         picture(name)
     Path("a.glc").write_bytes(b"mine")
-    monkeypatch.setattr(Path, "write_bytes", fill_the_disk)
+    monkeypatch.setattr(Path, "write_bytes", write_half)
     result = glc("compress", "a.png", "--force")
     assert result.exit_code == 2
     assert result.stderr == "a.png: a.glc: No space left on device\n"

@@ -95,7 +95,7 @@ def test_models_reports_files_that_are_none_and_lists_the_others(
     monkeypatch.setenv("GLC_MODELS", str(tmp_path / "some"))
     result = glc("models")
     assert result.exit_code == 1
-    assert f"{tmp_path / 'some' / 'text.safetensors'}: not a codec's weights" in result.stderr
+    assert f"{tmp_path / 'some' / 'text.safetensors'}: not a safetensors file" in result.stderr
     assert result.stderr.count("\n") == 1
     assert "\ngood " in result.stdout
     # It does not stand in the way of the others.

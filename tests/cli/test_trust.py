@@ -29,8 +29,6 @@ def test_packages_are_in_the_environment_while_the_command_runs(
     assert os.environ.get(VARIABLE) == before
 
 
-@pytest.mark.parametrize(
-    "command", ["compress", "decompress", "export", "convert", "serve", "report complexity"], ids=str
-)
+@pytest.mark.parametrize("command", ["compress", "decompress", "export", "convert", "serve", "complexity"])
 def test_commands_that_open_weights_have_it(command: str) -> None:
     assert "--trust PACKAGE" in CliRunner().invoke(main, [*command.split(), "--help"]).stdout

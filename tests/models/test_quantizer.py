@@ -176,8 +176,11 @@ def test_a_projected_codebook_moves_as_a_whole_and_keeps_its_vectors() -> None:
 def test_folding_keeps_the_codes_and_makes_them_plain(projected: bool) -> None:
     module = quantizer(projected)
     codes = module.codebook().detach().clone()
+    baked = VectorQuantizer.baked(module.state_dict())
     module.fold()
     assert torch.equal(module.codebook(), codes)
+    assert baked.keys() == module.state_dict().keys()
+    assert all(torch.equal(baked[name], tensor) for name, tensor in module.state_dict().items())
     plain = VectorQuantizer(32, 6)
     plain.load_state_dict(module.state_dict())  # strict: no projection is left
     assert torch.equal(plain.codebook(), codes)

@@ -38,7 +38,7 @@ def export(
     from tqdm import tqdm
 
     from glc.codec.weights.export import export as write
-    from glc.codec.weights.training import export_companion
+    from glc.codec.weights.export import export_companion
     from glc.data.sources import list_sources
     from glc.io.atomic import check_destination
 

@@ -9,8 +9,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 import glc
-from glc.codec.weights.file import read_weights
-from glc.codec.weights.variants import read_label, read_part, save_part
+from glc.codec.weights.file import VariantLabel, read_label, read_weights
+from glc.codec.weights.variants import read_part, save_part
 from tests.codec.fixed_model import fixed_codec_weights, fixed_picture
 
 
@@ -116,6 +116,7 @@ def test_a_changed_file_is_refused(folder: Path, tmp_path: Path) -> None:
 
 def test_the_label_says_what_it_is_for(folder: Path, codec: glc.Codec) -> None:
     label = read_label(folder / "moved.decoder.safetensors")
+    assert isinstance(label, VariantLabel)
     assert label.kind == "decoder"
     assert bytes.fromhex(label.fingerprint).startswith(codec.fingerprint)
     assert label.about == {"stage": "test"}

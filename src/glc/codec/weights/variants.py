@@ -1,7 +1,7 @@
 """Encoders and decoders in the place of a codec's own, each in a weights file for that codec."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,14 +23,11 @@ if TYPE_CHECKING:
 class Part:
     """An encoder or a decoder for one codec."""
 
-    kind: Kind
+    label: VariantLabel
     network: nn.Module
     """In evaluation mode, on the CPU, float32."""
-    fingerprint: str
-    """Of the codec that it was made for, 64 hexadecimal digits."""
-    about: Mapping[str, Any] = field(default_factory=dict)
-    source: str = "the weights"
-    """What to call them in messages: their file."""
+    source: str
+    """Its file."""
     files: tuple[MappedFile, ...] = ()
     """See `Weights`."""
 
@@ -64,7 +61,7 @@ def read_part(path: str | Path, kind: Kind, mapped: bool = False, trust: Trust =
     except ArchitectureError as error:
         raise WeightsError(str(error)) from error
     network.eval().requires_grad_(False)
-    return Part(kind, network, label.fingerprint, label.about, str(path), opened.files)
+    return Part(label, network, str(path), opened.files)
 
 
 def attach(weights: Weights, *parts: Part) -> Weights:
@@ -79,19 +76,20 @@ def attach(weights: Weights, *parts: Part) -> Weights:
     """
     networks: dict[str, Any] = {"encoder": weights.model.encoder, "decoder": weights.model.decoder}
     for part in parts:
-        if part.fingerprint != weights.fingerprint:
+        kind, made_for_codec = part.label.kind, part.label.fingerprint
+        if made_for_codec != weights.fingerprint:
             raise WeightsError(
-                f"{part.source}: {part.kind} for the codec {part.fingerprint[:8]}, and {weights.source} is "
+                f"{part.source}: {kind} for the codec {made_for_codec[:8]}, and {weights.source} is "
                 f"{weights.fingerprint[:8]}: choose that codec with --model, or train one for this codec"
             )
-        own = networks[part.kind]
+        own = networks[kind]
         for name in ("latent_channels", "downsampling"):
             if getattr(part.network, name) != getattr(own, name):
                 raise WeightsError(
                     f"{part.source}: its {name} is {getattr(part.network, name)}, "
                     f"the codec's {getattr(own, name)}"
                 )
-        networks[part.kind] = part.network
+        networks[kind] = part.network
     model = GLC(**networks, coder=weights.model.coder, refiner=weights.model.refiner)
     files = sum((part.files for part in parts), weights.files)
     return replace(weights, model=model.eval(), files=files)
