@@ -33,14 +33,14 @@ def codec(request: pytest.FixtureRequest, variants: Variants) -> glc.Codec:
 def sent(codec: glc.Codec, monkeypatch: pytest.MonkeyPatch) -> list[glc.Symbols]:
     """What the encoder wrote, one entry per call."""
     seen: list[glc.Symbols] = []
-    encode = codec._payload.encode
+    encode = codec.latent_codec.encode
 
     def note(latent: Tensor, rate: Tensor) -> tuple[list[bytes], glc.Symbols]:
         payloads, symbols = encode(latent, rate)
         seen.append(symbols)
         return payloads, symbols
 
-    monkeypatch.setattr(codec._payload, "encode", note)
+    monkeypatch.setattr(codec.latent_codec, "encode", note)
     return seen
 
 
@@ -119,14 +119,14 @@ def test_a_batch_holds_the_symbols_of_its_members(
     files = codec.compress_batch(images, 33)
     (chosen,) = sent
     read: list[glc.Symbols] = []
-    decode = codec._payload.decode
+    decode = codec.latent_codec.decode
 
     def note(*arguments: Any) -> Any:
         decoded = decode(*arguments)
         read.append(decoded.symbols)
         return decoded
 
-    monkeypatch.setattr(codec._payload, "decode", note)
+    monkeypatch.setattr(codec.latent_codec, "decode", note)
     assert [picture.size for picture in codec.decompress_batch(files)] == [(90, 65), (96, 70), (89, 72)]
     assert read == [chosen]
     for i, data in enumerate(files):

@@ -102,8 +102,8 @@ def test_a_converted_model_is_a_codec(converted: dict[str, Path]) -> None:
     assert codec.weights.rates == [{"lmbda": None}] * 4
     image = torch.rand(3, 70, 90, generator=torch.Generator().manual_seed(0))
     coded = {}
-    encode = codec._payload.encode
-    codec._payload.encode = lambda *a: coded.setdefault("out", encode(*a))  # type: ignore[method-assign]
+    encode = codec.latent_codec.encode
+    codec.latent_codec.encode = lambda *a: coded.setdefault("out", encode(*a))  # type: ignore[method-assign]
     sizes = set()
     for quality in (0, 37, 100):
         coded.clear()

@@ -10,7 +10,7 @@ from PIL import Image
 
 import glc
 from glc.cli import main
-from glc.codec.runtime import networks, winograd
+from glc.codec.runtime import precision, winograd
 from glc.codec.runtime.memory import available_memory, parse_memory, resident_memory
 from glc.codec.runtime.precision import choose_precision
 from tests.codec.fixed_model import fixed_codec_weights, fixed_picture
