@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from glc.codec.bitstream import OVERHEAD
 from glc.codec.codec import Codec
-from glc.codec.entropy.latent_coding import TransformLatentCodec
+from glc.codec.entropy.latent_coding import TransformPayload
 from glc.codec.entropy.tables import PRECISION, Table
 from glc.codec.images import pad
 from glc.codec.load import load
@@ -46,8 +46,8 @@ def table_bits(values: np.ndarray, classes: np.ndarray, tables: tuple[Table, ...
 
 def figures(codec: Codec, x: Tensor, rate: int) -> dict[str, float]:
     """Return bits of one picture x `[1, 3, H, W]` by each way of counting."""
-    payload = codec.latent_codec
-    if not isinstance(payload, TransformLatentCodec):
+    payload = codec._payload
+    if not isinstance(payload, TransformPayload):
         raise SystemExit("the rate cost is that of a transform coder: this model has none")
     padded = pad(x, codec.model.stride)
     out = codec.model(padded, rate)

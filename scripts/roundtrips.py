@@ -31,7 +31,7 @@ LONGEST_CROP = 301
 @contextlib.contextmanager
 def encoder_symbols(codec: glc.Codec) -> Iterator[list[glc.Symbols]]:
     """Collect what the codec's encoder writes, in a list that grows with each file, while in the context."""
-    payload, seen = codec.latent_codec, []
+    payload, seen = codec._payload, []
     encode = payload.encode
 
     def note(latent: torch.Tensor, rate: torch.Tensor) -> tuple[list[bytes], glc.Symbols]:

@@ -13,7 +13,7 @@ from glc.codec.entropy import integer_kernels
 from glc.codec.native import SWITCH, Native
 from glc.codec.runtime import winograd
 
-LIBRARIES = {"winograd": winograd.NATIVE, "exact_integers": integer_kernels.NATIVE}
+LIBRARIES = {"winograd": winograd.NATIVE, "integer_kernels": integer_kernels.NATIVE}
 
 
 @pytest.fixture(params=LIBRARIES)
@@ -104,7 +104,7 @@ def test_a_folder_that_cannot_be_written_costs_only_the_compilation(
     assert compiled.library() is not None
 
 
-WRONG = {"winograd": "glc_convolve", "exact_integers": "glc_planes"}
+WRONG = {"winograd": "glc_convolve", "integer_kernels": "glc_planes"}
 
 
 def test_a_library_that_computes_something_else_is_neither_used_nor_kept(

@@ -121,7 +121,7 @@ class ExactConv2d(nn.Module):
         if largest.max() * (1 << WEIGHT_BITS) >= _SUM_LIMIT:
             raise InexactError(f"{name} has weights so large that its sums do not fit 53 bits")
         pointwise = self.radius == 0 and not depthwise
-        self._most = integer_kernels.most(weight[:, :, 0, 0]) if pointwise else -1
+        self._max_high = integer_kernels.max_high(weight[:, :, 0, 0]) if pointwise else -1
         self.register_buffer("_kept", _taps(weight).contiguous() if keep else None)
         self._own = None if keep else conv.weight.detach()
         self.register_buffer("bias", bias[:, None])
@@ -138,9 +138,9 @@ class ExactConv2d(nn.Module):
         return torch.mul(taps, 1 << WEIGHT_BITS, out=made).round_().mul_(2.0**-WEIGHT_BITS)
 
     def pointwise(self) -> Pointwise:
-        """Return a convolution of 1x1 as `exact_integers` takes it."""
+        """Return a convolution of 1x1 as `integer_kernels` takes it."""
         weight = self.weight()[0] if self._own is None else self._own[:, :, 0, 0]
-        return Pointwise(weight, self.bias[:, 0].contiguous(), self._most)
+        return Pointwise(weight, self.bias[:, 0].contiguous(), self._max_high)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map `[B, in_channels, H, W]` to float64 `[B, out_channels, H, W]` on the activations' grid."""
