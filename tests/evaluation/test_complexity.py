@@ -104,10 +104,14 @@ def test_time_inside_is_not_counted_twice(monkeypatch: pytest.MonkeyPatch) -> No
             with stopwatch.stage("inner"):
                 spend(20)
 
+    def fail() -> None:
+        with stopwatch.stage("failing"):
+            spend(100)
+            raise ValueError("tired")
+
     work()
-    with pytest.raises(ValueError, match="tired"), stopwatch.stage("failing"):
-        spend(100)
-        raise ValueError("tired")
+    with pytest.raises(ValueError, match="tired"):
+        fail()
     work()
     assert stopwatch.seconds == {"inner": 60, "outer": 6, "failing": 100}
 

@@ -10,8 +10,8 @@
 | entropy model of y | `context.QuadtreeContext`                       | `Context`       |
 
 Only the networks that give the probabilities run in integers: `Hyperprior.decode`, its `synthesis`, and
-`Context.walk`. `glc.codec.entropy.integer_nets` says what those may be made of; a network with another layer is
-refused when it is exported.
+`Context.walk`. `glc.codec.entropy.integer_nets` says what those may be made of; a network with another layer
+is refused when it is exported.
 """
 
 from collections.abc import Callable, Iterator
@@ -24,8 +24,8 @@ from torch import Tensor, nn
 Run = Callable[
     [Callable[..., tuple[Tensor, ...]], tuple[Tensor, ...], tuple[nn.Module, ...]], tuple[Tensor, ...]
 ]
-"""Calls a function with maps `[B, C, h, w]` and returns its results. It may call it with some rows at a time: the
-networks that the function uses tell how many must overlap."""
+"""Calls a function with maps `[B, C, h, w]` and returns its results. It may call it with some rows at a time:
+the networks that the function uses tell how many must overlap."""
 
 Scales = Callable[[Tensor], Tensor]
 

@@ -24,6 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from glc.codec.entropy import integer_kernels
 from glc.codec.entropy.integer_kernels import Pointwise
@@ -42,26 +43,26 @@ _POSITIONS = 1024
 Module = TypeVar("Module", bound=nn.Module)
 
 SUPPORTED = (
-    "supported layers: Conv2d (1x1, depth-wise or dense; odd size, stride 1, zero padding that keeps the size), "
-    "LeakyReLU, ReLU, PixelShuffle, PixelUnshuffle, Identity, and modules of these that otherwise add, "
-    "multiply, compare and rearrange elements"
+    "supported layers: Conv2d (1x1, depth-wise or dense; odd size, stride 1, zero padding that keeps the "
+    "size), LeakyReLU, ReLU, PixelShuffle, PixelUnshuffle, Identity, and modules of these that otherwise "
+    "add, multiply, compare and rearrange elements"
 )
 _ELEMENTWISE = (nn.ReLU, nn.PixelShuffle, nn.PixelUnshuffle, nn.Identity)
 _OPERATIONS = {
     "elementwise": """
-        add sub rsub mul neg abs sign clamp clamp_min clamp_max maximum minimum where relu leaky_relu round floor
-        ceil trunc eq ne lt le gt ge logical_and logical_or logical_not bitwise_and bitwise_or bitwise_xor
-        bitwise_not masked_fill isfinite
+        add sub rsub mul neg abs sign clamp clamp_min clamp_max maximum minimum where relu leaky_relu round
+        floor ceil trunc eq ne lt le gt ge logical_and logical_or logical_not bitwise_and bitwise_or
+        bitwise_xor         bitwise_not masked_fill isfinite
     """,
     "copies and rearrangements": """
         alias detach clone copy lift_fresh _to_copy cat stack split split_with_sizes chunk slice select unbind
-        view _unsafe_view reshape permute transpose t expand repeat unsqueeze squeeze flatten unfold as_strided
-        movedim constant_pad_nd replication_pad2d reflection_pad2d pixel_shuffle pixel_unshuffle
-        upsample_nearest2d max_pool2d_with_indices index index_select gather embedding
+        view _unsafe_view reshape permute transpose t expand repeat unsqueeze squeeze flatten unfold
+        as_strided movedim roll flip constant_pad_nd replication_pad2d reflection_pad2d pixel_shuffle
+        pixel_unshuffle         upsample_nearest2d max_pool2d_with_indices index index_select gather embedding
     """,
     "new tensors": """
-        empty zeros ones full arange scalar_tensor empty_like zeros_like ones_like full_like new_empty new_zeros
-        new_ones new_full fill zero empty_strided new_empty_strided
+        empty zeros ones full arange scalar_tensor empty_like zeros_like ones_like full_like new_empty
+        new_zeros new_ones new_full fill zero empty_strided new_empty_strided
     """,
 }
 """Operations of torch that give the same bits on every device: one correctly rounded result per element."""
@@ -343,19 +344,23 @@ def check_operations(network: nn.Module, name: str, compute: Callable[[], object
     for path, module in network.named_modules(prefix=name):
         exact_layer = isinstance(module, ExactConv2d | ExactFeedForward | ExactDepthConv)
         label = None if exact_layer else f"{path} ({type(module).__name__})"
-        enter, leave = lambda *_, label=label: watch.path.append(label), lambda *_: watch.leave()
-        handles.append(module.register_forward_pre_hook(enter))
-        handles.append(module.register_forward_hook(leave, always_call=True))
+        handles.append(module.register_forward_pre_hook(lambda *_, label=label: watch.path.append(label)))
+        handles.append(module.register_forward_hook(lambda *_: watch.leave()))
     try:
         with torch.inference_mode(False), torch.no_grad(), watch:
             compute()
+    except RuntimeError as error:  # such as a layer of torch's, which has no weights in float64
+        reason = " ".join(str(error).split())
+        raise InexactError(
+            f"{watch.path[-1]} cannot be computed in integers ({reason}); {SUPPORTED}"
+        ) from error
     finally:
         for handle in handles:
             handle.remove()
 
 
 class _Watch(TorchDispatchMode):
-    """Refuses operations that are not exact, outside of the layers that compute in integers."""
+    """Refuses operations on floats that are not exact, outside of the layers that compute in integers."""
 
     def __init__(self, name: str) -> None:
         super().__init__()
@@ -371,11 +376,16 @@ class _Watch(TorchDispatchMode):
         kwargs = kwargs or {}
         name = func.overloadpacket.__name__
         known = name in _EXACT or (name.endswith("_") and name[:-1] in _EXACT)
-        if None not in self.path and (not known or kwargs.get("alpha", 1) != 1):
-            raise InexactError(
-                f"{self.path[-1]} computes {name}, which is not exact in integers; {SUPPORTED}"
-            )
-        return func(*args, **kwargs)
+        refused = None not in self.path and (not known or kwargs.get("alpha", 1) != 1)
+        if not (refused and _has_floats((args, kwargs))):
+            made = func(*args, **kwargs)
+            if not (refused and _has_floats(made)):
+                return made
+        raise InexactError(f"{self.path[-1]} computes {name}, which is not exact; {SUPPORTED}")
+
+
+def _has_floats(values: Any) -> bool:
+    return any(isinstance(leaf, Tensor) and leaf.is_floating_point() for leaf in tree_leaves(values))
 
 
 def check_device(device: torch.device) -> None:

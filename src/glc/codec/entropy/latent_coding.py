@@ -131,8 +131,8 @@ class TransformLatentCodec:
         wanted = (1, 3 * n, 2 * self.coder.stride, 3 * self.coder.stride)
         if tuple(prior.shape) != wanted:
             raise ValueError(
-                f"coder.hyper.synthesis returns {list(prior.shape)} for z {list(z.shape)}, the context model "
-                f"of {n} channels needs {list(wanted)}: correct its layers, or `downsampling` of the hyperprior"
+                f"coder.hyper.synthesis returns {list(prior.shape)} for z {list(z.shape)}, the context "
+                f"model of {n} channels needs {list(wanted)}; correct its layers or its `downsampling`"
             )
 
         def walk() -> None:

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from glc.codec.entropy.latent_coding import make_latent_codec
 from glc.codec.entropy.tables import Table, Tables, density_tables, gaussian_tables, index_table
 from glc.codec.images import pad
 from glc.codec.weights.architecture import without_projections
@@ -18,7 +19,6 @@ from glc.errors import WeightsError
 from glc.io.checkpoint import read_checkpoint
 from glc.models.coder import TransformCoder
 from glc.models.glc import GLC
-from glc.models.hyperprior import CategoricalHyperprior, FactorizedHyperprior
 from glc.models.quantizer import VectorQuantizer
 
 
@@ -90,16 +90,17 @@ def make_tables(model: GLC, pictures: Iterable[Tensor] = ()) -> Tables:
             over all rate points; without any its code is of fixed length, as in the paper.
     """
     coder = model.coder
+    hyper: Any = getattr(coder, "hyper", None)  # a user's own is known by what it has: glc.models.protocols
     z: list[Table] = []
-    if isinstance(coder, TransformCoder) and isinstance(coder.hyper, FactorizedHyperprior):
-        z = density_tables(coder.hyper.density)
-    elif isinstance(coder, TransformCoder) and isinstance(coder.hyper, CategoricalHyperprior):
-        counts = torch.zeros(coder.hyper.quantizer.size, dtype=torch.long)
+    if hasattr(hyper, "density"):
+        z = density_tables(hyper.density)
+    elif isinstance(coder, TransformCoder):
+        counts = torch.zeros(hyper.quantizer.size, dtype=torch.long)
         with torch.inference_mode():
             for x in pictures:
                 latent = model.encoder(pad(x, model.stride))
                 for rate in range(model.num_rates):
-                    indices = coder.hyper(coder.analysis(latent, rate).float()).indices
+                    indices = hyper(coder.analysis(latent, rate).float()).indices
                     counts += torch.bincount(indices.flatten(), minlength=len(counts))
         if counts.any():  # without pictures there are none
             z = [index_table(counts)]
@@ -134,11 +135,14 @@ def export(
     model, description, rates = model_from_checkpoint(checkpoint)
     if half:
         _halve(checkpoint, model)
-    hyper = getattr(model.coder, "hyper", None)
-    if not isinstance(hyper, CategoricalHyperprior) and any(True for _ in photos):
+    if not hasattr(getattr(model.coder, "hyper", None), "quantizer") and any(True for _ in photos):
         raise WeightsError(f"{checkpoint}: has no categorical hyper code whose frequencies could be counted")
     pictures = (stack_pictures([read_rgb(photo)]) for photo in photos)
     tables = make_tables(model, pictures)
+    try:
+        make_latent_codec(model.coder, tables)
+    except ValueError as error:
+        raise WeightsError(f"{checkpoint}: cannot be used for files: {error}") from error
     state: Mapping[str, Tensor] = model.state_dict()
     if half:
         state = {name: t.half() if t.is_floating_point() else t for name, t in state.items()}
