@@ -215,7 +215,6 @@ def test_files_hold_what_the_encoder_chose_on_any_number_of_threads(
             assert symbols == glc.Symbols(sent.z[i : i + 1], sent.y[i : i + 1])
             assert other.from_symbols(symbols, (45, 70), rate) == data
             assert other.decompress(data).size == (70, 45)
-        assert len(files[0]) < 45 * 70
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
