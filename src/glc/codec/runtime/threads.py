@@ -81,8 +81,8 @@ def _compute_alone() -> None:
 class Scratch:
     """A reusable buffer; each `take` invalidates the previous one.
 
-    Fresh memory costs the system more time than a pass over it. The buffer grows when it must, and shrinks when
-    it is more than four times too large.
+    Fresh memory costs the system more time than a pass over it. The buffer grows when it must, and
+    shrinks when it is more than four times too large.
     """
 
     def __init__(self) -> None:
