@@ -1,9 +1,11 @@
-"""The three stages, trained in a row once."""
+"""Codecs of every kind, and the three stages trained in a row: each made once."""
 
 from pathlib import Path
 
 import pytest
 
+import glc
+from tests.codec.variants import VARIANTS, Variants
 from tests.short_runs import three_stages
 
 
@@ -11,3 +13,15 @@ from tests.short_runs import three_stages
 def stages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """The folders of the three stages, trained for four steps each."""
     return three_stages(tmp_path_factory.getbasetemp())
+
+
+@pytest.fixture(scope="session")
+def variants(tmp_path_factory: pytest.TempPathFactory) -> Variants:
+    """Return the weights files and codecs of all kinds."""
+    return Variants(tmp_path_factory.mktemp("codecs"))
+
+
+@pytest.fixture(params=VARIANTS)
+def codec(request: pytest.FixtureRequest, variants: Variants) -> glc.Codec:
+    """Return a codec of each kind in turn."""
+    return variants.codec(request.param)

@@ -1,4 +1,4 @@
-"""Which pictures the codec takes, what it makes of each kind, and what it refuses."""
+"""Which images the codec takes, how it pads them, what it makes of each kind, and what it refuses."""
 
 import io
 from collections.abc import Callable
@@ -11,6 +11,7 @@ from PIL import Image
 
 import glc
 from glc.codec.bitstream import unpack
+from glc.codec.images import crop, pad, padded_size
 from tests.codec.fixed_model import fixed_codec_weights, fixed_picture
 
 MODES = (
@@ -276,3 +277,21 @@ def test_a_target_may_be_large_and_not_boundless(codec: glc.Codec) -> None:
     for target in (1e308, float("inf")):
         with pytest.raises(ValueError, match="at most 10,000"):
             codec.compress(fixed_picture(1, 1), target_bpp=target)
+
+
+@pytest.mark.parametrize(
+    ("size", "stride", "expected"),
+    [((1, 64), 64, (64, 64)), ((65, 128), 64, (128, 128)), ((127, 129), 128, (128, 256))],
+)
+def test_padded_size_is_the_least_multiple(
+    size: tuple[int, int], stride: int, expected: tuple[int, int]
+) -> None:
+    assert padded_size(*size, stride) == expected
+
+
+def test_padding_repeats_the_edge_and_cropping_undoes_it() -> None:
+    x = torch.arange(6.0).reshape(1, 1, 2, 3)
+    padded = pad(x, 4)
+    assert padded[0, 0].tolist() == [[0, 1, 2, 2], [3, 4, 5, 5], [3, 4, 5, 5], [3, 4, 5, 5]]
+    assert torch.equal(crop(padded, 2, 3), x)
+    assert pad(padded, 4).shape == padded.shape

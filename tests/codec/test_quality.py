@@ -9,26 +9,16 @@ import pytest
 import glc
 from glc.codec import bitstream
 from glc.codec.bitstream import RATE_ONE
-from glc.codec.runtime.networks import PictureNetworks
+from glc.codec.runtime.networks import ImageNetworks
 from glc.codec.runtime.precision import choose_precision
 from tests.codec.fixed_model import SIZES, fixed_picture
-from tests.codec.variants import VARIANTS, WITH_Y, Variants
-
-
-@pytest.fixture(scope="module")
-def variants(tmp_path_factory: pytest.TempPathFactory) -> Variants:
-    return Variants(tmp_path_factory.mktemp("codecs"))
-
-
-@pytest.fixture(params=VARIANTS)
-def codec(request: pytest.FixtureRequest, variants: Variants) -> glc.Codec:
-    return variants.codec(request.param)
+from tests.codec.variants import WITH_Y, Variants
 
 
 @pytest.mark.parametrize("codec", WITH_Y, indirect=True)
 def test_quality_is_continuous(codec: glc.Codec, monkeypatch: pytest.MonkeyPatch) -> None:
     # Rounded to bfloat16, pictures of a random decoder differ by more than one unit of the rate changes.
-    plain = PictureNetworks(codec.model, codec.device, choose_precision("float32", codec.device))
+    plain = ImageNetworks(codec.model, codec.device, choose_precision("float32", codec.device))
     monkeypatch.setattr(codec, "networks", plain)
     top = (codec.model.num_rates - 1) * RATE_ONE
     rates = [codec.rate_of(quality) for quality in np.linspace(0, 100, 3001)]

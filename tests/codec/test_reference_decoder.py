@@ -160,12 +160,12 @@ def test_integers_have_one_payload(pairs: Any, name: str, monkeypatch: pytest.Mo
 def drawn_from(codec: Any) -> Iterator[list[torch.Tensor]]:
     """Collect the latents that pictures are drawn from."""
     found: list[torch.Tensor] = []
-    draw = codec.networks.draw
-    codec.networks.draw = lambda latents, sizes: found.append(latents[0]) or draw(latents, sizes)
+    draw = codec.decode_latent
+    codec.decode_latent = lambda latents, sizes: found.append(latents[0]) or draw(latents, sizes)
     try:
         yield found
     finally:
-        codec.networks.draw = draw
+        codec.decode_latent = draw
 
 
 @contextmanager

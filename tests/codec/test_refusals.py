@@ -16,16 +16,6 @@ from tests.codec.fixed_model import fixed_codec_weights, fixed_picture
 from tests.codec.variants import VARIANTS, Variants
 
 
-@pytest.fixture(scope="module")
-def variants(tmp_path_factory: pytest.TempPathFactory) -> Variants:
-    return Variants(tmp_path_factory.mktemp("codecs"))
-
-
-@pytest.fixture(params=VARIANTS)
-def codec(request: pytest.FixtureRequest, variants: Variants) -> glc.Codec:
-    return variants.codec(request.param)
-
-
 def test_refuses_files_of_other_weights(variants: Variants, tmp_path: Path) -> None:
     here = variants.codec("categorical")
     others = [*(variants.codec(v) for v in VARIANTS if v != "categorical")]

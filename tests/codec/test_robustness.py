@@ -14,17 +14,7 @@ from glc.codec import bitstream
 from glc.codec.entropy.ans import SYMBOL_LIMIT
 from glc.models.coder import IndicesMapCoder
 from tests.codec.fixed_model import fixed_picture
-from tests.codec.variants import VARIANTS, WITH_Y, Variants
-
-
-@pytest.fixture(scope="module")
-def variants(tmp_path_factory: pytest.TempPathFactory) -> Variants:
-    return Variants(tmp_path_factory.mktemp("codecs"))
-
-
-@pytest.fixture(params=VARIANTS)
-def codec(request: pytest.FixtureRequest, variants: Variants) -> glc.Codec:
-    return variants.codec(request.param)
+from tests.codec.variants import WITH_Y
 
 
 def outcome(codec: glc.Codec, data: bytes) -> str:

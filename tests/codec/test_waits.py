@@ -40,13 +40,13 @@ def test_a_device_is_waited_for_once_to_encode_and_once_a_step_to_decode(
     with torch.inference_mode():
         latent = codec.networks.encode([to_input(image) for image in images])
         # Of the rate points' check, which a GPU is spared, nothing is counted.
-        analysis, synthesis = codec._payload.coder.analysis, codec._payload.coder.synthesis
+        analysis, synthesis = codec.latent_codec.coder.analysis, codec.latent_codec.coder.synthesis
         with Waits() as check:
             synthesis(analysis(latent, rates), rates)
         with Waits() as encoding:
-            payloads, symbols = codec._payload.encode(latent, rates)
+            payloads, symbols = codec.latent_codec.encode(latent, rates)
         with Waits() as decoding:
-            decoded = codec._payload.decode(payloads, (latent.shape[2], latent.shape[3]), rates)
+            decoded = codec.latent_codec.decode(payloads, (latent.shape[2], latent.shape[3]), rates)
     assert decoded.symbols == symbols
     # Whether y is finite; symbols, classes and z.
     assert encoding.number - check.number // 2 == 1 + 3

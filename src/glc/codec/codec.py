@@ -1,8 +1,8 @@
-"""The codec: pictures to files and back."""
+"""The codec: images to files and back."""
 
 import warnings
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, suppress
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, suppress
 
 import torch
 from PIL import Image
@@ -10,13 +10,13 @@ from torch import Tensor
 
 from glc.codec import bitstream
 from glc.codec.bitstream import DEFAULT_LIMIT, FINGERPRINT_BYTES, MAX_RATES, RATE_ONE, Header
-from glc.codec.entropy.integer_nets import check_device
-from glc.codec.entropy.latent_coding import Decoded, IndicesMapPayload, Symbols, TransformPayload
+from glc.codec.entropy.latent_coding import Decoded, Symbols, make_latent_codec
 from glc.codec.images import LatentSearch, Picture, padded_size, to_input
 from glc.codec.rate_search import TOLERANCE, search
 from glc.codec.runtime.memory import parse_memory
-from glc.codec.runtime.networks import PictureNetworks
+from glc.codec.runtime.networks import ImageNetworks, Size
 from glc.codec.runtime.precision import choose_precision
+from glc.codec.stages import ENTROPY_CODING, Observer, Stages
 from glc.codec.weights.file import Weights
 from glc.errors import (
     DamagedError,
@@ -34,16 +34,19 @@ class TargetWarning(UserWarning):
 
 
 class Codec:
-    """Turns pictures into `.glc` files and back.
+    """Compresses images to `.glc` files and decompresses them.
 
     ```
-    picture -- pad --> x --E, g_a--> y --+--> z, y as integers --> payload --> file
-                                         |    (probabilities in exact arithmetic)
-    picture <-- crop -- x_hat <--D, g_s-- y_hat <-----------------------------'
+    image -- pad --> x --E--> l --g_a--> y --+--> z, y as integers --> payload --> file
+                                             |    (probabilities from integer networks)
+    image <-- crop -- x_hat <--D-- l_hat <--g_s-- y_hat <--------------------------'
+
+    compress   = encode_latent (x to l), entropy_encode (l to file)
+    decompress = entropy_decode (file to l_hat), decode_latent (l_hat to image)
     ```
 
     What a file decodes to, its integers, does not depend on the machine. The networks outside of the
-    probabilities are ordinary floating point: their pictures differ between machines by rounding only.
+    probabilities are ordinary floating point: their images differ between machines by rounding only.
     All methods may be called from several threads at once.
 
     Args:
@@ -66,11 +69,12 @@ class Codec:
         memory: int | str | None = None,
     ) -> None:
         self.device = torch.device(device)
-        self.model = weights.model.to(self.device).requires_grad_(False)
+        self.model = weights.model.to(self.device).eval().requires_grad_(False)
         self.weights = weights
+        self.stage = Stages()
         limit = parse_memory(memory) if isinstance(memory, str) else memory
         precisions = choose_precision(precision, self.device)
-        self.networks = PictureNetworks(self.model, self.device, precisions, limit, weights.files)
+        self.networks = ImageNetworks(self.model, self.device, precisions, limit, weights.files, self.stage)
         """E and D as they run."""
         if self.model.num_rates > MAX_RATES:
             raise WeightsError(
@@ -78,29 +82,14 @@ class Codec:
             )
         if self.model.encoder.downsampling != self.model.decoder.downsampling:
             raise WeightsError(f"{weights.source}: encoder and decoder differ in their downsampling")
-        coder = self.model.coder
         # Indices-map coding has no rate between two codebooks.
-        self._unit = RATE_ONE if isinstance(coder, IndicesMapCoder) else 1
+        self._unit = RATE_ONE if isinstance(self.model.coder, IndicesMapCoder) else 1
         try:
-            self._payload: TransformPayload | IndicesMapPayload = (
-                IndicesMapPayload(coder)
-                if isinstance(coder, IndicesMapCoder)
-                else TransformPayload(coder, weights.tables, self._exact_device())
-            )
+            self.latent_codec = make_latent_codec(self.model.coder, weights.tables, self.device, self.stage)
+            """The coder as it runs: its integer networks and its entropy coder."""
         except (InexactError, ValueError) as error:
             raise WeightsError(f"{weights.source}: cannot be used for files: {error}") from error
         self.networks.release()
-
-    def _exact_device(self) -> torch.device:
-        """Return where the exact networks run: the device, or the CPU where the device is not exact."""
-        if self.device.type != "cpu":
-            try:
-                check_device(self.device)
-                return self.device
-            except InexactError:
-                pass
-        check_device(torch.device("cpu"))
-        return torch.device("cpu")
 
     @property
     def fingerprint(self) -> bytes:
@@ -145,11 +134,11 @@ class Codec:
             raise ValueError(f"target_size must be a positive number of bytes, got {target_size}")
         target = target_size if target_bpp is None else target_bpp * height * width / 8
         with torch.inference_mode():
-            latent = self._latent([x])
+            latent = self.encode_latent([x])
             if target is None:
                 rate = self.rate_of(quality)
                 latent = latent if effort is None else self._improved(effort, x, latent, rate)
-                return self._encode(latent, [(height, width)], rate)[0]
+                return self.entropy_encode(latent, [(height, width)], rate)[0][0]
             rate, data = self._search(latent, x, target)
             if effort is not None:
                 # A better latent may need a few bits more, and so not fit where E's just did.
@@ -169,9 +158,9 @@ class Codec:
     def compress_batch(self, images: Sequence[Picture], quality: float = 50) -> list[bytes]:
         """Return the files of pictures that have one size once padded, coded together; see `compress`."""
         inputs = [to_input(image) for image in images]
-        with torch.inference_mode():
-            sizes = [(x.shape[-2], x.shape[-1]) for x in inputs]
-            return self._encode(self._latent(inputs), sizes, self.rate_of(quality)) if inputs else []
+        sizes = [(x.shape[-2], x.shape[-1]) for x in inputs]
+        rate = self.rate_of(quality)
+        return self.entropy_encode(self.encode_latent(inputs), sizes, rate)[0] if inputs else []
 
     def decompress(self, data: bytes, *, max_pixels: int = DEFAULT_LIMIT) -> Image.Image:
         """Return the picture in a file.
@@ -192,10 +181,85 @@ class Codec:
         """Return the pictures in files whose pictures have one size once padded; see `decompress`."""
         if not files:
             return []
+        decoded, sizes = self.entropy_decode(files, max_pixels=max_pixels)
+        return self.decode_latent(decoded.latent_hat, sizes)
+
+    @torch.inference_mode()
+    def encode_latent(self, inputs: Sequence[Tensor]) -> Tensor:
+        """Return E's latents l `[B, C, h, w]` of images: the first of the two stages of `compress`.
+
+        Args:
+            inputs: from `glc.codec.images.to_input`, of one size once padded.
+
+        Raises:
+            ValueError: when they are of several sizes.
+            MemoryLimitError: when an image needs more memory than may be used.
+        """
+        if len({padded_size(x.shape[-2], x.shape[-1], self.model.stride) for x in inputs}) > 1:
+            raise ValueError("the pictures of a batch must have one size once padded to the model's stride")
+        return self.networks.encode(inputs)
+
+    @torch.inference_mode()
+    def entropy_encode(self, latent: Tensor, sizes: Sequence[Size], rate: int) -> tuple[list[bytes], Symbols]:
+        """Return the files of latents, and the integers in them: the second stage of `compress`.
+
+        Args:
+            latent: l `[B, C, h, w]`, from `encode_latent`.
+            sizes: height and width in pixels of each image.
+            rate: rate point in units of 1 / 4096, see `rate_of`.
+
+        Raises:
+            MemoryLimitError: when the entropy model needs more memory than may be used.
+        """
+        rates = latent.new_full((len(latent),), rate / RATE_ONE)
+        with self._coding(len(latent), (latent.shape[-2], latent.shape[-1])):
+            payloads, symbols = self.latent_codec.encode(latent, rates)
+        headers = (Header(fingerprint=self.fingerprint, width=w, height=h, rate=rate) for h, w in sizes)
+        return [bitstream.pack(*each) for each in zip(headers, payloads, strict=True)], symbols
+
+    @torch.inference_mode()
+    def entropy_decode(
+        self, files: Sequence[bytes], *, max_pixels: int = DEFAULT_LIMIT
+    ) -> tuple[Decoded, list[Size]]:
+        """Return the integers and latents l_hat in files of one padded size, and the sizes of their images.
+
+        It is the first of the two stages of `decompress`.
+
+        Raises:
+            BitstreamError: when a file cannot be decoded.
+            ValueError: when they are of several sizes.
+            MemoryLimitError: when the entropy model needs more memory than may be used.
+        """
         headers, payloads = self._open(files, max_pixels)
-        with torch.inference_mode():
-            decoded = self._decode(headers, payloads)
-            return self._draw(decoded.latent_hat, headers)
+        size = self._latent_size(headers[0])
+        with self._coding(len(headers), size):
+            decoded = self.latent_codec.decode(payloads, size, self._rates(headers))
+        return decoded, [(header.height, header.width) for header in headers]
+
+    @torch.inference_mode()
+    def decode_latent(self, latent_hat: Tensor, sizes: Sequence[Size]) -> list[Image.Image]:
+        """Return D's images of latents l_hat `[B, C, h, w]`: the second stage of `decompress`.
+
+        Args:
+            latent_hat: from `entropy_decode`.
+            sizes: height and width in pixels of each image.
+
+        Raises:
+            DamagedError: when an image has pixels that are not finite.
+            MemoryLimitError: when an image needs more memory than may be used.
+        """
+        try:
+            return [Image.fromarray(image) for image in self.networks.decode(latent_hat, sizes)]
+        except NotFiniteError as error:
+            raise DamagedError(f"corrupt file: the decoded image has non-finite pixels ({error})") from error
+
+    def observe(self, observer: Observer) -> AbstractContextManager[None]:
+        """Have an observer surround each stage that runs within the block; see `glc.codec.stages`.
+
+        The stages are `E`, `D`, `refiner` and `entropy coding`, and within the latter `g_a`, `h_a, C_h`,
+        `exact networks` and `g_s`; of an `IndicesMapCoder`, `search of codes`.
+        """
+        return self.stage.observe(observer)
 
     def symbols(self, data: bytes, *, max_pixels: int = DEFAULT_LIMIT) -> Symbols:
         """Return the integers in a file: they are the same on every machine.
@@ -204,9 +268,7 @@ class Codec:
             BitstreamError: when the file cannot be decoded.
             MemoryLimitError: when the picture needs more memory than may be used.
         """
-        headers, payloads = self._open([data], max_pixels)
-        with torch.inference_mode():
-            return self._decode(headers, payloads).symbols
+        return self.entropy_decode([data], max_pixels=max_pixels)[0].symbols
 
     def decode_z(self, data: bytes, *, max_pixels: int = DEFAULT_LIMIT) -> Image.Image:
         """Return the picture that the hyper code alone predicts, all symbols of y taken as zero (figure 5).
@@ -220,8 +282,8 @@ class Codec:
         with torch.inference_mode():
             size, rate = self._latent_size(headers[0]), self._rates(headers)
             with self._coding(1, size):
-                latent_hat = self._payload.decode_z(payloads, size, rate)
-            return self._draw(latent_hat, headers)[0]
+                latent_hat = self.latent_codec.decode_z(payloads, size, rate)
+            return self.decode_latent(latent_hat, [(headers[0].height, headers[0].width)])[0]
 
     def from_symbols(self, symbols: Symbols, size: tuple[int, int], rate: int) -> bytes:
         """Return the file that holds given integers; `symbols` undoes it.
@@ -241,9 +303,9 @@ class Codec:
             raise ValueError(f"the model has no rate point {rate / RATE_ONE}")
         header = Header(fingerprint=self.fingerprint, width=size[1], height=size[0], rate=rate)
         latent_size = self._latent_size(header)
-        self._payload.check(symbols, latent_size)
+        self.latent_codec.check(symbols, latent_size)
         with torch.inference_mode(), self._coding(1, latent_size):
-            (payload,) = self._payload.write(symbols, self._rates([header]))
+            (payload,) = self.latent_codec.write(symbols, self._rates([header]))
         return bitstream.pack(header, payload)
 
     def rate_of(self, quality: float) -> int:
@@ -261,20 +323,10 @@ class Codec:
         """Return the quality of a rate point in units of 1 / 4096; 0 where there is only one."""
         return 100 * rate / max(1, (self.model.num_rates - 1) * RATE_ONE)
 
-    def _latent(self, inputs: Sequence[Tensor]) -> Tensor:
-        if len({padded_size(x.shape[-2], x.shape[-1], self.model.stride) for x in inputs}) > 1:
-            raise ValueError("the pictures of a batch must have one size once padded to the model's stride")
-        return self.networks.encode(inputs)
-
-    def _coding(self, count: int, size: tuple[int, int]) -> AbstractContextManager[None]:
-        return self.networks.coding(self._payload.memory(count, size))
-
-    def _encode(self, latent: Tensor, sizes: Sequence[tuple[int, int]], rate: int) -> list[bytes]:
-        rates = latent.new_full((len(latent),), rate / RATE_ONE)
-        with self._coding(len(latent), (latent.shape[-2], latent.shape[-1])):
-            payloads, _ = self._payload.encode(latent, rates)
-        headers = (Header(fingerprint=self.fingerprint, width=w, height=h, rate=rate) for h, w in sizes)
-        return [bitstream.pack(*each) for each in zip(headers, payloads, strict=True)]
+    @contextmanager
+    def _coding(self, count: int, size: Size) -> Iterator[None]:
+        with self.networks.coding(self.latent_codec.memory(count, size)), self.stage(ENTROPY_CODING):
+            yield
 
     def _improved(self, effort: LatentSearch, x: Tensor, latent: Tensor, rate: int) -> Tensor:
         with self.networks.searching():
@@ -287,7 +339,7 @@ class Codec:
         made: dict[int, bytes] = {}
 
         def size_of(setting: int) -> int:
-            made[setting] = self._encode(latent, [(height, width)], setting * self._unit)[0]
+            made[setting] = self.entropy_encode(latent, [(height, width)], setting * self._unit)[0][0]
             return len(made[setting])
 
         top = (self.model.num_rates - 1) * RATE_ONE // self._unit
@@ -315,25 +367,13 @@ class Codec:
             raise ValueError("the pictures of a batch must have one size once padded to the model's stride")
         return headers, payloads
 
-    def _latent_size(self, header: Header) -> tuple[int, int]:
+    def _latent_size(self, header: Header) -> Size:
         height, width = padded_size(header.height, header.width, self.model.stride)
         factor = self.model.decoder.downsampling
         return height // factor, width // factor
 
     def _rates(self, headers: Sequence[Header]) -> Tensor:
         return torch.tensor([header.rate / RATE_ONE for header in headers], device=self.device)
-
-    def _decode(self, headers: Sequence[Header], payloads: Sequence[bytes]) -> Decoded:
-        size = self._latent_size(headers[0])
-        with self._coding(len(headers), size):
-            return self._payload.decode(payloads, size, self._rates(headers))
-
-    def _draw(self, latent_hat: Tensor, headers: Sequence[Header]) -> list[Image.Image]:
-        try:
-            pictures = self.networks.draw(latent_hat, [(header.height, header.width) for header in headers])
-        except NotFiniteError as error:
-            raise DamagedError(f"damaged: the symbols are none of a picture, its {error}") from error
-        return [Image.fromarray(picture) for picture in pictures]
 
 
 def choose_device(name: str | torch.device) -> torch.device:

@@ -1,7 +1,4 @@
-"""What a codec takes for a picture, how the networks get it, and who may look for a better latent of it.
-
-Padding: the only place where pictures of any size meet the model's stride.
-"""
+"""Images that a codec takes, as its networks get them: conversion, and padding to the model's stride."""
 
 from typing import Protocol
 

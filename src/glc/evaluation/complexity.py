@@ -21,8 +21,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from glc.codec.codec import Codec
-from glc.codec.entropy.latent_coding import TransformPayload
 from glc.codec.images import padded_size
+from glc.codec.stages import ENTROPY_CODING
 from glc.evaluation.tables import NOTHING, ResultTable, published_latencies
 from glc.models.coder import TransformCoder
 from glc.models.glc import GLC, count_parameters
@@ -280,19 +280,15 @@ def to_markdown(found: Complexity, published: bool = True) -> str:
     return "\n".join([f"# Complexity\n\n{intro}", *sections])
 
 
-ENTROPY_CODING = "entropy coding"
-"""Everything between the networks' tensors and bytes: choosing a step's elements, copies off the device,
-sorting by class, the coder itself, and putting symbols back."""
-
 _STATUS = Path("/proc/self/status")
 _CLEAR = Path("/proc/self/clear_refs")
 
 
 class Stopwatch:
-    """Sums the wall time of wrapped functions; time inside an inner one does not count for the outer.
+    """Sums the wall time of stages; time inside an inner one does not count for the outer.
 
     Args:
-        device: waited for before and after each call, where it works on its own.
+        device: waited for before and after each stage, where it works on its own.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -300,22 +296,19 @@ class Stopwatch:
         self._device = device
         self._inner = [0.0]
 
-    def wrap(self, part: str, function: Callable[..., Any]) -> Callable[..., Any]:
-        """Return the function, timed under the name of a part."""
-
-        def timed(*args: Any, **kwargs: Any) -> Any:
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Time the block under a name."""
+        wait(self._device)
+        start = time.perf_counter()
+        self._inner.append(0.0)
+        try:
+            yield
+        finally:
             wait(self._device)
-            start = time.perf_counter()
-            self._inner.append(0.0)
-            try:
-                return function(*args, **kwargs)
-            finally:
-                wait(self._device)
-                whole = time.perf_counter() - start
-                self.seconds[part] += whole - self._inner.pop()
-                self._inner[-1] += whole
-
-        return timed
+            whole = time.perf_counter() - start
+            self.seconds[name] += whole - self._inner.pop()
+            self._inner[-1] += whole
 
 
 def wait(device: torch.device) -> None:
@@ -326,34 +319,10 @@ def wait(device: torch.device) -> None:
 
 @contextmanager
 def watched(codec: Codec) -> Iterator[Stopwatch]:
-    """Time the parts of a codec within the block, by their names in the paper and `ENTROPY_CODING`."""
+    """Time the stages of a codec within the block, by the names that `Codec.observe` lists."""
     stopwatch = Stopwatch(codec.device)
-    payload, model = codec._payload, codec.model
-    functions: list[tuple[str, Any, str]] = [("E", codec.networks, "encode"), ("D", codec.networks, "draw")]
-    if isinstance(payload, TransformPayload):
-        coder = payload.coder
-        functions += [
-            ("g_a", coder.analysis, "forward"),
-            ("h_a, C_h", coder.hyper, "forward"),
-            ("g_s", coder.synthesis, "forward"),
-            ("exact networks", payload.synthesis, "forward"),
-            ("exact networks", payload.context, "split_prior"),
-            ("exact networks", payload.context, "predict"),
-        ]
-    else:
-        functions.append(("search of codes", payload.coder, "forward"))
-    if model.refiner is not None:
-        functions.append(("refiner", model.refiner, "forward"))
-    # What is left of reading and writing a payload, beside the networks inside, is entropy coding.
-    functions += [(ENTROPY_CODING, payload, "encode"), (ENTROPY_CODING, payload, "decode")]
-    try:
-        for part, holder, name in functions:
-            setattr(holder, name, stopwatch.wrap(part, getattr(holder, name)))
+    with codec.observe(stopwatch.stage):
         yield stopwatch
-    finally:
-        for _, holder, name in functions:
-            # The class's own method shows again.
-            vars(holder).pop(name, None)
 
 
 class PeakMemory:

@@ -1,6 +1,7 @@
 """The latent auto-encoder: a VQGAN's encoder E, decoder D and codebook C (paper sections 3.2, 8.1)."""
 
-from collections.abc import Mapping, Sequence
+import copy
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -24,9 +25,9 @@ class _Pipeline(nn.Module):
         self.blocks = nn.ModuleList(blocks)
         self.checkpointing = checkpointing
 
-    def run(self, x: Tensor, stop: int | None = None) -> Tensor:
-        """Apply the blocks before `stop`, or all."""
-        for block in self.blocks[:stop]:
+    def run(self, x: Tensor, blocks: Iterable[nn.Module]) -> Tensor:
+        """Apply some of the blocks."""
+        for block in blocks:
             if self.checkpointing and self.training:
                 x = checkpoint(block, x, use_reentrant=False)
             else:
@@ -35,7 +36,7 @@ class _Pipeline(nn.Module):
 
 
 class Encoder(_Pipeline):
-    """E: picture to latent.
+    """E: image to latent.
 
     ```
     x [B, 3, H, W] in [-1, 1]
@@ -107,15 +108,17 @@ class Encoder(_Pipeline):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map `[B, 3, H, W]` in [-1, 1] to a latent `[B, latent_channels, H / f, W / f]`."""
-        return self.run(x).float()
+        return self.run(x, self.blocks).float()
 
 
-def _apply(block: nn.Module, x: Tensor) -> Tensor:
-    return block(x)
+def _chain(blocks: Iterable[nn.Module], x: Tensor) -> Tensor:
+    for block in blocks:
+        x = block(x)
+    return x
 
 
 class Decoder(_Pipeline):
-    """D: latent to picture, the mirror image of `Encoder` (its other arguments are explained there).
+    """D: latent to image, the mirror of `Encoder` (its other arguments are explained there).
 
     ```
     l [B, latent_channels, H / f, W / f]
@@ -125,15 +128,15 @@ class Decoder(_Pipeline):
     x_hat [B, 3, H, W], nominally in [-1, 1], not clamped
     ```
 
-    A stem of 4 draws squares of 4 x 4 pixels that know nothing of each other. Fine blocks see across them, at
-    half the picture's size: with `fine_blocks` the last line is
+    A stem of 4 renders squares of 4 x 4 pixels independently of each other. Fine blocks see across them, at
+    half the image's size: with `fine_blocks` the last line is
 
     ```
       -> norm -> swish -> 3x3 -> depth-to-space (stem / 2) -> residual blocks -> 3x3 -> depth-to-space (2)
     ```
 
     Args:
-        fine_blocks: residual blocks at half the picture's size.
+        fine_blocks: residual blocks at half the image's size.
         fine_channels: their width, at least 12.
 
     Raises:
@@ -182,8 +185,7 @@ class Decoder(_Pipeline):
         blocks.append(make_norm(norm, width))
         if out_activation:
             blocks.append(nn.SiLU())
-        self._ending = len(blocks)
-        shuffle = stem
+        head, shuffle = len(blocks), stem
         if fine_blocks:
             blocks.append(nn.Conv2d(width, fine_channels * (stem // 2) ** 2, 3, padding=1))
             if stem > 2:
@@ -197,16 +199,27 @@ class Decoder(_Pipeline):
         self.latent_channels = latent_channels
         self.downsampling = stem * 2 ** (len(multipliers) - 1)
         self.fine_blocks = fine_blocks
-        self._stem = stem
+        self._head = head
+        """Position of the first of the blocks that turn features into pixels."""
+        self._run_tail = _chain
 
-        self._apply_last = _apply
-        self._last = len(blocks) - (2 if shuffle > 1 else 1)
+    @property
+    def tail(self) -> nn.ModuleList:
+        """The last convolution, and the depth-to-space after it where there is one."""
+        return self.blocks[-2 if isinstance(self.blocks[-1], nn.PixelShuffle) else -1 :]
+
+    @property
+    def last_layer(self) -> nn.Parameter:
+        """Weight of the last convolution, where the adversarial loss is balanced."""
+        weight = self.tail[0].weight
+        assert isinstance(weight, nn.Parameter)
+        return weight
 
     @torch.no_grad()
     def grown(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Return this decoder's weights such that it draws what one without its fine blocks draws.
+        """Return this decoder's weights such that it renders what one without its fine blocks renders.
 
-        The picture becomes the first channels of the fine blocks, which begin as identities.
+        The image becomes the first channels of the fine blocks, which begin as identities.
 
         Args:
             weights: `state_dict()` of the decoder without them.
@@ -214,37 +227,27 @@ class Decoder(_Pipeline):
         Raises:
             KeyError, RuntimeError: when they are of another decoder.
         """
-        half, last = self._stem // 2, f"blocks.{self._last}."
-        own = {name: tensor.clone() for name, tensor in self.state_dict().items()}
-        for name, tensor in weights.items():
-            if int(name.split(".")[1]) < self._ending:
-                own[name] = tensor
-        for kind in ("weight", "bias"):
-            ending = f"blocks.{self._ending}.{kind}"
+        made = copy.deepcopy(self)
+        body = {name: t for name, t in weights.items() if int(name.split(".")[1]) < self._head}
+        made.load_state_dict(body, strict=False)
+        layers: list[Any] = [b for b in made.blocks[self._head :] if not isinstance(b, nn.PixelShuffle)]
+        first, *fine, last = layers
+        half = round((first.out_channels / last.in_channels) ** 0.5)
+        for kind, own in first.named_parameters():
             # Color, row and column in the stem -> color, place in a square of 2, place of the square.
-            drawn = weights[ending].unflatten(0, (3, half, 2, half, 2))
-            own[ending][: _QUAD * half**2] = drawn.movedim((2, 4), (1, 2)).flatten(0, 4)
-        for index, block in enumerate(self.blocks):
-            if index > self._ending and isinstance(block, ResidualBlock):
-                own[f"blocks.{index}.conv2.weight"].zero_()
-                own[f"blocks.{index}.conv2.bias"].zero_()
-        own[last + "bias"].zero_()
-        nn.init.dirac_(own[last + "weight"])
-        return own
-
-    @property
-    def last_layer(self) -> nn.Parameter:
-        """Weight of the last convolution, where the adversarial loss is balanced."""
-        weight = self.blocks[self._last].weight
-        assert isinstance(weight, nn.Parameter)
-        return weight
+            given = weights[f"blocks.{self._head}.{kind}"].unflatten(0, (3, half, 2, half, 2))
+            own[: _QUAD * half**2] = given.movedim((2, 4), (1, 2)).flatten(0, 4)
+        for block in fine:
+            block.conv2.weight.zero_()
+            block.conv2.bias.zero_()
+        last.bias.zero_()
+        nn.init.dirac_(last.weight)
+        return made.state_dict()
 
     def forward(self, latent: Tensor) -> Tensor:
         """Map `[B, latent_channels, h, w]` to `[B, 3, f h, f w]`, nominally in [-1, 1]."""
-        x = self.run(latent, self._last)
-        for block in self.blocks[self._last :]:
-            x = self._apply_last(block, x)
-        return x.float()
+        tail = self.tail
+        return self._run_tail(tail, self.run(latent, self.blocks[: -len(tail)])).float()
 
     def compile(self, *args: Any, **kwargs: Any) -> None:
         """Compile all but the last layer.
@@ -252,7 +255,7 @@ class Decoder(_Pipeline):
         The adversarial loss is differentiated down to the last layer alone: within a compiled graph that
         would cost (and, since graphs free their buffers, forbid) a backward pass of the whole decoder.
         """
-        self._apply_last = torch.compiler.disable(_apply)
+        self._run_tail = torch.compiler.disable(_chain)
         super().compile(*args, **kwargs)
 
 

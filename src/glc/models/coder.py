@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from glc.layers.blocks import GatedFeedForward
 from glc.models.context import QuadtreeContext
 from glc.models.hyperprior import HYPER_DOWNSAMPLING, CategoricalHyperprior, FactorizedHyperprior
+from glc.models.protocols import require
 from glc.models.quantizer import VectorQuantizer, kmeans, nearest_code
 from glc.models.transform import Rate, RateTransform
 
@@ -52,15 +53,19 @@ class TransformCoder(nn.Module):
                      '--> z, C_h --' prior -> quadtree context
     ```
 
+    Each network may be one of a user's own: `glc.models.protocols` says what it needs.
+
     Args:
         latent_channels: C, width of l.
-        hyper: the hyper module; its channels are N.
+        hyper: the hyperprior; its channels are N.
         context: the context model over N channels.
         num_rates: K, number of trained rate points.
-    """
+        analysis: g_a, in the place of a `RateTransform` from C to N channels.
+        synthesis: g_s, in the place of one from N to C channels.
 
-    stride = HYPER_DOWNSAMPLING
-    """Sides of the latent must be multiples of it."""
+    Raises:
+        ValueError: when the hyperprior or the context model lacks what the codec asks of it.
+    """
 
     def __init__(
         self,
@@ -68,23 +73,33 @@ class TransformCoder(nn.Module):
         hyper: CategoricalHyperprior | FactorizedHyperprior,
         context: QuadtreeContext,
         num_rates: int = 4,
+        analysis: nn.Module | None = None,
+        synthesis: nn.Module | None = None,
     ) -> None:
         super().__init__()
+        require(hyper, "hyperprior", "synthesis", "decode")
+        if not hasattr(hyper, "density"):
+            require(hyper, "hyperprior", "quantizer")
+        require(context, "context model", "channels", "masks", "walk", "decode_mean")
         n = context.channels
         self.num_rates = num_rates
-        self.analysis = RateTransform(latent_channels, n, n, num_rates, ratio=2**0.5)
+        self.stride: int = getattr(hyper, "downsampling", HYPER_DOWNSAMPLING)
+        """Sides of the latent must be multiples of it."""
+        self.analysis = analysis or RateTransform(latent_channels, n, n, num_rates, ratio=2**0.5)
         self.hyper = hyper
         self.context = context
-        self.synthesis = RateTransform(n, n, latent_channels, num_rates, ratio=0.5**0.5)
+        self.synthesis = synthesis or RateTransform(n, n, latent_channels, num_rates, ratio=0.5**0.5)
         self._start_with_unit_scales(n)
 
     @torch.no_grad()
     def _start_with_unit_scales(self, n: int) -> None:
         """Let quantisation steps and scales start near 1, where they have useful gradients."""
-        for network, shifted in ((self.hyper.synthesis, 2 * n), (self.context.shared, n)):
-            last = [m for m in network.modules() if isinstance(m, GatedFeedForward)][-1]
-            assert last.project.bias is not None
-            last.project.bias[:shifted] += 1
+        for module, shifted in ((self.hyper.synthesis, 2 * n), (getattr(self.context, "shared", None), n)):
+            found = [] if module is None else list(module.modules())
+            layers = [m for m in found if isinstance(m, GatedFeedForward)]
+            if layers:  # a user's own network may start otherwise
+                assert layers[-1].project.bias is not None
+                layers[-1].project.bias[:shifted] += 1
 
     def forward(self, latent: Tensor, rate: Rate, noise: bool = False) -> CoderOutput:
         """Code l `[B, C, h, w]`, h and w multiples of 4, at a rate point.

@@ -1,5 +1,6 @@
 """The quadtree partition context model: y in four steps, each seeing those before (paper section 8.2)."""
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
@@ -7,6 +8,7 @@ from torch import Tensor, nn
 
 from glc.layers.blocks import DepthConvBlock
 from glc.models.entropy import gaussian_bits, lower_bound, quantize
+from glc.models.protocols import ContextStep, Run, Scales, run_whole
 
 STEPS = 4
 
@@ -51,7 +53,7 @@ class ContextOutput(NamedTuple):
 
 
 class QuadtreeContext(nn.Module):
-    """Entropy model of y given the hyper prior, in four steps (paper section 3.3, 8.2).
+    """Entropy model of y given the prior of the hyper-latent, in four steps (paper section 3.3, 8.2).
 
     ```
     prior [B, 3N, h, w] -- chunk --> step (>= 0.5), scale, mean of the elements of step 0
@@ -96,42 +98,71 @@ class QuadtreeContext(nn.Module):
         scales, means = self.shared(self.adaptors[k - 1](torch.cat((y_hat, reduced), 1))).chunk(2, 1)
         return scales, means
 
+    def masks(self, height: int, width: int, device: torch.device | None = None) -> Tensor:
+        """Return which elements each step codes: boolean `[STEPS, 1, N, height, width]`."""
+        return quadtree_masks(self.channels, height, width, device)
+
+    def walk(
+        self, prior: Tensor, run: Run = run_whole, scales: Scales | None = None
+    ) -> Iterator[ContextStep]:
+        """Yield the four steps in turn: the one walk of the quadtree, of encoders, decoders and training.
+
+        Set `step.symbols` of each step before asking for the next one. After the loop the last step's `y_hat`
+        is the whole y_hat.
+
+        Args:
+            prior: output of the hyperprior, `[B, 3N, h, w]`.
+            run: calls a function with maps, perhaps on some rows at a time; see `glc.models.protocols.Run`.
+            scales: maps the scales `[B, N, h, w]` of a step to what the caller wants of them.
+        """
+        scales = scales or (lambda found: found)
+
+        def split(prior: Tensor) -> tuple[Tensor, ...]:
+            quant_step, found, means, reduced = self.split_prior(prior)
+            return quant_step, scales(found), means, reduced
+
+        quant_step, found, means, reduced = run(split, (prior,), (self.reduction,))
+        del prior
+        masks = self.masks(means.shape[-2], means.shape[-1], means.device)
+        y_hat = torch.zeros_like(means)
+        for k in range(STEPS):
+            if k > 0:
+
+                def predict(y_hat: Tensor, reduced: Tensor, k: int = k) -> tuple[Tensor, ...]:
+                    found, means = self.predict(k, y_hat, reduced)
+                    return scales(found), means
+
+                found, means = run(predict, (y_hat, reduced), (self.adaptors[k - 1], self.shared))
+            step = ContextStep(masks[k], quant_step, found, means)
+            yield step
+            y_hat = torch.where(masks[k], step.symbols + means, y_hat)
+        step.y_hat = y_hat * quant_step
+
     def forward(self, y: Tensor, prior: Tensor, noise: bool = False) -> ContextOutput:
         """Quantise y `[B, N, h, w]` and estimate its bits, given the prior `[B, 3N, h, w]`.
 
         Args:
             y: output of g_a.
-            prior: output of the hyper module.
+            prior: output of the hyperprior.
             noise: estimate the bits of `y / step - mean` plus uniform noise instead of its rounding; the
                 gradient of the rate is then that of a smooth function. What the decoder sees is rounded
                 either way.
         """
-        steps, scales, means, reduced = self.split_prior(prior)
-        masks = quadtree_masks(self.channels, y.shape[-2], y.shape[-1], y.device)
-        scaled = y / steps
-        y_hat = torch.zeros_like(scaled)
-        all_scales, all_means = torch.zeros_like(scaled), torch.zeros_like(scaled)
-        for k in range(STEPS):
-            if k > 0:
-                scales, means = self.predict(k, y_hat, reduced)
-            mask = masks[k]
-            symbols = quantize(scaled - means)
-            y_hat = torch.where(mask, symbols + means, y_hat)
-            all_scales = torch.where(mask, scales, all_scales)
-            all_means = torch.where(mask, means, all_means)
-        residual = scaled - all_means
+        scales, means, scaled = torch.zeros_like(y), torch.zeros_like(y), None
+        for step in self.walk(prior):
+            scaled = y / step.quant_step if scaled is None else scaled
+            step.symbols = quantize(scaled - step.means)
+            scales = torch.where(step.mask, step.scales, scales)
+            means = torch.where(step.mask, step.means, means)
+        assert scaled is not None
+        residual = scaled - means
         symbols = quantize(residual)
-        bounded = lower_bound(all_scales, self.scale_bound)
+        bounded = lower_bound(scales, self.scale_bound)
         coded = residual + torch.rand_like(residual) - 0.5 if noise else symbols
-        return ContextOutput(symbols, y_hat * steps, all_means, bounded, gaussian_bits(coded, bounded))
+        return ContextOutput(symbols, step.y_hat, means, bounded, gaussian_bits(coded, bounded))
 
     def decode_mean(self, prior: Tensor) -> Tensor:
         """Return the y_hat `[B, N, h, w]` that the prior alone predicts, all symbols zero (figure 5)."""
-        steps, _, means, reduced = self.split_prior(prior)
-        masks = quadtree_masks(self.channels, prior.shape[-2], prior.shape[-1], prior.device)
-        y_hat = torch.zeros_like(means)
-        for k in range(STEPS):
-            if k > 0:
-                _, means = self.predict(k, y_hat, reduced)
-            y_hat = torch.where(masks[k], means, y_hat)
-        return y_hat * steps
+        for step in self.walk(prior):
+            step.symbols = torch.zeros_like(step.means)
+        return step.y_hat

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from glc.models.autoencoder import Decoder, Encoder
 from glc.models.code_predictor import CodePredictionRefiner
 from glc.models.coder import CoderOutput, IndicesMapCoder, TransformCoder
+from glc.models.protocols import require
 from glc.models.transform import Rate
 
 
@@ -31,11 +32,16 @@ class GLC(nn.Module):
                               z --C_h--> z_hat --h_s--> prior
     ```
 
+    E and D may be a user's own networks: `glc.models.protocols` says what they need.
+
     Args:
         encoder: E.
         decoder: D.
         coder: from l to l_hat: `TransformCoder`, or `IndicesMapCoder` (ablation).
         refiner: replaces l_hat before D (the ablation "code prediction in the network").
+
+    Raises:
+        ValueError: when E or D lacks what the codec asks of it.
     """
 
     def __init__(
@@ -46,6 +52,8 @@ class GLC(nn.Module):
         refiner: CodePredictionRefiner | None = None,
     ) -> None:
         super().__init__()
+        require(encoder, "encoder", "latent_channels", "downsampling")
+        require(decoder, "decoder", "latent_channels", "downsampling")
         self.encoder = encoder
         self.decoder = decoder
         self.coder = coder

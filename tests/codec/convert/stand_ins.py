@@ -6,15 +6,15 @@ tensor under a wrong name would have other values, and the result would be anoth
 
 import hashlib
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from glc.codec.convert import codeformer, glc_image, taming
-from glc.codec.convert.layout import Layout
+from glc.codec.convert.layouts import LAYOUTS, FittedLayout
 
-SMALL = glc_image.Sizes(
+SMALL = SimpleNamespace(
     channels=32,
     latent_channels=32,
     codes=64,
@@ -32,12 +32,12 @@ SALT = 7
 """Chosen so that no value lies so near to a rounding boundary that machines could disagree."""
 
 
-def layouts() -> dict[str, Layout]:
+def layouts() -> dict[str, FittedLayout]:
     """Return the small layouts by their kinds."""
     return {
-        "glc": glc_image.layout(SMALL),
-        "taming": taming.layout(channels=32, latent_channels=32, codes=64),
-        "codeformer": codeformer.layout(channels=32, latent_channels=32, codes=64),
+        "glc": LAYOUTS["glc"].fit(**vars(SMALL)),
+        "taming": LAYOUTS["taming"].fit(channels=32, latent_channels=32, codes=64),
+        "codeformer": LAYOUTS["codeformer"].fit(channels=32, latent_channels=32, codes=64),
     }
 
 
@@ -70,7 +70,7 @@ def stand_in(name: str, shape: tuple[int, ...]) -> Tensor:
     return torch.from_numpy(values.astype(np.float32).reshape(shape))
 
 
-def stand_ins(layout: Layout) -> dict[str, Tensor]:
+def stand_ins(layout: FittedLayout) -> dict[str, Tensor]:
     """Return a whole published file's tensors."""
     return {name: stand_in(name, entry.shape) for name, entry in layout.entries.items()}
 

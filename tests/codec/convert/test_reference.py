@@ -71,7 +71,7 @@ def networks(path: Path, *wanted: str) -> dict[str, nn.Module]:
     published = recognize(open_source(path))
     made = {}
     for name, state in published.states(wanted).items():
-        made[name] = build(published.layout.networks[name].description).eval()
+        made[name] = build(published.layout.descriptions[name]).eval()
         made[name].load_state_dict(state)
     return made
 

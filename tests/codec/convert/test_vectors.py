@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from glc.codec.convert.convert import convert
 from glc.codec.convert.detect import recognize
-from glc.codec.convert.layout import Layout
+from glc.codec.convert.layouts import FittedLayout
 from glc.codec.convert.read import open_source
 from glc.codec.weights.architecture import build
 from glc.codec.weights.file import read_weights
@@ -38,14 +38,14 @@ def networks(path: Path) -> dict[str, nn.Module]:
     published = recognize(open_source(path))
     made = {}
     for name, state in published.states().items():
-        made[name] = build(published.layout.networks[name].description).eval()
+        made[name] = build(published.layout.descriptions[name]).eval()
         made[name].load_state_dict(state)
     return made
 
 
 @pytest.mark.parametrize("kind", ["glc", "taming", "codeformer"])
 def test_the_names_and_shapes_are_the_published_ones(kind: str) -> None:
-    layout: Layout = layouts()[kind]
+    layout: FittedLayout = layouts()[kind]
     assert listing(stand_ins(layout)) == EXPECTED[kind]["listing"]
 
 

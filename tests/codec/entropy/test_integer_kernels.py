@@ -123,10 +123,11 @@ def test_a_row_of_weights_whose_sums_do_not_fit_is_refused(refused: list[bool]) 
 
 
 @torch.inference_mode()
-@pytest.mark.parametrize("threads", [1, 2, 5])
+@pytest.mark.parametrize("threads", [1, 2, 5, 100])
 def test_bits_do_not_depend_on_threads(threads: int) -> None:
     torch.manual_seed(1)
-    network, x = exact(nn.Sequential(DepthConvBlock(40, 40))), torch.randn(1, 40, 21, 33)
+    network = exact(nn.Sequential(DepthConvBlock(40, 40)))
+    x = torch.randn(1, 40, 51, 53)  # more groups of positions than 64
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(1)

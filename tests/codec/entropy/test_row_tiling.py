@@ -9,7 +9,7 @@ from torch import nn
 import glc
 from glc.codec.entropy import row_tiling
 from glc.codec.entropy.integer_nets import exact
-from glc.codec.entropy.row_tiling import in_slabs, reach
+from glc.codec.entropy.row_tiling import halo, in_row_tiles
 from glc.codec.runtime.memory import resident_memory
 from glc.errors import MemoryLimitError
 from glc.models.hyperprior import CategoricalHyperprior
@@ -29,8 +29,8 @@ def test_reach_is_what_a_row_sees() -> None:
         assert x.grad is not None
         seen = (x.grad != 0).any(3).any(1)[0].nonzero().flatten()
         own = range(int(row // scale), int((row + 1) // scale) + 1)
-        assert min(own) - seen.min() <= reach(network)
-        assert seen.max() - max(own) <= reach(network)
+        assert min(own) - seen.min() <= halo(network)
+        assert seen.max() - max(own) <= halo(network)
 
 
 @pytest.mark.parametrize("limit", [1, 3000])
@@ -45,8 +45,8 @@ def test_slabs_of_an_exact_network_are_the_whole(limit: int, monkeypatch: pytest
         sizes.append(part.shape[2])
         return (network(part),)
 
-    monkeypatch.setattr(row_tiling, "SLAB_ELEMENTS", limit)
-    (pieces,) = in_slabs(compute, (z,), reach(network), 4)
+    monkeypatch.setattr(row_tiling, "TILE_ELEMENTS", limit)
+    (pieces,) = in_row_tiles(compute, (z,), halo(network), 4)
     assert torch.equal(pieces, whole)
     assert len(sizes) > 1
     assert max(sizes) < 37
@@ -56,21 +56,21 @@ def test_slabs_start_where_strides_do(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(2)
     network = nn.Sequential(nn.Conv2d(2, 3, 3, 2, 1), nn.ReLU(), nn.Conv2d(3, 2, 3, 2, 1)).double()
     x = torch.randn(1, 2, 60, 8, dtype=torch.float64)
-    monkeypatch.setattr(row_tiling, "SLAB_ELEMENTS", 100)
-    (pieces,) = in_slabs(lambda part: (network(part),), (x,), reach(network), 1 / 4)
+    monkeypatch.setattr(row_tiling, "TILE_ELEMENTS", 100)
+    (pieces,) = in_row_tiles(lambda part: (network(part),), (x,), halo(network), 1 / 4)
     assert pieces.shape == (1, 2, 15, 2)
     assert torch.allclose(pieces, network(x), atol=1e-12)
 
 
 @pytest.mark.parametrize("hyper", ["categorical", "factorized"])
-def test_a_file_is_read_and_written_in_slabs_as_it_is_whole(
+def test_a_file_is_read_and_written_in_row_tiles_as_it_is_whole(
     hyper: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     codec = glc.load(fixed_codec_weights(tmp_path / "codec.safetensors", hyper=hyper), "cpu")
     picture = fixed_picture(32 * codec.model.stride, 20)
     data = codec.compress(picture, 100)
     symbols, drawn = codec.symbols(data), codec.decompress(data)
-    monkeypatch.setattr(row_tiling, "SLAB_ELEMENTS", 1)
+    monkeypatch.setattr(row_tiling, "TILE_ELEMENTS", 1)
     assert codec.symbols(data) == symbols
     assert codec.from_symbols(symbols, (32 * codec.model.stride, 20), codec.rate_of(100)) == data
     difference = torch.tensor(list(codec.decompress(data).tobytes())).float() - torch.tensor(

@@ -6,7 +6,7 @@ import torch
 
 import glc
 from glc.codec.images import to_input
-from glc.codec.runtime.networks import PictureNetworks
+from glc.codec.runtime.networks import ImageNetworks
 from glc.codec.runtime.precision import Precision
 from glc.errors import MemoryLimitError
 from tests.codec.fixed_model import fixed_codec_weights, fixed_picture
@@ -21,13 +21,13 @@ def codec(tmp_path_factory: pytest.TempPathFactory) -> glc.Codec:
 
 @torch.inference_mode()
 def test_whole_batches_are_what_bands_are(codec: glc.Codec) -> None:
-    networks = PictureNetworks(codec.model, CPU, Precision(torch.float32, torch.float32))
+    networks = ImageNetworks(codec.model, CPU, Precision(torch.float32, torch.float32))
     levels = [to_input(fixed_picture(67, 90, seed)) for seed in range(2)]
     floats = to_input(torch.rand(3, 70, 96))
     latent = networks._encode_whole([*levels, floats])
     assert torch.allclose(latent, networks.encode([*levels, floats]), atol=1e-4)
-    x_hat = networks._draw_whole(latent)
-    drawn = networks.draw(latent, [(67, 90)] * 3)
+    x_hat = networks._decode_whole(latent)
+    drawn = networks.decode(latent, [(67, 90)] * 3)
     for whole, banded in zip(x_hat, drawn, strict=True):
         pixels = (whole[:, :67, :90].permute(1, 2, 0) + 1).mul(127.5).clamp(0, 255)
         assert np.abs(pixels.numpy() - banded).max() < 0.51
@@ -35,7 +35,7 @@ def test_whole_batches_are_what_bands_are(codec: glc.Codec) -> None:
 
 @torch.inference_mode()
 def test_pixels_are_float32_in_whole_pictures_too(codec: glc.Codec) -> None:
-    networks = PictureNetworks(codec.model, CPU, Precision(torch.bfloat16, torch.bfloat16))
+    networks = ImageNetworks(codec.model, CPU, Precision(torch.bfloat16, torch.bfloat16))
     # After the rearrangement: a convolution, then blocks.
     _, first, second, *_ = networks._whole_encoder.blocks
     seen: list[torch.Tensor] = []
@@ -44,22 +44,22 @@ def test_pixels_are_float32_in_whole_pictures_too(codec: glc.Codec) -> None:
     latent = networks._encode_whole([to_input(fixed_picture(64, 64))])
     assert (seen[0] != seen[0].bfloat16()).any()
     assert [x.dtype for x in seen] == [torch.float32, torch.bfloat16]
-    x_hat = networks._draw_whole(latent)
+    x_hat = networks._decode_whole(latent)
     assert x_hat.dtype == torch.float32
     assert (x_hat != x_hat.bfloat16()).any()
 
 
 def test_a_picture_that_is_too_large_for_a_gpu_says_what_to_do(codec: glc.Codec) -> None:
-    networks = PictureNetworks(codec.model, torch.device("cuda"), codec.networks.precision)
+    networks = ImageNetworks(codec.model, torch.device("cuda"), codec.networks.precision)
 
     def full(*_: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 30.00 GiB.")
 
     latent = torch.zeros(1, 4, 4, 4)
-    networks._encode_whole = networks._draw_whole = full  # type: ignore[method-assign, assignment]
+    networks._encode_whole = networks._decode_whole = full  # type: ignore[method-assign, assignment]
     for call in (
         lambda: networks.encode([torch.zeros(1, 3, 64, 64)]),
-        lambda: networks.draw(latent, [(8, 8)]),
+        lambda: networks.decode(latent, [(8, 8)]),
     ):
         with pytest.raises(MemoryLimitError, match="--device cpu"):
             call()

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 import glc
 from glc.codec import bitstream
 from glc.codec.runtime import networks
-from glc.codec.runtime.networks import PictureNetworks
+from glc.codec.runtime.networks import ImageNetworks
 from glc.codec.runtime.precision import choose_precision
 from glc.codec.weights import mmap
 from glc.codec.weights.file import read_weights, save_weights
@@ -299,7 +299,7 @@ def test_weights_that_are_yet_to_be_read_count_against_the_memory(
 def test_on_a_gpu_nothing_is_given_back_in_each_call(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     weights = glc.load(file, "cpu").weights
     precision = choose_precision("float32", torch.device("cuda"))
-    images = PictureNetworks(weights.model, torch.device("cuda"), precision, files=weights.files)
+    images = ImageNetworks(weights.model, torch.device("cuda"), precision, files=weights.files)
     monkeypatch.setattr(networks, "give_back_freed", lambda: pytest.fail("time is lost"))
     monkeypatch.setattr(MappedFile, "release", lambda _: pytest.fail("time is lost"))
     images.release()

@@ -7,11 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from glc.codec.convert import glc_image
 from glc.codec.convert.detect import AUTOENCODER, CODEC, KINDS, Published, own_description, recognize
-from glc.codec.convert.layout import Layout
+from glc.codec.convert.layouts import LAYOUTS, FittedLayout, codec_description
 from glc.codec.convert.read import Source, open_source
-from glc.codec.convert.vqgan_names import Structure
 from glc.codec.weights.export import export, make_tables, model_from_checkpoint, rate_points
 from glc.codec.weights.file import AutoencoderLabel, build_model, read_weights, save, save_weights
 from glc.codec.weights.state import strip_prefix
@@ -67,7 +65,7 @@ def convert(
             f"{opened.path}: already a weights file of glc; to write it as the authors do, give --to glc"
         )
     published = recognize(opened, kind)
-    if published.layout.kind == glc_image.KIND:
+    if published.layout.table.kind == "glc":
         used, what = list(CODEC_NETWORKS), "a codec"
         _write_codec(published, destination)
     else:
@@ -77,7 +75,7 @@ def convert(
 
 
 def _write_codec(published: Published, destination: Path) -> None:
-    description = glc_image.codec_description(published.layout.networks)
+    description = codec_description(published.layout.descriptions)
     states = published.states(CODEC_NETWORKS)
     with torch.device("meta"):  # the tables follow from the architecture alone
         model = build_model(published.source.path, description)
@@ -85,15 +83,16 @@ def _write_codec(published: Published, destination: Path) -> None:
 
 
 def _write_autoencoder(published: Published, destination: Path) -> None:
-    parts = {name: dict(network.description) for name, network in published.layout.networks.items()}
-    label = AutoencoderLabel({"_target_": AUTOENCODER, **parts}, published.layout.title)
+    label = AutoencoderLabel(
+        {"_target_": AUTOENCODER, **dict(published.layout.descriptions)}, published.layout.table.title
+    )
     save(destination, _joined(published.states()), label)
 
 
 def convert_to_official(
     source: str | Path,
     destination: str | Path,
-    sizes: glc_image.Sizes | None = None,
+    sizes: Mapping[str, int] | None = None,
     force: bool = False,
 ) -> list[str]:
     """Write a natural codec of ours in the layout of the authors' image model: a dictionary of tensors.
@@ -117,7 +116,7 @@ def convert_to_official(
     path, destination = _checkpoint_of(Path(source)), Path(destination)
     check_destination(destination, path, force)
     description, states = _our_networks(open_source(path))
-    layout = glc_image.layout(sizes)
+    layout = LAYOUTS["glc"].fit(**(sizes or {}))
     problem = _unlike(description, states, layout)
     if problem:
         raise WeightsError(
@@ -128,11 +127,11 @@ def convert_to_official(
     with replacing(destination) as partial:
         torch.save(tensors, partial)
     lines = [f"{path}: a codec of glc, {_count(states.values())}"]
-    missing = [name for name in layout.networks if name not in states]
+    missing = [name for name in layout.descriptions if name not in states]
     lines += [f"left out: {name} ({_MEANING[name]}): not in a codec's weights file" for name in missing]
     if missing:
         lines.append("the authors' code loads it with strict=False only; a training checkpoint has all of it")
-    return [*lines, _written(destination, layout.title)]
+    return [*lines, _written(destination, layout.table.title)]
 
 
 def _our_networks(source: Source) -> tuple[Mapping[str, Any], dict[str, dict[str, Tensor]]]:
@@ -164,7 +163,7 @@ def _training_networks(source: Source) -> dict[str, dict[str, Tensor]]:
 
 
 def _unlike(
-    description: Mapping[str, Any], states: Mapping[str, Mapping[str, Tensor]], layout: Layout
+    description: Mapping[str, Any], states: Mapping[str, Mapping[str, Tensor]], layout: FittedLayout
 ) -> str:
     """Say how a model differs from the one of the layout; empty when it does not."""
     flags = [
@@ -175,14 +174,14 @@ def _unlike(
     if description["coder"].get("hyper", {}).get("normalize"):
         flags.append("it normalises z (normalize=True)")
     for part in ("encoder", "decoder"):
-        have = description[part].get("window", Structure.window)
-        want = layout.networks[part].description["window"]
+        want = layout.descriptions[part]["window"]
+        have = description[part].get("window", 32)
         if have != want:
             flags.append(f"its {part} has window={'null' if have is None else have}, there {want}")
     if flags:
         return ", ".join(flags)
     for network in (*CODEC_NETWORKS, *(name for name in states if name not in CODEC_NETWORKS)):
-        if network not in layout.networks:
+        if network not in layout.descriptions:
             return f"it has a {network}"
         expected = {e.name: e.ours for e in layout.entries.values() if e.network == network}
         found = {name: tuple(t.shape) for name, t in states[network].items() if t.ndim}
@@ -196,7 +195,7 @@ def _unlike(
 def _describe(published: Published, used: list[str]) -> list[str]:
     source, layout = published.source, published.layout
     place = f", in {source.inside}" if source.inside else ""
-    lines = [f"{source.path}: {layout.title}, {len(source.tensors)} tensors{place}"]
+    lines = [f"{source.path}: {layout.table.title}, {len(source.tensors)} tensors{place}"]
     for name in published.networks:
         tensors = [source.tensors[e.official] for e in layout.entries.values() if e.network == name]
         meaning = f" ({_MEANING[name]})" if name not in used else ""
@@ -204,9 +203,9 @@ def _describe(published: Published, used: list[str]) -> list[str]:
             f"{'used' if name in used else 'left out'}: {name}, {len(tensors)} tensors, "
             f"{sum(t.numel() for t in tensors) / 1e6:.2f} M parameters{meaning}"
         )
-    absent = [name for name in layout.networks if name not in published.networks]
+    absent = [name for name in layout.descriptions if name not in published.networks]
     lines += [f"not in the file: {name} ({_MEANING[name]})" for name in absent]
-    for start in layout.ignored:
+    for start in layout.table.ignored:
         count = sum(name.startswith(start) for name in published.ignored)
         if count:
             lines.append(f"left out: {count} tensors {start}* (of their training)")

@@ -9,14 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from glc.codec.convert import codeformer, glc_image, taming
-from glc.codec.convert.layout import Layout, Shapes
+from glc.codec.convert.layouts import LAYOUTS, FittedLayout
 from glc.codec.convert.read import Source
 from glc.codec.weights.state import strip_prefix
 from glc.errors import ArchitectureError, WeightsError
 
-KINDS = (glc_image.KIND, taming.KIND, codeformer.KIND)
-_SIGNS = {module.KIND: module.SIGNS for module in (glc_image, taming, codeformer)}
+KINDS = tuple(LAYOUTS)
 
 CODEC = "glc.models.glc.GLC"
 AUTOENCODER = "glc.models.autoencoder.VQAutoencoder"
@@ -28,7 +26,7 @@ class Published:
     """A file in a published layout."""
 
     source: Source
-    layout: Layout
+    layout: FittedLayout
 
     @property
     def networks(self) -> list[str]:
@@ -77,7 +75,7 @@ def recognize(source: Source, kind: str = "auto") -> Published:
     """
     names = source.tensors
     if kind == "auto":
-        kinds = (k for k, signs in _SIGNS.items() if any(name.startswith(signs) for name in names))
+        kinds = (k for k, layout in LAYOUTS.items() if any(name.startswith(layout.signs) for name in names))
         found = next(kinds, None)
         if found is None:
             raise WeightsError(
@@ -86,19 +84,13 @@ def recognize(source: Source, kind: str = "auto") -> Published:
             )
         kind = found
     try:
-        layout = _layout(kind, source.shapes)
+        layout = LAYOUTS[kind].read(source.shapes)
     except (ArchitectureError, ValueError, ZeroDivisionError) as error:
         raise WeightsError(f"{source.path}: no {kind} network has such shapes ({error})") from error
     problem = layout.difference(source.shapes)
     if problem:
-        raise WeightsError(f"{source.path}: not a {layout.title}: {problem}")
+        raise WeightsError(f"{source.path}: not a {layout.table.title}: {problem}")
     return Published(source, layout)
-
-
-def _layout(kind: str, shapes: Shapes) -> Layout:
-    if kind == glc_image.KIND:
-        return glc_image.layout(glc_image.Sizes.read(shapes))
-    return taming.read(shapes) if kind == taming.KIND else codeformer.read(shapes)
 
 
 def foreign_networks(source: Source) -> tuple[dict[str, dict[str, Tensor]], str]:
@@ -119,7 +111,7 @@ def foreign_networks(source: Source) -> tuple[dict[str, dict[str, Tensor]], str]
     described = own_description(source)
     if described is None:
         published = recognize(source)
-        return published.states(), f"a {published.layout.title}"
+        return published.states(), f"a {published.layout.table.title}"
     target = described.get("_target_")
     names = _OURS.get(target) if isinstance(target, str) else None
     if names is None:

@@ -1,191 +1,88 @@
-"""The blocks of a VQGAN's encoder and decoder: ours by position, theirs by position or by level."""
+"""What others call the blocks of a VQGAN's encoder and decoder, which we number."""
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
-from glc.codec.convert.layout import Names
+from torch import nn
 
-Kind = Literal[
-    "in", "residual", "attention", "resample", "middle", "middle_attention", "norm", "out", "projection"
-]
+from glc.layers.attention import WindowAttention
+from glc.layers.blocks import Downsample, ResidualBlock, Upsample
+from glc.models.autoencoder import Encoder
 
-_Place = tuple[Kind, int, int]
-"""Kind, level and position of a block."""
+Names = Mapping[str, str]
+"""From the names of our modules or parameters to theirs. A name stands for itself and for all below it."""
 
-
-class Block(NamedTuple):
-    """A block with parameters of our `Encoder` or `Decoder`."""
-
-    number: int
-    """Position in our `blocks`."""
-    kind: Kind
-    level: int = 0
-    """0 is the picture's own resolution."""
-    position: int = 0
-    """Among the blocks of this kind at its level."""
-
-
-@dataclass(frozen=True)
-class Structure:
-    """What shapes a VQGAN; the arguments are those of `glc.models.autoencoder.Encoder`.
-
-    Args:
-        decoder_blocks: residual blocks per level of the decoder; the encoder has `num_blocks`.
-    """
-
-    latent_channels: int
-    channels: int
-    multipliers: tuple[int, ...]
-    num_blocks: int
-    decoder_blocks: int
-    out_activation: bool
-    projection: bool
-    level_attention: bool = True
-    window: int | None = 32
-
-    def encoder(self) -> dict[str, Any]:
-        """Return the description of E."""
-        return self._description("Encoder", self.num_blocks)
-
-    def decoder(self) -> dict[str, Any]:
-        """Return the description of D."""
-        return self._description("Decoder", self.decoder_blocks)
-
-    def _description(self, name: str, num_blocks: int) -> dict[str, Any]:
-        return {
-            "_target_": f"glc.models.autoencoder.{name}",
-            "latent_channels": self.latent_channels,
-            "channels": self.channels,
-            "multipliers": list(self.multipliers),
-            "num_blocks": num_blocks,
-            "stem": 1,
-            "norm": "group",
-            "level_attention": self.level_attention,
-            "window": self.window,
-            "out_activation": self.out_activation,
-            "projection": self.projection,
-        }
-
-    def encoder_blocks(self) -> Iterator[Block]:
-        """Yield the blocks of E, from the picture to the latent."""
-        order: list[_Place] = [("in", 0, 0)]
-        last = len(self.multipliers) - 1
-        for level in range(last + 1):
-            order += self._level(level, self.num_blocks)
-            if level < last:
-                order.append(("resample", level, 0))
-        order += _MIDDLE
-        yield from self._numbered([*order, *self._end()])
-
-    def decoder_blocks_in_order(self) -> Iterator[Block]:
-        """Yield the blocks of D, from the latent to the picture."""
-        order: list[_Place] = [("projection", 0, 0)] if self.projection else []
-        order += [("in", 0, 0), *_MIDDLE]
-        for level in reversed(range(len(self.multipliers))):
-            order += self._level(level, self.decoder_blocks)
-            if level > 0:
-                order.append(("resample", level, 0))
-        yield from self._numbered([*order, ("norm", 0, 0), ("out", 0, 0)])
-
-    def _level(self, level: int, count: int) -> list[_Place]:
-        attended = self.level_attention and level == len(self.multipliers) - 1
-        kinds: tuple[Kind, ...] = ("residual", "attention") if attended else ("residual",)
-        return [(kind, level, position) for position in range(count) for kind in kinds]
-
-    def _end(self) -> list[_Place]:
-        end: list[_Place] = [("norm", 0, 0), ("out", 0, 0)]
-        return [*end, ("projection", 0, 0)] if self.projection else end
-
-    def _numbered(self, order: list[_Place]) -> Iterator[Block]:
-        number = 0
-        for kind, level, position in order:
-            if kind == "out" and self.out_activation:
-                number += 1  # the swish before it is a block of its own, without parameters
-            yield Block(number, kind, level, position)
-            number += 1
-
-
-_MIDDLE: list[_Place] = [("middle", 0, 1), ("middle_attention", 0, 0), ("middle", 0, 2)]
-
-_RESIDUAL = {"norm1": "norm1", "conv1": "conv1", "norm2": "norm2", "conv2": "conv2"}
+_RESIDUAL = {name: name for name in ("norm1", "conv1", "norm2", "conv2")}
 _ATTENTION = {"norm": "norm", "query": "q", "key": "k", "value": "v", "out": "proj_out"}
-_RESAMPLE = {"conv": "conv"}
 
 
-def _inner(kind: Kind, skip: str) -> Mapping[str, str]:
-    """Return our names within a block and theirs; empty for a single layer."""
-    if kind in ("residual", "middle"):
-        return {**_RESIDUAL, "skip": skip}
-    if kind in ("attention", "middle_attention"):
-        return _ATTENTION
-    return _RESAMPLE if kind == "resample" else {}
+def _named(number: int, block: nn.Module, theirs: str, skip: str) -> Iterator[tuple[str, str]]:
+    """Yield our names within a block, and theirs; one pair for a single layer."""
+    ours, inner = f"blocks.{number}", {}
+    if isinstance(block, ResidualBlock):
+        inner = {**_RESIDUAL, "skip": skip}
+    elif isinstance(block, WindowAttention):
+        inner = _ATTENTION
+    elif isinstance(block, Downsample | Upsample):
+        inner = {"conv": "conv"}
+    yield from ((f"{ours}.{name}", f"{theirs}.{other}") for name, other in inner.items())
+    if not inner and next(block.parameters(), None) is not None:
+        yield ours, theirs
 
 
-def _named(block: Block, theirs: str, skip: str) -> Iterator[tuple[str, str]]:
-    inner = _inner(block.kind, skip)
-    for ours, name in inner.items():
-        yield f"blocks.{block.number}.{ours}", f"{theirs}.{name}"
-    if not inner:
-        yield f"blocks.{block.number}", theirs
+def _is_projection(block: nn.Module) -> bool:
+    return isinstance(block, nn.Conv2d) and block.kernel_size == (1, 1)
 
 
-def flat_encoder_names(structure: Structure, prefix: str) -> Names:
-    """Return the names of E where they number all blocks as we do, as CodeFormer and GLC do.
+def flat(prefix: str) -> Callable[[Any], Names]:
+    """Return the table of a network where they number all blocks as we do, as CodeFormer and GLC do.
 
     Args:
-        structure: the VQGAN's.
-        prefix: of the encoder, with its dot.
+        prefix: of the encoder or decoder, with its dot. A decoder's projection is not among the numbered.
     """
-    names: dict[str, str] = {}
-    for block in structure.encoder_blocks():
-        theirs = "quant_conv" if block.kind == "projection" else f"blocks.{block.number}"
-        names.update(_named(block, prefix + theirs, "conv_out"))
+
+    def names(network: Any) -> Names:
+        table: dict[str, str] = {}
+        before = int(_is_projection(network.blocks[0]))
+        for i, block in enumerate(network.blocks):
+            theirs = f"blocks.{i - before}"
+            if _is_projection(block):
+                theirs = "quant_conv" if i else "post_quant_conv"
+            table.update(_named(i, block, prefix + theirs, "conv_out"))
+        return table
+
     return names
 
 
-def flat_decoder_names(structure: Structure, prefix: str) -> Names:
-    """Return the names of D; see `flat_encoder_names`. Our projection is their first block's predecessor."""
-    names: dict[str, str] = {}
-    before = int(structure.projection)
-    for block in structure.decoder_blocks_in_order():
-        projection = block.kind == "projection"
-        theirs = "post_quant_conv" if projection else f"blocks.{block.number - before}"
-        names.update(_named(block, prefix + theirs, "conv_out"))
-    return names
-
-
-def level_encoder_names(structure: Structure) -> Names:
-    """Return the names of E where they sort blocks by level, as taming-transformers does."""
-    names: dict[str, str] = {}
-    for block in structure.encoder_blocks():
-        names.update(_named(block, _by_level(block, "encoder", "down", "downsample"), "nin_shortcut"))
-    return names
-
-
-def level_decoder_names(structure: Structure) -> Names:
-    """Return the names of D; see `level_encoder_names`."""
-    names: dict[str, str] = {}
-    for block in structure.decoder_blocks_in_order():
-        names.update(_named(block, _by_level(block, "decoder", "up", "upsample"), "nin_shortcut"))
-    return names
-
-
-def _by_level(block: Block, network: str, side: str, resample: str) -> str:
-    level = f"{network}.{side}.{block.level}"
-    return {
-        "in": f"{network}.conv_in",
-        "residual": f"{level}.block.{block.position}",
-        "attention": f"{level}.attn.{block.position}",
-        "resample": f"{level}.{resample}",
-        "middle": f"{network}.mid.block_{block.position}",
-        "middle_attention": f"{network}.mid.attn_1",
-        "norm": f"{network}.norm_out",
-        "out": f"{network}.conv_out",
-        "projection": "quant_conv" if network == "encoder" else "post_quant_conv",
-    }[block.kind]
-
-
-def codebook(size: int, dim: int) -> dict[str, Any]:
-    """Return the description of C."""
-    return {"_target_": "glc.models.quantizer.VectorQuantizer", "size": size, "dim": dim}
+def by_level(network: Any) -> Names:
+    """Return the table of a network where they sort blocks by level, as taming-transformers does."""
+    blocks, encodes = list(network.blocks), isinstance(network, Encoder)
+    prefix, side, resample = ("encoder", "down", "downsample") if encodes else ("decoder", "up", "upsample")
+    convolutions = [i for i, b in enumerate(blocks) if isinstance(b, nn.Conv2d) and not _is_projection(b)]
+    norm = next(i for i, block in enumerate(blocks) if isinstance(block, nn.GroupNorm))
+    middle = norm - 3 if encodes else convolutions[0] + 1
+    single = {
+        convolutions[0]: f"{prefix}.conv_in",
+        middle: f"{prefix}.mid.block_1",
+        middle + 1: f"{prefix}.mid.attn_1",
+        middle + 2: f"{prefix}.mid.block_2",
+        norm: f"{prefix}.norm_out",
+        convolutions[-1]: f"{prefix}.conv_out",
+    }
+    level = 0 if encodes else sum(isinstance(block, Upsample) for block in blocks)
+    table: dict[str, str] = {}
+    counts: dict[str, int] = {}
+    for i, block in enumerate(blocks):
+        if i in single:
+            theirs = single[i]
+        elif _is_projection(block):
+            theirs = "quant_conv" if encodes else "post_quant_conv"
+        elif isinstance(block, Downsample | Upsample):
+            theirs = f"{prefix}.{side}.{level}.{resample}"
+            level, counts = level + (1 if encodes else -1), {}
+        else:
+            kind = "attn" if isinstance(block, WindowAttention) else "block"
+            theirs = f"{prefix}.{side}.{level}.{kind}.{counts.get(kind, 0)}"
+            counts[kind] = counts.get(kind, 0) + 1
+        table.update(_named(i, block, theirs, "nin_shortcut"))
+    return table

@@ -1,4 +1,4 @@
-/* Layers of the exact networks (docs/bitstream.md, part 6) in whole numbers of 16 and 32 bits.
+/* Layers of the integer networks (docs/bitstream.md, part 6) in integers of 16 and 32 bits.
  *
  * An activation X, of 27 bits, is cut into two, X = 4096 H + L with -2048 <= L < 2048. Weights have 16 bits. So sums of
  * products W H and W L are formed by instructions that take two products each to 32 bits:
@@ -6,8 +6,8 @@
  *     x [ins][positions]  --pack-->  panels [pairs of ins][H, L][LANES][2], 16 bits
  *     w x panels          --product-->  sums of H and L, 32 bits  --settle-->  activations, 32 bits
  *
- * They fit where the magnitudes of a row of weights add up to less than 2^20, which is for who calls to know, and the
- * largest H is at most the layer's `most`, which is found here: else nothing of the output counts. */
+ * They fit where the magnitudes of a row of weights add up to less than 2^20, which the caller guarantees, and the
+ * largest |H| is at most the layer's `max_high`, which is checked here: else the output is not valid. */
 
 #include <pthread.h>
 #include <stdlib.h>
@@ -24,7 +24,7 @@
 #else
 #error "no instruction that adds pairs of products"
 #endif
-#define GROUP 32 /* positions whose activations stay in the second cache */
+#define GROUP 32 /* positions whose activations stay in the L2 cache */
 #define LOW 12
 #define INLINE static inline __attribute__((always_inline))
 
@@ -43,9 +43,10 @@ INLINE vec add_pairs(vec sum, vec a, vec b) {
 }
 
 struct layer {
-    const int *weights; /* [outs / ROWS, rounded up][pairs][ROWS], two of 16 bits each, as below */
-    const double *bias; /* [outs], in units of activations */
-    long outs, ins, most;
+    const int *weights; /* [out_channels / ROWS, rounded up][pairs][ROWS], two of 16 bits each, as below */
+    const double *bias; /* [out_channels], in units of activations */
+    long out_channels, in_channels;
+    long max_high; /* largest |H| for which sums fit */
 };
 
 static long pairs(long ins) { return (ins + 1) / 2; }
@@ -109,12 +110,12 @@ INLINE void product(const int *weights, const int *panel, long count, int *sums)
 
 /* Activations to [outs][GROUP] of `count` positions, from their panels. */
 static void apply(const struct layer *layer, const int *panels, long count, int *to) {
-    long size = pairs(layer->ins);
-    for (long o = 0; o < layer->outs; o += ROWS)
+    long size = pairs(layer->in_channels);
+    for (long o = 0; o < layer->out_channels; o += ROWS)
         for (long p = 0; p < count; p += LANES) {
             int sums[2 * ROWS * LANES];
             product(layer->weights + o * size, panels + 2 * p * size, size, sums);
-            long rows = layer->outs - o < ROWS ? layer->outs - o : ROWS;
+            long rows = layer->out_channels - o < ROWS ? layer->out_channels - o : ROWS;
             for (long r = 0; r < rows; r++) {
                 const int *high = sums + 2 * r * LANES, *low = high + LANES;
                 double bias = layer->bias[o + r];
@@ -145,7 +146,7 @@ struct task {
 /* Returns the largest |H|; one that fits no layer where an input is no number. */
 static int pack(const struct task *task, long start, long count, int *panels) {
     int most = 0, none = 0;
-    long ins = task->first.ins;
+    long ins = task->first.in_channels;
     for (long p = 0; p < count; p += LANES) {
         long some = count - p < LANES ? count - p : LANES;
         for (long k = 0; k < ins; k += 2, panels += 2 * LANES) {
@@ -173,9 +174,9 @@ static int pack(const struct task *task, long start, long count, int *panels) {
 }
 
 /* The gated product of the halves of wide [2 outs][GROUP] as panels. */
-static int gate(const struct task *task, const int *wide, long count, int *panels) {
+static int gate_halves(const struct task *task, const int *wide, long count, int *panels) {
     int most = 0;
-    long outs = task->second.ins;
+    long outs = task->second.in_channels;
     for (long p = 0; p < count; p += LANES)
         for (long k = 0; k < outs; k += 2, panels += 2 * LANES) {
             int whole[2][LANES] = {{0}};
@@ -209,8 +210,8 @@ static void finish(const struct task *task, const int *made, long outs, long sta
 static void *compute(void *given) {
     struct task *task = given;
     const struct layer *first = &task->first, *second = &task->second;
-    long ins = 2 * pairs(first->ins), between = task->gated ? 2 * pairs(second->ins) : 0;
-    long wide = first->outs > (task->gated ? second->outs : 0) ? first->outs : second->outs;
+    long ins = 2 * pairs(first->in_channels), between = task->gated ? 2 * pairs(second->in_channels) : 0;
+    long wide = first->out_channels > (task->gated ? second->out_channels : 0) ? first->out_channels : second->out_channels;
     int *panels = malloc(sizeof(int) * GROUP * ((ins > between ? ins : between) + wide));
     if (!panels) {
         __atomic_store_n(&task->failed, 1, __ATOMIC_RELAXED);
@@ -221,14 +222,14 @@ static void *compute(void *given) {
         long start = __atomic_fetch_add(&task->next, GROUP, __ATOMIC_RELAXED);
         if (start >= task->positions) break;
         long count = task->positions - start < GROUP ? task->positions - start : GROUP;
-        int fits = pack(task, start, count, panels) <= first->most;
+        int fits = pack(task, start, count, panels) <= first->max_high;
         if (fits) apply(first, panels, count, made);
         if (fits && task->gated) {
-            fits = gate(task, made, count, panels) <= second->most;
+            fits = gate_halves(task, made, count, panels) <= second->max_high;
             if (fits) apply(second, panels, count, made);
         }
         if (fits)
-            finish(task, made, task->gated ? second->outs : first->outs, start, count);
+            finish(task, made, task->gated ? second->out_channels : first->out_channels, start, count);
         else
             __atomic_store_n(&task->failed, 1, __ATOMIC_RELAXED);
     }
@@ -236,20 +237,23 @@ static void *compute(void *given) {
     return 0;
 }
 
-/* Run what computes a part of a task until nothing is left, in so many threads; of those that cannot be had, without. */
-static void share(void *(*part)(void *), void *task, long threads) {
-    enum { MOST = 64 };
-    pthread_t others[MOST];
+/* Run `part` in up to `threads` threads, this one among them; in fewer where one cannot be created. */
+static void run_in_threads(void *(*part)(void *), void *task, long threads) {
+    pthread_t *others = threads > 1 ? malloc(sizeof(pthread_t) * (threads - 1)) : 0;
     long started = 0;
-    while (started < threads - 1 && started < MOST && !pthread_create(&others[started], 0, part, task)) started++;
+    while (others && started < threads - 1 && !pthread_create(&others[started], 0, part, task)) started++;
     part(task);
     while (started) pthread_join(others[--started], 0);
+    free(others);
 }
 
-/* Returns 0, or 1 where the output does not count. */
+/* For the mirrors of these structures in integer_kernels.py. */
+long glc_sizeof_task(void) { return sizeof(struct task); }
+
+/* Returns 0, or 1 where the output is not valid. */
 int glc_layers(struct task *task) {
     long groups = (task->positions + GROUP - 1) / GROUP;
-    share(compute, task, task->threads < groups ? task->threads : groups);
+    run_in_threads(compute, task, task->threads < groups ? task->threads : groups);
     return task->failed;
 }
 
@@ -264,6 +268,8 @@ struct planes {
     long next; /* channel that nobody computes yet */
     int failed;
 };
+
+long glc_sizeof_planes(void) { return sizeof(struct planes); }
 
 static void *convolve(void *given) {
     struct planes *all = given;
@@ -296,6 +302,6 @@ static void *convolve(void *given) {
 }
 
 int glc_planes(struct planes *all) {
-    share(convolve, all, all->threads < all->channels ? all->threads : all->channels);
+    run_in_threads(convolve, all, all->threads < all->channels ? all->threads : all->channels);
     return all->failed;
 }

@@ -1,8 +1,8 @@
-"""Layers of the exact networks in whole numbers of 16 and 32 bits, where a C compiler is at hand.
+"""Layers of the integer networks in integers of 16 and 32 bits, where a C compiler is at hand.
 
 `integer_kernels.c` beside this file computes them (`glc.codec.native`), twice as fast as float64 could. What
-it returns equals, bit for bit, what the layers of `glc.codec.entropy.integer_nets` compute without it; where an activation
-is too large for it, or a weight, it returns nothing, and they do compute.
+it returns equals, bit for bit, what the layers of `glc.codec.entropy.integer_nets` compute without it; where
+an activation or a weight is too large for it, it returns nothing, and they compute it themselves.
 """
 
 import ctypes
@@ -30,7 +30,7 @@ class Pointwise(NamedTuple):
     """`[outs, ins]`, float32 or float64; it is rounded to its grid, again."""
     bias: Tensor
     """`[outs]`, float64, contiguous, in units of activations."""
-    most: int
+    max_high: int
     """Largest upper half of an activation for which sums fit; -1 where weights are too large."""
 
 
@@ -40,9 +40,9 @@ class _Layer(ctypes.Structure):
     _fields_ = (
         ("weights", ctypes.c_void_p),
         ("bias", ctypes.c_void_p),
-        ("outs", ctypes.c_long),
-        ("ins", ctypes.c_long),
-        ("most", ctypes.c_long),
+        ("out_channels", ctypes.c_long),
+        ("in_channels", ctypes.c_long),
+        ("max_high", ctypes.c_long),
     )
 
 
@@ -84,8 +84,8 @@ class _Planes(ctypes.Structure):
     )
 
 
-def most(weight: Tensor) -> int:
-    """Return `Pointwise.most` of weights on their grid, `[outs, ins]`."""
+def max_high(weight: Tensor) -> int:
+    """Return `Pointwise.max_high` of weights on their grid, `[outs, ins]`."""
     sizes = weight.abs() * _UNITS
     row = int(sizes.sum(1).max())
     return -1 if sizes.max() > _LARGEST or row >= _ROW else min(((1 << 31) - 1) // max(1, row), 1 << 15)
@@ -188,7 +188,7 @@ def _run(
         added: to an output in values, of its shape.
     """
     last = first if second is None else second
-    if first.most < 0 or last.most < 0:
+    if first.max_high < 0 or last.max_high < 0:
         return False
     # What does not fit together is for PyTorch to complain of.
     outs, ins = first.weight.shape
@@ -231,7 +231,7 @@ def _packed(made: ctypes.CDLL, layer: Pointwise) -> Tensor:
 
 def _layer(layer: Pointwise, packed: Tensor) -> _Layer:
     outs, ins = layer.weight.shape
-    return _Layer(packed.data_ptr(), layer.bias.data_ptr(), outs, ins, layer.most)
+    return _Layer(packed.data_ptr(), layer.bias.data_ptr(), outs, ins, layer.max_high)
 
 
 def _run_planes(made: ctypes.CDLL, x: Tensor, out: Tensor, weights: Tensor, bias: Tensor) -> bool:
@@ -253,11 +253,14 @@ def _declare(made: ctypes.CDLL) -> None:
         getattr(made, name).argtypes = (address, long, long, address)
         getattr(made, name).restype = None
     made.glc_layers.argtypes = made.glc_planes.argtypes = (address,)
+    made.glc_sizeof_task.restype = made.glc_sizeof_planes.restype = long
     made.glc_layers.restype = made.glc_planes.restype = ctypes.c_int
 
 
 def _computes(made: ctypes.CDLL) -> bool:
     """Compare with 64-bit integers: sums as large as may be, sums that saturate, sums that end in halves."""
+    if (made.glc_sizeof_task(), made.glc_sizeof_planes()) != (ctypes.sizeof(_Task), ctypes.sizeof(_Planes)):
+        return False
     generator = torch.Generator().manual_seed(0)
 
     def whole(limit: int, *shape: int) -> Tensor:
@@ -265,7 +268,7 @@ def _computes(made: ctypes.CDLL) -> bool:
 
     def layer(weight: Tensor, bias: Tensor) -> Pointwise:
         on_grid = weight.double() / _UNITS
-        return Pointwise(on_grid, bias.double() / _UNITS, most(on_grid))
+        return Pointwise(on_grid, bias.double() / _UNITS, max_high(on_grid))
 
     ins, half = 33, 9  # no multiples of what is computed together, nor are 3 * 23 positions
     for row, limit in ((_ROW - 1, 1 << 22), (1 << 17, 1 << 25), (1 << 14, 1 << 27), (40, 1 << 12)):

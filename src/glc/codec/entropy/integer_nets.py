@@ -1,4 +1,4 @@
-"""Exact arithmetic for the networks that give the symbols' probabilities.
+"""Integer networks: those that give the symbols' probabilities, computed exactly.
 
 A decoder must compute the very same probabilities as the encoder did; in floating point one rounding that
 another device, thread count or library does differently desynchronises the entropy coder. Here nothing is
@@ -11,14 +11,20 @@ ever rounded in an order-dependent way:
 
 The result is a function of integers, defined in docs/bitstream.md; float64 is only a fast way to compute it.
 Convolutions are matrix products and shifted sums: nothing that transforms its operands (Winograd, FFT).
+
+A user's own modules may stand between these layers, as long as they compute nothing but sums, products and
+comparisons of single elements, and rearrangements: `check_operations` watches them do so.
 """
 
 import copy
-from typing import TypeVar, cast
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from glc.codec.entropy import integer_kernels
 from glc.codec.entropy.integer_kernels import Pointwise
@@ -37,10 +43,33 @@ _POSITIONS = 1024
 
 Module = TypeVar("Module", bound=nn.Module)
 
+SUPPORTED = (
+    "supported layers: Conv2d (1x1, depth-wise or dense; odd size, stride 1, zero padding that keeps the "
+    "size), LeakyReLU, ReLU, PixelShuffle, PixelUnshuffle, Identity, and modules of these that otherwise "
+    "add, multiply, compare and rearrange elements"
+)
+_ELEMENTWISE = (nn.ReLU, nn.PixelShuffle, nn.PixelUnshuffle, nn.Identity)
+_OPERATIONS = {
+    "elementwise": """
+        add sub rsub mul neg abs sign clamp clamp_min clamp_max maximum minimum where relu leaky_relu round
+        floor ceil trunc eq ne lt le gt ge logical_and logical_or logical_not bitwise_and bitwise_or
+        bitwise_xor         bitwise_not masked_fill isfinite
+    """,
+    "copies and rearrangements": """
+        alias detach clone copy lift_fresh _to_copy cat stack split split_with_sizes chunk slice select unbind
+        view _unsafe_view reshape permute transpose t expand repeat unsqueeze squeeze flatten unfold
+        as_strided movedim roll flip constant_pad_nd replication_pad2d reflection_pad2d pixel_shuffle
+        pixel_unshuffle         upsample_nearest2d max_pool2d_with_indices index index_select gather embedding
+    """,
+    "new tensors": """
+        empty zeros ones full arange scalar_tensor empty_like zeros_like ones_like full_like new_empty
+        new_zeros new_ones new_full fill zero empty_strided new_empty_strided
+    """,
+}
+"""Operations of torch that give the same bits on every device: one correctly rounded result per element."""
+_EXACT = frozenset(" ".join(_OPERATIONS.values()).split())
 
-def to_grid(x: Tensor) -> Tensor:
-    """Return x in float64, rounded to multiples of 2^-12 (half to even) and clamped to +-2^14."""
-    return _to_units(x).mul_(1 / _ONE)
+
 
 
 def _to_units(x: Tensor) -> Tensor:
@@ -56,7 +85,7 @@ def _on_weight_grid(weights: Tensor, name: str) -> Tensor:
 
 
 class ExactConv2d(nn.Module):
-    """A convolution of stride 1 whose output keeps the size, in exact arithmetic.
+    """A convolution of stride 1 whose output keeps the size, in integers.
 
     The input is put on the activations' grid, the weights are on theirs, the bias is on the grid of their
     products; the output is put on the activations' grid.
@@ -81,7 +110,7 @@ class ExactConv2d(nn.Module):
         plain = conv.stride == (1, 1) and conv.dilation == (1, 1) and conv.padding_mode == "zeros"
         same = conv.kernel_size == (side, side) and side % 2 == 1 and conv.padding == (side // 2, side // 2)
         if not plain or not same or (conv.groups != 1 and not depthwise):
-            raise InexactError(f"{name} is no convolution that can be computed exactly: {conv}")
+            raise InexactError(f"{name} ({conv}) cannot be computed in integers; {SUPPORTED}")
         self.radius = side // 2
         self.depthwise = depthwise
         weight = _on_weight_grid(conv.weight, name)
@@ -92,7 +121,7 @@ class ExactConv2d(nn.Module):
         if largest.max() * (1 << WEIGHT_BITS) >= _SUM_LIMIT:
             raise InexactError(f"{name} has weights so large that its sums do not fit 53 bits")
         pointwise = self.radius == 0 and not depthwise
-        self._most = integer_kernels.most(weight[:, :, 0, 0]) if pointwise else -1
+        self._max_high = integer_kernels.max_high(weight[:, :, 0, 0]) if pointwise else -1
         self.register_buffer("_kept", _taps(weight).contiguous() if keep else None)
         self._own = None if keep else conv.weight.detach()
         self.register_buffer("bias", bias[:, None])
@@ -109,9 +138,9 @@ class ExactConv2d(nn.Module):
         return torch.mul(taps, 1 << WEIGHT_BITS, out=made).round_().mul_(2.0**-WEIGHT_BITS)
 
     def pointwise(self) -> Pointwise:
-        """Return a convolution of 1x1 as `exact_integers` takes it."""
+        """Return a convolution of 1x1 as `integer_kernels` takes it."""
         weight = self.weight()[0] if self._own is None else self._own[:, :, 0, 0]
-        return Pointwise(weight, self.bias[:, 0].contiguous(), self._most)
+        return Pointwise(weight, self.bias[:, 0].contiguous(), self._max_high)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map `[B, in_channels, H, W]` to float64 `[B, out_channels, H, W]` on the activations' grid."""
@@ -155,7 +184,7 @@ def _taps(weight: Tensor) -> Tensor:
 
 
 class ExactFeedForward(nn.Module):
-    """`GatedFeedForward` in exact arithmetic, some positions at a time.
+    """`GatedFeedForward` in integers, some positions at a time.
 
     It computes what its layers would one after the other, bit for bit. What lies between them, four times as
     wide as the map, exists for a few positions only: the memory of a large map is that of the map.
@@ -199,7 +228,7 @@ class ExactFeedForward(nn.Module):
 
 
 class ExactDepthConv(nn.Module):
-    """`DepthConv` in exact arithmetic: its layers one after the other, or all at once in whole numbers.
+    """`DepthConv` in integers: its layers one after the other, or all at once in whole numbers.
 
     Args:
         block: the layers.
@@ -248,14 +277,14 @@ class ExactLeakyReLU(nn.Module):
 
 
 def exact(network: Module, name: str = "network", keep: bool = True) -> Module:
-    """Return a network like the given one that computes in exact arithmetic.
+    """Return a network like the given one that computes in integers.
 
     Its convolutions and rectifiers are replaced; what lies between them, sums and products of activations
-    and rearrangements, is exact in float64 already. Parameters that it has besides are those of the given
-    one, and not used.
+    and rearrangements, is exact in float64 already. Whether a user's own modules compute nothing else,
+    `check_operations` says. Parameters that it has besides are those of the given one.
 
     Args:
-        network: made of convolutions, rectifiers and what is exact anyway.
+        network: made of supported layers.
         name: what to call it in messages.
         keep: hold weights of its own, see `ExactConv2d`.
 
@@ -264,26 +293,98 @@ def exact(network: Module, name: str = "network", keep: bool = True) -> Module:
     """
     # The weights are not copied: their places are taken at once.
     shared = {id(p): nn.Parameter(p.detach(), requires_grad=False) for p in network.parameters()}
-    network = copy.deepcopy(network, shared).eval()
-    _replace(network, name, keep)
-    return network
+    return cast(Module, _converted(copy.deepcopy(network, shared).eval(), name, keep, {}))
 
 
-def _replace(module: nn.Module, path: str, keep: bool) -> None:
-    for name, child in list(module.named_children()):
-        where = f"{path}.{name}"
-        if isinstance(child, nn.Conv2d):
-            setattr(module, name, ExactConv2d(child, where, keep))
-        elif isinstance(child, GatedFeedForward):
-            setattr(module, name, ExactFeedForward(child, where, keep))
-        elif isinstance(child, DepthConv):
-            setattr(module, name, ExactDepthConv(child, where, keep))
-        elif isinstance(child, nn.LeakyReLU):
-            setattr(module, name, ExactLeakyReLU(child.negative_slope, where))
-        elif isinstance(child, nn.PixelShuffle | nn.Identity) or next(child.children(), None) is not None:
-            _replace(child, where, keep)
-        else:
-            raise InexactError(f"{where} ({type(child).__name__}) is not known to be exact")
+def _converted(module: nn.Module, name: str, keep: bool, done: dict[nn.Module, nn.Module]) -> nn.Module:
+    """Return what takes the place of a module, or the module itself with its children replaced."""
+    if module in done:
+        return done[module]
+    made = module
+    if isinstance(module, nn.Conv2d) and type(module).forward is nn.Conv2d.forward:
+        made = ExactConv2d(module, name, keep)
+    elif type(module) is GatedFeedForward:
+        made = ExactFeedForward(module, name, keep)
+    elif type(module) is DepthConv:
+        made = ExactDepthConv(module, name, keep)
+    elif isinstance(module, nn.LeakyReLU) and type(module).forward is nn.LeakyReLU.forward:
+        made = ExactLeakyReLU(module.negative_slope, name)
+    elif module._modules or isinstance(module, _ELEMENTWISE) or _is_foreign(module):
+        for child_name, child in module._modules.items():
+            if child is not None:
+                setattr(module, child_name, _converted(child, f"{name}.{child_name}", keep, done))
+    else:
+        raise InexactError(f"{name} ({type(module).__name__}) cannot be computed in integers; {SUPPORTED}")
+    done[module] = made
+    return made
+
+
+def _is_foreign(module: nn.Module) -> bool:
+    return type(module).__module__.partition(".")[0] not in ("glc", "torch")
+
+
+def has_foreign(*networks: nn.Module) -> bool:
+    """Whether a network has a module that is neither one of ours nor one of torch's."""
+    return any(_is_foreign(module) for network in networks for module in network.modules())
+
+
+def check_operations(network: nn.Module, name: str, compute: Callable[[], object]) -> None:
+    """Check that a network computes nothing but exact operations between its integer layers.
+
+    Args:
+        network: a result of `exact`, or a module that only looks up.
+        name: what to call it in messages.
+        compute: calls it with some input.
+
+    Raises:
+        InexactError: an operation is not known to be exact; the message names it and its module.
+    """
+    watch, handles = _Watch(f"{name} ({type(network).__name__})"), []
+    for path, module in network.named_modules(prefix=name):
+        exact_layer = isinstance(module, ExactConv2d | ExactFeedForward | ExactDepthConv)
+        label = None if exact_layer else f"{path} ({type(module).__name__})"
+        handles.append(module.register_forward_pre_hook(lambda *_, label=label: watch.path.append(label)))
+        handles.append(module.register_forward_hook(lambda *_: watch.leave()))
+    try:
+        with torch.inference_mode(False), torch.no_grad(), watch:
+            compute()
+    except RuntimeError as error:  # such as a layer of torch's, which has no weights in float64
+        reason = " ".join(str(error).split())
+        raise InexactError(
+            f"{watch.path[-1]} cannot be computed in integers ({reason}); {SUPPORTED}"
+        ) from error
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+class _Watch(TorchDispatchMode):
+    """Refuses operations on floats that are not exact, outside of the layers that compute in integers."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self.path: list[str | None] = [name]
+        """Modules that run, innermost last; None for a layer in integers, in which nothing is looked at."""
+
+    def leave(self) -> None:
+        self.path.pop()
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        name = func.overloadpacket.__name__
+        known = name in _EXACT or (name.endswith("_") and name[:-1] in _EXACT)
+        refused = None not in self.path and (not known or kwargs.get("alpha", 1) != 1)
+        if not (refused and _has_floats((args, kwargs))):
+            made = func(*args, **kwargs)
+            if not (refused and _has_floats(made)):
+                return made
+        raise InexactError(f"{self.path[-1]} computes {name}, which is not exact; {SUPPORTED}")
+
+
+def _has_floats(values: Any) -> bool:
+    return any(isinstance(leaf, Tensor) and leaf.is_floating_point() for leaf in tree_leaves(values))
 
 
 def check_device(device: torch.device) -> None:

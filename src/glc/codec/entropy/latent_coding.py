@@ -1,30 +1,30 @@
 """Between a latent and the payload of a file: what is coded, in which order, under which probabilities."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from glc.codec.entropy.ans import (
-    Decoder,
-    Encoder,
-    IndexModel,
-    IntegerModel,
-    UniformModel,
+from glc.codec.entropy.ans import Decoder, Encoder, IndexModel, IntegerModel, UniformModel
+from glc.codec.entropy.integer_nets import (
+    ACTIVATION_BITS,
+    check_device,
+    check_operations,
+    exact,
+    has_foreign,
 )
-from glc.codec.entropy.integer_nets import ACTIVATION_BITS, exact
-from glc.codec.entropy.row_tiling import in_slabs, reach
+from glc.codec.entropy.row_tiling import halo, in_row_tiles
 from glc.codec.entropy.tables import SYMBOL_LIMIT, Tables
+from glc.codec.stages import INTEGER_NETWORKS, Stages
 from glc.errors import InexactError
 from glc.models.coder import IndicesMapCoder, TransformCoder
-from glc.models.context import STEPS, quadtree_masks
-from glc.models.hyperprior import CategoricalHyperprior
+from glc.models.protocols import ContextStep
 
 _BYTES = 96
-"""Memory that an element of y takes: maps in float64, symbols, classes; measured at 8192 x 8192."""
+"""Memory that an element of y takes: maps in float64, symbols, scale indexes; measured at 8192 x 8192."""
 
 
 @dataclass(frozen=True)
@@ -53,11 +53,6 @@ class Decoded:
     """l_hat `[B, C, h, w]`."""
 
 
-_Choose = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
-"""From a step's mask `[1, N, h, w]`, classes, means and steps `[B, N, h, w]` to its symbols, int32, zero
-outside the mask."""
-
-
 def _check(name: str, values: Tensor, shape: tuple[int, ...], low: int, high: int) -> None:
     if values.is_floating_point() or tuple(values.shape) != shape:
         raise ValueError(
@@ -67,24 +62,29 @@ def _check(name: str, values: Tensor, shape: tuple[int, ...], low: int, high: in
         raise ValueError(f"{name} must lie in [{low}, {high}]")
 
 
-class TransformPayload:
-    """The payload of a `TransformCoder`: z, then y in the four steps of the quadtree.
+class TransformLatentCodec:
+    """Codes the latent of a `TransformCoder`: z, then y in the steps of its context model.
 
-    The networks between the symbols and their probabilities run in exact arithmetic, the others as they are.
+    The networks between the symbols and their probabilities run in integers, the others as they are. All may
+    be a user's own, see `glc.models.protocols`.
 
     Args:
         coder: the latent transform coder, without projected codebooks.
         tables: its frequency tables.
-        device: where the exact networks run; it must have float64.
+        device: where the integer networks run; it must have float64.
+        stage: told what runs.
 
     Raises:
-        InexactError: when a network cannot be computed exactly.
-        ValueError: when the tables are not those of the coder.
+        InexactError: when a network cannot be computed in integers.
+        ValueError: when the tables are not those of the coder, or a network returns maps of another shape.
     """
 
-    def __init__(self, coder: TransformCoder, tables: Tables, device: torch.device) -> None:
+    def __init__(
+        self, coder: TransformCoder, tables: Tables, device: torch.device, stage: Stages | None = None
+    ) -> None:
         self.coder = coder
         self.device = device
+        self.stage = stage or Stages()
         # A GPU has the memory for copies in float64, and less time to make them.
         keep = next(coder.parameters()).device.type != "cpu"
         self.synthesis = exact(coder.hyper.synthesis, "coder.hyper.synthesis", keep).to(device)
@@ -92,21 +92,56 @@ class TransformPayload:
         limits = torch.tensor(tables.thresholds, dtype=torch.float64, device=device)
         self.thresholds = limits / (1 << ACTIVATION_BITS)
         self.y_model = IntegerModel(tables.y)
-        self.index_model: IndexModel | UniformModel | None = None
-        if isinstance(coder.hyper, CategoricalHyperprior):
-            quantizer = coder.hyper.quantizer
-            size = quantizer.size
-            if quantizer.projection is not None or not quantizer.embedding.isfinite().all():
-                raise InexactError("the codebook of z must be stored as finite codes")
+        density: Any = getattr(coder.hyper, "density", None)
+        self.z_channels: int | None = None
+        """Channels of z where it is coded as integers; None where it is coded as indices."""
+        self.z_model: IndexModel | UniformModel | IntegerModel
+        if density is not None:
+            self.z_channels, self.z_limits = density.channels, (-SYMBOL_LIMIT, SYMBOL_LIMIT)
+            if len(tables.z) != self.z_channels:
+                raise ValueError(f"z needs one table for each of {self.z_channels} channels")
+            self.z_model = IntegerModel(tables.z)
+        else:
+            quantizer: Any = coder.hyper.quantizer
+            size, embedding = quantizer.size, getattr(quantizer, "embedding", None)
+            self.z_limits = (0, size - 1)
+            if getattr(quantizer, "projection", None) is not None or (
+                embedding is not None and not embedding.isfinite().all()
+            ):
+                raise InexactError("the codebook of z must be stored as finite codewords")
             if tables.z and (
                 len(tables.z) != 1 or len(tables.z[0].frequencies) != size or tables.z[0].low != 0
             ):
                 raise ValueError(f"the table of z must be one of the indices 0 to {size - 1}")
-            self.index_model = IndexModel(tables.z[0]) if tables.z else UniformModel(size)
-        else:
-            if len(tables.z) != coder.context.channels:
-                raise ValueError(f"z needs one table for each of {coder.context.channels} channels")
-            self.z_model = IntegerModel(tables.z)
+            self.z_model = IndexModel(tables.z[0]) if tables.z else UniformModel(size)
+        if has_foreign(coder.hyper, coder.context):
+            self._check_foreign()
+
+    @torch.no_grad()
+    def _check_foreign(self) -> None:
+        """Run a user's own networks once, on a very small map."""
+        z = torch.zeros(
+            (1, *self._z_shape((2 * self.coder.stride, 3 * self.coder.stride))), dtype=torch.int64
+        )
+        hyper, context, n = self.coder.hyper, self.context, self.context.channels
+        check_operations(hyper, "coder.hyper", lambda: self._z_hat(z))
+        z_hat = self._z_hat(z)
+        check_operations(self.synthesis, "coder.hyper.synthesis", lambda: self.synthesis(z_hat))
+        prior = self.synthesis(z_hat)
+        wanted = (1, 3 * n, 2 * self.coder.stride, 3 * self.coder.stride)
+        if tuple(prior.shape) != wanted:
+            raise ValueError(
+                f"coder.hyper.synthesis returns {list(prior.shape)} for z {list(z.shape)}, the context "
+                f"model of {n} channels needs {list(wanted)}; correct its layers or its `downsampling`"
+            )
+
+        def walk() -> None:
+            for step in context.walk(prior):
+                step.symbols = torch.zeros_like(step.means, dtype=torch.int32)
+
+        check_operations(context, "coder.context", walk)
+        if not bool((context.masks(*wanted[2:]).sum(0) == 1).all()):
+            raise ValueError("coder.context: its masks must code each element at exactly one step")
 
     def memory(self, batch: int, size: tuple[int, int]) -> int:
         """Return the bytes that the maps of so many latents of h x w take."""
@@ -114,29 +149,25 @@ class TransformPayload:
 
     def encode(self, latent: Tensor, rate: Tensor) -> tuple[list[bytes], Symbols]:
         """Return the payloads for latents l `[B, C, h, w]` at rate points `[B]`, and what they hold."""
-        (y,) = in_slabs(
-            lambda part: (self.coder.analysis(part, rate).float(),), (latent,), reach(self.coder.analysis)
-        )
+        y = self._transform("g_a", self.coder.analysis, latent, rate)
         if not y.isfinite().all():
             raise ValueError("the transform of the picture is not finite: the weights do not fit pictures")
-        (indices,) = in_slabs(
-            self._hyper_indices, (y,), reach(self.coder.hyper.analysis), 1 / self.coder.stride
-        )
-        if self.index_model is not None:
-            indices = indices[:, 0]
-        indices = indices.clamp(-SYMBOL_LIMIT, SYMBOL_LIMIT)
+
+        def indices_of(y: Tensor) -> tuple[Tensor]:
+            indices = self.coder.hyper(y).indices
+            return (indices if indices.ndim == 4 else indices[:, None],)
+
+        with self.stage("h_a, C_h"):
+            margin = None if has_foreign(self.coder.hyper) else halo(self.coder.hyper.analysis)
+            (z,) = in_row_tiles(indices_of, (y,), margin, 1 / self.coder.stride)
+        z = (z if self.z_channels else z[:, 0]).clamp(-SYMBOL_LIMIT, SYMBOL_LIMIT)
         y = y.to(self.device)
 
-        def choose(mask: Tensor, means: Tensor, steps: Tensor) -> Tensor:
-            symbols = y.double().div_(steps).sub_(means).round_().clamp_(-SYMBOL_LIMIT, SYMBOL_LIMIT)
-            return symbols.mul_(mask).to(torch.int32)
+        def choose(step: ContextStep) -> Tensor:
+            symbols = y.double().div_(step.quant_step).sub_(step.means).round_()
+            return symbols.clamp_(-SYMBOL_LIMIT, SYMBOL_LIMIT).to(torch.int32)
 
-        return self._write(indices, choose)
-
-    def _hyper_indices(self, y: Tensor) -> tuple[Tensor]:
-        """Return what is sent for z, with the dimension of channels."""
-        indices = self.coder.hyper(y).indices
-        return (indices if indices.ndim == 4 else indices[:, None],)
+        return self._write(z, choose)
 
     def check(self, symbols: Symbols, size: tuple[int, int]) -> None:
         """Check that symbols are those of one latent of h x w.
@@ -144,13 +175,8 @@ class TransformPayload:
         Raises:
             ValueError: when they have another shape or type, or lie outside of what can be coded.
         """
-        h, w = (side // self.coder.stride for side in size)
-        n = self.context.channels
-        _check("y", symbols.y, (1, n, *size), -SYMBOL_LIMIT, SYMBOL_LIMIT)
-        if isinstance(self.coder.hyper, CategoricalHyperprior):
-            _check("z", symbols.z, (1, h, w), 0, self.coder.hyper.quantizer.size - 1)
-        else:
-            _check("z", symbols.z, (1, n, h, w), -SYMBOL_LIMIT, SYMBOL_LIMIT)
+        _check("y", symbols.y, (1, self.context.channels, *size), -SYMBOL_LIMIT, SYMBOL_LIMIT)
+        _check("z", symbols.z, (1, *self._z_shape(size)), *self.z_limits)
 
     def write(self, symbols: Symbols, rate: Tensor) -> list[bytes]:
         """Return the payloads that hold given symbols at rate points `[B]`.
@@ -158,31 +184,28 @@ class TransformPayload:
         Integers in, the same bytes on every machine.
         """
         y = symbols.y.to(self.device)
-        return self._write(symbols.z, lambda mask, means, steps: torch.where(mask, y, 0))[0]
+        return self._write(symbols.z, lambda step: y)[0]
 
-    def _write(
-        self, indices: Tensor, choose: Callable[[Tensor, Tensor, Tensor], Tensor]
-    ) -> tuple[list[bytes], Symbols]:
-        noted: Tensor | None = None
-
-        def choose_and_note(mask: Tensor, classes: Tensor, means: Tensor, steps: Tensor) -> Tensor:
-            nonlocal noted
-            noted = classes if noted is None else torch.where(mask, classes, noted)
-            return choose(mask, means, steps)
-
-        found, _ = self._code(self._prior(indices), choose_and_note)
-        assert noted is not None
+    def _write(self, z: Tensor, choose: Callable[[ContextStep], Tensor]) -> tuple[list[bytes], Symbols]:
+        symbols = indexes = torch.zeros((), dtype=torch.int32, device=self.device)
+        for step in self._walk(z):
+            step.symbols = choose(step)
+            symbols = torch.where(step.mask, step.symbols, symbols)
+            indexes = torch.where(step.mask, step.scales, indexes)
         # Off the device once, when all is chosen: until then nothing waits for it.
-        symbols, indices, classes = found.cpu(), indices.cpu(), noted.cpu()
-        masks = quadtree_masks(self.context.channels, *symbols.shape[-2:])[:, 0].numpy()
+        symbols, z, indexes = symbols.cpu(), z.cpu(), indexes.cpu()
+        masks = self.context.masks(*symbols.shape[-2:])[:, 0].numpy()
         payloads = []
-        for values, of_each, z in zip(symbols.numpy(), classes.numpy(), indices.numpy(), strict=True):
+        for values, of_each, of_z in zip(symbols.numpy(), indexes.numpy(), z.numpy(), strict=True):
             stack = Encoder()
             for mask in masks[::-1]:
                 self.y_model.push(stack, values[mask], of_each[mask])
-            self._push_z(stack, z)
+            if isinstance(self.z_model, IntegerModel):
+                self.z_model.push(stack, of_z.ravel(), _channels(of_z.shape))
+            else:
+                self.z_model.push(stack, of_z.ravel())
             payloads.append(stack.payload())
-        return payloads, Symbols(indices, symbols)
+        return payloads, Symbols(z, symbols)
 
     def decode(self, payloads: Sequence[bytes], size: tuple[int, int], rate: Tensor) -> Decoded:
         """Return what payloads hold.
@@ -196,100 +219,87 @@ class TransformPayload:
             DamagedError: when a payload is not what an encoder writes.
         """
         stacks = [Decoder(payload) for payload in payloads]
-        indices = self._pop_z(stacks, size)
-
-        def choose(mask: Tensor, classes: Tensor, means: Tensor, steps: Tensor) -> Tensor:
-            # All pictures together: one wait for the device in a step.
-            where, known = mask[0].cpu().numpy(), classes.cpu().numpy()
-            symbols = np.zeros(known.shape, np.int32)
-            for values, of_each, stack in zip(symbols, known, stacks, strict=True):
+        z = self._pop_z(stacks, size)
+        symbols = torch.zeros(
+            len(stacks), self.context.channels, *size, dtype=torch.int32, device=self.device
+        )
+        for step in self._walk(z):
+            # All images together: one wait for the device in a step.
+            where, indexes = step.mask[0].cpu().numpy(), step.scales.cpu().numpy()
+            found = np.zeros(indexes.shape, np.int32)
+            for values, of_each, stack in zip(found, indexes, stacks, strict=True):
                 values[where] = self.y_model.pop(stack, of_each[where])
-            return torch.from_numpy(symbols).to(self.device)
-
-        symbols, y_hat = self._code(self._prior(indices), choose)
+            step.symbols = torch.from_numpy(found).to(self.device)
+            symbols += step.symbols
         for stack in stacks:
             stack.finish()
-        synthesis = self.coder.synthesis
-        (latent_hat,) = in_slabs(
-            lambda part: (synthesis(part, rate).float(),),
-            (y_hat.to(rate.device, torch.float32),),
-            reach(synthesis),
-        )
-        return Decoded(Symbols(indices, symbols.cpu()), latent_hat)
+        y_hat = step.y_hat.to(rate.device, torch.float32)
+        latent_hat = self._transform("g_s", self.coder.synthesis, y_hat, rate)
+        return Decoded(Symbols(z, symbols.cpu()), latent_hat)
 
     def decode_z(self, payloads: Sequence[bytes], size: tuple[int, int], rate: Tensor) -> Tensor:
-        """Return the l_hat `[B, C, h, w]` that the hyper codes alone predict (paper figure 5)."""
-        indices = self._pop_z([Decoder(payload) for payload in payloads], size)
-        return self.coder.decode_z(indices.to(rate.device), rate)
+        """Return the l_hat `[B, C, h, w]` that the hyper-latents alone predict (paper figure 5)."""
+        z = self._pop_z([Decoder(payload) for payload in payloads], size)
+        return self.coder.decode_z(z.to(rate.device), rate)
 
-    def _prior(self, indices: Tensor) -> Tensor:
-        z_hat = self.coder.hyper.decode(indices.to(next(self.coder.parameters()).device))
-        (prior,) = in_slabs(
-            lambda part: (self.synthesis(part),),
-            (z_hat.to(self.device, torch.float64),),
-            reach(self.synthesis),
-            self.coder.stride,
-        )
+    def prior(self, z: Tensor) -> Tensor:
+        """Return the prior `[B, 3N, h, w]` that z predicts, float64, on the integer networks' device."""
+        z_hat, stride = self._z_hat(z), self.coder.stride
+        with self.stage(INTEGER_NETWORKS):
+            (prior,) = in_row_tiles(lambda z: (self.synthesis(z),), (z_hat,), halo(self.synthesis), stride)
         return prior
 
-    def _code(self, prior: Tensor, choose: _Choose) -> tuple[Tensor, Tensor]:
-        """Walk the quadtree; return the symbols that `choose` gave, int32, and y_hat, float64."""
-        context = self.context
-        steps, scales, means, reduced = in_slabs(context.split_prior, (prior,), 0)
-        del prior
-        masks = quadtree_masks(context.channels, means.shape[-2], means.shape[-1], means.device)
-        y_hat = torch.zeros_like(means)
-        all_symbols = torch.zeros(means.shape, dtype=torch.int32, device=means.device)
-        classes = self._classes(scales)
-        del scales
-        for k in range(STEPS):
-            if k > 0:
-                classes, means = in_slabs(
-                    partial(self._predict, k),
-                    (y_hat, reduced),
-                    reach(context.adaptors[k - 1], context.shared),
-                )
-            symbols = choose(masks[k], classes, means, steps)
-            all_symbols += symbols
-            y_hat = torch.where(masks[k], symbols + means, y_hat)
-        return all_symbols, y_hat * steps
+    def _walk(self, z: Tensor) -> Iterator[ContextStep]:
+        """Walk the context model; the scales of a step are the indexes of the tables, int32."""
 
-    def _predict(self, k: int, y_hat: Tensor, reduced: Tensor) -> tuple[Tensor, Tensor]:
-        """Return classes and means of a step."""
-        scales, means = self.context.predict(k, y_hat, reduced)
-        return self._classes(scales), means
+        def run(
+            compute: Callable[..., tuple[Tensor, ...]],
+            maps: tuple[Tensor, ...],
+            networks: tuple[nn.Module, ...],
+        ) -> tuple[Tensor, ...]:
+            with self.stage(INTEGER_NETWORKS):
+                return in_row_tiles(compute, maps, halo(*networks))
 
-    def _classes(self, scales: Tensor) -> Tensor:
-        return torch.bucketize(scales.contiguous(), self.thresholds, right=True, out_int32=True)
+        def indexes(scales: Tensor) -> Tensor:
+            return torch.bucketize(scales.contiguous(), self.thresholds, right=True, out_int32=True)
 
-    def _push_z(self, stack: Encoder, indices: np.ndarray) -> None:
-        if self.index_model is not None:
-            self.index_model.push(stack, indices.ravel())
-        else:
-            self.z_model.push(stack, indices.ravel(), self._channels(indices.shape))
+        return self.context.walk(self.prior(z), run, indexes)
+
+    def _z_hat(self, z: Tensor) -> Tensor:
+        z_hat = self.coder.hyper.decode(z.to(next(self.coder.parameters()).device))
+        return z_hat.to(self.device, torch.float64)
+
+    def _transform(self, name: str, transform: nn.Module, x: Tensor, rate: Tensor) -> Tensor:
+        """Return g_a or g_s of a map, float32."""
+        with self.stage(name):
+            (out,) = in_row_tiles(lambda part: (transform(part, rate).float(),), (x,), halo(transform))
+        return out
+
+    def _z_shape(self, size: tuple[int, int]) -> tuple[int, ...]:
+        """Return the shape of z for one latent of h x w."""
+        small = (size[0] // self.coder.stride, size[1] // self.coder.stride)
+        return small if self.z_channels is None else (self.z_channels, *small)
 
     def _pop_z(self, stacks: Sequence[Decoder], size: tuple[int, int]) -> Tensor:
-        h, w = (side // self.coder.stride for side in size)
-        shape = (h, w) if self.index_model is not None else (self.context.channels, h, w)
-        count = int(np.prod(shape))
-        popped = [
-            self.index_model.pop(stack, count)
-            if self.index_model is not None
-            else self.z_model.pop(stack, self._channels(shape))
-            for stack in stacks
-        ]
+        shape = self._z_shape(size)
+        if isinstance(self.z_model, IntegerModel):
+            popped = [self.z_model.pop(stack, _channels(shape)) for stack in stacks]
+        else:
+            popped = [self.z_model.pop(stack, int(np.prod(shape))) for stack in stacks]
         return torch.from_numpy(np.stack(popped).reshape(-1, *shape)).long()
 
-    @staticmethod
-    def _channels(shape: Sequence[int]) -> np.ndarray:
-        return np.repeat(np.arange(shape[0]), int(np.prod(shape[1:])))
+
+def _channels(shape: Sequence[int]) -> np.ndarray:
+    """Return the number of the channel of each element of a map `[C, h, w]`, flattened."""
+    return np.repeat(np.arange(shape[0]), int(np.prod(shape[1:])))
 
 
-class IndicesMapPayload:
-    """The payload of an `IndicesMapCoder`: one index per position of the latent, all of one length."""
+class IndicesMapLatentCodec:
+    """Codes the latent of an `IndicesMapCoder`: one index per position, all of one length."""
 
-    def __init__(self, coder: IndicesMapCoder) -> None:
+    def __init__(self, coder: IndicesMapCoder, stage: Stages | None = None) -> None:
         self.coder = coder
+        self.stage = stage or Stages()
         self.models = [UniformModel(size) for size in coder.sizes]
 
     def memory(self, batch: int, size: tuple[int, int]) -> int:
@@ -298,12 +308,14 @@ class IndicesMapPayload:
 
     def encode(self, latent: Tensor, rate: Tensor) -> tuple[list[bytes], Symbols]:
         """Return the payloads for latents l `[B, C, h, w]` at whole rate points `[B]`, and what they hold."""
-        indices = self.coder(latent, rate).symbols.to(torch.int32).cpu()
+        with self.stage("search of codes"):
+            indices = self.coder(latent, rate).symbols.to(torch.int32)
+        indices = indices.cpu()
         symbols = Symbols(indices.new_zeros(len(indices), 0).long(), indices)
         return self.write(symbols, rate), symbols
 
     def check(self, symbols: Symbols, size: tuple[int, int]) -> None:
-        """Check that symbols are indices for one latent of h x w; see `TransformPayload.check`."""
+        """Check that symbols are indices for one latent of h x w; see `TransformLatentCodec.check`."""
         _check("y", symbols.y, (1, *size), 0, max(self.coder.sizes) - 1)
 
     def write(self, symbols: Symbols, rate: Tensor) -> list[bytes]:
@@ -323,7 +335,7 @@ class IndicesMapPayload:
         return payloads
 
     def decode(self, payloads: Sequence[bytes], size: tuple[int, int], rate: Tensor) -> Decoded:
-        """Return what payloads hold; see `TransformPayload.decode`."""
+        """Return what payloads hold; see `TransformLatentCodec.decode`."""
         indices, latents = [], []
         for payload, point in zip(payloads, rate.tolist(), strict=True):
             stack = Decoder(payload)
@@ -342,3 +354,37 @@ class IndicesMapPayload:
             ValueError: always.
         """
         raise ValueError("indices-map coding has no hyper code to decode alone")
+
+
+LatentCodec = TransformLatentCodec | IndicesMapLatentCodec
+
+
+def make_latent_codec(
+    coder: TransformCoder | IndicesMapCoder,
+    tables: Tables,
+    device: torch.device | str = "cpu",
+    stage: Stages | None = None,
+) -> LatentCodec:
+    """Return what codes the latents of a coder.
+
+    Args:
+        coder: of a codec.
+        tables: its frequency tables.
+        device: where the coder is; its integer networks run on the CPU if this does not multiply exactly.
+        stage: told what runs.
+
+    Raises:
+        InexactError: when a network cannot be computed in integers; the message names the layer.
+        ValueError: when the tables are not those of the coder.
+    """
+    if isinstance(coder, IndicesMapCoder):
+        return IndicesMapLatentCodec(coder, stage)
+    device = torch.device(device)
+    if device.type != "cpu":
+        try:
+            check_device(device)
+        except InexactError:
+            device = torch.device("cpu")
+    if device.type == "cpu":
+        check_device(device)
+    return TransformLatentCodec(coder, tables, device, stage)

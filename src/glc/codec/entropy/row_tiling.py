@@ -1,57 +1,77 @@
-"""Networks on a map that is too large to compute at once: some of its rows after the other."""
+"""Networks on maps that are too large to compute at once: in row tiles, one after the other."""
 
 import math
 from collections.abc import Callable, Sequence
 
 from torch import Tensor, nn
 
-from glc.codec.entropy.integer_nets import ExactConv2d
+from glc.codec.entropy.integer_nets import ExactConv2d, ExactDepthConv, ExactFeedForward, ExactLeakyReLU
+from glc.layers.blocks import (
+    DepthConv,
+    DepthConvBlock,
+    GatedDepthConv,
+    GatedDepthConvBlock,
+    GatedFeedForward,
+    SubpixelUpsample,
+)
+from glc.models.transform import RateScaler, RateTransform
 
-SLAB_ELEMENTS = 1 << 23
-"""What a slab may have of its maps or, where they have more, of its results: tens of megabytes."""
+TILE_ELEMENTS = 1 << 23
+"""Elements of the input maps of a row tile, or of its results where they have more: tens of megabytes."""
+
+_KNOWN = (
+    *(nn.Sequential, nn.ModuleList, nn.Identity, nn.LeakyReLU, nn.ReLU),
+    *(DepthConv, DepthConvBlock, GatedDepthConv, GatedDepthConvBlock, GatedFeedForward, SubpixelUpsample),
+    *(RateScaler, RateTransform),
+    *(ExactDepthConv, ExactFeedForward, ExactLeakyReLU),
+)
+"""Modules that see one position only, but for the convolutions in them."""
 
 
-def reach(*networks: nn.Module) -> int:
-    """Return how many rows above and below its own a row of the output sees, in rows of the input; or more.
+def halo(*networks: nn.Module) -> int | None:
+    """Return how many rows above and below its own a row of the output depends on, in rows of the input.
+
+    It may be more than the true number. None where it is not known of a module, such as a user's own: the
+    network must see the whole map.
 
     Args:
-        networks: convolutions in the order in which they are registered, one network after the other.
+        networks: run one after the other; their convolutions in the order in which they are registered.
     """
     rows, scale = 0.0, 1.0
     for module in (module for network in networks for module in network.modules()):
         if isinstance(module, ExactConv2d):
             rows += module.radius / scale
-        elif isinstance(module, nn.Conv2d):
+        elif type(module) is nn.Conv2d and module.dilation == (1, 1):
             rows += (module.kernel_size[0] // 2) / scale
             scale /= module.stride[0]
-        elif isinstance(module, nn.PixelShuffle):
+        elif type(module) is nn.PixelShuffle:
             scale *= module.upscale_factor
+        elif type(module) not in _KNOWN:
+            return None
     return math.ceil(rows)
 
 
-def in_slabs(
-    compute: Callable[..., tuple[Tensor, ...]],
-    maps: Sequence[Tensor],
-    reach: int,
-    scale: float = 1,
+def in_row_tiles(
+    compute: Callable[..., tuple[Tensor, ...]], maps: Sequence[Tensor], halo: int | None, scale: float = 1
 ) -> tuple[Tensor, ...]:
-    """Return what `compute(*maps)` returns; for large maps from slabs of rows, which overlap by what is seen.
+    """Return what `compute(*maps)` returns, for large maps from row tiles that overlap by the halo.
 
-    Arithmetic that is exact gives the same numbers either way, any other the same up to rounding.
+    Integer networks give the same numbers either way, others the same up to rounding.
 
     Args:
         compute: a function of maps with zeros around them, to maps of `scale` times their rows.
         maps: `[B, C, h, w]` each.
-        reach: rows above and below a row that the result at it depends on.
+        halo: rows above and below a row that the result at it depends on; None: all, so that the maps are
+            computed whole.
         scale: size of the results over that of the maps: a whole number or one over it.
     """
     height = maps[0].shape[2]
     step = max(1, round(1 / scale))
     per_row = sum(x[:, :, 0].numel() for x in maps) * max(1, scale) ** 2
-    rows = max(1, int(SLAB_ELEMENTS / max(1, per_row)) // step) * step
-    if rows + 2 * reach >= height:
+    rows = max(1, int(TILE_ELEMENTS / max(1, per_row)) // step) * step
+    if halo is None or rows + 2 * halo >= height:
         return compute(*maps)
-    overlap = -(-reach // step) * step
+    overlap = -(-halo // step) * step
     results: list[Tensor] = []
     for start in range(0, height, rows):
         stop = min(height, start + rows)

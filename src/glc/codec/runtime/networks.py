@@ -1,9 +1,10 @@
-"""Pictures to latents and back, as the codec does it: E and D on any device, within a limit of memory."""
+"""Images to latents and back, as the codec does it: E and D on any device, within a limit of memory."""
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,6 +15,7 @@ from glc.codec.runtime.memory import available_memory, check_memory, give_back_f
 from glc.codec.runtime.precision import Precision
 from glc.codec.runtime.row_tiles import Source
 from glc.codec.runtime.tiled_networks import BandedDecoder, BandedEncoder
+from glc.codec.stages import Stages
 from glc.codec.weights.mmap import MappedFile, bytes_to_read
 from glc.data.images import from_uint8, to_uint8
 from glc.errors import MemoryLimitError, NotFiniteError
@@ -28,12 +30,12 @@ _RESERVE = 0.9
 some of what was freed."""
 
 
-class PictureNetworks:
+class ImageNetworks:
     """E and D of a codec.
 
-    On a CPU pictures are computed one after the other in bands of rows, see
-    `glc.codec.runtime.tiled_networks`. Other devices compute a whole batch at once, in channels-last memory,
-    and know no limit but their own.
+    On a CPU images are computed one after the other in row tiles, see `glc.codec.runtime.tiled_networks`; a
+    user's own networks see the whole image, their memory is not limited. Other devices compute a whole batch
+    at once, in channels-last memory, and know no limit but their own.
 
     Args:
         model: whose weights to use, as they are when a network is first needed.
@@ -41,6 +43,7 @@ class PictureNetworks:
         precision: number formats of the two.
         memory: bytes that the process may take; None for what is free on the machine.
         files: whose memory the model's weights share: no more of it is held than one network's at a time.
+        stage: told what runs.
     """
 
     def __init__(
@@ -50,32 +53,36 @@ class PictureNetworks:
         precision: Precision,
         memory: int | None = None,
         files: tuple[MappedFile, ...] = (),
+        stage: Stages | None = None,
     ) -> None:
         self.model = model
         self.device = device
         self.precision = precision
         self.memory = memory
         self.files = files if device.type == "cpu" else ()  # elsewhere the weights are copies
+        self.stage = stage or Stages()
 
     @cached_property
-    def _banded_encoder(self) -> BandedEncoder:
-        made = BandedEncoder(self.model.encoder, self.precision.encoder)
+    def _tiled_encoder(self) -> BandedEncoder | None:
+        network = self.model.encoder
+        made = BandedEncoder(network, self.precision.encoder) if type(network) is Encoder else None
         self.release()  # half of a network in bfloat16 is a copy
         return made
 
     @cached_property
-    def _banded_decoder(self) -> BandedDecoder:
-        made = BandedDecoder(self.model.decoder, self.precision.decoder)
+    def _tiled_decoder(self) -> BandedDecoder | None:
+        network = self.model.decoder
+        made = BandedDecoder(network, self.precision.decoder) if type(network) is Decoder else None
         self.release()
         return made
 
     @cached_property
-    def _whole_encoder(self) -> nn.Module:
-        return _cast(self.model.encoder, self.precision.encoder, first=True)
+    def _whole_encoder(self) -> Callable[[Tensor], Tensor]:
+        return _whole(self.model.encoder, self.precision.encoder, first=True)
 
     @cached_property
-    def _whole_decoder(self) -> nn.Module:
-        return _cast(self.model.decoder, self.precision.decoder, first=False)
+    def _whole_decoder(self) -> Callable[[Tensor], Tensor]:
+        return _whole(self.model.decoder, self.precision.decoder, first=False)
 
     def limit(self, network: nn.Module) -> int | None:
         """Return the bytes that may still be taken; None where nothing says, as on a GPU.
@@ -115,34 +122,38 @@ class PictureNetworks:
         if self.files:
             give_back_freed()
 
-    def encode(self, pictures: Sequence[Tensor]) -> Tensor:
+    def encode(self, images: Sequence[Tensor]) -> Tensor:
         """Return the latents `[B, C, h, w]`, float32, on the device.
 
         Args:
-            pictures: `[1, 3, H, W]` each, uint8 levels or float32 in [-1, 1]; all of one size once padded.
+            images: `[1, 3, H, W]` each, uint8 levels or float32 in [-1, 1]; all of one size once padded.
 
         Raises:
-            MemoryLimitError: when a picture needs more memory than may be used.
+            MemoryLimitError: when an image needs more memory than may be used.
         """
-        if self.device.type == "cpu":
+        with self.stage("E"):
+            if self.device.type != "cpu":
+                with _enough_memory(self.device):
+                    return self._encode_whole(images)
             try:
-                return torch.cat([self._encode_banded(picture) for picture in pictures])
+                return torch.cat([self._encode_on_cpu(image) for image in images])
             finally:
                 self.release()
-        with _enough_memory(self.device):
-            return self._encode_whole(pictures)
 
-    def _encode_whole(self, pictures: Sequence[Tensor]) -> Tensor:
+    def _encode_whole(self, images: Sequence[Tensor]) -> Tensor:
         # As they came: levels are a quarter of the bytes of floats.
-        moved = [self.padded(picture) for picture in pictures]
+        moved = [self.padded(image) for image in images]
         x = torch.cat(moved).contiguous(memory_format=torch.channels_last)
         return self._whole_encoder(x).float().contiguous()
 
-    def _encode_banded(self, picture: Tensor) -> Tensor:
-        stride = self.model.stride
-        height, width = padded_size(picture.shape[2], picture.shape[3], stride)
-        source = Source(height, lambda start, stop: _padded(picture, start, stop, stride))
-        return self._banded_encoder(source, width, self.limit(self.model.encoder))
+    def _encode_on_cpu(self, image: Tensor) -> Tensor:
+        encoder, stride, limit = self.model.encoder, self.model.stride, self.limit(self.model.encoder)
+        height, width = padded_size(image.shape[2], image.shape[3], stride)
+        if self._tiled_encoder is not None:
+            source = Source(height, lambda start, stop: _padded(image, start, stop, stride))
+            return self._tiled_encoder(source, width, limit)
+        with _whole_on_cpu(encoder, "encoder", 12 * height * width, limit):
+            return self._encode_whole([image])
 
     @contextmanager
     def searching(self) -> Iterator[None]:
@@ -157,48 +168,55 @@ class PictureNetworks:
         finally:
             self.release()
 
-    def padded(self, picture: Tensor) -> Tensor:
-        """Return a picture as E sees it: float32 `[1, 3, H, W]` in [-1, 1] on the device, padded."""
-        return _padded(picture.to(self.device), 0, None, self.model.stride)
+    def padded(self, image: Tensor) -> Tensor:
+        """Return an image as E sees it: float32 `[1, 3, H, W]` in [-1, 1] on the device, padded."""
+        return _padded(image.to(self.device), 0, None, self.model.stride)
 
-    def draw(self, latent_hat: Tensor, sizes: Sequence[Size]) -> list[np.ndarray]:
-        """Return the pictures, uint8 `[H, W, 3]`, of latents l_hat `[B, C, h, w]`.
+    def decode(self, latent_hat: Tensor, sizes: Sequence[Size]) -> list[np.ndarray]:
+        """Return the images, uint8 `[H, W, 3]`, of latents l_hat `[B, C, h, w]`.
 
         Args:
             latent_hat: float32.
-            sizes: of the pictures, padding excluded.
+            sizes: of the images, padding excluded.
 
         Raises:
             NotFiniteError: when a pixel is not finite.
-            MemoryLimitError: when a picture needs more memory than may be used, or than a GPU has.
+            MemoryLimitError: when an image needs more memory than may be used, or than a GPU has.
         """
         if self.model.refiner is not None:
-            latent_hat = self.model.refiner(latent_hat)
+            with self.stage("refiner"):
+                latent_hat = self.model.refiner(latent_hat)
         canvases = [_Canvas(size) for size in sizes]
-        if self.device.type == "cpu":
-            try:
-                for latent, canvas in zip(latent_hat.split(1), canvases, strict=True):
-                    limit = self.limit(self.model.decoder)
-                    if limit is not None:
-                        limit = max(0, limit - canvas.pixels.nbytes)  # memory that is taken as it is written
-                    self._banded_decoder(latent, canvas.write, limit, self.release)
-            finally:
-                self.release()
-        else:
-            with _enough_memory(self.device):
-                x_hat = self._draw_whole(latent_hat)
-            for picture, canvas in zip(x_hat.split(1), canvases, strict=True):
-                canvas.write(0, picture)
+        with self.stage("D"):
+            if self.device.type != "cpu":
+                with _enough_memory(self.device):
+                    x_hat = self._decode_whole(latent_hat)
+                for image, canvas in zip(x_hat.split(1), canvases, strict=True):
+                    canvas.write(0, image)
+            else:
+                try:
+                    for latent, canvas in zip(latent_hat.split(1), canvases, strict=True):
+                        self._decode_on_cpu(latent, canvas)
+                finally:
+                    self.release()
         return [canvas.pixels for canvas in canvases]
 
-    def _draw_whole(self, latent_hat: Tensor) -> Tensor:
-        x = latent_hat.to(self.precision.decoder, memory_format=torch.channels_last)
-        x_hat: Tensor = self._whole_decoder(x)
-        return x_hat
+    def _decode_whole(self, latent_hat: Tensor) -> Tensor:
+        return self._whole_decoder(latent_hat.contiguous(memory_format=torch.channels_last))
+
+    def _decode_on_cpu(self, latent: Tensor, canvas: "_Canvas") -> None:
+        decoder, limit = self.model.decoder, self.limit(self.model.decoder)
+        if limit is not None:
+            limit = max(0, limit - canvas.pixels.nbytes)  # memory that is taken as it is written
+        if self._tiled_decoder is not None:
+            return self._tiled_decoder(latent, canvas.write, limit, self.release)
+        pixels = latent.shape[2] * latent.shape[3] * decoder.downsampling**2
+        with _whole_on_cpu(decoder, "decoder", 12 * pixels, limit):
+            canvas.write(0, self._decode_whole(latent))
 
 
 class _Canvas:
-    """A picture that is written by rows."""
+    """An image that is written by rows."""
 
     def __init__(self, size: Size) -> None:
         self.pixels = np.empty((*size, 3), np.uint8)
@@ -211,11 +229,11 @@ class _Canvas:
         self.pixels[row : row + rows.shape[1]] = to_uint8(rows).permute(1, 2, 0).cpu().numpy()
 
 
-def _padded(picture: Tensor, start: int, stop: int | None, stride: int) -> Tensor:
-    """Return rows of a picture, padded to multiples of the stride by its last pixels, in [-1, 1]."""
-    height, width = picture.shape[2:]
+def _padded(image: Tensor, start: int, stop: int | None, stride: int) -> Tensor:
+    """Return rows of an image, padded to multiples of the stride by its last pixels, in [-1, 1]."""
+    height, width = image.shape[2:]
     rows, columns = padded_size(height, width, stride)
-    inside = picture[:, :, min(start, height - 1) : stop]
+    inside = image[:, :, min(start, height - 1) : stop]
     inside = from_uint8(inside) if inside.dtype == torch.uint8 else inside
     below = (rows if stop is None else stop) - start - inside.shape[2]
     if below or columns > width:
@@ -229,25 +247,55 @@ def _enough_memory(device: torch.device) -> Iterator[None]:
         yield
     except torch.OutOfMemoryError as error:
         raise MemoryLimitError(
-            f"the memory of {device} does not suffice for a picture or batch of this size: give --device cpu "
-            "(device= in Python), which computes it in bands, or fewer pictures at a time"
+            f"the memory of {device} does not suffice for an image or batch of this size: give --device cpu "
+            "(device= in Python), which computes it in row tiles, or fewer images at a time"
         ) from error
 
 
-def _cast(network: Encoder | Decoder, dtype: torch.dtype, first: bool) -> nn.Module:
-    """Return a copy for whole pictures.
+@contextmanager
+def _whole_on_cpu(network: nn.Module, role: str, pixels: int, limit: int | None) -> Iterator[None]:
+    """Surround a run of a user's own network: of its memory only that of the image is known beforehand."""
+    name = f"{type(network).__module__}.{type(network).__qualname__}"
+    why = "it runs on the whole image, only networks of glc itself run in row tiles within a limit"
+    if limit is not None and pixels > limit:
+        raise MemoryLimitError(
+            f"the {role} {name} needs more than {pixels / 1e9:.1f} GB for an image of this size, and "
+            f"{limit / 1e9:.1f} GB may be used ({why}): allow more with --memory (memory= in Python)"
+        )
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, MemoryError) or "allocate memory" in str(error):
+            raise MemoryLimitError(
+                f"out of memory in the {role} {name} ({why}): compress smaller images"
+            ) from error
+        raise
 
-    Its convolution from or to pixels stays in float32, as in bands: 8 bits are more than bfloat16 holds.
+
+def _whole(network: nn.Module, dtype: torch.dtype, first: bool) -> Callable[[Tensor], Tensor]:
+    """Return a function that computes a network on whole images, in channels-last memory, to float32.
+
+    Of ours the convolution from or to pixels stays in float32, as in row tiles: 8 bits are more than bfloat16
+    holds. A user's own run under autocast.
 
     Args:
         network: E or D.
         dtype: of all else.
         first: whether its pixels are what comes in.
     """
-    made = copy.deepcopy(network).to(dtype=dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    if type(network) not in (Encoder, Decoder):
+
+        def run(x: Tensor) -> Tensor:
+            with torch.autocast(x.device.type, dtype, enabled=dtype != torch.float32):
+                out: Tensor = network(x)
+            return out.float()
+
+        return run
+    made: Any = copy.deepcopy(network).to(dtype=dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
     convolutions = [block for block in made.blocks if isinstance(block, nn.Conv2d)]
     if first:
         convolutions[0].float().register_forward_hook(lambda _, given, out: out.to(dtype))
-    else:
-        convolutions[-1].float().register_forward_pre_hook(lambda _, given: (given[0].float(),))
+        return made
+    convolutions[-1].float().register_forward_pre_hook(lambda _, given: (given[0].float(),))
+    made.register_forward_pre_hook(lambda _, given: (given[0].to(dtype),))
     return made

@@ -1,7 +1,4 @@
-"""Threads that compute bands of a map side by side.
-
-Memory that is used again and again.
-"""
+"""Threads that compute bands of a map in parallel, and scratch buffers that each of them reuses."""
 
 import threading
 from collections.abc import Callable, Iterable
@@ -19,10 +16,10 @@ U = TypeVar("U")
 
 
 class Workers:
-    """As many threads as PyTorch may use, each of which computes a band of its own with one.
+    """As many threads as PyTorch may use; each computes a band of its own, single-threaded.
 
-    What lies between two operations stays in the cache of one processor core, and nobody waits at the end of
-    each operation, only at the end of a map. To be used as a context.
+    Intermediate results stay in the cache of one core, and threads wait for each other only at the end of a
+    map, not of each operation. Use it as a context.
     """
 
     def __init__(self) -> None:
@@ -76,16 +73,16 @@ class Workers:
 
 def _compute_alone() -> None:
     """Let this thread compute with one thread."""
-    # A thread's first question sets its number to what it is everywhere: it must have come before.
+    # The first get_num_threads() of a thread initialises its own count and would reset it: call it first.
     torch.get_num_threads()
     torch.set_num_threads(1)
 
 
 class Scratch:
-    """Memory for what is used up before the next is asked for, which takes its place.
+    """A reusable buffer; each `take` invalidates the previous one.
 
-    Fresh memory costs the system more time than a pass over it: it is asked for seldom, and given back where
-    it is far more than what is needed.
+    Fresh memory costs the system more time than a pass over it. The buffer grows when it must, and
+    shrinks when it is more than four times too large.
     """
 
     def __init__(self) -> None:

@@ -2,7 +2,7 @@
  *
  * Maps lie in channels-last memory. For some tiles at a time (a tile: 6x6 outputs, from the 8x8 inputs around them)
  *
- *     inputs  --input8 twice-->  v [64][tiles][I]      stays in the second cache
+ *     inputs  --input8 twice-->  v [64][tiles][I]      stays in the L2 cache
  *     v x u   --product------->  m [64][tiles][WIDE]   for WIDE channels of the output after the other
  *     m       --output6 twice->  outputs, with bias, set or added
  *
@@ -34,11 +34,12 @@ typedef float vec __attribute__((vector_size(4 * LANES), aligned(4), may_alias))
 /* Numbers of channels are multiples of LANES, that of tiles in memory is one of ROWS. */
 long glc_wide(void) { return WIDE; }
 
-/* Multiples of 4096 bytes between the points would put all of them into one set of the first cache. */
+/* Multiples of 4096 bytes between the points would put all of them into one set of the L1 cache. */
 INLINE long input_step(long tiles, long ins) { return tiles * ins + LANES; }
 INLINE long output_step(long tiles) { return tiles * WIDE + LANES; }
 long glc_floats(long tiles, long ins) { return POINTS * (input_step(tiles, ins) + output_step(tiles)); }
 
+/* B^T d for F(6, 3) at the points 0, 1, -1, 2, -2, 1/2, -1/2 and infinity. */
 INLINE void input8(const vec *d, vec *o, long step) {
     vec a = d[2] + d[6] - 4.25f * d[4], b = d[1] + d[5] - 4.25f * d[3];
     vec c = d[6] + 0.25f * d[2] - 1.25f * d[4], e = 0.5f * d[1] - 2.5f * d[3] + 2.0f * d[5];
@@ -53,6 +54,7 @@ INLINE void input8(const vec *d, vec *o, long step) {
     o[7 * step] = d[7] - d[1] + 5.25f * (d[3] - d[5]);
 }
 
+/* A^T m: row k holds the k-th powers of the points. */
 INLINE void output6(const vec *m, vec *o, long step) {
     vec a = m[1] + m[2], b = m[1] - m[2], c = m[3] + m[4], e = m[3] - m[4], f = m[5] + m[6], g = m[5] - m[6];
     o[0] = m[0] + a + c + f;
@@ -63,6 +65,7 @@ INLINE void output6(const vec *m, vec *o, long step) {
     o[5 * step] = m[7] + b + 32.0f * e + 0.03125f * g;
 }
 
+/* G k: each row the powers of a point, scaled so that A^T [(G k) (B^T d)] is the convolution. */
 INLINE void points8(const vec *k, vec *o, long step) {
     vec a = (-2.f / 9) * (k[0] + k[2]), b = (-2.f / 9) * k[1];
     vec c = (1.f / 90) * k[0] + (2.f / 45) * k[2], d = (1.f / 45) * k[1];
@@ -144,6 +147,9 @@ struct band {
     long row, pixel;  /* steps between the output's rows and pixels */
     long outs;        /* channels wanted */
 };
+
+/* For the mirror of this structure in winograd.py. */
+long glc_sizeof_band(void) { return sizeof(struct band); }
 
 /* v of one tile, whose first output is at a row (from band->start on) and a column. Zeros stand for what lies beyond
  * the input, and for rows that were not given since only outputs that are not wanted see them. */

@@ -162,7 +162,7 @@ def library() -> ctypes.CDLL | None:
 
 def _declare(made: ctypes.CDLL) -> None:
     long, address = ctypes.c_long, ctypes.c_void_p
-    made.glc_wide.restype = made.glc_floats.restype = long
+    made.glc_wide.restype = made.glc_floats.restype = made.glc_sizeof_band.restype = long
     made.glc_floats.argtypes = (long, long)
     made.glc_weights.argtypes = (address, address, long, long, long, long, address)
     made.glc_convolve.argtypes = (address, address, address, ctypes.c_int, long, address)
@@ -171,6 +171,8 @@ def _declare(made: ctypes.CDLL) -> None:
 
 
 def _computes(made: ctypes.CDLL) -> bool:
+    if made.glc_sizeof_band() != ctypes.sizeof(_Band):
+        return False
     generator = torch.Generator().manual_seed(0)
 
     def noise(*shape: int) -> Tensor:

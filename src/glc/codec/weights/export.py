@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from glc.codec.entropy.latent_coding import make_latent_codec
 from glc.codec.entropy.tables import Table, Tables, density_tables, gaussian_tables, index_table
 from glc.codec.images import pad
 from glc.codec.weights.architecture import bake_projections
@@ -100,7 +101,7 @@ def make_tables(model: GLC, images: Iterable[Tensor] = ()) -> Tables:
             over all rate points; without any its code is of fixed length, as in the paper.
     """
     coder: Any = model.coder
-    hyper: Any = getattr(coder, "hyper", None)  # indices-map coding has none
+    hyper: Any = getattr(coder, "hyper", None)  # a user's own is known by what it has: glc.models.protocols
     z: list[Table] = []
     if hasattr(hyper, "density"):
         z = density_tables(hyper.density)
@@ -156,6 +157,10 @@ def export(
             f"{checkpoint}: has no categorical hyper-latent to count frequencies of; omit --photos"
         )
     tables = make_tables(model, (stack_pictures([read_rgb(photo)]) for photo in photos))
+    try:
+        make_latent_codec(model.coder, tables)
+    except ValueError as error:
+        raise WeightsError(f"{checkpoint}: cannot be used for files: {error}") from error
     save(destination, state, CodecLabel(description, tables, rates))
 
 

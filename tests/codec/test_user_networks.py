@@ -1,0 +1,363 @@
+"""A user's own networks in the codec: through real bytes, and refused where they could not be exact."""
+
+import copy
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import glc
+from glc.codec.codec import Codec
+from glc.codec.entropy.integer_nets import InexactError
+from glc.codec.entropy.latent_coding import make_latent_codec
+from glc.codec.entropy.tables import gaussian_tables
+from glc.codec.runtime.memory import MemoryLimitError, resident_memory
+from glc.codec.weights.export import make_tables, rate_points
+from glc.codec.weights.file import Weights
+from glc.errors import WeightsError
+from glc.layers.blocks import DepthConvBlock, SubpixelUpsample
+from glc.models.autoencoder import Decoder, Encoder
+from glc.models.coder import TransformCoder
+from glc.models.context import QuadtreeContext
+from glc.models.entropy import gaussian_bits
+from glc.models.glc import GLC
+from glc.models.hyperprior import CategoricalHyperprior, FactorizedHyperprior, HyperOutput
+from glc.models.quantizer import VectorQuantizer
+from tests.codec.fixed_model import fixed_picture
+
+LATENT, N = 6, 8
+
+
+class MyEncoder(nn.Module):
+    """Two strided convolutions and an average over the whole image, which no row tile could have."""
+
+    latent_channels, downsampling = LATENT, 4
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(3, 12, 5, stride=2, padding=2)
+        self.second = nn.Conv2d(12, LATENT, 5, stride=2, padding=2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = F.gelu(self.first(x))
+        return 20 * self.second(h + h.mean((2, 3), keepdim=True))
+
+
+class MyDecoder(nn.Module):
+    latent_channels, downsampling = LATENT, 4
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up = nn.ConvTranspose2d(LATENT, 3, 4, stride=4)
+
+    def forward(self, latent: Tensor) -> Tensor:
+        return torch.tanh(self.up(latent))
+
+
+class Mixed(nn.Module):
+    """Supported layers in a module of the user's, with arithmetic of its own between them."""
+
+    def __init__(self, last: nn.Module | None = None) -> None:
+        super().__init__()
+        self.up = SubpixelUpsample(N, N)
+        self.conv = nn.Conv2d(N, N, 5, padding=2)
+        self.same = self.conv
+        self.act = nn.ReLU()
+        self.gain = nn.Parameter(torch.linspace(0.5, 1.5, N)[:, None, None])
+        self.wide = nn.Conv2d(N, 3 * N, 1)
+        self.last = last or nn.LeakyReLU(0.2)
+
+    def forward(self, z_hat: Tensor) -> Tensor:
+        h = F.interpolate(self.up(z_hat), scale_factor=2.0, mode="nearest")
+        h = self.same(self.act(self.conv(h)) * self.gain + h)
+        return self.last(self.wide(h)) + 0.75
+
+
+class MyHyperprior(nn.Module):
+    """Indices at 1/4 of the latent, with an analysis that pools."""
+
+    def __init__(self, synthesis: nn.Module | None = None) -> None:
+        super().__init__()
+        self.reduce = nn.Conv2d(N, N, 1)
+        self.quantizer = VectorQuantizer(20, N)
+        nn.init.normal_(self.quantizer.embedding)
+        self.synthesis = synthesis or Mixed()
+
+    def forward(self, y: Tensor, noise: bool = False) -> HyperOutput:
+        z = F.avg_pool2d(self.reduce(y), 4)
+        z = z - z.mean((2, 3), keepdim=True)
+        z = z / z.square().mean().sqrt()
+        found = self.quantizer(z)
+        bits = z.new_full((len(z),), found.indices[0].numel() * 20.0)
+        return HyperOutput(z, found.quantized, found.codes, found.indices, bits)
+
+    def decode(self, indices: Tensor) -> Tensor:
+        return self.quantizer.decode(indices)
+
+
+class MyDensity(nn.Module):
+    """Gaussians of a width per channel."""
+
+    channels = 5
+
+    def forward(self, symbols: Tensor) -> Tensor:
+        scales = torch.linspace(0.5, 4, self.channels)[:, None, None].expand_as(symbols)
+        return gaussian_bits(symbols, scales)
+
+
+class HalvedHyperprior(nn.Module):
+    """Integers of five channels at 1/2 of the latent: another stride, another number of channels."""
+
+    downsampling = 2
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.down = nn.Conv2d(N, 5, 4, stride=2, padding=1)
+        self.density = MyDensity()
+        self.synthesis = nn.Sequential(nn.Conv2d(5, 12 * N, 3, padding=1), nn.PixelShuffle(2))
+        self.synthesis.append(DepthConvBlock(3 * N, 3 * N))
+
+    def forward(self, y: Tensor, noise: bool = False) -> HyperOutput:
+        z = 3 * self.down(y)
+        return HyperOutput(z, z.round(), None, z.round().long(), self.density(z.round()).sum((1, 2, 3)))
+
+    def decode(self, indices: Tensor) -> Tensor:
+        return indices.float() * 0.25
+
+
+class WiderFactorized(FactorizedHyperprior):
+    """A subclass: another synthesis."""
+
+    def __init__(self) -> None:
+        super().__init__(N)
+        self.synthesis.insert(2, nn.Conv2d(N, N, 3, padding=1))
+
+    def forward(self, y: Tensor, noise: bool = False) -> HyperOutput:
+        return super().forward(20 * y, noise)
+
+
+class MyTransform(nn.Module):
+    """g_a or g_s without rate points of its own but for a factor."""
+
+    def __init__(self, ins: int, outs: int, factor: float) -> None:
+        super().__init__()
+        self.mix = nn.Conv2d(ins, outs, 3, padding=1)
+        self.factor = factor
+
+    def forward(self, x: Tensor, rate: int | float | Tensor) -> Tensor:
+        scale = self.factor ** torch.as_tensor(rate, dtype=torch.float32)
+        return 2 * self.mix(x) * scale.view(-1, 1, 1, 1)
+
+
+class TwoSteps(QuadtreeContext):
+    """A checkerboard: two steps, which the walk of a user's own yields."""
+
+    def masks(self, height: int, width: int, device: torch.device | None = None) -> Tensor:
+        rows, cols = torch.arange(height, device=device), torch.arange(width, device=device)
+        even = ((rows[:, None] + cols) % 2 == 0).expand(self.channels, height, width)
+        none = torch.zeros_like(even)
+        return torch.stack((even, ~even, none, none))[:, None]
+
+
+HYPERS = {
+    "own": MyHyperprior,
+    "other stride": HalvedHyperprior,
+    "subclass": WiderFactorized,
+    "categorical": lambda: CategoricalHyperprior(N, 16),
+}
+
+
+def ours() -> tuple[Encoder, Decoder]:
+    sizes = {"latent_channels": LATENT, "channels": 8, "multipliers": (1, 2), "num_blocks": 1, "stem": 2}
+    return Encoder(**sizes, norm="pixel"), Decoder(**sizes, norm="pixel")
+
+
+def weights_of(model: GLC) -> Weights:
+    model.eval()
+    return Weights(model, {}, make_tables(model), rate_points(model), "5a" * 32)
+
+
+def make(hyper: str = "own", own_ends: bool = True, context: type = QuadtreeContext) -> GLC:
+    torch.manual_seed(1)
+    transforms = (MyTransform(LATENT, N, 2.0), MyTransform(N, LATENT, 0.5)) if hyper == "own" else ()
+    encoder, decoder = (MyEncoder(), MyDecoder()) if own_ends else ours()
+    return GLC(encoder, decoder, TransformCoder(LATENT, HYPERS[hyper](), context(N, depth=1), 3, *transforms))
+
+
+@pytest.fixture
+def threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("hyper", HYPERS)
+@pytest.mark.parametrize("context", [QuadtreeContext, TwoSteps])
+def test_files_hold_what_the_encoder_chose_on_any_number_of_threads(
+    hyper: str, context: type, threads: None
+) -> None:
+    model = make(hyper, context=context)
+    codec, other = Codec(weights_of(model)), Codec(weights_of(copy.deepcopy(model)))
+    assert codec.model.stride == 4 * (2 if hyper == "other stride" else 4)
+    images = [torch.from_numpy(fixed_picture(45, 70, seed)).permute(2, 0, 1)[None] for seed in range(2)]
+    for quality in (0, 30, 100):
+        rate = codec.rate_of(quality)
+        torch.set_num_threads(2)
+        files, sent = codec.entropy_encode(codec.encode_latent(images), [(45, 70)] * 2, rate)
+        assert sent.y.unique().numel() > 2
+        assert sent.z.unique().numel() > 1
+        torch.set_num_threads(1)
+        for i, data in enumerate(files):
+            symbols = other.symbols(data)
+            assert symbols == glc.Symbols(sent.z[i : i + 1], sent.y[i : i + 1])
+            assert other.from_symbols(symbols, (45, 70), rate) == data
+            assert other.decompress(data).size == (70, 45)
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_own_encoders_and_decoders_see_whole_images(precision: str) -> None:
+    model = make()
+    codec = Codec(weights_of(model), precision=precision)
+    image = fixed_picture(48, 64)
+    x = torch.from_numpy(image).permute(2, 0, 1)[None]
+    with torch.inference_mode():
+        expected = model.encoder(x / 127.5 - 1)
+        found = codec.encode_latent([x])
+        drawn = np.asarray(codec.decode_latent(expected, [(40, 60)])[0]).astype(float)
+        wanted = (model.decoder(expected)[0, :, :40, :60].permute(1, 2, 0) + 1) * 127.5
+    near = 1e-5 if precision == "float32" else 0.1
+    assert (found - expected).abs().max() < near * expected.abs().max()
+    assert np.abs(drawn - wanted.clamp(0, 255).numpy()).max() < (0.51 if precision == "float32" else 4)
+
+
+def test_own_entropy_models_of_z_get_tables_of_their_own() -> None:
+    weights = weights_of(make("other stride"))
+    assert len(weights.tables.z) == MyDensity.channels
+    widths = [table.high - table.low for table in weights.tables.z]
+    assert widths == sorted(widths)
+    assert widths[0] < widths[-1]
+
+
+def test_the_memory_of_own_networks_is_not_limited_and_messages_say_so() -> None:
+    weights = weights_of(make())
+    codec = Codec(weights, memory=resident_memory() + (1 << 22))
+    with pytest.raises(
+        MemoryLimitError, match=r"encoder .*MyEncoder needs more .* only networks of glc itself"
+    ):
+        codec.compress(np.zeros((1024, 1024, 3), np.uint8))
+    with pytest.raises(MemoryLimitError, match=r"decoder .*MyDecoder"):
+        codec.decode_latent(torch.zeros(1, LATENT, 512, 512), [(2048, 2048)])
+
+
+class Exponent(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.clamp(-1, 1).exp()
+
+
+class Average(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x - x.mean((2, 3), keepdim=True)
+
+
+class Hidden(nn.Module):
+    """A convolution that no layer stands for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(3 * N, 3 * N, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.conv2d(x, self.weight)
+
+
+class Doubled(nn.Conv2d):
+    """A layer of torch's whose forward is another."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return 2 * super().forward(x)
+
+
+@pytest.mark.parametrize(
+    ("last", "reason"),
+    [
+        (nn.GELU(), r"synthesis\.last \(GELU\) cannot"),
+        (nn.Linear(4, 4), r"synthesis\.last \(Linear\) cannot"),
+        (nn.GroupNorm(2, 3 * N), r"synthesis\.last \(GroupNorm\) cannot"),
+        (nn.Conv2d(3 * N, 3 * N, 3, padding=2, dilation=2), r"synthesis\.last \(Conv2d\("),
+        (Exponent(), r"synthesis\.last \(Exponent\) computes exp,"),
+        (Average(), r"synthesis\.last \(Average\) computes mean,"),
+        (Hidden(), r"synthesis\.last \(Hidden\) computes convolution,"),
+        (
+            Doubled(3 * N, 3 * N, 1),
+            r"synthesis\.last \(Doubled\) cannot be computed in integers \(Input type",
+        ),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, nn.Module) else "",
+)
+def test_what_is_not_exact_is_refused_by_name(last: nn.Module, reason: str) -> None:
+    coder = TransformCoder(LATENT, MyHyperprior(Mixed(last)), QuadtreeContext(N, depth=1))
+    with pytest.raises(InexactError, match=rf"coder\.hyper\.{reason}.*supported layers: Conv2d") as caught:
+        make_latent_codec(coder, gaussian_tables())
+    assert "\n" not in str(caught.value)
+
+
+def test_what_decodes_z_must_be_exact_too() -> None:
+    class Softened(MyHyperprior):
+        def decode(self, indices: Tensor) -> Tensor:
+            return super().decode(indices).sigmoid()
+
+    coder = TransformCoder(LATENT, Softened(), QuadtreeContext(N, depth=1))
+    with pytest.raises(InexactError, match=r"coder\.hyper \(Softened\) computes sigmoid"):
+        make_latent_codec(coder, gaussian_tables())
+
+
+def test_contexts_that_are_not_exact_or_code_twice_are_refused() -> None:
+    class Tempered(QuadtreeContext):
+        def predict(self, k: int, y_hat: Tensor, reduced: Tensor) -> tuple[Tensor, Tensor]:
+            scales, means = super().predict(k, y_hat, reduced)
+            return F.softplus(scales), means
+
+    class Twice(QuadtreeContext):
+        def masks(self, height: int, width: int, device: torch.device | None = None) -> Tensor:
+            return super().masks(height, width, device).roll(1, 0) | super().masks(height, width, device)
+
+    for context, reason in (
+        (Tempered, r"coder\.context \(Tempered\) computes softplus"),
+        (Twice, "exactly one"),
+    ):
+        coder = TransformCoder(LATENT, CategoricalHyperprior(N, 16), context(N, depth=1))
+        with pytest.raises(ValueError, match=reason):
+            make_latent_codec(coder, gaussian_tables())
+
+
+def test_maps_of_another_size_are_refused() -> None:
+    hyper = MyHyperprior(nn.Sequential(SubpixelUpsample(N, 3 * N)))
+    coder = TransformCoder(LATENT, hyper, QuadtreeContext(N, depth=1))
+    with pytest.raises(ValueError, match=r"returns \[1, 24, 4, 6\] for z .* needs \[1, 24, 8, 12\]"):
+        make_latent_codec(coder, gaussian_tables())
+
+
+def test_networks_that_lack_what_their_role_needs_are_named() -> None:
+    plain = nn.Conv2d(3, LATENT, 1)
+    with pytest.raises(
+        ValueError, match="Conv2d cannot be the encoder: it has no latent_channels, downsampling"
+    ):
+        GLC(plain, MyDecoder(), make().coder)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="Conv2d cannot be the hyperprior: it has no synthesis, decode"):
+        TransformCoder(LATENT, plain, QuadtreeContext(N))  # type: ignore[arg-type]
+    with pytest.raises(
+        ValueError, match="Conv2d cannot be the context model: it has no channels, masks, walk"
+    ):
+        TransformCoder(LATENT, CategoricalHyperprior(N, 4), plain)  # type: ignore[arg-type]
+
+
+def test_a_codec_of_inexact_networks_is_an_error_of_its_weights() -> None:
+    model = make()
+    model.coder.hyper.synthesis.last = nn.GELU()
+    with pytest.raises(
+        WeightsError, match=r"cannot be used for files: coder\.hyper\.synthesis\.last \(GELU\)"
+    ):
+        Codec(weights_of(model))
