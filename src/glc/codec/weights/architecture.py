@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from glc.codec.bitstream import MAX_RATES
-from glc.codec.weights import protocols
 from glc.codec.weights.trust import Trust, find_class
 from glc.errors import ArchitectureError, OverBudgetError
 from glc.models.autoencoder import Decoder, Encoder
@@ -25,24 +24,26 @@ from glc.models.coder import IndicesMapCoder, TransformCoder
 from glc.models.context import QuadtreeContext
 from glc.models.glc import GLC
 from glc.models.hyperprior import CategoricalHyperprior, FactorizedHyperprior
+from glc.models.protocols import require
 from glc.models.quantizer import VectorQuantizer
 
 TARGET = "_target_"
 """Key of a class's name in a description, as in the configuration."""
 
-_KINDS: dict[str, tuple[tuple[type[nn.Module], ...], type]] = {
-    "encoder": ((Encoder,), protocols.EncoderNetwork),
-    "decoder": ((Decoder,), protocols.DecoderNetwork),
-    "coder": ((TransformCoder, IndicesMapCoder), protocols.LatentCoder),
-    "hyper": ((CategoricalHyperprior, FactorizedHyperprior), protocols.Hyperprior),
-    "context": ((QuadtreeContext,), protocols.ContextModel),
-    "quantizer": ((VectorQuantizer,), protocols.Quantizer),
-    "refiner": ((CodePredictionRefiner,), protocols.Network),
-    "predictor": ((CodePredictor,), protocols.Network),
+_KINDS: dict[str, tuple[type[nn.Module], ...]] = {
+    "encoder": (Encoder,),
+    "decoder": (Decoder,),
+    "coder": (TransformCoder, IndicesMapCoder),
+    "hyper": (CategoricalHyperprior, FactorizedHyperprior),
+    "context": (QuadtreeContext,),
+    "quantizer": (VectorQuantizer,),
+    "refiner": (CodePredictionRefiner,),
+    "predictor": (CodePredictor,),
 }
-"""What an argument that is a network may be: classes of ours, or what a user's own class must have."""
+"""Arguments that are networks, and our classes for them. The networks that take a user's own class check that
+it has what `glc.models.protocols` asks for."""
 
-_NETWORKS: list[type[nn.Module]] = [GLC, *(each for networks, _ in _KINDS.values() for each in networks)]
+_NETWORKS: list[type[nn.Module]] = [GLC, *(network for networks in _KINDS.values() for network in networks)]
 _OURS = {f"{network.__module__}.{network.__qualname__}": network for network in _NETWORKS}
 """All that a file may name without anybody's trust."""
 
@@ -169,17 +170,17 @@ def check_network(owner: str, key: str, value: Any) -> None:
     Raises:
         ArchitectureError: it is of another kind, or lacks members of the protocol.
     """
-    ours, protocol = _KINDS[key]
+    ours = _KINDS[key]
     if isinstance(value, ours) or (key == "refiner" and value is None):
         return
     if not isinstance(value, nn.Module) or type(value) in _NETWORKS:
         names = " or ".join([kind.__name__ for kind in ours] + ["null"] * (key == "refiner"))
         raise ArchitectureError(f"{owner}: its {key} must be {names}, not {type(value).__name__}")
-    if lacking := protocols.missing_members(value, protocol):
-        raise ArchitectureError(
-            f"{owner}: its {key}, {type(value).__name__}, lacks {', '.join(lacking)}: "
-            f"see {protocol.__module__}.{protocol.__name__}"
-        )
+    if key in ("encoder", "decoder"):
+        try:
+            require(value, key, "latent_channels", "downsampling")
+        except ValueError as error:
+            raise ArchitectureError(f"{owner}: {error}") from error
 
 
 def _check(name: str, key: str, value: Any) -> None:
