@@ -4,9 +4,9 @@ r"""Measure speed and memory: sides in turn, medians, ratios to a baseline of th
         [--resume]
 
 Names: codec, folder, loading, entropy, training; all of them by default. Only when named: shards, profile,
-rate_cost. Each leaves NAME.json and NAME.md in the folder. `--resume` leaves out what was measured in the same
-way and lies there already, down to single readings (NAME.readings.json): a job that was cut off resumes. The
-short form is for every change (three minutes on two idle cores), `--full` has the paper's sizes.
+rate_cost. Each leaves NAME.json and NAME.md in the folder. `--resume` leaves out what was measured in the
+same way and lies there already, down to single readings (NAME.readings.json): a job that was cut off resumes.
+The short form is for every change (three minutes on two idle cores), `--full` has the paper's sizes.
 """
 
 import argparse

@@ -79,6 +79,7 @@ def test_shards_are_compressed_by_whole_commands(tmp_path: Path, monkeypatch: py
         assert (result.exit_code, totals["samples"], totals["done"]) == (0, 96, 96)
 
     monkeypatch.setattr("benchmarks.shards.subprocess.run", run_here)
+    monkeypatch.setattr("benchmarks.shards.SIDE", 24)
     report = measured(tmp_path, "shards")
     assert asked == ["1", "2"]
     assert list(report["sides"]) == ["1 process", "2 processes"]
