@@ -19,7 +19,7 @@ from glc.codec.weights.training import codec_of, digest
 from glc.data.images import read_rgb
 from glc.data.sources import sample_paths
 from glc.training.init_from import transfer
-from tests.scripts import load_script
+from tests.programs import load_script
 from tests.short_runs import ROOT, compose, settings
 
 NAME = "small"

@@ -10,7 +10,7 @@ import pytest
 
 from glc.launch import train
 from tests.short_runs import QUIET, arguments, checkpoint, figures, settings, write_pictures
-from tests.started import start
+from tests.programs import start
 from tests.wandb_file import read_finished_run
 
 
@@ -20,7 +20,7 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def command(*words: str, **environment: str) -> "subprocess.CompletedProcess[str]":
-    return start(["-m", "glc.launch.train", *words], environment={**QUIET, **environment})
+    return start(["-m", "src.train", *words], environment={**QUIET, **environment})
 
 
 def words(values: Mapping[str, Any], *more: str) -> list[str]:

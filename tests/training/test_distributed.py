@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tests.short_runs import QUIET, STAGES, checkpoint, figures, finite
-from tests.started import start
+from tests.programs import start
 from tests.training.one_step import FixedRates, difference, four_pictures, update
 from tests.training.two_ranks import UNEVEN
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from glc.training.checkpoints import ASK_EVERY, TimeLimit
 from glc.training.stages.base import Stage
 from tests.short_runs import ROOT, STAGES, checkpoint, figures, run, settings
-from tests.started import start
+from tests.programs import start
 
 STEPS, SAVED = 7, 5
 
