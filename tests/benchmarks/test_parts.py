@@ -1,4 +1,4 @@
-"""The benchmarks that measure only when they are named, from their command to their figures."""
+"""Each part of the benchmarks, on something small."""
 
 import json
 from collections.abc import Iterator
@@ -10,8 +10,11 @@ import torch
 from click.testing import CliRunner
 from PIL import Image
 
+import glc
+from benchmarks import codec, folder, loading, training
 from benchmarks.__main__ import main
-from glc.cli import main as glc
+from benchmarks.random_weights import random_weights
+from glc.cli import main as cli
 from tests.codec.fixed_model import fixed_codec_weights, fixed_picture
 
 
@@ -23,23 +26,11 @@ def threads() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-def measured(folder: Path, name: str, *words: object) -> dict[str, Any]:
-    weights = fixed_codec_weights(folder / "fixed.safetensors")
-    main(
-        [
-            name,
-            "--weights",
-            str(weights),
-            "--rounds",
-            "1",
-            "--threads",
-            "1",
-            "--output",
-            str(folder),
-            *map(str, words),
-        ]
-    )
-    return json.loads((folder / f"{name}.json").read_text())
+def measured(place: Path, name: str, *words: object) -> dict[str, Any]:
+    weights = fixed_codec_weights(place / "fixed.safetensors")
+    options = ["--weights", weights, "--rounds", 1, "--threads", 1, "--output", place, *words]
+    main([name, *map(str, options)])
+    return json.loads((place / f"{name}.json").read_text())
 
 
 def test_the_profile_accounts_for_the_whole_time(tmp_path: Path) -> None:
@@ -74,7 +65,7 @@ def test_shards_are_compressed_by_whole_commands(tmp_path: Path, monkeypatch: py
         place = given.index("--processes") + 1
         asked.append(given[place])
         given[place] = "1"  # others would each import all there is
-        result = CliRunner().invoke(glc, given, catch_exceptions=False)
+        result = CliRunner().invoke(cli, given, catch_exceptions=False)
         totals = json.loads((tmp_path / "compressed" / "manifest.json").read_text())["totals"]
         assert (result.exit_code, totals["samples"], totals["done"]) == (0, 96, 96)
 
@@ -84,3 +75,41 @@ def test_shards_are_compressed_by_whole_commands(tmp_path: Path, monkeypatch: py
     assert asked == ["1", "2"]
     assert list(report["sides"]) == ["1 process", "2 processes"]
     assert {reading["units"] for side in report["readings"].values() for reading in side} == {96}
+
+
+def test_sides_of_the_codec_and_of_folders_are_measured(tmp_path: Path) -> None:
+    weights = fixed_codec_weights(tmp_path / "fixed.safetensors")
+    Image.fromarray(fixed_picture(96, 64)).save(tmp_path / "a.png")
+    shared = {"weights": str(weights), "quality": 30, "threads": 1, "device": "cpu"}
+    one = {**shared, "picture": str(tmp_path / "a.png"), "warm": 0}
+    assert codec.measure({**one, "side": codec.PLAIN}).details == {}
+    details = codec.measure({**one, "side": "auto"}).details
+    assert {"compress", "decompress", "E ... D once", "E", "D"} <= details.keys()
+    assert details["E"] < details["compress"]
+    assert details["D"] < details["decompress"]
+    for side in ("one by one", "batches of 8"):
+        reading = folder.measure({**shared, "count": 2, "side": side})
+        assert reading.units == 2
+        assert sum(reading.details.values()) == pytest.approx(reading.seconds / 2)
+
+
+def test_loading_counts_the_crops_that_are_read(tmp_path: Path) -> None:
+    shards = str(loading.sample_shards(tmp_path, 4, loading.CROP, 2))
+    assert loading.plain_loop(shards, 16).units == 16
+    assert loading.ours(shards, 16, workers=0).units == 16
+
+
+def test_a_step_of_training_is_measured() -> None:
+    words = ("stage=vqvae", "model=tiny", "perceptual.net=squeeze", "stage.discriminator_start=0")
+    reading = training.step(words, crop=64, batch=2, steps=1, device=torch.device("cpu"), threads=1)
+    assert reading.units == 2
+    assert reading.seconds > 0
+
+
+def test_random_weights_are_a_codec(tmp_path: Path) -> None:
+    first, again, other = (
+        random_weights(tmp_path / f"{i}.safetensors", "tiny", seed) for i, seed in enumerate((0, 0, 1))
+    )
+    assert first.read_bytes() == again.read_bytes() != other.read_bytes()
+    file = glc.load(first, "cpu").compress(fixed_picture(40, 50))
+    assert glc.load(again, "cpu").decompress(file).size == (50, 40)

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from glc.launch import train
-from tests.short_runs import QUIET, arguments, checkpoint, figures, settings, write_pictures
 from tests.programs import start
+from tests.short_runs import QUIET, arguments, checkpoint, figures, settings, write_pictures
 from tests.wandb_file import read_finished_run
 
 

@@ -22,8 +22,8 @@ from glc.errors import WeightsError
 from glc.models.glc import GLC
 from glc.models.quantizer import VectorQuantizer
 from tests.codec.fixed_model import fixed_picture
-from tests.short_runs import checkpoint
 from tests.programs import fresh
+from tests.short_runs import checkpoint
 
 Rewrite = Callable[[Callable[[dict[str, Any], dict[str, str]], None]], Path]
 
