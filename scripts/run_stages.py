@@ -199,14 +199,12 @@ def make_mosaic(path: Path, side: int = 384, seed: int = 0) -> Path:
     tints = colours[random.integers(0, len(colours), len(seeds))] + random.normal(0, 14, (len(seeds), 3))
     rows, columns = np.mgrid[:side, :side]
     places = np.stack([rows, columns], -1).reshape(-1, 1, 2)
-    nearest = np.empty((side * side, 2), np.int64)
-    joint = np.empty(side * side, bool)
+    nearest, joint = np.empty(side * side, np.int64), np.empty(side * side, bool)
     for start in range(0, side * side, 8192):
         distance = np.sqrt(((places[start : start + 8192] - seeds) ** 2).sum(-1))
-        nearest[start : start + 8192] = np.argsort(distance, 1)[:, :2]
-        two = np.sort(np.partition(distance, 1, 1)[:, :2], 1)
-        joint[start : start + 8192] = two[:, 1] - two[:, 0] < 2.5
-    image = np.where(joint[:, None], [34, 28, 26], tints[nearest[:, 0]])
+        nearest[start : start + 8192] = distance.argmin(1)
+        joint[start : start + 8192] = np.ptp(np.partition(distance, 1, 1)[:, :2], 1) < 2.5
+    image = np.where(joint[:, None], [34, 28, 26], tints[nearest])
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(image.clip(0, 255).astype(np.uint8).reshape(side, side, 3)).save(path)
     return path
@@ -240,8 +238,10 @@ def inputs_of(plan: Mapping[str, Any], options: argparse.Namespace) -> dict[str,
     values: dict[str, Any] = {"output": options.output}
     for name in plan["inputs"]:
         value = getattr(options, name)
-        if name == "style":
-            value = str(make_mosaic(options.output / "mosaic.png") if value == "mosaic" else value)
+        if name == "style" and value == "mosaic":
+            value = options.output / "mosaic.png"
+            if not value.is_file():
+                make_mosaic(value)
         if value is not None and Path(value).exists():
             value = str(Path(value).resolve())
         values |= {name: value, f"{name}_name": None if value is None else Path(value).stem}

@@ -18,7 +18,7 @@ def test_each_image_stands_beside_codecs_at_its_rate(
     folders = [write_run(tmp_path / "ours", "ours"), write_run(tmp_path / "other", "other", at_rates(2))]
     ours, other = read_runs(folders)
     chosen = script.choose(ours, [other], PICTURES[0], ["q1", "q3"])
-    # 0.08 bpp, twice 0.04: nearer to 0.03 than to 0.05 in log rate is 0.05.
+    # The other one's are at 0.04, 0.06, 0.1 and 0.16 bpp: 0.1 is the nearest to 0.08 in log rate.
     assert [(run.name, row.label) for run, row in chosen] == [("ours", "q1"), ("ours", "q3"), ("other", "q2")]
     with pytest.raises(ValueError, match="no rate point q9"):
         script.choose(ours, [other], PICTURES[0], ["q9"])
@@ -28,6 +28,7 @@ def test_each_image_stands_beside_codecs_at_its_rate(
     assert script.main() == 0
     with Image.open(tmp_path / "sheet.jpg") as sheet:
         assert sheet.width == 4 * script.SIDE * script.DPI
-    monkeypatch.setattr(sys, "argv", [*words, str(tmp_path), "-o", str(tmp_path / "sheet.jpg")])
+    monkeypatch.setattr(sys, "argv", [*words, str(tmp_path / "none"), "-o", str(tmp_path / "sheet.jpg")])
+    (tmp_path / "none").mkdir()
     assert script.main() == 2
     assert "has none of the pictures" in capsys.readouterr().err

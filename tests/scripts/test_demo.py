@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+from PIL import Image
+
 import glc
 from glc.data.images import to_tensor
 from tests.codec.fixed_model import fixed_codec_weights, fixed_picture
@@ -12,7 +14,7 @@ script = load_script("demo")
 
 def test_every_rate_point_is_measured_on_files(tmp_path: Path) -> None:
     codec = glc.load(fixed_codec_weights(tmp_path / "fixed.safetensors"), "cpu")
-    image = to_tensor(fixed_picture(192, 176))
+    image = to_tensor(Image.fromarray(fixed_picture(192, 176)))
     points, strips, _ = script.measure(codec, [image], tmp_path)
     assert [point["rate"] for point in points] == [0, 1, 2, 3]
     sizes = [(tmp_path / f"picture0-rate{rate}.glc").stat().st_size for rate in range(4)]
