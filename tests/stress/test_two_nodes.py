@@ -1,6 +1,7 @@
-"""Two nodes, each started by its own torchrun as on a cluster, train like two processes of one, bit by bit.
+"""Two nodes train like two processes of one, bit by bit.
 
-The long form gives the nodes addresses of their own, made of network namespaces (root, on Linux with `ip`).
+The short form forks the processes with torchrun's environment. The long form starts each node by its own
+torchrun as on a cluster, also at addresses of their own: network namespaces (root, on Linux with `ip`).
 """
 
 import contextlib
@@ -18,7 +19,7 @@ import torch
 
 from glc.data.pack import pack
 from glc.data.sources import sample_paths
-from tests.programs import ROOT, TRAIN
+from tests.programs import ROOT, TRAIN, Started
 from tests.short_runs import QUIET, arguments, checkpoint, settings
 from tests.stress.harness import Stress
 from tests.stress.test_killed_training import losses
@@ -87,30 +88,51 @@ def namespaces() -> Iterator[list[str]]:
             ip("netns", "del", name)
 
 
-@pytest.mark.parametrize("where", ["local", "namespaces"])
-def test_two_nodes_train_like_one(stress: Stress, where: str) -> None:
-    if where == "namespaces" and not (stress.long and os.geteuid() == 0 and shutil.which("ip")):
-        pytest.skip("needs --long, root and ip")
-    assert stress.output is not None
-    output, steps = stress.output / where, stress.count(2, 4)
-    output.mkdir()
-    for name in ("train", "test"):
-        pack(sample_paths(name), output / "data" / name, size=128, workers=1, progress=False)
-    torchrun = [sys.executable, "-m", "torch.distributed.run"]
-    one = [*torchrun, "--standalone", "--nproc-per-node=2"]
-    run_all([(one, {})], training(output / "data", output / "runs", "one-node", steps), output / "one.log")
+def free_port() -> int:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    with namespaces() if where == "namespaces" else contextlib.nullcontext([]) as names:
-        address = f"{NETWORK}.1" if names else "127.0.0.1"
-        nodes: list[Node] = []
-        for node in range(2):
-            inside = ["ip", "netns", "exec", names[node]] if names else []
-            words = [*torchrun, "--nnodes=2", "--nproc-per-node=1", f"--node-rank={node}"]
-            words += [f"--master-addr={address}", f"--master-port={port}"]
-            nodes.append(([*inside, *words], {"GLOO_SOCKET_IFNAME": f"glc-veth-{node}"} if names else {}))
-        run_all(nodes, training(output / "data", output / "runs", "two-nodes", steps), output / "two.log")
+        return int(free.getsockname()[1])
+
+
+def fork_all(per_node: int, words: list[str]) -> None:
+    """Run a training in two processes, `per_node` on each node, with the environment that torchrun gives."""
+    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "TORCHELASTIC_RUN_ID": "forked"}
+    shared |= {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": str(per_node), "GROUP_WORLD_SIZE": str(2 // per_node)}
+    started = []
+    for rank in range(2):
+        place = {"RANK": rank, "LOCAL_RANK": rank % per_node, "GROUP_RANK": rank // per_node}
+        environment = {**QUIET, **shared, **{key: str(value) for key, value in place.items()}}
+        started.append(Started(words, environment=environment))
+    for done in [process.finish() for process in started]:
+        assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("where", ["forked", "local", "namespaces"])
+def test_two_nodes_train_like_one(stress: Stress, where: str) -> None:
+    if where == "namespaces" and not (os.geteuid() == 0 and shutil.which("ip")):
+        pytest.skip("needs root and ip")
+    if where != "forked" and not stress.long:
+        pytest.skip("--long starts the nodes by torchrun")
+    assert stress.output is not None
+    output, steps = stress.output / where, stress.count(2, 4)
+    for name in ("train", "test"):
+        pack(sample_paths(name), output / "data" / name, size=128, workers=1, progress=False)
+    one, two = (training(output / "data", output / "runs", name, steps) for name in ("one-node", "two-nodes"))
+    if where == "forked":
+        fork_all(2, one)
+        fork_all(1, two)
+    else:
+        torchrun = [sys.executable, "-m", "torch.distributed.run"]
+        run_all([([*torchrun, "--standalone", "--nproc-per-node=2"], {})], one, output / "one.log")
+        with namespaces() if where == "namespaces" else contextlib.nullcontext([]) as names:
+            address = f"{NETWORK}.1" if names else "127.0.0.1"
+            port, nodes = free_port(), list[Node]()
+            for node in range(2):
+                inside = ["ip", "netns", "exec", names[node]] if names else []
+                words = [*torchrun, "--nnodes=2", "--nproc-per-node=1", f"--node-rank={node}"]
+                words += [f"--master-addr={address}", f"--master-port={port}"]
+                nodes.append(([*inside, *words], {"GLOO_SOCKET_IFNAME": f"glc-veth-{node}"} if names else {}))
+            run_all(nodes, two, output / "two.log")
     # Every process must have found the same name.
     assert sorted(path.name for path in (output / "runs").iterdir()) == ["one-node", "two-nodes"]
     folders = [output / "runs" / name / "transform" for name in ("one-node", "two-nodes")]
