@@ -7,7 +7,7 @@ COMPILE := $(PY) -m uv pip compile --quiet --upgrade --universal --python-versio
 	--no-emit-index-url --custom-compile-command "make lock"
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test notebooks app serve lint lock bench clean
+.PHONY: help setup demo test stress notebooks app serve lint lock bench clean
 
 help: ## list the targets
 	@awk 'BEGIN { FS = ":.*## " } /^[a-z][a-z-]*:.*## / { printf "  %-10s %s\n", $$1, $$2 }' Makefile
@@ -20,6 +20,9 @@ demo: setup ## train the tiny codec on photographs inside installed packages, th
 
 test: setup ## run the tests, by a worker for each core, at most four; ARGS="-k name" passes options to pytest, "-n 0" is without workers
 	@$(PY) -m pytest -n auto --maxprocesses 4 --dist loadscope $(ARGS)
+
+stress: setup ## kill, fuzz and compare at length (tests/stress); ARGS="-k fuzz --stress rounds=1000" chooses
+	@$(PY) -m pytest -n 0 tests/stress --long -s $(ARGS)
 
 notebooks: setup ## run the notebooks from top to bottom
 	@$(PY) scripts/run_notebooks.py
@@ -41,7 +44,7 @@ lock: setup ## resolve the newest allowed versions again into requirements/*.txt
 	@$(COMPILE) --extra train --extra sweep --extra eval --extra dev pyproject.toml -o requirements/dev.txt
 	@$(COMPILE) --extra app pyproject.toml -o requirements/app.txt
 
-bench: setup ## measure speed and memory; FULL=1 for the paper's sizes, ARGS="loading" for one part
+bench: setup ## measure speed and memory; FULL=1 for the paper's sizes, ARGS="loading" for one part, ARGS="-h" lists them
 	@$(PY) -m benchmarks $(if $(FULL),--full --output runs/bench/full) $(ARGS)
 
 clean: ## delete caches and build output (.venv, data/ and runs/ stay)

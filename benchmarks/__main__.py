@@ -3,10 +3,10 @@ r"""Measure speed and memory: sides in turn, medians, ratios to a baseline of th
     python -m benchmarks [NAME ...] [--full] [--device D] [--threads N] [--rounds N] [--output FOLDER] \
         [--resume]
 
-Names: codec, folder, loading, entropy, training; all of them by default. Each leaves NAME.json and NAME.md in
-the folder. `--resume` leaves out what was measured in the same way and lies there already, down to single
-readings (NAME.readings.json): a job that was cut off goes on. The short form is for every change (three
-minutes on two idle cores), `--full` has the paper's sizes.
+Names: codec, folder, loading, entropy, training; all of them by default. Only when named: shards, profile,
+rate_cost. Each leaves NAME.json and NAME.md in the folder. `--resume` leaves out what was measured in the
+same way and lies there already, down to single readings (NAME.readings.json): a job that was cut off resumes.
+The short form is for every change (three minutes on two idle cores), `--full` has the paper's sizes.
 """
 
 import argparse
@@ -19,30 +19,40 @@ import torch
 from benchmarks.readings import is_done, run, table, write
 
 NAMES = ("codec", "folder", "loading", "entropy", "training")
+WHEN_NAMED = ("shards", "profile", "rate_cost")
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Run what the command line names."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__.splitlines()[0])
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"{', '.join(NAMES)}; default: all")
+    parser.add_argument(
+        "names",
+        nargs="*",
+        metavar="NAME",
+        help=f"{', '.join(NAMES)} (the default is all of them), {', '.join(WHEN_NAMED)}",
+    )
     parser.add_argument("--full", action="store_true", help="the paper's sizes, more rounds")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, help="default: 2, with --full 5")
     parser.add_argument("--output", type=Path, default=Path("runs/bench"))
     parser.add_argument("--resume", action="store_true", help="leave out what FOLDER has already")
-    parser.add_argument("--weights", type=Path, help="codec, folder: weights file; default: random weights")
-    parser.add_argument("--picture", type=Path, help="codec: default: smooth noise of 768 x 512")
+    parser.add_argument("--weights", type=Path, help="of the codec that is measured; default: random weights")
+    parser.add_argument("--picture", type=Path, help="codec, profile: default: smooth noise of 768 x 512")
+    parser.add_argument("--pictures", type=Path, help="rate_cost: folder of images")
+    parser.add_argument("--limit", type=int, help="rate_cost: how many of them; default: all")
     parser.add_argument("--precisions", default="auto,float32,bfloat16", help="codec: sides")
-    parser.add_argument("--quality", type=float, default=100 / 3, help="codec, folder")
+    parser.add_argument("--quality", type=float, default=100 / 3, help="codec, folder, profile")
     parser.add_argument("--against", help="codec: command of another program to run in turn")
     parser.add_argument("--shards", help="loading: shards of JPEGs; default: made of installed photographs")
     parser.add_argument("--stages", default="vqvae,transform,joint", help="training")
     parser.add_argument("--model", help="training: of conf/model; default: small, with --full natural")
     args = parser.parse_args(arguments)
-    unknown = sorted(set(args.names) - set(NAMES))
+    unknown = sorted(set(args.names) - {*NAMES, *WHEN_NAMED})
     if unknown:
-        parser.error(f"no benchmark is called {', '.join(unknown)}; there are {', '.join(NAMES)}")
+        parser.error(
+            f"no benchmark is called {', '.join(unknown)}; there are {', '.join(NAMES + WHEN_NAMED)}"
+        )
     for key in ("rounds", "threads"):
         if (value := getattr(args, key)) is not None and value < 1:
             parser.error(f"--{key} must be at least 1")
@@ -62,7 +72,7 @@ def main(arguments: list[str] | None = None) -> None:
             notes = args.output / f"{benchmark.name}.readings.json"
             if not args.resume:
                 notes.unlink(missing_ok=True)
-            report = run(benchmark, args.rounds, notes, settings)
+            report = run(benchmark, 1 if benchmark.once else args.rounds, notes, settings)
             write(report, args.output)
             notes.unlink()
             print(table(report) + "\n", flush=True)

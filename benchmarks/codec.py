@@ -23,9 +23,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from PIL import Image
 
 from benchmarks.readings import Benchmark, Clock, Reading
+from glc.data.images import read_rgb
 
 ROOT = Path(__file__).resolve().parent.parent
 PLAIN = "plain"
@@ -33,7 +36,7 @@ PLAIN = "plain"
 
 def benchmarks(args: argparse.Namespace) -> Iterator[Benchmark]:
     """Return the benchmark of the codec."""
-    weights = args.weights or random_weights(args)
+    weights = weights_of(args)
     settings = {
         "weights": str(weights.absolute()),
         "picture": None if args.picture is None else str(args.picture.absolute()),
@@ -46,26 +49,36 @@ def benchmarks(args: argparse.Namespace) -> Iterator[Benchmark]:
     sides = {name: partial(apart, "benchmarks.codec", {**settings, "side": name}) for name in names}
     if args.against:
         sides["other"] = partial(_other, args.against)
-    picture = args.picture.name if args.picture else "smooth noise of 768 x 512"
+    shown = args.picture.name if args.picture else "smooth noise of 768 x 512"
     yield Benchmark(
         "codec",
         "picture",
-        f"{weights.name}, {picture}: compress and decompress; details in seconds. `plain`: the networks in "
+        f"{weights.name}, {shown}: compress and decompress; details in seconds. `plain`: the networks in "
         "float32, without a file.",
         sides,
     )
 
 
-def random_weights(args: argparse.Namespace) -> Path:
-    """Return a weights file of the size that is measured, made where there is none."""
-    model = "natural" if args.full else "small"
+def weights_of(args: argparse.Namespace, model: str | None = None) -> Path:
+    """Return the weights file that is measured: random weights of the size asked for where none is given."""
+    if args.weights is not None:
+        return args.weights
+    model = model or ("natural" if args.full else "small")
     # Not beside the figures, which are kept and carried.
     path = ROOT / "runs" / "bench" / f"{model}.safetensors"
     if not path.is_file():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        script = [sys.executable, str(ROOT / "scripts/random_weights.py"), model, str(path)]
-        subprocess.run(script, check=True)
+        from benchmarks.random_weights import random_weights  # composes with Hydra, which no side needs
+
+        random_weights(path, model)
     return path
+
+
+def picture(path: Path | str | None) -> Image.Image:
+    """Return the image that is coded: smooth noise of 768 x 512 where none is given."""
+    if path:
+        return read_rgb(path)
+    coarse = np.random.default_rng(0).integers(0, 256, (9, 12, 3), np.uint8)
+    return Image.fromarray(coarse).resize((768, 512), Image.Resampling.BICUBIC)
 
 
 def apart(module: str, settings: dict[str, Any]) -> Reading:
@@ -88,20 +101,13 @@ def _other(command: str) -> Reading:
 
 def measure(settings: dict[str, Any]) -> Reading:
     """Measure one side in this process."""
-    import numpy as np
-    from PIL import Image
-
     import glc
     from glc.codec.bitstream import RATE_ONE
-    from glc.data.images import read_rgb, stack_pictures
+    from glc.data.images import stack_pictures
 
     torch.set_num_threads(settings["threads"])
     device = torch.device(settings["device"])
-    if settings["picture"]:
-        image = read_rgb(settings["picture"])
-    else:
-        coarse = np.random.default_rng(0).integers(0, 256, (9, 12, 3), np.uint8)
-        image = Image.fromarray(coarse).resize((768, 512), Image.Resampling.BICUBIC)
+    image = picture(settings["picture"])
     plain = settings["side"] == PLAIN
     codec = glc.load(settings["weights"], device, precision="float32" if plain else settings["side"])
     quality = settings["quality"]

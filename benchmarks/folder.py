@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.codec import apart, random_weights
+from benchmarks.codec import apart, weights_of
 from benchmarks.readings import Benchmark, Clock, Reading
 
 SIZE = (256, 256)
@@ -25,7 +25,7 @@ BATCH = 8
 
 def benchmarks(args: argparse.Namespace) -> Iterator[Benchmark]:
     """Return the benchmark of a folder."""
-    weights = args.weights or random_weights(args)
+    weights = weights_of(args)
     on_gpu = args.device.type != "cpu"
     settings = {
         "weights": str(weights.absolute()),

@@ -45,23 +45,23 @@ def benchmarks(args: argparse.Namespace) -> Iterator[Benchmark]:
     )
 
 
-def sample_shards(folder: Path, count: int) -> Path:
-    """Return a packed set of JPEGs of 512 x 512, cut from the photographs inside installed packages."""
-    shards = folder / f"sides-{SIDE}-{count}"
+def sample_shards(folder: Path, count: int, side: int = SIDE, per_shard: int = 120) -> Path:
+    """Return a packed set of square JPEGs, cut from the photographs inside installed packages."""
+    shards = folder / f"sides-{side}-{count}"
     if (shards / "manifest.json").is_file():
         return shards
     generator = random.Random(0)
     photographs = [read_rgb(path) for path in sample_paths("train")]
-    pictures = folder / "pictures"
+    pictures = folder / f"pictures-{side}-{count}"
     pictures.mkdir(parents=True, exist_ok=True)
     for i in range(count):
         photograph = generator.choice(photographs)
-        side = generator.uniform(0.6, 1) * min(photograph.size)
-        left, top = (generator.uniform(0, length - side) for length in photograph.size)
-        box = (left, top, left + side, top + side)
-        cut = photograph.resize((SIDE, SIDE), Image.Resampling.BICUBIC, box=box)
+        cut_side = generator.uniform(0.6, 1) * min(photograph.size)
+        left, top = (generator.uniform(0, length - cut_side) for length in photograph.size)
+        box = (left, top, left + cut_side, top + cut_side)
+        cut = photograph.resize((side, side), Image.Resampling.BICUBIC, box=box)
         cut.save(pictures / f"{i:04d}.jpg", quality=90)
-    pack([pictures], shards, images_per_shard=120, workers=1, progress=False)
+    pack([pictures], shards, images_per_shard=per_shard, workers=1, progress=False)
     return shards
 
 

@@ -40,6 +40,8 @@ class Benchmark:
     about: str
     """What the baseline is and what is counted, in a sentence or two."""
     sides: Mapping[str, Callable[[], Reading]]
+    once: bool = False
+    """The details do not vary from round to round: one is enough."""
 
 
 class Clock:

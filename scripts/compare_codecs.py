@@ -89,7 +89,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             words.append(f"data.path={options.pictures.resolve()}")
         if options.weights_dir:
             words.append(f"metrics.weights_dir={options.weights_dir.resolve()}")
-        done = subprocess.run([sys.executable, "-m", "glc.launch.evaluate", *words], cwd=ROOT, check=False)
+        done = subprocess.run([sys.executable, "-m", "src.evaluate", *words], cwd=ROOT, check=False)
         if done.returncode:
             return done.returncode
     runs = read_runs([options.out / Path(codec).stem for codec in codecs])

@@ -26,6 +26,7 @@ from glc.codec.weights.export import export
 from glc.data.images import read_rgb, to_tensor
 from glc.data.pack import pack
 from glc.data.sources import sample_paths
+from glc.io.atomic import write_text
 from glc.losses.perceptual import LPIPS
 from glc.metrics import MSSSIM, PSNR, QualityMetrics
 
@@ -42,7 +43,7 @@ def train(folder: Path) -> None:
     for stage in STAGES:
         print(f"\n== stage={stage}", flush=True)
         command = [
-            *(sys.executable, "-m", "glc.launch.train", "experiment=demo", f"stage={stage}"),
+            *(sys.executable, "-m", "src.train", "experiment=demo", f"stage={stage}"),
             *(f"runs_dir={folder.parent}", f"name={folder.name}", "overwrite=true"),
         ]
         environment = {"WANDB_MODE": "offline", **os.environ}
@@ -135,9 +136,7 @@ def main() -> None:
         },
         "seconds": round(time.monotonic() - started, 1),
     }
-    partial = folder / ".summary.json.part"
-    partial.write_text(json.dumps(summary, indent=2) + "\n")
-    partial.replace(folder / "summary.json")
+    write_text(folder / "summary.json", json.dumps(summary, indent=2) + "\n")
 
     print(f"\nUnseen photographs ({len(pictures)}), compressed to files at each rate point:\n")
     names = [name for name in ("bpp", "psnr", "ms_ssim", "lpips") if name in points[0]]

@@ -13,6 +13,18 @@ import torch  # noqa: E402
 torch.set_num_threads(1 if SHARED else min(2, torch.get_num_threads()))
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add the options of tests/stress, which must be known before its conftest is read."""
+    parser.addoption("--long", action="store_true", help="tests/stress: the long form of each test")
+    parser.addoption(
+        "--stress",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="tests/stress: rounds, seed, device, weights, pictures, lpips, files or output",
+    )
+
+
 @pytest.fixture(autouse=True)
 def seeded() -> None:
     """Start each test from the same random numbers, in whatever order the tests run."""

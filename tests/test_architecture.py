@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.started import start
+from tests.programs import fresh
 
 ROOT = Path(__file__).parents[1]
 SOURCES = sorted((ROOT / "src").rglob("*.py"))
@@ -184,7 +184,7 @@ def test_the_library_imports_without_the_training_stack() -> None:
     extras = "torchvision,torchmetrics,lpips,webdataset,torchdata,matplotlib,skimage,sklearn,scipy"
     arguments = [extras, ",".join(TRAINING_STACK), ",".join(core), ",".join(losses)]
     # torch itself looks for some of these when it starts and does without them.
-    done = start(["-c", BLOCKED_IMPORTS, *arguments], imported="torch")
+    done = fresh(["-c", BLOCKED_IMPORTS, *arguments])
     assert done.returncode == 0, done.stderr
 
 

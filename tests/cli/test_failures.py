@@ -13,7 +13,7 @@ from PIL import Image
 
 from glc.codec.codec import Codec
 from tests.cli.runs import MAIN, Glc, picture, tree
-from tests.started import start
+from tests.programs import start
 
 
 def lines(text: str) -> list[str]:

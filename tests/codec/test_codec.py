@@ -17,7 +17,7 @@ from glc.codec.images import to_input
 from glc.models.hyperprior import CategoricalHyperprior
 from tests.codec.fixed_model import fixed_picture
 from tests.codec.variants import VARIANTS, WITH_Y, Variants
-from tests.started import start
+from tests.programs import fresh
 
 
 @pytest.mark.parametrize(
@@ -183,7 +183,7 @@ def test_works_where_no_training_stack_is_installed(variants: Variants, tmp_path
         str(path)
         for path in (variants.weights("categorical"), *(tmp_path / n for n in ("in.png", "f", "out.png")))
     ]
-    done = start(["-c", BLOCKED, *paths], imported="torch")
+    done = fresh(["-c", BLOCKED, *paths])
     assert done.returncode == 0, done.stderr
     data = (tmp_path / "f").read_bytes()
     codec = variants.codec("categorical")

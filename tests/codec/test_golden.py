@@ -11,7 +11,7 @@ import pytest
 import glc
 from glc.codec import bitstream
 from tests.codec.fixed_model import fixed_codec_weights, fixed_picture
-from tests.scripts import load_script
+from tests.programs import load_script
 
 digest = load_script("ship_model").digest
 EXPECTED = Path(__file__).parents[1] / "expected"

@@ -20,7 +20,7 @@ from glc.codec.weights.file import TrainingLabel, decoder_digest, read_label
 from glc.data.images import read_rgb
 from glc.data.sources import sample_paths
 from glc.training.init_from import warm_start
-from tests.scripts import load_script
+from tests.programs import load_script
 from tests.short_runs import ROOT, compose, settings
 
 NAME = "small"

@@ -14,7 +14,7 @@ from glc.data.images import to_uint8
 from glc.data.module import ImageDataModule
 from glc.data.sources import sample_paths
 from glc.launch.train import register_resolvers
-from tests.started import start
+from tests.programs import start
 
 CONF = Path(__file__).parents[2] / "conf"
 CONFIGS = ["shards", "folder", "samples", "openimages", "imagenet", "ffhq", "coco"]

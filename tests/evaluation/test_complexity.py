@@ -29,7 +29,7 @@ from glc.evaluation.complexity import (
 )
 from glc.models.glc import count_parameters
 from tests.codec.fixed_model import CHANNELS, CODES, Coder, Hyper, fixed_codec_weights
-from tests.started import start
+from tests.programs import fresh
 
 
 def make(folder: Path, hyper: Hyper = "categorical", coder: Coder = "transform") -> Codec:
@@ -150,7 +150,7 @@ if start.bytes() is not None:
 
 def test_peak_memory() -> None:
     # In a process of its own: this one has freed memory that it may hold, give back, or use again.
-    done = start(["-c", PEAK], imported="torch")
+    done = fresh(["-c", PEAK])
     assert done.returncode == 0, done.stderr
 
 

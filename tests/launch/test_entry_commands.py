@@ -11,8 +11,8 @@ from click.testing import CliRunner, Result
 
 from glc.cli import main
 from glc.launch import compose, train
+from tests.programs import start
 from tests.short_runs import QUIET, arguments, checkpoint, figures, settings, write_pictures
-from tests.started import start
 from tests.wandb_file import read_finished_run
 
 

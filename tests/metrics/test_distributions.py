@@ -14,7 +14,7 @@ from torchmetrics import Metric
 from torchmetrics.image.kid import KernelInceptionDistance
 
 from glc.metrics import CMMD, FID, KID, NotMeasurable, QualityMetrics, cut_patches
-from tests.started import Started
+from tests.programs import Started
 
 SIZE = 16
 

@@ -14,7 +14,7 @@ from torchmetrics import Metric
 
 from glc.losses.perceptual import WeightsUnavailable
 from glc.metrics import MSSSIM, PSNR, NotMeasurable, QualityMetrics, bits_per_pixel
-from tests.started import Started
+from tests.programs import Started
 
 ROOT = Path(__file__).parents[2]
 

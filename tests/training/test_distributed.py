@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.programs import start
 from tests.short_runs import QUIET, STAGES, checkpoint, figures, finite
-from tests.started import start
 from tests.training.one_step import FixedRates, difference, four_pictures, update
 from tests.training.two_ranks import UNEVEN
 

@@ -1,6 +1,5 @@
 """A run that was cut off and continued ends where one that was never cut off ends."""
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,8 +11,7 @@ from torch import Tensor
 
 from glc.training.checkpoints import ASK_EVERY, TimeLimit
 from glc.training.stages.base import Stage
-from tests.short_runs import ROOT, STAGES, checkpoint, figures, run, settings
-from tests.started import start
+from tests.short_runs import STAGES, checkpoint, figures, run, settings
 
 STEPS, SAVED = 7, 5
 
@@ -195,13 +193,3 @@ def test_the_comparison_saw_moments_that_move(whole: dict[str, Path]) -> None:
             moments = [state["exp_avg"].abs().max() for state in optimizer["state"].values()]
             assert len(moments) > 5
             assert max(moments) > 0
-
-
-def test_killed_processes_are_continued(tmp_path: Path) -> None:
-    """The short version of what the script does twenty times over all stages."""
-    options = ["--seed", "1", "--kills", "2", "--steps", "9", "--stages", "vqvae"]
-    done = start([ROOT / "scripts" / "killed_training.py", *options, "--output", tmp_path / "killed"])
-    assert done.returncode == 0, done.stdout + done.stderr
-    summary = json.loads((tmp_path / "killed" / "summary.json").read_text())
-    assert summary["kills"] == summary["moment"] + summary["write"] == 2
-    assert summary["wrong"] == []

@@ -18,9 +18,9 @@ from glc.app.service import OWN, Coded, Studio
 PNG = "png"
 """Of pictures that the page shows: it adds no loss of its own."""
 _HINTS = {
-    "encoder": "No such encoder is known for this model. `scripts/train_applications.py` trains some; "
+    "encoder": "No such encoder is known for this model. `scripts/run_stages.py applications` trains some; "
     "files NAME.encoder.safetensors in the folder that GLC_MODELS names appear here.",
-    "decoder": "No style is known for this model. `scripts/train_applications.py` trains one; files "
+    "decoder": "No style is known for this model. `scripts/run_stages.py applications` trains one; files "
     "NAME.decoder.safetensors in the folder that GLC_MODELS names appear here.",
 }
 

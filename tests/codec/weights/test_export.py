@@ -20,8 +20,8 @@ from glc.errors import WeightsError
 from glc.models.glc import GLC
 from glc.models.quantizer import VectorQuantizer
 from tests.codec.fixed_model import fixed_picture
+from tests.programs import fresh
 from tests.short_runs import checkpoint
-from tests.started import start
 
 
 @pytest.fixture(scope="session")
@@ -92,7 +92,7 @@ with torch.no_grad():
 def test_loads_where_no_training_stack_is_installed(weights: Path, tmp_path: Path) -> None:
     torch.save(picture(), tmp_path / "x.pt")
     paths = [str(p) for p in (weights, tmp_path / "x.pt", tmp_path / "x_hat.pt")]
-    done = start(["-c", BLOCKED, *paths], imported="torch")
+    done = fresh(["-c", BLOCKED, *paths])
     assert done.returncode == 0, done.stderr
     x_hat = torch.load(tmp_path / "x_hat.pt", weights_only=True)
     with torch.no_grad():

@@ -25,7 +25,7 @@ from glc.codec.weights.mmap import MappedFile, bytes_to_read
 from glc.codec.weights.variants import save_part
 from glc.errors import WeightsError
 from tests.codec.fixed_model import fixed_codec_weights, fixed_picture
-from tests.started import start
+from tests.programs import fresh
 
 PAGE = 4096
 MANY = 1 << 20
@@ -277,7 +277,7 @@ def test_reading_draws_no_random_numbers(file: Path) -> None:
 
 def test_loading_does_not_load_torchs_compiler(file: Path) -> None:
     program = "import sys, glc; glc.load(sys.argv[1], 'cpu'); print('sympy' in sys.modules)"
-    done = start(["-c", program, file], imported="torch")
+    done = fresh(["-c", program, file])
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == "False"
 

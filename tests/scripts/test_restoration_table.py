@@ -1,8 +1,6 @@
-"""scripts/train_applications.py and scripts/restoration_table.py, in short versions."""
+"""scripts/restoration_table.py, in a short version."""
 
-import argparse
 import json
-import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -15,94 +13,13 @@ from PIL import Image
 from glc.codec.weights.file import read_weights
 from glc.codec.weights.variants import save_part
 from glc.data.degradations import GaussianNoise, Mask
-from glc.errors import WeightsError
 from tests.codec.fixed_model import fixed_codec_weights, fixed_picture
-from tests.scripts import load_script
-
-ROOT = Path(__file__).parents[1]
-
-
-@pytest.fixture(scope="module")
-def training() -> ModuleType:
-    return load_script("train_applications")
+from tests.programs import load_script
 
 
 @pytest.fixture(scope="module")
 def table() -> ModuleType:
     return load_script("restoration_table")
-
-
-def write_checkpoint(path: Path, steps: int) -> None:
-    torch.save({"global_step": steps, "glc": {"format": 1, "recipe": {}}, "state_dict": {}}, path)
-
-
-class Trainer:
-    """Stands for `python -m glc.launch.train`: each call adds steps to the checkpoint of its run."""
-
-    def __init__(self, output: Path, per_call: int) -> None:
-        self.output, self.per_call = output, per_call
-        self.calls: list[str] = []
-        self.words: list[str] = []
-
-    def __call__(self, command: list[str], check: bool) -> subprocess.CompletedProcess[str]:
-        if "export" in command:
-            source, file = map(Path, command[4:6])
-            file.write_bytes(b"weights")
-            self.calls.append(f"export {source.parts[-4]}")
-            return subprocess.CompletedProcess(command, 0)
-        self.words = command
-        given = dict(word.split("=", 1) for word in command if "=" in word)
-        path = self.output / given["name"] / given["stage"] / "checkpoints" / "last.ckpt"
-        done = torch.load(path)["global_step"] if path.is_file() else 0
-        path.parent.mkdir(parents=True, exist_ok=True)
-        planned = int(given["trainer.max_steps"])
-        write_checkpoint(path, min(done + self.per_call, planned))
-        self.calls.append(given["name"])
-        return subprocess.CompletedProcess(command, 0)
-
-
-def test_applications_are_trained_in_turn_and_continued(
-    training: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    trainer = Trainer(tmp_path, per_call=60)
-    monkeypatch.setattr(training.subprocess, "run", trainer)
-    arguments = argparse.Namespace(
-        codec="small", name="small", shards=tmp_path, weights=tmp_path, output=tmp_path, minutes=10.0
-    )
-    arguments.steps = {"denoise": 100, "inpaint": 50, "mosaic": 60}
-    arguments.only, arguments.overrides, arguments.device, arguments.net = [], [], "cpu", "squeeze"
-    arguments.style = training.make_mosaic(tmp_path / "mosaic.png", side=96)
-
-    assert training.train(arguments) == training.MORE
-    names = ["small-denoise", "small-inpaint", "small-mosaic"]
-    assert trainer.calls == [call for name in names for call in (name, f"export {name}")]
-    assert "stage=stylization" in trainer.words
-    assert f"stage.style={arguments.style}" in trainer.words
-    trainer.calls.clear()
-    assert training.train(arguments) == 0
-    assert trainer.calls == ["small-denoise", "export small-denoise"]
-    assert (tmp_path / "small-mosaic.decoder.safetensors").is_file()
-    (tmp_path / "small-inpaint.encoder.safetensors").unlink()
-    trainer.calls.clear()
-    assert training.train(arguments) == 0
-    assert trainer.calls == ["export small-inpaint"]
-
-
-def test_a_damaged_checkpoint_counts_as_the_one_before(training: ModuleType, tmp_path: Path) -> None:
-    assert training.state(tmp_path / "last.ckpt") == 0
-    write_checkpoint(tmp_path / "previous.ckpt", 250)
-    (tmp_path / "last.ckpt").write_bytes(b"cut off")
-    assert training.state(tmp_path / "last.ckpt") == 250
-    (tmp_path / "last.ckpt").write_bytes(b"cut off")
-    (tmp_path / "previous.ckpt").unlink()
-    with pytest.raises(WeightsError, match="last"):
-        training.state(tmp_path / "last.ckpt")
-
-
-def test_the_mosaic_is_the_same_each_time(training: ModuleType, tmp_path: Path) -> None:
-    first, again = (training.make_mosaic(tmp_path / f"{i}.png", side=64) for i in range(2))
-    assert first.read_bytes() == again.read_bytes()
-    assert len(np.unique(np.asarray(Image.open(first)).reshape(-1, 3), axis=0)) > 10
 
 
 def test_restorers_restore(table: ModuleType, tmp_path: Path) -> None:

@@ -9,8 +9,7 @@ import pytest
 
 import glc
 from tests.codec.fixed_model import fixed_codec_weights
-from tests.scripts import load_script
-from tests.short_runs import ROOT
+from tests.programs import ROOT, load_script
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 ALLOWED = {"glc", "matplotlib", "numpy", "PIL", "torch", "io", "os", "warnings"}

@@ -8,7 +8,7 @@ import pytest
 from glc.evaluation.results import read_results
 from glc.evaluation.tables import PublishedCurve
 from tests.evaluation.fake_run import at_rates, write_run
-from tests.scripts import load_script
+from tests.programs import load_script
 
 DOCUMENT = "# Words\n\n<!-- comparison -->\nold\n<!-- end of comparison -->\n\nmore words\n"
 

@@ -1,0 +1,47 @@
+"""Where the time of compress and decompress goes, above all the share of entropy coding.
+
+    python -m benchmarks profile --weights FILE [--picture FILE] [--rounds N] [--device D]
+
+Times the parts of a codec on one image within the same calls, after one that does not count. `entropy coding`
+is everything between the networks' tensors and bytes: choosing the elements of a step, copies to numpy,
+sorting by class, constriction, and putting symbols back. Details are percent of the whole.
+"""
+
+import argparse
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+import glc
+from benchmarks.codec import picture, weights_of
+from benchmarks.readings import Benchmark, Clock, Reading
+from glc.evaluation.complexity import watched
+
+
+def benchmarks(args: argparse.Namespace) -> Iterator[Benchmark]:
+    """Return the profile, with compress and decompress as sides."""
+    weights = weights_of(args)
+    codec = glc.load(weights, args.device)
+    image = picture(args.picture)
+    data = codec.compress(image, args.quality)
+    codec.decompress(data)
+    yield Benchmark(
+        "profile",
+        "image",
+        f"{weights.name}, {image.width} x {image.height}, {len(data)} bytes. Details: percent of the whole.",
+        {
+            "compress": partial(measure, codec, lambda: codec.compress(image, args.quality)),
+            "decompress": partial(measure, codec, lambda: codec.decompress(data)),
+        },
+    )
+
+
+def measure(codec: glc.Codec, call: Callable[[], Any]) -> Reading:
+    """Time the parts of one call."""
+    with watched(codec) as stopwatch:
+        clock = Clock(codec.device)
+        call()
+        reading = clock.reading(1)
+    parts = {**stopwatch.seconds, "other": reading.seconds - sum(stopwatch.seconds.values())}
+    reading.details = {name: 100 * seconds / reading.seconds for name, seconds in parts.items()}
+    return reading

@@ -1,0 +1,96 @@
+"""What exactness costs: bytes of real files against the float model's own estimate, per rate point.
+
+    python -m benchmarks rate_cost --weights FILE --pictures FOLDER [--limit N]
+
+Sums over the images, as details of each rate point:
+
+    estimate   bytes that the float model estimates (its networks in float32, its Gaussians as they are)
+    exact      the same estimate with the probability networks in integer arithmetic, against the first
+    tables     cost of the symbols under the integer tables, against the first
+    payload    bytes in the files without header and checksum, against the first
+"""
+
+import argparse
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from benchmarks.readings import Benchmark, Clock, Reading
+from glc.codec.bitstream import OVERHEAD
+from glc.codec.codec import Codec
+from glc.codec.entropy.latent_coding import TransformPayload
+from glc.codec.entropy.tables import PRECISION, Table
+from glc.codec.images import pad
+from glc.codec.load import load
+from glc.data.images import list_images, read_rgb, stack_pictures
+
+
+def benchmarks(args: argparse.Namespace) -> Iterator[Benchmark]:
+    """Return the comparison, with a side for each rate point."""
+    if args.weights is None or args.pictures is None:
+        raise SystemExit("rate_cost: give --weights FILE and --pictures FOLDER")
+    codec = load(args.weights, "cpu")
+    if not isinstance(codec._payload, TransformPayload):
+        raise SystemExit(f"{args.weights}: the rate cost is that of a transform coder; this model has none")
+    paths = list_images(args.pictures)[: args.limit]
+    if not paths:
+        raise SystemExit(f"{args.pictures}: no images in this folder")
+    yield Benchmark(
+        "rate_cost",
+        "image",
+        f"{args.weights.name}, {len(paths)} images. Details: bytes that the float model estimates, and "
+        "how many more there are.",
+        {f"rate {rate}": partial(measure, codec, paths, rate) for rate in range(codec.model.num_rates)},
+        once=True,
+    )
+
+
+def measure(codec: Codec, paths: list[Path], rate: int) -> Reading:
+    """Count the bits of all images at a rate point."""
+    clock = Clock(torch.device("cpu"))
+    total = np.zeros(4)
+    with torch.inference_mode():
+        for path in paths:
+            total += count_bits(codec, stack_pictures([read_rgb(path)]), rate)
+    more = 100 * (total[1:] / total[0] - 1)
+    details = dict(zip(("exact, %", "tables, %", "payload, %"), map(float, more), strict=True))
+    return clock.reading(len(paths), **{"estimate, bytes": float(total[0]) / 8, **details})
+
+
+def count_bits(codec: Codec, x: Tensor, rate: int) -> np.ndarray:
+    """Return the bits of one image x `[1, 3, H, W]`: estimate, exact, tables, payload."""
+    payload = codec._payload
+    assert isinstance(payload, TransformPayload)
+    padded = pad(x, codec.model.stride)
+    out = codec.model(padded, rate)
+    data = codec.compress((x[0] + 1) / 2, codec.quality_of(rate * 4096))
+    symbols = codec.symbols(data)
+    y = codec.model.coder.analysis(codec.model.encoder(padded), rate).float()
+    exact = payload.context(y.double(), payload._prior(symbols.z))
+    classes = torch.bucketize(exact.scales, payload.thresholds, right=True)
+    z_bits = float(out.bits_z)
+    tables = table_bits(symbols.y.numpy().ravel(), classes.numpy().ravel(), codec.weights.tables.y)
+    return np.array(
+        [
+            float(out.bits),
+            float(exact.bits.double().sum()) + z_bits,
+            tables + z_bits,
+            8.0 * (len(data) - OVERHEAD),
+        ]
+    )
+
+
+def table_bits(values: np.ndarray, classes: np.ndarray, tables: tuple[Table, ...]) -> float:
+    """Return the bits of symbols under their tables; of an escape, those of its position in the table."""
+    bits = 0.0
+    for k in np.unique(classes):
+        table = tables[k]
+        costs = PRECISION - np.log2(np.array(table.frequencies, np.float64))
+        position = values[classes == k] - table.low
+        position[(position < 0) | (position > table.escape)] = table.escape
+        bits += float(costs[position].sum())
+    return bits

@@ -1,0 +1,149 @@
+"""Programs in processes of their own, and those in scripts/ as modules.
+
+`start` and `Started` fork a process that has imported what programs import (the fork server of Python's
+multiprocessing), which saves the seconds that the imports take. `fresh` starts a new interpreter.
+"""
+
+import contextlib
+import importlib.util
+import multiprocessing
+import os
+import runpy
+import signal
+import subprocess
+import sys
+import tempfile
+import types
+from collections.abc import Mapping, Sequence
+from functools import cache
+from multiprocessing import forkserver
+from multiprocessing.context import ForkServerContext
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+ROOT = Path(__file__).parents[1]
+SCRIPTS = ROOT / "scripts"
+IMPORTED = [
+    "torch",
+    "hydra",
+    "lightning",
+    "wandb",
+    "webdataset",
+    "torchmetrics",
+    "glc.cli",
+    "glc.launch.train",
+]
+PROGRAMS = ("glc.launch.train", "glc.launch.evaluate")
+TRAIN = ("-m", "src.train")
+EVALUATE = ("-m", "src.evaluate")
+GLC = ("-m", "glc")
+
+
+class Started:
+    """A program that runs in a session of its own.
+
+    Args:
+        words: `-m MODULE ARGUMENTS`, `-c PROGRAM ARGUMENTS` or `SCRIPT ARGUMENTS`, as after `python`.
+        environment: on top of this process's.
+        terminal: path of the terminal that is its standard error; None: a file.
+        folder: where it runs.
+    """
+
+    def __init__(
+        self,
+        words: Sequence[object],
+        environment: Mapping[str, str] | None = None,
+        terminal: str | None = None,
+        folder: Path = ROOT,
+    ) -> None:
+        self.words = [str(word) for word in words]
+        self.folder = tempfile.TemporaryDirectory()
+        self.shown = [Path(self.folder.name, name) for name in ("out", "err")]
+        variables = {**os.environ, "OMP_NUM_THREADS": "1", **(environment or {})}
+        outputs = [str(self.shown[0]), terminal or str(self.shown[1])]
+        self.process = _context().Process(target=_run, args=(self.words, variables, str(folder), outputs))
+        self.process.start()
+
+    def running(self) -> bool:
+        """Whether it has not ended yet."""
+        return self.process.is_alive()
+
+    def kill(self) -> None:
+        """Kill it and all that it has started (SIGKILL)."""
+        assert self.process.pid is not None
+        with contextlib.suppress(ProcessLookupError):  # it has ended
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.join()
+
+    def finish(self, seconds: float | None = 240) -> "subprocess.CompletedProcess[str]":
+        """Wait for its end.
+
+        Raises:
+            subprocess.TimeoutExpired: it did not come.
+        """
+        with self.folder:
+            self.process.join(seconds)
+            if self.running():
+                self.kill()
+                raise subprocess.TimeoutExpired(self.words, seconds or 0)
+            out, err = (path.read_text(errors="replace") if path.exists() else "" for path in self.shown)
+            assert self.process.exitcode is not None
+            return subprocess.CompletedProcess(self.words, self.process.exitcode, out, err)
+
+
+def start(words: Sequence[object], **options: Any) -> "subprocess.CompletedProcess[str]":
+    """Run a program to its end, with nothing to read; see `Started`."""
+    return Started(words, **options).finish()
+
+
+def fresh(
+    words: Sequence[object], environment: Mapping[str, str] | None = None
+) -> "subprocess.CompletedProcess[str]":
+    """Run a program in a new interpreter, which has imported nothing."""
+    command = [sys.executable, *map(str, words)]
+    variables = {**os.environ, "OMP_NUM_THREADS": "1", **(environment or {})}
+    return subprocess.run(
+        command, cwd=ROOT, env=variables, capture_output=True, text=True, timeout=240, check=False
+    )
+
+
+def load_script(name: str) -> types.ModuleType:
+    """Return scripts/NAME.py as a module, without running it."""
+    spec = importlib.util.spec_from_file_location(name, SCRIPTS / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@cache
+def _context() -> ForkServerContext:
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(IMPORTED)
+    with patch.dict(os.environ, OMP_NUM_THREADS="1"):
+        forkserver.ensure_running()
+    return context
+
+
+def _run(words: list[str], variables: dict[str, str], folder: str, outputs: list[str]) -> None:
+    """What the forked process runs; what imports have registered for an exit is left to the fork server."""
+    os.setsid()
+    os.environ.clear()
+    os.environ.update(variables)
+    for descriptor, path in enumerate([os.devnull, *outputs]):
+        os.dup2(os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOCTTY), descriptor)
+    os.chdir(folder)
+    if words[0] == "-m":
+        sys.argv = words[1:]
+        for name in (words[1], *PROGRAMS):
+            sys.modules.pop(name, None)  # what a program runs is imported anew, as `python -m` does
+        runpy.run_module(words[1], run_name="__main__", alter_sys=True)
+    elif words[0] == "-c":
+        sys.argv = ["-c", *words[2:]]
+        own = sys.modules["__main__"] = types.ModuleType("__main__")
+        exec(words[1], own.__dict__)
+    else:
+        sys.argv, sys.path[0] = words, str(Path(words[0]).resolve().parent)
+        runpy.run_path(words[0], run_name="__main__")

@@ -1,0 +1,183 @@
+"""Options of the stress tests, and the harness that kills a command at random moments and resumes it.
+
+make stress                                               the long form of all
+make stress ARGS="-k fuzz --stress rounds=100000"         of one, with other numbers
+pytest -m stress                                          the short form, seconds each; `make test` runs it
+"""
+
+import csv
+import dataclasses
+import json
+import os
+import random
+import signal
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Self
+
+from tests.programs import Started
+
+
+@dataclasses.dataclass(frozen=True)
+class Stress:
+    """What a session asks for: `--long`, and a field for each `--stress KEY=VALUE`."""
+
+    long: bool = False
+    rounds: int | None = None
+    """Kills, changed files or round trips."""
+    seed: int = 0
+    device: str = "cpu"
+    weights: Path | str = ""
+    """Codec to test, a file or a known name; a tiny one with fixed weights by default."""
+    pictures: Path | None = None
+    """Folder of images; made ones by default."""
+    lpips: Path | None = None
+    """Folder with the weights of LPIPS, which is not measured without."""
+    files: Path | None = None
+    """Files that another machine has kept (`output`), to decode here as well."""
+    output: Path | None = None
+    """Folder to keep everything in; a temporary one by default."""
+
+    @classmethod
+    def read(cls, long: bool, words: list[str]) -> Self:
+        """Return the options in words such as `rounds=20`.
+
+        Raises:
+            ValueError: an unknown key or no number where one is needed.
+        """
+        values: dict[str, Any] = {}
+        for word in words:
+            key, _, value = word.partition("=")
+            if key == "long" or key not in {field.name for field in dataclasses.fields(cls)} or not value:
+                raise ValueError(f"{word}: give KEY=VALUE, KEY one of {', '.join(cls.__annotations__)}")
+            kinds = {"rounds": int, "seed": int, "device": str}
+            is_path = key not in (*kinds, "weights") or Path(value).is_file()
+            values[key] = Path(value).resolve() if is_path else kinds.get(key, str)(value)
+        return cls(long, **values)
+
+    def count(self, short: int, long: int) -> int:
+        """Return the number of rounds: what was asked for, or that of the form."""
+        return self.rounds or (long if self.long else short)
+
+    def random(self) -> random.Random:
+        """Return the random numbers of a test."""
+        return random.Random(self.seed)
+
+
+Moment = Callable[[], bool]
+"""Whether to kill now; asked again and again while the command runs."""
+
+
+def kill_and_resume(
+    start: Callable[[], Started],
+    moments: Callable[[int], Moment],
+    kills: int,
+    chance: random.Random,
+    ended: tuple[int, ...] = (0,),
+    unfinished: tuple[int, ...] = (),
+) -> Counter[str]:
+    """Kill a command (SIGKILL) at chosen moments and give it again until it ends by itself.
+
+    Half of the kills hit one of its processes, where it has several; the others hit all of them.
+
+    Args:
+        start: gives the command.
+        moments: returns the moment of the next kill for the number of those before.
+        kills: how many; fewer when the work is done before.
+        chance: random numbers.
+        ended: exit codes of a command that has done its work.
+        unfinished: exit codes of one that says that it is to be given again.
+
+    Returns:
+        How often the command was started and what was killed how often.
+    """
+    found: Counter[str] = Counter()
+    while True:
+        process = start()
+        found["starts"] += 1
+        while process.running() and (dead := found["command"] + found["process"]) < kills:
+            moment = moments(dead)
+            while process.running() and not moment():
+                time.sleep(0.002)
+            workers = workers_of(process) if process.running() else []
+            if workers and chance.random() < 0.5:
+                os.kill(chance.choice(workers), signal.SIGKILL)
+                found["process"] += 1
+            elif process.running():
+                process.kill()
+                found["command"] += 1
+        done = process.finish(None)
+        if done.returncode in ended:
+            return found
+        assert done.returncode in (*unfinished, -signal.SIGKILL), done.stdout + done.stderr
+        assert found["starts"] <= 5 * kills + 5, "it never ends"
+
+
+def workers_of(process: Started) -> list[int]:
+    """Return the processes of a command that compute (Linux; none elsewhere)."""
+    found = []
+    pid = process.process.pid
+    try:
+        for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
+            if b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes():
+                found.append(int(child))
+    except OSError:
+        pass  # it has ended
+    return found
+
+
+def as_work_grows(folder: Path, whole: Path, kills: int, chance: random.Random) -> Callable[[int], Moment]:
+    """Return moments spread over a command's work: over the bytes that the undisturbed one has written."""
+    total = size_of(whole)
+
+    def next_moment(dead: int) -> Moment:
+        reached = size_of(folder)
+        room = (total - reached) / (kills - dead + 1)
+        target = reached + chance.uniform(0, 1.8 * room)
+        return lambda: size_of(folder) > target
+
+    return next_moment
+
+
+def size_of(folder: Path) -> int:
+    """Return the bytes in a folder, while others write into it."""
+    total = 0
+    for place, _, names in os.walk(folder):
+        for name in names:
+            try:
+                total += os.stat(os.path.join(place, name)).st_size
+            except FileNotFoundError:
+                continue  # renamed in this moment
+    return total
+
+
+def contents(folder: Path) -> dict[str, Any]:
+    """Return the files that a command has made, by name, without hidden ones, journals and seconds."""
+    found: dict[str, Any] = {}
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder)
+        if not path.is_file() or path.name == "journal.jsonl":
+            continue
+        if any(part.startswith(".") for part in name.parts):
+            continue
+        found[str(name)] = _without_seconds(path)
+    return found
+
+
+def _without_seconds(path: Path) -> Any:
+    if path.suffix == ".csv":
+        with path.open(newline="") as file:
+            return [
+                {k: v for k, v in row.items() if not k.endswith("seconds")} for row in csv.DictReader(file)
+            ]
+    if path.suffix == ".json":
+        return _strip(json.loads(path.read_text()))
+    return path.read_bytes()
+
+
+def _strip(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _strip(item) for key, item in value.items() if not key.endswith("seconds")}
+    return [_strip(item) for item in value] if isinstance(value, list) else value

@@ -1,0 +1,175 @@
+"""Integers in files, under every setting of torch, and what a process with other instructions does with them.
+
+As a program, `python -m tests.stress.symbols WEIGHTS PICTURES COUNT FOLDER OTHERS...` encodes into FOLDER,
+decodes the files there and in OTHERS and prints what differs. `PLAIN` is for its environment, which only a
+new process can change.
+"""
+
+import contextlib
+import itertools
+import json
+import sys
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from PIL import Image
+
+import glc
+from glc.codec.bitstream import unpack
+from glc.codec.images import padded_size
+from glc.data.images import list_images, read_rgb
+from tests.codec.fixed_model import fixed_picture
+from tests.programs import load_script
+
+BATCH = 3
+NO_LIMIT = 1 << 62
+DIGESTS = "symbols.json"
+QUALITIES = (0, 37, 100)
+SIZES = ((131, 67), (1, 1), (96, 200), (65, 320), (256, 256), (320, 240))
+"""Height and width of the images that are made."""
+# Read by torch, oneDNN and MKL when they start: no vector instructions beyond what every x86-64 has.
+PLAIN = {"ATEN_CPU_CAPABILITY": "default", "ONEDNN_MAX_CPU_ISA": "SSE41", "MKL_ENABLE_INSTRUCTIONS": "SSE4_2"}
+
+digest = load_script("ship_model").digest
+
+
+@dataclass(frozen=True)
+class Setting:
+    """How the networks run; it must not matter."""
+
+    threads: int
+    fast: bool
+    """On the CPU oneDNN, on a GPU TF32."""
+    channels_last: bool
+    batch: int
+
+
+def settings(cuda: bool) -> list[Setting]:
+    """Return every setting that a process can choose."""
+    values = ((1,) if cuda else (1, 2), (True, False), (False, True), (1, BATCH))
+    return list(itertools.starmap(Setting, itertools.product(*values)))
+
+
+@contextlib.contextmanager
+def under(codec: glc.Codec, setting: Setting) -> Iterator[None]:
+    """Let the codec's networks run under a setting while in the context."""
+    codec.model.to(memory_format=torch.channels_last if setting.channels_last else torch.contiguous_format)
+    threads, matmul, cudnn = torch.get_num_threads(), torch.backends.cuda.matmul, torch.backends.cudnn
+    before = matmul.allow_tf32, cudnn.allow_tf32
+    torch.set_num_threads(setting.threads)
+    try:
+        with warnings.catch_warnings():
+            # Reading the flags of oneDNN makes some versions of torch say that there is no TF32 here.
+            warnings.filterwarnings("ignore", message="TF32 acceleration")
+            if codec.device.type == "cuda":
+                matmul.allow_tf32 = cudnn.allow_tf32 = setting.fast
+                yield
+            else:
+                with torch.backends.mkldnn.flags(enabled=setting.fast):
+                    yield
+    finally:
+        torch.set_num_threads(threads)
+        matmul.allow_tf32, cudnn.allow_tf32 = before
+
+
+@contextlib.contextmanager
+def encoder_symbols(codec: glc.Codec) -> Iterator[list[glc.Symbols]]:
+    """Collect what the codec's encoder writes, in a list that grows with each file, while in the context."""
+    payload, seen = codec._payload, []
+    encode = payload.encode
+
+    def note(latent: torch.Tensor, rate: torch.Tensor) -> tuple[list[bytes], glc.Symbols]:
+        payloads, symbols = encode(latent, rate)
+        seen.append(symbols)
+        return payloads, symbols
+
+    payload.encode = note  # type: ignore[method-assign]
+    try:
+        yield seen
+    finally:
+        payload.encode = encode  # type: ignore[method-assign]
+
+
+def digests_of(symbols: glc.Symbols) -> list[str]:
+    """Return the SHA-256 of each member's integers."""
+    return [digest(glc.Symbols(symbols.z[i : i + 1], symbols.y[i : i + 1])) for i in range(len(symbols.z))]
+
+
+def batches(sizes: dict[str, tuple[int, int]], size: int) -> Iterator[list[str]]:
+    """Yield names of equal padded size together, filled up with repetitions where there are too few."""
+    groups: dict[tuple[int, int], list[str]] = {}
+    for name, padded in sizes.items():
+        groups.setdefault(padded, []).append(name)
+    for names in groups.values():
+        for start in range(0, len(names), size):
+            chosen = names[start : start + size]
+            yield [chosen[k % len(chosen)] for k in range(size)]
+
+
+def images_of(folder: Path | None, count: int) -> dict[str, Image.Image]:
+    """Return the first images of a folder, or made ones."""
+    if folder is not None:
+        return {path.stem: read_rgb(path) for path in list_images(folder)[:count]}
+    sizes = itertools.islice(itertools.cycle(SIZES), count)
+    return {f"made{i}": Image.fromarray(fixed_picture(*size, i)) for i, size in enumerate(sizes)}
+
+
+def write_files(codec: glc.Codec, images: dict[str, Image.Image], folder: Path) -> None:
+    """Write files and the hashes of the encoder's integers under every setting, a folder for each."""
+    sizes = {k: padded_size(image.height, image.width, codec.model.stride) for k, image in images.items()}
+    for number, setting in enumerate(settings(codec.device.type == "cuda")):
+        place, noted = folder / f"{number:02d}", {}
+        place.mkdir(parents=True)
+        with under(codec, setting), encoder_symbols(codec) as seen:
+            for names, quality in itertools.product(batches(sizes, setting.batch), QUALITIES):
+                files = codec.compress_batch([images[name] for name in names], quality)
+                for name, data, value in zip(names, files, digests_of(seen.pop()), strict=True):
+                    noted[f"{name}_q{quality}.glc"] = value
+                    (place / f"{name}_q{quality}.glc").write_bytes(data)
+        (place / DIGESTS).write_text(json.dumps(noted))
+
+
+def differences(codec: glc.Codec, folders: list[Path]) -> list[str]:
+    """Decode all files below folders under every setting; say which integers are not the encoder's."""
+    files: dict[str, bytes] = {}
+    expected: dict[str, str] = {}
+    for folder in folders:
+        notes = sorted(folder.rglob(DIGESTS))
+        assert notes, f"{folder}: no files of an encoder"
+        for note in notes:
+            for name, value in json.loads(note.read_text()).items():
+                data = (note.parent / name).read_bytes()
+                key = f"{name} {data.hex()[-8:]}"  # equal files end in the same checksum
+                files[key] = data
+                assert expected.setdefault(key, value) == value, f"{key}: the same bytes for other integers"
+    headers = {name: unpack(data, NO_LIMIT)[0] for name, data in files.items()}
+    sizes = {name: padded_size(h.height, h.width, codec.model.stride) for name, h in headers.items()}
+    wrong = []
+    for setting in settings(codec.device.type == "cuda"):
+        with under(codec, setting), torch.inference_mode():
+            for names in batches(sizes, setting.batch):
+                # Nothing public decodes the integers of several files together.
+                symbols = codec._decode(*codec._open([files[name] for name in names], NO_LIMIT)).symbols
+                found = digests_of(symbols)
+                wrong += [
+                    f"{n}, {setting}" for n, value in zip(names, found, strict=True) if value != expected[n]
+                ]
+                header = headers[names[0]]
+                if len(names) == 1:
+                    again = codec.from_symbols(symbols, (header.height, header.width), header.rate)
+                    wrong += [f"{names[0]}, {setting}: other bytes"] * (again != files[names[0]])
+    return wrong
+
+
+def main(weights: str, pictures: str, count: str, folder: str, *others: str) -> None:
+    """Encode into a folder, decode all, print what differs."""
+    codec = glc.load(weights, "cpu")
+    write_files(codec, images_of(Path(pictures) if pictures else None, int(count)), Path(folder))
+    print(json.dumps(differences(codec, [Path(folder), *map(Path, others)])))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

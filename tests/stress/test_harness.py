@@ -1,0 +1,64 @@
+"""The harness itself: what it takes for a difference, what it kills, and its options."""
+
+import random
+import shutil
+from pathlib import Path
+
+import pytest
+
+from tests.evaluation.fake_run import write_run
+from tests.programs import Started
+from tests.stress.harness import Stress, as_work_grows, contents, kill_and_resume, size_of
+
+WORK = """
+import pathlib, sys, time
+file = pathlib.Path(sys.argv[1])
+while not file.exists() or file.stat().st_size < 60:
+    with file.open("a") as stream:
+        stream.write("x" * 10)
+    time.sleep(0.05)
+"""
+
+
+def test_seconds_are_no_difference_and_all_else_is(tmp_path: Path) -> None:
+    write_run(tmp_path / "one" / "slim", "slim")
+    shutil.copytree(tmp_path / "one", tmp_path / "other")
+
+    def differs(name: str, old: str, new: str) -> bool:
+        path = tmp_path / "other" / "slim" / name
+        before = path.read_text()
+        assert old in before
+        path.write_text(before.replace(old, new, 1))
+        found = contents(tmp_path / "one") != contents(tmp_path / "other")
+        path.write_text(before)
+        return found
+
+    assert not differs("summary.json", '"encode_seconds": 0.5', '"encode_seconds": 7.25')
+    assert not differs("per_image.csv", "0.5,0.25", "1e-05,3.0")
+    assert differs("summary.json", '"bpp": 0.02', '"bpp": 0.020000000000000004')
+    assert differs("per_image.csv", "harbour", "market")
+
+
+def test_a_command_is_killed_and_given_again_until_it_is_done(tmp_path: Path) -> None:
+    for name in ("whole", "killed"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "whole" / "file").write_text("x" * 60)
+    chance = random.Random(0)
+    found = kill_and_resume(
+        lambda: Started(["-c", WORK, tmp_path / "killed" / "file"]),
+        as_work_grows(tmp_path / "killed", tmp_path / "whole", 2, chance),
+        2,
+        chance,
+    )
+    assert found == {"starts": 3, "command": 2}
+    assert size_of(tmp_path / "killed") == 60
+    with pytest.raises(AssertionError, match="mended"):
+        kill_and_resume(lambda: Started(["-c", "raise SystemExit('not mended')"]), lambda _: bool, 0, chance)
+
+
+def test_options_are_read_or_refused() -> None:
+    found = Stress.read(True, ["rounds=7", "weights=small", "output=here"])
+    assert (found.count(1, 2), found.weights, found.output) == (7, "small", Path.cwd() / "here")
+    assert (Stress.read(True, []).count(1, 2), Stress.read(False, []).count(1, 2)) == (2, 1)
+    with pytest.raises(ValueError, match="round=7: give KEY=VALUE, KEY one of"):
+        Stress.read(True, ["round=7"])
