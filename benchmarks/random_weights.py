@@ -13,8 +13,8 @@ import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from glc.codec.weights.architecture import without_projections
-from glc.codec.weights.export import fold_codebooks, make_tables, rate_points
+from glc.codec.weights.architecture import bake_projections
+from glc.codec.weights.export import make_tables, rate_points
 from glc.codec.weights.file import build_model, save_weights
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -28,9 +28,8 @@ def random_weights(path: Path, model: str, seed: int = 0) -> Path:
     assert isinstance(description, dict)
     torch.manual_seed(seed)
     network = build_model(model, description)
-    fold_codebooks(network)
+    plain = bake_projections(network, description)
     path.parent.mkdir(parents=True, exist_ok=True)
-    plain = without_projections(description)
     save_weights(path, network.state_dict(), plain, make_tables(network), rate_points(network))
     return path
 

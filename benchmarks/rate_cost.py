@@ -22,7 +22,7 @@ from torch import Tensor
 from benchmarks.readings import Benchmark, Clock, Reading
 from glc.codec.bitstream import OVERHEAD
 from glc.codec.codec import Codec
-from glc.codec.entropy.latent_coding import TransformPayload
+from glc.codec.entropy.latent_coding import TransformLatentCodec
 from glc.codec.entropy.tables import PRECISION, Table
 from glc.codec.images import pad
 from glc.codec.load import load
@@ -34,7 +34,7 @@ def benchmarks(args: argparse.Namespace) -> Iterator[Benchmark]:
     if args.weights is None or args.pictures is None:
         raise SystemExit("rate_cost: give --weights FILE and --pictures FOLDER")
     codec = load(args.weights, "cpu")
-    if not isinstance(codec._payload, TransformPayload):
+    if not isinstance(codec.latent_codec, TransformLatentCodec):
         raise SystemExit(f"{args.weights}: the rate cost is that of a transform coder; this model has none")
     paths = list_images(args.pictures)[: args.limit]
     if not paths:
@@ -63,17 +63,17 @@ def measure(codec: Codec, paths: list[Path], rate: int) -> Reading:
 
 def count_bits(codec: Codec, x: Tensor, rate: int) -> np.ndarray:
     """Return the bits of one image x `[1, 3, H, W]`: estimate, exact, tables, payload."""
-    payload = codec._payload
-    assert isinstance(payload, TransformPayload)
+    latent_codec = codec.latent_codec
+    assert isinstance(latent_codec, TransformLatentCodec)
     padded = pad(x, codec.model.stride)
     out = codec.model(padded, rate)
     data = codec.compress((x[0] + 1) / 2, codec.quality_of(rate * 4096))
     symbols = codec.symbols(data)
     y = codec.model.coder.analysis(codec.model.encoder(padded), rate).float()
-    exact = payload.context(y.double(), payload._prior(symbols.z))
-    classes = torch.bucketize(exact.scales, payload.thresholds, right=True)
+    exact = latent_codec.context(y.double(), latent_codec.prior(symbols.z))
+    indexes = torch.bucketize(exact.scales, latent_codec.thresholds, right=True)
     z_bits = float(out.bits_z)
-    tables = table_bits(symbols.y.numpy().ravel(), classes.numpy().ravel(), codec.weights.tables.y)
+    tables = table_bits(symbols.y.numpy().ravel(), indexes.numpy().ravel(), codec.weights.tables.y)
     return np.array(
         [
             float(out.bits),

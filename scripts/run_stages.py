@@ -26,8 +26,7 @@ from PIL import Image
 
 from glc.codec.weights.file import read_weights, save_weights
 from glc.errors import WeightsError
-from glc.io.checkpoint import read_checkpoint
-from glc.training.checkpoints import find_whole
+from glc.training.checkpoints import open_last
 
 ROOT = Path(__file__).resolve().parents[1]
 TRAIN, EVALUATE, EXPORT = ("-m", "src.train"), ("-m", "src.evaluate"), ("-m", "glc", "export")
@@ -97,14 +96,12 @@ def steps_of(run: Run, output: Path, overrides: Sequence[str]) -> tuple[int, flo
 
     Where the last checkpoint is damaged, the one before takes its place.
     """
-    whole = find_whole(output / run.row / run.stage / "checkpoints")
+    last = open_last(output / run.row / run.stage / "checkpoints")
     words = [word for word in (*run.settings, *overrides) if word.startswith("trainer.max_steps=")]
     planned = int(words[-1].partition("=")[2]) if words else math.inf
-    if whole is None:
+    if last is None:
         return 0, planned
-    content = read_checkpoint(whole)
-    done = int(content["global_step"])
-    return done, planned if words else int(content["glc"]["recipe"]["trainer"]["max_steps"])
+    return last.step, planned if words else int(last.settings["trainer"]["max_steps"])
 
 
 def call(*command: object) -> None:

@@ -27,7 +27,7 @@ from glc.data.images import list_images, read_rgb
 from glc.data.sources import sample_paths
 from glc.errors import WeightsError
 from glc.io.atomic import replacing
-from glc.io.checkpoint import read_checkpoint
+from glc.io.checkpoint import open_checkpoint
 
 ROOT = Path(__file__).resolve().parents[1]
 STAGES = ("vqvae", "transform", "joint")
@@ -82,9 +82,9 @@ def record(runs: Path, folder: Path) -> dict[str, Any]:
     stages = {}
     for stage in STAGES:
         checkpoint = runs / stage / "checkpoints" / "last.ckpt"
-        content = read_checkpoint(checkpoint)
+        opened = open_checkpoint(checkpoint)
         with replacing(folder / f"{stage}.yaml") as partial:
-            partial.write_text(yaml.safe_dump(without_folders(content["glc"]["recipe"]), sort_keys=False))
+            partial.write_text(yaml.safe_dump(without_folders(opened.settings), sort_keys=False))
         rows = list(validation_rows(runs / stage))
         columns = list(dict.fromkeys(key for row in rows for key in row))
         with replacing(folder / f"{stage}.csv") as partial, partial.open("w", newline="") as stream:
@@ -92,7 +92,7 @@ def record(runs: Path, folder: Path) -> dict[str, Any]:
             writer.writeheader()
             writer.writerows(rows)
         stages[stage] = {
-            "steps": int(content["global_step"]),
+            "steps": opened.step,
             "checkpoint_sha256": hashlib.sha256(checkpoint.read_bytes()).hexdigest(),
             "validation": rows[-1],
         }

@@ -15,7 +15,7 @@ from glc.codec.weights.file import AutoencoderLabel, build_model, read_weights, 
 from glc.codec.weights.state import strip_prefix
 from glc.errors import WeightsError
 from glc.io.atomic import check_destination, replacing
-from glc.io.checkpoint import read_checkpoint
+from glc.io.checkpoint import open_checkpoint
 from glc.models.quantizer import VectorQuantizer
 
 LIGHTNING = "lightning"
@@ -151,7 +151,7 @@ def _our_networks(source: Source) -> tuple[Mapping[str, Any], dict[str, dict[str
 
 def _training_networks(source: Source) -> dict[str, dict[str, Tensor]]:
     """Return C and the code predictor of a training checkpoint, the latter for both of the authors' names."""
-    state = read_checkpoint(source.path)["state_dict"]
+    state = open_checkpoint(source.path).state_dict
     networks = {}
     quantizer = strip_prefix(state, "quantizer")
     if quantizer:
