@@ -12,7 +12,7 @@ import torch
 
 from glc.errors import WeightsError
 from glc.io import checkpoint
-from glc.io.checkpoint import copy_to_memory, open_checkpoint, read_checkpoint, save_sealed, verify
+from glc.io.checkpoint import copy_to_memory, open_checkpoint, save_sealed, verify
 
 CONTENT = {
     "state_dict": {"weight": torch.arange(5000).float()},
@@ -49,7 +49,7 @@ def test_every_changed_byte_of_the_content_is_seen(sealed: Path) -> None:
         bad[place] ^= 1 << rng.randrange(8)
         sealed.write_bytes(bad)
         with pytest.raises(WeightsError, match=r"last\.ckpt"):
-            read_checkpoint(sealed)
+            open_checkpoint(sealed)
         try:
             torch.load(sealed, weights_only=True)
             silent += 1
@@ -64,7 +64,7 @@ def test_files_that_were_cut_short(sealed: Path) -> None:
     for size in (0, 1, 50, len(good) // 2, len(good) - 100):
         sealed.write_bytes(good[:size])
         with pytest.raises(WeightsError, match=r"last\.ckpt"):
-            read_checkpoint(sealed)
+            open_checkpoint(sealed)
 
 
 def test_files_of_other_makers_have_no_checksum(tmp_path: Path) -> None:

@@ -97,11 +97,6 @@ def open_checkpoint(source: str | Path | Checkpoint) -> Checkpoint:
     return as_checkpoint(path, content)
 
 
-def read_checkpoint(path: str | Path) -> dict[str, Any]:
-    """Return the content of a training checkpoint; see `open_checkpoint`."""
-    return open_checkpoint(path).content
-
-
 def load_safely(file: BinaryIO, path: Path) -> Any:
     """Return what `torch.save` wrote to an open file, of whatever program, after verifying its checksum.
 

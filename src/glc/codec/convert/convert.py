@@ -15,7 +15,7 @@ from glc.codec.weights.file import AutoencoderLabel, build_model, read_weights, 
 from glc.codec.weights.state import strip_prefix
 from glc.errors import WeightsError
 from glc.io.atomic import check_destination, replacing
-from glc.io.checkpoint import open_checkpoint
+from glc.io.checkpoint import Checkpoint
 from glc.models.quantizer import VectorQuantizer
 
 LIGHTNING = "lightning"
@@ -136,9 +136,9 @@ def convert_to_official(
 
 def _our_networks(source: Source) -> tuple[Mapping[str, Any], dict[str, dict[str, Tensor]]]:
     """Return the architecture and the networks of a codec of ours, in float32."""
-    if source.ours:
-        model, described, _ = model_from_checkpoint(source.path)
-        extra = _training_networks(source)
+    if source.checkpoint is not None:
+        model, described, _ = model_from_checkpoint(source.checkpoint)
+        extra = _training_networks(source.checkpoint)
     else:
         if (own_description(source) or {}).get("_target_") != CODEC:
             raise WeightsError(f"{source.path}: neither a codec's weights nor a checkpoint of glc's training")
@@ -149,9 +149,9 @@ def _our_networks(source: Source) -> tuple[Mapping[str, Any], dict[str, dict[str
     return described, {**{name: strip_prefix(state, name) for name in names}, **extra}
 
 
-def _training_networks(source: Source) -> dict[str, dict[str, Tensor]]:
+def _training_networks(checkpoint: Checkpoint) -> dict[str, dict[str, Tensor]]:
     """Return C and the code predictor of a training checkpoint, the latter for both of the authors' names."""
-    state = open_checkpoint(source.path).state_dict
+    state = checkpoint.state_dict
     networks = {}
     quantizer = strip_prefix(state, "quantizer")
     if quantizer:
