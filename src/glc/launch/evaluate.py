@@ -121,7 +121,7 @@ def prepare(cfg: DictConfig, shards: Sequence[str] = ()) -> dict[str, Evaluation
     for name, reason in testset.missing:
         log.warning("%s: %s", name, reason)
     metrics: Any = OmegaConf.to_container(cfg.metrics, resolve=True)
-    device: Any = OmegaConf.to_container(cfg.device) if isinstance(cfg.device, ListConfig) else str(cfg.device)
+    device: Any = list(cfg.device) if isinstance(cfg.device, ListConfig) else str(cfg.device)
     several = isinstance(cfg.codec, ListConfig)
     return {
         name: Evaluation(

@@ -172,7 +172,9 @@ def _export_variant(checkpoint: Checkpoint, destination: str | Path, half: bool)
     state = strip_prefix(checkpoint.state_dict, part["kind"])
     if half:
         state = half_precision(state, path)
-    label = VariantLabel(part["kind"], part["description"], part["fingerprint"], part.get("about") or {})
+    settings = {"stage": checkpoint.stage, "degradation": checkpoint.settings.get("degradation")}
+    about = {key: value for key, value in settings.items() if value is not None} | (part.get("about") or {})
+    label = VariantLabel(part["kind"], part["description"], part["fingerprint"], about)
     save(destination, state, label)
 
 
