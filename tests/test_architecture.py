@@ -4,6 +4,7 @@ Everything is derived from the tree. A new package of `glc` needs a row in `MAY_
 """
 
 import ast
+import os
 import re
 import subprocess
 import sys
@@ -17,50 +18,41 @@ from tests.programs import fresh
 ROOT = Path(__file__).parents[1]
 SOURCES = sorted((ROOT / "src").rglob("*.py"))
 
-# Parts of glc and what they may import of it. Reading pictures, data.images, is a part of its own; "" is
-# glc/__init__.py.
-MAY_IMPORT: dict[str, set[str]] = {
-    "errors": set(),
-    "io": {"errors"},
-    "layers": set(),
-    "data.images": {"errors"},
-    "pretrained": set(),
-    "models": {"layers"},
-    "losses": {"errors", "layers", "models"},
-    "data": {"data.images", "errors", "io", "jobs"},
-    "metrics": {"layers", "losses", "data.images"},
-    "codec": {"errors", "io", "layers", "models", "data.images", "pretrained"},
-    "latent_search": {"codec", "errors", "losses", "models"},
-    "jobs": {"codec", "errors", "io"},
-    "training": {"errors", "io", "layers", "models", "losses", "metrics", "data", "data.images", "codec"},
-    "evaluation": {
-        *("", "errors", "io", "latent_search", "layers", "models", "losses", "metrics", "codec", "jobs"),
-        "data.images",
-    },
-    "launch": {"", "errors", "io", "codec", "data", "evaluation", "jobs", "losses", "metrics", "training"},
-    "cli": {
-        "",
-        "app",
-        "codec",
-        "data",
-        "data.images",
-        "errors",
-        "evaluation",
-        "io",
-        "jobs",
-        "latent_search",
-        "launch",
-    },
-    "__main__": {"cli"},
-    "app": {"", "codec", "data.images", "errors", "losses", "metrics"},
-    "": {"codec", "data.images", "errors"},
+# Packages of glc from the lowest to the highest; each may import the packages that it names, all of which come
+# before it. Reading images, data.images, counts as a package of its own; "" is glc/__init__.py. CONTRIBUTING.md
+# has a copy of this table: GLC_UPDATE=1 pytest tests/test_architecture.py -k contributing
+MAY_IMPORT: dict[str, str] = {
+    "errors": "",
+    "layers": "",
+    "pretrained": "",
+    "io": "errors",
+    "data.images": "errors",
+    "models": "layers",
+    "losses": "errors layers",
+    "metrics": "data.images layers losses",
+    "codec": "errors io data.images layers models pretrained",
+    "": "errors codec",
+    "latent_search": "codec losses models",
+    "jobs": "errors io",
+    "data": "errors io data.images jobs",
+    "training": "errors io data.images layers models losses metrics codec data",
+    "evaluation": "glc errors io data.images models metrics codec latent_search jobs",
+    "launch": "errors io losses metrics codec jobs training evaluation",
+    "app": "errors data.images losses metrics codec",
+    "cli": "glc errors io data.images codec latent_search jobs data evaluation launch app",
+    "__main__": "cli",
 }
-# What installing glc without extras brings, by import name, and the parts that live on it.
+# What installing glc without extras brings, by import name, and the packages that need no more.
 CORE = {"torch", "numpy", "PIL", "safetensors", "constriction", "click", "tqdm"}
 CORE_PARTS = {"", "errors", "io", "layers", "models", "codec", "pretrained", "data.images"}
 CONFIGURATION = {"hydra", "omegaconf", "hydra_plugins"}
 LIGHTNING = {"lightning", "pytorch_lightning", "lightning_fabric"}
 TRAINING_STACK = CONFIGURATION | LIGHTNING | {"wandb"}
+
+
+def allowed(part: str) -> set[str]:
+    """The packages that a package may import; `glc` in the table is glc/__init__.py, "" here."""
+    return {"" if name == "glc" else name for name in MAY_IMPORT[part].split()}
 
 
 def module_name(path: Path) -> str:
@@ -104,8 +96,8 @@ def complaints(source: str, module: str, is_package: bool = False) -> list[str]:
         where = f"{module}, line {line}: {name}"
         if top == "glc":
             target = part_of(name)
-            if target != part and target not in MAY_IMPORT[part]:
-                found.append(f"{where}: glc.{part} may import {sorted(MAY_IMPORT[part])} of glc")
+            if target != part and target not in allowed(part):
+                found.append(f"{where}: glc.{part} may import {sorted(allowed(part))} of glc")
         elif top == "src":
             found.append(f"{where}: the library does not know its entries")
         elif top in CONFIGURATION and part != "launch":
@@ -155,6 +147,105 @@ def test_the_check_sees_violations(module: str, source: str, complaint: str) -> 
 )
 def test_the_check_lets_the_rest_pass(module: str, source: str) -> None:
     assert not complaints(source, module)
+
+
+def test_packages_import_downwards_only() -> None:
+    order = list(MAY_IMPORT)
+    upward = {
+        (part, name) for part in order for name in allowed(part) if order.index(name) >= order.index(part)
+    }
+    assert not upward
+
+
+def test_the_table_allows_nothing_that_is_not_used() -> None:
+    used: dict[str, set[str]] = {part: set() for part in MAY_IMPORT}
+    for path in SOURCES:
+        if path.is_relative_to(ROOT / "src/glc"):
+            module = module_name(path)
+            names = imported(path.read_text("utf-8"), module, path.name == "__init__.py")
+            used[part_of(module)] |= {part_of(name) for _, name in names if name.split(".")[0] == "glc"}
+    assert {part: allowed(part) - used[part] for part in MAY_IMPORT if allowed(part) - used[part]} == {}
+
+
+def test_contributing_has_the_table() -> None:
+    rows = ["| package of `glc` | may import |", "|---|---|"]
+    for part, names in MAY_IMPORT.items():
+        listed = ", ".join(f"`{name}`" for name in names.split()) or "nothing of `glc`"
+        rows.append(f"| `{part or 'glc/__init__.py'}` | {listed} |")
+    path = ROOT / "CONTRIBUTING.md"
+    text = path.read_text("utf-8")
+    start, end = "<!-- import rules -->\n", "<!-- end of import rules -->"
+    current = text.partition(start)[2].partition(end)[0]
+    wanted = "\n".join(["", *rows, "", ""])
+    if os.environ.get("GLC_UPDATE") == "1":
+        path.write_text(text.replace(start + current + end, start + wanted + end), "utf-8")
+    else:
+        assert current == wanted, "GLC_UPDATE=1 pytest tests/test_architecture.py -k contributing"
+
+
+# Test files that test no single module, by folder of tests/, and why they exist.
+CROSS_CUTTING = {
+    "": "architecture documents extending tooling wheel",  # the repository
+    "cli": "decompress failures",  # commands
+    "codec": "golden quality real_size reference_decoder refusals robustness shipped user_networks waits",  # files
+    "codec/convert": "reference refusals vectors",  # published networks
+    "io": "one_writer",  # all of glc
+    "launch": "entry_commands",  # processes
+    "metrics": "full",  # published weights
+    "models": "parameter_counts",  # the paper's sizes
+    "training": "applications distributed resume wandb",  # runs
+}
+# Modules without a test file of their own, and the test file that tests them.
+TESTED_BY = {
+    "app/page": "browser/test_page",
+    "codec/convert": "codec/convert/test_convert",
+    "codec/entropy/latent_coding": "codec/test_codec",
+    "codec/load": "codec/test_codec",
+    "codec/runtime": "codec/runtime/test_tiled_networks",
+    "codec/stages": "codec/test_codec",
+    "data/shard_writer": "data/test_pack",
+    "errors": "codec/test_refusals",
+    "evaluation/evaluator": "evaluation/test_evaluate",
+    "evaluation/summary": "evaluation/test_evaluate",
+    "jobs/manifest": "jobs/test_worker",
+    "metrics/codebook": "training/callbacks/test_codebook",
+    "models/protocols": "codec/test_user_networks",
+    "training/callbacks": "training/test_stages",
+}
+
+
+def test_tests_mirror_the_modules() -> None:
+    root = ROOT / "src/glc"
+    stray = []
+    for path in sorted((ROOT / "tests").rglob("test_*.py")):
+        folder, name = path.parent.relative_to(ROOT / "tests"), path.stem.removeprefix("test_")
+        if folder.parts[:1] in (("browser",), ("benchmarks",), ("scripts",), ("stress",)):
+            continue
+        place = root / folder / name
+        if (
+            not (place.with_suffix(".py").is_file() or place.is_dir())
+            and name not in CROSS_CUTTING.get(folder.as_posix().removeprefix("."), "").split()
+        ):
+            stray.append(str(path.relative_to(ROOT)))
+    assert not stray, "name the module that each tests, or list it in CROSS_CUTTING"
+
+
+def test_every_module_has_a_test_file() -> None:
+    tests = {
+        path.relative_to(ROOT / "tests").with_suffix("").as_posix()
+        for path in (ROOT / "tests").rglob("test_*.py")
+    }
+    assert set(TESTED_BY.values()) <= tests
+    untested = []
+    for path in (ROOT / "src/glc").rglob("*.py"):
+        module = path.relative_to(ROOT / "src/glc").with_suffix("")
+        if path.stem in ("__init__", "__main__"):
+            continue
+        above = [module, *module.parents[:-1]]  # a test of a package tests its modules
+        own = [(place.parent / f"test_{place.name}").as_posix() for place in above]
+        if not tests & set(own) and not any(place.as_posix() in TESTED_BY for place in above):
+            untested.append(module.as_posix())
+    assert not untested, "write tests/PLACE/test_NAME.py, or say in TESTED_BY what tests it"
 
 
 BLOCKED_IMPORTS = """

@@ -24,7 +24,7 @@ from tests.short_runs import (
     stand_in_weights,
     write_pictures,
 )
-from tests.training.stages.test_stages import all_plain
+from tests.training.test_stages import all_plain
 
 
 @pytest.fixture(scope="module")
