@@ -25,10 +25,10 @@ from glc.io.atomic import replacing
 
 ROWS: dict[str, list[str]] = {
     "full": [],
-    "indices_map": ["coder=indices_map"],
-    "factorized": ["coder=factorized"],
-    "no_code_prediction": ["code_prediction=none"],
-    "network_code_prediction": ["code_prediction=network"],
+    "indices_map": ["model/variants=indices_map"],
+    "factorized": ["model/variants=factorized"],
+    "no_code_prediction": ["model/variants=no_code_prediction"],
+    "network_code_prediction": ["model/variants=refiner"],
 }
 WINDOWS: dict[str, int | None] = {"attention_global": None, "attention_64": 64, "attention_16": 16}
 PUBLISHED = {
@@ -54,8 +54,9 @@ def call(*command: object) -> None:
 
 def measure(weights: Path, arguments: argparse.Namespace, out: Path) -> None:
     """Code the pictures to files and back."""
-    call("-m", "glc.launch.evaluate", f"codec={weights}", "data=folder", f"data.path={arguments.pictures}",
-         f"out={out}", f"metrics.weights_dir={arguments.weights}")  # fmt: skip
+    call("-m", "glc.launch.evaluate", f"codec={weights}", "testset=folder",
+         f"testset.path={arguments.pictures}", f"out={out}",
+         f"metrics.weights_dir={arguments.weights}")  # fmt: skip
 
 
 def train(row: str, arguments: argparse.Namespace) -> None:

@@ -106,7 +106,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         weights = [f"metrics.weights_dir={options.weights_dir.resolve()}"] if options.weights_dir else []
         return [
             sys.executable, "-m", "glc.launch.evaluate", f"codec=[{','.join(given)}]", "metrics=default",
-            "data=folder", f"data.path={pictures.resolve()}", f"out={out.resolve()}", *weights, *more,
+            "testset=folder", f"testset.path={pictures.resolve()}", f"out={out.resolve()}", *weights, *more,
         ]  # fmt: skip
 
     runs = {name: base / name for name in ("undisturbed", "killed", "two_processes")}

@@ -80,7 +80,12 @@ def evaluating(
     given: Path, shards: int, weights: Path, out: Path, processes: int, metrics: Path
 ) -> list[str]:
     """Return the command line that evaluates the shards in a folder, with metrics' weights in another."""
-    words = [f"codec={weights}", "qualities=[30,70]", "data=shards", f"data.path='{pattern(given, shards)}'"]
+    words = [
+        f"codec={weights}",
+        "qualities=[30,70]",
+        "testset=shards",
+        f"testset.path='{pattern(given, shards)}'",
+    ]
     words += ["metrics=full", f"metrics.weights_dir={metrics}", "device=cpu", f"out={out}"]
     return [sys.executable, "-m", "glc.launch.evaluate", *words, f"processes={processes}"]
 

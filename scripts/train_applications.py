@@ -103,7 +103,11 @@ def overrides(application: Application, arguments: argparse.Namespace, minutes: 
     if application.stage == "stylization":
         words.append(f"stage.style={arguments.style}")
     if arguments.device == "cuda":
-        words += ["trainer.accelerator=gpu", "trainer=bf16", f"data.num_workers={arguments.workers}"]
+        words += [
+            "trainer.accelerator=gpu",
+            "trainer.precision=bf16-mixed",
+            f"data.num_workers={arguments.workers}",
+        ]
     else:
         words += ["trainer.accelerator=cpu", "data.num_workers=0", "data.crop=128", "data.cache=true"]
     return words + arguments.overrides

@@ -46,6 +46,6 @@ def test_a_call_ends_with_the_stage_that_it_is_given(
     monkeypatch.setattr("sys.argv", list(map(str, words)))
     assert script.main() == 0
     trained, exported, measured = called
-    assert {"stage=transform", "coder=factorized", "trainer.max_steps=7"} <= set(trained)
+    assert {"stage=transform", "model/variants=factorized", "trainer.max_steps=7"} <= set(trained)
     assert exported[2] == "export"
     assert f"out={tmp_path / 'output' / 'factorized' / 'transform'}" in measured

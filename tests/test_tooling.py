@@ -67,13 +67,13 @@ def test_a_wheel_has_all_that_glc_eval_runs(installed: Path, monkeypatch: pytest
         re.findall(r"^from src\.(\w+) import", (entry / "glc/launch/evaluate.py").read_text(), re.M)
     )
     assert imported == {"overrides"}
-    for group in ("data", "metrics"):
+    for group in ("testset", "metrics"):
         assert {p.name for p in (entry / "conf" / group).iterdir()} == {
             p.name for p in (ROOT / "conf" / group).iterdir()
         }
     with initialize_config_dir(str(entry / "conf"), version_base="1.3"):
-        cfg = compose("evaluate", ["codec=jpeg", "out=x", "data=kodak", "metrics=full_64"])
-    assert cfg.pictures.name == "kodak"
+        cfg = compose("evaluate", ["codec=jpeg", "out=x", "testset=kodak", "metrics=full_64"])
+    assert cfg.testset.name == "kodak"
     assert {"lpips", "fid_64"} <= set(cfg.metrics.metrics)
 
 

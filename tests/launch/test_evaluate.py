@@ -46,7 +46,7 @@ def composed(*words: str) -> DictConfig:
 
 
 def run(pictures: Path, out: Path, *words: str) -> list[dict[str, Any]]:
-    return evaluate.evaluate(composed(f"data.path={pictures}", f"out={out}", "metrics=none", *words))
+    return evaluate.evaluate(composed(f"testset.path={pictures}", f"out={out}", "metrics=none", *words))
 
 
 @pytest.mark.parametrize("name", SETS)
@@ -71,7 +71,7 @@ def test_every_set_says_what_it_is(name: str, monkeypatch: pytest.MonkeyPatch) -
 def test_a_model_and_other_codecs_in_one_command(pictures: Path, tmp_path: Path) -> None:
     weights = fixed_codec_weights(tmp_path / "mine.safetensors")
     asked = f"codec=[{weights},jpeg]"
-    mine, jpeg = run(pictures, tmp_path / "out", asked, "codecs.jpeg.qualities=[5,10]", "data.limit=2")
+    mine, jpeg = run(pictures, tmp_path / "out", asked, "codecs.jpeg.qualities=[5,10]", "testset.limit=2")
     assert [point["label"] for point in mine["points"]] == ["q0", "q33.33", "q66.67", "q100"]
     assert [point["label"] for point in jpeg["points"]] == ["q5", "q10"]
     assert mine["codec"]["kind"] == "glc"
@@ -101,9 +101,9 @@ def test_settings_of_the_command_line_replace_those_of_the_codec(pictures: Path,
         (["codec=[jpeg,webp]", "qualities=[5]"], "units of one codec: give codecs.NAME.qualities="),
         (["codec=jpeg", "qualities=[5]", "target_bpp=[1]"], "not both"),
         (["codec=jpeg", "qualities=[101]"], "jpeg: qualities lie from 1 to 95, not at 101"),
-        (["codec=jpeg", "data.path=nowhere"], "data.path=nowhere: no such folder"),
-        (["codec=jpeg", "data.path=null"], "data.path is not given: data=folder data.path=DIR"),
-        (["codec=jpeg", "data=kodak"], "p0 is none of kodak"),
+        (["codec=jpeg", "testset.path=nowhere"], "testset.path=nowhere: no such folder"),
+        (["codec=jpeg", "testset.path=null"], "testset.path is not given: name the folder"),
+        (["codec=jpeg", "testset=kodak"], "p0 is none of kodak"),
         (["codec=jpeg", "processes=0"], "processes=0 and threads=1 must be positive"),
         (["codec=jpeg", "device=nothing"], "there is no device 'nothing' here"),
     ],
@@ -117,9 +117,14 @@ def test_what_cannot_be_done_is_said_and_nothing_written(
 
 
 def test_without_a_codec_or_a_folder(pictures: Path) -> None:
-    for words, key in ((["out=x"], "codec"), (["codec=jpeg"], "out")):
+    place = f"testset.path={pictures}"
+    for words, key in (
+        (["out=x", place], "codec"),
+        (["codec=jpeg", place], "out"),
+        (["codec=jpeg", "out=x", "testset=shards"], "testset.path"),
+    ):
         with pytest.raises(evaluate.UsageError, match=f"give a value to {key}"):
-            evaluate.evaluate(composed("metrics=none", f"data.path={pictures}", *words))
+            evaluate.evaluate(composed("metrics=none", *words))
 
 
 def test_a_mistyped_key_is_a_usage_error(
@@ -135,7 +140,7 @@ def test_a_mistyped_key_is_a_usage_error(
 
 
 def test_where_weights_lie_is_not_recorded(pictures: Path, tmp_path: Path) -> None:
-    words = ("codec=jpeg", "metrics=full", f"metrics.weights_dir={tmp_path}", f"data.path={pictures}")
+    words = ("codec=jpeg", "metrics=full", f"metrics.weights_dir={tmp_path}", f"testset.path={pictures}")
     (made,) = evaluate.prepare(composed(*words, f"out={tmp_path}")).values()
     assert {"psnr", "ms_ssim", "lpips"} <= set(made.metrics)
     assert str(tmp_path) not in json.dumps(made.protocol)
@@ -154,7 +159,7 @@ def test_every_group_of_metrics_takes_a_folder_of_weights(
         shapes = AlexNet().state_dict()
     features = {name: torch.zeros(w.shape) for name, w in shapes.items() if name.startswith("features")}
     torch.save(features, tmp_path / "alexnet.pth")  # LPIPS takes one of any name of that kind
-    words = ["codec=jpeg", f"metrics={group}", f"metrics.weights_dir={tmp_path}", f"data.path={pictures}"]
+    words = ["codec=jpeg", f"metrics={group}", f"metrics.weights_dir={tmp_path}", f"testset.path={pictures}"]
     assert explain_overrides(words, "evaluate") is None
     (made,) = evaluate.prepare(composed(*words, f"out={tmp_path / 'out'}")).values()
     only_lpips = [name for name in made.metrics if not name.startswith("lpips")]

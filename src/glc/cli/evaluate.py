@@ -32,9 +32,9 @@ def evaluate(arguments: tuple[str, ...], shards: tuple[str, ...]) -> None:
     """Measure codecs on a folder or a known set of pictures.
 
     \b
-    glc eval codec=mine.safetensors data=folder data.path=PHOTOS out=RESULTS
-    glc eval codec=jpeg qualities=[5,10] data=kodak data.path=KODAK out=RESULTS
-    glc eval codec=[mine.safetensors,vvc] target_bpp=[0.03] data.path=PHOTOS out=RESULTS
+    glc eval codec=mine.safetensors testset=folder testset.path=PHOTOS out=RESULTS
+    glc eval codec=jpeg qualities=[5,10] testset=kodak testset.path=KODAK out=RESULTS
+    glc eval codec=[mine.safetensors,vvc] target_bpp=[0.03] testset.path=PHOTOS out=RESULTS
     glc eval --shards 'val-{000..099}.tar' codec=mine.safetensors out=RESULTS processes=8
 
     Each picture is compressed to bytes and decompressed from them. RESULTS gets summary.json, per_image.csv,
@@ -59,8 +59,8 @@ def _shard_words(shards: Sequence[str], arguments: Sequence[str]) -> list[str]:
     if not shards:
         return []
     quoted = ["'" + re.sub(r"(\\*)'", r"\1\1\\'", re.sub(r"(\\+)$", r"\1\1", item)) + "'" for item in shards]
-    chosen = any(word.startswith("data=") for word in arguments)
-    return [*([] if chosen else ["data=shards"]), f"data.path=[{','.join(quoted)}]"]
+    chosen = any(word.startswith("testset=") for word in arguments)
+    return [*([] if chosen else ["testset=shards"]), f"testset.path=[{','.join(quoted)}]"]
 
 
 def find_entry() -> Path:

@@ -173,7 +173,7 @@ def _failures(folder: Folder, totals: Mapping[str, Any], count: int | None) -> l
             {
                 "picture": "number",
                 "reason": f"the shards have {totals['samples']} pictures, the set has {count}: "
-                "data.count=null takes what is there",
+                "testset.count=null takes what is there",
             }
         )
     return failed

@@ -40,7 +40,7 @@ NOT_OVER_SHARDS = "not computed over shards: it needs all pictures of the set in
 
 
 def are_shards(path: Any) -> bool:
-    """Whether `data.path` names shards: a list, what ends in .tar, or a folder of such without pictures."""
+    """Whether `testset.path` names shards: a list, what ends in .tar, or a folder of such without images."""
     if not isinstance(path, str | os.PathLike):
         return path is not None
     folder = Path(path).expanduser()
@@ -89,8 +89,8 @@ class ShardSet:
         if limit is not None or pattern is not None:
             key = "limit" if limit is not None else "pattern"
             raise SetError(
-                f"data.{key} goes with a folder of pictures: for shards give data=shards, "
-                f"with data.resize and so on where the set needs them, or data.{key}=null"
+                f"testset.{key} goes with a folder of pictures: for shards give testset=shards, "
+                f"with testset.resize and so on where the set needs them, or testset.{key}=null"
             )
         self.name = "shards" if name == "folder" else name
         self.count, self.source, self.license = count, source, license
@@ -98,7 +98,7 @@ class ShardSet:
         self.shards: Sequence[Shard] = find_shards([path] if isinstance(path, str) else list(path))
         if not any(shard.path.exists() for shard in self.shards):
             raise SetError(
-                f"data.path: {self.shards[0].path}: no such file; none of {len(self.shards)} shards is there"
+                f"testset.path: {self.shards[0].path}: no such file; none of {len(self.shards)} shards exist"
             )
 
 

@@ -1,6 +1,6 @@
 """Evaluate codecs: compose the configuration, make the objects, measure.
 
-python -m glc.launch.evaluate codec=mine.safetensors data=folder data.path=PHOTOS out=results/mine
+python -m glc.launch.evaluate codec=mine.safetensors testset=folder testset.path=PHOTOS out=results/mine
 """
 
 import logging
@@ -98,23 +98,19 @@ def prepare(cfg: DictConfig) -> dict[str, Evaluation | ShardEvaluation]:
     Raises:
         UsageError: something is missing or does not go together.
     """
-    for key in ("codec", "out"):
-        if OmegaConf.is_missing(cfg, key):
+    missing = OmegaConf.missing_keys(cfg)
+    for key in ("codec", "out", "testset.path"):
+        if key in missing:
             raise UsageError(f"give a value to {key}: {key}=...")
     if cfg.wandb and any(find_spec(name) is None for name in ("wandb", "lightning")):
         raise UsageError("wandb=true needs the packages of training: pip install 'glc[train]'")
-    if cfg.data.get("_target_") is not None and cfg.data.path is None:
-        raise UsageError(
-            "data.path is not given: data=folder data.path=DIR, or one of the sets "
-            "data=kodak|clic2020|div2k|celebahq|coco30k"
-        )
-    of_shards = are_shards(cfg.data.path)
+    of_shards = cfg.testset._target_ == SHARDS or are_shards(cfg.testset.path)
     shared: dict[str, Any] = {}
     if of_shards:
         shared = {"keep": cfg.keep}
-        pictures = instantiate({**cfg.pictures, "_target_": SHARDS}, _convert_="all")
+        pictures = instantiate({**cfg.testset, "_target_": SHARDS}, _convert_="all")
     else:
-        pictures = instantiate(cfg.pictures, _convert_="all")
+        pictures = instantiate(cfg.testset, _convert_="all")
         for name, reason in pictures.missing:
             log.warning("%s: %s", name, reason)
     metrics = OmegaConf.to_container(cfg.metrics, resolve=True)

@@ -83,12 +83,6 @@ def prepare(cfg: DictConfig) -> Run:
     Raises:
         UsageError: something is missing or does not go together.
     """
-    if "_target_" not in cfg.data:
-        name = cfg.data.get("name", "the set")
-        raise UsageError(
-            f"data={name} is to evaluate on (python -m glc.launch.evaluate data={name}), not to train on: "
-            "data=folder data.train=PHOTOS data.val=OTHERS, or data=shards after `glc pack`"
-        )
     # An application belongs to one finished codec, which it needs to go on as well.
     for_codec = "codec" in cfg.stage
     start = find_initial_weights(cfg) if for_codec else []

@@ -43,8 +43,8 @@ _PUBLISHED = {
 
 
 _NO_CODEBOOK = (
-    ". C gives the targets of code prediction: train without (code_prediction=none), or give what "
-    "`glc export --training` wrote beside the codec as well (init_from=[CODEC,FILE])"
+    ". C gives the targets of code prediction: train without (model/variants=no_code_prediction), or give "
+    "what `glc export --training` wrote beside the codec as well (init_from=[CODEC,FILE])"
 )
 
 
