@@ -255,7 +255,7 @@ def test_what_cannot_be_done_is_said(shards: Path, pictures: Path, finished: Pat
         over_shards(finished, shards, make_codec=partial(make_jpeg, (10,))).run()
     with pytest.raises(ValueError, match="written over"):
         over_shards(shards, shards).run()
-    with pytest.raises(SetError, match=r"data\.limit goes with a folder"):
+    with pytest.raises(SetError, match=r"testset\.limit goes with a folder"):
         ShardSet(str(shards), limit=3)
     with pytest.raises(SetError, match="none of 2 shards"):
         ShardSet("missing-{0..1}.tar")

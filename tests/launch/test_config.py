@@ -132,6 +132,7 @@ def test_every_part_of_an_experiment_belongs_to_a_stage() -> None:
 def test_an_experiment_changes_each_stage_by_its_own_part() -> None:
     first, second = (chosen(stage, experiment="paper") for stage in ("vqvae", "transform"))
     assert "imagenet" in first.data.train
+    assert "samples" in chosen("vqvae", experiment="paper", data="samples").data.train  # what is asked for
     assert "openimages" in second.data.train
     assert (first.stage.optimizer.lr, second.stage.optimizer.lr) == (4e-5, 1e-4)
     # The applications have no part in it and take what is common.

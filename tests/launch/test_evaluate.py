@@ -52,20 +52,19 @@ def run(pictures: Path, out: Path, *words: str) -> list[dict[str, Any]]:
 @pytest.mark.parametrize("name", SETS)
 def test_every_set_says_what_it_is(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GLC_DATA", "sets")
-    cfg = composed("codec=jpeg", "out=x", f"data={name}")
-    assert cfg.pictures.name == name
-    assert cfg.pictures.count == SETS[name]
+    cfg = composed("codec=jpeg", "out=x", f"testset={name}")
+    assert cfg.testset.name == name
+    assert cfg.testset.count == SETS[name]
     if name == "folder":
-        assert cfg.pictures.path is None
-        assert cfg.pictures.center_crop is None  # training's crop is another matter
+        assert cfg.testset.path is None
+        assert cfg.testset.center_crop is None
     else:
-        assert cfg.pictures.path.startswith("sets/")
-        assert cfg.pictures.source.startswith("https://")
-        assert cfg.pictures.license
-        text = (ROOT / "conf" / "data" / f"{name}.yaml").read_text()
+        assert cfg.testset.path.startswith("sets/")
+        assert cfg.testset.source.startswith("https://")
+        assert cfg.testset.license
+        text = (ROOT / "conf" / "testset" / f"{name}.yaml").read_text()
         assert "# Get " in text
-        assert "to evaluate on" in text.lower()
-        assert explain_overrides(["codec=x", f"data={name}", "data.pth=x"], "evaluate") is not None
+        assert explain_overrides(["codec=x", f"testset={name}", "testset.pth=x"], "evaluate") is not None
 
 
 def test_a_model_and_other_codecs_in_one_command(pictures: Path, tmp_path: Path) -> None:
