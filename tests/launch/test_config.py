@@ -41,7 +41,7 @@ MODULES = {"vqvae": VQVAEStage, "transform": TransformStage, "joint": JointStage
 
 
 def choices(group: str) -> list[str]:
-    found = sorted(path.stem for path in (CONF / group).glob("[!_]*.yaml"))
+    found = sorted(path.stem for path in (CONF / group).glob("*.yaml"))
     assert found
     return found
 

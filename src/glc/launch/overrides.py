@@ -120,7 +120,7 @@ def _impossible_choice(chosen: list[Override]) -> str | None:
     for override in chosen:
         group, value = override.key_or_group, override.value()
         if not (override.is_delete() or override.is_sweep_override() or isinstance(value, str | list)):
-            names = sorted(path.stem for path in (CONF / group).glob("[!_]*.yaml"))
+            names = sorted(path.stem for path in (CONF / group).glob("*.yaml"))
             return f"{override.input_line}: choose one of {', '.join(names)}, or leave {group} out"
     return None
 
