@@ -107,9 +107,9 @@ def _renamed(overrides: list[Override], config_name: str) -> str | None:
     """Return a message for the first override in words of 0.1."""
     table = RENAMED.get(config_name, {})
     for override in overrides:
-        word = override.input_line.lstrip("+~")
+        word = str(override.input_line).lstrip("+~")
         section = override.key_or_group.partition(".")[0]
-        now = table.get(word) or (section in table and word.replace(section, table[section], 1))
+        now = table.get(word) or (word.replace(section, table[section], 1) if section in table else None)
         if now:
             return f"{word} is now {now}"
     return None
@@ -157,7 +157,7 @@ def explain_overrides(arguments: list[str], config_name: str = "train") -> str |
     ]
     # Any one of a sweep's choices shows the keys.
     choices = [
-        o.input_line.split(",")[0] if o.is_sweep_override() else o.input_line
+        str(o.input_line).split(",")[0] if o.is_sweep_override() else str(o.input_line)
         for o in chosen
         if not o.key_or_group.startswith("hydra")
     ]
