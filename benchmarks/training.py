@@ -31,9 +31,9 @@ ROOT = Path(__file__).resolve().parent.parent
 WARM = 3
 SIDES: dict[str, tuple[str, ...]] = {
     "plain": ("stage.optimizer.fused=null",),
-    "bfloat16": ("trainer=bf16",),
-    "bfloat16, channels-last": ("trainer=bf16", "stage.channels_last=true"),
-    "compiled too": ("trainer=bf16", "stage.channels_last=true", "stage.compile=true"),
+    "bfloat16": ("trainer.precision=bf16-mixed",),
+    "bfloat16, channels-last": ("trainer.precision=bf16-mixed", "stage.channels_last=true"),
+    "compiled too": ("trainer.precision=bf16-mixed", "stage.channels_last=true", "stage.compile=true"),
 }
 
 
@@ -104,7 +104,7 @@ def step(
 ) -> Reading:
     """Measure one side of a stage."""
     torch.set_num_threads(threads)
-    torch.set_float32_matmul_precision("high" if "trainer=bf16" in overrides else "highest")
+    torch.set_float32_matmul_precision("high" if "trainer.precision=bf16-mixed" in overrides else "highest")
     register_resolvers()
     quieten()
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)

@@ -72,7 +72,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--codecs", required=True, help="names and weights files as for codec=, with commas")
-    parser.add_argument("--data", default="kodak", help="the set, as for data=")
+    parser.add_argument("--data", default="kodak", help="the set, as for testset=")
     parser.add_argument("--pictures", type=Path, help="its folder")
     parser.add_argument("--weights-dir", type=Path, help="of the metrics")
     parser.add_argument("--out", type=Path, required=True, help="results: a folder for each codec")
@@ -84,9 +84,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     document = options.document.read_text("utf-8")
     between(document, "", str(options.document))  # before hours of work
     if not options.only_write:
-        words = [f"codec=[{','.join(codecs)}]", f"data={options.data}", f"out={options.out.resolve()}"]
+        words = [f"codec=[{','.join(codecs)}]", f"testset={options.data}", f"out={options.out.resolve()}"]
         if options.pictures:
-            words.append(f"data.path={options.pictures.resolve()}")
+            words.append(f"testset.path={options.pictures.resolve()}")
         if options.weights_dir:
             words.append(f"metrics.weights_dir={options.weights_dir.resolve()}")
         done = subprocess.run([sys.executable, "-m", "src.evaluate", *words], cwd=ROOT, check=False)

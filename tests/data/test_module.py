@@ -17,7 +17,7 @@ from glc.launch.train import register_resolvers
 from tests.programs import start
 
 CONF = Path(__file__).parents[2] / "conf"
-CONFIGS = ["shards", "folder", "samples", "openimages", "imagenet", "ffhq", "coco"]
+CONFIGS = ["shards", "folder", "samples", "openimages", "imagenet", "imagenet_kodak", "ffhq", "coco"]
 
 
 def module(train, val, **options):

@@ -447,7 +447,7 @@ def test_from_the_configuration(
     shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def run(*more: str) -> None:
-        words = ["codec=jpeg", "qualities=[10,50]", "metrics=none", "data=shards", f"out={tmp_path / 'out'}"]
+        words = ["codec=jpeg", "qualities=[10,50]", "metrics=none", "testset=shards", f"out={tmp_path / 'out'}"]
         with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
             cfg = compose("evaluate", [*words, *more])
         evaluate.run(cfg)
@@ -458,16 +458,16 @@ def test_from_the_configuration(
             run(*more)
         return caught.value.code
 
-    run(f"data.path='{shards}/val-{{0..1}}.tar'", "data.center_crop=32")
+    run(f"testset.path='{shards}/val-{{0..1}}.tar'", "testset.center_crop=32")
     summary, _ = results(tmp_path / "out")
     assert (summary["pictures"], summary["data"]["name"]) == (4, "shards")
     assert summary["data"]["preparation"]["center_crop"] == 32
     figures = json.loads(read_tar(tmp_path / "out" / "val-0.tar")["p0.json"])
     assert (figures["q10"]["width"], figures["q10"]["height"]) == (32, 32)
-    assert exit_code(f"data.path='{shards}/val-{{0..2}}.tar'", "data.center_crop=32") == 1
-    assert exit_code(f"data.path={shards}") == 2
+    assert exit_code(f"testset.path='{shards}/val-{{0..2}}.tar'", "testset.center_crop=32") == 1
+    assert exit_code(f"testset.path={shards}") == 2
     assert "center_crop was 32, is null" in caplog.text
     full = OSError(errno.ENOSPC, "No space left on device")
     monkeypatch.setattr(Journal, "add", Mock(side_effect=full))
-    assert exit_code(f"data.path={shards}", "overwrite=true") == 3
+    assert exit_code(f"testset.path={shards}", "overwrite=true") == 3
     assert "run the same command again" in caplog.text

@@ -34,7 +34,7 @@ def test_a_folder_that_is_not_there_or_empty(tmp_path: Path) -> None:
         PictureSet(tmp_path / "no", name="kodak", source="https://x")
     with pytest.raises(SetError, match="no pictures in it"):
         PictureSet(tmp_path)
-    with pytest.raises(SetError, match=r"data\.path is not given"):
+    with pytest.raises(SetError, match=r"testset\.path is not given"):
         PictureSet(None)
 
 
@@ -87,7 +87,7 @@ def test_a_sample_depends_on_names_and_seed_alone(tmp_path: Path) -> None:
     assert set(few) < set(drawn(9))
     assert few != drawn(5, seed=1)
     assert drawn(30) == [f"{k:02d}" for k in range(20)]
-    with pytest.raises(SetError, match=r"data\.limit=0"):
+    with pytest.raises(SetError, match=r"testset\.limit=0"):
         drawn(0)
 
 

@@ -1,14 +1,22 @@
 """Every choice of the configuration composes, makes what it says, and holds the paper's settings."""
 
 import itertools
+import re
+import shlex
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from hydra import compose as hydra_compose
+from hydra import initialize_config_dir
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import MissingConfigException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
+from glc.cli import main as cli
+from glc.launch.overrides import explain_overrides
 from glc.losses.adversarial import AdversarialLoss
 from glc.losses.reconstruction import ReconstructionLoss
 from glc.training.callbacks.ema import MovingAverage
@@ -29,7 +37,6 @@ from tests.short_runs import (
 )
 
 CONF = ROOT / "conf"
-PAPER = ("paper_natural", "paper_facial", "paper_f8")
 MODULES = {"vqvae": VQVAEStage, "transform": TransformStage, "joint": JointStage}
 
 
@@ -73,13 +80,13 @@ def pictures(folder: Path) -> Path:
         (group, choice)
         for group in (
             "model",
-            "coder",
-            "code_prediction",
+            "model/variants",
             "data",
             "trainer",
             "callbacks",
             "logger",
             "metrics",
+            "sweep",
         )
         for choice in choices(group)
     ],
@@ -114,30 +121,75 @@ def test_every_experiment_composes_with_every_stage(experiment: str, stage: str)
     assert cfg.stage.schedule.warmup < cfg.trainer.max_steps
 
 
-def test_every_recipe_belongs_to_an_experiment_and_a_stage() -> None:
-    for path in (CONF / "recipe").rglob("*.yaml"):
+def test_every_part_of_an_experiment_belongs_to_a_stage() -> None:
+    parts = sorted((CONF / "experiment").glob("*/*.yaml"))
+    assert parts
+    for path in parts:
         assert path.parent.name in choices("experiment")
-        assert path.stem in STAGES
+        assert path.stem in choices("stage")
 
 
-def test_a_recipe_changes_its_stage_only() -> None:
-    first, second = (chosen(stage, experiment="paper_natural") for stage in ("vqvae", "transform"))
+def test_an_experiment_changes_each_stage_by_its_own_part() -> None:
+    first, second = (chosen(stage, experiment="paper") for stage in ("vqvae", "transform"))
     assert "imagenet" in first.data.train
+    assert "samples" in chosen("vqvae", experiment="paper", data="samples").data.train  # what is asked for
     assert "openimages" in second.data.train
+    assert (first.stage.optimizer.lr, second.stage.optimizer.lr) == (4e-5, 1e-4)
+    # The applications have no part in it and take what is common.
+    assert chosen("restoration", experiment="paper").callbacks.ema.decay == 0.9999
 
 
-COMBINATIONS = list(itertools.product(choices("coder"), choices("code_prediction"), STAGES[1:]))
+def test_experiments_are_stacked_and_the_last_one_wins() -> None:
+    stacked = chosen("transform", experiment="[demo,overfit]")
+    assert stacked.name == "test"
+    assert (stacked.model.name, stacked.logger.keys()) == ("tiny", {"csv"})  # of one each
+    assert stacked.data.flip is False  # the second's
+    assert stacked.trainer.max_steps == 500  # the second's, over the part for the stage of the first
+    assert stacked.stage.lmbda == [1.0, 4.0, 12.0, 36.0]  # that part
+    turned = chosen("transform", experiment="[overfit,demo]")
+    assert turned.data.flip is True
+    assert turned.trainer.max_steps == 400
+    assert chosen("transform", experiment="[demo]") == chosen("transform", experiment="demo")
 
 
-@pytest.mark.parametrize(("coder", "code_prediction", "stage"), COMBINATIONS)
+@pytest.mark.parametrize(
+    ("words", "missing"),
+    [
+        (["experiment=paper_naturl"], "experiment/paper_naturl"),
+        (["experiment=[demo,smal]"], "experiment/smal"),
+        (["sweep=optna"], "sweep/optna"),
+        (["model/variants=[factorised]"], "model/variants/factorised"),
+    ],
+)
+def test_a_choice_that_does_not_exist_is_refused(words: list[str], missing: str) -> None:
+    with (
+        initialize_config_dir(str(CONF), version_base="1.3"),
+        pytest.raises(MissingConfigException, match=f"Could not (find|load) '{re.escape(missing)}'"),
+    ):
+        hydra_compose("train", ["stage=vqvae", *words])
+
+
+def test_a_variants_coder_replaces_the_models() -> None:
+    model = chosen("transform", **{"model/variants": "[factorized,no_code_prediction]"}).model
+    assert model.coder.hyper == {"_target_": "glc.models.hyperprior.FactorizedHyperprior", "channels": 256}
+    assert model.predictor is None
+    indices = chosen("transform", **{"model/variants": "indices_map"}).model.coder
+    assert indices.keys() == {"_target_", "latent_channels", "sizes"}
+
+
+CODERS = {"transform": [], "factorized": ["factorized"], "indices_map": ["indices_map"]}
+PREDICTIONS = {"supervision": [], "none": ["no_code_prediction"], "network": ["refiner"]}
+COMBINATIONS = list(itertools.product(CODERS, PREDICTIONS, STAGES[1:]))
+
+
+@pytest.mark.parametrize(("coder", "prediction", "stage"), COMBINATIONS)
 def test_every_combination_trains(
-    folder: Path, pictures: Path, coder: str, code_prediction: str, stage: str
+    folder: Path, pictures: Path, coder: str, prediction: str, stage: str
 ) -> None:
-    name = f"{coder}-{code_prediction}"
+    name = f"{coder}-{prediction}"
     values = {
         **settings(pictures, folder, name, stage, steps=1),
-        "coder": coder,
-        "code_prediction": code_prediction,
+        "model/variants": f"[{','.join(CODERS[coder] + PREDICTIONS[prediction])}]",
         "data.val_limit": 1,
         "init_from": "none",
     }
@@ -145,7 +197,7 @@ def test_every_combination_trains(
     rows = figures(place)
     assert all(finite(row) for row in rows)
     (training,) = (row for row in rows if "train/loss" in row)
-    assert ("train/code_ce" in training) == (code_prediction != "none")
+    assert ("train/code_ce" in training) == (prediction != "none")
     assert ("train/codebook" in training) == (coder != "factorized")
     (validated,) = (row for row in rows if "val/loss" in row)
     assert all(validated[f"val/bpp/{k}"] > 0 for k in range(4))
@@ -157,7 +209,41 @@ def test_every_combination_trains(
         # One predictor under two names: the loss trains the one that the network uses.
         "network": {"code_loss.", "model.refiner."},
     }
-    assert predictors == expected[code_prediction]
+    assert predictors == expected[prediction]
+
+
+def commands_of(path: Path) -> list[str]:
+    """The commands in the comments that a yaml opens with."""
+    lines = itertools.takewhile(lambda line: line.startswith("#"), path.read_text().splitlines())
+    head = "\n".join(line.lstrip("# ") for line in lines).replace("\\\n", " ")
+    found = re.findall(r"-m src\.(?:train|evaluate) [^`\n]*|glc pack [^`\n]*", head)
+    return [re.split(r"\s{2,}\(", command)[0].strip() for command in found]
+
+
+@pytest.mark.parametrize("path", sorted(CONF.rglob("*.yaml")), ids=lambda p: p.relative_to(CONF).as_posix())
+def test_a_yaml_opens_with_commands_that_compose_and_miss_nothing(path: Path) -> None:
+    commands = commands_of(path)
+    assert commands
+    for command in commands:
+        program, *words = shlex.split(command.removeprefix("-m "))
+        if program == "glc":
+            cli.commands["pack"].make_context("pack", words[1:])
+            continue
+        config_name = program.removeprefix("src.")
+        values = [word for word in words if "=" in word]
+        assert explain_overrides(values, config_name) is None
+        parsed = OverridesParser.create().parse_overrides(values)
+        first = [o.input_line.split(",")[0] if o.is_sweep_override() else o.input_line for o in parsed]
+        more = ["dir=runs", "runs_dir=runs"] if config_name == "train" else []
+        with initialize_config_dir(str(CONF), version_base="1.3"):
+            cfg = hydra_compose(config_name, [*first, *more])
+        OmegaConf.resolve(cfg)
+        assert not OmegaConf.missing_keys(cfg)
+
+
+def test_no_yaml_depends_on_where_the_checkout_is() -> None:
+    for path in CONF.rglob("*.yaml"):
+        assert "runtime.cwd" not in path.read_text()
 
 
 def test_lambda_takes_one_value_or_one_per_rate(pictures: Path, tmp_path: Path) -> None:
@@ -171,12 +257,10 @@ def test_lambda_takes_one_value_or_one_per_rate(pictures: Path, tmp_path: Path) 
         made("[1,2]")
 
 
-@pytest.mark.parametrize(
-    ("experiment", "crop"), [("paper_natural", 256), ("paper_facial", 512), ("paper_f8", 256)]
-)
-def test_the_papers_settings(experiment: str, crop: int) -> None:
+@pytest.mark.parametrize(("model", "crop"), [("natural", 256), ("facial", 512), ("natural_f8", 256)])
+def test_the_papers_settings(model: str, crop: int) -> None:
     for stage in STAGES:
-        cfg = chosen(stage, experiment=experiment)
+        cfg = chosen(stage, experiment="paper", model=model)
         assert cfg.data.crop == crop
         assert cfg.batch == cfg.data.batch_size == 8
         assert cfg.stage.optimizer._target_ == "torch.optim.AdamW"
@@ -186,17 +270,17 @@ def test_the_papers_settings(experiment: str, crop: int) -> None:
         assert cfg.perceptual.required
         assert cfg.model.num_rates == 4
 
-    first = chosen("vqvae", experiment=experiment).stage
+    first = chosen("vqvae", experiment="paper", model=model).stage
     assert first.distortion_weights == {"l1": 1.0, "lpips": 1.0}
     assert first.module.adversarial.weight == 0.8
     assert first.codebook_weight == 1.0
     assert first.module.adversarial.start > 0  # an early discriminator ruins the stage
 
-    second = chosen("transform", experiment=experiment).stage
+    second = chosen("transform", experiment="paper", model=model).stage
     assert second.weights == {"rate_y": 1.0, "rate_z": 1.0, "codebook": 1.0}
     assert second.distortion_weights == {"code_ce": 0.5, "latent_mse": 1.0}
 
-    third = chosen("joint", experiment=experiment).stage
+    third = chosen("joint", experiment="paper", model=model).stage
     assert third.weights == {"rate_y": 1.0, "rate_z": 1.0, "codebook": 1.0}
     assert third.module.adversarial.weight == 0.8
     # 0.05 x [0.5 x cross-entropy + squared distance]
@@ -209,15 +293,11 @@ def test_the_papers_settings(experiment: str, crop: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("experiment", "model", "f", "codes", "hyper"),
-    [
-        ("paper_natural", "natural", 16, 16384, 16384),
-        ("paper_facial", "facial", 32, 1024, 1024),
-        ("paper_f8", "natural_f8", 8, 256, 256),
-    ],
+    ("model", "f", "codes", "hyper"),
+    [("natural", 16, 16384, 16384), ("facial", 32, 1024, 1024), ("natural_f8", 8, 256, 256)],
 )
-def test_the_papers_models(experiment: str, model: str, f: int, codes: int, hyper: int) -> None:
-    cfg = chosen("transform", experiment=experiment)
+def test_the_papers_models(model: str, f: int, codes: int, hyper: int) -> None:
+    cfg = chosen("transform", experiment="paper", model=model)
     assert cfg.model.name == model
     assert cfg.model.codebook_size == codes
     assert cfg.model.hyper_codebook_size == hyper  # as large as C

@@ -143,6 +143,21 @@ def test_a_search_by_optuna_goes_on_after_a_trial_that_diverges(pictures: Path, 
     assert finished == ["trial-1"]
 
 
+def test_a_sweep_written_in_yaml_names_its_runs_as_one_on_the_command_line(
+    pictures: Path, tmp_path: Path
+) -> None:
+    """The user's file is of a folder of his own; a second key is swept over on the command line."""
+    (tmp_path / "conf" / "sweep").mkdir(parents=True)
+    (tmp_path / "conf" / "sweep" / "mine.yaml").write_text(
+        "# @package _global_\nhydra:\n  sweeper:\n    params:\n      stage.lmbda: 0.5,4\n"
+    )
+    values = {**swept(pictures, tmp_path / "runs"), "logger": "csv", "sweep": "mine", "seed": "1,2"}
+    done = command("-m", "--config-dir", str(tmp_path / "conf"), *words(values))
+    assert done.returncode == 0, done.stdout + done.stderr
+    runs = {path.parents[1].name for path in (tmp_path / "runs").rglob("last.ckpt")}
+    assert runs == {f"stage.lmbda-{lmbda}_seed-{seed}" for lmbda in ("0.5", "4") for seed in (1, 2)}
+
+
 def test_glc_train_starts_the_second_process_of_a_training(pictures: Path, tmp_path: Path) -> None:
     values = {
         **settings(pictures, tmp_path, "ddp", "vqvae", 2),

@@ -45,32 +45,31 @@ def composed(*words: str) -> DictConfig:
 
 
 def run(pictures: Path, out: Path, *words: str) -> list[dict[str, Any]]:
-    return evaluate.evaluate(composed(f"data.path={pictures}", f"out={out}", "metrics=none", *words))
+    return evaluate.evaluate(composed(f"testset.path={pictures}", f"out={out}", "metrics=none", *words))
 
 
 @pytest.mark.parametrize("name", SETS)
 def test_every_set_says_what_it_is(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GLC_DATA", "sets")
-    cfg = composed("codec=jpeg", "out=x", f"data={name}")
-    assert cfg.pictures.name == name
-    assert cfg.pictures.count == SETS[name]
+    cfg = composed("codec=jpeg", "out=x", f"testset={name}")
+    assert cfg.testset.name == name
+    assert cfg.testset.count == SETS[name]
     if name == "folder":
-        assert cfg.pictures.path is None
-        assert cfg.pictures.center_crop is None  # training's crop is another matter
+        assert cfg.testset.path is None
+        assert cfg.testset.center_crop is None
     else:
-        assert cfg.pictures.path.startswith("sets/")
-        assert cfg.pictures.source.startswith("https://")
-        assert cfg.pictures.license
-        text = (ROOT / "conf" / "data" / f"{name}.yaml").read_text()
+        assert cfg.testset.path.startswith("sets/")
+        assert cfg.testset.source.startswith("https://")
+        assert cfg.testset.license
+        text = (ROOT / "conf" / "testset" / f"{name}.yaml").read_text()
         assert "# Get " in text
-        assert "to evaluate on" in text.lower()
-        assert explain_overrides(["codec=x", f"data={name}", "data.pth=x"], "evaluate") is not None
+        assert explain_overrides(["codec=x", f"testset={name}", "testset.pth=x"], "evaluate") is not None
 
 
 def test_a_model_and_other_codecs_in_one_command(pictures: Path, tmp_path: Path) -> None:
     weights = fixed_codec_weights(tmp_path / "mine.safetensors")
     asked = f"codec=[{weights},jpeg]"
-    mine, jpeg = run(pictures, tmp_path / "out", asked, "codecs.jpeg.qualities=[5,10]", "data.limit=2")
+    mine, jpeg = run(pictures, tmp_path / "out", asked, "codecs.jpeg.qualities=[5,10]", "testset.limit=2")
     assert [point["label"] for point in mine["points"]] == ["q0", "q33.33", "q66.67", "q100"]
     assert [point["label"] for point in jpeg["points"]] == ["q5", "q10"]
     assert mine["codec"]["kind"] == "glc"
@@ -100,9 +99,9 @@ def test_settings_of_the_command_line_replace_those_of_the_codec(pictures: Path,
         (["codec=[jpeg,webp]", "qualities=[5]"], "units of one codec: give codecs.NAME.qualities="),
         (["codec=jpeg", "qualities=[5]", "target_bpp=[1]"], "not both"),
         (["codec=jpeg", "qualities=[101]"], "jpeg: qualities lie from 1 to 95, not at 101"),
-        (["codec=jpeg", "data.path=nowhere"], "data.path=nowhere: no such folder"),
-        (["codec=jpeg", "data.path=null"], "data.path is not given: data=folder data.path=DIR"),
-        (["codec=jpeg", "data=kodak"], "p0 is none of kodak"),
+        (["codec=jpeg", "testset.path=nowhere"], "testset.path=nowhere: no such folder"),
+        (["codec=jpeg", "testset.path=null"], "testset.path is not given: name the folder"),
+        (["codec=jpeg", "testset=kodak"], "p0 is none of kodak"),
         (["codec=jpeg", "processes=0"], "processes=0 and threads=1 must be positive"),
         (["codec=jpeg", "device=nothing"], "there is no device 'nothing' here"),
     ],
@@ -116,9 +115,14 @@ def test_what_cannot_be_done_is_said_and_nothing_written(
 
 
 def test_without_a_codec_or_a_folder(pictures: Path) -> None:
-    for words, key in ((["out=x"], "codec"), (["codec=jpeg"], "out")):
+    place = f"testset.path={pictures}"
+    for words, key in (
+        (["out=x", place], "codec"),
+        (["codec=jpeg", place], "out"),
+        (["codec=jpeg", "out=x", "testset=shards"], "testset.path"),
+    ):
         with pytest.raises(evaluate.UsageError, match=f"give a value to {key}"):
-            evaluate.evaluate(composed("metrics=none", f"data.path={pictures}", *words))
+            evaluate.evaluate(composed("metrics=none", *words))
 
 
 def test_a_mistyped_key_is_a_usage_error(capsys: pytest.CaptureFixture[str]) -> None:
@@ -131,7 +135,7 @@ def test_a_mistyped_key_is_a_usage_error(capsys: pytest.CaptureFixture[str]) -> 
 
 
 def test_where_weights_lie_is_not_recorded(pictures: Path, tmp_path: Path) -> None:
-    words = ("codec=jpeg", "metrics=full", f"metrics.weights_dir={tmp_path}", f"data.path={pictures}")
+    words = ("codec=jpeg", "metrics=full", f"metrics.weights_dir={tmp_path}", f"testset.path={pictures}")
     (made,) = evaluate.prepare(composed(*words, f"out={tmp_path}")).values()
     assert {"psnr", "ms_ssim", "lpips"} <= set(made.metrics)
     assert str(tmp_path) not in json.dumps(made.protocol)
@@ -150,7 +154,7 @@ def test_every_group_of_metrics_takes_a_folder_of_weights(
         shapes = AlexNet().state_dict()
     features = {name: torch.zeros(w.shape) for name, w in shapes.items() if name.startswith("features")}
     torch.save(features, tmp_path / "alexnet.pth")  # LPIPS takes one of any name of that kind
-    words = ["codec=jpeg", f"metrics={group}", f"metrics.weights_dir={tmp_path}", f"data.path={pictures}"]
+    words = ["codec=jpeg", f"metrics={group}", f"metrics.weights_dir={tmp_path}", f"testset.path={pictures}"]
     assert explain_overrides(words, "evaluate") is None
     (made,) = evaluate.prepare(composed(*words, f"out={tmp_path / 'out'}")).values()
     only_lpips = [name for name in made.metrics if not name.startswith("lpips")]
@@ -190,7 +194,7 @@ def test_glc_eval_is_the_same_from_any_folder(tmp_path: Path, monkeypatch: pytes
 
 
 def test_a_codec_is_made_on_its_process_s_device(pictures: Path, tmp_path: Path) -> None:
-    words = ["codec=[jpeg,mine]", "out=x", f"data.path={pictures}", "metrics=none"]
+    words = ["codec=[jpeg,mine]", "out=x", f"testset.path={pictures}", "metrics=none"]
     mine = "{_target_: tests.launch.test_evaluate.Placed, device: auto, qualities: [1]}"
     made = evaluate.codec_makers(composed(*words, f"+codecs.mine={mine}"))
     codec = made["mine"]("cuda:3")

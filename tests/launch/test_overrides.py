@@ -1,5 +1,6 @@
 """What the command line says about overrides that cannot be, and how it names the jobs of a sweep."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ from omegaconf import DictConfig
 
 from glc.launch.config import UsageError
 from glc.launch.overrides import (
+    RENAMED,
     SWEPT_KEYS,
     command_line,
     compose,
@@ -62,14 +64,14 @@ def test_a_mistyped_key_is_answered_with_what_was_meant(
         [STAGE, "~callbacks.panel"],
         [STAGE, "~stage.clip"],
         [STAGE, "hydra.run.dir=somewhere", "hydra/launcher=basic", "hydra.verbose=true"],
-        [STAGE, "experiment=demo", "coder=factorized", "code_prediction=none", "logger=csv"],
+        [STAGE, "experiment=demo", "model/variants=[factorized,no_code_prediction]", "logger=csv"],
         [STAGE, "stage.optimizer={lr: 1, betas: [0, 1]}"],
         [STAGE, "trainer={max_steps: 3, devices: 2}"],
         [STAGE, "perceptual.weights_dir={any: 1}"],  # no section: the value replaces a value
         [STAGE, "stage.optimizer.betas=[0.5,0.9]", "data.train=[a,b]"],
         [STAGE, "data.train='a/b=c.tar'"],
         ["stage=transform", "stage.lmbda=[1,2,3,4]"],
-        ["stage=joint", "experiment=paper_natural", "stage.distortion_weights.lpips=0"],
+        ["stage=joint", "experiment=[paper,small]", "stage.distortion_weights.lpips=0"],
         # What Hydra reports well by itself is left to it.
         ["stage=nothing", "trainer.devcies=1"],
         ["trainer.devices=[1"],
@@ -144,16 +146,16 @@ def test_a_command_line_finds_the_users_folder_and_leaves_nothing_behind(
 
 
 def test_keys_of_the_chosen_groups_count() -> None:
-    # `refiner.predictor` exists with one choice of code_prediction only.
+    # `refiner.predictor` exists with one variant only.
     key = "model.refiner.predictor.width=32"
-    assert explain_overrides([STAGE, "code_prediction=network", key]) is None
+    assert explain_overrides([STAGE, "model/variants=refiner", key]) is None
     assert "model.predictor.width" in (explain_overrides([STAGE, key]) or "")
     # Without a stage there is nothing to compare with; Hydra lists the stages.
     assert explain_overrides(["trainer.devcies=8"]) is None
 
 
 def test_a_key_below_a_null_is_no_mistake_of_spelling() -> None:
-    message = explain_overrides([STAGE, "code_prediction=none", "model.predictor.width=3"])
+    message = explain_overrides([STAGE, "model/variants=no_code_prediction", "model.predictor.width=3"])
     assert message is not None
     assert "model.predictor_width" in message
 
@@ -171,6 +173,34 @@ def test_a_group_is_given_a_choice(words: list[str], message: str) -> None:
     assert message in (explain_overrides(words) or "")
 
 
+@pytest.mark.parametrize(
+    ("config_name", "word", "message"),
+    [
+        ("train", "coder=factorized", "coder=factorized is now model/variants=factorized"),
+        ("train", "coder=transform,factorized", "is now model/variants=transform,factorized"),
+        ("train", "code_prediction=none", "is now model/variants=no_code_prediction"),
+        ("train", "code_prediction=network", "is now model/variants=refiner"),
+        ("train", "experiment=paper_facial", "is now experiment=paper model=facial"),
+        ("train", "trainer=torchrun", "is now trainer=ddp"),
+        ("train", "data=kodak", "is now testset=kodak of an evaluation; train on data=folder"),
+        ("evaluate", "data=kodak", "data=kodak is now testset=kodak"),
+        ("evaluate", "data.path='a=b'", "data.path='a=b' is now testset.path='a=b'"),
+    ],
+)
+def test_words_of_0_1_are_answered_with_the_new_ones(config_name: str, word: str, message: str) -> None:
+    words = [STAGE, word] if config_name == "train" else ["codec=jpeg", "out=x", word]
+    assert message in (explain_overrides(words, config_name) or "")
+
+
+def test_new_words_compose() -> None:
+    for config_name, table in RENAMED.items():
+        for new in table.values():
+            words = [word for word in new.split() if re.fullmatch(r"[\w/.]+=[\w-]+", word)]
+            if words and "testset" not in new:
+                assert explain_overrides([STAGE, *words], config_name) is None
+                compose(config_name, [STAGE, *words])
+
+
 def test_a_job_of_a_sweep_is_named_by_what_is_swept_over(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(SWEPT_KEYS, raising=False)
     job = ["stage=transform", "data.train=/a/b.tar", "+stage.lmbda=2", "seed=1", "init_from=/c/d.ckpt"]
@@ -182,5 +212,12 @@ def test_a_job_of_a_sweep_is_named_by_what_is_swept_over(monkeypatch: pytest.Mon
     remember_swept_keys(["-m", "init_from=[a,small],c"])
     # Brackets and commas in an override would be a list.
     assert swept_name(["init_from=[a/b,small]"], "otherwise") == "init_from-a-b-small"
+    # A sweep written in yaml, alone and with more on the command line.
+    params = {"stage.lmbda": "1,2", "stage.optimizer.lr": "tag(log, interval(1e-5, 1e-3))", "batch": 8}
+    job = ["stage=transform", "stage.lmbda=2", "stage.optimizer.lr=0.5", "batch=8", "seed=1"]
+    assert swept_name(job, "otherwise", params) == "stage.lmbda-2_stage.optimizer.lr-0.5"
+    remember_swept_keys(["-m", "seed=0,1"])
+    assert swept_name(job, "otherwise", params) == "stage.lmbda-2_stage.optimizer.lr-0.5_seed-1"
+    assert swept_name(job, "otherwise", None) == "seed-1"
     remember_swept_keys(["stage=transform"])
     assert swept_name(job, "otherwise") == "otherwise"

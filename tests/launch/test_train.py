@@ -138,14 +138,6 @@ def test_pictures_that_cannot_be_found(pictures: Path, tmp_path: Path) -> None:
     assert "data.crop: 65" in refused({**values, "data.crop": 65})
 
 
-@pytest.mark.parametrize("name", ["kodak", "clic2020", "div2k", "celebahq", "coco30k"])
-def test_a_set_to_evaluate_on_is_not_trained_on(tmp_path: Path, name: str) -> None:
-    message = refused({"stage": "vqvae", "data": name, "name": "x", "runs_dir": str(tmp_path / "runs")})
-    assert message.startswith(f"data={name} is to evaluate on (glc eval data={name})")
-    assert "data=folder data.train=" in message
-    assert not (tmp_path / "runs").exists()
-
-
 def test_values_out_of_range_name_their_key(pictures: Path, tmp_path: Path) -> None:
     values = {**settings(pictures, tmp_path, "range", "transform"), "init_from": "none"}
     assert "stage.lmbda has 2 values" in refused({**values, "stage.lmbda": "[1,2]"})
@@ -337,6 +329,6 @@ def test_in_the_network_the_codes_are_those_of_the_first_stage(
     last = trained / "checkpoints" / "last.ckpt"
     source = checkpoint(trained)["state_dict"]["autoencoder.quantizer.embedding"]
     values = settings(pictures, tmp_path, "network", "transform", 1)
-    state = live_weights(checkpoint(run({**values, "code_prediction": "network", "init_from": str(last)})))
+    state = live_weights(checkpoint(run({**values, "model/variants": "refiner", "init_from": str(last)})))
     assert torch.equal(state["model.refiner.quantizer.embedding"], source)
     assert torch.equal(state["quantizer.embedding"], source)

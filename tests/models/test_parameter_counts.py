@@ -89,20 +89,20 @@ def test_small_codec_fits_in_24_megabytes_of_half_precision() -> None:
     assert 2e6 < stored(codec("small")) <= 12e6
 
 
-@pytest.mark.parametrize("coder", ["transform", "factorized", "indices_map"])
-def test_tiny_codec_has_less_than_a_million_numbers(coder: str) -> None:
-    assert stored(codec("tiny", f"coder={coder}")) < 1e6
+@pytest.mark.parametrize("variants", ["[]", "factorized", "indices_map"])
+def test_tiny_codec_has_less_than_a_million_numbers(variants: str) -> None:
+    assert stored(codec("tiny", f"model/variants={variants}")) < 1e6
 
 
 def test_groups_select_the_ablations() -> None:
-    assert isinstance(codec("tiny", "coder=indices_map").coder, IndicesMapCoder)
-    factorized = codec("tiny", "coder=factorized").coder
+    assert isinstance(codec("tiny", "model/variants=indices_map").coder, IndicesMapCoder)
+    factorized = codec("tiny", "model/variants=factorized").coder
     assert isinstance(factorized, TransformCoder)
     assert isinstance(factorized.hyper, FactorizedHyperprior)
-    refiner = codec("tiny", "code_prediction=network").refiner
+    refiner = codec("tiny", "model/variants=refiner").refiner
     assert refiner is not None
     assert refiner.quantizer.size == configure("model=tiny").model.codebook_size
-    assert configure("model=tiny", "code_prediction=none").stage.module.predictor is None
+    assert configure("model=tiny", "model/variants=no_code_prediction").stage.module.predictor is None
 
 
 @pytest.mark.parametrize("model", ["natural", "facial", "natural_f8", "small", "tiny"])

@@ -126,9 +126,9 @@ def test_rows_are_measured_and_windows_changed(
     assert script.main([*given, "--only", "factorized/transform", "transform:trainer.max_steps=7"]) == 0
     row = ["factorized/transform", "export factorized/transform", "evaluate factorized-transform"]
     assert commands.taken() == row
-    assert {"coder=factorized", f"init_from={tmp_path}"} <= set(commands.words[row[0]])
+    assert {"model/variants=factorized", f"init_from={tmp_path}"} <= set(commands.words[row[0]])
     assert commands.words[row[0]][-1] == "trainer.max_steps=7"
-    assert f"data.path={tmp_path}" in commands.words[row[2]]
+    assert f"testset.path={tmp_path}" in commands.words[row[2]]
     assert (
         script.main([*given, "--only", "full", "--only", "attention_16/joint", "--evaluate", "*/joint"]) == 0
     )

@@ -80,7 +80,7 @@ def test_shards_hold_every_sample_once(stress: Stress, kind: str) -> None:
             options = ["--keep", "--processes", processes, "--quiet", "--device", "cpu"]
             return [*GLC, "compress", "--shards", pattern, "-o", out, "--model", stress.weights, *options]
         metrics = ["metrics=default", f"metrics.weights_dir={stress.lpips or stress.output}"]
-        data = ["data=shards", f"data.path='{pattern}'", "qualities=[30,70]", "device=cpu"]
+        data = ["testset=shards", f"testset.path='{pattern}'", "qualities=[30,70]", "device=cpu"]
         return [*EVALUATE, f"codec={stress.weights}", *data, *metrics, f"out={out}", f"processes={processes}"]
 
     killed = disturbed(words, stress, stress.count(2, 10), processes, ended=1)
@@ -105,7 +105,7 @@ def test_a_folder_is_evaluated_the_same(stress: Stress) -> None:
     weights = [] if stress.lpips is None else [f"metrics.weights_dir={stress.lpips}"]
 
     def words(out: Path, processes: int) -> list[object]:
-        data = ["data=folder", f"data.path={folder}", "metrics=default", f"processes={processes}"]
+        data = ["testset=folder", f"testset.path={folder}", "metrics=default", f"processes={processes}"]
         return [*EVALUATE, "codec=[jpeg,webp]", *data, *weights, f"out={out}"]
 
     disturbed(words, stress, stress.count(2, 5), 2 if stress.long else 1, ended=0)

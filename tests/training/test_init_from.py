@@ -27,7 +27,8 @@ Make = Callable[..., Stage]
 @pytest.fixture
 def make(pictures: Path, tmp_path: Path) -> Make:
     def make(stage: str, **changes: Any) -> Stage:
-        named = {key.replace("__", "."): value for key, value in changes.items()}
+        names = {"variants": "model/variants"}
+        named = {names.get(key, key.replace("__", ".")): value for key, value in changes.items()}
         return instantiate(compose({**settings(pictures, tmp_path, "transfer", stage), **named}).stage.module)
 
     return make
@@ -116,13 +117,13 @@ def test_a_codec_goes_on_learning_without_code_prediction(
     codec = tmp_path / "codec.safetensors"
     export(last(stages["joint"]), codec)
     weights = checkpoint(stages["joint"])["state_dict"]
-    with pytest.raises(TransferError, match=r"has no quantizer, .*code_prediction=none"):
+    with pytest.raises(TransferError, match=r"has no quantizer, .*model/variants=no_code_prediction"):
         start(make("joint", model__projected_codebooks=False), codec)
     for name in ("joint", "transform"):
-        stage = make(name, code_prediction="none", model__projected_codebooks=False)  # as a codec has them
+        stage = make(name, variants="no_code_prediction", model__projected_codebooks=False)  # as a codec has them
         assert set(start(stage, codec)) == {"model.encoder", "model.decoder", "model.coder"}
         assert same(stage, "model.decoder", weights, "model.decoder")
-    joint = make("joint", code_prediction="none", model__projected_codebooks=False)
+    joint = make("joint", variants="no_code_prediction", model__projected_codebooks=False)
     start(joint, codec)
     # D_code is measured by the encoder as it came.
     assert same(joint, "vq_encoder", weights, "model.encoder")
@@ -196,18 +197,18 @@ def test_a_codebook_that_was_only_drawn_is_no_codebook(
 ) -> None:
     untrained = tmp_path / "none.ckpt"
     content = torch.load(last(stages["transform"]), weights_only=True)
-    # As stage II with code_prediction=none leaves it; the coder is of no interest here.
+    # As stage II with model/variants=no_code_prediction leaves it; the coder is of no interest here.
     content["state_dict"]["quantizer.initialized"].fill_(False)
     for key in [key for key in content["state_dict"] if key.startswith("model.coder.")]:
         del content["state_dict"][key]
     torch.save(content, untrained)
-    for options in ({}, {"coder": "indices_map"}):
+    for options in ({}, {"variants": "indices_map"}):
         stage = make("transform", **options)
         with pytest.raises(TransferError, match="has no quantizer"):
             start(stage, untrained)
     with pytest.raises(TransferError, match="has no quantizer") as caught:
-        start(make("transform", coder="indices_map", code_prediction="none"), untrained)
-    assert "code_prediction=none" not in str(caught.value)  # which it has
+        start(make("transform", variants="[indices_map,no_code_prediction]"), untrained)
+    assert "model/variants=no_code_prediction" not in str(caught.value)  # which it has
     # A C of stage I is one, however its codebook was started.
     stage = make("transform")
     start(stage, last(stages["vqvae"]))
@@ -217,7 +218,7 @@ def test_a_codebook_that_was_only_drawn_is_no_codebook(
 def test_a_refiner_brings_its_codebook_and_the_first_file_decides(
     make: Make, stages: dict[str, Path], tmp_path: Path
 ) -> None:
-    network = make("transform", code_prediction="network")
+    network = make("transform", variants="refiner")
     start(network, last(stages["vqvae"]))
     with torch.no_grad():
         network.quantizer.embedding.add_(1.0)
@@ -226,14 +227,14 @@ def test_a_refiner_brings_its_codebook_and_the_first_file_decides(
     content["state_dict"] = network.state_dict()
     torch.save(content, other)
     first = checkpoint(stages["vqvae"])["state_dict"]
-    again = make("transform", code_prediction="network")
+    again = make("transform", variants="refiner")
     assert "model.refiner" in start(again, last(stages["vqvae"]), other)
     assert same(again, "quantizer", {**first, "autoencoder.quantizer.initialized": torch.tensor(True)},
                 "autoencoder.quantizer")  # fmt: skip
     for key in [key for key in content["state_dict"] if key.startswith(("quantizer.", "code_loss."))]:
         del content["state_dict"][key]  # as in a codec's weights file
     torch.save(content, other)
-    assert "quantizer" in start(make("transform", code_prediction="network"), other)
+    assert "quantizer" in start(make("transform", variants="refiner"), other)
 
 
 def test_a_network_that_does_not_fit_is_named(make: Make, stages: dict[str, Path]) -> None:
@@ -310,7 +311,7 @@ def test_a_file_that_is_no_checkpoint(make: Make, tmp_path: Path) -> None:
 def test_codebooks_of_indices_map_coding_come_from_the_first_stage(
     make: Make, stages: dict[str, Path]
 ) -> None:
-    stage = make("transform", coder="indices_map")
+    stage = make("transform", variants="indices_map")
     assert start(stage, last(stages["vqvae"])) == ["model.encoder", "model.decoder", "quantizer"]
     codes = stage.quantizer.codebook()
     smallest, *_, largest = [book for book in stage.model.coder.parameters() if book.ndim == 2]
@@ -319,10 +320,10 @@ def test_codebooks_of_indices_map_coding_come_from_the_first_stage(
     assert torch.cdist(largest, codes).min(1).values.max() < spread
 
 
-@pytest.mark.parametrize(("coder", "factor"), [("transform", 1), ("indices_map", 250)])
-def test_codebooks_of_the_latent_weigh_as_its_distortion(make: Make, coder: str, factor: float) -> None:
+@pytest.mark.parametrize(("variants", "factor"), [("[]", 1), ("indices_map", 250)])
+def test_codebooks_of_the_latent_weigh_as_its_distortion(make: Make, variants: str, factor: float) -> None:
     """With lambda 250 it counts 250 times in indices-map coding; that of C_h counts once."""
-    stage = make("joint", coder=coder)
+    stage = make("joint", variants=variants)
     coding = {name: torch.full((1,), 2.0, requires_grad=True) for name in ("rate_y", "rate_z", "codebook")}
     distortion = {name: torch.full((1,), 3.0, requires_grad=True) for name in stage.distortion_weights}
     stage.total(coding, distortion, torch.tensor([250.0])).sum().backward()
@@ -391,7 +392,7 @@ def test_the_published_codec_starts_stages_two_and_three(make: Make, tmp_path: P
     assert set(start(transform, source)) == shared
     assert theirs(transform.code_loss.predictor.position, "code_pred_loss.position_emb")
 
-    without = make("joint", model="natural", code_prediction="none", **SIZES)
+    without = make("joint", model="natural", variants="no_code_prediction", **SIZES)
     assert set(start(without, source)) == shared - {"code_loss.predictor"}
 
 

@@ -16,8 +16,8 @@ from tests.training.one_step import update
 STEPS = 3
 # Parts of a model without a gradient, in some steps or in all: DDP waits for every parameter's.
 UNEVEN = {
-    "network": {"code_prediction": "network"},
-    "indices": {"coder": "indices_map", "data.batch_size": 1},
+    "network": {"model/variants": "refiner"},
+    "indices": {"model/variants": "indices_map", "data.batch_size": 1},
     "logged": {"stage.distortion_weights.code_ce": 0, "stage.weights.codebook": 0},
 }
 

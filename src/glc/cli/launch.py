@@ -19,9 +19,9 @@ def train(arguments: tuple[str, ...]) -> None:
 
     \b
     glc pack PHOTOS data/mine && glc pack OTHERS data/val
-    glc train stage=vqvae     name=mine data=shards data.train=data/mine data.val=data/val
-    glc train stage=transform name=mine data=shards data.train=data/mine data.val=data/val
-    glc train stage=joint     name=mine data=shards data.train=data/mine data.val=data/val
+    glc train stage=vqvae     name=mine testset=shards data.train=data/mine data.val=data/val
+    glc train stage=transform name=mine testset=shards data.train=data/mine data.val=data/val
+    glc train stage=joint     name=mine testset=shards data.train=data/mine data.val=data/val
     glc export runs/mine/joint mine.safetensors
     glc train -m stage=transform stage.lmbda=0.5,1,2,4      (a sweep: one run each)
 
@@ -46,9 +46,9 @@ def evaluate(arguments: tuple[str, ...], shards: tuple[str, ...]) -> None:
     """Measure codecs on a folder or a known set of images.
 
     \b
-    glc eval codec=mine.safetensors data=folder data.path=PHOTOS out=RESULTS
-    glc eval codec=jpeg qualities=[5,10] data=kodak data.path=KODAK out=RESULTS
-    glc eval codec=[mine.safetensors,vvc] target_bpp=[0.03] data.path=PHOTOS out=RESULTS
+    glc eval codec=mine.safetensors testset=folder testset.path=PHOTOS out=RESULTS
+    glc eval codec=jpeg qualities=[5,10] testset=kodak testset.path=KODAK out=RESULTS
+    glc eval codec=[mine.safetensors,vvc] target_bpp=[0.03] testset.path=PHOTOS out=RESULTS
     glc eval --shards 'val-{000..099}.tar' codec=mine.safetensors out=RESULTS processes=8
 
     Each image is compressed to bytes and decompressed from them. RESULTS gets summary.json, per_image.csv,
@@ -58,5 +58,5 @@ def evaluate(arguments: tuple[str, ...], shards: tuple[str, ...]) -> None:
     """
     with needs("eval", "torchvision", "torchmetrics", "lpips"):
         from glc.launch.evaluate import main
-    unnamed = shards and not any(word.startswith("data=") for word in arguments)
-    main([*arguments, *(["data=shards"] if unnamed else [])], shards)
+    unnamed = shards and not any(word.startswith("testset=") for word in arguments)
+    main([*arguments, *(["testset=shards"] if unnamed else [])], shards)

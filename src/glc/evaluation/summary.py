@@ -357,7 +357,7 @@ def _shard_failures(folder: Folder, totals: Mapping[str, Any], count: int | None
             {
                 "picture": "number",
                 "reason": f"the shards have {totals['samples']} pictures, the set has {count}: "
-                "data.count=null takes what is there",
+                "testset.count=null takes what is there",
             }
         )
     return failed

@@ -114,7 +114,7 @@ class PictureSet:
         seed: int = 0,
     ) -> None:
         if path is None:
-            raise SetError(f"data.path is not given: name the folder of the pictures ({name}), data.path=DIR")
+            raise SetError(f"testset.path is not given: name the folder of {name}, testset.path=DIR")
         self.name, self.path, self.count = name, Path(path), count
         self.source, self.license = source, license
         self.preprocess = Preprocess(name, sizes, resize, center_crop)
@@ -123,14 +123,14 @@ class PictureSet:
         try:
             files = list_images(self.path)
         except NotADirectoryError:
-            raise SetError(f"data.path={path}: no such folder{hint}") from None
+            raise SetError(f"testset.path={path}: no such folder{hint}") from None
         if not files:
-            raise SetError(f"data.path={path}: no pictures in it{hint}")
+            raise SetError(f"testset.path={path}: no pictures in it{hint}")
         self.pictures = _named(files, self.path)
         self.missing = self._find_missing(pattern, first)
         if limit is not None:
             if limit < 1:
-                raise SetError(f"data.limit={limit}: give a positive number of pictures, or null for all")
+                raise SetError(f"testset.limit={limit}: give a positive number of pictures, or null for all")
             drawn = sorted(self.pictures, key=lambda p: _hash(f"{seed}/{p.name}".encode()))[:limit]
             self.pictures = sorted(drawn, key=lambda p: p.name)
             self.missing = []
@@ -141,8 +141,8 @@ class PictureSet:
         found = len(self.pictures)
         if found > self.count:
             raise SetError(
-                f"data.path={self.path}: {found} pictures, and {self.name} has {self.count}: "
-                "take the others away, or give data=folder to measure all that is there"
+                f"testset.path={self.path}: {found} pictures, and {self.name} has {self.count}: "
+                "take the others away, or give testset=folder to measure all that is there"
             )
         if pattern is None:
             lacking = self.count - found
@@ -153,8 +153,8 @@ class PictureSet:
         strangers = sorted(there - set(wanted))
         if strangers:
             raise SetError(
-                f"data.path={self.path}: {strangers[0]} is none of {self.name}, whose pictures are called "
-                f"{wanted[0]} to {wanted[-1]}: take it away, or give data=folder"
+                f"testset.path={self.path}: {strangers[0]} is none of {self.name}, whose pictures are called "
+                f"{wanted[0]} to {wanted[-1]}: take it away, or give testset=folder"
             )
         return [(name, f"missing: not in {self.path}") for name in wanted if name not in there]
 
@@ -217,7 +217,7 @@ class ShardSet:
         self.missing: list[tuple[str, str]] = []
         if not any(shard.path.exists() for shard in self.shards):
             raise SetError(
-                f"data.path: {self.shards[0].path}: no such file; none of {len(self.shards)} shards is there"
+                f"testset.path: {self.shards[0].path}: no such file; none of {len(self.shards)} shards is there"
             )
 
 
@@ -242,8 +242,8 @@ def open_testset(path: Any, **options: Any) -> PictureSet | ShardSet:
     for key in ("limit", "pattern"):
         if options.pop(key, None) is not None:
             raise SetError(
-                f"data.{key} goes with a folder of pictures: for shards give data=shards, "
-                f"with data.resize and so on where the set needs them, or data.{key}=null"
+                f"testset.{key} goes with a folder of pictures: for shards give testset=shards, "
+                f"with testset.resize and so on where the set needs them, or testset.{key}=null"
             )
     options = {key: value for key, value in options.items() if key not in ("first", "seed")}
     if options.get("name") == "folder":

@@ -7,7 +7,7 @@ from glc.launch.evaluate import evaluate
 
 result = train(compose("train", ["stage=vqvae", "model=tiny", "data=folder", "data.train=A", "data.val=B"]))
 result.folder, result.checkpoint, result.metrics
-(summary,) = evaluate(compose("evaluate", ["codec=small", "data.path=PHOTOS", "out=RESULTS"]))
+(summary,) = evaluate(compose("evaluate", ["codec=small", "testset.path=PHOTOS", "out=RESULTS"]))
 ```
 
 `glc train` and `glc eval` do the same from the command line. `train` needs the extra `train`, `evaluate` the

@@ -1,7 +1,7 @@
 """Evaluate codecs: make the objects of a composed configuration, measure.
 
 ```
-glc eval codec=mine.safetensors data=folder data.path=PHOTOS out=results/mine
+glc eval codec=mine.safetensors testset=folder testset.path=PHOTOS out=results/mine
 ```
 """
 
@@ -23,7 +23,6 @@ from glc.codec.weights.catalog import find
 from glc.evaluation.codecs.base import CodecUnavailable, ImageCodec
 from glc.evaluation.codecs.latent import LatentCodec
 from glc.evaluation.evaluate import Evaluation
-from glc.evaluation.testsets import open_testset
 from glc.jobs.run import UNFINISHED, UnfinishedError, dist_info
 from glc.launch.config import UsageError
 from glc.launch.overrides import command_line
@@ -100,24 +99,18 @@ def prepare(cfg: DictConfig, shards: Sequence[str] = ()) -> dict[str, Evaluation
 
     Args:
         cfg: the configuration.
-        shards: shards to evaluate on instead of `data.path`: files, folders, patterns.
+        shards: shards to evaluate on instead of `testset.path`: files, folders, patterns.
 
     Raises:
         UsageError: something is missing or does not go together.
     """
-    for key in ("codec", "out"):
-        if OmegaConf.is_missing(cfg, key):
+    missing = OmegaConf.missing_keys(cfg)
+    for key in ("codec", "out", "testset.path"):
+        if key in missing:
             raise UsageError(f"give a value to {key}: {key}=...")
     if cfg.wandb and any(find_spec(name) is None for name in ("wandb", "lightning")):
         raise UsageError("wandb=true needs the packages of training: pip install 'glc-codec[train]'")
-    settings: Any = OmegaConf.to_container(cfg.pictures, resolve=True)
-    path = list(shards) or settings["path"]
-    if cfg.data.get("_target_") is not None and path is None:
-        raise UsageError(
-            "data.path is not given: data=folder data.path=DIR, or one of the sets "
-            "data=kodak|clic2020|div2k|celebahq|coco30k"
-        )
-    testset = open_testset(**{**settings, "path": path})
+    testset = instantiate({**cfg.testset, "path": list(shards)} if shards else cfg.testset, _convert_="all")
     for name, reason in testset.missing:
         log.warning("%s: %s", name, reason)
     metrics: Any = OmegaConf.to_container(cfg.metrics, resolve=True)
@@ -153,7 +146,7 @@ def evaluate(cfg: DictConfig, shards: Sequence[str] = ()) -> list[dict[str, Any]
 
     Args:
         cfg: the configuration.
-        shards: shards to evaluate on instead of `data.path`: files, folders, patterns.
+        shards: shards to evaluate on instead of `testset.path`: files, folders, patterns.
 
     Raises:
         UsageError: when it cannot be run; the message says what to change.

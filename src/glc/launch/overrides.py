@@ -112,6 +112,32 @@ def _compose(args: argparse.Namespace, config_name: str, words: Sequence[str]) -
             loader.repository.initialize_sources(path)
         return hydra.compose(config_name, list(words))
 
+RENAMED: dict[str, dict[str, str]] = {
+    "train": {
+        "coder": "model/variants",
+        "coder=transform": "the default: leave it out",
+        "code_prediction=none": "model/variants=no_code_prediction",
+        "code_prediction=network": "model/variants=refiner",
+        "code_prediction=supervision": "the default: leave it out",
+        "experiment=paper_natural": "experiment=paper model=natural",
+        "experiment=paper_facial": "experiment=paper model=facial",
+        "experiment=paper_f8": "experiment=paper model=natural_f8",
+        "trainer=bf16": "trainer.precision=bf16-mixed",
+        "trainer=torchrun": "trainer=ddp",
+        **{
+            f"data={name}": f"testset={name} of an evaluation; train on data=folder data.train=A data.val=B"
+            for name in ("kodak", "clic2020", "div2k", "celebahq", "coco30k")
+        },
+    },
+    "evaluate": {"data": "testset", "pictures": "testset"},
+}
+"""Words of 0.1 by primary configuration: a group or section, or an override in full, and what replaces it."""
+
+
+def case(value: str, table: Mapping[str, Any], otherwise: Any) -> Any:
+    """Return the entry of a value, `${case:${model},{facial: ffhq},openimages}`."""
+    return table.get(value, otherwise)
+
 
 def _keys(cfg: DictConfig, prefix: str = "") -> Iterator[str]:
     for key in cfg:
@@ -170,11 +196,23 @@ def swept_name(overrides: list[str], otherwise: str, params: Mapping[str, Any] |
 
 def register_resolvers() -> None:
     """Make what `${...:}` calls known to configurations, also in a process that got them pickled."""
-    for resolver in (per_device, output_dir, swept_name):
+    for resolver in (per_device, output_dir, swept_name, case):
         OmegaConf.register_new_resolver(resolver.__name__, resolver, replace=True)
 
 
 register_resolvers()
+
+
+def _renamed(overrides: list[Override], config_name: str) -> str | None:
+    """Return a message for the first override in words of 0.1."""
+    table = RENAMED.get(config_name, {})
+    for override in overrides:
+        word = str(override.input_line).lstrip("+~")
+        section = override.key_or_group.partition(".")[0]
+        now = table.get(word) or (word.replace(section, table[section], 1) if section in table else None)
+        if now:
+            return f"{word} is now {now}"
+    return None
 
 
 def _impossible_choice(chosen: list[Override], folders: Sequence[Path]) -> str | None:
@@ -190,8 +228,8 @@ def _impossible_choice(chosen: list[Override], folders: Sequence[Path]) -> str |
 def explain_overrides(arguments: Sequence[str], config_name: str = "train") -> str | None:
     """Return a message for the first override that cannot be, or None when all can.
 
-    It names a key that does not exist, gives a group nothing to choose, or sweeps over stages. Groups and
-    keys of the user's own folders (`--config-dir`, `hydra.searchpath`) count as ours do.
+    It uses a word of 0.1, names a key that does not exist, gives a group nothing to choose, or sweeps over
+    stages. Groups and keys of the user's own folders (`--config-dir`, `hydra.searchpath`) count as ours do.
 
     What Hydra itself reports well, such as a missing choice, is left to it.
 
@@ -206,6 +244,8 @@ def explain_overrides(arguments: Sequence[str], config_name: str = "train") -> s
         return f"--config-dir {args.config_dir}: no such folder"
     primary = args.config_name or config_name
     overrides = _parse(args.overrides)
+    if renamed := _renamed(overrides, primary):
+        return renamed
     folders = _folders(args, primary)
     groups = {path.relative_to(f).as_posix() for f in folders for path in f.rglob("*") if path.is_dir()}
     groups |= {"hydra/launcher", "hydra/sweeper"}

@@ -103,12 +103,6 @@ def check(cfg: DictConfig) -> None:
     Raises:
         UsageError: a value is missing or out of range.
     """
-    if "_target_" not in cfg.data:
-        name = cfg.data.get("name", "the set")
-        raise UsageError(
-            f"data={name} is to evaluate on (glc eval data={name}), not to train on: "
-            "data=folder data.train=PHOTOS data.val=OTHERS, or data=shards after `glc pack`"
-        )
     missing = sorted(OmegaConf.missing_keys(cfg))
     if missing:
         raise UsageError(f"give a value to {', '.join(missing)}: {missing[0]}=...")

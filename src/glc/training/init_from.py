@@ -47,8 +47,8 @@ _PUBLISHED = {
 }
 
 _NO_CODEBOOK = (
-    ". C gives the targets of code prediction: train without (code_prediction=none), or add the training "
-    "weights that `glc export --training` wrote beside the codec (init_from=[CODEC,FILE])"
+    ". C gives the targets of code prediction: train without (model/variants=no_code_prediction), or add the "
+    "training weights that `glc export --training` wrote beside the codec (init_from=[CODEC,FILE])"
 )
 
 
