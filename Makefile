@@ -7,7 +7,7 @@ COMPILE := $(PY) -m uv pip compile --quiet --upgrade --universal --python-versio
 	--no-emit-index-url --custom-compile-command "make lock"
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test stress notebooks app serve lint lock bench clean
+.PHONY: help setup demo test stress notebooks app serve lint docs lock bench clean
 
 help: ## list the targets
 	@awk 'BEGIN { FS = ":.*## " } /^[a-z][a-z-]*:.*## / { printf "  %-10s %s\n", $$1, $$2 }' Makefile
@@ -37,6 +37,9 @@ lint: setup ## check style, formatting and types
 	@$(PY) -m ruff check .
 	@$(PY) -m ruff format --check .
 	@$(PY) -m mypy src/glc
+
+docs: setup ## build the documentation site into build/docs, offline; a warning is an error
+	@NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --quiet --strict
 
 lock: setup ## resolve the newest allowed versions again into requirements/*.txt
 	@echo uv | $(COMPILE) --no-annotate - -o requirements/uv.txt
