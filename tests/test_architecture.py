@@ -18,9 +18,9 @@ from tests.programs import fresh
 ROOT = Path(__file__).parents[1]
 SOURCES = sorted((ROOT / "src").rglob("*.py"))
 
-# Packages of glc from the lowest to the highest; each may import the packages that it names, all of which come
-# before it. Reading images, data.images, counts as a package of its own; "" is glc/__init__.py. CONTRIBUTING.md
-# has a copy of this table: GLC_UPDATE=1 pytest tests/test_architecture.py -k contributing
+# Packages of glc from the lowest to the highest; each may import the packages that it names, all of which
+# come before it. Reading images, data.images, counts as a package of its own; "" is glc/__init__.py.
+# CONTRIBUTING.md has a copy of this table: GLC_UPDATE=1 pytest tests/test_architecture.py -k contributing
 MAY_IMPORT: dict[str, str] = {
     "errors": "",
     "layers": "",
@@ -187,7 +187,8 @@ def test_contributing_has_the_table() -> None:
 CROSS_CUTTING = {
     "": "architecture documents extending tooling wheel",  # the repository
     "cli": "decompress failures",  # commands
-    "codec": "golden quality real_size reference_decoder refusals robustness shipped user_networks waits",  # files
+    # files
+    "codec": "golden quality real_size reference_decoder refusals robustness shipped user_networks waits",
     "codec/convert": "reference refusals vectors",  # published networks
     "io": "one_writer",  # all of glc
     "launch": "entry_commands",  # processes

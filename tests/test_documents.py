@@ -71,7 +71,7 @@ def test_the_codec_is_used_as_printed(document: str, tmp_path: Path, monkeypatch
     for name in ("photo.png", "photos/one.png", "photos/summer/two.png"):
         Image.fromarray(fixed_picture(96, 128)).save(name)
     found = codec_commands(document)
-    assert len(found) >= 4
+    assert len(found) >= 2
     for line in found:
         # The pictures are tiny and the codec is no good: the sizes of real ones are out of its reach.
         line = re.sub(r"--target-(bpp|size) [\d.]+", r"--target-size 100000", line)

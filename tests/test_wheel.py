@@ -41,7 +41,7 @@ AFTER = """
 export runs/mine/joint mine.safetensors
 compress set/photo.png -o photo.glc --model mine.safetensors --device cpu
 decompress photo.glc -o back.png --model mine.safetensors --device cpu
-eval codec=mine.safetensors testset=folder testset.path=set qualities=[0,100] metrics=none device=cpu out=results
+eval codec=mine.safetensors testset.path=set qualities=[0,100] metrics=none device=cpu out=results
 report results -o report.html --originals set
 """
 

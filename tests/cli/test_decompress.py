@@ -12,6 +12,7 @@ from glc.cli.compress import LOSSLESS
 from glc.cli.files import read_glc, read_image
 from glc.codec import bitstream
 from glc.codec.weights.file import read_weights
+from glc.codec.weights.trust import Trust
 from tests.cli.runs import Glc, picture, tree
 
 
@@ -59,9 +60,9 @@ def test_each_file_is_decoded_with_the_known_model_that_made_it(
 ) -> None:
     loads: list[str] = []
 
-    def count(path: Path, mapped: bool = False) -> object:
+    def count(path: Path, mapped: bool = False, trust: Trust = ()) -> object:
         loads.append(path.stem)
-        return read_weights(path, mapped)
+        return read_weights(path, mapped, trust)
 
     for name, model in (("a", "small"), ("b", "other"), ("c", "small"), ("d", "other")):
         assert (

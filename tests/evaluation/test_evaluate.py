@@ -13,7 +13,6 @@ from unittest.mock import Mock
 
 import numpy as np
 import pytest
-from hydra import compose, initialize_config_dir
 from PIL import Image
 
 from glc.evaluation.codecs.base import ImageCodec, Setting
@@ -28,7 +27,6 @@ from glc.jobs.manifest import JobError
 from glc.launch import evaluate
 from tests.evaluation.stand_ins import SIZES, evaluation, make_jpeg, results, write_pictures
 from tests.jobs.stand_ins import contents, read_tar, write_tar
-from tests.short_runs import ROOT
 
 
 @pytest.fixture(scope="module")
@@ -444,16 +442,20 @@ def test_shards_that_cannot_be_evaluated_are_refused(
 
 
 def test_from_the_configuration(
-    shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def run(*more: str) -> None:
-        words = ["codec=jpeg", "qualities=[10,50]", "metrics=none", "testset=shards", f"out={tmp_path / 'out'}"]
-        with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-            cfg = compose("evaluate", [*words, *more])
-        evaluate.run(cfg)
+        words = [
+            "codec=jpeg",
+            "qualities=[10,50]",
+            "metrics=none",
+            "testset=shards",
+            f"out={tmp_path / 'out'}",
+        ]
+        evaluate.main([*words, *more])
 
     def exit_code(*more: str) -> Any:
-        caplog.clear()
+        capsys.readouterr()
         with pytest.raises(SystemExit) as caught:
             run(*more)
         return caught.value.code
@@ -466,8 +468,8 @@ def test_from_the_configuration(
     assert (figures["q10"]["width"], figures["q10"]["height"]) == (32, 32)
     assert exit_code(f"testset.path='{shards}/val-{{0..2}}.tar'", "testset.center_crop=32") == 1
     assert exit_code(f"testset.path={shards}") == 2
-    assert "center_crop was 32, is null" in caplog.text
+    assert "center_crop was 32, is null" in capsys.readouterr().out
     full = OSError(errno.ENOSPC, "No space left on device")
     monkeypatch.setattr(Journal, "add", Mock(side_effect=full))
     assert exit_code(f"testset.path={shards}", "overwrite=true") == 3
-    assert "run the same command again" in caplog.text
+    assert "run the same command again" in capsys.readouterr().out

@@ -121,7 +121,7 @@ def test_a_path_names_a_folder_or_shards(tmp_path: Path) -> None:
 def test_shards_refuse_what_needs_all_names(tmp_path: Path) -> None:
     shard = str(write_tar(tmp_path / "val-0.tar", []))
     for key, value in (("limit", 3), ("pattern", "kodim{:02d}")):
-        with pytest.raises(SetError, match=rf"data\.{key} goes with a folder"):
+        with pytest.raises(SetError, match=rf"testset\.{key} goes with a folder"):
             open_testset(shard, **{key: value})
-    with pytest.raises(SetError, match="none of 2 shards"):
+    with pytest.raises(SetError, match="nor any of 2 shards"):
         ShardSet("missing-{0..1}.tar")

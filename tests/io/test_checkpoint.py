@@ -72,7 +72,7 @@ def test_files_of_other_makers_have_no_checksum(tmp_path: Path) -> None:
     torch.save(CONTENT, path)
     with path.open("rb") as file:
         assert not verify(file, path)
-    assert open_checkpoint(path)["glc"]["format"] == 1
+    assert open_checkpoint(path).content["glc"]["format"] == 1
 
 
 def test_a_full_disk_leaves_what_was_there(sealed: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,6 @@ SOURCE = Path(__file__).parents[2] / "src" / "glc"
 ALLOWED = {
     "io/atomic.py": "the one place",
     "training/checkpoints.py": "keeps the checkpoint before the last, and puts damaged ones aside",
-    "jobs/worker.py": "a shard is streamed into the file that becomes its result",
 }
 """Modules that rename files, and why each does."""
 

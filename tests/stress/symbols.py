@@ -13,6 +13,7 @@ import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image
@@ -78,19 +79,20 @@ def under(codec: glc.Codec, setting: Setting) -> Iterator[None]:
 @contextlib.contextmanager
 def encoder_symbols(codec: glc.Codec) -> Iterator[list[glc.Symbols]]:
     """Collect what the codec's encoder writes, in a list that grows with each file, while in the context."""
-    payload, seen = codec._payload, []
-    encode = payload.encode
+    latent_codec: Any = codec.latent_codec
+    seen: list[glc.Symbols] = []
+    encode = latent_codec.encode
 
     def note(latent: torch.Tensor, rate: torch.Tensor) -> tuple[list[bytes], glc.Symbols]:
         payloads, symbols = encode(latent, rate)
         seen.append(symbols)
         return payloads, symbols
 
-    payload.encode = note  # type: ignore[method-assign]
+    latent_codec.encode = note
     try:
         yield seen
     finally:
-        payload.encode = encode  # type: ignore[method-assign]
+        latent_codec.encode = encode
 
 
 def digests_of(symbols: glc.Symbols) -> list[str]:
@@ -151,8 +153,8 @@ def differences(codec: glc.Codec, folders: list[Path]) -> list[str]:
     for setting in settings(codec.device.type == "cuda"):
         with under(codec, setting), torch.inference_mode():
             for names in batches(sizes, setting.batch):
-                # Nothing public decodes the integers of several files together.
-                symbols = codec._decode(*codec._open([files[name] for name in names], NO_LIMIT)).symbols
+                decoded, _ = codec.entropy_decode([files[name] for name in names], max_pixels=NO_LIMIT)
+                symbols = decoded.symbols
                 found = digests_of(symbols)
                 wrong += [
                     f"{n}, {setting}" for n, value in zip(names, found, strict=True) if value != expected[n]

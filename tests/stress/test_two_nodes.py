@@ -36,7 +36,7 @@ def training(data: Path, runs: Path, name: str, steps: int) -> list[str]:
         "data": "samples",
         "data.val": data / "test",
         "init_from": "none",
-        "trainer": "torchrun",
+        "trainer": "ddp",
         "batch": 8,
         "stage.accumulate": 2,
         "callbacks.progress": "null",

@@ -120,7 +120,9 @@ def test_a_codec_goes_on_learning_without_code_prediction(
     with pytest.raises(TransferError, match=r"has no quantizer, .*model/variants=no_code_prediction"):
         start(make("joint", model__projected_codebooks=False), codec)
     for name in ("joint", "transform"):
-        stage = make(name, variants="no_code_prediction", model__projected_codebooks=False)  # as a codec has them
+        stage = make(
+            name, variants="no_code_prediction", model__projected_codebooks=False
+        )  # as a codec has them
         assert set(start(stage, codec)) == {"model.encoder", "model.decoder", "model.coder"}
         assert same(stage, "model.decoder", weights, "model.decoder")
     joint = make("joint", variants="no_code_prediction", model__projected_codebooks=False)
@@ -276,7 +278,7 @@ def test_another_depth_is_reported_by_keys(make: Make, stages: dict[str, Path]) 
 
 
 def test_networks_of_a_users_own_follow_by_name(make: Make, tmp_path: Path) -> None:
-    own = {"stage__module___target_": "tests.training.own.FilteredStage", "code_prediction": "none"}
+    own = {"stage__module___target_": "tests.training.own.FilteredStage", "variants": "no_code_prediction"}
     first, second = make("transform", **own), make("transform", **own)
     path = tmp_path / "own.ckpt"
     first.quantizer.initialized.fill_(True)

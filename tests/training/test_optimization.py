@@ -70,7 +70,7 @@ def test_groups_take_the_first_entry_that_matches() -> None:
     ("group", "message"),
     [
         ({"lr": 0.1}, r"stage\.parameter_groups\[0\]\.match: give a pattern"),
-        ({"match": "decoder.*"}, r"match=decoder\.\*: no trained parameter .* model\.encoder\.weight, "),
+        ({"match": "decoder.*"}, r"match=decoder\.\*: no parameter .* model\.encoder\.weight, "),
         ({"match": "*", "weigth_decay": 0}, r"AdamW has no weigth_decay; it has lr_factor, lr, betas"),
     ],
 )

@@ -217,7 +217,7 @@ class ShardSet:
         self.missing: list[tuple[str, str]] = []
         if not any(shard.path.exists() for shard in self.shards):
             raise SetError(
-                f"testset.path: {self.shards[0].path}: no such file; none of {len(self.shards)} shards is there"
+                f"testset.path: {self.shards[0].path}: no such file, nor any of {len(self.shards)} shards"
             )
 
 

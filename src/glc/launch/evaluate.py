@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
@@ -104,13 +104,15 @@ def prepare(cfg: DictConfig, shards: Sequence[str] = ()) -> dict[str, Evaluation
     Raises:
         UsageError: something is missing or does not go together.
     """
+    if shards:
+        cfg = cast(DictConfig, OmegaConf.merge(cfg, {"testset": {"path": list(shards)}}))
     missing = OmegaConf.missing_keys(cfg)
     for key in ("codec", "out", "testset.path"):
         if key in missing:
             raise UsageError(f"give a value to {key}: {key}=...")
     if cfg.wandb and any(find_spec(name) is None for name in ("wandb", "lightning")):
         raise UsageError("wandb=true needs the packages of training: pip install 'glc-codec[train]'")
-    testset = instantiate({**cfg.testset, "path": list(shards)} if shards else cfg.testset, _convert_="all")
+    testset = instantiate(cfg.testset, _convert_="all")
     for name, reason in testset.missing:
         log.warning("%s: %s", name, reason)
     metrics: Any = OmegaConf.to_container(cfg.metrics, resolve=True)

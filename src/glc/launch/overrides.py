@@ -112,6 +112,7 @@ def _compose(args: argparse.Namespace, config_name: str, words: Sequence[str]) -
             loader.repository.initialize_sources(path)
         return hydra.compose(config_name, list(words))
 
+
 RENAMED: dict[str, dict[str, str]] = {
     "train": {
         "coder": "model/variants",

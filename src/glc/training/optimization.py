@@ -66,23 +66,29 @@ class Optimization:
                 raise SettingError(f"stage.parameter_groups[{i}].match: give a pattern of parameter names")
 
     def make(
-        self, networks: Mapping[str, nn.Parameter], discriminator: Mapping[str, nn.Parameter]
+        self,
+        networks: Mapping[str, nn.Parameter],
+        discriminator: Mapping[str, nn.Parameter],
+        frozen: Mapping[str, nn.Parameter] | None = None,
     ) -> tuple[list[Optimizer], list[LRScheduler]]:
         """Make the optimizer of the networks and the discriminator's, with a scheduler each.
 
         Args:
             networks: name to parameter.
             discriminator: the same; empty without a discriminator.
+            frozen: parameters of the stage that are not trained. A group may name them: an experiment has the
+                same groups in all stages.
 
         Raises:
             SettingError: a parameter group matches nothing or has an unknown option, or `schedule` makes no
                 scheduler.
         """
         for i, group in enumerate(self.parameter_groups or []):
-            if not any(_matches(group, name, p) for name, p in {**networks, **discriminator}.items()):
+            known = {**networks, **discriminator, **(frozen or {})}
+            if not any(_matches(group, name, p) for name, p in known.items()):
                 examples = ", ".join(list(networks)[:3])
                 raise SettingError(
-                    f"stage.parameter_groups[{i}].match={group['match']}: no trained parameter has such a "
+                    f"stage.parameter_groups[{i}].match={group['match']}: no parameter has such a "
                     f"name; names are {examples}, ..."
                 )
         optimizers = [self._optimizer(self.optimizer, networks)]

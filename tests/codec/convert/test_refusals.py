@@ -113,7 +113,7 @@ def test_an_existing_file_is_kept(files: dict[str, Path], tmp_path: Path) -> Non
     assert destination.read_text() == "mine"
     assert run(files["glc"], destination, "--force").exit_code == 0
     assert glc.load(destination, "cpu")
-    with pytest.raises(WeightsError, match="is the source file"):
+    with pytest.raises(WeightsError, match="the source itself"):
         convert(destination, destination, force=True)
     with pytest.raises(WeightsError, match="already a weights file of glc"):
         convert(destination, tmp_path / "y.safetensors")

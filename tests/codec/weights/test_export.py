@@ -204,7 +204,7 @@ def test_the_command_writes_what_training_needs_besides_the_codec(
     assert CliRunner().invoke(main, words).exit_code == 1  # nothing is replaced without --force
     result = CliRunner().invoke(main, [*words, "--photos", str(tmp_path), "--force"])
     assert result.exit_code == 2
-    assert "--training writes no codec" in result.stderr
+    assert "--photos only applies to a codec" in result.stderr
 
 
 @pytest.mark.parametrize("command", ["export", "convert"])

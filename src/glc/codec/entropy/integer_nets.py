@@ -70,8 +70,6 @@ _OPERATIONS = {
 _EXACT = frozenset(" ".join(_OPERATIONS.values()).split())
 
 
-
-
 def _to_units(x: Tensor) -> Tensor:
     """Return x on the activations' grid, as whole numbers of its step."""
     return x.double().mul(_ONE).round_().clamp_(-_TOP, _TOP)

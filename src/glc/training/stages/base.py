@@ -141,11 +141,13 @@ class Stage(L.LightningModule):
 
     def configure_optimizers(self) -> Any:
         """Make one optimizer for the networks and one for the discriminator, each with the schedule."""
-        networks = {name: p for name, p in self.named_parameters() if p.requires_grad}
+        parameters = dict(self.named_parameters())
+        networks = {name: p for name, p in parameters.items() if p.requires_grad}
+        frozen = {name: p for name, p in parameters.items() if not p.requires_grad}
         second = [
             name for name in networks if self.discriminator and name.startswith(self.discriminator + ".")
         ]
-        return self.optimization.make(networks, {name: networks.pop(name) for name in second})
+        return self.optimization.make(networks, {name: networks.pop(name) for name in second}, frozen)
 
     def optimize(self, loss: Tensor, batch_idx: int) -> None:
         """Accumulate the gradient of a loss; at the end of a step, clip it and update the weights.
