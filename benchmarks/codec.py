@@ -39,7 +39,7 @@ def benchmarks(args: argparse.Namespace) -> Iterator[Benchmark]:
     weights = weights_of(args)
     settings = {
         "weights": str(weights.absolute()),
-        "picture": None if args.picture is None else str(args.picture.absolute()),
+        "image": None if args.image is None else str(args.image.absolute()),
         "quality": args.quality,
         "threads": args.threads,
         "device": str(args.device),
@@ -49,10 +49,10 @@ def benchmarks(args: argparse.Namespace) -> Iterator[Benchmark]:
     sides = {name: partial(apart, "benchmarks.codec", {**settings, "side": name}) for name in names}
     if args.against:
         sides["other"] = partial(_other, args.against)
-    shown = args.picture.name if args.picture else "smooth noise of 768 x 512"
+    shown = args.image.name if args.image else "smooth noise of 768 x 512"
     yield Benchmark(
         "codec",
-        "picture",
+        "image",
         f"{weights.name}, {shown}: compress and decompress; details in seconds. `plain`: the networks in "
         "float32, without a file.",
         sides,
@@ -73,7 +73,7 @@ def weights_of(args: argparse.Namespace, model: str | None = None) -> Path:
     return path
 
 
-def picture(path: Path | str | None) -> Image.Image:
+def open_image(path: Path | str | None) -> Image.Image:
     """Return the image that is coded: smooth noise of 768 x 512 where none is given."""
     if path:
         return read_rgb(path)
@@ -103,18 +103,18 @@ def measure(settings: dict[str, Any]) -> Reading:
     """Measure one side in this process."""
     import glc
     from glc.codec.bitstream import RATE_ONE
-    from glc.data.images import stack_pictures
+    from glc.data.images import stack_images
 
     torch.set_num_threads(settings["threads"])
     device = torch.device(settings["device"])
-    image = picture(settings["picture"])
+    image = open_image(settings["image"])
     plain = settings["side"] == PLAIN
     codec = glc.load(settings["weights"], device, precision="float32" if plain else settings["side"])
     quality = settings["quality"]
 
     def networks() -> dict[str, float]:
         stride = codec.model.stride
-        x = stack_pictures([image]).to(device)
+        x = stack_images([image]).to(device)
         rows, columns = (side // stride * stride for side in x.shape[-2:])
         with torch.inference_mode():
             codec.model(x[..., :rows, :columns], codec.rate_of(quality) / RATE_ONE)
@@ -122,7 +122,7 @@ def measure(settings: dict[str, Any]) -> Reading:
 
     def file() -> dict[str, float]:
         with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder, "picture.glc")
+            path = Path(folder, "image.glc")
             start = time.perf_counter()
             path.write_bytes(codec.compress(image, quality))
             middle = time.perf_counter()

@@ -24,7 +24,7 @@ def benchmarks(args: argparse.Namespace) -> Iterator[Benchmark]:
     tables = gaussian_tables().y
     scales = np.geomspace(SCALE_MIN, SCALE_MAX, SCALES)
     generator = np.random.default_rng(0)
-    # As in a picture: most positions are nearly certain.
+    # As in an image: most positions are nearly certain.
     classes = np.minimum(generator.geometric(0.08, count) - 1, len(tables) - 1)
     sigma = scales[classes]
     y = np.rint(generator.normal(0, sigma)).astype(np.int32)

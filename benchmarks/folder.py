@@ -1,6 +1,6 @@
-"""Pictures per second of a folder: file to file, both directions, one by one and in batches.
+"""Images per second of a folder: file to file, both directions, one by one and in batches.
 
-The baseline reads, codes and writes one picture after the other, as `glc compress FOLDER` does on a CPU; on a
+The baseline reads, codes and writes one image after the other, as `glc compress FOLDER` does on a CPU; on a
 GPU that command reads and writes in threads.
 """
 
@@ -37,7 +37,7 @@ def benchmarks(args: argparse.Namespace) -> Iterator[Benchmark]:
     names = ("one by one", "files in threads", f"batches of {BATCH}")
     yield Benchmark(
         "folder",
-        "picture",
+        "image",
         f"{weights.name}, PNG files of {SIZE[0]} x {SIZE[1]} to .glc files and back. Batches read and write "
         "in threads, too.",
         {name: partial(apart, "benchmarks.folder", {**settings, "side": name}) for name in names},

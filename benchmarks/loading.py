@@ -1,6 +1,6 @@
 """Crops per second of the training data: shards of JPEGs to float32 batches of 256 x 256.
 
-The baseline is the loop that one would write: Pillow decodes the whole picture, a random square is cut out,
+The baseline is the loop that one would write: Pillow decodes the whole image, a random square is cut out,
 and torch makes floats of it. Processor seconds include those of worker processes.
 """
 
@@ -52,16 +52,16 @@ def sample_shards(folder: Path, count: int, side: int = SIDE, per_shard: int = 1
         return shards
     generator = random.Random(0)
     photographs = [read_rgb(path) for path in sample_paths("train")]
-    pictures = folder / f"pictures-{side}-{count}"
-    pictures.mkdir(parents=True, exist_ok=True)
+    images = folder / f"images-{side}-{count}"
+    images.mkdir(parents=True, exist_ok=True)
     for i in range(count):
         photograph = generator.choice(photographs)
         cut_side = generator.uniform(0.6, 1) * min(photograph.size)
         left, top = (generator.uniform(0, length - cut_side) for length in photograph.size)
         box = (left, top, left + cut_side, top + cut_side)
         cut = photograph.resize((side, side), Image.Resampling.BICUBIC, box=box)
-        cut.save(pictures / f"{i:04d}.jpg", quality=90)
-    pack([pictures], shards, images_per_shard=per_shard, workers=1, progress=False)
+        cut.save(images / f"{i:04d}.jpg", quality=90)
+    pack([images], shards, images_per_shard=per_shard, workers=1, progress=False)
     return shards
 
 

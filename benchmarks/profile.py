@@ -1,6 +1,6 @@
 """Where the time of compress and decompress goes, above all the share of entropy coding.
 
-    python -m benchmarks profile --weights FILE [--picture FILE] [--rounds N] [--device D]
+    python -m benchmarks profile --weights FILE [--image FILE] [--rounds N] [--device D]
 
 Times the parts of a codec on one image within the same calls, after one that does not count. `entropy coding`
 is everything between the networks' tensors and bytes: choosing the elements of a step, copies to numpy,
@@ -13,7 +13,7 @@ from functools import partial
 from typing import Any
 
 import glc
-from benchmarks.codec import picture, weights_of
+from benchmarks.codec import open_image, weights_of
 from benchmarks.readings import Benchmark, Clock, Reading
 from glc.evaluation.complexity import watched
 
@@ -22,7 +22,7 @@ def benchmarks(args: argparse.Namespace) -> Iterator[Benchmark]:
     """Return the profile, with compress and decompress as sides."""
     weights = weights_of(args)
     codec = glc.load(weights, args.device)
-    image = picture(args.picture)
+    image = open_image(args.image)
     data = codec.compress(image, args.quality)
     codec.decompress(data)
     yield Benchmark(

@@ -1,6 +1,6 @@
 """What exactness costs: bytes of real files against the float model's own estimate, per rate point.
 
-    python -m benchmarks rate_cost --weights FILE --pictures FOLDER [--limit N]
+    python -m benchmarks rate_cost --weights FILE --images FOLDER [--limit N]
 
 Sums over the images, as details of each rate point:
 
@@ -26,19 +26,19 @@ from glc.codec.entropy.latent_coding import TransformLatentCodec
 from glc.codec.entropy.tables import PRECISION, Table
 from glc.codec.images import pad
 from glc.codec.load import load
-from glc.data.images import list_images, read_rgb, stack_pictures
+from glc.data.images import list_images, read_rgb, stack_images
 
 
 def benchmarks(args: argparse.Namespace) -> Iterator[Benchmark]:
     """Return the comparison, with a side for each rate point."""
-    if args.weights is None or args.pictures is None:
-        raise SystemExit("rate_cost: give --weights FILE and --pictures FOLDER")
+    if args.weights is None or args.images is None:
+        raise SystemExit("rate_cost: give --weights FILE and --images FOLDER")
     codec = load(args.weights, "cpu")
     if not isinstance(codec.latent_codec, TransformLatentCodec):
         raise SystemExit(f"{args.weights}: the rate cost is that of a transform coder; this model has none")
-    paths = list_images(args.pictures)[: args.limit]
+    paths = list_images(args.images)[: args.limit]
     if not paths:
-        raise SystemExit(f"{args.pictures}: no images in this folder")
+        raise SystemExit(f"{args.images}: no images in this folder")
     yield Benchmark(
         "rate_cost",
         "image",
@@ -55,7 +55,7 @@ def measure(codec: Codec, paths: list[Path], rate: int) -> Reading:
     total = np.zeros(4)
     with torch.inference_mode():
         for path in paths:
-            total += count_bits(codec, stack_pictures([read_rgb(path)]), rate)
+            total += count_bits(codec, stack_images([read_rgb(path)]), rate)
     more = 100 * (total[1:] / total[0] - 1)
     details = dict(zip(("exact, %", "tables, %", "payload, %"), map(float, more), strict=True))
     return clock.reading(len(paths), **{"estimate, bytes": float(total[0]) / 8, **details})

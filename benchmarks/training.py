@@ -1,7 +1,7 @@
 """Images per second of a training step of each stage, against a plain loop in float32.
 
 The baseline is a plain loop: products in float32 proper, eager, PyTorch's own memory format, AdamW not fused
-(convolutions may use TF32 on a GPU). Pictures are noise that lies in memory; discriminator, LPIPS (random
+(convolutions may use TF32 on a GPU). Images are noise that lies in memory; discriminator, LPIPS (random
 weights), the moving average and the care of codebooks take part from the first step. The first three steps of
 a run are not counted. On a GPU, `waits per step` counts where a step waits for it; the places go to stderr.
 """
@@ -130,8 +130,8 @@ def step(
     }
     kept = [instantiate(cfg.callbacks[name]) for name in ("ema", "codebooks")]
     trainer = instantiate(settings, callbacks=[*kept, stop])
-    pictures = torch.rand(4 * batch, 3, crop, crop) * 2 - 1
-    batches = [ImageBatch(x, [""] * batch) for x in pictures.split(batch)]
+    images = torch.rand(4 * batch, 3, crop, crop) * 2 - 1
+    batches = [ImageBatch(x, [""] * batch) for x in images.split(batch)]
     loader = torch.utils.data.DataLoader(
         batches * (WARM + steps), batch_size=None, pin_memory=device.type == "cuda"
     )

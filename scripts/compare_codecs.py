@@ -1,12 +1,12 @@
-"""Compare codecs on a set of pictures and write the comparison into a document: tables, BD-rates, one plot.
+"""Compare codecs on a set of images and write the comparison into a document: tables, BD-rates, one plot.
 
     python scripts/compare_codecs.py --codecs mine.safetensors,jpeg,webp,avif,jpegxl,hevc,av1,vvc \\
-        --data kodak --pictures KODAK --weights-dir WEIGHTS --out results/kodak --document docs/evaluation.md
+        --data kodak --images KODAK --weights-dir WEIGHTS --out results/kodak --document docs/evaluation.md
 
 Evaluates (going on where an evaluation of the same command was broken off), then replaces what stands in the
 document between `<!-- comparison -->` and `<!-- end of comparison -->`. The plot goes to `images/` beside the
 document. `--only-write` writes from the results that are there. Published figures stand beside the measured
-ones, marked. Exits with 1 when a picture failed, with 2 when nothing could be started; the document then
+ones, marked. Exits with 1 when an image failed, with 2 when nothing could be started; the document then
 stays as it is.
 """
 
@@ -73,7 +73,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--codecs", required=True, help="names and weights files as for codec=, with commas")
     parser.add_argument("--data", default="kodak", help="the set, as for testset=")
-    parser.add_argument("--pictures", type=Path, help="its folder")
+    parser.add_argument("--images", type=Path, help="its folder")
     parser.add_argument("--weights-dir", type=Path, help="of the metrics")
     parser.add_argument("--out", type=Path, required=True, help="results: a folder for each codec")
     parser.add_argument("--document", type=Path, required=True)
@@ -85,8 +85,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     between(document, "", str(options.document))  # before hours of work
     if not options.only_write:
         words = [f"codec=[{','.join(codecs)}]", f"testset={options.data}", f"out={options.out.resolve()}"]
-        if options.pictures:
-            words.append(f"testset.path={options.pictures.resolve()}")
+        if options.images:
+            words.append(f"testset.path={options.images.resolve()}")
         if options.weights_dir:
             words.append(f"metrics.weights_dir={options.weights_dir.resolve()}")
         done = subprocess.run([sys.executable, "-m", "src.evaluate", *words], cwd=ROOT, check=False)

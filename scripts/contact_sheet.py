@@ -1,9 +1,9 @@
-"""Draw pictures beside what codecs make of them, from the folders of finished evaluations.
+"""Draw images beside what codecs make of them, from the folders of finished evaluations.
 
     python scripts/contact_sheet.py --ours results/small --others results/avif results/vvc \
         --originals KODAK -o docs/images/kodak.jpg
 
-A row for each picture: the original, ours at two rate points, each other codec at the setting whose file is
+A row for each image: the original, ours at two rate points, each other codec at the setting whose file is
 nearest to ours at the higher of the two. Rate and LPIPS stand above each.
 """
 
@@ -23,35 +23,31 @@ from glc.io.atomic import replacing
 
 matplotlib.use("Agg")
 SIDE = 3.0
-"""Width of a picture in inches."""
+"""Width of an image in inches."""
 DPI = 110
 
 
-def rows_of(run: Results, picture: str) -> list[Row]:
-    """Return a picture's files, the smallest first."""
-    return sorted((row for row in run.rows if row.picture == picture), key=lambda row: row.bpp)
+def rows_of(run: Results, image: str) -> list[Row]:
+    """Return an image's files, the smallest first."""
+    return sorted((row for row in run.rows if row.image == image), key=lambda row: row.bpp)
 
 
-def choose(
-    ours: Results, others: list[Results], picture: str, labels: list[str]
-) -> list[tuple[Results, Row]]:
-    """Return what stands beside the original of a picture.
+def choose(ours: Results, others: list[Results], image: str, labels: list[str]) -> list[tuple[Results, Row]]:
+    """Return what stands beside the original of an image.
 
     Raises:
-        ValueError: when a run has no such picture or rate point.
+        ValueError: when a run has no such image or rate point.
     """
-    by_label = {row.label: row for row in rows_of(ours, picture)}
+    by_label = {row.label: row for row in rows_of(ours, image)}
     missing = [label for label in labels if label not in by_label]
     if missing:
-        raise ValueError(
-            f"{ours.folder}: {picture} has no rate point {missing[0]}, only {', '.join(by_label)}"
-        )
+        raise ValueError(f"{ours.folder}: {image} has no rate point {missing[0]}, only {', '.join(by_label)}")
     chosen = [(ours, by_label[label]) for label in labels]
     target = max(row.bpp for _, row in chosen)
     for run in others:
-        rows = rows_of(run, picture)
+        rows = rows_of(run, image)
         if not rows:
-            raise ValueError(f"{run.folder}: has no picture {picture}")
+            raise ValueError(f"{run.folder}: has no image {image}")
         chosen.append((run, min(rows, key=lambda row: abs(math.log(row.bpp / target)))))
     return chosen
 
@@ -90,8 +86,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--ours", type=Path, required=True, help="folder of our evaluation")
     parser.add_argument("--others", type=Path, nargs="*", default=[], help="folders to compare with")
-    parser.add_argument("--originals", type=Path, required=True, help="folder of the pictures themselves")
-    parser.add_argument("--pictures", nargs="+", help="their names; by default six, evenly spread")
+    parser.add_argument("--originals", type=Path, required=True, help="folder of the images themselves")
+    parser.add_argument("--images", nargs="+", help="their names; by default six, evenly spread")
     parser.add_argument("--points", nargs="+", help="labels of our rate points; by default the outer two")
     parser.add_argument("-o", "--output", type=Path, required=True, help=".jpg")
     arguments = parser.parse_args()
@@ -100,15 +96,15 @@ def main() -> int:
     try:
         ours, *others = read_runs([arguments.ours, *arguments.others])
         originals = {path.stem: path for path in list_images(arguments.originals)}
-        names = sorted({row.picture for row in ours.rows} & originals.keys())
+        names = sorted({row.image for row in ours.rows} & originals.keys())
         if not names:
-            raise ValueError(f"{arguments.originals}: has none of the pictures of {arguments.ours}")
-        pictures = arguments.pictures or names[:: max(1, len(names) // 6)][:6]
-        unknown = [name for name in pictures if name not in originals]
+            raise ValueError(f"{arguments.originals}: has none of the images of {arguments.ours}")
+        images = arguments.images or names[:: max(1, len(names) // 6)][:6]
+        unknown = [name for name in images if name not in originals]
         if unknown:
-            raise ValueError(f"{arguments.originals}: has no picture {unknown[0]}")
+            raise ValueError(f"{arguments.originals}: has no image {unknown[0]}")
         points = arguments.points or [ours.points[0].label, ours.points[-1].label]
-        chosen = {name: choose(ours, others, name, points) for name in pictures}
+        chosen = {name: choose(ours, others, name, points) for name in images}
         draw(originals, chosen, arguments.output)
     except (ImageError, OSError, ResultsError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)

@@ -58,32 +58,32 @@ def logged(folder: Path, stage: str, name: str) -> list[float]:
 
 
 def measure(
-    codec: Codec, pictures: list[Tensor], folder: Path
+    codec: Codec, images: list[Tensor], folder: Path
 ) -> tuple[list[dict[str, float]], list[list[Tensor]], dict[str, str]]:
-    """Code pictures `[3, H, W]` into files and back at every rate point.
+    """Code images `[3, H, W]` into files and back at every rate point.
 
     Returns:
-        Means over the pictures per rate point; the original and the reconstructions per picture; the metrics
+        Means over the images per rate point; the original and the reconstructions per image; the metrics
         that are not available, with reasons.
     """
     points = []
-    strips: list[list[Tensor]] = [[picture] for picture in pictures]
+    strips: list[list[Tensor]] = [[image] for image in images]
     quality = QualityMetrics({"psnr": PSNR(), "ms_ssim": MSSSIM(), "lpips": lambda: LPIPS("alex")})
     rates = codec.model.num_rates
     for rate in range(rates):
         quality.reset()
-        for i, (picture, strip) in enumerate(zip(pictures, strips, strict=True)):
-            file = folder / f"picture{i}-rate{rate}.glc"
-            file.write_bytes(codec.compress((picture + 1) / 2, quality=100 * rate / (rates - 1)))
+        for i, (image, strip) in enumerate(zip(images, strips, strict=True)):
+            file = folder / f"image{i}-rate{rate}.glc"
+            file.write_bytes(codec.compress((image + 1) / 2, quality=100 * rate / (rates - 1)))
             x_hat = to_tensor(codec.decompress(file.read_bytes()))
-            quality.update(picture[None], x_hat[None], torch.tensor([8.0 * file.stat().st_size]))
+            quality.update(image[None], x_hat[None], torch.tensor([8.0 * file.stat().st_size]))
             strip.append(x_hat)
         points.append({"rate": float(rate), **{name: float(v) for name, v in quality.compute().items()}})
     return points, strips, quality.unavailable
 
 
 def save_side_by_side(strips: list[list[Tensor]], path: Path) -> None:
-    """Save one row per picture: the original, then the reconstructions from the lowest rate up."""
+    """Save one row per image: the original, then the reconstructions from the lowest rate up."""
     height = min(strip[0].shape[1] for strip in strips)
     width = min(strip[0].shape[2] for strip in strips)
     rows = [torch.cat([p[:, :height, :width] for p in strip], dim=2) for strip in strips]
@@ -116,9 +116,9 @@ def main() -> None:
     weights = folder / "demo.safetensors"
     export(folder / "joint" / "checkpoints" / "last.ckpt", weights)
     codec = load(weights, "cpu")
-    pictures = [to_tensor(read_rgb(path)) for path in sample_paths("test")]
+    images = [to_tensor(read_rgb(path)) for path in sample_paths("test")]
     with torch.inference_mode():
-        points, strips, unavailable = measure(codec, pictures, folder)
+        points, strips, unavailable = measure(codec, images, folder)
     save_side_by_side(strips, folder / "side_by_side.png")
     losses = {stage: logged(folder, stage, "val/loss") for stage in STAGES}
     last = codec.model.num_rates - 1
@@ -138,7 +138,7 @@ def main() -> None:
     }
     write_text(folder / "summary.json", json.dumps(summary, indent=2) + "\n")
 
-    print(f"\nUnseen photographs ({len(pictures)}), compressed to files at each rate point:\n")
+    print(f"\nUnseen photographs ({len(images)}), compressed to files at each rate point:\n")
     names = [name for name in ("bpp", "psnr", "ms_ssim", "lpips") if name in points[0]]
     print("rate   " + "".join(f"{name:>10}" for name in names))
     for point in points:

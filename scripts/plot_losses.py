@@ -27,7 +27,7 @@ def main() -> None:
     """Draw."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("runs", nargs="+", type=Path, help="folders of runs")
-    parser.add_argument("-o", "--out", type=Path, required=True, help="picture to write, .svg or .png")
+    parser.add_argument("-o", "--out", type=Path, required=True, help="image to write, .svg or .png")
     parser.add_argument("--names", nargs="+", default=["train/loss", "val/loss"], help="columns of the CSV")
     arguments = parser.parse_args()
     mpl.rcParams["svg.hashsalt"] = "glc"  # the same figures give the same file

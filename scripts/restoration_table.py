@@ -1,13 +1,13 @@
 """Restore while compressing, or restore first? The paper's table 3 for any codec and encoder.
 
-    python scripts/restoration_table.py --codec small --encoder small-denoise --pictures KODAK --output OUT
+    python scripts/restoration_table.py --codec small --encoder small-denoise --images KODAK --output OUT
 
-Each picture is degraded, always in the same way, and compressed four ways: by the codec with the restoration
-encoder at `--quality`; by the codec alone; by the codec after a restorer; and, as a bound, the clean picture
+Each image is degraded, always in the same way, and compressed four ways: by the codec with the restoration
+encoder at `--quality`; by the codec alone; by the codec after a restorer; and, as a bound, the clean image
 by the codec alone. The others get at least the bytes of the first and at most 3 % more. All are measured
 against the clean original. Restorers against noise: non-local means and total variation (scikit-image), told
 sigma; BM3D where the package `bm3d` is installed. For holes: scikit-image's biharmonic inpainting, told the
-mask. `--network FILE` adds one of yours (torch.export.save): pictures [1, 3, H, W] in [0, 1] to the same.
+mask. `--network FILE` adds one of yours (torch.export.save): images [1, 3, H, W] in [0, 1] to the same.
 
 `--metrics full` adds DISTS, FID and KID where their weights are (`--weights`). Writes table.md, table.json
 and side_by_side.png. Exits with 1 unless the encoder beats the codec alone in PSNR, and in LPIPS where its
@@ -30,19 +30,19 @@ from PIL import Image
 
 import glc
 from glc.data.degradations import HOLE, Degradation, GaussianNoise, Mask
-from glc.data.images import list_images, read_rgb, stack_pictures, to_image
+from glc.data.images import list_images, read_rgb, stack_images, to_image
 from glc.errors import ImageError, TargetError
 
 ROOT = Path(__file__).resolve().parent.parent
 OURS = "restoration encoder"
 ALONE = "codec alone"
-CLEAN = "codec alone, clean picture"
+CLEAN = "codec alone, clean image"
 SLACK = 1.03
 Restorer = Callable[[Image.Image], Image.Image]
 
 
 def restorers(degradation: Degradation, network: Path | None = None) -> dict[str, Restorer]:
-    """Return what restores pictures before they are compressed, by name."""
+    """Return what restores images before they are compressed, by name."""
     found: dict[str, Restorer] = {}
     if isinstance(degradation, GaussianNoise):
         sigma = sum(degradation.sigma) / 2 / 255
@@ -85,7 +85,7 @@ def _network(path: Path) -> Restorer:
 
     def restore(image: Image.Image) -> Image.Image:
         with torch.inference_mode():
-            return to_image(network((stack_pictures([image]) + 1) / 2)[0] * 2 - 1)
+            return to_image(network((stack_images([image]) + 1) / 2)[0] * 2 - 1)
 
     return restore
 
@@ -99,9 +99,9 @@ def _from_floats(values: np.ndarray) -> Image.Image:
 
 
 def degrade(degradation: Degradation, image: Image.Image, number: int, seed: int) -> Image.Image:
-    """Return a degraded picture, the same for the same number and seed."""
+    """Return a degraded image, the same for the same number and seed."""
     generator = torch.Generator().manual_seed(seed * 1_000_003 + number)
-    return to_image(degradation(stack_pictures([image]), generator)[0])
+    return to_image(degradation(stack_images([image]), generator)[0])
 
 
 def compress_near(codec: glc.Codec, image: Image.Image, size: int) -> bytes:
@@ -117,7 +117,7 @@ def compress_near(codec: glc.Codec, image: Image.Image, size: int) -> bytes:
 
 
 def measure(arguments: argparse.Namespace) -> tuple[list[dict[str, Any]], Image.Image]:
-    """Compress all pictures in all ways; return a row for each way, and a picture of the first."""
+    """Compress all images in all ways; return a row for each way, and an image of the first."""
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         words = [f"degradation={arguments.degradation}", *arguments.overrides]
         cfg = compose("train", ["stage=restoration", f"metrics={arguments.metrics}", *words])
@@ -131,9 +131,9 @@ def measure(arguments: argparse.Namespace) -> tuple[list[dict[str, Any]], Image.
     quality = {name: instantiate(cfg.metrics) for name in (OURS, *before, CLEAN)}
     sizes: dict[str, list[int]] = {name: [] for name in quality}
     strips: list[Image.Image] = []
-    paths = list_images(arguments.pictures)[: arguments.count]
+    paths = list_images(arguments.images)[: arguments.count]
     if not paths:
-        raise ImageError(f"{arguments.pictures}: no pictures in this folder")
+        raise ImageError(f"{arguments.images}: no images in this folder")
     pixels = 0
     for number, path in enumerate(paths):
         clean = read_rgb(path)
@@ -143,13 +143,13 @@ def measure(arguments: argparse.Namespace) -> tuple[list[dict[str, Any]], Image.
         for name, restore in before.items():
             files[name] = compress_near(plain, restore(degraded), len(files[OURS]))
         files[CLEAN] = compress_near(plain, clean, len(files[OURS]))
-        x = stack_pictures([clean])
+        x = stack_images([clean])
         for name, data in files.items():
-            picture = plain.decompress(data)
+            image = plain.decompress(data)
             sizes[name].append(len(data))
-            quality[name].update(x, stack_pictures([picture]), torch.tensor([8.0 * len(data)]))
+            quality[name].update(x, stack_images([image]), torch.tensor([8.0 * len(data)]))
             if number == 0:
-                strips.append(picture)
+                strips.append(image)
         if number == 0:
             strips[:0] = [clean, degraded]
         print(f"{path.name}: {', '.join(str(len(data)) for data in files.values())} bytes", flush=True)
@@ -161,13 +161,13 @@ def measure(arguments: argparse.Namespace) -> tuple[list[dict[str, Any]], Image.
     return rows, _side_by_side(strips)
 
 
-def _side_by_side(pictures: list[Image.Image], side: int = 256) -> Image.Image:
-    """Return the middles of pictures in a row."""
-    side = min(side, *pictures[0].size)
-    left, top = ((length - side) // 2 for length in pictures[0].size)
-    sheet = Image.new("RGB", (side * len(pictures), side))
-    for i, picture in enumerate(pictures):
-        sheet.paste(picture.crop((left, top, left + side, top + side)), (i * side, 0))
+def _side_by_side(images: list[Image.Image], side: int = 256) -> Image.Image:
+    """Return the middles of images in a row."""
+    side = min(side, *images[0].size)
+    left, top = ((length - side) // 2 for length in images[0].size)
+    sheet = Image.new("RGB", (side * len(images), side))
+    for i, image in enumerate(images):
+        sheet.paste(image.crop((left, top, left + side, top + side)), (i * side, 0))
     return sheet
 
 
@@ -193,7 +193,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--codec", default="small", help="weights file or known model (%(default)s)")
     parser.add_argument("--encoder", required=True, help="restoration encoder, file or known name")
-    parser.add_argument("--pictures", type=Path, required=True, help="folder of clean pictures")
+    parser.add_argument("--images", type=Path, required=True, help="folder of clean images")
     parser.add_argument("--count", type=int, help="use the first so many only")
     parser.add_argument("--degradation", default="gaussian_noise", help="of conf/degradation (%(default)s)")
     parser.add_argument("--quality", type=float, default=50.0, help="of the encoder's files (%(default)s)")

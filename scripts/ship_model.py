@@ -6,7 +6,7 @@ RUNS holds the folders vqvae, transform and joint of one training. Writes the we
 in half precision into src/glc/pretrained; into docs/models/NAME each stage's configuration and validations,
 training.safetensors, which is what training needs besides the codec, and record.json with checksums; into
 tests/expected/NAME files of two photographs with the integers in them. `tests/codec/test_shipped.py` holds it
-together. PHOTOS are pictures of the training: the frequencies of the hyper code are counted on them.
+together. PHOTOS are images of the training: the frequencies of the hyper code are counted on them.
 """
 
 import argparse
@@ -107,9 +107,9 @@ def golden(codec: glc.Codec, folder: Path) -> None:
     photographs = {path.stem: path for split in ("train", "test") for path in sample_paths(split)}
     note: dict[str, Any] = {"fingerprint": codec.weights.fingerprint, "files": {}}
     for name, box in GOLDEN.items():
-        picture = read_rgb(photographs[name]).crop(box)
+        image = read_rgb(photographs[name]).crop(box)
         for quality in QUALITIES:
-            data = codec.compress(picture, quality)
+            data = codec.compress(image, quality)
             file = f"{name}_q{quality:g}.glc"
             (folder / file).write_bytes(data)
             note["files"][file] = {"box": list(box), "symbols": digest(codec.symbols(data))}
@@ -121,7 +121,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("name", help="of the model in the package")
     parser.add_argument("--runs", type=Path, required=True, help="folder with vqvae, transform and joint")
-    parser.add_argument("--photos", type=Path, help="pictures to count the hyper codes on")
+    parser.add_argument("--photos", type=Path, help="images to count the hyper codes on")
     parser.add_argument("--count", type=int, default=64, help="of those photographs (%(default)s)")
     arguments = parser.parse_args()
     weights = ROOT / "src" / "glc" / "pretrained" / f"{arguments.name}.safetensors"
@@ -143,7 +143,7 @@ def main() -> int:
         "training_sha256": hashlib.sha256(companion.read_bytes()).hexdigest(),
         "parameters": sum(p.numel() for p in codec.model.parameters()),
         "torch": torch.__version__,
-        "pictures_counted": len(photos),
+        "images_counted": len(photos),
         "stages": stages,
     }
     target = ROOT / "docs" / "models" / arguments.name / "record.json"

@@ -21,7 +21,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         action="append",
         default=[],
         metavar="KEY=VALUE",
-        help="tests/stress: rounds, seed, device, weights, pictures, lpips, files or output",
+        help="tests/stress: rounds, seed, device, weights, images, lpips, files or output",
     )
 
 

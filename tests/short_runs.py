@@ -24,8 +24,8 @@ STAGES = ("vqvae", "transform", "joint")
 QUIET = {"WANDB_MODE": "offline", "WANDB_SILENT": "true", "GLC_OFFLINE": "1", "TORCH_HOME": os.devnull}
 
 
-def write_pictures(folder: Path, count: int = 6, side: int = 192) -> Path:
-    """Write smooth random pictures, the same for each call."""
+def write_images(folder: Path, count: int = 6, side: int = 192) -> Path:
+    """Write smooth random images, the same for each call."""
     folder.mkdir(parents=True, exist_ok=True)
     random = np.random.default_rng(0)
     for i in range(count):
@@ -34,15 +34,15 @@ def write_pictures(folder: Path, count: int = 6, side: int = 192) -> Path:
     return folder
 
 
-def settings(pictures: Path, runs: Path, name: str, stage: str, steps: int = 4) -> dict[str, Any]:
+def settings(images: Path, runs: Path, name: str, stage: str, steps: int = 4) -> dict[str, Any]:
     """Overrides that make any stage a run of seconds."""
     return {
         "stage": stage,
         "stage.schedule.warmup": 0,
         "model": "tiny",
         "data": "folder",
-        "data.train": str(pictures),
-        "data.val": str(pictures),
+        "data.train": str(images),
+        "data.val": str(images),
         "data.crop": 64,
         "data.stride": 64,
         "data.val_crop": 64,
@@ -128,7 +128,7 @@ def stand_in_weights(folder: Path) -> Path:
 @functools.cache
 def three_stages(base: Path) -> dict[str, Path]:
     """Train the stages in a row with everything switched on; return the folder of each."""
-    pictures = write_pictures(base / "three-stages-pictures")
+    images = write_images(base / "three-stages-images")
     weights = stand_in_weights(base / "three-stages-weights")
     more = {
         "data.val_crop": 192,
@@ -138,4 +138,4 @@ def three_stages(base: Path) -> dict[str, Path]:
         "validate_first": "true",
     }
     runs = base / "three-stages"
-    return {stage: run({**settings(pictures, runs, "all", stage), **more}) for stage in STAGES}
+    return {stage: run({**settings(images, runs, "all", stage), **more}) for stage in STAGES}

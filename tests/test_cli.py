@@ -12,7 +12,7 @@ from glc.cli import main
 
 @pytest.fixture
 def folder(tmp_path):
-    source = tmp_path / "pictures"
+    source = tmp_path / "images"
     source.mkdir()
     for i in range(3):
         Image.new("RGB", (32 + i, 32), (i * 80, 0, 0)).save(source / f"{i}.png")
@@ -27,15 +27,15 @@ def test_pack_writes_shards_and_says_so(folder, tmp_path):
     (folder / "bad.png").write_bytes(b"x")
     result = glc("pack", folder, tmp_path / "out", "--per-shard", 2, "--workers", 1)
     assert result.exit_code == 0, result.output
-    assert "3 pictures in 2 shards" in result.stdout
-    assert "skipped bad.png: not a picture" in result.stderr
+    assert "3 images in 2 shards" in result.stdout
+    assert "skipped bad.png: not an image" in result.stderr
     assert json.loads((tmp_path / "out" / "manifest.json").read_text())["totals"]["count"] == 3
 
 
 def test_pack_samples(tmp_path):
     result = glc("pack", "--samples", "test", tmp_path / "test", "--size", 64, "--workers", 1)
     assert result.exit_code == 0, result.output
-    assert "3 pictures in 1 shard," in result.stdout
+    assert "3 images in 1 shard," in result.stdout
 
 
 def test_usage_errors_exit_with_2(folder, tmp_path):

@@ -15,7 +15,7 @@ from glc.codec.weights.file import read_weights
 from glc.codec.weights.variants import save_part
 from glc.launch.overrides import explain_overrides
 from glc.launch.train import register_resolvers
-from tests.codec.fixed_model import fixed_codec_weights, fixed_picture
+from tests.codec.fixed_model import fixed_codec_weights, fixed_image
 from tests.losses.test_perceptual import FILES, reference, save_features
 
 ROOT = Path(__file__).parents[1]
@@ -69,11 +69,11 @@ def test_the_codec_is_used_as_printed(document: str, tmp_path: Path, monkeypatch
     save_features(reference("squeeze"), tmp_path / "WEIGHTS" / FILES["squeeze"])
     (tmp_path / "photos" / "summer").mkdir(parents=True)
     for name in ("photo.png", "photos/one.png", "photos/summer/two.png"):
-        Image.fromarray(fixed_picture(96, 128)).save(name)
+        Image.fromarray(fixed_image(96, 128)).save(name)
     found = codec_commands(document)
     assert len(found) >= 2
     for line in found:
-        # The pictures are tiny and the codec is no good: the sizes of real ones are out of its reach.
+        # The images are tiny and the codec is no good: the sizes of real ones are out of its reach.
         line = re.sub(r"--target-(bpp|size) [\d.]+", r"--target-size 100000", line)
         result = CliRunner().invoke(main, shlex.split(line)[1:])
         assert result.exit_code == 0, (line, result.output)
@@ -86,7 +86,7 @@ def test_applications_are_used_as_printed(tmp_path: Path, monkeypatch: pytest.Mo
         state = getattr(weights.model, kind).state_dict()
         file = f"{name}.{kind}.safetensors"
         save_part(file, kind, state, weights.description[kind], weights.fingerprint)  # type: ignore[arg-type]
-    Image.fromarray(fixed_picture(64, 64)).save("noisy.png")
+    Image.fromarray(fixed_image(64, 64)).save("noisy.png")
     found = codec_commands("docs/applications.md")
     assert len(found) == 3
     for line in found:

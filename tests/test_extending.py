@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from tests.short_runs import QUIET, checkpoint, figures, write_pictures
+from tests.short_runs import QUIET, checkpoint, figures, write_images
 
 ROOT = Path(__file__).parents[1]
 DOCUMENT = (ROOT / "docs" / "extending.md").read_text("utf-8")
@@ -62,7 +62,7 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 def done(installed: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder in which the document's commands were run."""
     folder = tmp_path_factory.mktemp("extending")
-    write_pictures(folder / "photos", count=2, side=128)
+    write_images(folder / "photos", count=2, side=128)
     (folder / "photos" / "0.png").rename(folder / "photo.png")
     (commands,) = [text for _, language, text in BLOCKS if language == "sh"]
     assert commands.startswith("pip install examples/glc_example\n")

@@ -1,4 +1,4 @@
-"""The search for a better latent: nearer pictures in ordinary files, whatever is searched in pieces."""
+"""The search for a better latent: nearer images in ordinary files, whatever is searched in pieces."""
 
 import gc
 import weakref
@@ -17,7 +17,7 @@ from glc.data.images import read_rgb
 from glc.data.sources import sample_paths
 from glc.errors import MemoryLimitError
 from glc.latent_search import Effort, _tiles
-from tests.codec.fixed_model import fixed_picture
+from tests.codec.fixed_model import fixed_image
 from tests.codec.variants import VARIANTS, Variants
 from tests.losses.test_perceptual import FILES, reference, save_features
 
@@ -56,16 +56,16 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
-def distance(codec: glc.Codec, data: bytes, picture: np.ndarray) -> float:
-    """What the search lowers, of the picture in a file."""
+def distance(codec: glc.Codec, data: bytes, image: np.ndarray) -> float:
+    """What the search lowers, of the image in a file."""
     x, x_hat = (
         torch.from_numpy(np.asarray(p).copy()).permute(2, 0, 1)[None].float() / 127.5 - 1
-        for p in (picture, codec.decompress(data))
+        for p in (image, codec.decompress(data))
     )
     return float((x - x_hat).abs().mean() + Coarse()(x, x_hat).mean())
 
 
-def test_the_picture_is_nearer_and_the_file_hardly_larger(codec: glc.Codec, photograph: np.ndarray) -> None:
+def test_the_image_is_nearer_and_the_file_hardly_larger(codec: glc.Codec, photograph: np.ndarray) -> None:
     plain = codec.compress(photograph)
     searched = codec.compress(photograph, effort=Effort(6, distance=Coarse()))
     assert distance(codec, searched, photograph) < 0.95 * distance(codec, plain, photograph)
@@ -184,13 +184,13 @@ def test_every_kind_of_coder_can_be_searched(variant: str, tmp_path: Path, photo
     )
 
 
-def test_pictures_that_lpips_cannot_see_stay_as_they_are(tmp_path: Path) -> None:
+def test_images_that_lpips_cannot_see_stay_as_they_are(tmp_path: Path) -> None:
     made = Variants(tmp_path).codec("indices_map")
-    tiny = fixed_picture(8, 40)
+    tiny = fixed_image(8, 40)
     save_features(reference("squeeze"), tmp_path / FILES["squeeze"])
     effort = Effort(2, weights_dir=tmp_path)
     assert made.compress(tiny, effort=effort) == made.compress(tiny)
-    assert made.symbols(made.compress(fixed_picture(32, 40), effort=effort)).y.shape == (1, 4, 5)
+    assert made.symbols(made.compress(fixed_image(32, 40), effort=effort)).y.shape == (1, 4, 5)
 
 
 @pytest.mark.parametrize("steps", [0, -1, 2.5])

@@ -18,7 +18,7 @@ from hatchling.builders.wheel import WheelBuilder
 from PIL import Image
 
 import glc
-from tests.codec.fixed_model import fixed_picture
+from tests.codec.fixed_model import fixed_image
 from tests.short_runs import QUIET, ROOT, STAGES, arguments, settings
 
 # Several commands in one process, which imports torch once; the first that fails ends it.
@@ -119,7 +119,7 @@ def test_the_stages_the_codec_and_the_evaluation_run_from_the_wheel(installed: I
     assert Path(place.strip()).is_relative_to(installed.prefix)
     assert installed.run("--version").strip() == f"glc, version {glc.__version__}"
     (folder / "set").mkdir()
-    Image.fromarray(fixed_picture(80, 96)).save(folder / "set" / "photo.png")
+    Image.fromarray(fixed_image(80, 96)).save(folder / "set" / "photo.png")
     trainings = []
     for stage in STAGES:
         values = {**settings(Path(), Path("runs"), "mine", stage, steps=2), "data": "samples"}

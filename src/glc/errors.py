@@ -26,7 +26,7 @@ class WrongWeightsError(BitstreamError):
 
 
 class SizeLimitError(BitstreamError):
-    """The picture is larger than the limit; nothing was allocated for it."""
+    """The image is larger than the limit; nothing was allocated for it."""
 
 
 class TargetError(ValueError):

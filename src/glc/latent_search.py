@@ -1,7 +1,7 @@
-"""Effort: search a picture's latent by gradient descent before it is coded.
+"""Effort: search an image's latent by gradient descent before it is coded.
 
-E has learnt one answer for all pictures. For a single one there is a better latent, and D, which is at hand,
-tells where: the picture that it would draw is compared, and the latent is moved down the gradient
+E has learnt one answer for all images. For a single one there is a better latent, and D, which is at hand,
+tells where: the image that it would draw is compared, and the latent is moved down the gradient
 (content-adaptive coding: Campos et al., CVPR workshops 2019; Yang et al., NeurIPS 2020). Files stay ordinary.
 """
 
@@ -33,7 +33,7 @@ class _Cost:
 
 
 class Effort:
-    """Search for a latent whose file is no larger and whose picture is nearer.
+    """Search for a latent whose file is no larger and whose image is nearer.
 
     ```
     l --coder(rate)--> bits, l_hat --D--> x_hat      loss = distortion / that of E's latent
@@ -42,8 +42,8 @@ class Effort:
     ```
 
     LPIPS sees random views, so that the search finds no blind spot of its network. What is worse than E's own
-    latent in the end is thrown away. Larger pictures are searched in tiles, one after the other, each as a
-    picture of its own: D's attention windows and group statistics are the tile's.
+    latent in the end is thrown away. Larger images are searched in tiles, one after the other, each as a
+    image of its own: D's attention windows and group statistics are the tile's.
 
     One search may be used by several threads, for codecs on one device.
 
@@ -92,7 +92,7 @@ class Effort:
         self.distance = LPIPS(net, weights_dir) if distance is None else distance
 
     def __call__(self, model: GLC, x: Tensor, latent: Tensor, rate: float, memory: int | None) -> Tensor:
-        """Return a better latent for a picture at a rate point.
+        """Return a better latent for an image at a rate point.
 
         Args:
             model: the codec's networks, without gradients.

@@ -9,7 +9,7 @@ from PIL import Image
 
 import glc
 from glc.app.service import GREY, KEPT, OWN, Studio
-from tests.codec.fixed_model import fixed_codec_weights, fixed_picture
+from tests.codec.fixed_model import fixed_codec_weights, fixed_image
 
 
 @pytest.fixture(scope="module")
@@ -17,8 +17,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("studio")
     fixed_codec_weights(folder / "mine.safetensors")
     fixed_codec_weights(folder / "other.safetensors", seed=1)
-    Image.fromarray(fixed_picture(64, 96)).save(folder / "photo.png")
-    (folder / "text.png").write_text("no picture")
+    Image.fromarray(fixed_image(64, 96)).save(folder / "photo.png")
+    (folder / "text.png").write_text("no image")
     return folder
 
 
@@ -29,22 +29,22 @@ def studio(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Studio:
     return Studio("mine", "cpu", max_bytes=100_000, max_pixels=96 * 64)
 
 
-def test_a_picture_becomes_a_file_that_the_codec_opens(studio: Studio, folder: Path) -> None:
+def test_a_image_becomes_a_file_that_the_codec_opens(studio: Studio, folder: Path) -> None:
     coded = studio.compress(folder / "photo.png", "mine", quality=30)
     codec = glc.load(folder / "mine.safetensors", "cpu")
     data = coded.file.read_bytes()
     assert coded.file.name == "photo.glc"
     assert data == codec.compress(folder / "photo.png", 30)
-    assert np.array_equal(np.asarray(coded.picture), np.asarray(codec.decompress(data)))
+    assert np.array_equal(np.asarray(coded.image), np.asarray(codec.decompress(data)))
     assert coded.coarse is not None
     assert coded.coarse.size == (96, 64)
     assert coded.figures["file"] == f"{len(data):,} bytes"
     assert coded.figures["bits per pixel"] == f"{8 * len(data) / 96 / 64:.4f}"
-    error = (np.asarray(coded.original, float) - np.asarray(coded.picture)) ** 2
+    error = (np.asarray(coded.original, float) - np.asarray(coded.image)) ** 2
     assert coded.figures["PSNR"] == f"{10 * np.log10(255**2 / error.mean()):.2f} dB"
-    assert "MS-SSIM" not in coded.figures  # not defined for so small a picture
+    assert "MS-SSIM" not in coded.figures  # not defined for so small an image
     opened, told = studio.open(coded.file)
-    assert np.array_equal(np.asarray(opened), np.asarray(coded.picture))
+    assert np.array_equal(np.asarray(opened), np.asarray(coded.image))
     assert told["model"] == "mine"
 
 
@@ -94,7 +94,7 @@ def test_limits_hold_before_anything_is_decoded(studio: Studio, folder: Path, tm
     (tmp_path / "long.glc").write_bytes(b"x" * 100_001)
     with pytest.raises(glc.ImageError, match=r"long\.glc: 0\.1 MB, more than the limit of 0\.1 MB"):
         studio.open(tmp_path / "long.glc")
-    large = glc.load(folder / "mine.safetensors", "cpu").compress(fixed_picture(97, 64))
+    large = glc.load(folder / "mine.safetensors", "cpu").compress(fixed_image(97, 64))
     (tmp_path / "large.glc").write_bytes(large)
     with pytest.raises(glc.SizeLimitError):
         studio.open(tmp_path / "large.glc")
@@ -105,15 +105,15 @@ def test_limits_hold_before_anything_is_decoded(studio: Studio, folder: Path, tm
 
 
 def test_what_cannot_be_done_is_said(studio: Studio, folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(glc.ImageError, match=r"text\.png: not a picture in a known format"):
+    with pytest.raises(glc.ImageError, match=r"text\.png: not an image in a known format"):
         studio.compress(folder / "text.png", "mine")
-    with pytest.raises(glc.ImageError, match="choose a picture first"):
+    with pytest.raises(glc.ImageError, match="choose an image first"):
         studio.compress(None, "mine")
     with pytest.raises(glc.NotGlcError):
         studio.open(folder / "photo.png")
     fixed_codec_weights(tmp_path / "third.safetensors", seed=2)
     third = glc.load(tmp_path / "third.safetensors", "cpu")
-    (tmp_path / "a.glc").write_bytes(third.compress(fixed_picture(8, 8)))
+    (tmp_path / "a.glc").write_bytes(third.compress(fixed_image(8, 8)))
     with pytest.raises(glc.WrongWeightsError, match=r"a\.glc: written with the weights .* no model here has"):
         studio.open(tmp_path / "a.glc")
     with pytest.raises(glc.WeightsError, match="no encoder 'none'"):
@@ -136,7 +136,7 @@ def test_a_broken_model_beside_does_not_keep_files_from_being_opened(
 
 
 def test_holes_are_what_the_encoder_was_trained_on(studio: Studio, folder: Path) -> None:
-    picture = Image.open(folder / "photo.png")
+    image = Image.open(folder / "photo.png")
     mask = np.zeros((64, 96), bool)
     mask[20:30, 40:60] = True
     holed, coded = studio.inpaint(folder / "photo.png", mask, "mine", OWN, 50)
@@ -144,10 +144,10 @@ def test_holes_are_what_the_encoder_was_trained_on(studio: Studio, folder: Path)
     assert (values[mask] == GREY).all()
     outside = np.ones_like(mask)
     outside[19:31, 39:61] = False  # the soft edge of the brush
-    assert np.array_equal(values[outside], np.asarray(picture)[outside])
+    assert np.array_equal(values[outside], np.asarray(image)[outside])
     assert coded.file.read_bytes() == glc.load(folder / "mine.safetensors", "cpu").compress(holed, 50)
     assert coded.file.name == "photo.glc"
-    assert "PSNR" not in coded.figures  # against a picture with holes it would say nothing
+    assert "PSNR" not in coded.figures  # against an image with holes it would say nothing
 
 
 def test_what_the_page_sends_back_is_within_its_limit(studio: Studio, folder: Path, tmp_path: Path) -> None:
@@ -160,7 +160,7 @@ def test_what_the_page_sends_back_is_within_its_limit(studio: Studio, folder: Pa
     stream = io.BytesIO()
     Image.fromarray(noise[:48, :81]).save(stream, "PNG")
     assert len(stream.getvalue()) < studio.max_bytes
-    # What was painted there is as large on the picture.
+    # What was painted there is as large on the image.
     mask = np.zeros((48, 81), bool)
     mask[20:30, 30:40] = True
     lost = (np.asarray(studio.inpaint(tmp_path / "noise.png", mask, "mine", OWN, 50)[0]) == GREY).all(-1)

@@ -16,7 +16,7 @@ from benchmarks.__main__ import main
 from benchmarks.random_weights import random_weights
 from glc.cli import main as cli
 from glc.codec.weights.file import read_weights
-from tests.codec.fixed_model import fixed_codec_weights, fixed_picture
+from tests.codec.fixed_model import fixed_codec_weights, fixed_image
 
 
 @pytest.fixture(autouse=True)
@@ -35,8 +35,8 @@ def measured(place: Path, name: str, *words: object) -> dict[str, Any]:
 
 
 def test_the_profile_accounts_for_the_whole_time(tmp_path: Path) -> None:
-    Image.fromarray(fixed_picture(96, 64)).save(tmp_path / "a.png")
-    sides = measured(tmp_path, "profile", "--picture", tmp_path / "a.png")["sides"]
+    Image.fromarray(fixed_image(96, 64)).save(tmp_path / "a.png")
+    sides = measured(tmp_path, "profile", "--image", tmp_path / "a.png")["sides"]
     assert list(sides) == ["compress", "decompress"]
     for side, parts in (("compress", {"E", "g_a", "entropy coding"}), ("decompress", {"D", "g_s"})):
         assert parts <= sides[side]["details"].keys()
@@ -45,8 +45,8 @@ def test_the_profile_accounts_for_the_whole_time(tmp_path: Path) -> None:
 
 def test_the_rate_cost_is_small_and_counted_once(tmp_path: Path) -> None:
     (tmp_path / "images").mkdir()
-    Image.fromarray(fixed_picture(192, 128)).save(tmp_path / "images" / "a.png")
-    report = measured(tmp_path, "rate_cost", "--pictures", tmp_path / "images", "--rounds", 2)
+    Image.fromarray(fixed_image(192, 128)).save(tmp_path / "images" / "a.png")
+    report = measured(tmp_path, "rate_cost", "--images", tmp_path / "images", "--rounds", 2)
     assert list(report["sides"]) == [f"rate {rate}" for rate in range(4)]
     assert report["rounds"] == 1
     for side in report["sides"].values():
@@ -54,7 +54,7 @@ def test_the_rate_cost_is_small_and_counted_once(tmp_path: Path) -> None:
         assert abs(side["details"]["exact, %"]) < 0.1
         assert abs(side["details"]["tables, %"]) < 1
         assert 0 < side["details"]["payload, %"] < 5
-    with pytest.raises(SystemExit, match="--pictures FOLDER"):
+    with pytest.raises(SystemExit, match="--images FOLDER"):
         main(["rate_cost", "--weights", str(tmp_path / "fixed.safetensors")])
 
 
@@ -80,9 +80,9 @@ def test_shards_are_compressed_by_whole_commands(tmp_path: Path, monkeypatch: py
 
 def test_sides_of_the_codec_and_of_folders_are_measured(tmp_path: Path) -> None:
     weights = fixed_codec_weights(tmp_path / "fixed.safetensors")
-    Image.fromarray(fixed_picture(96, 64)).save(tmp_path / "a.png")
+    Image.fromarray(fixed_image(96, 64)).save(tmp_path / "a.png")
     shared = {"weights": str(weights), "quality": 30, "threads": 1, "device": "cpu"}
-    one = {**shared, "picture": str(tmp_path / "a.png"), "warm": 0}
+    one = {**shared, "image": str(tmp_path / "a.png"), "warm": 0}
     assert codec.measure({**one, "side": codec.PLAIN}).details == {}
     details = codec.measure({**one, "side": "auto"}).details
     assert {"compress", "decompress", "E ... D once", "E", "D"} <= details.keys()
@@ -112,5 +112,5 @@ def test_random_weights_are_a_codec(tmp_path: Path) -> None:
     first, again, other = (random_weights(tmp_path / f"{i}.safetensors", "tiny", seed) for i, seed in seeds)
     marks = [read_weights(path).fingerprint for path in (first, again, other)]
     assert marks[0] == marks[1] != marks[2]
-    file = glc.load(first, "cpu").compress(fixed_picture(40, 50))
+    file = glc.load(first, "cpu").compress(fixed_image(40, 50))
     assert glc.load(again, "cpu").decompress(file).size == (50, 40)

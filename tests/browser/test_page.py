@@ -22,7 +22,7 @@ import glc
 from glc.codec.weights.file import read_weights
 from glc.codec.weights.variants import save_part
 from tests.browser.conftest import OpenPage, Watched
-from tests.codec.fixed_model import fixed_codec_weights, fixed_picture
+from tests.codec.fixed_model import fixed_codec_weights, fixed_image
 
 ROOT = Path(__file__).parents[2]
 PACKAGES = Path(os.environ.get("GLC_APP_PATH", ROOT / "build" / "app"))
@@ -30,7 +30,7 @@ PACKAGES = Path(os.environ.get("GLC_APP_PATH", ROOT / "build" / "app"))
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model, an encoder and a decoder for it, pictures, and what is none."""
+    """A model, an encoder and a decoder for it, images, and what is none."""
     folder = tmp_path_factory.mktemp("page")
     codec = fixed_codec_weights(folder / "mine.safetensors")
     weights = read_weights(codec)
@@ -39,11 +39,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         moved = {key: value * 1.05 for key, value in state.items()}
         part = folder / f"{name}.{kind}.safetensors"
         save_part(part, kind, moved, weights.description[kind], weights.fingerprint)  # type: ignore[arg-type]
-    Image.fromarray(fixed_picture(192, 256)).save(folder / "photo.png")
+    Image.fromarray(fixed_image(192, 256)).save(folder / "photo.png")
     Image.new("L", (2000, 1000)).save(folder / "large.png")
     noise = np.random.default_rng(0).integers(0, 256, (500, 640, 3), np.uint8)
     Image.fromarray(noise).save(folder / "noise.png")
-    (folder / "text.png").write_text("no picture")
+    (folder / "text.png").write_text("no image")
     return folder
 
 
@@ -113,12 +113,12 @@ def download(watched: Watched, name: str) -> bytes:
     return Path(started.value.path()).read_bytes()
 
 
-def sizes_of_pictures(watched: Watched) -> list[list[int]]:
+def sizes_of_images(watched: Watched) -> list[list[int]]:
     script = "panel => [...panel.querySelectorAll('img')].map(i => [i.naturalWidth, i.naturalHeight])"
     return watched.page.locator("[role=tabpanel]:visible").evaluate(script)
 
 
-def test_a_dropped_picture_is_compressed_and_can_be_opened_again(
+def test_a_dropped_image_is_compressed_and_can_be_opened_again(
     page: Watched, folder: Path, tmp_path: Path
 ) -> None:
     upload(page, folder / "photo.png")
@@ -128,7 +128,7 @@ def test_a_dropped_picture_is_compressed_and_can_be_opened_again(
     assert re.fullmatch(r"\d+\.\d\d dB", cell(page, "PSNR"))
     assert float(cell(page, "MS-SSIM")) < 1
     page.page.wait_for_function("document.querySelectorAll('[role=tabpanel] img').length >= 3")
-    assert [256, 192] in sizes_of_pictures(page)  # the slider's two and what the hyper code carries
+    assert [256, 192] in sizes_of_images(page)  # the slider's two and what the hyper code carries
     assert download(page, "photo.glc") == data
 
     (tmp_path / "photo.glc").write_bytes(data)
@@ -141,12 +141,12 @@ def test_a_dropped_picture_is_compressed_and_can_be_opened_again(
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("text.png", "text.png: not a picture in a known format"),
+        ("text.png", "text.png: not an image in a known format"),
         ("large.png", "large.png: 2000 x 1000 pixels, more than the limit of 1 million"),
     ],
 )
 @pytest.mark.parametrize("tab", ["Compress", "Fill holes"])
-def test_a_bad_picture_is_one_clear_line(
+def test_a_bad_image_is_one_clear_line(
     page: Watched, folder: Path, tab: str, name: str, message: str
 ) -> None:
     page.page.get_by_role("tab", name=tab).click()
@@ -157,7 +157,7 @@ def test_a_bad_picture_is_one_clear_line(
         assert_calm(page)
 
 
-def test_a_picture_is_restored_and_drawn_in_a_style(page: Watched, folder: Path) -> None:
+def test_a_image_is_restored_and_drawn_in_a_style(page: Watched, folder: Path) -> None:
     codec = folder / "mine.safetensors"
     for tab, button, quality, part in (
         ("Restore", "Restore", 50, {"encoder": folder / "mine-denoise.encoder.safetensors"}),
@@ -174,12 +174,12 @@ def test_a_picture_is_restored_and_drawn_in_a_style(page: Watched, folder: Path)
 def test_holes_are_painted_and_filled(page: Watched, folder: Path) -> None:
     page.page.get_by_role("tab", name="Fill holes").click()
     page.page.get_by_role("button", name="Fill", exact=True).click()
-    page.page.get_by_text("choose a picture first").first.wait_for()
-    # The picture and what is sent back when it was painted on keep to one limit.
+    page.page.get_by_text("choose an image first").first.wait_for()
+    # The image and what is sent back when it was painted on keep to one limit.
     upload(page, folder / "noise.png")
     canvas = page.page.locator("[role=tabpanel]:visible canvas").first
     canvas.wait_for()
-    page.page.wait_for_timeout(1500)  # the picture fades in
+    page.page.wait_for_timeout(1500)  # the image fades in
     box = canvas.bounding_box()
     assert box is not None
     x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2

@@ -10,7 +10,7 @@ from playwright.sync_api import Locator
 from glc.evaluation.report import build_report
 from glc.evaluation.results import read_results
 from tests.browser.conftest import OpenPage, Watched
-from tests.evaluation.fake_run import PICTURES, SIZE, at_rates, write_originals, write_run
+from tests.evaluation.fake_run import IMAGES, SIZE, at_rates, write_originals, write_run
 
 RED, GREEN, BLUE = (200, 40, 40), (20, 140, 40), (10, 20, 230)
 
@@ -55,13 +55,13 @@ def test_what_is_not_in_the_page_is_refused(opened: Watched) -> None:
     refused = opened.page.evaluate(
         """new Promise((tell) => {
             document.addEventListener("securitypolicyviolation", (event) => tell(event.effectiveDirective));
-            document.body.append(Object.assign(new Image(), {src: "http://127.0.0.1:9/picture.png"}));
+            document.body.append(Object.assign(new Image(), {src: "http://127.0.0.1:9/image.png"}));
         })"""
     )
     assert refused == "img-src"
 
 
-def test_the_slider_divides_two_pictures(opened: Watched) -> None:
+def test_the_slider_divides_two_images(opened: Watched) -> None:
     stage = opened.page.locator("[data-role=stage]")
     stage.scroll_into_view_if_needed()
     assert [colour_at(stage, share) for share in (0.2, 0.8)] == ["red", "green"]
@@ -86,12 +86,12 @@ def test_the_slider_divides_two_pictures(opened: Watched) -> None:
 def test_the_slider_shows_what_is_chosen(opened: Watched) -> None:
     page = opened.page
     stage = page.locator("[data-role=stage]")
-    assert page.locator("[data-role=picture] option").all_text_contents() == list(PICTURES)
+    assert page.locator("[data-role=image] option").all_text_contents() == list(IMAGES)
     assert page.locator("[data-role=left] option").all_text_contents() == ["slim", "wide", "original"]
     assert "10 % more bits" in (page.locator("[data-role=rates]").text_content() or "")
     page.locator("[data-role=left]").select_option("original")
     page.locator("[data-role=right]").select_option("slim")
-    page.locator("[data-role=picture]").select_option(PICTURES[-1])
+    page.locator("[data-role=image]").select_option(IMAGES[-1])
     stage.scroll_into_view_if_needed()
     assert [colour_at(stage, share) for share in (0.2, 0.8)] == ["blue", "red"]
     assert page.locator("[data-role=left-caption]").text_content() == "original"

@@ -1,4 +1,4 @@
-"""Pictures to run the commands on, and the commands in a process of their own."""
+"""Images to run the commands on, and the commands in a process of their own."""
 
 import subprocess
 import sys
@@ -8,7 +8,7 @@ from pathlib import Path
 from click.testing import Result
 from PIL import Image
 
-from tests.codec.fixed_model import fixed_picture
+from tests.codec.fixed_model import fixed_image
 
 Glc = Callable[..., Result]
 """Takes arguments, and bytes for standard input as `stdin`."""
@@ -16,10 +16,10 @@ MAIN = "from glc.cli import main; main()"
 """What the command `glc` runs."""
 
 
-def picture(path: str | Path, height: int = 40, width: int = 50, seed: int = 0) -> Path:
-    """Write a picture and return its path."""
+def image(path: str | Path, height: int = 40, width: int = 50, seed: int = 0) -> Path:
+    """Write an image and return its path."""
     Path(path).parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(fixed_picture(height, width, seed)).save(path)
+    Image.fromarray(fixed_image(height, width, seed)).save(path)
     return Path(path)
 
 

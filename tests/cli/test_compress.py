@@ -9,7 +9,7 @@ from PIL import Image
 
 import glc as library
 from glc.codec.bitstream import unpack
-from tests.cli.runs import Glc, picture, separately, tree
+from tests.cli.runs import Glc, image, separately, tree
 
 
 def bpp(file: str | Path) -> float:
@@ -18,8 +18,8 @@ def bpp(file: str | Path) -> float:
     return 8 * len(data) / (header.width * header.height)
 
 
-def test_a_picture_becomes_a_file_beside_it(glc: Glc, models: Path) -> None:
-    picture("photo.png", 64, 96)
+def test_a_image_becomes_a_file_beside_it(glc: Glc, models: Path) -> None:
+    image("photo.png", 64, 96)
     result = glc("compress", "photo.png", "--device", "cpu")
     assert result.exit_code == 0, result.stderr
     data = Path("photo.glc").read_bytes()
@@ -32,7 +32,7 @@ def test_a_picture_becomes_a_file_beside_it(glc: Glc, models: Path) -> None:
 
 
 def test_quality_model_and_targets_are_passed_on(glc: Glc, models: Path) -> None:
-    picture("photo.png", 128, 128)
+    image("photo.png", 128, 128)
     codec = library.load(models / "other.safetensors", "cpu")
     for model in ("other", models / "other.safetensors"):
         assert glc("compress", "photo.png", "--model", model, "--quality", 12.5, "--force").exit_code == 0
@@ -47,7 +47,7 @@ def test_quality_model_and_targets_are_passed_on(glc: Glc, models: Path) -> None
 
 
 def test_a_target_beyond_the_best_quality_gives_a_note(glc: Glc) -> None:
-    picture("photo.png")
+    image("photo.png")
     result = glc("compress", "photo.png", "--target-size", 100_000)
     assert result.exit_code == 0
     assert result.stderr.startswith("photo.png: note: ")
@@ -56,7 +56,7 @@ def test_a_target_beyond_the_best_quality_gives_a_note(glc: Glc) -> None:
 
 
 def test_a_target_below_the_smallest_file_is_an_error(glc: Glc) -> None:
-    picture("photo.png")
+    image("photo.png")
     result = glc("compress", "photo.png", "--target-size", 20)
     assert result.exit_code == 2
     assert result.stderr.startswith("photo.png: no file of 20 bytes can be made; the smallest has ")
@@ -65,8 +65,8 @@ def test_a_target_below_the_smallest_file_is_an_error(glc: Glc) -> None:
 
 def test_folders_keep_their_structure(glc: Glc) -> None:
     for name in ("a.png", "sub/b ö.JPG", "sub/deep/c.webp", ".hidden/x.png", "sub/.y.png"):
-        picture(f"in/{name}")
-    Path("in/notes.txt").write_text("no picture")
+        image(f"in/{name}")
+    Path("in/notes.txt").write_text("no image")
     assert glc("compress", "in", "-o", "new/out").exit_code == 0
     assert tree("new/out") == ["a.glc", "sub/b ö.glc", "sub/deep/c.glc"]
     assert glc("compress", "in/sub").exit_code == 0
@@ -75,7 +75,7 @@ def test_folders_keep_their_structure(glc: Glc) -> None:
 
 def test_several_inputs_share_a_folder_under_their_names(glc: Glc) -> None:
     for name in ("one/a.png", "two/a.png", "a.png"):
-        picture(name)
+        image(name)
     assert glc("compress", "one", "two", "a.png", "-o", "out").exit_code == 0
     assert tree("out") == ["a.glc", "one/a.glc", "two/a.glc"]
     assert glc("compress", "one/a.png", "a.png").exit_code == 0
@@ -84,7 +84,7 @@ def test_several_inputs_share_a_folder_under_their_names(glc: Glc) -> None:
 
 
 def test_a_single_file_goes_to_a_file_or_into_a_folder(glc: Glc) -> None:
-    picture("-a.b.png")
+    image("-a.b.png")
     Path("there").mkdir()
     assert glc("compress", "-o", "new/name", "--", "-a.b.png").exit_code == 0
     assert glc("compress", "-o", "there", "--", "-a.b.png").exit_code == 0
@@ -92,15 +92,15 @@ def test_a_single_file_goes_to_a_file_or_into_a_folder(glc: Glc) -> None:
     assert tree(".") == ["-a.b.png", "made/-a.b.glc", "new/name", "there/-a.b.glc"]
 
 
-def test_a_file_without_a_pictures_suffix_keeps_its_whole_name(glc: Glc) -> None:
-    picture("photo.png").rename("photo.2024")
+def test_a_file_without_a_images_suffix_keeps_its_whole_name(glc: Glc) -> None:
+    image("photo.png").rename("photo.2024")
     assert glc("compress", "photo.2024").exit_code == 0
     assert Path("photo.2024.glc").is_file()
 
 
 def test_links_are_followed_once(glc: Glc) -> None:
-    picture("in/sub/a.png")
-    picture("elsewhere/b.png")
+    image("in/sub/a.png")
+    image("elsewhere/b.png")
     os.symlink("..", "in/sub/loop")
     os.symlink("../elsewhere", "in/linked")
     os.symlink("../elsewhere/b.png", "in/c.png")
@@ -109,7 +109,7 @@ def test_links_are_followed_once(glc: Glc) -> None:
 
 
 def test_of_a_linked_output_the_target_is_replaced(glc: Glc) -> None:
-    picture("a.png")
+    image("a.png")
     Path("real.glc").write_bytes(b"old")
     os.symlink("real.glc", "link.glc")
     assert glc("compress", "a.png", "-o", "link.glc").exit_code == 2
@@ -119,7 +119,7 @@ def test_of_a_linked_output_the_target_is_replaced(glc: Glc) -> None:
 
 
 def test_standard_streams(glc: Glc, models: Path) -> None:
-    picture("photo.png")
+    image("photo.png")
     data = library.load(models / "small.safetensors", "cpu").compress("photo.png")
     source = Path("photo.png").read_bytes()
     result = glc("compress", "-", stdin=source)
@@ -129,13 +129,13 @@ def test_standard_streams(glc: Glc, models: Path) -> None:
     assert glc("compress", "photo.png", "-o", "-").stdout_bytes == data
     assert glc("compress", "-", "-o", "x.glc", stdin=source).exit_code == 0
     assert Path("x.glc").read_bytes() == data
-    result = glc("compress", "-", "--quiet", stdin=b"no picture")
+    result = glc("compress", "-", "--quiet", stdin=b"no image")
     assert (result.exit_code, result.stdout_bytes) == (2, b"")
-    assert result.stderr == "standard input: not a picture in a known format\n"
+    assert result.stderr == "standard input: not an image in a known format\n"
 
 
 def test_pipes_between_processes(glc: Glc, models: Path) -> None:
-    picture("photo.png", 33, 65)
+    image("photo.png", 33, 65)
     small = separately("compress", "-", "--quiet", stdin=Path("photo.png").read_bytes())
     assert (small.returncode, small.stderr) == (0, b"")
     large = glc("decompress", "-", stdin=small.stdout)
@@ -149,7 +149,7 @@ def test_pipes_between_processes(glc: Glc, models: Path) -> None:
 
 def test_quiet_says_nothing(glc: Glc) -> None:
     for name in ("in/a.png", "in/b.png"):
-        picture(name)
+        image(name)
     result = glc("compress", "in", "--quiet")
     assert (result.exit_code, result.output) == (0, "")
 
@@ -180,7 +180,7 @@ def test_quiet_says_nothing(glc: Glc) -> None:
     ],
 )
 def test_usage_errors_come_before_any_work(glc: Glc, arguments: list[str]) -> None:
-    before = picture("a.png").read_bytes()
+    before = image("a.png").read_bytes()
     result = glc(*arguments)
     assert result.exit_code == 2
     assert "Error: " in result.stderr

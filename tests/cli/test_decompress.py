@@ -1,4 +1,4 @@
-"""`glc decompress`: pictures back, with the model that made them."""
+"""`glc decompress`: images back, with the model that made them."""
 
 import tracemalloc
 from pathlib import Path
@@ -13,11 +13,11 @@ from glc.cli.files import read_glc, read_image
 from glc.codec import bitstream
 from glc.codec.weights.file import read_weights
 from glc.codec.weights.trust import Trust
-from tests.cli.runs import Glc, picture, tree
+from tests.cli.runs import Glc, image, tree
 
 
 def test_gives_what_the_library_gives(glc: Glc, models: Path) -> None:
-    picture("photo.jpg", 45, 70)
+    image("photo.jpg", 45, 70)
     glc("compress", "photo.jpg")
     result = glc("decompress", "photo.glc")
     assert result.exit_code == 0, result.stderr
@@ -29,7 +29,7 @@ def test_gives_what_the_library_gives(glc: Glc, models: Path) -> None:
 
 
 def test_every_format_that_it_writes_keeps_every_pixel(glc: Glc) -> None:
-    picture("photo.png")
+    image("photo.png")
     glc("compress", "photo.png")
     glc("decompress", "photo.glc", "-o", "expected.png")
     for suffix, (name, _) in LOSSLESS.items():
@@ -65,9 +65,7 @@ def test_each_file_is_decoded_with_the_known_model_that_made_it(
         return read_weights(path, mapped, trust)
 
     for name, model in (("a", "small"), ("b", "other"), ("c", "small"), ("d", "other")):
-        assert (
-            glc("compress", picture(f"{name}.png"), "-o", f"in/{name}.glc", "--model", model).exit_code == 0
-        )
+        assert glc("compress", image(f"{name}.png"), "-o", f"in/{name}.glc", "--model", model).exit_code == 0
     monkeypatch.setattr("glc.codec.load.read_weights", count)
     result = glc("decompress", "in", "-o", "out")
     assert result.exit_code == 0, result.stderr
@@ -78,7 +76,7 @@ def test_each_file_is_decoded_with_the_known_model_that_made_it(
 def test_wrong_weights_name_the_right_ones(
     glc: Glc, models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    glc("compress", picture("a.png"), "--model", "other")
+    glc("compress", image("a.png"), "--model", "other")
     made_by = library.load(models / "other.safetensors", "cpu").fingerprint.hex()
     result = glc("decompress", "a.glc", "-o", "b.png", "--model", "small")
     assert result.exit_code == 2
@@ -101,7 +99,7 @@ def test_wrong_weights_name_the_right_ones(
 
 
 def test_what_is_no_whole_file_is_refused(glc: Glc) -> None:
-    glc("compress", picture("a.png"))
+    glc("compress", image("a.png"))
     whole = Path("a.glc").read_bytes()
     flipped = bytearray(whole)
     flipped[20] ^= 4
@@ -125,7 +123,7 @@ def test_what_is_no_whole_file_is_refused(glc: Glc) -> None:
 
 
 def test_a_damaged_size_is_damage(glc: Glc) -> None:
-    glc("compress", picture("a.png", 40, 50))
+    glc("compress", image("a.png", 40, 50))
     damaged = bytearray(Path("a.glc").read_bytes())
     damaged[8:12] = b"\xff\xff\xff\xff"
     Path("a.glc").write_bytes(damaged)
@@ -152,8 +150,8 @@ def test_reading_takes_no_more_memory_than_there_is_to_read(glc: Glc) -> None:
 
 
 def test_the_limit_on_the_size_can_be_set(glc: Glc) -> None:
-    glc("compress", picture("a.png", 40, 50))
+    glc("compress", image("a.png", 40, 50))
     result = glc("decompress", "a.glc", "--force", "--max-pixels", 1999)
     assert result.exit_code == 2
-    assert result.stderr == "a.glc: the picture has 50 x 40 pixels, more than the limit of 1999\n"
+    assert result.stderr == "a.glc: the image has 50 x 40 pixels, more than the limit of 1999\n"
     assert glc("decompress", "a.glc", "--force", "--max-pixels", 2000).exit_code == 0

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from glc.codec.codec import Codec
-from tests.cli.runs import MAIN, Glc, picture, tree
+from tests.cli.runs import MAIN, Glc, image, tree
 from tests.programs import start
 
 
@@ -22,13 +22,13 @@ def lines(text: str) -> list[str]:
 
 def test_one_bad_file_among_several_does_not_stop_the_others(glc: Glc) -> None:
     for name in ("in/a.png", "in/c.png"):
-        picture(name)
-    Path("in/b.png").write_bytes(b"no picture")
+        image(name)
+    Path("in/b.png").write_bytes(b"no image")
     result = glc("compress", "in", "nowhere", "-o", "out")
     assert result.exit_code == 1
     assert lines(result.stderr) == [
         "nowhere: no such file",
-        "in/b.png: not a picture in a known format",
+        "in/b.png: not an image in a known format",
     ]
     assert len(lines(result.stdout)) == 2
     assert tree("out") == ["in/a.glc", "in/c.glc"]
@@ -42,8 +42,8 @@ def test_one_bad_file_among_several_does_not_stop_the_others(glc: Glc) -> None:
 @pytest.mark.parametrize("name", ["missing.png", "broken-link.png", "text.png", "cut.png"])
 def test_one_bad_file_alone(glc: Glc, name: str) -> None:
     os.symlink("gone.png", "broken-link.png")
-    Path("text.png").write_text("no picture")
-    Path("cut.png").write_bytes(picture("a.png").read_bytes()[:-100])
+    Path("text.png").write_text("no image")
+    Path("cut.png").write_bytes(image("a.png").read_bytes()[:-100])
     before = tree(".")
     result = glc("compress", name, "-o", "out/x.glc")
     assert result.exit_code == 2
@@ -53,7 +53,7 @@ def test_one_bad_file_alone(glc: Glc, name: str) -> None:
     assert not Path("out").exists()
 
 
-def test_a_folder_without_pictures_is_an_error(glc: Glc) -> None:
+def test_a_folder_without_images_is_an_error(glc: Glc) -> None:
     Path("in").mkdir()
     Path("in/notes.txt").write_text("")
     for name, noun in (("compress", "images"), ("decompress", ".glc files")):
@@ -63,7 +63,7 @@ def test_a_folder_without_pictures_is_an_error(glc: Glc) -> None:
 
 
 def test_existing_files_are_kept_without_force(glc: Glc, monkeypatch: pytest.MonkeyPatch) -> None:
-    picture("a.png")
+    image("a.png")
     Path("a.glc").write_bytes(b"mine")
     with monkeypatch.context() as patch:
         patch.setattr(Codec, "compress", lambda *_, **__: pytest.fail("checked too late"))
@@ -71,7 +71,7 @@ def test_existing_files_are_kept_without_force(glc: Glc, monkeypatch: pytest.Mon
     assert result.exit_code == 2
     assert result.stderr == "a.png: a.glc exists: replace it with --force\n"
     assert Path("a.glc").read_bytes() == b"mine"
-    picture("b.png")
+    image("b.png")
     assert glc("compress", "a.png", "b.png").exit_code == 1
     assert Path("a.glc").read_bytes() == b"mine"
     assert Path("b.glc").is_file()
@@ -87,7 +87,7 @@ def test_a_file_that_appears_during_the_work_is_kept(glc: Glc, monkeypatch: pyte
         return compress(self, *arguments, **options)
 
     monkeypatch.setattr(Codec, "compress", slow)
-    picture("a.png")
+    image("a.png")
     result = glc("compress", "a.png")
     assert result.exit_code == 2
     assert result.stderr == "a.png: a.glc: exists; replace it with --force\n"
@@ -97,7 +97,7 @@ def test_a_file_that_appears_during_the_work_is_kept(glc: Glc, monkeypatch: pyte
 
 def test_two_inputs_never_share_an_output(glc: Glc) -> None:
     for name in ("in/a.jpg", "in/a.png"):
-        picture(name)
+        image(name)
     result = glc("compress", "in", "--force")
     assert result.exit_code == 1
     assert result.stderr == "in/a.png: in/a.glc is already the output of in/a.jpg\n"
@@ -105,8 +105,8 @@ def test_two_inputs_never_share_an_output(glc: Glc) -> None:
 
 
 def test_an_input_is_never_replaced(glc: Glc) -> None:
-    picture("a.png").rename("a.glc")
-    picture("b.png").rename("a")
+    image("a.png").rename("a.glc")
+    image("b.png").rename("a")
     before = Path("a.glc").read_bytes()
     result = glc("compress", "a.glc", "-o", "a.glc", "--force")
     assert result.exit_code == 2
@@ -117,7 +117,7 @@ def test_an_input_is_never_replaced(glc: Glc) -> None:
 
 
 def test_outputs_that_are_no_files_are_refused(glc: Glc) -> None:
-    picture("a.png")
+    image("a.png")
     os.mkfifo("pipe")
     Path("file").write_text("")
     Path("folder.glc").mkdir()
@@ -129,14 +129,14 @@ def test_outputs_that_are_no_files_are_refused(glc: Glc) -> None:
         result = glc("compress", "a.png", "--force", "-o", output)
         assert result.exit_code == 2
         assert message in result.stderr
-    picture("folder.png")
+    image("folder.png")
     result = glc("compress", "folder.png", "--force")
     assert result.exit_code == 2
     assert result.stderr == "folder.png: folder.glc is a folder\n"
 
 
 def test_a_read_only_folder_is_found_before_the_work(glc: Glc, monkeypatch: pytest.MonkeyPatch) -> None:
-    picture("a.png")
+    image("a.png")
     monkeypatch.setattr(Codec, "compress", lambda *_, **__: pytest.fail("checked too late"))
     monkeypatch.setattr("os.access", lambda *_: False)  # root may write anywhere
     result = glc("compress", "a.png", "-o", "new/a.glc")
@@ -153,7 +153,7 @@ def write_half(path: Path, data: bytes) -> None:
 
 def test_a_full_disk_leaves_no_half_of_a_file(glc: Glc, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("a.png", "b.png"):
-        picture(name)
+        image(name)
     Path("a.glc").write_bytes(b"mine")
     monkeypatch.setattr(Path, "write_bytes", write_half)
     result = glc("compress", "a.png", "--force")
@@ -167,7 +167,7 @@ def test_a_full_disk_leaves_no_half_of_a_file(glc: Glc, monkeypatch: pytest.Monk
 @pytest.mark.parametrize("where", ["os.replace", "glc.codec.codec.Codec.compress"])
 def test_an_interruption_leaves_nothing_behind(glc: Glc, monkeypatch: pytest.MonkeyPatch, where: str) -> None:
     for name in ("a.png", "b.png"):
-        picture(name)
+        image(name)
 
     def interrupt(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
@@ -180,7 +180,7 @@ def test_an_interruption_leaves_nothing_behind(glc: Glc, monkeypatch: pytest.Mon
 
 
 def test_permissions_follow_the_umask(glc: Glc) -> None:
-    picture("a.png")
+    image("a.png")
     old = os.umask(0o027)
     try:
         assert glc("compress", "a.png", "-o", "out/a.glc").exit_code == 0
@@ -205,7 +205,7 @@ def test_running_out_of_memory_is_one_line(
     def fail(*_: object, **__: object) -> None:
         raise error
 
-    picture("a.png")
+    image("a.png")
     for where in ("glc.codec.codec.Codec.compress", "PIL.ImageFile.ImageFile.load"):
         with monkeypatch.context() as patch:
             patch.setattr(where, fail)
@@ -216,7 +216,7 @@ def test_running_out_of_memory_is_one_line(
 
 def test_an_input_that_vanishes_is_reported(glc: Glc, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("a", "b"):
-        glc("compress", picture(f"{name}.png"))
+        glc("compress", image(f"{name}.png"))
     inner = Codec.decompress
 
     def remove(self: Codec, *arguments: Any, **options: Any) -> Image.Image:
@@ -250,8 +250,8 @@ def damaged(models: Path, tmp_path: Path) -> str:
 def test_models_and_devices_are_checked_before_any_work(
     glc: Glc, models: Path, tmp_path: Path, arguments: Callable[..., list[str]], message: str
 ) -> None:
-    glc("compress", picture("a.png"))
-    picture("b.png")
+    glc("compress", image("a.png"))
+    image("b.png")
     options = arguments(models, tmp_path)
     for name in (["compress", "a.png", "b.png", "--force"], ["decompress", "a.glc", "a.glc", "--force"]):
         before = {path: Path(path).read_bytes() for path in tree(".")}
@@ -262,7 +262,7 @@ def test_models_and_devices_are_checked_before_any_work(
 
 
 def test_without_any_model_it_says_how_to_get_one(glc: Glc, monkeypatch: pytest.MonkeyPatch) -> None:
-    glc("compress", picture("a.png"))
+    glc("compress", image("a.png"))
     monkeypatch.delenv("GLC_MODELS")
     monkeypatch.setattr("glc.pretrained.__path__", [])
     for name in (["compress", "a.png"], ["decompress", "a.glc"]):
@@ -275,8 +275,8 @@ def test_without_any_model_it_says_how_to_get_one(glc: Glc, monkeypatch: pytest.
 
 def test_many_files_show_a_bar_on_a_terminal(glc: Glc) -> None:
     for name in ("a.png", "b.png"):
-        picture(name)
-    Path("c.png").write_bytes(b"no picture")
+        image(name)
+    Path("c.png").write_bytes(b"no image")
     terminal, end = pytest.importorskip("pty").openpty()
     pytest.importorskip("termios").tcsetwinsize(end, (24, 80))
     done = start(["-c", MAIN, "compress", "."], terminal=os.ttyname(end), folder=Path.cwd())
@@ -288,5 +288,5 @@ def test_many_files_show_a_bar_on_a_terminal(glc: Glc) -> None:
     os.close(terminal)
     assert done.returncode == 1
     assert b"3/3" in shown
-    assert b"c.png: not a picture" in shown
+    assert b"c.png: not an image" in shown
     assert len(done.stdout.splitlines()) == 2

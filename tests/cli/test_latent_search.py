@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.runs import Glc, picture, tree
+from tests.cli.runs import Glc, image, tree
 from tests.losses.test_perceptual import FILES, reference, save_features
 
 
@@ -24,8 +24,8 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_files_are_ordinary_and_other_ones(glc: Glc, weights: Path) -> None:
-    picture("in/a.png", 64, 96)
-    picture("in/b.png", 40, 50, seed=1)
+    image("in/a.png", 64, 96)
+    image("in/b.png", 40, 50, seed=1)
     assert glc("compress", "in", "-o", "plain").exit_code == 0
     searched = glc("compress", "in", "-o", "searched", "--effort", 3, "--lpips-weights", weights)
     assert searched.exit_code == 0, searched.output
@@ -39,7 +39,7 @@ def test_files_are_ordinary_and_other_ones(glc: Glc, weights: Path) -> None:
 
 
 def test_without_weights_nothing_is_written(glc: Glc) -> None:
-    picture("a.png")
+    image("a.png")
     result = glc("compress", "a.png", "--effort", 3)
     assert result.exit_code == 2
     assert "squeezenet1_1" in result.output
@@ -52,7 +52,7 @@ def test_without_weights_nothing_is_written(glc: Glc) -> None:
 
 
 def test_shards_hold_the_same_files(glc: Glc, weights: Path) -> None:
-    path = picture("in/a.png", 64, 96)
+    path = image("in/a.png", 64, 96)
     with tarfile.open("in.tar", "w") as shard:
         shard.add(path, "a.png")
     options = ("--effort", 2, "--lpips-weights", weights, "-o", "out")
@@ -76,7 +76,7 @@ def test_shards_hold_the_same_files(glc: Glc, weights: Path) -> None:
     ],
 )
 def test_what_does_not_go_together_is_refused(glc: Glc, arguments: tuple[object, ...], reason: str) -> None:
-    picture("a.png")
+    image("a.png")
     for shards in ((), ("--shards", "-o", "out")):
         result = glc("compress", "a.png", *arguments, *shards)
         assert result.exit_code == 2

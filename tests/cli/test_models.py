@@ -8,11 +8,11 @@ import pytest
 import glc as library
 from glc.codec.weights.file import read_weights
 from glc.codec.weights.variants import save_part
-from tests.cli.runs import Glc, picture
+from tests.cli.runs import Glc, image
 
 
 def test_info_tells_what_the_header_says(glc: Glc, models: Path) -> None:
-    glc("compress", picture("a.png", 30, 40), "--quality", 25, "--model", "other")
+    glc("compress", image("a.png", 30, 40), "--quality", 25, "--model", "other")
     data = Path("a.glc").read_bytes()
     expected = {
         "file": "a.glc",
@@ -33,7 +33,7 @@ def test_info_tells_what_the_header_says(glc: Glc, models: Path) -> None:
 
 
 def test_info_needs_no_weights(glc: Glc, monkeypatch: pytest.MonkeyPatch) -> None:
-    glc("compress", picture("a.png"))
+    glc("compress", image("a.png"))
     monkeypatch.setenv("GLC_MODELS", "nowhere")
     result = glc("info", "a.glc", "--json")
     assert result.exit_code == 0
@@ -99,7 +99,7 @@ def test_models_reports_files_that_are_none_and_lists_the_others(
     assert result.stderr.count("\n") == 1
     assert "\ngood " in result.stdout
     # It does not stand in the way of the others.
-    assert glc("compress", picture("a.png"), "--model", "good").exit_code == 0
+    assert glc("compress", image("a.png"), "--model", "good").exit_code == 0
     assert glc("decompress", "a.glc", "--force").exit_code == 0
 
 

@@ -10,7 +10,7 @@ import pytest
 from glc.cli import pipeline
 from glc.cli.files import Job
 from glc.cli.pipeline import Steps, outcomes
-from tests.cli.runs import Glc, picture, tree
+from tests.cli.runs import Glc, image, tree
 
 
 def jobs(count: int) -> list[Job]:
@@ -69,8 +69,8 @@ def test_an_error_of_any_step_is_that_of_its_file(threads: int) -> None:
 
 def test_commands_give_the_same_with_threads(glc: Glc, monkeypatch: pytest.MonkeyPatch) -> None:
     for i in range(4):
-        picture(f"in/{i}.png", seed=i)
-    Path("in/2.png").write_bytes(b"no picture")
+        image(f"in/{i}.png", seed=i)
+    Path("in/2.png").write_bytes(b"no image")
     expected = [glc("compress", "in", "-o", "out"), glc("decompress", "out", "-o", "back")]
     module = sys.modules["glc.cli.compress"]  # the command hides it as an attribute of the package
     monkeypatch.setattr(module, "threads_for", lambda device: 2)

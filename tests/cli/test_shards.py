@@ -9,18 +9,18 @@ from PIL import Image
 
 from glc.codec.weights.file import read_weights
 from glc.codec.weights.variants import save_part
-from tests.cli.runs import Glc, picture
+from tests.cli.runs import Glc, image
 from tests.jobs.stand_ins import read_tar, write_tar
 
 
 @pytest.fixture
 def shards(tmp_path: Path) -> Path:
-    """Two shards of two pictures with a text each."""
+    """Two shards of two images with a text each."""
     for shard in range(2):
         members = []
         for i in range(2):
-            data = picture(tmp_path / f"{shard}-{i}.png", seed=10 * shard + i).read_bytes()
-            members += [(f"{shard}-{i}.png", data), (f"{shard}-{i}.txt", b"a picture")]
+            data = image(tmp_path / f"{shard}-{i}.png", seed=10 * shard + i).read_bytes()
+            members += [(f"{shard}-{i}.png", data), (f"{shard}-{i}.txt", b"an image")]
         write_tar(tmp_path / "in" / f"in-{shard}.tar", members)
     return tmp_path / "in"
 
@@ -42,20 +42,20 @@ def test_there_and_back(glc: Glc, shards: Path) -> None:
     assert list(decoded) == ["1-0.png", "1-1.png"]
     glc("decompress", "1-1.glc", "-o", "1-1.decoded.png", *model)
     Path("from_shard.png").write_bytes(decoded["1-1.png"])
-    pictures = [np.asarray(Image.open(name)) for name in ("1-1.decoded.png", "from_shard.png")]
-    assert np.array_equal(*pictures)
+    images = [np.asarray(Image.open(name)) for name in ("1-1.decoded.png", "from_shard.png")]
+    assert np.array_equal(*images)
     totals = [json.loads(Path(f"{name}/manifest.json").read_text())["totals"] for name in ("out", "back")]
     assert totals[0]["bpp"] == totals[1]["bpp"] == 8 * totals[0]["coded_bytes"] / (4 * 40 * 50)
 
 
 def test_failures_are_counted_and_the_exit_code_says_so(glc: Glc, shards: Path) -> None:
-    write_tar(shards / "in-2.tar", [("bad.png", b"no picture")])
+    write_tar(shards / "in-2.tar", [("bad.png", b"no image")])
     result = glc("compress", "--shards", "in/in-{0..3}.tar", "-o", "out", "--model", "small")
     assert result.exit_code == 1
     assert "1 samples failed, 1 shards could not be read" in result.stderr
     lines = [json.loads(line) for line in Path("out/failures.jsonl").read_text().splitlines()]
     assert [(line["shard"], line["key"]) for line in lines] == [("in-2.tar", "bad"), ("in-3.tar", None)]
-    assert "not a picture" in lines[0]["error"]
+    assert "not an image" in lines[0]["error"]
 
 
 def test_what_cannot_be_started(glc: Glc, shards: Path, tmp_path: Path) -> None:
@@ -126,7 +126,7 @@ def test_another_encoder_of_the_same_name_is_another_setting(
 
 
 def test_standard_input_has_an_end(glc: Glc, monkeypatch: pytest.MonkeyPatch) -> None:
-    source = picture("photo.png")
+    source = image("photo.png")
     data = glc("compress", source, "-o", "-", "--model", "small").stdout_bytes
     result = glc("decompress", "-", stdin=data[:14] + bytes(2 << 20))
     assert result.exit_code == 2

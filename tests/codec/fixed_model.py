@@ -91,8 +91,8 @@ def fixed_description(hyper: Hyper = "categorical", coder: Coder = "transform") 
     }
 
 
-def fixed_picture(height: int = 256, width: int = 256, seed: int = 0) -> np.ndarray:
-    """Return a picture `[height, width, 3]` of uint8 with slopes, edges and texture, like a photograph's."""
+def fixed_image(height: int = 256, width: int = 256, seed: int = 0) -> np.ndarray:
+    """Return an image `[height, width, 3]` of uint8 with slopes, edges and texture, like a photograph's."""
     rows, cols = np.arange(height)[:, None, None], np.arange(width)[None, :, None]
     shift = np.array([0, 40, 90])
     slope = (rows * 2 + cols * 3 + shift) // 4 % 256

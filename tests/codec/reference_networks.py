@@ -110,7 +110,7 @@ class Networks:
         return scale, mean
 
 
-# From y_hat to the picture: not exact.
+# From y_hat to the image: not exact.
 
 
 class Synthesis:

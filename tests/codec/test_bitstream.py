@@ -160,7 +160,7 @@ def test_the_limit_of_size_is_that_of_the_caller() -> None:
         unpack(data, pixels - 1)
 
 
-def test_huge_pictures_are_refused_before_anything_is_allocated() -> None:
+def test_huge_images_are_refused_before_anything_is_allocated() -> None:
     fits = Header(fingerprint=b"abcd", width=16384, height=16384, rate=0)
     assert unpack(pack(fits, b""))[0] == fits
     for width, height in ((16385, 16384), (MAX_SIDE, 4097), (MAX_SIDE, MAX_SIDE)):

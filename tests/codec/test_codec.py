@@ -1,4 +1,4 @@
-"""The whole path: pictures to files and back."""
+"""The whole path: images to files and back."""
 
 import threading
 from collections.abc import Iterator
@@ -15,7 +15,7 @@ import glc
 from glc.codec import bitstream
 from glc.codec.images import to_input
 from glc.models.hyperprior import CategoricalHyperprior
-from tests.codec.fixed_model import fixed_picture
+from tests.codec.fixed_model import fixed_image
 from tests.codec.variants import VARIANTS, WITH_Y, Variants
 from tests.programs import fresh
 
@@ -24,7 +24,7 @@ from tests.programs import fresh
     ("height", "width"), [(1, 1), (2, 3), (1, 70), (31, 33), (32, 32), (64, 31), (67, 130), (130, 67)]
 )
 def test_decodes_what_the_encoder_chose(codec: glc.Codec, height: int, width: int) -> None:
-    image = fixed_picture(height, width)
+    image = fixed_image(height, width)
     for quality in (0, 16.1, 62.7, 100):
         rate = codec.rate_of(quality)
         (data,), sent = codec.entropy_encode(codec.encode_latent([to_input(image)]), [(height, width)], rate)
@@ -39,8 +39,8 @@ def test_decodes_what_the_encoder_chose(codec: glc.Codec, height: int, width: in
 
 
 @pytest.mark.parametrize("codec", WITH_Y, indirect=True)
-def test_the_picture_decides_the_symbols_and_the_symbols_the_picture(codec: glc.Codec) -> None:
-    first, second = (codec.compress(fixed_picture(64, 100, seed), 80) for seed in (0, 1))
+def test_the_image_decides_the_symbols_and_the_symbols_the_image(codec: glc.Codec) -> None:
+    first, second = (codec.compress(fixed_image(64, 100, seed), 80) for seed in (0, 1))
     assert codec.symbols(first) != codec.symbols(second)
     assert codec.decompress(first).tobytes() != codec.decompress(second).tobytes()
     # One symbol more or less shows.
@@ -67,9 +67,9 @@ def test_indices_must_be_those_of_their_rate_point(variants: Variants) -> None:
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_decoding_is_a_pure_function(variants: Variants, variant: str) -> None:
     codec = variants.codec(variant)
-    files = [codec.compress(fixed_picture(66, 90, seed), 70) for seed in range(3)]
-    pictures = [np.asarray(codec.decompress(data)) for data in files]
-    assert not np.array_equal(pictures[0], pictures[1])
+    files = [codec.compress(fixed_image(66, 90, seed), 70) for seed in range(3)]
+    images = [np.asarray(codec.decompress(data)) for data in files]
+    assert not np.array_equal(images[0], images[1])
     fresh = glc.load(variants.weights(variant), "cpu")
     elsewhere: list[np.ndarray] = []
 
@@ -79,30 +79,30 @@ def test_decoding_is_a_pure_function(variants: Variants, variant: str) -> None:
     thread = threading.Thread(target=decode)
     thread.start()
     thread.join()
-    codec.compress(fixed_picture(40, 200, 9), 3)
+    codec.compress(fixed_image(40, 200, 9), 3)
     for again in (codec.decompress(files[0]), fresh.decompress(files[0])):
-        assert np.array_equal(pictures[0], np.asarray(again))
+        assert np.array_equal(images[0], np.asarray(again))
     # A thread or a batch may split the decoder's sums in another way: by rounding, never in the symbols.
     together = codec.decompress_batch(files)
-    for one, other in [*zip(pictures, together, strict=True), (pictures[0], elsewhere[0])]:
+    for one, other in [*zip(images, together, strict=True), (images[0], elsewhere[0])]:
         assert np.abs(one.astype(int) - np.asarray(other).astype(int)).max() <= 1
 
 
 def test_a_batch_holds_the_symbols_of_its_members(codec: glc.Codec) -> None:
     sizes = [(65, 90), (70, 96), (72, 89)]
-    images = [fixed_picture(height, width, seed=height) for height, width in sizes]
+    images = [fixed_image(height, width, seed=height) for height, width in sizes]
     latent = codec.encode_latent([to_input(image) for image in images])
     files, chosen = codec.entropy_encode(latent, sizes, codec.rate_of(33))
     assert codec.compress_batch(images, 33) == files
-    assert [picture.size for picture in codec.decompress_batch(files)] == [(90, 65), (96, 70), (89, 72)]
+    assert [image.size for image in codec.decompress_batch(files)] == [(90, 65), (96, 70), (89, 72)]
     assert codec.entropy_decode(files)[0].symbols == chosen
     for i, data in enumerate(files):
         assert codec.symbols(data) == glc.Symbols(chosen.z[i : i + 1], chosen.y[i : i + 1])
     assert codec.compress_batch([]) == []
     assert codec.decompress_batch([]) == []
-    small = codec.compress(fixed_picture(8, 8), 33)
+    small = codec.compress(fixed_image(8, 8), 33)
     for call in (
-        lambda: codec.compress_batch([images[0], fixed_picture(8, 8)]),
+        lambda: codec.compress_batch([images[0], fixed_image(8, 8)]),
         lambda: codec.decompress_batch([files[0], small]),
     ):
         with pytest.raises(ValueError, match="one size"):
@@ -111,7 +111,7 @@ def test_a_batch_holds_the_symbols_of_its_members(codec: glc.Codec) -> None:
 
 @pytest.mark.parametrize("codec", ["categorical", "indices_map"], indirect=True)
 def test_several_threads_at_once_write_the_bytes_of_one(codec: glc.Codec) -> None:
-    images = [fixed_picture(40 + 11 * (k % 5), 96 - 7 * (k % 4), seed=k) for k in range(24)]
+    images = [fixed_image(40 + 11 * (k % 5), 96 - 7 * (k % 4), seed=k) for k in range(24)]
 
     def work(k: int) -> tuple[bytes, glc.Symbols, bytes]:
         data = codec.compress(images[k], 4 * k)
@@ -130,31 +130,31 @@ def test_several_threads_at_once_write_the_bytes_of_one(codec: glc.Codec) -> Non
 
 @pytest.mark.parametrize("codec", WITH_Y, indirect=True)
 def test_the_figure_of_z_shows_z_alone(codec: glc.Codec) -> None:
-    data = codec.compress(fixed_picture(96, 64), 60)
+    data = codec.compress(fixed_image(96, 64), 60)
     symbols, rate = codec.symbols(data), codec.rate_of(60)
 
     def with_symbols(z: Tensor, y: Tensor) -> bytes:
         return codec.from_symbols(glc.Symbols(z, y), (96, 64), rate)
 
-    picture = codec.decode_z(data)
-    assert picture.size == (64, 96)
-    assert picture.tobytes() != codec.decompress(data).tobytes()
+    image = codec.decode_z(data)
+    assert image.size == (64, 96)
+    assert image.tobytes() != codec.decompress(data).tobytes()
     others = [with_symbols(symbols.z, y) for y in (symbols.y.flip(-1), symbols.y * 3 - 1)]
     assert others[0] != data
-    assert {codec.decode_z(other).tobytes() for other in others} == {picture.tobytes()}
+    assert {codec.decode_z(other).tobytes() for other in others} == {image.tobytes()}
     categorical = isinstance(codec.model.coder.hyper, CategoricalHyperprior)
     z = (symbols.z + 7) % 32 if categorical else symbols.z + 2
-    assert codec.decode_z(with_symbols(z, symbols.y)).tobytes() != picture.tobytes()
+    assert codec.decode_z(with_symbols(z, symbols.y)).tobytes() != image.tobytes()
     # What it draws is the file whose symbols are all zero, up to the float entropy model of `decode_z`.
     zero = codec.decompress(with_symbols(symbols.z, torch.zeros_like(symbols.y)))
-    difference = np.asarray(zero).astype(int) - np.asarray(picture).astype(int)
+    difference = np.asarray(zero).astype(int) - np.asarray(image).astype(int)
     assert np.abs(difference).mean() < 2
 
 
 def test_indices_map_coding_has_no_figure_of_z(variants: Variants) -> None:
     codec = variants.codec("indices_map")
     with pytest.raises(ValueError, match="no hyper code"):
-        codec.decode_z(codec.compress(fixed_picture(16, 16), 0))
+        codec.decode_z(codec.compress(fixed_image(16, 16), 0))
 
 
 BLOCKED = """
@@ -178,7 +178,7 @@ assert not loaded, loaded
 
 
 def test_works_where_no_training_stack_is_installed(variants: Variants, tmp_path: Path) -> None:
-    Image.fromarray(fixed_picture(64, 100)).save(tmp_path / "in.png")
+    Image.fromarray(fixed_image(64, 100)).save(tmp_path / "in.png")
     paths = [
         str(path)
         for path in (variants.weights("categorical"), *(tmp_path / n for n in ("in.png", "f", "out.png")))
@@ -188,8 +188,8 @@ def test_works_where_no_training_stack_is_installed(variants: Variants, tmp_path
     data = (tmp_path / "f").read_bytes()
     codec = variants.codec("categorical")
     assert codec.from_symbols(codec.symbols(data), (64, 100), codec.rate_of(25)) == data
-    with Image.open(tmp_path / "out.png") as picture:
-        assert picture.size == (100, 64)
+    with Image.open(tmp_path / "out.png") as image:
+        assert image.size == (100, 64)
 
 
 @pytest.fixture(autouse=True)

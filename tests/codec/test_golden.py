@@ -10,7 +10,7 @@ import pytest
 
 import glc
 from glc.codec import bitstream
-from tests.codec.fixed_model import fixed_codec_weights, fixed_picture
+from tests.codec.fixed_model import fixed_codec_weights, fixed_image
 from tests.programs import load_script
 
 digest = load_script("ship_model").digest
@@ -45,8 +45,8 @@ def name_of(model: str, size: str, quality: float) -> str:
 
 
 def escaping(codec: glc.Codec, size: str) -> glc.Symbols:
-    """Return integers of a picture among which many must be escaped, by little and by all there is."""
-    symbols = codec.symbols(codec.compress(fixed_picture(*SIZES[size]), 0))
+    """Return integers of an image among which many must be escaped, by little and by all there is."""
+    symbols = codec.symbols(codec.compress(fixed_image(*SIZES[size]), 0))
     y = symbols.y.clone()
     flat = y.view(-1)
     flat[::7] = flat[::7].sign() * 90 + 3
@@ -73,7 +73,7 @@ def expected(codecs: Any) -> dict[str, Any]:
         EXPECTED.mkdir(exist_ok=True)
         symbols = {}
         for model, size, quality in CASES:
-            data = codecs(model).compress(fixed_picture(*SIZES[size]), quality)
+            data = codecs(model).compress(fixed_image(*SIZES[size]), quality)
             (EXPECTED / name_of(model, size, quality)).write_bytes(data)
             symbols[name_of(model, size, quality)] = digest(codecs(model).symbols(data))
         codec = codecs("categorical")

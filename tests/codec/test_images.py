@@ -12,7 +12,7 @@ from PIL import Image
 import glc
 from glc.codec.bitstream import unpack
 from glc.codec.images import crop, pad, padded_size
-from tests.codec.fixed_model import fixed_codec_weights, fixed_picture
+from tests.codec.fixed_model import fixed_codec_weights, fixed_image
 
 MODES = (
     "1",
@@ -42,11 +42,11 @@ def codec(tmp_path_factory: pytest.TempPathFactory) -> glc.Codec:
 
 
 def grey(height: int, width: int) -> np.ndarray:
-    return fixed_picture(height, width)[:, :, 1]
+    return fixed_image(height, width)[:, :, 1]
 
 
 def in_mode(mode: str, height: int, width: int) -> Image.Image:
-    """Return a picture of any mode."""
+    """Return an image of any mode."""
     levels = grey(height, width)
     if mode == "I;16":
         return Image.fromarray(levels.astype(np.uint16) * 257)
@@ -57,14 +57,14 @@ def in_mode(mode: str, height: int, width: int) -> Image.Image:
     if mode == "PA":
         return Image.fromarray(levels).convert("P").convert("PA")
     if mode == "RGBa":
-        return Image.fromarray(fixed_picture(height, width)).convert("RGBA").convert("RGBa")
+        return Image.fromarray(fixed_image(height, width)).convert("RGBA").convert("RGBa")
     if mode == "LAB":
-        return Image.frombytes("LAB", (width, height), fixed_picture(height, width).tobytes())
-    return Image.fromarray(fixed_picture(height, width)).convert(mode)
+        return Image.frombytes("LAB", (width, height), fixed_image(height, width).tobytes())
+    return Image.fromarray(fixed_image(height, width)).convert(mode)
 
 
 def as_grey(codec: glc.Codec, levels: np.ndarray) -> bytes:
-    """Return the file of the RGB picture with these levels in all channels."""
+    """Return the file of the RGB image with these levels in all channels."""
     return codec.compress(np.repeat(levels[:, :, None], 3, axis=2))
 
 
@@ -80,17 +80,17 @@ def test_every_mode_and_size_comes_back_in_its_size(
     assert (header.height, header.width) == (height, width)
     decoded = codec.decompress(data)
     assert (decoded.mode, decoded.size) == ("RGB", (width, height))
-    assert image.mode == mode, "the picture given was changed"
+    assert image.mode == mode, "the image given was changed"
 
 
 @pytest.mark.parametrize("mode", ["L", "P", "PA", "I;16", "I", "F"])
-def test_grey_pictures_of_any_depth_are_one_picture(codec: glc.Codec, mode: str) -> None:
+def test_grey_images_of_any_depth_are_one_image(codec: glc.Codec, mode: str) -> None:
     image = in_mode(mode, 33, 47) if mode != "P" else Image.fromarray(grey(33, 47)).convert("P")
     assert codec.compress(image) == as_grey(codec, grey(33, 47))
 
 
 def test_alpha_lies_on_white(codec: glc.Codec) -> None:
-    rgb = fixed_picture(40, 40)
+    rgb = fixed_image(40, 40)
     alpha = np.where(np.arange(40)[:, None] < np.arange(40)[None], 255, 0).astype(np.uint8)
     expected = codec.compress(np.where(alpha[:, :, None] > 0, rgb, 255).astype(np.uint8))
     assert codec.compress(np.dstack([rgb, alpha])) == expected
@@ -110,7 +110,7 @@ def test_colours_are_converted_by_pillow(codec: glc.Codec) -> None:
 
 
 def test_orientation_is_applied(codec: glc.Codec, tmp_path: Path) -> None:
-    stored = Image.fromarray(fixed_picture(30, 50))
+    stored = Image.fromarray(fixed_image(30, 50))
     turned = {
         3: stored.transpose(Image.Transpose.ROTATE_180),
         6: stored.transpose(Image.Transpose.ROTATE_270),
@@ -136,9 +136,9 @@ def test_of_an_animation_the_first_frame_is_taken(codec: glc.Codec, tmp_path: Pa
     assert codec.compress(opened) == expected
 
 
-def test_paths_bytes_files_and_arrays_are_one_picture(codec: glc.Codec, tmp_path: Path) -> None:
-    array = fixed_picture(41, 66)
-    path = tmp_path / "a picture.png"
+def test_paths_bytes_files_and_arrays_are_one_image(codec: glc.Codec, tmp_path: Path) -> None:
+    array = fixed_image(41, 66)
+    path = tmp_path / "an image.png"
     Image.fromarray(array).save(path)
     expected = codec.compress(array)
     for source in (path, str(path), path.read_bytes(), io.BytesIO(path.read_bytes()), Image.open(path)):
@@ -151,7 +151,7 @@ def test_paths_bytes_files_and_arrays_are_one_picture(codec: glc.Codec, tmp_path
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
 def test_float_tensors_hold_zero_to_one(codec: glc.Codec, dtype: torch.dtype) -> None:
     # Black and white are the levels that have the same value in every type.
-    array = np.where(fixed_picture(40, 56) > 100, 255, 0).astype(np.uint8)
+    array = np.where(fixed_image(40, 56) > 100, 255, 0).astype(np.uint8)
     tensor = torch.from_numpy(array).permute(2, 0, 1).to(dtype) / 255
     before = tensor.clone()
     assert codec.compress(tensor) == codec.compress(array)
@@ -160,7 +160,7 @@ def test_float_tensors_hold_zero_to_one(codec: glc.Codec, dtype: torch.dtype) ->
 
 
 def test_float_tensors_of_every_level_come_close_to_the_array(codec: glc.Codec) -> None:
-    array = fixed_picture(64, 64)
+    array = fixed_image(64, 64)
     tensor = torch.from_numpy(array).permute(2, 0, 1).float() / 255
     from_array = np.asarray(codec.decompress(codec.compress(array)), np.float64)
     from_tensor = np.asarray(codec.decompress(codec.compress(tensor)), np.float64)
@@ -211,27 +211,27 @@ def test_refuses_other_tensors(codec: glc.Codec, make: Callable[[], torch.Tensor
 
 def test_refuses_wide_grey_beyond_its_range(codec: glc.Codec) -> None:
     for array, words in (
-        (np.full((4, 4), 65536, np.int32), "integer picture with values outside 0..65535"),
-        (np.full((4, 4), -1, np.int32), "integer picture with values outside 0..65535"),
-        (np.full((4, 4), 1.5, np.float32), "float picture with values outside 0..1"),
-        (np.full((4, 4), np.nan, np.float32), "float picture with values outside 0..1"),
+        (np.full((4, 4), 65536, np.int32), "integer image with values outside 0..65535"),
+        (np.full((4, 4), -1, np.int32), "integer image with values outside 0..65535"),
+        (np.full((4, 4), 1.5, np.float32), "float image with values outside 0..1"),
+        (np.full((4, 4), np.nan, np.float32), "float image with values outside 0..1"),
     ):
         with pytest.raises(glc.ImageError, match=words):
             codec.compress(Image.fromarray(array))
 
 
-def test_refuses_files_that_are_no_pictures_and_names_them(codec: glc.Codec, tmp_path: Path) -> None:
-    (tmp_path / "text.png").write_text("no picture")
+def test_refuses_files_that_are_no_images_and_names_them(codec: glc.Codec, tmp_path: Path) -> None:
+    (tmp_path / "text.png").write_text("no image")
     (tmp_path / "empty.png").write_bytes(b"")
     (tmp_path / "folder.png").mkdir()
-    Image.fromarray(fixed_picture(64, 64)).save(tmp_path / "whole.png")
+    Image.fromarray(fixed_image(64, 64)).save(tmp_path / "whole.png")
     (tmp_path / "cut.png").write_bytes((tmp_path / "whole.png").read_bytes()[:-500])
     for name in ("text", "empty", "folder", "cut", "missing"):
         with pytest.raises(glc.ImageError, match=rf"{name}\.png: "):
             codec.compress(tmp_path / f"{name}.png")
 
 
-def test_refuses_a_picture_without_pixels(codec: glc.Codec) -> None:
+def test_refuses_a_image_without_pixels(codec: glc.Codec) -> None:
     for size in ((0, 5), (5, 0), (0, 0)):
         with pytest.raises(ValueError, match="pixels"):
             codec.compress(Image.new("RGB", size))
@@ -243,7 +243,7 @@ def test_sides_longer_than_the_format_can_tell_are_refused(codec: glc.Codec) -> 
 
 
 def test_quality_and_target_are_checked(codec: glc.Codec) -> None:
-    array = fixed_picture(8, 8)
+    array = fixed_image(8, 8)
     for quality in (-0.1, 100.1, float("nan"), float("inf")):
         with pytest.raises(ValueError, match=r"quality must lie in \[0, 100\]"):
             codec.compress(array, quality)
@@ -256,27 +256,27 @@ def test_quality_and_target_are_checked(codec: glc.Codec) -> None:
         codec.compress(array, target_size=20)
 
 
-def test_a_batch_gives_the_files_of_its_pictures(codec: glc.Codec) -> None:
-    arrays = [fixed_picture(height, width, seed) for seed, (height, width) in enumerate([(30, 40), (32, 33)])]
+def test_a_batch_gives_the_files_of_its_images(codec: glc.Codec) -> None:
+    arrays = [fixed_image(height, width, seed) for seed, (height, width) in enumerate([(30, 40), (32, 33)])]
     files = codec.compress_batch(arrays, 80)
     for array, data in zip(arrays, files, strict=True):
         header, _ = unpack(data)
         assert (header.height, header.width) == array.shape[:2]
         assert codec.symbols(data) == codec.symbols(codec.compress(array, 80))
-    pictures = codec.decompress_batch(files)
-    assert [picture.size for picture in pictures] == [(40, 30), (33, 32)]
+    images = codec.decompress_batch(files)
+    assert [image.size for image in images] == [(40, 30), (33, 32)]
     with pytest.raises(ValueError, match="one size once padded"):
-        codec.compress_batch([fixed_picture(30, 40), fixed_picture(30, 100)])
+        codec.compress_batch([fixed_image(30, 40), fixed_image(30, 100)])
     assert codec.compress_batch([]) == []
     assert codec.decompress_batch([]) == []
 
 
 def test_a_target_may_be_large_and_not_boundless(codec: glc.Codec) -> None:
     with pytest.warns(glc.TargetWarning, match="the best quality needs no more"):
-        codec.compress(fixed_picture(1, 1), target_bpp=4000)
+        codec.compress(fixed_image(1, 1), target_bpp=4000)
     for target in (1e308, float("inf")):
         with pytest.raises(ValueError, match="at most 10,000"):
-            codec.compress(fixed_picture(1, 1), target_bpp=target)
+            codec.compress(fixed_image(1, 1), target_bpp=target)
 
 
 @pytest.mark.parametrize(

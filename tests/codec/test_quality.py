@@ -11,13 +11,13 @@ from glc.codec import bitstream
 from glc.codec.bitstream import RATE_ONE
 from glc.codec.runtime.networks import ImageNetworks
 from glc.codec.runtime.precision import choose_precision
-from tests.codec.fixed_model import SIZES, fixed_picture
+from tests.codec.fixed_model import SIZES, fixed_image
 from tests.codec.variants import WITH_Y, Variants
 
 
 @pytest.mark.parametrize("codec", WITH_Y, indirect=True)
 def test_quality_is_continuous(codec: glc.Codec, monkeypatch: pytest.MonkeyPatch) -> None:
-    # Rounded to bfloat16, pictures of a random decoder differ by more than one unit of the rate changes.
+    # Rounded to bfloat16, images of a random decoder differ by more than one unit of the rate changes.
     plain = ImageNetworks(codec.model, codec.device, choose_precision("float32", codec.device))
     monkeypatch.setattr(codec, "networks", plain)
     top = (codec.model.num_rates - 1) * RATE_ONE
@@ -26,8 +26,8 @@ def test_quality_is_continuous(codec: glc.Codec, monkeypatch: pytest.MonkeyPatch
     assert all(0 < after - before <= top / 3000 + 1 for before, after in pairwise(rates))
     for rate in (0, 1, RATE_ONE, RATE_ONE + 1, top - 1, top):
         assert codec.rate_of(codec.quality_of(rate)) == rate
-    # The same integers one unit of the rate apart, across a trained point too, are nearly the same picture.
-    symbols = codec.symbols(codec.compress(fixed_picture(64, 64), 33))
+    # The same integers one unit of the rate apart, across a trained point too, are nearly the same image.
+    symbols = codec.symbols(codec.compress(fixed_image(64, 64), 33))
 
     def draw(rate: int) -> np.ndarray:
         return np.asarray(codec.decompress(codec.from_symbols(symbols, (64, 64), rate))).astype(int)
@@ -47,12 +47,12 @@ def test_indices_map_coding_has_whole_rate_points_only(variants: Variants) -> No
 @pytest.mark.parametrize("quality", [-0.001, 100.001, float("nan"), float("inf")])
 def test_refuses_a_quality_out_of_range(variants: Variants, quality: float) -> None:
     with pytest.raises(ValueError, match="quality must lie in"):
-        variants.codec("categorical").compress(fixed_picture(8, 8), quality)
+        variants.codec("categorical").compress(fixed_image(8, 8), quality)
 
 
 @pytest.mark.parametrize("codec", WITH_Y, indirect=True)
 def test_a_target_is_reached_within_three_percent(codec: glc.Codec) -> None:
-    image = fixed_picture(128, 192)
+    image = fixed_image(128, 192)
     smallest, largest = (len(codec.compress(image, quality)) for quality in (0, 100))
     assert largest > 1.2 * smallest
     with warnings.catch_warnings():
@@ -68,7 +68,7 @@ def test_a_target_is_reached_within_three_percent(codec: glc.Codec) -> None:
 
 
 def test_targets_out_of_reach(codec: glc.Codec) -> None:
-    image = fixed_picture(128, 192)
+    image = fixed_image(128, 192)
     smallest, largest = (codec.compress(image, quality) for quality in (0, 100))
     with pytest.raises(glc.TargetError, match=rf"the smallest has {len(smallest)} bytes .*quality 0"):
         codec.compress(image, target_size=len(smallest) - 1)
@@ -88,7 +88,7 @@ def test_targets_out_of_reach(codec: glc.Codec) -> None:
 
 def test_a_target_between_two_sizes_that_exist(variants: Variants) -> None:
     codec = variants.codec("indices_map")
-    image = fixed_picture(128, 192)
+    image = fixed_image(128, 192)
     second, third = (codec.compress(image, codec.quality_of(k * RATE_ONE)) for k in (1, 2))
     with pytest.warns(glc.TargetWarning, match="no size lies between"):
         assert codec.compress(image, target_size=len(third) - 1) == second

@@ -14,7 +14,7 @@ from glc.codec.weights.export import make_tables
 from glc.codec.weights.file import read_weights, save_weights
 from glc.models.coder import TransformCoder
 from glc.models.hyperprior import FactorizedHyperprior
-from tests.codec.fixed_model import CHANNELS, SIZES, fixed_codec_weights, fixed_picture
+from tests.codec.fixed_model import CHANNELS, SIZES, fixed_codec_weights, fixed_image
 
 SLACK = bitstream.OVERHEAD + 4
 """Header and checksum; and the coder's last state, which is sent in whole words of 32 bits."""
@@ -61,7 +61,7 @@ def test_real_size_is_the_estimate(
     tmp_path: Path, hyper: str, amplitude: float, scale: float, zeros: tuple[float, float]
 ) -> None:
     codec = fitted(tmp_path / "fitted.safetensors", amplitude, scale, hyper=hyper)
-    image = fixed_picture(512, 768)
+    image = fixed_image(512, 768)
     x = torch.from_numpy(image).permute(2, 0, 1)[None] / 127.5 - 1
     for quality in (0, 50):
         data = codec.compress(image, quality)
@@ -73,7 +73,7 @@ def test_real_size_is_the_estimate(
 
 def test_real_size_of_codes_of_fixed_length(tmp_path: Path) -> None:
     codec = glc.load(fixed_codec_weights(tmp_path / "map.safetensors", coder="indices_map"), "cpu")
-    image = fixed_picture(512, 768)
+    image = fixed_image(512, 768)
     for k, size in enumerate(SIZES):
         estimate = 64 * 96 * np.log2(size) / 8
         assert abs(len(codec.compress(image, codec.quality_of(k * RATE_ONE))) - estimate) <= SLACK

@@ -15,7 +15,7 @@ import torch
 import glc
 from glc.models.autoencoder import Decoder
 from tests.codec import reference_decoder as reference
-from tests.codec.fixed_model import fixed_codec_weights, fixed_picture
+from tests.codec.fixed_model import fixed_codec_weights, fixed_image
 from tests.codec.reference_drawing import Drawing
 from tests.codec.reference_networks import latents
 from tests.codec.reference_weights import Table, Weights
@@ -115,11 +115,11 @@ def test_files_of_the_past_hold_the_same_integers(pairs: Any, file: Path) -> Non
 @pytest.mark.parametrize(
     ("size", "quality"), [((1, 1), 50), ((32, 32), 0), ((33, 64), 100), ((70, 45), 12.5), ((15, 97), 66.6)]
 )
-def test_files_of_a_picture_hold_the_same_integers(
+def test_files_of_a_image_hold_the_same_integers(
     pairs: Any, name: str, size: tuple[int, int], quality: float
 ) -> None:
     pair = pairs(name, seed=1)
-    assert_same(pair, pair[0].compress(fixed_picture(*size, seed=1), quality))
+    assert_same(pair, pair[0].compress(fixed_image(*size, seed=1), quality))
 
 
 @pytest.mark.parametrize("spread", [2, 40, 5000])
@@ -141,7 +141,7 @@ def test_arbitrary_integers_come_back(pairs: Any, name: str, spread: int) -> Non
 @pytest.mark.parametrize("name", ["categorical", "z_table", "factorized"])
 def test_the_empty_payload_is_a_file(pairs: Any, name: str) -> None:
     codec, weights = pairs(name)
-    header = codec.compress(fixed_picture(40, 40), 50)[:14]
+    header = codec.compress(fixed_image(40, 40), 50)[:14]
     found = assert_same((codec, weights), sealed(header))
     assert found.y.max() < 0  # the lowest value of each table
 
@@ -149,7 +149,7 @@ def test_the_empty_payload_is_a_file(pairs: Any, name: str) -> None:
 @pytest.mark.parametrize("name", MODELS)
 def test_integers_have_one_payload(pairs: Any, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     codec, weights = pairs(name)
-    data = codec.compress(fixed_picture(67, 130), 80)
+    data = codec.compress(fixed_image(67, 130), 80)
     assert encode(intervals_of(data, weights, monkeypatch)) == data[14:-4]
 
 
@@ -158,7 +158,7 @@ def test_integers_have_one_payload(pairs: Any, name: str, monkeypatch: pytest.Mo
 
 @contextmanager
 def drawn_from(codec: Any) -> Iterator[list[torch.Tensor]]:
-    """Collect the latents that pictures are drawn from."""
+    """Collect the latents that images are drawn from."""
     found: list[torch.Tensor] = []
     draw = codec.decode_latent
     codec.decode_latent = lambda latents, sizes: found.append(latents[0]) or draw(latents, sizes)
@@ -183,7 +183,7 @@ def inputs_of(module: torch.nn.Module) -> Iterator[list[torch.Tensor]]:
 @pytest.mark.parametrize("quality", [0, 41.7, 100])
 def test_y_hat_and_the_latent_agree(pairs: Any, name: str, quality: float) -> None:
     codec, weights = pairs(name)
-    data = codec.compress(fixed_picture(67, 100), quality)
+    data = codec.compress(fixed_image(67, 100), quality)
     with inputs_of(codec.model.coder.synthesis) as y_hats, drawn_from(codec) as found:
         codec.decompress(data)
     decoded = reference.decode(data, weights)
@@ -194,7 +194,7 @@ def test_y_hat_and_the_latent_agree(pairs: Any, name: str, quality: float) -> No
 
 def test_the_latent_of_indices_is_their_codes(pairs: Any) -> None:
     codec, weights = pairs("indices_map")
-    data = codec.compress(fixed_picture(67, 100), 41.7)
+    data = codec.compress(fixed_image(67, 100), 41.7)
     with drawn_from(codec) as found:
         codec.decompress(data)
     decoded = reference.decode(data, weights)
@@ -212,7 +212,7 @@ def test_the_latent_of_indices_is_their_codes(pairs: Any) -> None:
     ],
     ids=str,
 )
-def test_the_picture_of_a_latent_agrees(options: dict[str, Any]) -> None:
+def test_the_image_of_a_latent_agrees(options: dict[str, Any]) -> None:
     torch.manual_seed(0)
     description = {"latent_channels": 6, "channels": 8, "multipliers": [1, 2], "num_blocks": 2, **options}
     decoder = Decoder(**description).eval().double()
@@ -267,7 +267,7 @@ DAMAGES: dict[str, tuple[Callable[[bytes], bytes], str]] = {
 def test_the_same_checks_reject_a_file(pairs: Any, name: str, damage: str) -> None:
     codec, weights = pairs(name)
     change, expected = DAMAGES[damage]
-    data = change(codec.compress(fixed_picture(40, 40), 100))
+    data = change(codec.compress(fixed_image(40, 40), 100))
     assert outcome(lambda: reference.decode(data, weights)) == expected
     assert outcome(lambda: codec.symbols(data)) == expected
 
@@ -275,7 +275,7 @@ def test_the_same_checks_reject_a_file(pairs: Any, name: str, damage: str) -> No
 @pytest.mark.parametrize(("name", "expected"), [("indices_map", "DamagedError"), ("categorical", "")])
 def test_rates_between_points_are_for_transforms(pairs: Any, name: str, expected: str) -> None:
     codec, weights = pairs(name)
-    data = changed(12, b"\1\x10")(codec.compress(fixed_picture(40, 40), 40))
+    data = changed(12, b"\1\x10")(codec.compress(fixed_image(40, 40), 40))
     assert outcome(lambda: reference.decode(data, weights)) == expected
     assert outcome(lambda: codec.symbols(data)) == expected
 
@@ -284,7 +284,7 @@ def test_rates_between_points_are_for_transforms(pairs: Any, name: str, expected
 def test_random_payloads_end_alike(pairs: Any, name: str) -> None:
     codec, weights = pairs(name)
     rng = np.random.default_rng(0)
-    header = codec.compress(fixed_picture(1, 1), 50)[:14]
+    header = codec.compress(fixed_image(1, 1), 50)[:14]
     outcomes = []
     for length in (1, 2, 3, 4, 5, 8, 9, 12):
         data = sealed(header + rng.bytes(length - 1) + b"\1")

@@ -12,7 +12,7 @@ import glc
 from glc.codec import bitstream
 from glc.codec.bitstream import RATE_ONE
 from glc.models.coder import TransformCoder
-from tests.codec.fixed_model import fixed_codec_weights, fixed_picture
+from tests.codec.fixed_model import fixed_codec_weights, fixed_image
 from tests.codec.variants import VARIANTS, Variants
 
 
@@ -21,7 +21,7 @@ def test_refuses_files_of_other_weights(variants: Variants, tmp_path: Path) -> N
     others = [*(variants.codec(v) for v in VARIANTS if v != "categorical")]
     others.append(glc.load(fixed_codec_weights(tmp_path / "seed.safetensors", seed=1), "cpu"))
     for other in others:
-        data = other.compress(fixed_picture(32, 32), 50)
+        data = other.compress(fixed_image(32, 32), 50)
         for read in (here.decompress, here.symbols, here.decode_z):
             with pytest.raises(
                 glc.WrongWeightsError, match=f"{other.fingerprint.hex()}.*{here.fingerprint.hex()}"
@@ -30,7 +30,7 @@ def test_refuses_files_of_other_weights(variants: Variants, tmp_path: Path) -> N
 
 
 def test_refuses_a_rate_that_the_model_does_not_have(codec: glc.Codec) -> None:
-    header, payload = bitstream.unpack(codec.compress(fixed_picture(32, 32), 100))
+    header, payload = bitstream.unpack(codec.compress(fixed_image(32, 32), 100))
     top = (codec.model.num_rates - 1) * RATE_ONE
     assert header.rate == top
     wrong = (
@@ -53,7 +53,7 @@ class Recorder(TorchDispatchMode):
 
 
 def test_an_absurd_size_is_refused_before_anything_is_allocated(codec: glc.Codec) -> None:
-    header, payload = bitstream.unpack(codec.compress(fixed_picture(40, 50), 0))
+    header, payload = bitstream.unpack(codec.compress(fixed_image(40, 50), 0))
     for width, height, limit in ((1 << 16, 1 << 16, None), (16384, 16385, None), (50, 40, 1999)):
         data = bitstream.pack(dataclasses.replace(header, width=width, height=height), payload)
         options = {} if limit is None else {"max_pixels": limit}

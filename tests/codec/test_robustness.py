@@ -1,4 +1,4 @@
-"""Whatever a file holds: a typed error, or a picture of the size that its header names."""
+"""Whatever a file holds: a typed error, or an image of the size that its header names."""
 
 import dataclasses
 import random
@@ -13,36 +13,36 @@ import glc
 from glc.codec import bitstream
 from glc.codec.entropy.ans import SYMBOL_LIMIT
 from glc.models.coder import IndicesMapCoder
-from tests.codec.fixed_model import fixed_picture
+from tests.codec.fixed_model import fixed_image
 from tests.codec.variants import WITH_Y
 
 
 def outcome(codec: glc.Codec, data: bytes) -> str:
-    """Decompress; return the error's type, or check the picture. No other exception passes."""
+    """Decompress; return the error's type, or check the image. No other exception passes."""
     try:
-        picture = codec.decompress(data)
+        image = codec.decompress(data)
     except glc.BitstreamError as error:
         return type(error).__name__ if str(error) else "no message"
     header, _ = bitstream.unpack(data)
-    assert picture.size == (header.width, header.height)
-    return "picture"
+    assert image.size == (header.width, header.height)
+    return "image"
 
 
 def test_every_flipped_bit_is_an_error(codec: glc.Codec) -> None:
-    data = codec.compress(fixed_picture(1, 1), 0)
+    data = codec.compress(fixed_image(1, 1), 0)
     found: Counter[str] = Counter()
     for bit in range(8 * len(data)):
         flipped = bytearray(data)
         flipped[bit // 8] ^= 1 << bit % 8
         found[outcome(codec, bytes(flipped))] += 1
-    assert "picture" not in found
+    assert "image" not in found
     assert found["NotGlcError"] == 8 * len(bitstream.MAGIC)
     assert found["DamagedError"] >= 8 * (len(data) - 4)
 
 
 def test_every_truncation_and_extension_is_an_error(codec: glc.Codec) -> None:
-    data = codec.compress(fixed_picture(40, 40), 100)
-    assert outcome(codec, data) == "picture"
+    data = codec.compress(fixed_image(40, 40), 100)
+    assert outcome(codec, data) == "image"
     kinds = {outcome(codec, data[:length]) for length in range(len(data))}
     assert kinds == {"NotGlcError", "TruncatedError", "DamagedError"}
     assert {outcome(codec, data + bytes([value])) for value in range(256)} == {"DamagedError"}
@@ -52,7 +52,7 @@ def test_every_truncation_and_extension_is_an_error(codec: glc.Codec) -> None:
 def crafted(codec: glc.Codec, count: int) -> Iterator[bytes]:
     """Yield files with a valid checksum that no encoder wrote."""
     chance = random.Random(0)
-    data = codec.compress(fixed_picture(40, 33), 50)
+    data = codec.compress(fixed_image(40, 33), 50)
     header, payload = bitstream.unpack(data)
     top = (codec.model.num_rates - 1) * bitstream.RATE_ONE
 
@@ -88,11 +88,11 @@ def test_a_valid_checksum_does_not_let_anything_through(codec: glc.Codec) -> Non
     found = Counter(outcome(codec, data) for data in crafted(codec, 96))
     # Both happen: a payload that decodes by chance, and one that does not.
     assert found["DamagedError"] > 10
-    assert found["picture"] > 0
-    assert found.keys() <= {"DamagedError", "picture"}
+    assert found["image"] > 0
+    assert found.keys() <= {"DamagedError", "image"}
 
 
-def test_symbols_and_figures_of_z_are_as_safe_as_pictures(codec: glc.Codec) -> None:
+def test_symbols_and_figures_of_z_are_as_safe_as_images(codec: glc.Codec) -> None:
     reads: list[Callable[[bytes], Any]] = [codec.symbols]
     if not isinstance(codec.model.coder, IndicesMapCoder):
         reads.append(codec.decode_z)
@@ -108,8 +108,8 @@ def test_symbols_and_figures_of_z_are_as_safe_as_pictures(codec: glc.Codec) -> N
 
 # Indices-map coding has a code for every index.
 @pytest.mark.parametrize("codec", WITH_Y, indirect=True)
-def test_symbols_that_give_no_picture_are_an_error(codec: glc.Codec) -> None:
-    data = codec.compress(fixed_picture(64, 64), 100)
+def test_symbols_that_give_no_image_are_an_error(codec: glc.Codec) -> None:
+    data = codec.compress(fixed_image(64, 64), 100)
     symbols = codec.symbols(data)
     # Networks of gates raise such values to powers that float32 cannot hold.
     huge = torch.full_like(symbols.y, SYMBOL_LIMIT)
@@ -128,7 +128,7 @@ def test_what_is_no_file_at_all(codec: glc.Codec, junk: bytes) -> None:
     assert outcome(codec, memoryview(junk)) in ("NotGlcError", "TruncatedError")  # type: ignore[arg-type]
 
 
-def test_one_bad_file_in_a_batch_gives_no_pictures(codec: glc.Codec) -> None:
-    good = codec.compress(fixed_picture(32, 32), 0)
+def test_one_bad_file_in_a_batch_gives_no_images(codec: glc.Codec) -> None:
+    good = codec.compress(fixed_image(32, 32), 0)
     with pytest.raises(glc.DamagedError):
         codec.decompress_batch([good, good[:-1] + bytes([good[-1] ^ 1]), good])

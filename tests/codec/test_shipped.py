@@ -94,7 +94,7 @@ def test_a_golden_file_looks_like_its_photograph(codec: glc.Codec) -> None:
             decoded = codec.decompress((EXPECTED / file).read_bytes())
             assert decoded.size == original.size
             error = np.mean((np.asarray(decoded, float) - np.asarray(original, float)) ** 2)
-            # A grey picture of the right mean has 11 to 15 dB here.
+            # A grey image of the right mean has 11 to 15 dB here.
             assert 10 * np.log10(255**2 / error) > 18
 
 

@@ -26,7 +26,7 @@ from glc.models.entropy import gaussian_bits
 from glc.models.glc import GLC
 from glc.models.hyperprior import CategoricalHyperprior, FactorizedHyperprior, HyperOutput
 from glc.models.quantizer import VectorQuantizer
-from tests.codec.fixed_model import fixed_picture
+from tests.codec.fixed_model import fixed_image
 
 LATENT, N = 6, 8
 
@@ -202,7 +202,7 @@ def test_files_hold_what_the_encoder_chose_on_any_number_of_threads(
     model = make(hyper, context=context)
     codec, other = Codec(weights_of(model)), Codec(weights_of(copy.deepcopy(model)))
     assert codec.model.stride == 4 * (2 if hyper == "other stride" else 4)
-    images = [torch.from_numpy(fixed_picture(45, 70, seed)).permute(2, 0, 1)[None] for seed in range(2)]
+    images = [torch.from_numpy(fixed_image(45, 70, seed)).permute(2, 0, 1)[None] for seed in range(2)]
     for quality in (0, 30, 100):
         rate = codec.rate_of(quality)
         torch.set_num_threads(2)
@@ -221,7 +221,7 @@ def test_files_hold_what_the_encoder_chose_on_any_number_of_threads(
 def test_own_encoders_and_decoders_see_whole_images(precision: str) -> None:
     model = make()
     codec = Codec(weights_of(model), precision=precision)
-    image = fixed_picture(48, 64)
+    image = fixed_image(48, 64)
     x = torch.from_numpy(image).permute(2, 0, 1)[None]
     with torch.inference_mode():
         expected = model.encoder(x / 127.5 - 1)

@@ -12,7 +12,7 @@ from torch.overrides import TorchFunctionMode
 import glc
 from glc.codec.images import to_input
 from glc.models.context import STEPS
-from tests.codec.fixed_model import fixed_codec_weights, fixed_picture
+from tests.codec.fixed_model import fixed_codec_weights, fixed_image
 
 
 class Waits(TorchFunctionMode):
@@ -30,13 +30,11 @@ class Waits(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-@pytest.mark.parametrize("pictures", [1, 3])
-def test_a_device_is_waited_for_once_to_encode_and_once_a_step_to_decode(
-    pictures: int, tmp_path: Path
-) -> None:
+@pytest.mark.parametrize("count", [1, 3])
+def test_a_device_is_waited_for_once_to_encode_and_once_a_step_to_decode(count: int, tmp_path: Path) -> None:
     codec = glc.load(fixed_codec_weights(tmp_path / "weights.safetensors"), "cpu")
-    images = [fixed_picture(64, 96, seed) for seed in range(pictures)]
-    rates = torch.ones(pictures)
+    images = [fixed_image(64, 96, seed) for seed in range(count)]
+    rates = torch.ones(count)
     with torch.inference_mode():
         latent = codec.networks.encode([to_input(image) for image in images])
         # Of the rate points' check, which a GPU is spared, nothing is counted.

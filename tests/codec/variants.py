@@ -9,7 +9,7 @@ import torch
 import glc
 from glc.codec.weights.export import make_tables
 from glc.codec.weights.file import read_weights, save_weights
-from tests.codec.fixed_model import fixed_codec_weights, fixed_picture
+from tests.codec.fixed_model import fixed_codec_weights, fixed_image
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "categorical": {},
@@ -17,7 +17,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "factorized": {"hyper": "factorized"},
     "indices_map": {"coder": "indices_map"},
 }
-"""Of `z_table` the frequencies of z are counted on a picture."""
+"""Of `z_table` the frequencies of z are counted on an image."""
 WITH_Y = ["categorical", "z_table", "factorized"]
 """Those that transform the latent."""
 
@@ -41,7 +41,7 @@ class Variants:
         fixed_codec_weights(path, **VARIANTS[variant])
         if variant == "z_table":
             made = read_weights(path)
-            x = torch.from_numpy(fixed_picture(256, 256, seed=5)).permute(2, 0, 1)[None] / 127.5 - 1
+            x = torch.from_numpy(fixed_image(256, 256, seed=5)).permute(2, 0, 1)[None] / 127.5 - 1
             tables = make_tables(made.model, [x])
             save_weights(path, made.model.state_dict(), made.description, tables, made.rates)
         return path

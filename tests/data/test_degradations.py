@@ -38,7 +38,7 @@ def seeded(number: int) -> torch.Generator:
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_the_generator_decides_and_the_result_is_an_eight_bit_picture(name: str) -> None:
+def test_the_generator_decides_and_the_result_is_an_eight_bit_image(name: str) -> None:
     x = smooth(4)
     degrade = ALL[name]()
     first, again, other = (degrade(x, seeded(number)) for number in (1, 1, 2))
@@ -94,10 +94,10 @@ def test_holes_are_grey_and_the_rest_is_untouched(boxes: float) -> None:
     shares = lost.float().mean((1, 2))
     assert shares.min() >= 0.2
     assert shares.max() < 0.6
-    assert len({mask.numpy().tobytes() for mask in lost}) == 3  # each picture has its own
+    assert len({mask.numpy().tobytes() for mask in lost}) == 3  # each image has its own
 
 
-def test_crops_have_the_holes_of_whole_pictures() -> None:
+def test_crops_have_the_holes_of_whole_images() -> None:
     """Cut from masks of 512 pixels: the same share is lost on average, some crops lose nothing, some all."""
     generator = seeded(0)
     lost = torch.stack([Mask(0.5, boxes=1.0).draw(48, 64, generator) for _ in range(120)])
@@ -106,7 +106,7 @@ def test_crops_have_the_holes_of_whole_pictures() -> None:
     assert 0.35 < shares.mean() < 0.75
     assert (shares == 0).sum() > 10
     assert (shares == 1).sum() > 10
-    # A picture that is no smaller has its own holes, of the share asked for.
+    # An image that is no smaller has its own holes, of the share asked for.
     whole = Mask(0.3, boxes=1.0).draw(512, 520, generator).float().mean()
     assert 0.3 <= whole < 0.6
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from glc.data.images import from_uint8, list_images, read_rgb, stack_pictures, to_image, to_tensor, to_uint8
+from glc.data.images import from_uint8, list_images, read_rgb, stack_images, to_image, to_tensor, to_uint8
 from glc.errors import ImageError
 
 
@@ -36,7 +36,7 @@ def test_rgb_is_read_unchanged_from_every_kind_of_source(tmp_path, photo):
         np.testing.assert_array_equal(pixels(read_rgb(source)), np.asarray(photo))
 
 
-def test_picture_in_memory_is_not_changed_or_shared(photo):
+def test_image_in_memory_is_not_changed_or_shared(photo):
     before = np.array(photo)
     read_rgb(photo).paste((0, 0, 0), (0, 0, 5, 5))
     np.testing.assert_array_equal(np.asarray(photo), before)
@@ -137,7 +137,7 @@ def test_bad_files_name_the_file(tmp_path, photo):
     bomb = b"\x89PNG\r\n\x1a\n" + png_chunk(b"IHDR", struct.pack(">IIBBBBB", 60000, 60000, 8, 2, 0, 0, 0))
     bad = {
         "empty.jpg": b"",
-        "text.png": b"this is not a picture",
+        "text.png": b"this is not an image",
         "cut.jpg": jpeg[: len(jpeg) // 2],
         "cut.png": png[: len(png) // 2],
         "bomb.png": bomb,
@@ -154,7 +154,7 @@ def test_bad_files_name_the_file(tmp_path, photo):
 
 
 @pytest.mark.filterwarnings("ignore:Corrupt EXIF")
-def test_broken_exif_does_not_cost_the_picture(photo):
+def test_broken_exif_does_not_cost_the_image(photo):
     broken = encoded(photo, exif=b"Exif\x00\x00II*\x00\xff\xff\xff\x7f")
     np.testing.assert_array_equal(pixels(read_rgb(broken)), np.asarray(photo))
 
@@ -167,7 +167,7 @@ def test_every_level_survives_the_round_trip():
     assert torch.equal(to_uint8(x), levels)
 
 
-def test_tensor_and_picture_round_trip(photo):
+def test_tensor_and_image_round_trip(photo):
     x = to_tensor(photo)
     assert x.shape == (3, 12, 20)
     assert x[2, 3, 7].item() == pytest.approx(photo.getpixel((7, 3))[2] / 127.5 - 1)
@@ -178,14 +178,14 @@ def test_every_level_reads_as_from_uint8_maps_it():
     ramp = np.repeat(np.arange(256, dtype=np.uint8).reshape(16, 16, 1), 3, axis=2)
     expected = from_uint8(torch.from_numpy(ramp).permute(2, 0, 1))
     assert torch.equal(to_tensor(Image.fromarray(ramp)), expected)
-    assert torch.equal(stack_pictures([Image.fromarray(ramp)] * 2), torch.stack([expected] * 2))
+    assert torch.equal(stack_images([Image.fromarray(ramp)] * 2), torch.stack([expected] * 2))
 
 
 def test_stacking_refuses_other_modes_and_sizes(photo):
     with pytest.raises(ValueError, match="mode L"):
         to_tensor(photo.convert("L"))
     with pytest.raises(ValueError, match="differ in size"):
-        stack_pictures([photo, photo.resize((5, 5))])
+        stack_images([photo, photo.resize((5, 5))])
 
 
 def test_to_image_clamps_and_refuses():

@@ -39,9 +39,9 @@ def levels_of(x):
 
 
 @pytest.mark.parametrize("kind", ["shards", "folder", "cached shards", "cached folder"])
-def test_every_kind_of_training_source_gives_the_same_kind_of_batches(kind, shards, pictures):
-    source = shards if "shards" in kind else pictures
-    data = module(source, pictures, cache="cached" in kind)
+def test_every_kind_of_training_source_gives_the_same_kind_of_batches(kind, shards, images):
+    source = shards if "shards" in kind else images
+    data = module(source, images, cache="cached" in kind)
     loader = data.train_dataloader()
     assert len(loader) == 5
     seen = set()
@@ -56,26 +56,26 @@ def test_every_kind_of_training_source_gives_the_same_kind_of_batches(kind, shar
         assert len(seen) == 10  # lists go round without repeats
 
 
-def test_cache_changes_nothing_for_a_folder(pictures):
-    plain, cached = (module(pictures, pictures, cache=cache) for cache in (False, True))
+def test_cache_changes_nothing_for_a_folder(images):
+    plain, cached = (module(images, images, cache=cache) for cache in (False, True))
     assert content(plain.train_dataloader()) == content(cached.train_dataloader())
 
 
-def test_cache_leaves_bad_pictures_out_and_refuses_what_does_not_fit(pictures, tmp_path, monkeypatch, caplog):
+def test_cache_leaves_bad_images_out_and_refuses_what_does_not_fit(images, tmp_path, monkeypatch, caplog):
     (tmp_path / "bad.png").write_bytes(b"junk")
-    (tmp_path / "good.png").write_bytes((pictures / "n01.png").read_bytes())
-    assert set(chain(*keys(module(tmp_path, pictures, cache=True).train_dataloader()))) == {"good.png"}
+    (tmp_path / "good.png").write_bytes((images / "n01.png").read_bytes())
+    assert set(chain(*keys(module(tmp_path, images, cache=True).train_dataloader()))) == {"good.png"}
     assert "bad.png" in caplog.text
     monkeypatch.setattr("glc.data.module._CACHE_LIMIT", 4 * 40 * 36 * 3)
     with pytest.raises(ValueError, match=r"data\.cache"):
-        module(pictures, pictures, cache=True).train_dataloader()
+        module(images, images, cache=True).train_dataloader()
 
 
 @pytest.mark.parametrize("source", ["shards", "folder", "list"])
-def test_validation_is_a_fixed_list_in_order(source, shards, pictures, tmp_path):
+def test_validation_is_a_fixed_list_in_order(source, shards, images, tmp_path):
     listing = tmp_path / "val.txt"
-    listing.write_text("".join(f"{pictures}/n{i:02d}.png\n" for i in range(12)))
-    val = {"shards": shards, "folder": pictures, "list": listing}[source]
+    listing.write_text("".join(f"{images}/n{i:02d}.png\n" for i in range(12)))
+    val = {"shards": shards, "folder": images, "list": listing}[source]
     loader = module(shards, val, val_limit=5).val_dataloader()
     for _ in range(2):
         batches = list(loader)
@@ -85,10 +85,10 @@ def test_validation_is_a_fixed_list_in_order(source, shards, pictures, tmp_path)
         assert [to_uint8(batch.x)[0, 0, 0, 0].item() for batch in batches] == [0, 4, 8, 12, 16]
 
 
-def test_validation_crops_come_in_batches(pictures):
+def test_validation_crops_come_in_batches(images):
     shapes = [
         tuple(batch.x.shape)
-        for batch in module(pictures, pictures, val_crop=16, val_batch_size=5).val_dataloader()
+        for batch in module(images, images, val_crop=16, val_batch_size=5).val_dataloader()
     ]
     assert shapes == [(5, 3, 16, 16), (5, 3, 16, 16), (2, 3, 16, 16)]
 
@@ -109,13 +109,13 @@ def test_wrong_values_name_their_key(options, message):
         module("a", "b", **options)
 
 
-def test_missing_data_name_their_key(shards, pictures, tmp_path):
+def test_missing_data_name_their_key(shards, images, tmp_path):
     with pytest.raises(ValueError, match=r"^data\.train: .*nowhere"):
-        module(tmp_path / "nowhere", pictures).setup("fit")
+        module(tmp_path / "nowhere", images).setup("fit")
     with pytest.raises(ValueError, match=r"^data\.val: .*nowhere"):
         module(shards, tmp_path / "nowhere").setup("fit")
     (tmp_path / "void-000000.tar").write_bytes(b"\0" * 10240)
-    with pytest.raises(ValueError, match=r"^data\.val: the shards in .* hold no picture"):
+    with pytest.raises(ValueError, match=r"^data\.val: the shards in .* hold no image"):
         module(shards, tmp_path).setup("validate")
 
 
@@ -162,9 +162,9 @@ def fit(data, folder, stop_at=None, ckpt=None, every=3, **options):
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_a_killed_fit_goes_on_with_the_very_next_batch(workers, shards, pictures, tmp_path):
+def test_a_killed_fit_goes_on_with_the_very_next_batch(workers, shards, images, tmp_path):
     def data():
-        return module(shards, pictures, num_workers=workers, val_limit=2)
+        return module(shards, images, num_workers=workers, val_limit=2)
 
     whole = fit(data(), tmp_path / "whole")
     assert len(whole.seen) == 13
@@ -183,16 +183,16 @@ def test_a_killed_fit_goes_on_with_the_very_next_batch(workers, shards, pictures
     assert resumed.seen == whole.seen[6:]
 
 
-def test_resuming_at_the_end_of_an_epoch(shards, pictures, tmp_path):
-    whole = fit(module(shards, pictures), tmp_path / "a", every=5)
-    resumed = fit(module(shards, pictures), tmp_path / "b", ckpt=tmp_path / "a" / "step=5.ckpt")
+def test_resuming_at_the_end_of_an_epoch(shards, images, tmp_path):
+    whole = fit(module(shards, images), tmp_path / "a", every=5)
+    resumed = fit(module(shards, images), tmp_path / "b", ckpt=tmp_path / "a" / "step=5.ckpt")
     assert resumed.seen == whole.seen[5:]
 
 
-def test_lightning_has_nothing_to_warn_about_the_data(shards, pictures, tmp_path):
+def test_lightning_has_nothing_to_warn_about_the_data(shards, images, tmp_path):
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        fit(module(shards, pictures, num_workers=1), tmp_path)
+        fit(module(shards, images, num_workers=1), tmp_path)
     texts = [str(item.message) for item in caught]
     assert not [t for t in texts if "__len__" in t or "IterableDataset" in t or "resumable" in t], texts
 
@@ -229,8 +229,8 @@ trainer.fit(Recorder(), ImageDataModule(
 """
 
 
-def test_two_ranks_of_one_shard_train_without_waiting_for_each_other(shards, pictures, tmp_path):
-    done = start(["-c", DDP, shards / "train-000000.tar", pictures, tmp_path], folder=tmp_path)
+def test_two_ranks_of_one_shard_train_without_waiting_for_each_other(shards, images, tmp_path):
+    done = start(["-c", DDP, shards / "train-000000.tar", images, tmp_path], folder=tmp_path)
     assert done.returncode == 0, done.stderr
     (seen0, val0), (seen1, val1) = (torch.load(tmp_path / f"rank{rank}.pt") for rank in range(2))
     assert len(seen0) == len(seen1) == 10
@@ -241,19 +241,19 @@ def test_two_ranks_of_one_shard_train_without_waiting_for_each_other(shards, pic
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_each_config_fits_the_constructor(name, shards, pictures):
+def test_each_config_fits_the_constructor(name, shards, images):
     register_resolvers()
     assert (CONF / "data" / f"{name}.yaml").read_text().startswith("#")
     with initialize_config_dir(str(CONF), version_base="1.3"):
         config = compose("train", ["stage=vqvae", f"data={name}", "batch=6", "trainer.devices=2"]).data
-    for key, value in (("train", str(shards)), ("val", [str(pictures)])):
+    for key, value in (("train", str(shards)), ("val", [str(images)])):
         if OmegaConf.is_missing(config, key):
             config[key] = value
     resolved = OmegaConf.to_container(config, resolve=True)
     made = instantiate(config)
     assert made.crop == resolved["crop"]
     assert made.batch_size == 3  # of the six over two devices
-    config.update(train=[str(shards / "*.tar")], val=str(pictures), num_workers=0)
+    config.update(train=[str(shards / "*.tar")], val=str(images), num_workers=0)
     data = instantiate(config)
     data.setup("fit")
     batch = next(iter(data.val_dataloader()))

@@ -19,24 +19,24 @@ from glc.errors import ListingError
 from glc.jobs.manifest import JobError
 
 
-def picture(seed: int, width: int = 24, height: int = 16) -> Image.Image:
+def image(seed: int, width: int = 24, height: int = 16) -> Image.Image:
     noise = np.random.default_rng(seed).integers(0, 256, (4, 6, 3), dtype=np.uint8)
     return Image.fromarray(noise).resize((width, height), Image.Resampling.BICUBIC)
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    source = tmp_path / "pictures"
+    source = tmp_path / "images"
     (source / "sub").mkdir(parents=True)
     for seed in range(5):
-        picture(seed).save(source / f"p{seed}.jpg", quality=80)
+        image(seed).save(source / f"p{seed}.jpg", quality=80)
     for seed in range(5, 7):
-        picture(seed).save(source / "sub" / f"p{seed}.png")
+        image(seed).save(source / "sub" / f"p{seed}.png")
     return source
 
 
 def samples(dest: Path) -> list[tuple[str, str, bytes, dict[str, Any]]]:
-    """All samples of a packed set in order: (key, ending, picture's bytes, note)."""
+    """All samples of a packed set in order: (key, ending, image's bytes, note)."""
     found = []
     for shard in sorted(dest.glob("*.tar")):
         with tarfile.open(shard) as tar:
@@ -56,7 +56,7 @@ def run(sources: Path | list[Path], dest: Path, **options: Any) -> Manifest:
     return pack([sources] if not isinstance(sources, list) else sources, dest, progress=False, **options)
 
 
-def test_shards_hold_every_picture_once_and_the_manifest_describes_them(folder: Path, tmp_path: Path) -> None:
+def test_shards_hold_every_image_once_and_the_manifest_describes_them(folder: Path, tmp_path: Path) -> None:
     manifest = run(folder, tmp_path / "train", images_per_shard=3, workers=1)
     found = samples(tmp_path / "train")
     assert sorted(note["name"] for *_, note in found) == [f"p{i}.jpg" for i in range(5)] + [
@@ -93,11 +93,11 @@ def test_what_must_change_is_reencoded_upright_rgb(tmp_path: Path) -> None:
     source.mkdir()
     exif = Image.Exif()
     exif[0x0112] = 6
-    picture(0).save(source / "turned.jpg", exif=exif, quality=95)
-    picture(1).convert("L").save(source / "grey.jpg")
-    picture(2).convert("CMYK").save(source / "cmyk.jpg")
-    picture(3).convert("P").save(source / "palette.png")
-    picture(4).save(source / "web.webp")
+    image(0).save(source / "turned.jpg", exif=exif, quality=95)
+    image(1).convert("L").save(source / "grey.jpg")
+    image(2).convert("CMYK").save(source / "cmyk.jpg")
+    image(3).convert("P").save(source / "palette.png")
+    image(4).save(source / "web.webp")
     run(source, tmp_path / "set", workers=1)
     by_name = {note["name"]: (ending, data, note) for _, ending, data, note in samples(tmp_path / "set")}
     for name, (_, data, note) in by_name.items():
@@ -118,19 +118,19 @@ def test_what_must_change_is_reencoded_upright_rgb(tmp_path: Path) -> None:
 def test_resizing_shrinks_the_short_side_and_never_enlarges(tmp_path: Path) -> None:
     source = tmp_path / "sizes"
     source.mkdir()
-    picture(0, 100, 60).save(source / "large.jpg")
-    picture(1, 60, 101).save(source / "tall.png")
-    picture(2, 24, 16).save(source / "small.jpg")
+    image(0, 100, 60).save(source / "large.jpg")
+    image(1, 60, 101).save(source / "tall.png")
+    image(2, 24, 16).save(source / "small.jpg")
     run(source, tmp_path / "set", size=30, workers=1)
     stored = {note["name"]: (note["width"], note["height"]) for *_, note in samples(tmp_path / "set")}
     # 101 * 30 / 60 = 50.5 rounds to the even 50
     assert stored == {"large.jpg": (50, 30), "tall.png": (30, 50), "small.jpg": (24, 16)}
 
 
-def test_bad_pictures_are_left_out_with_name_and_reason(folder: Path, tmp_path: Path) -> None:
-    picture(9, 8, 40).save(folder / "narrow.png")
+def test_bad_images_are_left_out_with_name_and_reason(folder: Path, tmp_path: Path) -> None:
+    image(9, 8, 40).save(folder / "narrow.png")
     (folder / "broken.jpg").write_bytes((folder / "p0.jpg").read_bytes()[:-40])
-    (folder / "fake.png").write_bytes(b"no picture")
+    (folder / "fake.png").write_bytes(b"no image")
     manifest = run(folder, tmp_path / "set", min_side=10, workers=1)
     reasons = {entry["name"]: entry["reason"] for entry in manifest.skipped}
     assert reasons.keys() == {"narrow.png", "broken.jpg", "fake.png"}
@@ -213,13 +213,13 @@ def test_complete_set_is_left_alone(folder: Path, tmp_path: Path) -> None:
     assert (tmp_path / "set" / "set-000000.tar").stat().st_mtime_ns == before
 
 
-def test_other_settings_or_pictures_are_refused_unless_forced(folder: Path, tmp_path: Path) -> None:
+def test_other_settings_or_images_are_refused_unless_forced(folder: Path, tmp_path: Path) -> None:
     dest = tmp_path / "set"
     run(folder, dest, images_per_shard=2, workers=1)
     before = shard_bytes(dest)
     with pytest.raises(PackError, match="images_per_shard was 2, is 4"):
         run(folder, dest, images_per_shard=4, workers=1)
-    picture(99, 40, 40).save(folder / "p0.jpg")
+    image(99, 40, 40).save(folder / "p0.jpg")
     with pytest.raises(PackError, match="the source images changed"):
         run(folder, dest, images_per_shard=2, workers=1)
     assert shard_bytes(dest) == before
@@ -243,7 +243,7 @@ def test_same_relative_names_do_not_collide(tmp_path: Path) -> None:
     for i, parent in enumerate(["left/cats", "right/cats"]):
         source = tmp_path / parent
         source.mkdir(parents=True)
-        picture(i).save(source / "one.png")
+        image(i).save(source / "one.png")
         sources.append(source)
     run(sources, tmp_path / "set", workers=1)
     found = samples(tmp_path / "set")
@@ -264,7 +264,7 @@ def test_list_file_in_its_order(folder: Path, tmp_path: Path) -> None:
 
 def test_mixed_order_separates_neighbours_and_is_the_default(folder: Path, tmp_path: Path) -> None:
     for i in range(30):
-        picture(100 + i).save(folder / f"q{i:02d}.png")
+        image(100 + i).save(folder / f"q{i:02d}.png")
     run(folder, tmp_path / "mixed", workers=1)
     run(folder, tmp_path / "kept", workers=1, mix=False)
     kept = [note["name"] for *_, note in samples(tmp_path / "kept")]
@@ -277,7 +277,7 @@ def test_mixed_order_separates_neighbours_and_is_the_default(folder: Path, tmp_p
 def test_empty_and_hopeless_sources(tmp_path: Path) -> None:
     empty = tmp_path / "empty"
     empty.mkdir()
-    with pytest.raises(ListingError, match="empty: no pictures"):
+    with pytest.raises(ListingError, match="empty: no images"):
         run(empty, tmp_path / "set")
     assert not (tmp_path / "set").exists()
     (empty / "bad.png").write_bytes(b"x")

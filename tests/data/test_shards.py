@@ -18,10 +18,10 @@ def urls(folder):
     return [str(path) for path in sorted(folder.glob("*.tar"))]
 
 
-def test_a_shard_is_read_in_order_with_its_pictures_bytes(shards, pictures):
+def test_a_shard_is_read_in_order_with_its_images_bytes(shards, images):
     records = list(read_shard(urls(shards)[1]))
     assert [record.key for record in records] == [f"{i:08d}-n{i:02d}" for i in range(4, 8)]
-    assert records[2].decode().tobytes() == read_rgb(pictures / "n06.png").tobytes()
+    assert records[2].decode().tobytes() == read_rgb(images / "n06.png").tobytes()
     assert records[2].where == urls(shards)[1]
 
 
@@ -32,14 +32,14 @@ def test_shards_by_url(shards):
         assert [r.key for r in index_shards([url], limit=3)] == [r.key for r in read_shard(name)][:3]
 
 
-def test_foreign_shards_with_dotted_names_and_without_notes(pictures, tmp_path):
+def test_foreign_shards_with_dotted_names_and_without_notes(images, tmp_path):
     with tarfile.open(tmp_path / "other.tar", "w") as tar:
-        tar.add(pictures / "n00.png", "class/a.seg.PNG")
-        tar.add(pictures / "n01.png", "class/b.png")
+        tar.add(images / "n00.png", "class/a.seg.PNG")
+        tar.add(images / "n01.png", "class/b.png")
     assert [r.key for r in read_shard(str(tmp_path / "other.tar"))] == ["class/a", "class/b"]
 
 
-def cut_in_third_picture(shards, tmp_path):
+def cut_in_third_image(shards, tmp_path):
     with tarfile.open(urls(shards)[0]) as tar:
         third = [member for member in tar if member.name.endswith(".png")][2]
     (tmp_path / "cut.tar").write_bytes(Path(urls(shards)[0]).read_bytes()[: third.offset_data + 10])
@@ -57,7 +57,7 @@ def test_shard_stream_is_a_function_of_its_numbers(shards, shuffle):
     assert len(set(keys(source, 200, 7, 0, 0, 2))) == 12
 
 
-def test_buffer_mixes_pictures_of_different_shards(shards):
+def test_buffer_mixes_images_of_different_shards(shards):
     def shard_changes(shuffle):
         drawn = [int(key[:8]) // 4 for key in keys(ShardSource(urls(shards), shuffle), 200, 0, 0, 0, 1)]
         return sum(a != b for a, b in itertools.pairwise(drawn))
@@ -72,7 +72,7 @@ def test_more_consumers_than_shards(shards):
 
 
 def test_truncated_shard_is_named_once_and_passed_over(shards, tmp_path, caplog):
-    names, cut = urls(shards), cut_in_third_picture(shards, tmp_path)
+    names, cut = urls(shards), cut_in_third_image(shards, tmp_path)
     with caplog.at_level(logging.WARNING):
         drawn = keys(ShardSource([str(cut), names[1]], 0), 100, 0, 0, 0, 1)
     assert {key[-3:] for key in drawn} >= {"n00", "n04", "n05", "n06", "n07"}
@@ -80,9 +80,9 @@ def test_truncated_shard_is_named_once_and_passed_over(shards, tmp_path, caplog)
     assert caplog.text.count("cut.tar is missing, truncated or damaged") == 1
 
 
-def test_shards_without_any_picture_end_in_an_error(tmp_path):
+def test_shards_without_any_image_end_in_an_error(tmp_path):
     (tmp_path / "junk.tar").write_bytes(b"junk" * 1000)
-    with pytest.raises(RuntimeError, match=r"held no readable picture.*junk\.tar"):
+    with pytest.raises(RuntimeError, match=r"held no readable image.*junk\.tar"):
         keys(ShardSource([str(tmp_path / "junk.tar")], 0), 1, 0, 0, 0, 1)
 
 
@@ -102,23 +102,23 @@ def test_list_shorter_than_the_number_of_consumers():
     assert set(keys(source, 6, 0, 0, 7, 8)) <= {"a", "b"}
 
 
-def test_index_keeps_the_order_and_stops_at_the_limit(shards, pictures):
+def test_index_keeps_the_order_and_stops_at_the_limit(shards, images):
     records = index_shards(urls(shards))
     assert [record.key[-3:] for record in records] == [f"n{i:02d}" for i in range(12)]
-    assert records[9].decode().tobytes() == read_rgb(pictures / "n09.png").tobytes()
+    assert records[9].decode().tobytes() == read_rgb(images / "n09.png").tobytes()
     assert len(index_shards(urls(shards), limit=5)) == 5
 
 
 def test_index_of_a_truncated_shard_lists_what_is_whole(shards, tmp_path, caplog):
-    records = index_shards([str(cut_in_third_picture(shards, tmp_path))])
+    records = index_shards([str(cut_in_third_image(shards, tmp_path))])
     assert [record.key[-3:] for record in records] == ["n00", "n01"]
     assert "cut.tar" in caplog.text
 
 
-def test_packed_bad_name_still_has_a_key(tmp_path, pictures):
+def test_packed_bad_name_still_has_a_key(tmp_path, images):
     source = tmp_path / "in"
     source.mkdir()
-    (source / "…. weird näme.v2.png").write_bytes((pictures / "n00.png").read_bytes())
+    (source / "…. weird näme.v2.png").write_bytes((images / "n00.png").read_bytes())
     pack([source], tmp_path / "out", workers=1, progress=False)
     (record,) = read_shard(str(tmp_path / "out" / "out-000000.tar"))
     assert record.key.startswith("00000000-")

@@ -26,14 +26,12 @@ def test_urls_are_expanded_and_not_looked_for():
     assert found == [f"https://host/a-0{i}.tar" for i in range(3)] + ["pipe:cat b.tar"]
 
 
-def test_pictures_by_folder_list_and_name(pictures, tmp_path):
-    assert [name for name, _ in resolve(pictures, "data.val").pictures] == [
-        f"n{i:02d}.png" for i in range(12)
-    ]
+def test_images_by_folder_list_and_name(images, tmp_path):
+    assert [name for name, _ in resolve(images, "data.val").images] == [f"n{i:02d}.png" for i in range(12)]
     listing = tmp_path / "val.txt"
-    listing.write_text(f"{pictures}/n03.png\n{pictures}/n01.png\n")
-    assert [path.name for _, path in resolve(str(listing), "data.val").pictures] == ["n03.png", "n01.png"]
-    assert resolve(pictures / "n05.png", "data.val").pictures == [("n05.png", pictures / "n05.png")]
+    listing.write_text(f"{images}/n03.png\n{images}/n01.png\n")
+    assert [path.name for _, path in resolve(str(listing), "data.val").images] == ["n03.png", "n01.png"]
+    assert resolve(images / "n05.png", "data.val").images == [("n05.png", images / "n05.png")]
 
 
 @pytest.mark.parametrize(
@@ -44,18 +42,18 @@ def test_pictures_by_folder_list_and_name(pictures, tmp_path):
         ("{root}/nowhere", "data.train: .*nowhere: no such file or folder; make them with `glc pack"),
         ("{root}/train-{{000001..000004}}.tar", "data.train: .*train-000003.tar and 1 more: no such file"),
         ("{root}/*.tarr", "data.train: no shards match .*tarr"),
-        (["{root}", "{pictures}"], "data.train: mixes shards with pictures"),
+        (["{root}", "{images}"], "data.train: mixes shards with images"),
     ],
 )
-def test_errors_name_the_key_and_the_fix(given, message, shards, pictures):
-    places = {"root": shards, "pictures": pictures}
+def test_errors_name_the_key_and_the_fix(given, message, shards, images):
+    places = {"root": shards, "images": images}
     filled = given.format(**places) if isinstance(given, str) else [item.format(**places) for item in given]
     with pytest.raises(ValueError, match=message):
         resolve(filled, "data.train")
 
 
 def test_empty_folder_and_unfinished_packing(tmp_path):
-    with pytest.raises(ValueError, match=r"data\.val: .*no pictures in it.*glc pack"):
+    with pytest.raises(ValueError, match=r"data\.val: .*no images in it.*glc pack"):
         resolve(tmp_path, "data.val")
     (tmp_path / ".packing").mkdir()
     with pytest.raises(ValueError, match=r"data\.train: .*not packed to the end"):
@@ -82,8 +80,8 @@ def test_split_is_fixed_and_disjoint():
     assert {"motorcycle_left.png", "motorcycle_right.png"} <= {path.name for path in train}
     assert len(train) + len(test) == 9
     for path in train + test:
-        picture = read_rgb(path)
-        assert min(picture.size) >= 256, path.name
+        image = read_rgb(path)
+        assert min(image.size) >= 256, path.name
 
 
 def test_missing_package_says_what_to_install(monkeypatch):

@@ -33,7 +33,7 @@ def plain(batches):
     return [(batch.key, batch.x.numpy().tobytes()) for batch in batches]
 
 
-def test_batches_have_the_promised_form_and_show_the_picture_of_their_key(source):
+def test_batches_have_the_promised_form_and_show_the_image_of_their_key(source):
     batches = list(TrainLoader(stream(source)))
     assert len(batches) == 7
     for x, key in batches:
@@ -85,9 +85,9 @@ def test_resuming_within_an_epoch_is_exact(source, workers, stop):
     assert plain(resumed) == third
 
 
-def test_state_of_one_rank_serves_another_even_with_bad_pictures(pictures):
+def test_state_of_one_rank_serves_another_even_with_bad_images(images):
     # Rank 0 meets the unreadable records at other places than rank 1: positions must not depend on it.
-    records = [Record(f"n{i:02d}", pictures / f"n{i:02d}.png") for i in range(12)]
+    records = [Record(f"n{i:02d}", images / f"n{i:02d}.png") for i in range(12)]
     records += [Record("bad1", b"junk"), Record("bad2", b"")]
     source = ListSource(records)
 
@@ -146,8 +146,8 @@ def test_global_random_state_is_left_alone(source):
     assert torch.equal(torch.rand(3), expected)
 
 
-def test_bad_pictures_are_replaced_without_moving_the_others(pictures, caplog):
-    good = [Record(f"n{i:02d}", pictures / f"n{i:02d}.png") for i in range(12)]
+def test_bad_images_are_replaced_without_moving_the_others(images, caplog):
+    good = [Record(f"n{i:02d}", images / f"n{i:02d}.png") for i in range(12)]
     bad = [*good[:5], Record("n05", b"junk", "some.tar"), *good[6:]]
     expected = plain(TrainLoader(stream(ListSource(good), batch_size=1, epoch_batches=48)))
     with caplog.at_level(logging.WARNING):
@@ -166,18 +166,18 @@ def test_nothing_readable_is_an_error_not_an_endless_loop():
         next(iter(loader))
 
 
-def test_fixed_list_is_centred_and_replaces_what_is_unreadable(pictures, caplog):
+def test_fixed_list_is_centred_and_replaces_what_is_unreadable(images, caplog):
     records = [
-        Record("n01", pictures / "n01.png"),
-        Record("gone", pictures / "gone.png"),
-        Record("n02", pictures / "n02.png"),
+        Record("n01", images / "n01.png"),
+        Record("gone", images / "gone.png"),
+        Record("n02", images / "n02.png"),
     ]
-    images = FixedImages(records, crop=None, stride=16)
-    x, key = images[0]
+    fixed = FixedImages(records, crop=None, stride=16)
+    x, key = fixed[0]
     levels = to_uint8(x).numpy()
     assert (key, levels.shape) == ("n01", (3, 32, 32))
     assert levels[:, 0, 0].tolist() == [4, 4, 2]  # 40 x 36 leaves 4 columns and 2 rows
-    assert [images[i][1] for i in range(3)] == ["n01", "n02", "n02"]
+    assert [fixed[i][1] for i in range(3)] == ["n01", "n02", "n02"]
     assert "gone.png: no such file" in caplog.text
     with pytest.raises(RuntimeError, match=r"data\.val"):
         FixedImages(records[1:2], None, 16)[0]
@@ -203,12 +203,12 @@ def coordinates(width, height):
 
 
 def test_unscaled_crops_are_exact_windows_that_reach_every_edge():
-    picture = coordinates(20, 14)
+    image = coordinates(20, 14)
     lefts, tops = set(), set()
     for seed in range(300):
-        cut = np.asarray(random_crop(picture, 8, np.random.default_rng(seed), flip=False)).astype(int)
+        cut = np.asarray(random_crop(image, 8, np.random.default_rng(seed), flip=False)).astype(int)
         left, top = cut[0, 0, 0], cut[0, 0, 1]
-        np.testing.assert_array_equal(cut, np.asarray(picture)[top : top + 8, left : left + 8])
+        np.testing.assert_array_equal(cut, np.asarray(image)[top : top + 8, left : left + 8])
         lefts.add(left)
         tops.add(top)
     assert lefts == set(range(13))
@@ -216,11 +216,11 @@ def test_unscaled_crops_are_exact_windows_that_reach_every_edge():
 
 
 def test_flip_mirrors_about_half_and_changes_nothing_else():
-    picture = coordinates(20, 14)
+    image = coordinates(20, 14)
     mirrored = 0
     for seed in range(200):
-        plain = np.asarray(random_crop(picture, 8, np.random.default_rng(seed), flip=False))
-        cut = np.asarray(random_crop(picture, 8, np.random.default_rng(seed), flip=True))
+        plain = np.asarray(random_crop(image, 8, np.random.default_rng(seed), flip=False))
+        cut = np.asarray(random_crop(image, 8, np.random.default_rng(seed), flip=True))
         if not np.array_equal(cut, plain):
             np.testing.assert_array_equal(cut, plain[:, ::-1])
             mirrored += 1
@@ -228,9 +228,9 @@ def test_flip_mirrors_about_half_and_changes_nothing_else():
 
 
 def test_scaling_shows_a_part_of_the_size_asked_for():
-    picture = coordinates(200, 160)
+    image = coordinates(200, 160)
     for seed in range(20):
-        cut = np.asarray(random_crop(picture, 32, np.random.default_rng(seed), 0.5, 0.5, flip=False))
+        cut = np.asarray(random_crop(image, 32, np.random.default_rng(seed), 0.5, 0.5, flip=False))
         # At scale 0.5 neighbouring pixels lie two source pixels apart.
         steps = np.diff(cut[16, 4:-4, 0].astype(int))
         assert cut.shape == (32, 32, 3)
@@ -238,12 +238,10 @@ def test_scaling_shows_a_part_of_the_size_asked_for():
 
 
 @pytest.mark.parametrize("scales", [(1.0, 1.0), (0.3, 0.6)])
-def test_small_pictures_are_scaled_up_to_the_crop(scales):
-    picture = coordinates(10, 30)
+def test_small_images_are_scaled_up_to_the_crop(scales):
+    image = coordinates(10, 30)
     for seed in range(20):
-        cut = np.asarray(random_crop(picture, 40, np.random.default_rng(seed), *scales, flip=False)).astype(
-            int
-        )
+        cut = np.asarray(random_crop(image, 40, np.random.default_rng(seed), *scales, flip=False)).astype(int)
         assert cut.shape == (40, 40, 3)
         # The short side is seen whole, so the horizontal coordinate runs over all of it.
         assert cut[0, 0, 0] <= 1
@@ -251,13 +249,13 @@ def test_small_pictures_are_scaled_up_to_the_crop(scales):
 
 
 def test_centre_crop_takes_the_middle():
-    picture = coordinates(50, 40)
-    whole = np.asarray(centre_crop(picture, None, 16))
-    np.testing.assert_array_equal(whole, np.asarray(picture)[4:36, 1:49])
-    square = np.asarray(centre_crop(picture, 16, 16))
-    np.testing.assert_array_equal(square, np.asarray(picture)[12:28, 17:33])
+    image = coordinates(50, 40)
+    whole = np.asarray(centre_crop(image, None, 16))
+    np.testing.assert_array_equal(whole, np.asarray(image)[4:36, 1:49])
+    square = np.asarray(centre_crop(image, 16, 16))
+    np.testing.assert_array_equal(square, np.asarray(image)[12:28, 17:33])
 
 
-def test_centre_crop_scales_small_pictures_up():
+def test_centre_crop_scales_small_images_up():
     assert centre_crop(coordinates(20, 10), None, 16).size == (32, 16)
     assert centre_crop(coordinates(20, 10), 64, 16).size == (64, 64)

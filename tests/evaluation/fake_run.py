@@ -11,7 +11,7 @@ from PIL import Image
 
 Curve = Sequence[Mapping[str, float]]
 
-PICTURES = ("harbour", "market", "snow")
+IMAGES = ("harbour", "market", "snow")
 CURVE: Curve = (
     {"bpp": 0.02, "psnr": 22.0, "ms_ssim": 0.70, "lpips": 0.30},
     {"bpp": 0.03, "psnr": 23.0, "ms_ssim": 0.75, "lpips": 0.25},
@@ -31,13 +31,13 @@ def write_run(
     name: str = "glc",
     curve: Curve = CURVE,
     data: str = "kodak",
-    pictures: Sequence[str] = PICTURES,
+    images: Sequence[str] = IMAGES,
     colour: tuple[int, int, int] = (200, 40, 40),
     **changes: Any,
 ) -> Path:
-    """Write a run; the i-th picture is 0.01 worse by LPIPS than the one before, at each setting.
+    """Write a run; the i-th image is 0.01 worse by LPIPS than the one before, at each setting.
 
-    Decoded pictures have one colour with the setting's number added to red and the picture's to green.
+    Decoded images have one colour with the setting's number added to red and the image's to green.
     """
     labels = [f"q{i}" for i in range(len(curve))]
     points, rows = [], []
@@ -46,19 +46,19 @@ def write_run(
             {
                 "setting": {"quality": k},
                 "label": label,
-                "pictures": len(pictures),
+                "images": len(images),
                 **point,
                 "encode_seconds": 0.5,
                 "decode_seconds": 0.25,
             }
         )
-        for i, picture in enumerate(pictures):
+        for i, image in enumerate(images):
             values = {key: value for key, value in point.items() if key in ("psnr", "ms_ssim", "lpips")}
             if "lpips" in values:
                 values["lpips"] += 0.01 * (i - 1)
             rows.append(
                 {
-                    "picture": picture,
+                    "image": image,
                     "width": SIZE[0],
                     "height": SIZE[1],
                     "label": label,
@@ -69,17 +69,17 @@ def write_run(
                     "decode_seconds": 0.25,
                 }
             )
-            path = folder / "reconstructions" / label / f"{picture}.png"
+            path = folder / "reconstructions" / label / f"{image}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
             Image.new("RGB", SIZE, (colour[0] + 8 * k, colour[1] + 8 * i, colour[2])).save(path)
     summary = {
         "format": 1,
         "codec": {"name": name, "kind": "glc", "fingerprint": "00ff", "versions": {"glc": "0.1"}},
-        "data": {"name": data, "count": len(pictures), "source": "made up"},
+        "data": {"name": data, "count": len(images), "source": "made up"},
         "protocol": {"lpips": "alex"},
         "seed": 0,
         "versions": {"torch": "2"},
-        "pictures": len(pictures),
+        "images": len(images),
         "failed": [],
         "unavailable": {},
         "points": points,
@@ -89,15 +89,13 @@ def write_run(
     with (folder / "per_image.csv").open("w", newline="") as file:
         writer = csv.DictWriter(file, rows[0])
         writer.writeheader()
-        writer.writerows(sorted(rows, key=lambda row: (row["picture"], row["label"])))
+        writer.writerows(sorted(rows, key=lambda row: (row["image"], row["label"])))
     return folder
 
 
-def write_originals(folder: Path, pictures: Sequence[str] = PICTURES, size: tuple[int, int] = SIZE) -> Path:
-    """Write blue pictures of the names."""
+def write_originals(folder: Path, images: Sequence[str] = IMAGES, size: tuple[int, int] = SIZE) -> Path:
+    """Write blue images of the names."""
     folder.mkdir(parents=True, exist_ok=True)
-    for picture in pictures:
-        Image.fromarray(np.full((size[1], size[0], 3), (10, 20, 230), np.uint8)).save(
-            folder / f"{picture}.png"
-        )
+    for image in images:
+        Image.fromarray(np.full((size[1], size[0], 3), (10, 20, 230), np.uint8)).save(folder / f"{image}.png")
     return folder

@@ -1,4 +1,4 @@
-"""Pictures, metrics and codecs for evaluations of seconds; at module level, so that workers find them."""
+"""Images, metrics and codecs for evaluations of seconds; at module level, so that workers find them."""
 
 import csv
 import io
@@ -19,7 +19,7 @@ from glc.evaluation.evaluate import Evaluation
 from glc.evaluation.testsets import open_testset
 from glc.losses.perceptual import WeightsUnavailable
 from glc.metrics.quality import MSSSIM, PSNR, QualityMetrics
-from tests.codec.fixed_model import fixed_picture
+from tests.codec.fixed_model import fixed_image
 
 SIZES = ((40, 56), (48, 48), (200, 180), (33, 71))
 
@@ -57,10 +57,10 @@ def make_jpeg(qualities: Sequence[float], device: str) -> ImageCodec:
     return StillCodec("JPEG", ".jpg", {"optimize": True}, 1, 95, qualities=qualities)
 
 
-def write_pictures(folder: Path, sizes: Sequence[tuple[int, int]] = SIZES) -> Path:
+def write_images(folder: Path, sizes: Sequence[tuple[int, int]] = SIZES) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     for i, (height, width) in enumerate(sizes):
-        Image.fromarray(fixed_picture(height, width, i)).save(folder / f"p{i}.png")
+        Image.fromarray(fixed_image(height, width, i)).save(folder / f"p{i}.png")
     return folder
 
 
@@ -68,7 +68,7 @@ def evaluation(out: Path, path: Path | str, **changes: Any) -> Evaluation:
     """Return an evaluation of a folder of images or of shards."""
     values: dict[str, Any] = {
         "out": out,
-        "pictures": open_testset(str(path)),
+        "images": open_testset(str(path)),
         "make_codec": partial(make_jpeg, (10, 50)),
         "make_metrics": make_metrics,
         "metrics": ["psnr", "ms_ssim", "difference", "lpips"],

@@ -22,7 +22,7 @@ from glc.evaluation.codecs.video import VideoCodec
 from glc.evaluation.codecs.zoo import ZooCodec
 from glc.latent_search import Effort
 from glc.launch.evaluate import codec_makers
-from tests.codec.fixed_model import fixed_codec_weights, fixed_picture
+from tests.codec.fixed_model import fixed_codec_weights, fixed_image
 from tests.losses.test_perceptual import FILES, reference, save_features
 
 CONF = Path(__file__).parents[2] / "conf"
@@ -41,26 +41,26 @@ def psnr(a: Image.Image, b: Image.Image) -> float:
 
 
 def smooth(width: int, height: int) -> Image.Image:
-    """A colourful picture that any codec does well at its best."""
+    """A colourful image that any codec does well at its best."""
     coarse = np.random.default_rng(0).integers(0, 256, (3, 4, 3), dtype=np.uint8)
     return Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
 
 
 @pytest.mark.parametrize("name", REAL)
-def test_pictures_of_odd_sizes_survive_in_colour(name: str) -> None:
+def test_images_of_odd_sizes_survive_in_colour(name: str) -> None:
     codec = configured(name)
-    picture = smooth(67, 45)
+    image = smooth(67, 45)
     best, worst = codec.ladder[-1], codec.ladder[0]
     # The extremes of some encoders are modes of their own.
     good = {"jpeg": 90, "webp": 90, "avif": 85, "jpegxl": 90}.get(name, 12)
     assert min(best, worst) <= good <= max(best, worst)
-    data = codec.encode(picture, Setting(quality=good))
+    data = codec.encode(image, Setting(quality=good))
     decoded = codec.decode(data)
     assert decoded.size == (67, 45)
     assert decoded.mode == "RGB"
-    assert psnr(picture, decoded) > 34  # a wrong matrix or range of colours costs more
-    assert len(codec.encode(picture, codec.settings[0])) < len(data)
-    assert codec.encode(picture, Setting(quality=good)) == data
+    assert psnr(image, decoded) > 34  # a wrong matrix or range of colours costs more
+    assert len(codec.encode(image, codec.settings[0])) < len(data)
+    assert codec.encode(image, Setting(quality=good)) == data
     assert all(codec.versions().values())
 
 
@@ -98,16 +98,16 @@ def test_metadata_of_the_original_is_not_coded() -> None:
 
 
 def test_a_rate_is_searched_on_the_codecs_own_ladder() -> None:
-    picture = Image.fromarray(fixed_picture(256, 256))
+    image = Image.fromarray(fixed_image(256, 256))
     codec = configured("jpeg", qualities=None, target_bpp=[1.0])
     (setting,) = codec.settings
     assert (setting.label, setting.as_dict()) == ("bpp1", {"target_bpp": 1.0})
     with pytest.warns(TargetWarning, match="is the nearest below 1 bpp"):
-        data = codec.encode(picture, setting)
-    sizes = [len(codec.encode_at(picture, quality)) for quality in codec.ladder]
+        data = codec.encode(image, setting)
+    sizes = [len(codec.encode_at(image, quality)) for quality in codec.ladder]
     assert len(data) == max(size for size in sizes if size <= 256 * 256 / 8)
     with pytest.raises(TargetError, match=r"the smallest has \d+ bytes \(0\.\d+ bpp, quality 1\)"):
-        codec.encode(picture, Setting(target_bpp=0.01))
+        codec.encode(image, Setting(target_bpp=0.01))
 
 
 def test_settings_are_checked() -> None:
@@ -148,15 +148,15 @@ def test_the_latent_codec_writes_its_own_files(tmp_path: Path) -> None:
     assert codec.name == "mine"
     assert [setting.label for setting in codec.settings] == ["q0", "q33.33", "q66.67", "q100"]
     assert [codec.codec.rate_of(s.quality or 0) for s in codec.settings] == [0, 4096, 8192, 12288]
-    picture = Image.fromarray(fixed_picture(40, 50))
-    data = codec.encode(picture, codec.settings[1])
-    assert data == codec.codec.compress(picture, 100 / 3)
+    image = Image.fromarray(fixed_image(40, 50))
+    data = codec.encode(image, codec.settings[1])
+    assert data == codec.codec.compress(image, 100 / 3)
     assert codec.decode(data).tobytes() == codec.codec.decompress(data).tobytes()
     assert codec.fingerprint == codec.codec.weights.fingerprint
     assert len(str(codec.options()["encoder_fingerprint"])) == 64
     bpp = 1.01 * 8 * len(data) / 2000
     (setting,) = LatentCodec(weights, target_bpp=[bpp]).settings
-    assert bpp >= 8 * len(codec.encode(picture, setting)) / 2000 > 0.9 * bpp
+    assert bpp >= 8 * len(codec.encode(image, setting)) / 2000 > 0.9 * bpp
 
 
 def test_the_latent_codec_searches_with_effort(tmp_path: Path) -> None:
@@ -168,11 +168,11 @@ def test_the_latent_codec_searches_with_effort(tmp_path: Path) -> None:
     plain = LatentCodec(weights)
     assert searching.name == "mine-effort2"
     assert searching.options() == {**plain.options(), "effort": 2}
-    picture = Image.fromarray(fixed_picture(64, 64))
-    data = searching.encode(picture, plain.settings[1])
-    assert data != plain.encode(picture, plain.settings[1])
+    image = Image.fromarray(fixed_image(64, 64))
+    data = searching.encode(image, plain.settings[1])
+    assert data != plain.encode(image, plain.settings[1])
     assert plain.decode(data).tobytes() == searching.decode(data).tobytes()
-    assert data == plain.codec.compress(picture, 100 / 3, effort=Effort(2, weights_dir=tmp_path))
+    assert data == plain.codec.compress(image, 100 / 3, effort=Effort(2, weights_dir=tmp_path))
     # It does not apply to other codecs.
     with initialize_config_dir(str(CONF), version_base="1.3"):
         jpeg = codec_makers(compose("evaluate", ["codec=jpeg", "out=x", "effort=2"]))["jpeg"]("cpu")
@@ -215,7 +215,7 @@ def test_models_of_the_zoo_get_a_file(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "compressai", package)
     monkeypatch.setitem(sys.modules, "compressai.zoo", zoo)
     codec = ZooCodec("halving", qualities=[1, 3])
-    pixels = np.repeat(np.repeat(fixed_picture(20, 35), 2, 0), 2, 1)
+    pixels = np.repeat(np.repeat(fixed_image(20, 35), 2, 0), 2, 1)
     data = codec.encode(Image.fromarray(pixels), codec.settings[1])
     assert len(data) == 10 + 4 + 3 * 32 * 64 + 4 + 1
     np.testing.assert_array_equal(np.asarray(codec.decode(data)), pixels)

@@ -20,25 +20,25 @@ from glc.evaluation.codecs.still import StillCodec
 from glc.evaluation.evaluator import ImageProcessor
 from glc.evaluation.report import build_report
 from glc.evaluation.results import read_results
-from glc.evaluation.testsets import PictureSet, ShardSet
+from glc.evaluation.testsets import ImageSet, ShardSet
 from glc.io import atomic
 from glc.jobs.journal import Journal
 from glc.jobs.manifest import JobError
 from glc.launch import evaluate
-from tests.evaluation.stand_ins import SIZES, evaluation, make_jpeg, results, write_pictures
+from tests.evaluation.stand_ins import SIZES, evaluation, make_jpeg, results, write_images
 from tests.jobs.stand_ins import contents, read_tar, write_tar
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_pictures(tmp_path_factory.mktemp("set"))
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_images(tmp_path_factory.mktemp("set"))
 
 
 @pytest.fixture(scope="module")
-def finished(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def finished(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run that nothing disturbed; tests do not change it."""
     out = tmp_path_factory.mktemp("runs") / "whole"
-    evaluation(out, pictures).run()
+    evaluation(out, images).run()
     return out
 
 
@@ -70,16 +70,16 @@ def interrupted(after: int, device: str) -> ImageCodec:
     return Interrupted(after)
 
 
-def test_numbers_are_of_the_files_on_the_disk(finished: Path, pictures: Path) -> None:
+def test_numbers_are_of_the_files_on_the_disk(finished: Path, images: Path) -> None:
     summary, rows = results(finished)
-    assert [row["picture"] + row["label"] for row in rows] == [
+    assert [row["image"] + row["label"] for row in rows] == [
         f"p{i}{label}" for i in range(4) for label in ("q10", "q50")
     ]
     for row in rows:
-        original = np.asarray(Image.open(pictures / f"{row['picture']}.png"), dtype=float)
-        data = (finished / "files" / row["label"] / f"{row['picture']}.jpg").read_bytes()
-        decoded = np.asarray(Image.open(finished / "files" / row["label"] / f"{row['picture']}.jpg"))
-        saved = np.asarray(Image.open(finished / "reconstructions" / row["label"] / f"{row['picture']}.png"))
+        original = np.asarray(Image.open(images / f"{row['image']}.png"), dtype=float)
+        data = (finished / "files" / row["label"] / f"{row['image']}.jpg").read_bytes()
+        decoded = np.asarray(Image.open(finished / "files" / row["label"] / f"{row['image']}.jpg"))
+        saved = np.asarray(Image.open(finished / "reconstructions" / row["label"] / f"{row['image']}.png"))
         np.testing.assert_array_equal(saved, decoded)
         assert int(row["bytes"]) == len(data)
         assert float(row["bpp"]) == 8 * len(data) / (original.shape[0] * original.shape[1])
@@ -89,10 +89,10 @@ def test_numbers_are_of_the_files_on_the_disk(finished: Path, pictures: Path) ->
         mine = [row for row in rows if row["label"] == point["label"]]
         assert point["psnr"] == pytest.approx(np.mean([float(row["psnr"]) for row in mine]))
         assert point["bpp"] == pytest.approx(np.mean([float(row["bpp"]) for row in mine]))
-        # Over all values of all pictures, not a mean of means.
+        # Over all values of all images, not a mean of means.
         differences = [
             np.abs(
-                np.asarray(Image.open(pictures / f"p{i}.png"), dtype=float)
+                np.asarray(Image.open(images / f"p{i}.png"), dtype=float)
                 - np.asarray(Image.open(finished / "reconstructions" / point["label"] / f"p{i}.png"))
             ).ravel()
             for i in range(4)
@@ -102,78 +102,78 @@ def test_numbers_are_of_the_files_on_the_disk(finished: Path, pictures: Path) ->
     assert summary["points"][0]["bpp"] < summary["points"][1]["bpp"]
 
 
-def test_the_summary_says_over_how_many_pictures(finished: Path) -> None:
+def test_the_summary_says_over_how_many_images(finished: Path) -> None:
     summary, rows = results(finished)
-    assert summary["pictures"] == 4
+    assert summary["images"] == 4
     assert summary["failed"] == []
     assert summary["unavailable"] == {"lpips": "no weights here; fix: put them there"}
     # MS-SSIM is defined for one of the four.
     assert [row["ms_ssim"] != "" for row in rows if row["label"] == "q10"] == [min(s) >= 176 for s in SIZES]
     assert summary["measured"]["q10"] == {"bpp": 4, "psnr": 4, "ms_ssim": 1, "difference": 4}
-    assert "over 1 of 4 pictures" in summary["incomplete"]["ms_ssim, q10"]
+    assert "over 1 of 4 images" in summary["incomplete"]["ms_ssim, q10"]
     assert summary["points"][0]["ms_ssim"] == float(rows[4]["ms_ssim"])
 
 
 @pytest.mark.parametrize("after", [0, 1, 5])
 def test_a_run_that_was_killed_resumes_to_the_same_results(
-    pictures: Path, finished: Path, tmp_path: Path, after: int
+    images: Path, finished: Path, tmp_path: Path, after: int
 ) -> None:
     with pytest.raises(KeyboardInterrupt):
-        evaluation(tmp_path, pictures, make_codec=partial(interrupted, after)).run()
+        evaluation(tmp_path, images, make_codec=partial(interrupted, after)).run()
     assert not (tmp_path / "summary.json").exists()
     journal = tmp_path / "journal.jsonl"
     assert len(journal.read_text().splitlines()) == after
     with journal.open("a") as file:
-        file.write('{"picture": "p3", "label": "q10", "byt')  # the line that was being written
+        file.write('{"image": "p3", "label": "q10", "byt')  # the line that was being written
     (tmp_path / "files" / "q10").mkdir(parents=True, exist_ok=True)
     (tmp_path / "files" / "q10" / ".glc-0123456789abcdef.part").write_bytes(b"half")
     # It does what is left, and not more.
-    evaluation(tmp_path, pictures, make_codec=partial(interrupted, 8 - after)).run()
+    evaluation(tmp_path, images, make_codec=partial(interrupted, 8 - after)).run()
     assert results(tmp_path) == results(finished)
     assert not list(tmp_path.rglob("*.part"))
     # A third start has nothing to do.
     before = (tmp_path / "summary.json").read_bytes(), (tmp_path / "per_image.csv").read_bytes()
-    evaluation(tmp_path, pictures, make_codec=partial(interrupted, 0)).run()
+    evaluation(tmp_path, images, make_codec=partial(interrupted, 0)).run()
     assert ((tmp_path / "summary.json").read_bytes(), (tmp_path / "per_image.csv").read_bytes()) == before
 
 
-def test_a_file_that_is_gone_is_made_again(pictures: Path, finished: Path, tmp_path: Path) -> None:
-    evaluation(tmp_path, pictures).run()
+def test_a_file_that_is_gone_is_made_again(images: Path, finished: Path, tmp_path: Path) -> None:
+    evaluation(tmp_path, images).run()
     (tmp_path / "reconstructions" / "q50" / "p1.png").unlink()
     (tmp_path / "files" / "q10" / "p2.jpg").write_bytes(b"short")
-    evaluation(tmp_path, pictures, make_codec=partial(interrupted, 2)).run()
+    evaluation(tmp_path, images, make_codec=partial(interrupted, 2)).run()
     assert results(tmp_path) == results(finished)
     assert (tmp_path / "reconstructions" / "q50" / "p1.png").is_file()
 
 
-def test_two_processes_give_the_numbers_of_one(pictures: Path, finished: Path, tmp_path: Path) -> None:
-    evaluation(tmp_path, pictures, processes=2).run()
+def test_two_processes_give_the_numbers_of_one(images: Path, finished: Path, tmp_path: Path) -> None:
+    evaluation(tmp_path, images, processes=2).run()
     assert results(tmp_path) == results(finished)
 
 
-def test_a_folder_of_another_evaluation_is_refused(pictures: Path, finished: Path, tmp_path: Path) -> None:
-    evaluation(tmp_path / "out", pictures).run()
+def test_a_folder_of_another_evaluation_is_refused(images: Path, finished: Path, tmp_path: Path) -> None:
+    evaluation(tmp_path / "out", images).run()
     kept = (tmp_path / "out" / "journal.jsonl").read_bytes()
-    changed = write_pictures(tmp_path / "changed")
+    changed = write_images(tmp_path / "changed")
     Image.new("RGB", (56, 40)).save(changed / "p0.png")
     for match, values in {
         r"settings was .*q10.* is .*q20": {"make_codec": partial(make_jpeg, (20, 50))},
-        r"data\.sha256\.p0 was": {"pictures": PictureSet(changed)},
+        r"data\.sha256\.p0 was": {"images": ImageSet(changed)},
         r"seed was 0, is 1": {"seed": 1},
         r"protocol\.threads was 1, is 2": {"threads": 2},
         r"protocol\.measured was": {"metrics": ["psnr", "ms_ssim", "lpips"]},
-        r"data\.name was .folder., is .other.": {"pictures": PictureSet(pictures, name="other")},
+        r"data\.name was .folder., is .other.": {"images": ImageSet(images, name="other")},
     }.items():
         with pytest.raises(JobError, match=match) as caught:
-            evaluation(tmp_path / "out", pictures, **values).run()
+            evaluation(tmp_path / "out", images, **values).run()
         assert "give another out=, or overwrite=true" in str(caught.value)
         assert (tmp_path / "out" / "journal.jsonl").read_bytes() == kept
-    evaluation(tmp_path / "out", pictures, make_codec=partial(make_jpeg, (20,)), overwrite=True).run()
+    evaluation(tmp_path / "out", images, make_codec=partial(make_jpeg, (20,)), overwrite=True).run()
     assert [point["label"] for point in results(tmp_path / "out")[0]["points"]] == ["q20"]
     assert not (tmp_path / "out" / "files" / "q10").exists()
 
 
-def test_a_folder_in_use_is_refused(pictures: Path, tmp_path: Path) -> None:
+def test_a_folder_in_use_is_refused(images: Path, tmp_path: Path) -> None:
     program = (
         "import sys; from pathlib import Path; from glc.io.locks import lock\n"
         "with lock(Path(sys.argv[1])): print('held', flush=True); input()"
@@ -183,22 +183,22 @@ def test_a_folder_in_use_is_refused(pictures: Path, tmp_path: Path) -> None:
         assert other.stdout is not None
         assert other.stdout.readline() == b"held\n"
         with pytest.raises(JobError, match="another evaluation is writing"):
-            evaluation(tmp_path, pictures).run()
+            evaluation(tmp_path, images).run()
         other.communicate(b"\n")
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("content", ["", "{"])
-def test_a_folder_whose_settings_are_unknown_is_refused(pictures: Path, tmp_path: Path, content: str) -> None:
+def test_a_folder_whose_settings_are_unknown_is_refused(images: Path, tmp_path: Path, content: str) -> None:
     (tmp_path / "journal.jsonl").write_text("{}\n")
     if content:
         (tmp_path / "run.json").write_text(content)
     with pytest.raises(JobError, match="overwrite=true"):
-        evaluation(tmp_path, pictures).run()
+        evaluation(tmp_path, images).run()
 
 
 class Shrinking(StillCodec):
-    """Loses a column of wide pictures, and cannot do one picture at its best quality."""
+    """Loses a column of wide images, and cannot do one image at its best quality."""
 
     def decode(self, data: bytes) -> Image.Image:
         image = super().decode(data)
@@ -214,34 +214,34 @@ def shrinking(device: str) -> ImageCodec:
     return Shrinking("JPEG", ".jpg", lowest=1, highest=95, qualities=(10, 50))
 
 
-def test_pictures_that_fail_are_named_and_the_others_measured(tmp_path: Path) -> None:
-    pictures = write_pictures(tmp_path / "set")
-    whole = (pictures / "p2.png").read_bytes()
-    (pictures / "broken.png").write_bytes(whole[: len(whole) // 2])
-    (pictures / "text.jpg").write_text("no picture")
-    summary = evaluation(tmp_path / "out", pictures, make_codec=shrinking).run()
-    failed = {(entry["picture"], entry.get("label")): entry["reason"] for entry in summary["failed"]}
+def test_images_that_fail_are_named_and_the_others_measured(tmp_path: Path) -> None:
+    images = write_images(tmp_path / "set")
+    whole = (images / "p2.png").read_bytes()
+    (images / "broken.png").write_bytes(whole[: len(whole) // 2])
+    (images / "text.jpg").write_text("no image")
+    summary = evaluation(tmp_path / "out", images, make_codec=shrinking).run()
+    failed = {(entry["image"], entry.get("label")): entry["reason"] for entry in summary["failed"]}
     assert failed.keys() == {("broken", None), ("text", None), ("p1", "q50"), ("p3", None)}
     assert "broken.png: corrupt or truncated" in failed["broken", None]
     assert "decoded to 70x33 pixels, the original has 71x33" in failed["p3", None]
     assert failed["p1", "q50"] == "no"
-    assert [(point["label"], point["pictures"]) for point in summary["points"]] == [("q10", 3), ("q50", 2)]
-    assert summary["pictures"] == 2
+    assert [(point["label"], point["images"]) for point in summary["points"]] == [("q10", 3), ("q50", 2)]
+    assert summary["images"] == 2
     assert summary["data"]["count"] == 6
     _, rows = results(tmp_path / "out")
-    assert [row["picture"] + row["label"] for row in rows] == ["p0q10", "p0q50", "p1q10", "p2q10", "p2q50"]
+    assert [row["image"] + row["label"] for row in rows] == ["p0q10", "p0q50", "p1q10", "p2q10", "p2q50"]
     # Mended, it is measured when the run is started again with what was there before.
     journal = [json.loads(line) for line in (tmp_path / "out" / "journal.jsonl").read_text().splitlines()]
     assert not [entry for entry in journal if "failed" in entry]
 
 
-def test_rates_are_met_or_said_not_to_be(pictures: Path, tmp_path: Path) -> None:
+def test_rates_are_met_or_said_not_to_be(images: Path, tmp_path: Path) -> None:
     def codec(device: str) -> ImageCodec:
         return StillCodec("JPEG", ".jpg", lowest=1, highest=95, target_bpp=(3.0, 100.0, 0.1))
 
-    summary = evaluation(tmp_path, pictures, make_codec=codec).run()
-    rows = {(row["picture"], row["label"]): float(row["bpp"]) for row in results(tmp_path)[1]}
-    short = {(note["picture"], note["label"]) for note in summary["notes"]}
+    summary = evaluation(tmp_path, images, make_codec=codec).run()
+    rows = {(row["image"], row["label"]): float(row["bpp"]) for row in results(tmp_path)[1]}
+    short = {(note["image"], note["label"]) for note in summary["notes"]}
     for key, bpp in rows.items():
         target = float(key[1].removeprefix("bpp"))
         assert bpp <= target
@@ -252,13 +252,13 @@ def test_rates_are_met_or_said_not_to_be(pictures: Path, tmp_path: Path) -> None
 
 
 @pytest.fixture(scope="module")
-def shards(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two shards of two pictures, each with a text."""
+def shards(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two shards of two images, each with a text."""
     folder = tmp_path_factory.mktemp("shards")
     for shard in range(2):
         members = []
         for i in (2 * shard, 2 * shard + 1):
-            members += [(f"p{i}.txt", b"text"), (f"p{i}.png", (pictures / f"p{i}.png").read_bytes())]
+            members += [(f"p{i}.txt", b"text"), (f"p{i}.png", (images / f"p{i}.png").read_bytes())]
         write_tar(folder / f"val-{shard}.tar", members)
     return folder
 
@@ -271,21 +271,21 @@ def finished_shards(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> P
     return out
 
 
-def test_the_figures_are_those_of_a_folder(finished_shards: Path, pictures: Path, tmp_path: Path) -> None:
-    evaluation(tmp_path / "folder", pictures).run()
+def test_the_figures_are_those_of_a_folder(finished_shards: Path, images: Path, tmp_path: Path) -> None:
+    evaluation(tmp_path / "folder", images).run()
     expected, expected_rows = results(tmp_path / "folder")
     summary, rows = results(finished_shards)
-    assert [row["picture"] for row in rows] == [f"val-{i // 2}/p{i}" for i in range(4) for _ in range(2)]
+    assert [row["image"] for row in rows] == [f"val-{i // 2}/p{i}" for i in range(4) for _ in range(2)]
     for row, other in zip(rows, expected_rows, strict=True):
-        assert row == {key: other[key] for key in row} | {"picture": row["picture"]}
+        assert row == {key: other[key] for key in row} | {"image": row["image"]}
     for point, other in zip(summary["points"], expected["points"], strict=True):
         assert point == {key: other[key] for key in point}
         assert set(other) - set(point) == {"difference"}
     assert summary["incomplete"] == expected["incomplete"]
-    assert "all pictures of the set in one place" in summary["unavailable"]["difference"]
+    assert "all images of the set in one place" in summary["unavailable"]["difference"]
     assert "put them there" in summary["unavailable"]["lpips"]
-    assert (summary["pictures"], summary["data"]["count"], summary["failed"]) == (4, 4, [])
-    # What reads results reads these too, and makes a page without pictures of them.
+    assert (summary["images"], summary["data"]["count"], summary["failed"]) == (4, 4, [])
+    # What reads results reads these too, and makes a page without images of them.
     assert len(read_results(finished_shards).rows) == 8
     assert f"{summary['points'][0]['psnr']:.2f}" in build_report([read_results(finished_shards)])
 
@@ -299,10 +299,10 @@ def test_each_shard_has_its_line_and_all_adds_up(finished_shards: Path) -> None:
     ]
     for line in lines:
         name = line["shard"].removesuffix(".tar")
-        mine = [row for row in rows if (row["picture"][:5], row["label"]) == (name, line["label"])]
+        mine = [row for row in rows if (row["image"][:5], row["label"]) == (name, line["label"])]
         assert int(line["bytes"]) == sum(int(row["bytes"]) for row in mine)
         assert float(line["psnr"]) == pytest.approx(sum(float(row["psnr"]) for row in mine) / 2)
-        assert (line["pictures"], line["failed"]) == ("2", "0")
+        assert (line["images"], line["failed"]) == ("2", "0")
     totals = json.loads((finished_shards / "manifest.json").read_text())["totals"]
     assert totals["coded_bytes"] == sum(int(row["bytes"]) for row in rows)
     assert (totals["samples"], totals["done"]) == (4, 4)
@@ -382,7 +382,7 @@ def test_two_processes_measure_shards_like_one(shards: Path, finished_shards: Pa
 
 
 class Halved(ImageCodec):
-    """Loses pictures of 48 rows, and makes others smaller at quality 50."""
+    """Loses images of 48 rows, and makes others smaller at quality 50."""
 
     def __init__(self) -> None:
         self.inner = make_jpeg((10, 50), "cpu")
@@ -403,25 +403,25 @@ class Halved(ImageCodec):
         return {}
 
 
-def test_what_fails_is_told_of_and_means_are_over_the_same_pictures(
-    shards: Path, pictures: Path, tmp_path: Path
+def test_what_fails_is_told_of_and_means_are_over_the_same_images(
+    shards: Path, images: Path, tmp_path: Path
 ) -> None:
     whole = (shards / "val-1.tar").read_bytes()
     write_tar(tmp_path / "in" / "val-0.tar", read_tar(shards / "val-0.tar").items())
     (tmp_path / "in" / "val-1.tar").write_bytes(whole.rstrip(b"\0")[:-100])
-    write_tar(tmp_path / "in" / "val-2.tar", [("bad.png", b"no picture"), ("none.txt", b"")])
+    write_tar(tmp_path / "in" / "val-2.tar", [("bad.png", b"no image"), ("none.txt", b"")])
     given = ShardSet(str(tmp_path / "in" / "val-{0..3}.tar"), count=9)
-    run = evaluation(tmp_path / "out", shards, pictures=given, make_codec=lambda device: Halved())
+    run = evaluation(tmp_path / "out", shards, images=given, make_codec=lambda device: Halved())
     summary = run.run()
-    reasons = {failure["picture"]: failure["reason"] for failure in summary["failed"]}
+    reasons = {failure["image"]: failure["reason"] for failure in summary["failed"]}
     assert "q50: p0.png: decoded to 28x20 pixels, the original has 56x40" in reasons["val-0/p0"]
     assert reasons["val-0/p1"] == "q10: 'lost'"
     assert "val-1.tar" in reasons["val-1.tar"]  # cut short
-    assert "not a picture" in reasons["val-2/bad"]
+    assert "not an image" in reasons["val-2/bad"]
     assert "nothing to process" in reasons["val-2/none"]
     assert "no such file" in reasons["val-3.tar"]
-    assert "have 5 pictures, the set has 9" in reasons["number"]
-    assert [point["pictures"] for point in summary["points"]] == [1, 1]  # p2
+    assert "have 5 images, the set has 9" in reasons["number"]
+    assert [point["images"] for point in summary["points"]] == [1, 1]  # p2
     assert summary["data"]["count"] == 5
 
 
@@ -462,7 +462,7 @@ def test_from_the_configuration(
 
     run(f"testset.path='{shards}/val-{{0..1}}.tar'", "testset.center_crop=32")
     summary, _ = results(tmp_path / "out")
-    assert (summary["pictures"], summary["data"]["name"]) == (4, "shards")
+    assert (summary["images"], summary["data"]["name"]) == (4, "shards")
     assert summary["data"]["preparation"]["center_crop"] == 32
     figures = json.loads(read_tar(tmp_path / "out" / "val-0.tar")["p0.json"])
     assert (figures["q10"]["width"], figures["q10"]["height"]) == (32, 32)

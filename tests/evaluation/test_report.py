@@ -1,4 +1,4 @@
-"""The page: complete in itself, safe with any text, and about the very pictures of the runs."""
+"""The page: complete in itself, safe with any text, and about the very images of the runs."""
 
 import base64
 import io
@@ -18,7 +18,7 @@ import glc.evaluation
 from glc.cli import main
 from glc.evaluation.report import at_equal_rate, build_report, worst, write_tables
 from glc.evaluation.results import Results, ResultsError, read_results
-from tests.evaluation.fake_run import PICTURES, SIZE, at_rates, write_originals, write_run
+from tests.evaluation.fake_run import IMAGES, SIZE, at_rates, write_originals, write_run
 
 VOID = {"meta", "img", "input", "br", "link"}
 
@@ -123,7 +123,7 @@ def test_any_text_is_text(tmp_path: Path, bad: str) -> None:
         tmp_path / "a",
         name=bad,
         data="folder",
-        failed=[{"picture": bad, "reason": bad}],
+        failed=[{"image": bad, "reason": bad}],
         unavailable={"fid": bad},
         protocol={bad: bad},
     )
@@ -136,13 +136,13 @@ def test_any_text_is_text(tmp_path: Path, bad: str) -> None:
     assert page.slider()["codecs"] == [bad]
 
 
-def test_slider_holds_the_pictures_of_the_runs(tmp_path: Path) -> None:
+def test_slider_holds_the_images_of_the_runs(tmp_path: Path) -> None:
     found = Page(build_report(runs_of(tmp_path), write_originals(tmp_path / "originals"))).slider()
     assert found["codecs"] == ["slim", "wide", "original"]
-    assert [picture["name"] for picture in found["pictures"]] == list(PICTURES)
-    for i, picture in enumerate(found["pictures"]):
-        assert (picture["width"], picture["height"]) == SIZE
-        slim, wide, original = picture["entries"]
+    assert [image["name"] for image in found["images"]] == list(IMAGES)
+    for i, image in enumerate(found["images"]):
+        assert (image["width"], image["height"]) == SIZE
+        slim, wide, original = image["entries"]
         k = int(slim["caption"].split(", q")[1][0])
         assert close(decode(slim["data"]), (200 + 8 * k, 40 + 8 * i, 40))
         assert close(decode(wide["data"]), (20 + 8 * k, 140 + 8 * i, 40))
@@ -161,31 +161,31 @@ def test_settings_nearest_in_rate_are_compared(tmp_path: Path) -> None:
         assert [row.bpp for row in choice.rows if row] == [0.05, 0.049]
 
 
-def test_pictures_that_one_run_lacks(tmp_path: Path) -> None:
+def test_images_that_one_run_lacks(tmp_path: Path) -> None:
     first = read_results(write_run(tmp_path / "a", "a"))
-    second = read_results(write_run(tmp_path / "b", "b", pictures=PICTURES[1:]))
-    third = read_results(write_run(tmp_path / "c", "c", pictures=PICTURES[2:]))
+    second = read_results(write_run(tmp_path / "b", "b", images=IMAGES[1:]))
+    third = read_results(write_run(tmp_path / "c", "c", images=IMAGES[2:]))
     choices = at_equal_rate([first, second, third], 8)
-    assert [choice.picture for choice in choices] == ["market", "snow"]
+    assert [choice.image for choice in choices] == ["market", "snow"]
     assert choices[0].rows[2] is None
     page = Page(build_report([first, second, third]))
-    assert page.slider()["pictures"][0]["entries"][2] is None
-    assert any("different numbers of pictures" in text for text in page.texts["p"])
+    assert page.slider()["images"][0]["entries"][2] is None
+    assert any("different numbers of images" in text for text in page.texts["p"])
 
 
-def test_the_number_of_pictures_is_bounded_and_spread(tmp_path: Path) -> None:
+def test_the_number_of_images_is_bounded_and_spread(tmp_path: Path) -> None:
     names = [f"p{i}" for i in range(9)]
-    run = read_results(write_run(tmp_path / "a", pictures=names))
-    assert [choice.picture for choice in at_equal_rate([run], 3)] == ["p0", "p4", "p8"]
-    assert [choice.picture for choice in at_equal_rate([run], 1)] == ["p0"]
+    run = read_results(write_run(tmp_path / "a", images=names))
+    assert [choice.image for choice in at_equal_rate([run], 3)] == ["p0", "p4", "p8"]
+    assert [choice.image for choice in at_equal_rate([run], 1)] == ["p0"]
 
 
-def test_worst_pictures_by_lpips(tmp_path: Path) -> None:
+def test_worst_images_by_lpips(tmp_path: Path) -> None:
     names = [f"p{i}" for i in range(7)]
-    run = read_results(write_run(tmp_path / "a", pictures=names))
+    run = read_results(write_run(tmp_path / "a", images=names))
     name, rows = worst(run)
     assert name == "lpips"
-    assert [(row.picture, row.label) for row in rows] == [(f"p{i}", "q0") for i in (6, 5, 4, 3, 2)]
+    assert [(row.image, row.label) for row in rows] == [(f"p{i}", "q0") for i in (6, 5, 4, 3, 2)]
     page = Page(build_report([run], write_originals(tmp_path / "originals", names)))
     images = [value for tag, name, value in page.attributes if tag == "img" and value.startswith("data:")]
     assert len(images) == 2 * 5
@@ -214,12 +214,12 @@ def test_originals_of_another_size_are_not_shown(tmp_path: Path) -> None:
 def test_failures_are_named(tmp_path: Path) -> None:
     folder = write_run(
         tmp_path / "a",
-        failed=[{"picture": "fog", "reason": "truncated"}, {"picture": "x", "reason": "y", "label": "q1"}],
+        failed=[{"image": "fog", "reason": "truncated"}, {"image": "x", "reason": "y", "label": "q1"}],
     )
     page = Page(build_report([read_results(folder)]))
     assert "fog: truncated" in page.texts["li"]
     assert "x at q1: y" in page.texts["li"]
-    assert "glc: 2 of 3 pictures failed." in page.texts["p"]
+    assert "glc: 2 of 3 images failed." in page.texts["p"]
 
 
 def test_refuses_runs_of_several_sets(tmp_path: Path) -> None:
@@ -237,11 +237,11 @@ def test_the_anchor(tmp_path: Path) -> None:
         build_report(runs, anchor="fat")
 
 
-def test_missing_and_broken_pictures_are_named(tmp_path: Path) -> None:
+def test_missing_and_broken_images_are_named(tmp_path: Path) -> None:
     run = read_results(write_run(tmp_path / "a"))
     path = run.reconstruction(run.rows[0])
     path.write_bytes(path.read_bytes()[:60])
-    with pytest.raises(ResultsError, match=f"{path.name} is no picture"):
+    with pytest.raises(ResultsError, match=f"{path.name} is no image"):
         build_report([run])
     path.unlink()
     with pytest.raises(ResultsError, match=f"{path.name} does not exist"):
@@ -259,9 +259,9 @@ def test_tables_as_files(tmp_path: Path) -> None:
 def test_command(tmp_path: Path) -> None:
     folders = [str(write_run(tmp_path / "a", "a")), str(write_run(tmp_path / "b", "b", at_rates(2)))]
     out = tmp_path / "new" / "report.html"
-    done = CliRunner().invoke(main, ["report", *folders, "-o", str(out), "--pictures", "2", "--anchor", "b"])
+    done = CliRunner().invoke(main, ["report", *folders, "-o", str(out), "--images", "2", "--anchor", "b"])
     assert done.exit_code == 0, done.output
-    assert len(Page(out.read_text("utf-8")).slider()["pictures"]) == 2
+    assert len(Page(out.read_text("utf-8")).slider()["images"]) == 2
     assert "−50.0" in out.read_text("utf-8")
 
 

@@ -15,7 +15,7 @@ from glc.evaluation.results import (
     read_results,
     read_runs,
 )
-from tests.evaluation.fake_run import CURVE, PICTURES, write_run
+from tests.evaluation.fake_run import CURVE, IMAGES, write_run
 
 
 def change(folder: Path, edit: Any) -> None:
@@ -30,9 +30,9 @@ def test_points_and_rows(tmp_path: Path) -> None:
     assert [point.bpp for point in run.points] == [0.02, 0.03, 0.05, 0.08]
     assert run.points[0].label == "q3"
     assert run.points[0].values["lpips"] == 0.30
-    assert len(run.rows) == len(CURVE) * len(PICTURES)
+    assert len(run.rows) == len(CURVE) * len(IMAGES)
     row = run.rows[0]
-    assert (row.picture, row.label, row.width, row.height, row.bytes) == ("harbour", "q0", 48, 32, 100)
+    assert (row.image, row.label, row.width, row.height, row.bytes) == ("harbour", "q0", 48, 32, 100)
     assert row.values["psnr"] == 25.0
     assert run.reconstruction(row).is_file()
     assert run.metrics() == ["psnr", "ms_ssim", "lpips"]
@@ -44,7 +44,7 @@ def test_a_metric_without_a_value_is_not_there(tmp_path: Path) -> None:
     run = read_results(folder)
     assert "dists" not in run.points[0].values
     assert run.metrics() == ["psnr", "ms_ssim", "lpips"]
-    # Not defined for a picture of its size: an empty cell.
+    # Not defined for an image of its size: an empty cell.
     path = folder / "per_image.csv"
     path.write_text(path.read_text().replace(",0.7,", ",,"))
     assert "ms_ssim" not in next(row for row in read_results(folder).rows if row.label == "q0").values
@@ -72,7 +72,7 @@ def missing(*keys: Any) -> Any:
         (lambda s: s["points"][2].update(label="../q"), "no name of a folder"),
         (lambda s: s["points"][2].update(label="q0"), "two points have the label 'q0'"),
         (lambda s: s["points"].clear(), "points is empty"),
-        (lambda s: s["failed"].append({"picture": "x"}), "failed[0] needs"),
+        (lambda s: s["failed"].append({"image": "x"}), "failed[0] needs"),
         (lambda s: s["points"].pop(), "no point of summary.json has the label 'q3'"),
     ],
 )
@@ -89,7 +89,7 @@ def test_names_the_file_and_the_key(tmp_path: Path, edit: Any, words: str) -> No
     ("old", "new", "words"),
     [
         ("harbour,48", "/etc/x,48", "line 2: '/etc/x' is no name"),
-        ("harbour,48", "a/../../x,48", "is no name of a picture"),
+        ("harbour,48", "a/../../x,48", "is no name of an image"),
         ("harbour,48,32,q0,100", "harbour,48,32,q0,many", "line 2: bytes is no number: 'many'"),
         ("label", "setting", "column label is missing"),
     ],

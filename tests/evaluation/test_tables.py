@@ -82,21 +82,21 @@ def test_what_is_published_of_other_metrics_has_no_rows(tmp_path: Path) -> None:
     assert not table.notes
 
 
-def test_means_over_fewer_pictures_are_named(tmp_path: Path) -> None:
+def test_means_over_fewer_images_are_named(tmp_path: Path) -> None:
     folder = write_run(
         tmp_path / "a",
         data="kodak",
         unavailable={"fid": "no weights for x.pth. Tried: a, b. Fix: c."},
-        incomplete={"ms_ssim, q0": "over 2 of 3 pictures"},
+        incomplete={"ms_ssim, q0": "over 2 of 3 images"},
     )
     path = folder / "summary.json"
-    path.write_text(path.read_text().replace('"label": "q2", "pictures": 3', '"label": "q2", "pictures": 2'))
+    path.write_text(path.read_text().replace('"label": "q2", "images": 3', '"label": "q2", "images": 2'))
     runs = [read_results(folder), read_results(write_run(tmp_path / "b", "other"))]
     notes = " ".join(points_table(runs).notes)
-    assert "glc, q2: over 2 of 3 pictures only." in notes
+    assert "glc, q2: over 2 of 3 images only." in notes
     assert "fid was not measured (glc): no weights for x.pth." in notes
     assert "Tried" not in notes
-    assert "glc, ms_ssim, q0: over 2 of 3 pictures." in notes
+    assert "glc, ms_ssim, q0: over 2 of 3 images." in notes
     assert "fid was not measured (by any run)" in " ".join(points_table(runs[:1]).notes)
 
 

@@ -1,4 +1,4 @@
-"""Which pictures a set has, and how they are prepared."""
+"""Which images a set has, and how they are prepared."""
 
 from pathlib import Path
 
@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from glc.data.images import ImageError
-from glc.evaluation.testsets import PictureSet, SetError, ShardSet, are_shards, open_testset
+from glc.evaluation.testsets import ImageSet, SetError, ShardSet, are_shards, open_testset
 from tests.jobs.stand_ins import write_tar
 
 
@@ -21,57 +21,55 @@ def test_names_are_paths_without_suffix_where_that_tells_them_apart(tmp_path: Pa
     for name in ("b.png", "a.png", "c/a.png", "a.jpg", ".hidden.png"):
         write(tmp_path / name)
     (tmp_path / "notes.txt").write_text("none")
-    found = PictureSet(tmp_path).pictures
-    assert [picture.name for picture in found] == ["a.jpg", "a.png", "b", "c/a"]
+    found = ImageSet(tmp_path).images
+    assert [image.name for image in found] == ["a.jpg", "a.png", "b", "c/a"]
     assert found[3].path == tmp_path / "c" / "a.png"
     write(tmp_path / "a.png.bmp")  # without its suffix it would be another's name
-    names = [picture.name for picture in PictureSet(tmp_path).pictures]
+    names = [image.name for image in ImageSet(tmp_path).images]
     assert names == ["a.jpg", "a.png", "a.png.bmp", "b.png", "c/a.png"]
 
 
 def test_a_folder_that_is_not_there_or_empty(tmp_path: Path) -> None:
     with pytest.raises(SetError, match="no such folder; get kodak from https://x"):
-        PictureSet(tmp_path / "no", name="kodak", source="https://x")
-    with pytest.raises(SetError, match="no pictures in it"):
-        PictureSet(tmp_path)
+        ImageSet(tmp_path / "no", name="kodak", source="https://x")
+    with pytest.raises(SetError, match="no images in it"):
+        ImageSet(tmp_path)
     with pytest.raises(SetError, match=r"testset\.path is not given"):
-        PictureSet(None)
+        ImageSet(None)
 
 
-def test_missing_pictures_are_named_and_strangers_refused(tmp_path: Path) -> None:
+def test_missing_images_are_named_and_strangers_refused(tmp_path: Path) -> None:
     for k in (1, 2, 4):
         write(tmp_path / f"kodim{k:02d}.png")
     known = {"name": "kodak", "count": 4, "pattern": "kodim{:02d}"}
-    assert PictureSet(tmp_path, **known).missing == [("kodim03", f"missing: not in {tmp_path}")]
-    assert PictureSet(tmp_path, count=3).missing == []
-    ((name, reason),) = PictureSet(tmp_path, name="clic", count=428).missing
+    assert ImageSet(tmp_path, **known).missing == [("kodim03", f"missing: not in {tmp_path}")]
+    assert ImageSet(tmp_path, count=3).missing == []
+    ((name, reason),) = ImageSet(tmp_path, name="clic", count=428).missing
     assert name == "425 unnamed"
-    assert "has 3 of the 428 pictures of clic" in reason
-    with pytest.raises(SetError, match="3 pictures, and kodak has 2"):
-        PictureSet(tmp_path, name="kodak", count=2)
+    assert "has 3 of the 428 images of clic" in reason
+    with pytest.raises(SetError, match="3 images, and kodak has 2"):
+        ImageSet(tmp_path, name="kodak", count=2)
     write(tmp_path / "other.png")
-    with pytest.raises(
-        SetError, match="other is none of kodak, whose pictures are called kodim01 to kodim04"
-    ):
-        PictureSet(tmp_path, **known)
+    with pytest.raises(SetError, match="other is none of kodak, whose images are called kodim01 to kodim04"):
+        ImageSet(tmp_path, **known)
 
 
-def test_pictures_are_scaled_and_cut_in_the_centre(tmp_path: Path) -> None:
+def test_images_are_scaled_and_cut_in_the_centre(tmp_path: Path) -> None:
     pixels = np.zeros((40, 80, 3), dtype=np.uint8)
     pixels[:, 20:60] = 200  # the middle half
     Image.fromarray(pixels).save(tmp_path / "a.png")
-    prepared = PictureSet(tmp_path, resize=20, center_crop=20, sizes=[[20, 20]])
-    image = np.asarray(prepared.read(prepared.pictures[0]))
+    prepared = ImageSet(tmp_path, resize=20, center_crop=20, sizes=[[20, 20]])
+    image = np.asarray(prepared.read(prepared.images[0]))
     assert image.shape == (20, 20, 3)
     assert (image[:, 3:-3] == 200).all()
-    whole = PictureSet(tmp_path)
-    np.testing.assert_array_equal(np.asarray(whole.read(whole.pictures[0])), pixels)
-    large = PictureSet(tmp_path, center_crop=50)
+    whole = ImageSet(tmp_path)
+    np.testing.assert_array_equal(np.asarray(whole.read(whole.images[0])), pixels)
+    large = ImageSet(tmp_path, center_crop=50)
     with pytest.raises(ImageError, match=r"a\.png: 80x40 pixels, less than the crop of 50"):
-        large.read(large.pictures[0])
-    wrong = PictureSet(tmp_path, name="kodak", sizes=[[768, 512], [512, 768]])
+        large.read(large.images[0])
+    wrong = ImageSet(tmp_path, name="kodak", sizes=[[768, 512], [512, 768]])
     with pytest.raises(ImageError, match="80x40 pixels, those of kodak have 768x512 or 512x768"):
-        wrong.read(wrong.pictures[0])
+        wrong.read(wrong.images[0])
 
 
 def test_a_sample_depends_on_names_and_seed_alone(tmp_path: Path) -> None:
@@ -79,7 +77,7 @@ def test_a_sample_depends_on_names_and_seed_alone(tmp_path: Path) -> None:
         write(tmp_path / f"{k:02d}.png")
 
     def drawn(limit: int, seed: int = 0) -> list[str]:
-        return [picture.name for picture in PictureSet(tmp_path, limit=limit, seed=seed).pictures]
+        return [image.name for image in ImageSet(tmp_path, limit=limit, seed=seed).images]
 
     few = drawn(5)
     assert len(few) == 5
@@ -95,21 +93,21 @@ def test_hashes_tell_contents_apart(tmp_path: Path) -> None:
     write(tmp_path / "a.png")
     write(tmp_path / "b.png")
     write(tmp_path / "c.png", 9)
-    hashes = PictureSet(tmp_path).hashes()
+    hashes = ImageSet(tmp_path).hashes()
     assert hashes["a"] == hashes["b"] != hashes["c"]
 
 
 def test_a_path_names_a_folder_or_shards(tmp_path: Path) -> None:
-    write(tmp_path / "pictures" / "a.png")
-    write_tar(tmp_path / "pictures" / "notes.tar", [])
+    write(tmp_path / "images" / "a.png")
+    write_tar(tmp_path / "images" / "notes.tar", [])
     shard = write_tar(tmp_path / "shards" / "val-0.tar", [])
     for path in (shard.parent, shard, [str(shard)], f"{tmp_path}/shards/val-{{0..1}}.tar"):
         assert are_shards(str(path) if isinstance(path, Path) else path)
     # A folder is one of shards only when it has no images.
-    for other in (tmp_path / "pictures", tmp_path / "none", None):
+    for other in (tmp_path / "images", tmp_path / "none", None):
         assert not are_shards(other)
     options = {"name": "folder", "pattern": None, "first": 1, "limit": None, "seed": 0}
-    assert isinstance(open_testset(tmp_path / "pictures", **options), PictureSet)
+    assert isinstance(open_testset(tmp_path / "images", **options), ImageSet)
     found = open_testset(str(shard), **options, center_crop=32, count=7)
     assert isinstance(found, ShardSet)
     assert (found.name, found.count, found.missing) == ("shards", 7, [])

@@ -33,7 +33,7 @@ from tests.short_runs import (
     finite,
     run,
     settings,
-    write_pictures,
+    write_images,
 )
 
 CONF = ROOT / "conf"
@@ -70,8 +70,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def pictures(folder: Path) -> Path:
-    return write_pictures(folder / "pictures")
+def images(folder: Path) -> Path:
+    return write_images(folder / "images")
 
 
 @pytest.mark.parametrize(
@@ -184,11 +184,11 @@ COMBINATIONS = list(itertools.product(CODERS, PREDICTIONS, STAGES[1:]))
 
 @pytest.mark.parametrize(("coder", "prediction", "stage"), COMBINATIONS)
 def test_every_combination_trains(
-    folder: Path, pictures: Path, coder: str, prediction: str, stage: str
+    folder: Path, images: Path, coder: str, prediction: str, stage: str
 ) -> None:
     name = f"{coder}-{prediction}"
     values = {
-        **settings(pictures, folder, name, stage, steps=1),
+        **settings(images, folder, name, stage, steps=1),
         "model/variants": f"[{','.join(CODERS[coder] + PREDICTIONS[prediction])}]",
         "data.val_limit": 1,
         "init_from": "none",
@@ -246,9 +246,9 @@ def test_no_yaml_depends_on_where_the_checkout_is() -> None:
         assert "runtime.cwd" not in path.read_text()
 
 
-def test_lambda_takes_one_value_or_one_per_rate(pictures: Path, tmp_path: Path) -> None:
+def test_lambda_takes_one_value_or_one_per_rate(images: Path, tmp_path: Path) -> None:
     def made(lmbda: str) -> list[float]:
-        values = {**settings(pictures, tmp_path, "lambda", "transform"), "stage.lmbda": lmbda}
+        values = {**settings(images, tmp_path, "lambda", "transform"), "stage.lmbda": lmbda}
         return instantiate(compose(values).stage.module).lmbda.tolist()
 
     assert made("3") == [3.0] * 4
@@ -311,9 +311,9 @@ def test_the_papers_models(model: str, f: int, codes: int, hyper: int) -> None:
         assert cfg.data.val_crop % (4 * f) == 0
 
 
-def test_objects_get_the_values_of_the_configuration(pictures: Path, tmp_path: Path) -> None:
+def test_objects_get_the_values_of_the_configuration(images: Path, tmp_path: Path) -> None:
     values = {
-        **settings(pictures, tmp_path, "values", "vqvae"),
+        **settings(images, tmp_path, "values", "vqvae"),
         "stage.adversarial_weight": 0.3,
         "stage.discriminator_start": 7,
         "stage.clip": 2.5,

@@ -12,13 +12,13 @@ from click.testing import CliRunner, Result
 from glc.cli import main
 from glc.launch import compose, train
 from tests.programs import start
-from tests.short_runs import QUIET, arguments, checkpoint, figures, settings, write_pictures
+from tests.short_runs import QUIET, arguments, checkpoint, figures, settings, write_images
 from tests.wandb_file import read_finished_run
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_pictures(tmp_path_factory.mktemp("pictures"))
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_images(tmp_path_factory.mktemp("images"))
 
 
 def command(*words: str, entry: str = "src.train", **environment: str) -> "subprocess.CompletedProcess[str]":
@@ -58,11 +58,11 @@ def test_glc_train_passes_the_words_and_flags_of_hydra() -> None:
 
 
 def test_a_program_trains_and_is_told_what_came_of_it(
-    pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for key, value in QUIET.items():
         monkeypatch.setenv(key, value)
-    cfg = compose("train", words(settings(pictures, tmp_path, "mine", "vqvae", 1)))
+    cfg = compose("train", words(settings(images, tmp_path, "mine", "vqvae", 1)))
     result = train.train(cfg)
     assert result.folder == tmp_path / "mine" / "vqvae"
     assert result.checkpoint == result.folder / "checkpoints" / "last.ckpt"
@@ -71,8 +71,8 @@ def test_a_program_trains_and_is_told_what_came_of_it(
     assert result.metrics["val/loss"] == pytest.approx(row["val/loss"])
 
 
-def test_what_the_user_can_mend_is_one_line(pictures: Path, tmp_path: Path) -> None:
-    values = settings(pictures, tmp_path, "required", "vqvae")
+def test_what_the_user_can_mend_is_one_line(images: Path, tmp_path: Path) -> None:
+    values = settings(images, tmp_path, "required", "vqvae")
     done = command(*words({**values, "perceptual.required": "true"}))
     assert done.returncode == 2
     output = (done.stdout + done.stderr).strip().splitlines()
@@ -85,16 +85,16 @@ def test_what_the_user_can_mend_is_one_line(pictures: Path, tmp_path: Path) -> N
     assert not list(tmp_path.rglob("metrics.csv"))
 
 
-def swept(pictures: Path, runs: Path, stage: str = "transform") -> dict[str, Any]:
-    values = settings(pictures, runs, "sweep", stage, 1)
+def swept(images: Path, runs: Path, stage: str = "transform") -> dict[str, Any]:
+    values = settings(images, runs, "sweep", stage, 1)
     return {**values, "init_from": "none", "logger": "default"}
 
 
 def test_a_sweep_makes_one_well_named_run_each_and_outlives_one_that_fails(
-    pictures: Path, tmp_path: Path
+    images: Path, tmp_path: Path
 ) -> None:
     """By joblib, in the process of the command: more of them would only cost the imports of each."""
-    values = swept(pictures, tmp_path) | {"hydra/launcher": "local", "hydra.launcher.n_jobs": 1}
+    values = swept(images, tmp_path) | {"hydra/launcher": "local", "hydra.launcher.n_jobs": 1}
     done = command("-m", *words({**values, "stage.lmbda": "0.5,1e300,4"}), WANDB_DIR=str(tmp_path))
     assert done.returncode == 1, done.stdout + done.stderr
     assert "error: training diverged" in done.stdout + done.stderr
@@ -112,10 +112,10 @@ def test_a_sweep_makes_one_well_named_run_each_and_outlives_one_that_fails(
     assert len({(run / "wandb-id.txt").read_text() for run in runs}) == 3
 
 
-def test_a_sweep_by_submitit_ends_with_the_code_of_its_jobs(pictures: Path, tmp_path: Path) -> None:
+def test_a_sweep_by_submitit_ends_with_the_code_of_its_jobs(images: Path, tmp_path: Path) -> None:
     """Its local executor starts a process for the job, as SLURM would."""
     pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
-    values = swept(pictures, tmp_path) | {"hydra/launcher": "submitit_local", "stage.lmbda": "1e300"}
+    values = swept(images, tmp_path) | {"hydra/launcher": "submitit_local", "stage.lmbda": "1e300"}
     place = f"hydra.launcher.submitit_folder={tmp_path / 'jobs' / '%j'}"
     done = command("-m", *words(values), place, "hydra.launcher.timeout_min=4", WANDB_DIR=str(tmp_path))
     assert done.returncode == 1, done.stdout + done.stderr
@@ -124,7 +124,7 @@ def test_a_sweep_by_submitit_ends_with_the_code_of_its_jobs(pictures: Path, tmp_
     assert read_finished_run(logged).exit_code == 1
 
 
-def test_a_search_by_optuna_goes_on_after_a_trial_that_diverges(pictures: Path, tmp_path: Path) -> None:
+def test_a_search_by_optuna_goes_on_after_a_trial_that_diverges(images: Path, tmp_path: Path) -> None:
     pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
     search = {
         "sweep": "optuna",
@@ -133,7 +133,7 @@ def test_a_search_by_optuna_goes_on_after_a_trial_that_diverges(pictures: Path, 
         "hydra.sweeper.n_trials": 2,
         "stage.lmbda": "choice(1.0,1e300)",
     }
-    done = command("-m", *words({**swept(pictures, tmp_path), **search}))
+    done = command("-m", *words({**swept(images, tmp_path), **search}))
     assert done.returncode == 0, done.stdout + done.stderr
     (found,) = tmp_path.rglob("optimization_results.yaml")
     assert "stage.lmbda: 1.0" in found.read_text()
@@ -144,23 +144,23 @@ def test_a_search_by_optuna_goes_on_after_a_trial_that_diverges(pictures: Path, 
 
 
 def test_a_sweep_written_in_yaml_names_its_runs_as_one_on_the_command_line(
-    pictures: Path, tmp_path: Path
+    images: Path, tmp_path: Path
 ) -> None:
     """The user's file is of a folder of his own; a second key is swept over on the command line."""
     (tmp_path / "conf" / "sweep").mkdir(parents=True)
     (tmp_path / "conf" / "sweep" / "mine.yaml").write_text(
         "# @package _global_\nhydra:\n  sweeper:\n    params:\n      stage.lmbda: 0.5,4\n"
     )
-    values = {**swept(pictures, tmp_path / "runs"), "logger": "csv", "sweep": "mine", "seed": "1,2"}
+    values = {**swept(images, tmp_path / "runs"), "logger": "csv", "sweep": "mine", "seed": "1,2"}
     done = command("-m", "--config-dir", str(tmp_path / "conf"), *words(values))
     assert done.returncode == 0, done.stdout + done.stderr
     runs = {path.parents[1].name for path in (tmp_path / "runs").rglob("last.ckpt")}
     assert runs == {f"stage.lmbda-{lmbda}_seed-{seed}" for lmbda in ("0.5", "4") for seed in (1, 2)}
 
 
-def test_glc_train_starts_the_second_process_of_a_training(pictures: Path, tmp_path: Path) -> None:
+def test_glc_train_starts_the_second_process_of_a_training(images: Path, tmp_path: Path) -> None:
     values = {
-        **settings(pictures, tmp_path, "ddp", "vqvae", 2),
+        **settings(images, tmp_path, "ddp", "vqvae", 2),
         "trainer.devices": 2,
         "trainer.strategy": "ddp",
         "batch": 4,

@@ -20,7 +20,7 @@ from glc.evaluation.codecs.still import StillCodec
 from glc.launch import evaluate
 from glc.launch.overrides import explain_overrides
 from tests.codec.fixed_model import fixed_codec_weights
-from tests.evaluation.stand_ins import write_pictures
+from tests.evaluation.stand_ins import write_images
 from tests.jobs.stand_ins import write_tar
 from tests.short_runs import QUIET, ROOT
 from tests.wandb_file import read_finished_run, without_server
@@ -35,8 +35,8 @@ def quiet(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_pictures(tmp_path_factory.mktemp("set"))
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_images(tmp_path_factory.mktemp("set"))
 
 
 def composed(*words: str) -> DictConfig:
@@ -44,8 +44,8 @@ def composed(*words: str) -> DictConfig:
         return compose("evaluate", list(words))
 
 
-def run(pictures: Path, out: Path, *words: str) -> list[dict[str, Any]]:
-    return evaluate.evaluate(composed(f"testset.path={pictures}", f"out={out}", "metrics=none", *words))
+def run(images: Path, out: Path, *words: str) -> list[dict[str, Any]]:
+    return evaluate.evaluate(composed(f"testset.path={images}", f"out={out}", "metrics=none", *words))
 
 
 @pytest.mark.parametrize("name", SETS)
@@ -66,10 +66,10 @@ def test_every_set_says_what_it_is(name: str, monkeypatch: pytest.MonkeyPatch) -
         assert explain_overrides(["codec=x", f"testset={name}", "testset.pth=x"], "evaluate") is not None
 
 
-def test_a_model_and_other_codecs_in_one_command(pictures: Path, tmp_path: Path) -> None:
+def test_a_model_and_other_codecs_in_one_command(images: Path, tmp_path: Path) -> None:
     weights = fixed_codec_weights(tmp_path / "mine.safetensors")
     asked = f"codec=[{weights},jpeg]"
-    mine, jpeg = run(pictures, tmp_path / "out", asked, "codecs.jpeg.qualities=[5,10]", "testset.limit=2")
+    mine, jpeg = run(images, tmp_path / "out", asked, "codecs.jpeg.qualities=[5,10]", "testset.limit=2")
     assert [point["label"] for point in mine["points"]] == ["q0", "q33.33", "q66.67", "q100"]
     assert [point["label"] for point in jpeg["points"]] == ["q5", "q10"]
     assert mine["codec"]["kind"] == "glc"
@@ -78,14 +78,14 @@ def test_a_model_and_other_codecs_in_one_command(pictures: Path, tmp_path: Path)
     assert jpeg["codec"]["options"] == {"optimize": True}
     for name, summary in (("mine", mine), ("jpeg", jpeg)):
         assert json.loads((tmp_path / "out" / name / "summary.json").read_text()) == summary
-        assert summary["pictures"] == summary["data"]["count"] == 2
+        assert summary["images"] == summary["data"]["count"] == 2
         assert str(tmp_path) not in json.dumps(summary)
 
 
-def test_settings_of_the_command_line_replace_those_of_the_codec(pictures: Path, tmp_path: Path) -> None:
-    (summary,) = run(pictures, tmp_path / "a", "codec=jpeg", "qualities=[7]")
+def test_settings_of_the_command_line_replace_those_of_the_codec(images: Path, tmp_path: Path) -> None:
+    (summary,) = run(images, tmp_path / "a", "codec=jpeg", "qualities=[7]")
     assert [point["setting"] for point in summary["points"]] == [{"quality": 7}]
-    (summary,) = run(pictures, tmp_path / "b", "codec=webp", "target_bpp=3")
+    (summary,) = run(images, tmp_path / "b", "codec=webp", "target_bpp=3")
     assert [point["setting"] for point in summary["points"]] == [{"target_bpp": 3.0}]
 
 
@@ -107,15 +107,15 @@ def test_settings_of_the_command_line_replace_those_of_the_codec(pictures: Path,
     ],
 )
 def test_what_cannot_be_done_is_said_and_nothing_written(
-    pictures: Path, tmp_path: Path, words: list[str], message: str
+    images: Path, tmp_path: Path, words: list[str], message: str
 ) -> None:
     with pytest.raises(evaluate.UsageError, match=message):
-        run(pictures, tmp_path / "out", *words)
+        run(images, tmp_path / "out", *words)
     assert not (tmp_path / "out").exists()
 
 
-def test_without_a_codec_or_a_folder(pictures: Path) -> None:
-    place = f"testset.path={pictures}"
+def test_without_a_codec_or_a_folder(images: Path) -> None:
+    place = f"testset.path={images}"
     for words, key in (
         (["out=x", place], "codec"),
         (["codec=jpeg", place], "out"),
@@ -134,8 +134,8 @@ def test_a_mistyped_key_is_a_usage_error(capsys: pytest.CaptureFixture[str]) -> 
     assert shown.count("\n") == 1
 
 
-def test_where_weights_lie_is_not_recorded(pictures: Path, tmp_path: Path) -> None:
-    words = ("codec=jpeg", "metrics=full", f"metrics.weights_dir={tmp_path}", f"testset.path={pictures}")
+def test_where_weights_lie_is_not_recorded(images: Path, tmp_path: Path) -> None:
+    words = ("codec=jpeg", "metrics=full", f"metrics.weights_dir={tmp_path}", f"testset.path={images}")
     (made,) = evaluate.prepare(composed(*words, f"out={tmp_path}")).values()
     assert {"psnr", "ms_ssim", "lpips"} <= set(made.metrics)
     assert str(tmp_path) not in json.dumps(made.protocol)
@@ -147,14 +147,14 @@ METRICS = sorted(path.stem for path in (ROOT / "conf" / "metrics").glob("*.yaml"
 
 @pytest.mark.parametrize("group", METRICS)
 def test_every_group_of_metrics_takes_a_folder_of_weights(
-    group: str, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    group: str, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "no cache"))
     with torch.device("meta"):
         shapes = AlexNet().state_dict()
     features = {name: torch.zeros(w.shape) for name, w in shapes.items() if name.startswith("features")}
     torch.save(features, tmp_path / "alexnet.pth")  # LPIPS takes one of any name of that kind
-    words = ["codec=jpeg", f"metrics={group}", f"metrics.weights_dir={tmp_path}", f"testset.path={pictures}"]
+    words = ["codec=jpeg", f"metrics={group}", f"metrics.weights_dir={tmp_path}", f"testset.path={images}"]
     assert explain_overrides(words, "evaluate") is None
     (made,) = evaluate.prepare(composed(*words, f"out={tmp_path / 'out'}")).values()
     only_lpips = [name for name in made.metrics if not name.startswith("lpips")]
@@ -169,32 +169,32 @@ def test_every_group_of_metrics_takes_a_folder_of_weights(
     assert explain_overrides(train, "train") is None
 
 
-def test_the_printed_table_names_what_went_wrong(pictures: Path, tmp_path: Path) -> None:
-    broken = write_pictures(tmp_path / "set")
+def test_the_printed_table_names_what_went_wrong(images: Path, tmp_path: Path) -> None:
+    broken = write_images(tmp_path / "set")
     (broken / "p1.png").write_bytes(b"no")
     (summary,) = run(broken, tmp_path / "out", "codec=jpeg", "qualities=[7]")
     lines = evaluate.table(summary).splitlines()
-    assert lines[0].split() == ["jpeg", "pictures", "bpp", "encode_seconds", "decode_seconds"]
+    assert lines[0].split() == ["jpeg", "images", "bpp", "encode_seconds", "decode_seconds"]
     assert lines[1].split()[:2] == ["q7", "3"]
     assert lines[2].startswith("failed: p1: ")
 
 
 def test_glc_eval_is_the_same_from_any_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (picture,) = write_pictures(tmp_path / "set", [(24, 32)]).iterdir()
-    write_tar(tmp_path / "it's-7.tar", [("p.png", picture.read_bytes()), ("bad.png", b"no")])
+    (image,) = write_images(tmp_path / "set", [(24, 32)]).iterdir()
+    write_tar(tmp_path / "it's-7.tar", [("p.png", image.read_bytes()), ("bad.png", b"no")])
     monkeypatch.chdir(tmp_path)
     # As typed: in an override, the grammar of Hydra has a meaning for quotes, braces and commas.
     words = ["eval", "codec=jpeg", "metrics=none", "--shards", "it's-{7..7}.tar", "out=results"]
     done = CliRunner().invoke(glc, words)
     assert done.exit_code == 1  # an image failed
     summary = json.loads((tmp_path / "results" / "summary.json").read_text())
-    assert [failure["picture"] for failure in summary["failed"]] == ["it's-7/bad"]
-    assert summary["points"][0]["pictures"] == 1
+    assert [failure["image"] for failure in summary["failed"]] == ["it's-7/bad"]
+    assert summary["points"][0]["images"] == 1
     assert sorted(os.listdir(tmp_path)) == ["it's-7.tar", "results", "set"]
 
 
-def test_a_codec_is_made_on_its_process_s_device(pictures: Path, tmp_path: Path) -> None:
-    words = ["codec=[jpeg,mine]", "out=x", f"testset.path={pictures}", "metrics=none"]
+def test_a_codec_is_made_on_its_process_s_device(images: Path, tmp_path: Path) -> None:
+    words = ["codec=[jpeg,mine]", "out=x", f"testset.path={images}", "metrics=none"]
     mine = "{_target_: tests.launch.test_evaluate.Placed, device: auto, qualities: [1]}"
     made = evaluate.codec_makers(composed(*words, f"+codecs.mine={mine}"))
     codec = made["mine"]("cuda:3")
@@ -223,7 +223,7 @@ def test_a_missing_package_is_one_line_that_names_the_extra(
 
 
 @pytest.fixture(scope="module")
-def logged(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], Path]:
+def logged(images: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], Path]:
     """What was logged where there is an account, and no way to W&B."""
     words = ["codec=jpeg", "codecs.jpeg.qualities=[5,20]", "wandb=true", "wandb_project=mine"]
     out = tmp_path_factory.mktemp("logged") / "out"
@@ -231,7 +231,7 @@ def logged(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[di
         for key, value in {**QUIET, "WANDB_MODE": "online"}.items():
             patch.setenv(key, value)
         patch.setattr(wandb, "init", without_server(wandb.init))
-        (summary,) = run(pictures, out, *words)
+        (summary,) = run(images, out, *words)
     return summary, out
 
 
@@ -248,12 +248,12 @@ def test_what_wandb_gets_of_an_evaluation(logged: tuple[dict[str, Any], Path]) -
     assert found.name == "jpeg on folder"
     assert found.config["codec"] == summary["codec"]
     assert found.config["protocol"] == summary["protocol"]
-    assert (found.summary["pictures"], found.summary["failed"]) == (summary["pictures"], 0)
+    assert (found.summary["images"], found.summary["failed"]) == (summary["images"], 0)
     table = json.loads((offline_run(out).parent / "files" / found.summary["points"]["path"]).read_text())
     rows = [dict(zip(table["columns"], row, strict=True)) for row in table["data"]]
     assert [row["label"] for row in rows] == ["q5", "q20"]
     for row, point in zip(rows, summary["points"], strict=True):
-        for key in ("bpp", "pictures", "encode_seconds"):
+        for key in ("bpp", "images", "encode_seconds"):
             assert row[key] == point[key] == found.summary[f"{point['label']}/{key}"]
 
 
@@ -271,11 +271,11 @@ def test_a_wandb_run_that_fails_has_an_end(
 
 
 def test_wandb_without_its_packages_is_said_at_once(
-    pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(evaluate, "find_spec", lambda name: None)
     with pytest.raises(evaluate.UsageError, match=r"pip install 'glc-codec\[train\]'"):
-        run(pictures, tmp_path / "out", "codec=jpeg", "wandb=true")
+        run(images, tmp_path / "out", "codec=jpeg", "wandb=true")
     assert not (tmp_path / "out").exists()
 
 

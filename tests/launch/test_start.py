@@ -13,7 +13,7 @@ from glc.errors import WeightsError
 from glc.io import checkpoint as checkpoints
 from glc.launch.start import UsageError, resolve_start
 from glc.launch.train import prepare
-from tests.short_runs import QUIET, STAGES, checkpoint, compose, run, settings, write_pictures
+from tests.short_runs import QUIET, STAGES, checkpoint, compose, run, settings, write_images
 
 
 @pytest.fixture(autouse=True)
@@ -24,15 +24,15 @@ def quiet(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_pictures(tmp_path_factory.mktemp("pictures"))
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_images(tmp_path_factory.mktemp("images"))
 
 
 @pytest.fixture(scope="module")
-def trained(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+def trained(images: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """The folders of the three stages of one name; tests do not change them."""
     runs = tmp_path_factory.mktemp("runs")
-    return {stage: run(settings(pictures, runs, "all", stage, 1)) for stage in STAGES}
+    return {stage: run(settings(images, runs, "all", stage, 1)) for stage in STAGES}
 
 
 def last(folder: Path) -> Path:
@@ -40,11 +40,11 @@ def last(folder: Path) -> Path:
 
 
 @pytest.fixture
-def options(trained: dict[str, Path], pictures: Path) -> Any:
+def options(trained: dict[str, Path], images: Path) -> Any:
     """Compose a configuration whose run name is that of the trained stages, with changes."""
 
     def composed(stage: str, **changes: Any) -> DictConfig:
-        values = settings(pictures, trained["vqvae"].parents[1], "all", stage, 2)
+        values = settings(images, trained["vqvae"].parents[1], "all", stage, 2)
         return compose({**values, "overwrite": "true", **changes})
 
     return composed
@@ -184,8 +184,8 @@ def test_an_application_opens_its_codec_once(trained: dict[str, Path], options: 
     reads.assert_once(last(trained["joint"]))
 
 
-def test_resuming_opens_the_checkpoint_once(pictures: Path, tmp_path: Path, reads: Reads) -> None:
-    values = settings(pictures, tmp_path, "resumed", "vqvae", 2)
+def test_resuming_opens_the_checkpoint_once(images: Path, tmp_path: Path, reads: Reads) -> None:
+    values = settings(images, tmp_path, "resumed", "vqvae", 2)
     folder = run({**values, "trainer.max_steps": 1})
     reads.assert_once()  # saving reads nothing
     run({**values, "resume": "last"})

@@ -19,7 +19,7 @@ from glc.training.checkpoints import DivergedError
 from glc.training.loggers import RowLogger
 from tests.codec.fixed_model import fixed_codec_weights
 from tests.io.test_checkpoint import NAMES_OF_0_1
-from tests.short_runs import QUIET, checkpoint, compose, live_weights, run, settings, write_pictures
+from tests.short_runs import QUIET, checkpoint, compose, live_weights, run, settings, write_images
 
 
 @pytest.fixture(autouse=True)
@@ -30,14 +30,14 @@ def quiet(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_pictures(tmp_path_factory.mktemp("pictures"))
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_images(tmp_path_factory.mktemp("images"))
 
 
 @pytest.fixture(scope="module")
-def trained(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def trained(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of stage I, of two steps; tests do not change it."""
-    return run(settings(pictures, tmp_path_factory.mktemp("runs"), "done", "vqvae", 2))
+    return run(settings(images, tmp_path_factory.mktemp("runs"), "done", "vqvae", 2))
 
 
 def refused(values: dict[str, Any]) -> str:
@@ -50,21 +50,21 @@ def refused(values: dict[str, Any]) -> str:
     return str(caught.value)
 
 
-def options(trained: Path, pictures: Path, stage: str = "vqvae", **changes: Any) -> dict[str, Any]:
-    return {**settings(pictures, trained.parents[1], "done", stage, 2), **changes}
+def options(trained: Path, images: Path, stage: str = "vqvae", **changes: Any) -> dict[str, Any]:
+    return {**settings(images, trained.parents[1], "done", stage, 2), **changes}
 
 
-def test_an_existing_run_is_not_written_over(trained: Path, pictures: Path) -> None:
-    message = refused(options(trained, pictures))
+def test_an_existing_run_is_not_written_over(trained: Path, images: Path) -> None:
+    message = refused(options(trained, images))
     assert str(trained / "checkpoints") in message
     for way in ("resume=last", "name=", "overwrite=true"):
         assert way in message
 
 
 def test_overwriting_starts_anew_once_all_else_is_in_order(
-    trained: Path, pictures: Path, tmp_path: Path
+    trained: Path, images: Path, tmp_path: Path
 ) -> None:
-    values = settings(pictures, tmp_path, "again", "vqvae", 2)
+    values = settings(images, tmp_path, "again", "vqvae", 2)
     folder = run(values)
     (folder / "checkpoints" / "step-000001.ckpt").write_bytes(b"old")
     message = refused({**values, "overwrite": "true", "data.train": str(tmp_path / "nowhere")})
@@ -74,26 +74,26 @@ def test_overwriting_starts_anew_once_all_else_is_in_order(
     assert [path.name for path in (folder / "checkpoints").iterdir()] == ["last.ckpt"]
 
 
-def test_a_stage_without_the_one_before(trained: Path, pictures: Path, tmp_path: Path) -> None:
-    message = refused(settings(pictures, tmp_path, "alone", "transform"))
+def test_a_stage_without_the_one_before(trained: Path, images: Path, tmp_path: Path) -> None:
+    message = refused(settings(images, tmp_path, "alone", "transform"))
     assert "stage=transform starts from stage=vqvae" in message
     assert str(tmp_path / "alone" / "vqvae" / "checkpoints" / "last.ckpt") in message
     assert "name=alone" in message
     assert "init_from=" in message
     # The one before the joint stage is missing although the first one is there.
-    assert "starts from stage=transform" in refused(options(trained, pictures, "joint"))
+    assert "starts from stage=transform" in refused(options(trained, images, "joint"))
 
 
-def test_weights_of_another_model(trained: Path, pictures: Path) -> None:
-    message = refused(options(trained, pictures, "transform", **{"model.encoder.channels": 24}))
+def test_weights_of_another_model(trained: Path, images: Path) -> None:
+    message = refused(options(trained, images, "transform", **{"model.encoder.channels": 24}))
     assert "model.encoder does not fit" in message
     assert "model=tiny" in message
     assert str(trained / "checkpoints" / "last.ckpt") in message
 
 
-def test_initial_weights_by_path_and_none(trained: Path, pictures: Path, tmp_path: Path) -> None:
+def test_initial_weights_by_path_and_none(trained: Path, images: Path, tmp_path: Path) -> None:
     values = {
-        **settings(pictures, tmp_path, "named", "vqvae", 1),
+        **settings(images, tmp_path, "named", "vqvae", 1),
         "init_from": str(trained / "checkpoints" / "last.ckpt"),
         "stage.optimizer.lr": 0,
         "callbacks.codebooks": "null",
@@ -108,27 +108,27 @@ def test_initial_weights_by_path_and_none(trained: Path, pictures: Path, tmp_pat
     assert "missing.ckpt: no such file" in message
 
 
-def test_what_cannot_be_resumed(trained: Path, pictures: Path, tmp_path: Path) -> None:
-    message = refused({**settings(pictures, tmp_path, "new", "vqvae"), "resume": "last"})
+def test_what_cannot_be_resumed(trained: Path, images: Path, tmp_path: Path) -> None:
+    message = refused({**settings(images, tmp_path, "new", "vqvae"), "resume": "last"})
     assert "resume=last" in message
     assert "does not exist" in message
     damaged = tmp_path / "damaged.ckpt"
     damaged.write_bytes((trained / "checkpoints" / "last.ckpt").read_bytes()[:5000])
-    assert "damaged.ckpt" in refused(options(trained, pictures, resume=str(damaged)))
+    assert "damaged.ckpt" in refused(options(trained, images, resume=str(damaged)))
     last = str(trained / "checkpoints" / "last.ckpt")
-    assert "has no checkpoints/last.ckpt" in refused(options(trained, pictures, resume=str(trained.parent)))
-    message = refused(options(trained, pictures, "transform", resume=str(trained)))
+    assert "has no checkpoints/last.ckpt" in refused(options(trained, images, resume=str(trained.parent)))
+    message = refused(options(trained, images, "transform", resume=str(trained)))
     assert "stage=vqvae" in message
     assert "stage=transform" in message
     assert "init_from=" in message
-    message = refused(options(trained, pictures, resume=last, **{"model.decoder.channels": 24}))
+    message = refused(options(trained, images, resume=last, **{"model.decoder.channels": 24}))
     assert "autoencoder.decoder" in message
     assert "of another shape" in message
     assert "model=tiny" in message
 
 
-def test_pictures_that_cannot_be_found(pictures: Path, tmp_path: Path) -> None:
-    values = settings(pictures, tmp_path, "data", "vqvae")
+def test_images_that_cannot_be_found(images: Path, tmp_path: Path) -> None:
+    values = settings(images, tmp_path, "data", "vqvae")
     for key in ("data.train", "data.val"):
         message = refused({**values, key: str(tmp_path / "nowhere")})
         assert key in message
@@ -138,8 +138,8 @@ def test_pictures_that_cannot_be_found(pictures: Path, tmp_path: Path) -> None:
     assert "data.crop: 65" in refused({**values, "data.crop": 65})
 
 
-def test_values_out_of_range_name_their_key(pictures: Path, tmp_path: Path) -> None:
-    values = {**settings(pictures, tmp_path, "range", "transform"), "init_from": "none"}
+def test_values_out_of_range_name_their_key(images: Path, tmp_path: Path) -> None:
+    values = {**settings(images, tmp_path, "range", "transform"), "init_from": "none"}
     assert "stage.lmbda has 2 values" in refused({**values, "stage.lmbda": "[1,2]"})
     assert "callbacks.ema.decay" in refused({**values, "callbacks.ema.decay": 1})
     assert "floor and hold" in refused({**values, "stage.schedule.hold": 3})
@@ -151,8 +151,8 @@ def test_values_out_of_range_name_their_key(pictures: Path, tmp_path: Path) -> N
     assert "batch=7 does not divide among trainer.devices=2" in message
 
 
-def test_lpips_that_is_required_must_be_there(pictures: Path, tmp_path: Path) -> None:
-    values = {**settings(pictures, tmp_path, "lpips", "vqvae"), "perceptual.required": "true"}
+def test_lpips_that_is_required_must_be_there(images: Path, tmp_path: Path) -> None:
+    values = {**settings(images, tmp_path, "lpips", "vqvae"), "perceptual.required": "true"}
     (tmp_path / "weights").mkdir()
     message = refused(
         {**values, "perceptual.weights_dir": str(tmp_path / "weights"), "perceptual.net": "squeeze"}
@@ -162,25 +162,25 @@ def test_lpips_that_is_required_must_be_there(pictures: Path, tmp_path: Path) ->
 
 
 def test_the_first_process_of_torchrun_does_not_write_over_a_run(
-    trained: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch
+    trained: Path, images: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     last = trained / "checkpoints" / "last.ckpt"
     before = last.read_bytes()
     for name in ("RANK", "LOCAL_RANK"):
         monkeypatch.setenv(name, "0")
-    assert "overwrite=true" in refused(options(trained, pictures))
+    assert "overwrite=true" in refused(options(trained, images))
     assert last.read_bytes() == before
 
 
 @pytest.mark.parametrize("precision", ["16-mixed", "64-true"])
-def test_other_precisions_are_refused(pictures: Path, tmp_path: Path, precision: str) -> None:
-    message = refused({**settings(pictures, tmp_path, "half", "vqvae"), "trainer.precision": precision})
+def test_other_precisions_are_refused(images: Path, tmp_path: Path, precision: str) -> None:
+    message = refused({**settings(images, tmp_path, "half", "vqvae"), "trainer.precision": precision})
     assert f"trainer.precision={precision}" in message
     assert "32-true or bf16-mixed" in message
 
 
-def test_a_training_that_diverges_keeps_the_last_good_checkpoint(pictures: Path, tmp_path: Path) -> None:
-    values = settings(pictures, tmp_path, "diverging", "vqvae", 4)
+def test_a_training_that_diverges_keeps_the_last_good_checkpoint(images: Path, tmp_path: Path) -> None:
+    values = settings(images, tmp_path, "diverging", "vqvae", 4)
     folder = run({**values, "trainer.max_steps": 2, "data.epoch_batches": 2})
     before = (folder / "checkpoints" / "last.ckpt").read_bytes()
     with pytest.raises(DivergedError, match=r"smaller stage\.optimizer\.lr"):
@@ -198,12 +198,12 @@ def test_a_training_that_diverges_keeps_the_last_good_checkpoint(pictures: Path,
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS])
 def test_a_disk_that_takes_no_more_ends_it_and_the_checkpoint_before_stays(
     number: int,
-    pictures: Path,
+    images: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    values = settings(pictures, tmp_path, "full", "vqvae", 2)
+    values = settings(images, tmp_path, "full", "vqvae", 2)
     folder = run({**values, "trainer.max_steps": 1}) if number == errno.ENOSPC else tmp_path
     log = RowLogger.save
 
@@ -224,14 +224,14 @@ def test_a_disk_that_takes_no_more_ends_it_and_the_checkpoint_before_stays(
     assert checkpoint(run({**values, "resume": "auto"}))["global_step"] == 2
 
 
-def test_training_in_pieces_of_limited_time(pictures: Path, tmp_path: Path) -> None:
-    values = {**settings(pictures, tmp_path, "pieces", "vqvae", 4), "resume": "auto", "max_minutes": 0}
+def test_training_in_pieces_of_limited_time(images: Path, tmp_path: Path) -> None:
+    values = {**settings(images, tmp_path, "pieces", "vqvae", 4), "resume": "auto", "max_minutes": 0}
     steps = [checkpoint(run(values))["global_step"] for _ in range(3)]
     assert steps == [1, 2, 3]
 
 
 def test_settings_that_changed_are_named(
-    trained: Path, pictures: Path, caplog: pytest.LogCaptureFixture
+    trained: Path, images: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     steps = checkpoint(trained)["global_step"]
     changed = {
@@ -243,7 +243,7 @@ def test_settings_that_changed_are_named(
         "callbacks.last.every_n_steps": 7,  # changes no result
         "callbacks.progress": "null",
     }
-    run(options(trained, pictures, **changed))
+    run(options(trained, images, **changed))
     named = [line for record in caplog.records if "another setting" in (line := record.getMessage())]
     assert named == [
         f"resuming with another setting: {difference}"
@@ -256,7 +256,7 @@ def test_settings_that_changed_are_named(
 
 
 def test_a_checkpoint_of_version_0_1_resumes_without_a_warning(
-    trained: Path, pictures: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    trained: Path, images: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     content = checkpoint(trained)
     settings = json.dumps(content["glc"]["recipe"])
@@ -267,7 +267,7 @@ def test_a_checkpoint_of_version_0_1_resumes_without_a_warning(
     save_sealed(content, tmp_path / "old.ckpt")
     more = {"trainer.max_steps": 3, "stage.schedule.total": 2, "data.epoch_batches": 2, "name": "old"}
     states = [
-        live_weights(checkpoint(run(options(trained, pictures, **more, dir=tmp_path / name, resume=path))))
+        live_weights(checkpoint(run(options(trained, images, **more, dir=tmp_path / name, resume=path))))
         for name, path in (("a", tmp_path / "old.ckpt"), ("b", trained))
     ]
     assert all(torch.equal(value, states[1][key]) for key, value in states[0].items())
@@ -277,8 +277,8 @@ def test_a_checkpoint_of_version_0_1_resumes_without_a_warning(
 
 
 @pytest.mark.parametrize("stage", ["vqvae", "restoration"])
-def test_the_configuration_is_not_changed(pictures: Path, tmp_path: Path, stage: str) -> None:
-    values = settings(pictures, tmp_path, "frozen", stage, 1)
+def test_the_configuration_is_not_changed(images: Path, tmp_path: Path, stage: str) -> None:
+    values = settings(images, tmp_path, "frozen", stage, 1)
     if stage == "restoration":
         values["init_from"] = str(fixed_codec_weights(tmp_path / "codec.safetensors"))
     cfg, fresh = compose(values), compose(values)
@@ -289,14 +289,14 @@ def test_the_configuration_is_not_changed(pictures: Path, tmp_path: Path, stage:
 
 
 @pytest.fixture
-def plain(pictures: Path, tmp_path: Path) -> dict[str, Any]:
+def plain(images: Path, tmp_path: Path) -> dict[str, Any]:
     """Settings of a LightningModule that knows nothing of glc, from a configuration folder of the user's."""
     folder = tmp_path / "conf" / "stage"
     folder.mkdir(parents=True)
     for name, more in (("plain", ""), ("deeper", "previous: plain\n")):
         target = f"module:\n  _target_: tests.training.own.{name.capitalize()}\n"
         (folder / f"{name}.yaml").write_text(f"name: {name}\n{more}{target}")
-    values = settings(pictures, tmp_path / "runs", "own", "plain", 4)
+    values = settings(images, tmp_path / "runs", "own", "plain", 4)
     del values["stage.schedule.warmup"], values["data.batch_size"]
     return {**values, "batch": 2, "data.epoch_batches": 2, "hydra.searchpath": f"[file://{folder.parent}]"}
 
@@ -324,11 +324,11 @@ def test_a_lightning_module_starts_from_the_one_before(plain: dict[str, Any]) ->
 
 
 def test_in_the_network_the_codes_are_those_of_the_first_stage(
-    trained: Path, pictures: Path, tmp_path: Path
+    trained: Path, images: Path, tmp_path: Path
 ) -> None:
     last = trained / "checkpoints" / "last.ckpt"
     source = checkpoint(trained)["state_dict"]["autoencoder.quantizer.embedding"]
-    values = settings(pictures, tmp_path, "network", "transform", 1)
+    values = settings(images, tmp_path, "network", "transform", 1)
     state = live_weights(checkpoint(run({**values, "model/variants": "refiner", "init_from": str(last)})))
     assert torch.equal(state["model.refiner.quantizer.embedding"], source)
     assert torch.equal(state["quantizer.embedding"], source)

@@ -6,12 +6,12 @@ from glc.layers.attention import WindowAttention, merge_windows, partition_windo
 
 
 def naive(module: WindowAttention, x: Tensor, window: int | None) -> Tensor:
-    """Attention written out: one picture, one window, one query at a time."""
+    """Attention written out: one image, one window, one query at a time."""
     h = module.norm(x)
     query, key, value = module.query(h), module.key(h), module.value(h)
     height, width = x.shape[-2:]
     side = max(height, width) if window is None else window
-    pictures = []
+    images = []
     for b in range(len(x)):
         rows = []
         for top in range(0, height, side):
@@ -23,8 +23,8 @@ def naive(module: WindowAttention, x: Tensor, window: int | None) -> Tensor:
                 out = [v @ (q[:, i] @ k / q.shape[0] ** 0.5).softmax(0) for i in range(q.shape[1])]
                 row.append(torch.stack(out, 1).view(size))
             rows.append(torch.cat(row, 2))
-        pictures.append(torch.cat(rows, 1))
-    return x + module.out(torch.stack(pictures))
+        images.append(torch.cat(rows, 1))
+    return x + module.out(torch.stack(images))
 
 
 CASES = [

@@ -7,7 +7,7 @@ from glc.models.discriminator import PatchDiscriminator
 
 
 class MeanLogit(nn.Module):
-    """One logit per picture: its mean, times a weight."""
+    """One logit per image: its mean, times a weight."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -19,12 +19,12 @@ class MeanLogit(nn.Module):
 
 
 def flat(*values: float) -> Tensor:
-    """Pictures of one grey each."""
+    """Images of one grey each."""
     return torch.tensor(values).view(-1, 1, 1, 1).expand(-1, 3, 2, 2)
 
 
 class Game:
-    """A decoder, its input, pictures, and a discriminator that does not mix them."""
+    """A decoder, its input, images, and a discriminator that does not mix them."""
 
     def __init__(self) -> None:
         self.decoder = nn.Sequential(
@@ -123,12 +123,10 @@ def test_adaptive_weight_of_a_flat_discriminator_is_its_limit(game: Game) -> Non
     assert weight == 50
 
 
-@pytest.mark.parametrize("per_picture", [False, True])
+@pytest.mark.parametrize("per_image", [False, True])
 @pytest.mark.parametrize("start", [0, 100])
-def test_generator_gradient_is_that_of_the_written_out_loss(
-    game: Game, per_picture: bool, start: int
-) -> None:
-    scale = torch.tensor([0.5, 4.0, 16.0], dtype=torch.double) if per_picture else 3.0
+def test_generator_gradient_is_that_of_the_written_out_loss(game: Game, per_image: bool, start: int) -> None:
+    scale = torch.tensor([0.5, 4.0, 16.0], dtype=torch.double) if per_image else 3.0
     adversarial = AdversarialLoss(game.discriminator, weight=0.8, start=start)
     loss, terms = adversarial.generator_loss(
         game.x_hat, game.pixels, game.distortion(game.pixels), game.last, 50, scale

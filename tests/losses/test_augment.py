@@ -1,4 +1,4 @@
-"""Random views: the same for both pictures, other ones each time, none in evaluation."""
+"""Random views: the same for both images, other ones each time, none in evaluation."""
 
 import pytest
 import torch
@@ -16,7 +16,7 @@ class Difference(nn.Module):
         return (x - y).abs().mean((1, 2, 3))
 
 
-def test_both_pictures_are_seen_through_one_view() -> None:
+def test_both_images_are_seen_through_one_view() -> None:
     views = RandomViews(Difference())
     x = torch.rand(2, 3, 64, 64)
     for _ in range(20):
@@ -51,7 +51,7 @@ def test_views_keep_what_the_smallest_network_needs(size: tuple[int, int]) -> No
         assert max(seen.shape[-2:]) <= max(size)
 
 
-def test_evaluation_compares_whole_pictures() -> None:
+def test_evaluation_compares_whole_images() -> None:
     distance = Difference()
     views = RandomViews(distance).eval()
     x = torch.rand(1, 3, 40, 56)

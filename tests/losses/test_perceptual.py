@@ -61,7 +61,7 @@ def squeeze_dir(tmp_path: Path) -> Path:
     return folder
 
 
-def pictures(seed: int = 1, size: int = 64) -> tuple[Tensor, Tensor]:
+def images(seed: int = 1, size: int = 64) -> tuple[Tensor, Tensor]:
     x, noise = torch.rand(2, 2, 3, size, size, generator=torch.Generator().manual_seed(seed)) * 2 - 1
     return x, (x + 0.3 * noise).clamp(-1, 1)
 
@@ -70,7 +70,7 @@ def pictures(seed: int = 1, size: int = 64) -> tuple[Tensor, Tensor]:
 def test_equals_the_package(net: str, tmp_path: Path) -> None:
     expected = reference(net)
     save_features(expected, tmp_path / FILES[net])
-    x, y = pictures()
+    x, y = images()
     distance = LPIPS(net, weights_dir=tmp_path)(x, y)
     assert distance.shape == (2,)
     assert distance.min() > 1e-3
@@ -81,7 +81,7 @@ def test_equals_the_package(net: str, tmp_path: Path) -> None:
 def test_accepts_both_ways_of_naming_layers(prefix: str, tmp_path: Path) -> None:
     expected = reference("squeeze", seed=3)
     save_features(expected, tmp_path / FILES["squeeze"], prefix)
-    x, y = pictures()
+    x, y = images()
     torch.testing.assert_close(LPIPS("squeeze", tmp_path)(x, y), expected(x, y).flatten())
 
 
@@ -93,10 +93,10 @@ def test_building_leaves_the_random_stream_alone(squeeze_dir: Path) -> None:
     assert torch.equal(torch.rand(3), expected)
 
 
-def test_training_moves_the_picture_and_not_the_network(squeeze_dir: Path) -> None:
+def test_training_moves_the_image_and_not_the_network(squeeze_dir: Path) -> None:
     loss = LPIPS("squeeze", squeeze_dir)
     before = copy.deepcopy(loss.network.module.state_dict())
-    x, start = pictures()
+    x, start = images()
     y = nn.Parameter(start)
     parent = nn.ModuleDict({"loss": loss}).requires_grad_(True).train()
     optimizer = torch.optim.Adam([y, *parent.parameters()], lr=0.02)
@@ -133,7 +133,7 @@ def test_follows_the_device_and_keeps_float32(squeeze_dir: Path) -> None:
 
 def test_precision_under_autocast(squeeze_dir: Path) -> None:
     exact, fast = LPIPS("squeeze", squeeze_dir), LPIPS("squeeze", squeeze_dir, precision="autocast")
-    x, y = pictures()
+    x, y = images()
     expected = exact(x, y)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert torch.equal(exact(x, y), expected)
@@ -155,7 +155,7 @@ class Tiny(L.LightningModule):
         return torch.optim.SGD(self.parameters(), lr=0.1)
 
     def train_dataloader(self) -> DataLoader:
-        return DataLoader([pictures(seed, 32)[0] for seed in range(3)], batch_size=None)
+        return DataLoader([images(seed, 32)[0] for seed in range(3)], batch_size=None)
 
 
 def test_works_with_lightnings_moving_average(squeeze_dir: Path, tmp_path: Path) -> None:
@@ -179,7 +179,7 @@ def test_works_with_lightnings_moving_average(squeeze_dir: Path, tmp_path: Path)
     assert not torch.equal(averaged["net.weight"], live["net.weight"])
     fresh = Tiny(LPIPS("squeeze", squeeze_dir))
     fresh.load_state_dict(averaged)
-    x, y = pictures()
+    x, y = images()
     assert torch.equal(fresh.loss(x, y), module.loss(x, y))
 
 

@@ -16,7 +16,7 @@ class Signed(nn.Module):
         return (x - 2 * y).mean((1, 2, 3))
 
 
-def test_l1_is_the_mean_error_of_each_picture() -> None:
+def test_l1_is_the_mean_error_of_each_image() -> None:
     x = torch.zeros(2, 3, 4, 4)
     x_hat = torch.zeros(2, 3, 4, 4)
     x_hat[0] = 0.5

@@ -37,7 +37,7 @@ def test_content_knows_places_and_style_does_not(loss: StyleLoss) -> None:
     assert other["style"].item() < 1e-10
 
 
-def test_terms_are_relative_and_per_picture(loss: StyleLoss) -> None:
+def test_terms_are_relative_and_per_image(loss: StyleLoss) -> None:
     x, style = noise(2), loss.style_of(noise())
     both = loss(x, x, style)
     assert both["content"].tolist() == [0, 0]
@@ -49,7 +49,7 @@ def test_terms_are_relative_and_per_picture(loss: StyleLoss) -> None:
     assert one["style"].item() == pytest.approx(sum(wanted) / len(wanted), rel=1e-4)
 
 
-def test_the_gradient_reaches_the_picture_alone(loss: StyleLoss) -> None:
+def test_the_gradient_reaches_the_image_alone(loss: StyleLoss) -> None:
     x_hat = noise().requires_grad_()
     loss(noise(), x_hat, loss.style_of(noise()))["style"].sum().backward()
     assert x_hat.grad is not None

@@ -27,7 +27,7 @@ class StandIn(nn.Module):
         return nn.functional.adaptive_avg_pool2d(patches.float() / 64, 2).flatten(1).sin()
 
 
-def pictures(count: int = 3, side: int = 72) -> tuple[Tensor, Tensor]:
+def images(count: int = 3, side: int = 72) -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(7)
     coarse = torch.rand(count, 3, 9, 9, generator=generator) * 2 - 1
     x = nn.functional.interpolate(coarse, (side, side), mode="bilinear")
@@ -62,7 +62,7 @@ def cubic(p: np.ndarray, q: np.ndarray) -> float:
 
 
 def test_fid_equals_an_independent_computation() -> None:
-    x, x_hat = pictures()
+    x, x_hat = images()
     metric = FID(SIZE, features=StandIn())
     metric.update(x[:1], x_hat[:1])
     metric.update(x[1:], x_hat[1:])
@@ -75,17 +75,17 @@ def test_fid_equals_an_independent_computation() -> None:
 
 
 def test_fid_without_the_second_grid() -> None:
-    x, x_hat = pictures()
+    x, x_hat = images()
     metric = FID(SIZE, shifted=False, features=StandIn())
     metric.update(x, x_hat)
-    # On sides of four patches and a half, the first grid of all pictures comes before the second.
+    # On sides of four patches and a half, the first grid of all images comes before the second.
     first = [features(v)[: 16 * len(v)] for v in (x, x_hat)]
     assert metric.compute().item() == pytest.approx(fid(*first), rel=1e-5)
     assert metric.compute().item() != pytest.approx(fid(features(x), features(x_hat)), rel=1e-3)
 
 
 def test_kid_over_all_patches_equals_an_independent_computation_and_torchmetrics() -> None:
-    x, x_hat = pictures(2, 56)
+    x, x_hat = images(2, 56)
     a, b = features(x), features(x_hat)
     metric = KID(SIZE, subsets=1, subset_size=len(a), features=StandIn())
     metric.update(x, x_hat)
@@ -99,7 +99,7 @@ def test_kid_over_all_patches_equals_an_independent_computation_and_torchmetrics
 
 
 def test_kid_draws_its_subsets_from_its_seed_alone() -> None:
-    x, x_hat = pictures()
+    x, x_hat = images()
 
     def value(order: list[int], seed: int, **options: int) -> float:
         metric = KID(SIZE, subset_size=20, seed=seed, features=StandIn(), **options)
@@ -112,7 +112,7 @@ def test_kid_draws_its_subsets_from_its_seed_alone() -> None:
         return result
 
     few = value([0, 1, 2], 0, subsets=3)
-    assert value([2, 0, 1], 0, subsets=3) == few  # nor does it depend on the order of the pictures
+    assert value([2, 0, 1], 0, subsets=3) == few  # nor does it depend on the order of the images
     assert value([0, 1, 2], 1, subsets=3) != few
     whole = mmd(features(x), features(x_hat), cubic)
     assert value([0, 1, 2], 0, subsets=300) == pytest.approx(whole, rel=0.05)
@@ -121,7 +121,7 @@ def test_kid_draws_its_subsets_from_its_seed_alone() -> None:
 @pytest.mark.parametrize("unbiased", [True, False])
 @pytest.mark.parametrize("options", [{"sigma": 0.5}, {}])
 def test_cmmd_equals_an_independent_computation(unbiased: bool, options: dict[str, float]) -> None:
-    x, x_hat = pictures(2, 56)
+    x, x_hat = images(2, 56)
     a, b = (v / np.linalg.norm(v, axis=1, keepdims=True) for v in (features(x), features(x_hat)))
     sigma = options.get("sigma", 10)
 
@@ -139,7 +139,7 @@ def test_cmmd_equals_an_independent_computation(unbiased: bool, options: dict[st
 
 
 def test_a_network_is_made_when_the_metric_is() -> None:
-    x, x_hat = pictures()
+    x, x_hat = images()
     values = []
     for network in (StandIn, StandIn()):
         metric = FID(SIZE, features=network)
@@ -158,12 +158,12 @@ def metrics_of_sets(**options: int) -> dict[str, Metric]:
 
 
 def test_too_few_patches_are_a_reason_and_not_a_figure() -> None:
-    x, x_hat = pictures()
+    x, x_hat = images()
     metrics = QualityMetrics(metrics_of_sets())
     metrics.update(x[:1, :, :SIZE, :SIZE], x_hat[:1, :, :SIZE, :SIZE])
     assert not metrics.compute()
-    assert "at least 2 patches of 16 pixels, the pictures gave 1" in metrics.unavailable["fid"]
-    assert "at least 30 patches of 16 pixels, the pictures gave 1; a smaller" in metrics.unavailable["kid"]
+    assert "at least 2 patches of 16 pixels, the images gave 1" in metrics.unavailable["fid"]
+    assert "at least 30 patches of 16 pixels, the images gave 1; a smaller" in metrics.unavailable["kid"]
     assert "at least 2" in metrics.unavailable["cmmd"]
     metrics.update(x, x_hat)  # and it goes on
     assert set(metrics.compute()) == {"fid", "kid", "cmmd"}
@@ -172,18 +172,18 @@ def test_too_few_patches_are_a_reason_and_not_a_figure() -> None:
         FID(SIZE, features=StandIn()).compute()
 
 
-def test_pictures_smaller_than_a_patch_are_named() -> None:
-    x, x_hat = pictures()
+def test_images_smaller_than_a_patch_are_named() -> None:
+    x, x_hat = images()
     metric = FID(SIZE, features=StandIn())
     metric.update(x, x_hat)
     expected = metric.compute()
-    with pytest.warns(UserWarning, match="no patch of 16 pixels fits into pictures of 72x15"):
+    with pytest.warns(UserWarning, match="no patch of 16 pixels fits into images of 72x15"):
         metric.update(x[:, :, :15], x_hat[:, :, :15])
     assert torch.equal(metric.compute(), expected)
 
 
 def test_a_diverged_model_shows() -> None:
-    x, x_hat = pictures()
+    x, x_hat = images()
     x_hat[1, 0, 40, 40] = float("nan")
     metrics = QualityMetrics(metrics_of_sets())
     metrics.update(x, x_hat)
@@ -193,7 +193,7 @@ def test_a_diverged_model_shows() -> None:
         "cmmd": True,
     }
     metrics.reset()
-    metrics.update(*pictures())
+    metrics.update(*images())
     assert all(value.isfinite() for value in metrics.compute().values())
 
 
@@ -210,7 +210,7 @@ from glc.metrics import QualityMetrics
 spec = importlib.util.spec_from_file_location("stand_ins", sys.argv[1])
 tests = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(tests)
-x, x_hat = tests.pictures()
+x, x_hat = tests.images()
 dist.init_process_group("gloo", init_method=sys.argv[2], rank=1, world_size=2)
 metrics = QualityMetrics(tests.metrics_of_sets())
 for share in ([1, 2], []):
@@ -223,7 +223,7 @@ dist.destroy_process_group()
 
 
 def test_two_processes_compute_what_one_does() -> None:
-    x, x_hat = pictures()
+    x, x_hat = images()
     alone = QualityMetrics(metrics_of_sets())
     alone.update(x, x_hat)
     expected = {name: value.item() for name, value in alone.compute().items()}
@@ -236,7 +236,7 @@ def test_two_processes_compute_what_one_does() -> None:
     try:
         torch.distributed.init_process_group("gloo", init_method=address, rank=0, world_size=2)
         metrics = QualityMetrics(metrics_of_sets())
-        for share in (slice(0, 1), slice(0, 3)):  # the second time, the other process sees no picture
+        for share in (slice(0, 1), slice(0, 3)):  # the second time, the other process sees no image
             metrics.update(x[share], x_hat[share])
             seen.append({name: value.item() for name, value in metrics.compute().items()})
             metrics.reset()

@@ -38,7 +38,7 @@ def folder(stand_in: nn.Sequential, tmp_path: Path) -> Path:
     return tmp_path
 
 
-def pictures() -> tuple[Tensor, Tensor]:
+def images() -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(5)
     x = nn.functional.interpolate(
         torch.rand(3, 3, 6, 8, generator=generator) * 2 - 1, (48, 64), mode="bilinear"
@@ -51,7 +51,7 @@ def test_dists_is_that_of_torchmetrics(
     folder: Path, stand_in: nn.Sequential, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(dists, "vgg16", lambda weights: nn.ModuleDict({"features": stand_in}))
-    x, x_hat = pictures()
+    x, x_hat = images()
     expected = dists.deep_image_structure_and_texture_similarity(
         (x_hat + 1) / 2, (x + 1) / 2, reduction="none"
     )

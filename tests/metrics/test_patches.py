@@ -40,7 +40,7 @@ def test_only_this_reading_of_the_second_grid_explains_div2k() -> None:
     # A side of 2040 pixels holds 7 patches in both grids, whatever the other side is.
     assert {patch_count([(2040, other)]) % 7 for other in range(300, 2041, 12)} == {0}
     assert 6573 % 7 == 0
-    # The other reading takes one row and one column less: 7 n + 6 (n - 1) patches from such a picture.
+    # The other reading takes one row and one column less: 7 n + 6 (n - 1) patches from such an image.
     assert (6573 + 6 * 100) % 13 != 0
 
 
@@ -49,9 +49,9 @@ def test_only_this_reading_of_the_second_grid_explains_div2k() -> None:
 def test_patches_are_those_of_the_count(height: int, width: int, size: int, shifted: bool) -> None:
     x = torch.arange(2 * 3 * height * width).view(2, 3, height, width)
     expected = [
-        picture[:, top : top + size, left : left + size]
+        image[:, top : top + size, left : left + size]
         for shift in ((0, size // 2) if shifted else (0,))
-        for picture in x
+        for image in x
         for top, left in itertools.product(range(shift, height, size), range(shift, width, size))
         if top + size <= height and left + size <= width
     ]

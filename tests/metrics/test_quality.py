@@ -19,8 +19,8 @@ from tests.programs import Started
 ROOT = Path(__file__).parents[2]
 
 
-def pictures(count: int = 3, size: tuple[int, int] = (48, 64), noise: float = 0.2) -> tuple[Tensor, Tensor]:
-    """Smooth random pictures, each disturbed more than the one before."""
+def images(count: int = 3, size: tuple[int, int] = (48, 64), noise: float = 0.2) -> tuple[Tensor, Tensor]:
+    """Smooth random images, each disturbed more than the one before."""
     generator = torch.Generator().manual_seed(5)
     coarse = torch.rand(count, 3, 6, 8, generator=generator) * 2 - 1
     x = nn.functional.interpolate(coarse, size, mode="bilinear")
@@ -33,7 +33,7 @@ def as_levels(x: Tensor) -> np.ndarray:
 
 
 def reference_ms_ssim(a: np.ndarray, b: np.ndarray) -> float:
-    """MS-SSIM of two pictures [3, H, W] in [0, 1], written from the paper with scipy in float64."""
+    """MS-SSIM of two images [3, H, W] in [0, 1], written from the paper with scipy in float64."""
     exponents = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
     window = np.exp(-0.5 * (np.arange(-5, 6) / 1.5) ** 2)
     window /= window.sum()
@@ -58,8 +58,8 @@ def reference_ms_ssim(a: np.ndarray, b: np.ndarray) -> float:
     return result
 
 
-def test_psnr_is_the_formula_per_picture_on_saved_pictures() -> None:
-    x, x_hat = pictures()
+def test_psnr_is_the_formula_per_image_on_saved_images() -> None:
+    x, x_hat = images()
     x = torch.from_numpy(as_levels(x) / 127.5 - 1).float()
     error = ((as_levels(x) - as_levels(x_hat)) ** 2).mean((1, 2, 3))
     expected = 10 * np.log10(255**2 / error)
@@ -73,7 +73,7 @@ def test_psnr_is_the_formula_per_picture_on_saved_pictures() -> None:
 
 
 def test_without_rounding_values_are_only_clamped() -> None:
-    x, x_hat = pictures(noise=1.5)
+    x, x_hat = images(noise=1.5)
     error = (x.clamp(-1, 1) - x_hat.clamp(-1, 1)).double().square().mean((1, 2, 3))
     got = QualityMetrics({"psnr": PSNR()}, eight_bit=False).measure(x, x_hat)["psnr"]
     torch.testing.assert_close(got.double(), 10 * torch.log10(4 / error), rtol=1e-5, atol=0)
@@ -88,7 +88,7 @@ def test_a_difference_below_half_a_level_is_no_difference() -> None:
 
 @pytest.mark.parametrize("size", [(176, 176), (200, 187)])
 def test_ms_ssim_equals_an_independent_computation(size: tuple[int, int]) -> None:
-    x, x_hat = pictures(2, size, noise=0.6)
+    x, x_hat = images(2, size, noise=0.6)
     got = MSSSIM()(x, x_hat.clamp(-1, 1))
     unit = [((v.clamp(-1, 1) + 1) / 2).double().numpy() for v in (x, x_hat)]
     expected = [reference_ms_ssim(a, b) for a, b in zip(*unit, strict=True)]
@@ -96,15 +96,15 @@ def test_ms_ssim_equals_an_independent_computation(size: tuple[int, int]) -> Non
     np.testing.assert_allclose(got, expected, atol=2e-4)
 
 
-def test_small_pictures_are_left_out_with_the_reason() -> None:
-    with pytest.raises(NotMeasurable, match="at least 176 pixels, got pictures of 180x175"):
-        MSSSIM()(*pictures(1, (175, 180)))
+def test_small_images_are_left_out_with_the_reason() -> None:
+    with pytest.raises(NotMeasurable, match="at least 176 pixels, got images of 180x175"):
+        MSSSIM()(*images(1, (175, 180)))
     metrics = QualityMetrics({"psnr": PSNR(), "ms_ssim": MSSSIM()})
-    with pytest.warns(UserWarning, match="ms_ssim leaves pictures out"):
-        assert set(metrics.update(*pictures(2, (64, 64)))) == {"psnr"}
+    with pytest.warns(UserWarning, match="ms_ssim leaves images out"):
+        assert set(metrics.update(*images(2, (64, 64)))) == {"psnr"}
     assert set(metrics.compute()) == {"psnr"}
     assert "64x64" in metrics.unavailable["ms_ssim"]
-    large = pictures(2, (176, 176))
+    large = images(2, (176, 176))
     expected = metrics.update(*large)["ms_ssim"].mean()
     assert metrics.compute()["ms_ssim"] == expected  # the mean over those that could be measured
     assert not metrics.unavailable
@@ -116,13 +116,13 @@ def test_bits_per_pixel() -> None:
     bits = torch.tensor([3072.0, 1536.0, 0.0])
     assert bits_per_pixel(bits, 48, 64).tolist() == [1.0, 0.5, 0.0]
     metrics = QualityMetrics({})
-    assert metrics.update(*pictures(), bits=bits)["bpp"].tolist() == [1.0, 0.5, 0.0]
+    assert metrics.update(*images(), bits=bits)["bpp"].tolist() == [1.0, 0.5, 0.0]
     assert metrics.compute() == {"bpp": 0.5}
     assert not metrics.unavailable
 
 
-def test_means_count_pictures_not_batches() -> None:
-    x, x_hat = pictures(3)
+def test_means_count_images_not_batches() -> None:
+    x, x_hat = images(3)
     metrics = QualityMetrics({"psnr": PSNR()})
     first = metrics.update(x[:1], x_hat[:1])["psnr"]
     rest = metrics.update(x[1:], x_hat[1:])["psnr"]
@@ -136,7 +136,7 @@ def test_missing_weights_leave_a_metric_out_and_other_errors_do_not() -> None:
     # One that is set to null was not asked for.
     metrics = QualityMetrics({"psnr": partial(PSNR), "lpips": unavailable, "ms_ssim": None})
     assert metrics.names == ["psnr"]
-    metrics.update(*pictures())
+    metrics.update(*images())
     assert set(metrics.compute()) == {"psnr"}
     metrics.reset()
     assert metrics.unavailable == {"lpips": "no weights for vgg; fix: ..."}
@@ -145,7 +145,7 @@ def test_missing_weights_leave_a_metric_out_and_other_errors_do_not() -> None:
 
 
 def test_a_diverged_model_shows() -> None:
-    x, x_hat = pictures()
+    x, x_hat = images()
     x_hat[1, 0, 0, 0] = float("nan")
     metrics = QualityMetrics({"psnr": PSNR()})
     assert metrics.update(x, x_hat)["psnr"].isnan().tolist() == [False, True, False]
@@ -153,7 +153,7 @@ def test_a_diverged_model_shows() -> None:
 
 
 def test_autocast_does_not_change_the_figures() -> None:
-    x, x_hat = pictures(1, (176, 176))
+    x, x_hat = images(1, (176, 176))
     metrics = QualityMetrics({"ms_ssim": MSSSIM()})
     expected = metrics.measure(x, x_hat)["ms_ssim"]
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -180,7 +180,7 @@ class Spread(Metric):
 
 def test_metrics_of_a_whole_set_fit_in_and_networks_stay_hidden() -> None:
     metrics = QualityMetrics({"psnr": PSNR(), "spread": Spread()}, eight_bit=False)
-    x, x_hat = pictures()
+    x, x_hat = images()
     x_hat = x_hat.clamp(-1, 1)
     assert "spread" not in metrics.update(x[:2], x_hat[:2])
     metrics.update(x[2:], x_hat[2:])
@@ -191,11 +191,11 @@ def test_metrics_of_a_whole_set_fit_in_and_networks_stay_hidden() -> None:
 
 
 def test_mistakes_are_named() -> None:
-    x, x_hat = pictures()
+    x, x_hat = images()
     metrics = QualityMetrics({})
     with pytest.raises(ValueError, match=r"\[3, 3, 48, 64\] and \[3, 3, 48, 32\]"):
         metrics.update(x, x_hat[..., :32])
-    with pytest.raises(ValueError, match=r"bits has shape \[\], expected one value per picture: \[3\]"):
+    with pytest.raises(ValueError, match=r"bits has shape \[\], expected one value per image: \[3\]"):
         metrics.update(x, x_hat, bits=torch.tensor(5.0))
     with pytest.raises(ValueError, match=r"metrics\.bpp"):
         QualityMetrics({"bpp": PSNR()})
@@ -209,7 +209,7 @@ def test_the_configurations_build(choice: str, tmp_path: Path, monkeypatch: pyte
         config = compose(overrides=[f"+metrics={choice}"])
     metrics = instantiate(config.metrics)
     names = {"default": {"psnr", "ms_ssim", "bpp"}, "none": {"bpp"}}[choice]
-    metrics.update(*pictures(1, (176, 176)), bits=torch.ones(1))
+    metrics.update(*images(1, (176, 176)), bits=torch.ones(1))
     assert set(metrics.compute()) == names
     if choice == "default":
         assert "alexnet-owt-7be5be79.pth" in metrics.unavailable["lpips_alex"]
@@ -229,9 +229,9 @@ dist.destroy_process_group()
 
 
 def test_two_processes_compute_what_one_does(tmp_path: Path) -> None:
-    x, x_hat = pictures(3)
+    x, x_hat = images(3)
     bits = torch.tensor([100.0, 200.0, 900.0])
-    torch.save((x, x_hat, bits), tmp_path / "pictures.pt")
+    torch.save((x, x_hat, bits), tmp_path / "images.pt")
     alone = QualityMetrics({"psnr": PSNR()})
     alone.update(x, x_hat, bits)
     expected = {name: value.item() for name, value in alone.compute().items()}
@@ -240,11 +240,11 @@ def test_two_processes_compute_what_one_does(tmp_path: Path) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"tcp://127.0.0.1:{free.getsockname()[1]}"
-    second = Started(["-c", SECOND, tmp_path / "pictures.pt", address])
+    second = Started(["-c", SECOND, tmp_path / "images.pt", address])
     try:
         torch.distributed.init_process_group("gloo", init_method=address, rank=0, world_size=2)
         metrics = QualityMetrics({"psnr": PSNR(), "ms_ssim": MSSSIM()})
-        with pytest.warns(UserWarning, match="ms_ssim leaves pictures out"):
+        with pytest.warns(UserWarning, match="ms_ssim leaves images out"):
             metrics.update(x[:1], x_hat[:1], bits[:1])
         first = {name: value.item() for name, value in metrics.compute().items()}
     finally:

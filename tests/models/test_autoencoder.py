@@ -26,7 +26,7 @@ def test_sides_shrink_and_grow_by_f(
 
 
 @pytest.mark.parametrize("stem", [1, 2])
-def test_last_layer_is_what_the_picture_comes_from(stem: int) -> None:
+def test_last_layer_is_what_the_image_comes_from(stem: int) -> None:
     decoder = Decoder(4, 8, (1, 2), num_blocks=1, stem=stem).eval()
     latent = torch.randn(1, 4, 3, 3)
     assert decoder.last_layer.shape == (3 * stem**2, 8, 3, 3)
@@ -131,7 +131,7 @@ def test_the_autoencoder_decodes_codes_and_trains_its_encoder_through_them() -> 
     assert quantizer.embedding.grad is None
 
 
-def test_pictures_named_unquantized_are_drawn_from_the_latent_itself() -> None:
+def test_images_named_unquantized_are_drawn_from_the_latent_itself() -> None:
     torch.manual_seed(0)
     model = VQAutoencoder(*parts()).eval()
     x = torch.randn(3, 3, 8, 12)

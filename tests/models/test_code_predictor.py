@@ -26,7 +26,7 @@ def test_logits_stand_where_their_vectors_stand(predictor: CodePredictor) -> Non
     assert moved.nonzero().tolist() == [[0, 1, 2]]
 
 
-def test_pictures_of_a_batch_do_not_mix(predictor: CodePredictor) -> None:
+def test_images_of_a_batch_do_not_mix(predictor: CodePredictor) -> None:
     latent = torch.randn(3, 6, 4, 4)
     order = torch.tensor([2, 0, 1])
     torch.testing.assert_close(predictor(latent[order]), predictor(latent)[order])

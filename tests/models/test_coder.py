@@ -31,7 +31,7 @@ def test_the_receiver_gets_the_same_latent_from_what_is_sent(
 
 
 @kinds
-def test_bits_are_sums_per_picture(make_coder: MakeCoder, factorized: bool) -> None:
+def test_bits_are_sums_per_image(make_coder: MakeCoder, factorized: bool) -> None:
     coder = make_coder(factorized)
     latent = torch.randn(2, 6, 8, 8)
     out = coder(latent, 0)
@@ -123,7 +123,7 @@ def test_indices_map_bits_and_distortion_per_rate(indices_map: tuple[IndicesMapC
     assert errors[0] > errors[1] > errors[2]
 
 
-def test_indices_map_takes_one_rate_per_picture(indices_map: tuple[IndicesMapCoder, Tensor]) -> None:
+def test_indices_map_takes_one_rate_per_image(indices_map: tuple[IndicesMapCoder, Tensor]) -> None:
     coder, _ = indices_map
     latent = torch.randn(3, 6, 4, 4)
     out = coder(latent, torch.tensor([2, 0, 1]))

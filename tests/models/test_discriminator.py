@@ -40,7 +40,7 @@ def test_a_pixel_moves_only_the_logits_whose_patch_holds_it() -> None:
 
 
 @pytest.mark.parametrize(("norm", "mixes"), [("batch", True), ("group", False), ("none", False)])
-def test_only_batch_statistics_mix_pictures_and_only_in_training(norm: str, mixes: bool) -> None:
+def test_only_batch_statistics_mix_images_and_only_in_training(norm: str, mixes: bool) -> None:
     module = PatchDiscriminator(8, 2, norm)
     x = torch.randn(2, 3, 32, 32)
     changed = torch.cat((x[:1], 3 * torch.randn(1, 3, 32, 32) + 1))

@@ -46,7 +46,7 @@ def test_shapes_for_odd_multiples_of_the_stride(make_glc: MakeGLC, size: tuple[i
 
 
 @pytest.mark.parametrize("rates", [[0, 0, 0], [2, 0, 1], [0.5, 2.0, 1.25]])
-def test_a_batch_is_its_pictures_one_by_one(make_glc: MakeGLC, rates: list[Rate]) -> None:
+def test_a_batch_is_its_images_one_by_one(make_glc: MakeGLC, rates: list[Rate]) -> None:
     model = make_glc()
     x = torch.rand(3, 3, 32, 48) * 2 - 1
     alone = [model(x[i : i + 1], rate) for i, rate in enumerate(rates)]
@@ -119,9 +119,7 @@ def test_every_parameter_learns_from_rate_distortion_and_codebook(make_glc: Make
         ((3, 32, 32), r"\[B, 3, H, W\], got \[3, 32, 32\]"),
     ],
 )
-def test_pictures_that_do_not_fit_are_refused(
-    make_glc: MakeGLC, shape: tuple[int, ...], message: str
-) -> None:
+def test_images_that_do_not_fit_are_refused(make_glc: MakeGLC, shape: tuple[int, ...], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make_glc()(torch.zeros(shape), 0)
 

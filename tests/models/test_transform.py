@@ -24,7 +24,7 @@ def test_between_points_it_interpolates_linearly(scaler: RateScaler) -> None:
 
 
 @pytest.mark.parametrize("rates", [[3, 0, 2, 2], [0.0, 2.9, 1.5, 3.0]])
-def test_one_rate_per_picture_is_each_rate_alone(scaler: RateScaler, rates: list[Rate]) -> None:
+def test_one_rate_per_image_is_each_rate_alone(scaler: RateScaler, rates: list[Rate]) -> None:
     together = scaler(torch.tensor(rates))
     assert together.shape == (4, 5, 1, 1)
     torch.testing.assert_close(together, torch.cat([scaler(rate) for rate in rates]))

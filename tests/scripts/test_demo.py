@@ -6,7 +6,7 @@ from PIL import Image
 
 import glc
 from glc.data.images import to_tensor
-from tests.codec.fixed_model import fixed_codec_weights, fixed_picture
+from tests.codec.fixed_model import fixed_codec_weights, fixed_image
 from tests.programs import load_script
 
 script = load_script("demo")
@@ -14,10 +14,10 @@ script = load_script("demo")
 
 def test_every_rate_point_is_measured_on_files(tmp_path: Path) -> None:
     codec = glc.load(fixed_codec_weights(tmp_path / "fixed.safetensors"), "cpu")
-    image = to_tensor(Image.fromarray(fixed_picture(192, 176)))
+    image = to_tensor(Image.fromarray(fixed_image(192, 176)))
     points, strips, _ = script.measure(codec, [image], tmp_path)
     assert [point["rate"] for point in points] == [0, 1, 2, 3]
-    sizes = [(tmp_path / f"picture0-rate{rate}.glc").stat().st_size for rate in range(4)]
+    sizes = [(tmp_path / f"image0-rate{rate}.glc").stat().st_size for rate in range(4)]
     assert [round(point["bpp"] * 192 * 176) for point in points] == [8 * size for size in sizes]
     assert all(x.shape == (3, 192, 176) for x in strips[0])
     script.save_side_by_side(strips, tmp_path / "all.png")

@@ -13,7 +13,7 @@ from PIL import Image
 from glc.codec.weights.file import read_weights
 from glc.codec.weights.variants import save_part
 from glc.data.degradations import GaussianNoise, Mask
-from tests.codec.fixed_model import fixed_codec_weights, fixed_picture
+from tests.codec.fixed_model import fixed_codec_weights, fixed_image
 from tests.programs import load_script
 
 
@@ -25,7 +25,7 @@ def table() -> ModuleType:
 def test_restorers_restore(table: ModuleType, tmp_path: Path) -> None:
     rows, columns = np.mgrid[:64, :64]
     clean = np.stack([rows * 2 + 60, columns * 2 + 60, rows + columns + 60], -1).astype(np.uint8)
-    picture = Image.fromarray(clean)
+    image = Image.fromarray(clean)
 
     class Halve(torch.nn.Module):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -38,8 +38,8 @@ def test_restorers_restore(table: ModuleType, tmp_path: Path) -> None:
         (GaussianNoise(20), {"non-local means", "total variation", "halve"}),
         (Mask(0.1, canvas=1), {"biharmonic inpainting", "halve"}),
     ):
-        degraded = table.degrade(degradation, picture, 0, seed=0)
-        assert degraded.tobytes() == table.degrade(degradation, picture, 0, seed=0).tobytes()
+        degraded = table.degrade(degradation, image, 0, seed=0)
+        assert degraded.tobytes() == table.degrade(degradation, image, 0, seed=0).tobytes()
         found = table.restorers(degradation, tmp_path / "halve.pt2")
         assert names <= found.keys()
 
@@ -70,8 +70,8 @@ def test_the_table_compares_at_one_rate(
     state = weights.model.encoder.state_dict()
     save_part(encoder, "encoder", state, weights.description["encoder"], weights.fingerprint)
     (tmp_path / "photos").mkdir()
-    Image.fromarray(fixed_picture(192, 192)).save(tmp_path / "photos" / "a.png")
-    words = ["--codec", str(codec), "--encoder", str(encoder), "--pictures", str(tmp_path / "photos")]
+    Image.fromarray(fixed_image(192, 192)).save(tmp_path / "photos" / "a.png")
+    words = ["--codec", str(codec), "--encoder", str(encoder), "--images", str(tmp_path / "photos")]
     words += ["--output", str(tmp_path / "out"), "degradation.sigma=30"]
     monkeypatch.setattr(sys, "argv", ["restoration_table.py", *words])
     monkeypatch.setenv("GLC_OFFLINE", "1")

@@ -122,7 +122,7 @@ def test_rows_are_measured_and_windows_changed(
     script: ModuleType, commands: Commands, tmp_path: Path
 ) -> None:
     commands.per_call = 600
-    given = words("ablations", tmp_path, "--start", str(tmp_path), "--pictures", str(tmp_path))
+    given = words("ablations", tmp_path, "--start", str(tmp_path), "--images", str(tmp_path))
     assert script.main([*given, "--only", "factorized/transform", "transform:trainer.max_steps=7"]) == 0
     row = ["factorized/transform", "export factorized/transform", "evaluate factorized-transform"]
     assert commands.taken() == row

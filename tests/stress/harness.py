@@ -31,7 +31,7 @@ class Stress:
     device: str = "cpu"
     weights: Path | str = ""
     """Codec to test, a file or a known name; a tiny one with fixed weights by default."""
-    pictures: Path | None = None
+    images: Path | None = None
     """Folder of images; made ones by default."""
     lpips: Path | None = None
     """Folder with the weights of LPIPS, which is not measured without."""

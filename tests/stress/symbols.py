@@ -1,6 +1,6 @@
 """Integers in files, under every setting of torch, and what a process with other instructions does with them.
 
-As a program, `python -m tests.stress.symbols WEIGHTS PICTURES COUNT FOLDER OTHERS...` encodes into FOLDER,
+As a program, `python -m tests.stress.symbols WEIGHTS IMAGES COUNT FOLDER OTHERS...` encodes into FOLDER,
 decodes the files there and in OTHERS and prints what differs. `PLAIN` is for its environment, which only a
 new process can change.
 """
@@ -22,7 +22,7 @@ import glc
 from glc.codec.bitstream import unpack
 from glc.codec.images import padded_size
 from glc.data.images import list_images, read_rgb
-from tests.codec.fixed_model import fixed_picture
+from tests.codec.fixed_model import fixed_image
 from tests.programs import load_script
 
 BATCH = 3
@@ -116,7 +116,7 @@ def images_of(folder: Path | None, count: int) -> dict[str, Image.Image]:
     if folder is not None:
         return {path.stem: read_rgb(path) for path in list_images(folder)[:count]}
     sizes = itertools.islice(itertools.cycle(SIZES), count)
-    return {f"made{i}": Image.fromarray(fixed_picture(*size, i)) for i, size in enumerate(sizes)}
+    return {f"made{i}": Image.fromarray(fixed_image(*size, i)) for i, size in enumerate(sizes)}
 
 
 def write_files(codec: glc.Codec, images: dict[str, Image.Image], folder: Path) -> None:
@@ -166,10 +166,10 @@ def differences(codec: glc.Codec, folders: list[Path]) -> list[str]:
     return wrong
 
 
-def main(weights: str, pictures: str, count: str, folder: str, *others: str) -> None:
+def main(weights: str, images: str, count: str, folder: str, *others: str) -> None:
     """Encode into a folder, decode all, print what differs."""
     codec = glc.load(weights, "cpu")
-    write_files(codec, images_of(Path(pictures) if pictures else None, int(count)), Path(folder))
+    write_files(codec, images_of(Path(images) if images else None, int(count)), Path(folder))
     print(json.dumps(differences(codec, [Path(folder), *map(Path, others)])))
 
 

@@ -19,10 +19,10 @@ def test_every_setting_decodes_the_files_of_every_other(stress: Stress) -> None:
     codec = glc.load(stress.weights, stress.device)
     count = stress.count(2, 6)
     here, plain = stress.output / "encoded", stress.output / "encoded_plain"
-    write_files(codec, images_of(stress.pictures, count), here)
+    write_files(codec, images_of(stress.images, count), here)
     folders = [here] if stress.files is None else [here, stress.files]
     if codec.device.type == "cpu":
-        words = [stress.weights, stress.pictures or "", count, plain, *folders]
+        words = [stress.weights, stress.images or "", count, plain, *folders]
         done = fresh(["-m", "tests.stress.symbols", *words], environment=PLAIN)
         assert done.returncode == 0, done.stderr
         assert json.loads(done.stdout.splitlines()[-1]) == []

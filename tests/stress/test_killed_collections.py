@@ -11,7 +11,7 @@ import pytest
 
 from glc.data.images import read_rgb
 from glc.data.sources import sample_paths
-from tests.evaluation.stand_ins import write_pictures
+from tests.evaluation.stand_ins import write_images
 from tests.jobs.stand_ins import write_tar
 from tests.programs import EVALUATE, GLC, Started, start
 from tests.short_runs import QUIET
@@ -99,9 +99,7 @@ def test_shards_hold_every_sample_once(stress: Stress, kind: str) -> None:
 
 def test_a_folder_is_evaluated_the_same(stress: Stress) -> None:
     assert stress.output is not None
-    folder = stress.pictures or write_pictures(
-        stress.output / "in", [(96, 128)] * (24 if stress.long else 12)
-    )
+    folder = stress.images or write_images(stress.output / "in", [(96, 128)] * (24 if stress.long else 12))
     weights = [] if stress.lpips is None else [f"metrics.weights_dir={stress.lpips}"]
 
     def words(out: Path, processes: int) -> list[object]:

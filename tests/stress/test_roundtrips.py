@@ -28,10 +28,10 @@ def boxes(paths: list[Path], whole: bool, chance: random.Random) -> Iterator[tup
 
 
 def test_symbols_come_back(stress: Stress) -> None:
-    paths = list_images(stress.pictures) if stress.pictures else sample_paths("train")
+    paths = list_images(stress.images) if stress.images else sample_paths("train")
     codec, other = (glc.load(stress.weights, stress.device) for _ in range(2))
     rounds = stress.count(15, 500)
-    chosen = boxes(list(paths), stress.long or stress.pictures is not None, stress.random())
+    chosen = boxes(list(paths), stress.long or stress.images is not None, stress.random())
     for number in range(rounds):
         quality = QUALITIES[number % len(QUALITIES)]
         if number % len(QUALITIES) == 0:

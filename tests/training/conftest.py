@@ -1,10 +1,10 @@
-"""Pictures to train on, and the three stages trained in a row once."""
+"""Images to train on, and the three stages trained in a row once."""
 
 from pathlib import Path
 
 import pytest
 
-from tests.short_runs import QUIET, three_stages, write_pictures
+from tests.short_runs import QUIET, three_stages, write_images
 
 
 @pytest.fixture(autouse=True)
@@ -15,9 +15,9 @@ def quiet(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope="session")
-def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of six smooth random pictures, 192 x 192."""
-    return write_pictures(tmp_path_factory.mktemp("pictures"))
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of six smooth random images, 192 x 192."""
+    return write_images(tmp_path_factory.mktemp("images"))
 
 
 @pytest.fixture(scope="session")

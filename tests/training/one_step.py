@@ -16,7 +16,7 @@ from tests.short_runs import compose, settings
 
 
 class FixedRates(TransformStage):
-    """Stage II whose rate points are a function of the pictures, so that batches can be cut anywhere."""
+    """Stage II whose rate points are a function of the images, so that batches can be cut anywhere."""
 
     def draw_rates(self, x: Tensor) -> Tensor:
         """Draw nothing."""
@@ -24,10 +24,10 @@ class FixedRates(TransformStage):
 
 
 class Batches(torch.utils.data.Dataset[ImageBatch]):
-    """The pictures in batches; each rank takes every other batch."""
+    """The images in batches; each rank takes every other batch."""
 
-    def __init__(self, pictures: Tensor, size: int) -> None:
-        self.batches = pictures.split(size)
+    def __init__(self, images: Tensor, size: int) -> None:
+        self.batches = images.split(size)
 
     def __len__(self) -> int:
         return len(self.batches)
@@ -54,8 +54,8 @@ class CountedReductions(L.Callback):
         trainer.model.register_comm_hook(None, counted)  # type: ignore[union-attr,operator]
 
 
-def four_pictures() -> Tensor:
-    """Return pictures that lead to four different rate points."""
+def four_images() -> Tensor:
+    """Return images that lead to four different rate points."""
     coarse = torch.rand(64, 3, 4, 4, generator=torch.Generator().manual_seed(3)) * 2 - 1
     x = torch.nn.functional.interpolate(coarse, size=(64, 64), mode="bicubic").clamp(-1, 1)
     rates = FixedRates.draw_rates(type("", (), {"model": type("", (), {"num_rates": 4})}), x)  # type: ignore
@@ -77,11 +77,11 @@ def update(
     Args:
         folder: for whatever the trainer writes.
         name: stage, `vqvae` or `transform`.
-        batch: pictures per batch.
+        batch: images per batch.
         accumulate: batches per step.
         devices: processes.
-        first: use only so many of the four pictures.
-        balance: weigh pictures by the mean lambda over their own.
+        first: use only so many of the four images.
+        balance: weigh images by the mean lambda over their own.
     """
     options = settings(folder, folder, "one-step", name)
     torch.manual_seed(0)
@@ -107,7 +107,7 @@ def update(
         enable_model_summary=False,
         default_root_dir=folder,
     )
-    data = Batches(four_pictures()[:first], batch)
+    data = Batches(four_images()[:first], batch)
     trainer.fit(stage, torch.utils.data.DataLoader(data, batch_size=None))
     assert devices > 1 or trainer.global_step == 1  # forked processes count for themselves
     return {key: value.detach().float() - before[key].float() for key, value in stage.state_dict().items()}

@@ -13,7 +13,7 @@ import glc
 from glc.codec.weights.export import export, read_codec
 from glc.codec.weights.file import read_label
 from glc.launch.start import UsageError
-from tests.codec.fixed_model import fixed_codec_weights, fixed_picture
+from tests.codec.fixed_model import fixed_codec_weights, fixed_image
 from tests.short_runs import (
     checkpoint,
     compose,
@@ -22,7 +22,7 @@ from tests.short_runs import (
     run,
     settings,
     stand_in_weights,
-    write_pictures,
+    write_images,
 )
 from tests.training.test_stages import all_plain
 
@@ -34,7 +34,7 @@ def codec(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_pictures(tmp_path_factory.mktemp("photos"), count=3, side=96)
+    return write_images(tmp_path_factory.mktemp("photos"), count=3, side=96)
 
 
 def options(photos: Path, runs: Path, codec: Path, stage: str, steps: int = 4) -> dict[str, Any]:
@@ -72,16 +72,16 @@ def test_what_was_trained_writes_files_that_any_decoder_opens(
         assert (label.kind, label.about["stage"]) == ("encoder", "restoration")
         assert label.about["degradation"]["sigma"] == 60
         restoring = glc.load(codec, "cpu", encoder=tmp_path / "restore.safetensors")
-        picture = fixed_picture(64, 96)
-        data = restoring.compress(picture)
+        image = fixed_image(64, 96)
+        data = restoring.compress(image)
         plain = glc.load(codec, "cpu")
-        assert data != plain.compress(picture)
+        assert data != plain.compress(image)
         assert np.array_equal(np.asarray(plain.decompress(data)), np.asarray(restoring.decompress(data)))
     sizes = [file.stat().st_size for file in (tmp_path / "restore.safetensors", codec)]
     assert sizes[0] < sizes[1] / 3
 
 
-def test_validation_degrades_a_picture_in_the_same_way_each_time(
+def test_validation_degrades_a_image_in_the_same_way_each_time(
     photos: Path, codec: Path, tmp_path: Path
 ) -> None:
     cfg = compose(options(photos, tmp_path, codec, "restoration"))
@@ -116,11 +116,11 @@ def test_a_checkpoint_stands_for_the_codec_that_it_exports_to(
 ) -> None:
     export(stages["joint"] / "checkpoints" / "last.ckpt", tmp_path / "codec.safetensors")
     assert read_codec(stages["joint"]).fingerprint == read_codec(tmp_path / "codec.safetensors").fingerprint
-    picture = Image.fromarray(fixed_picture(64, 64))
-    made = glc.Codec(read_codec(stages["joint"]), "cpu").compress(picture)
+    image = Image.fromarray(fixed_image(64, 64))
+    made = glc.Codec(read_codec(stages["joint"]), "cpu").compress(image)
     last = stages["joint"] / "checkpoints" / "last.ckpt"
     for source in (tmp_path / "codec.safetensors", stages["joint"], last):
-        assert glc.load(source, "cpu").compress(picture) == made
+        assert glc.load(source, "cpu").compress(image) == made
 
 
 @pytest.fixture(scope="module")
@@ -154,8 +154,8 @@ def test_a_stylization_run_draws_the_same_files_in_the_style(
     label = read_label(tmp_path / "style.safetensors")
     assert (label.kind, label.about["style"]) == ("decoder", "stripes.png")
     styled = glc.load(codec, "cpu", decoder=tmp_path / "style.safetensors")
-    data = glc.load(codec, "cpu").compress(fixed_picture(64, 96))
-    assert styled.compress(fixed_picture(64, 96)) == data
+    data = glc.load(codec, "cpu").compress(fixed_image(64, 96))
+    assert styled.compress(fixed_image(64, 96)) == data
     assert not np.array_equal(
         np.asarray(styled.decompress(data)), np.asarray(glc.load(codec, "cpu").decompress(data))
     )

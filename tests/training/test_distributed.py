@@ -7,20 +7,20 @@ import torch
 
 from tests.programs import start
 from tests.short_runs import QUIET, STAGES, checkpoint, figures, finite
-from tests.training.one_step import FixedRates, difference, four_pictures, update
+from tests.training.one_step import FixedRates, difference, four_images, update
 from tests.training.two_ranks import UNEVEN
 
 
 @pytest.fixture(scope="module")
-def folder(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("two-ranks")
-    done = start(["-m", "tests.training.two_ranks", pictures, folder], environment=QUIET)
+    done = start(["-m", "tests.training.two_ranks", images, folder], environment=QUIET)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
     return folder
 
 
 @pytest.mark.parametrize("stage", [*STAGES, *UNEVEN])
-def test_ranks_see_different_pictures_and_stay_in_step(folder: Path, stage: str) -> None:
+def test_ranks_see_different_images_and_stay_in_step(folder: Path, stage: str) -> None:
     place = folder / "ranks" / stage
     first, second = (torch.load(place / f"rank-{i}.pt", weights_only=True) for i in range(2))
     assert len(first["seen"]) == len(second["seen"]) == 3
@@ -47,12 +47,12 @@ def test_figures_are_logged_once(folder: Path, stage: str) -> None:
     assert len([row for row in rows if "val/loss" in row]) == 1
 
 
-def test_two_processes_of_two_pictures_are_one_of_four(folder: Path, tmp_path: Path) -> None:
+def test_two_processes_of_two_images_are_one_of_four(folder: Path, tmp_path: Path) -> None:
     one = update(tmp_path, "transform", batch=4)
     two = torch.load(folder / "update.pt", weights_only=True)
     assert difference(one, two) < 1e-5
     assert sum(bool(value.any()) for value in one.values()) > 20
-    # One rank's pictures alone lead elsewhere.
+    # One rank's images alone lead elsewhere.
     assert difference(one, update(tmp_path, "transform", batch=2, devices=1, first=2)) > 0.1
 
 
@@ -64,9 +64,9 @@ def test_processes_talk_once_for_each_accumulated_step(folder: Path, tmp_path: P
     assert once == twice > 0
 
 
-def test_four_pictures_have_four_rates() -> None:
+def test_four_images_have_four_rates() -> None:
     holder = type("", (), {"model": type("", (), {"num_rates": 4})})
-    assert sorted(FixedRates.draw_rates(holder, four_pictures()).tolist()) == [0, 1, 2, 3]
+    assert sorted(FixedRates.draw_rates(holder, four_images()).tolist()) == [0, 1, 2, 3]
 
 
 @pytest.mark.parametrize("stage", ["vqvae", "transform"])

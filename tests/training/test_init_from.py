@@ -25,11 +25,11 @@ Make = Callable[..., Stage]
 
 
 @pytest.fixture
-def make(pictures: Path, tmp_path: Path) -> Make:
+def make(images: Path, tmp_path: Path) -> Make:
     def make(stage: str, **changes: Any) -> Stage:
         names = {"variants": "model/variants"}
         named = {names.get(key, key.replace("__", ".")): value for key, value in changes.items()}
-        return instantiate(compose({**settings(pictures, tmp_path, "transfer", stage), **named}).stage.module)
+        return instantiate(compose({**settings(images, tmp_path, "transfer", stage), **named}).stage.module)
 
     return make
 

@@ -43,9 +43,9 @@ def test_constructor_arguments_can_be_replaced(stages: dict[str, Path]) -> None:
     assert (loaded.unquantized, loaded.seed) == (0.25, 7)
 
 
-def test_an_applications_codec_is_found_again(pictures: Path, tmp_path: Path) -> None:
+def test_an_applications_codec_is_found_again(images: Path, tmp_path: Path) -> None:
     codec = fixed_codec_weights(tmp_path / "codec.safetensors")
-    folder = run({**settings(pictures, tmp_path, "app", "restoration", 1), "init_from": str(codec)})
+    folder = run({**settings(images, tmp_path, "app", "restoration", 1), "init_from": str(codec)})
     expected = checkpoint(folder)["state_dict"]
     loaded = load_stage(folder)
     assert all(torch.equal(value, expected[key]) for key, value in loaded.state_dict().items())

@@ -29,10 +29,10 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-def options(pictures: Path, runs: Path, name: str, stage: str) -> dict[str, Any]:
+def options(images: Path, runs: Path, name: str, stage: str) -> dict[str, Any]:
     """Two epochs of four batches; codes are revived from what three steps counted, across the cut."""
     return {
-        **settings(pictures, runs, name, stage, STEPS),
+        **settings(images, runs, name, stage, STEPS),
         "data.epoch_batches": 4,
         "model.projected_codebooks": "false",
         "stage.schedule.warmup": 2,
@@ -45,10 +45,10 @@ def options(pictures: Path, runs: Path, name: str, stage: str) -> dict[str, Any]
 
 
 @pytest.fixture(scope="module")
-def whole(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+def whole(images: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """The stages, each trained in one go."""
     runs = tmp_path_factory.mktemp("resume")
-    return {stage: run(options(pictures, runs, "whole", stage)) for stage in STAGES}
+    return {stage: run(options(images, runs, "whole", stage)) for stage in STAGES}
 
 
 def differences(a: Any, b: Any, place: str = "") -> list[str]:
@@ -73,10 +73,10 @@ SPEED = "train/images_per_second"
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_continues_as_if_never_cut_off(
-    whole: dict[str, Path], pictures: Path, monkeypatch: pytest.MonkeyPatch, stage: str
+    whole: dict[str, Path], images: Path, monkeypatch: pytest.MonkeyPatch, stage: str
 ) -> None:
     runs = whole[stage].parents[1]
-    chosen = options(pictures, runs, f"cut-{stage}", stage)
+    chosen = options(images, runs, f"cut-{stage}", stage)
     if stage != "vqvae":
         previous = whole[STAGES[STAGES.index(stage) - 1]]
         chosen["init_from"] = previous / "checkpoints" / "last.ckpt"
@@ -125,10 +125,10 @@ def test_continues_as_if_never_cut_off(
 
 
 @pytest.mark.parametrize("stage", ["vqvae"])
-def test_pieces_of_one_step_are_one_run(whole: dict[str, Path], pictures: Path, stage: str) -> None:
+def test_pieces_of_one_step_are_one_run(whole: dict[str, Path], images: Path, stage: str) -> None:
     """Every place that a run can go on from: within epochs, at their ends, where a limit cut one."""
     runs = whole[stage].parents[1]
-    chosen = {**options(pictures, runs, "pieces", stage), "resume": "auto", "max_minutes": 0}
+    chosen = {**options(images, runs, "pieces", stage), "resume": "auto", "max_minutes": 0}
     for _ in range(STEPS):
         folder = run(chosen)
     resumed, expected = checkpoint(folder), checkpoint(whole[stage])
@@ -142,13 +142,13 @@ def test_pieces_of_one_step_are_one_run(whole: dict[str, Path], pictures: Path, 
     assert [row["train/loss"] for row in logged] == wanted
 
 
-def test_pieces_end_after_steps_not_between_their_batches(whole: dict[str, Path], pictures: Path) -> None:
+def test_pieces_end_after_steps_not_between_their_batches(whole: dict[str, Path], images: Path) -> None:
     """A checkpoint keeps no gradients; an epoch of five batches has steps of two, two and one."""
     runs = whole["vqvae"].parents[1]
 
     def chosen(name: str) -> dict[str, Any]:
         return {
-            **options(pictures, runs, name, "transform"),
+            **options(images, runs, name, "transform"),
             "init_from": whole["vqvae"] / "checkpoints" / "last.ckpt",
             "stage.accumulate": 2,
             "data.epoch_batches": 5,

@@ -109,14 +109,12 @@ def test_validation_is_logged_before_and_after_training(stages: dict[str, Path],
         assert rows[-1]["val/loss"] == pytest.approx(mean, rel=1e-5)
 
 
-@pytest.mark.parametrize(("stage", "pictures"), [("vqvae", 2), ("transform", 5), ("joint", 5)])
-def test_panels_show_the_picture_and_each_rate_point(
-    stages: dict[str, Path], stage: str, pictures: int
-) -> None:
+@pytest.mark.parametrize(("stage", "images"), [("vqvae", 2), ("transform", 5), ("joint", 5)])
+def test_panels_show_the_image_and_each_rate_point(stages: dict[str, Path], stage: str, images: int) -> None:
     files = sorted(path.name for path in (stages[stage] / "panels").iterdir())
     assert files == [f"{i:02d}-step-{step:06d}.png" for i in range(2) for step in (0, STEPS)]
     with Image.open(stages[stage] / "panels" / files[0]) as strip:
-        assert strip.size == (pictures * 192, 192)
+        assert strip.size == (images * 192, 192)
 
 
 def test_stage_two_moves_the_coder_between_fixed_networks(stages: dict[str, Path]) -> None:
@@ -145,8 +143,8 @@ def test_stage_three_moves_all_but_the_reference(stages: dict[str, Path]) -> Non
 
 
 @pytest.mark.parametrize("stage", ["transform", "joint"])
-def test_frozen_parts_stay_in_evaluation_mode(pictures: Path, tmp_path: Path, stage: str) -> None:
-    module = instantiate(compose(settings(pictures, tmp_path, "frozen", stage)).stage.module)
+def test_frozen_parts_stay_in_evaluation_mode(images: Path, tmp_path: Path, stage: str) -> None:
+    module = instantiate(compose(settings(images, tmp_path, "frozen", stage)).stage.module)
     module.setup("fit")
     module.eval().train()
     assert module.model.coder.training
@@ -157,9 +155,9 @@ def test_frozen_parts_stay_in_evaluation_mode(pictures: Path, tmp_path: Path, st
 
 
 def test_randomness_is_a_function_of_seed_step_and_rank(
-    pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    module = instantiate(compose(settings(pictures, tmp_path, "seed", "transform")).stage.module)
+    module = instantiate(compose(settings(images, tmp_path, "seed", "transform")).stage.module)
 
     class Place:
         def __init__(self, rank: int, step: int) -> None:
@@ -181,8 +179,8 @@ def test_randomness_is_a_function_of_seed_step_and_rank(
     assert len({tuple(value.tolist()) for value in drawn}) == len(places)
 
 
-def test_balanced_pictures_weigh_by_the_mean_lambda_over_their_own(tmp_path: Path) -> None:
-    """One picture, of the third rate point: its step is so many times the plain one."""
+def test_balanced_images_weigh_by_the_mean_lambda_over_their_own(tmp_path: Path) -> None:
+    """One image, of the third rate point: its step is so many times the plain one."""
     plain = one_step.update(tmp_path, "transform", batch=1, first=1)
     balanced = one_step.update(tmp_path, "transform", batch=1, first=1, balance=True)
     lmbda = list(compose(settings(tmp_path, tmp_path, "one-step", "transform")).stage.lmbda)
@@ -214,9 +212,9 @@ def test_every_seed_has_numbers_of_its_own() -> None:
     assert state(1, 4) == (1_000_003 + 5) * 65_537
 
 
-def test_the_share_that_is_drawn_unquantized(pictures: Path, tmp_path: Path) -> None:
+def test_the_share_that_is_drawn_unquantized(images: Path, tmp_path: Path) -> None:
     def make(share: float) -> Any:
-        options = settings(pictures, tmp_path, "share", "vqvae")
+        options = settings(images, tmp_path, "share", "vqvae")
         return instantiate(compose({**options, "stage.unquantized": share}).stage.module)
 
     x = torch.zeros(4000, 1)
@@ -228,8 +226,8 @@ def test_the_share_that_is_drawn_unquantized(pictures: Path, tmp_path: Path) -> 
         make(1.5)
 
 
-def test_pictures_are_drawn_unquantized_in_training_only(
-    pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_images_are_drawn_unquantized_in_training_only(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: dict[bool, list[bool]] = {True: [], False: []}
     forward = VQAutoencoder.forward
@@ -239,7 +237,7 @@ def test_pictures_are_drawn_unquantized_in_training_only(
         return forward(self, x, unquantized)
 
     monkeypatch.setattr(VQAutoencoder, "forward", spy)
-    folder = run({**settings(pictures, tmp_path, "share", "vqvae", 2), "stage.unquantized": 1.0})
+    folder = run({**settings(images, tmp_path, "share", "vqvae", 2), "stage.unquantized": 1.0})
     assert seen[True] == [True, True]
     assert seen[False]
     assert not any(seen[False])  # codes are what stage I is measured by

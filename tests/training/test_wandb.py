@@ -9,7 +9,7 @@ import pytest
 
 from glc.training.callbacks.codebook import histogram
 from glc.training.loggers import rate_points
-from tests.short_runs import figures, run, settings, write_pictures
+from tests.short_runs import figures, run, settings, write_images
 from tests.wandb_file import OfflineRun, read_finished_run
 
 LAMBDAS = {"0.5": [0.5] * 4, "[1,2,3,4]": [1, 2, 3, 4]}
@@ -20,7 +20,7 @@ HISTOGRAMS = "glc.training.callbacks.codebook.CodebookHistograms"
 def folders(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     """A sweep over lambda, as `python -m glc.launch.train -m` lays it out."""
     base = tmp_path_factory.mktemp("wandb")
-    pictures = write_pictures(base / "pictures")
+    images = write_images(base / "images")
     found = []
     for i, lmbda in enumerate(LAMBDAS):
         changes = {
@@ -33,7 +33,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
             # Replaces it where the default configuration has it already.
             "++callbacks.histograms._target_": HISTOGRAMS,
         }
-        found.append(run({**settings(pictures, base / "runs", "sweep", "transform", steps=2), **changes}))
+        found.append(run({**settings(images, base / "runs", "sweep", "transform", steps=2), **changes}))
     return found
 
 
@@ -94,7 +94,7 @@ def test_curves_are_of_the_table(folders: list[Path], runs: list[OfflineRun]) ->
 def test_histograms_and_panels(folders: list[Path], runs: list[OfflineRun]) -> None:
     for folder, found in zip(folders, runs, strict=True):
         chart = found.summary["val/hyper_codebook_histogram"]
-        # z of 3 x 3 for two pictures of 192 pixels, at four rate points.
+        # z of 3 x 3 for two images of 192 pixels, at four rate points.
         assert sum(chart["values"]) == 9 * 2 * 4
         assert chart["values"] == sorted(chart["values"], reverse=True)
         used = sum(value > 0 for value in chart["values"])

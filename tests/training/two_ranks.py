@@ -1,6 +1,6 @@
 """Trains the stages on two forked processes: a program of its own, for forks want a fresh process.
 
-python -m tests.training.two_ranks PICTURES FOLDER
+python -m tests.training.two_ranks IMAGES FOLDER
 """
 
 import sys
@@ -39,7 +39,7 @@ class Probe(L.Callback):
             torch.save(kept, self.folder / f"rank-{trainer.global_rank}.pt")
 
 
-def main(pictures: Path, folder: Path) -> None:
+def main(images: Path, folder: Path) -> None:
     """Train the stages for a few steps, then do one step of stage II without randomness."""
     torch.set_num_threads(1)
     runs: dict[str, dict[str, Any]] = {stage: {"stage": stage} for stage in STAGES}
@@ -47,7 +47,7 @@ def main(pictures: Path, folder: Path) -> None:
     for name, changes in runs.items():
         stage = changes["stage"]
         options = {
-            **settings(pictures, folder, "ranks", stage, STEPS),
+            **settings(images, folder, "ranks", stage, STEPS),
             "dir": str(folder / "ranks" / name),
             "data.val_limit": 3,  # does not divide by two
             "trainer.devices": 2,

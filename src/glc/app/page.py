@@ -16,7 +16,7 @@ import numpy as np
 from glc.app.service import OWN, Coded, Studio
 
 PNG = "png"
-"""Of pictures that the page shows: it adds no loss of its own."""
+"""Of images that the page shows: it adds no loss of its own."""
 _HINTS = {
     "encoder": "No such encoder is known for this model. `scripts/run_stages.py applications` trains some; "
     "files NAME.encoder.safetensors in the folder that GLC_MODELS names appear here.",
@@ -33,7 +33,7 @@ def _told(action: Callable[..., Any]) -> Callable[..., Any]:
         try:
             return action(*arguments)
         except MemoryError:
-            raise gr.Error("not enough memory for this picture", print_exception=False) from None
+            raise gr.Error("not enough memory for this image", print_exception=False) from None
         except (ValueError, OSError, RuntimeError) as error:
             text = " ".join(str(error).split()) or type(error).__name__
             raise gr.Error(text, title="This cannot be done", print_exception=False) from None
@@ -51,12 +51,12 @@ def _slider(label: str) -> gr.ImageSlider:
 
 
 def _shown(label: str) -> gr.Image:
-    # gradio's own choice of buttons has one that uploads the picture.
+    # gradio's own choice of buttons has one that uploads the image.
     return gr.Image(label=label, format=PNG, interactive=False, buttons=["download", "fullscreen"])
 
 
-def _picture_file() -> gr.File:
-    return gr.File(label="Picture", file_count="single", type="filepath", height=120)
+def _image_file() -> gr.File:
+    return gr.File(label="Image", file_count="single", type="filepath", height=120)
 
 
 def _quality() -> gr.Slider:
@@ -88,7 +88,7 @@ def _on(trigger: Any, action: Callable[..., Any], inputs: list[Any], outputs: li
 def _compress_tab(studio: Studio, model: gr.Dropdown) -> None:
     with gr.Row():
         with gr.Column(scale=1, min_width=280):
-            file = _picture_file()
+            file = _image_file()
             mode = gr.Radio(["quality", "bytes"], value="quality", label="Choose by")
             quality = _quality()
             target = gr.Number(1000, label="Bytes at most", precision=0, minimum=1, visible=False)
@@ -107,7 +107,7 @@ def _compress_tab(studio: Studio, model: gr.Dropdown) -> None:
             raise ValueError("say how many bytes the file may have")
         coded = studio.compress(path, name, quality, int(target or 0) if mode == "bytes" else None)
         text = _table(coded.figures) + (f"\n\n{coded.note}" if coded.note else "")
-        return (coded.original, coded.picture), coded.coarse, text, str(coded.file)
+        return (coded.original, coded.image), coded.coarse, text, str(coded.file)
 
     mode.change(show, [mode], [quality, target], api_visibility="private")
     inputs, outputs = [file, model, mode, quality, target], [slider, coarse, figures, result]
@@ -121,13 +121,13 @@ def _open_tab(studio: Studio) -> None:
             file = gr.File(label="A .glc file", file_count="single", type="filepath", height=120)
             figures = gr.Markdown()
         with gr.Column(scale=3):
-            picture = _shown("Picture")
+            image = _shown("Image")
 
     def run(path: str | None) -> Any:
         found, told = studio.open(path)
         return found, _table(told)
 
-    _on(file.upload, run, [file], [picture, figures])
+    _on(file.upload, run, [file], [image, figures])
 
 
 def _choice(studio: Studio, model: gr.Dropdown, kind: str, wanted: str = "") -> gr.Dropdown:
@@ -163,7 +163,7 @@ def _both(ours: Coded, plain: Coded, name: str) -> str:
 def _restore_tab(studio: Studio, model: gr.Dropdown) -> None:
     with gr.Row():
         with gr.Column(scale=1, min_width=280):
-            file = _picture_file()
+            file = _image_file()
             encoder = _choice(studio, model, "encoder", "denoise")
             quality = _quality()
             go = gr.Button("Restore", variant="primary")
@@ -176,7 +176,7 @@ def _restore_tab(studio: Studio, model: gr.Dropdown) -> None:
     def run(path: str | None, name: str, part: str | None, quality: float) -> Any:
         part = _need(part, "encoder")
         ours, plain = studio.restore(path, name, part, quality)
-        pairs = (ours.original, ours.picture), (plain.picture, ours.picture)
+        pairs = (ours.original, ours.image), (plain.image, ours.image)
         return (*pairs, _both(ours, plain, part), str(ours.file))
 
     _on(go.click, run, [file, model, encoder, quality], [given, compared, figures, result])
@@ -185,7 +185,7 @@ def _restore_tab(studio: Studio, model: gr.Dropdown) -> None:
 def _inpaint_tab(studio: Studio, model: gr.Dropdown) -> None:
     with gr.Row():
         with gr.Column(scale=1, min_width=280):
-            file = _picture_file()
+            file = _image_file()
             encoder = _choice(studio, model, "encoder", "inpaint")
             quality = _quality()
             go = gr.Button("Fill", variant="primary")
@@ -212,7 +212,7 @@ def _inpaint_tab(studio: Studio, model: gr.Dropdown) -> None:
     ) -> Any:
         part = _need(part, "encoder")
         holed, coded = studio.inpaint(path, _painted(value), name, part, quality)
-        return (holed, coded.picture), _table(coded.figures), str(coded.file)
+        return (holed, coded.image), _table(coded.figures), str(coded.file)
 
     _on(file.upload, show, [file], [editor])
     _on(go.click, run, [file, editor, model, encoder, quality], [slider, figures, result])
@@ -227,7 +227,7 @@ def _painted(value: dict[str, Any] | None) -> np.ndarray | None:
 def _style_tab(studio: Studio, model: gr.Dropdown) -> None:
     with gr.Row():
         with gr.Column(scale=1, min_width=280):
-            file = _picture_file()
+            file = _image_file()
             decoder = _choice(studio, model, "decoder")
             quality = gr.Slider(0, 100, 100, step=1, label="Quality")
             go = gr.Button("Draw", variant="primary")
@@ -239,7 +239,7 @@ def _style_tab(studio: Studio, model: gr.Dropdown) -> None:
     def run(path: str | None, name: str, part: str | None, quality: float) -> Any:
         coded, styled = studio.stylize(path, name, _need(part, "decoder"), quality)
         figures = {key: coded.figures[key] for key in ("size", "file", "bits per pixel")}
-        return (coded.picture, styled), _table(figures), str(coded.file)
+        return (coded.image, styled), _table(figures), str(coded.file)
 
     _on(go.click, run, [file, model, decoder, quality], [slider, figures, result])
 

@@ -16,7 +16,7 @@ from glc.codec.codec import Codec, TargetWarning
 from glc.codec.load import load
 from glc.codec.weights.catalog import DEFAULT_MODEL, catalog
 from glc.codec.weights.variants import decoders, encoders
-from glc.data.images import open_image, read_rgb, stack_pictures
+from glc.data.images import open_image, read_rgb, stack_images
 from glc.errors import ImageError, WeightsError, WrongWeightsError
 
 OWN = "the model's own"
@@ -24,17 +24,17 @@ OWN = "the model's own"
 GREY = 128
 """Level that holes are filled with: what an inpainting encoder takes for a hole."""
 CANVAS = 1_000_000
-"""Pixels of a picture to paint on; more would only make the page slow."""
+"""Pixels of an image to paint on; more would only make the page slow."""
 KEPT = 4
 """Codecs that stay loaded, the last ones used."""
 
 
 @dataclass(frozen=True)
 class Coded:
-    """A picture that went through a file."""
+    """An image that went through a file."""
 
     original: Image.Image
-    picture: Image.Image
+    image: Image.Image
     file: Path
     """The `.glc` file."""
     figures: dict[str, str]
@@ -52,7 +52,7 @@ class Studio:
         model: file or name of the model that is chosen first; None for the default one.
         device: where the networks run.
         max_bytes: of a file that is read.
-        max_pixels: of a picture.
+        max_pixels: of an image.
         weights_dir: folder with LPIPS' weights; None for torch hub's cache. Nothing is downloaded.
 
     Raises:
@@ -109,14 +109,14 @@ class Studio:
         """Return the names of the encoders or decoders that were made for a model."""
         return list((encoders if kind == "encoder" else decoders)(self.codec(model)))
 
-    def read_picture(self, path: str | Path | None) -> Image.Image:
-        """Read a picture within the limits.
+    def read_image(self, path: str | Path | None) -> Image.Image:
+        """Read an image within the limits.
 
         Raises:
             ImageError: when there is none, it is too large, or it cannot be read.
         """
         if path is None:
-            raise ImageError("choose a picture first")
+            raise ImageError("choose an image first")
         name = Path(path).name
         self._check_bytes(path)
         self._check_pixels(name, open_image(path, name).size)
@@ -144,10 +144,10 @@ class Studio:
         target_size: int | None = None,
         encoder: str | None = None,
     ) -> Coded:
-        """Compress a picture file and decode what was written.
+        """Compress an image file and decode what was written.
 
         Args:
-            path: the picture.
+            path: the image.
             model: name of the model.
             quality: 0 to 100.
             target_size: bytes at most, instead of a quality.
@@ -156,12 +156,12 @@ class Studio:
         Raises:
             ValueError: when it cannot be done; the message says why.
         """
-        picture = self.read_picture(path)
-        return self._code(picture, Path(str(path)).stem, model, quality, target_size, encoder)
+        image = self.read_image(path)
+        return self._code(image, Path(str(path)).stem, model, quality, target_size, encoder)
 
     def _code(
         self,
-        picture: Image.Image,
+        image: Image.Image,
         stem: str,
         model: str,
         quality: float,
@@ -169,51 +169,51 @@ class Studio:
         encoder: str | None = None,
         compared: bool = True,
     ) -> Coded:
-        """Code a picture; `compared` where what comes out should look like what went in."""
+        """Code an image; `compared` where what comes out should look like what went in."""
         codec = self.codec(model, encoder)
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("ignore")
             warnings.simplefilter("always", TargetWarning)
             if target_size is None:
-                data = codec.compress(picture, quality)
+                data = codec.compress(image, quality)
             else:
-                data = codec.compress(picture, target_size=int(target_size))
+                data = codec.compress(image, target_size=int(target_size))
         decoded = codec.decompress(data)
         try:
             coarse = codec.decode_z(data)
         except ValueError:
             coarse = None  # a model without a hyper code
-        pixels = picture.width * picture.height
+        pixels = image.width * image.height
         header, _ = unpack(data)
         note = " ".join(str(warning.message) for warning in caught)
         figures = {
-            "size": f"{picture.width} x {picture.height} pixels",
+            "size": f"{image.width} x {image.height} pixels",
             "file": f"{len(data):,} bytes",
             "bits per pixel": f"{8 * len(data) / pixels:.4f}",
             "ratio": f"1 : {3 * pixels / len(data):,.0f}",
             "quality": f"{codec.quality_of(header.rate):.1f} of 100",
-            **(self.measure(picture, decoded) if compared else {}),
+            **(self.measure(image, decoded) if compared else {}),
         }
-        return Coded(picture, decoded, self._keep(data, stem), figures, coarse, note)
+        return Coded(image, decoded, self._keep(data, stem), figures, coarse, note)
 
     def _keep(self, data: bytes, stem: str) -> Path:
         """Write a file where the page can offer it, in a folder of its own."""
-        file = Path(tempfile.mkdtemp(dir=self.folder.name)) / f"{stem or 'picture'}.glc"
+        file = Path(tempfile.mkdtemp(dir=self.folder.name)) / f"{stem or 'image'}.glc"
         file.write_bytes(data)
         return file
 
-    def measure(self, original: Image.Image, picture: Image.Image) -> dict[str, str]:
-        """Return the metrics of a decoded picture that can be had here, by name."""
+    def measure(self, original: Image.Image, image: Image.Image) -> dict[str, str]:
+        """Return the metrics of a decoded image that can be had here, by name."""
         metrics = _metrics(self.weights_dir)
         if metrics is None:
             return {}
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # a metric that is not defined for a small picture is left out
-            values = metrics(stack_pictures([original]), stack_pictures([picture]))
+            warnings.simplefilter("ignore")  # a metric that is not defined for a small image is left out
+            values = metrics(stack_images([original]), stack_images([image]))
         return values
 
     def open(self, path: str | Path | None) -> tuple[Image.Image, dict[str, str]]:
-        """Decode a `.glc` file with the model that made it; return the picture and what to tell of it.
+        """Decode a `.glc` file with the model that made it; return the image and what to tell of it.
 
         Raises:
             ValueError: when it cannot be done; the message says why.
@@ -230,7 +230,7 @@ class Studio:
                 "which no model here has"
             )
         codec = self.codec(name)
-        picture = codec.decompress(data, max_pixels=self.max_pixels)
+        image = codec.decompress(data, max_pixels=self.max_pixels)
         figures = {
             "size": f"{header.width} x {header.height} pixels",
             "file": f"{len(data):,} bytes",
@@ -238,7 +238,7 @@ class Studio:
             "quality": f"{codec.quality_of(header.rate):.1f} of 100",
             "model": name,
         }
-        return picture, figures
+        return image, figures
 
     def _made_by(self, header: Header) -> str | None:
         """Return the name of the model that a file was made with; a model that cannot be loaded is none."""
@@ -253,28 +253,28 @@ class Studio:
     def restore(
         self, path: str | Path | None, model: str, encoder: str, quality: float
     ) -> tuple[Coded, Coded]:
-        """Compress a degraded picture with a restoration encoder, and with the model's own."""
-        picture = self.read_picture(path)
+        """Compress a degraded image with a restoration encoder, and with the model's own."""
+        image = self.read_image(path)
         stem = Path(str(path)).stem
         return (
-            self._code(picture, stem, model, quality, encoder=encoder, compared=False),
-            self._code(picture, stem, model, quality, compared=False),
+            self._code(image, stem, model, quality, encoder=encoder, compared=False),
+            self._code(image, stem, model, quality, compared=False),
         )
 
     def canvas(self, path: str | Path | None) -> Image.Image:
-        """Return a picture to paint on: as it is, or smaller where the page could not send it back.
+        """Return an image to paint on: as it is, or smaller where the page could not send it back.
 
         The page sends PNGs of what was painted and of what lies under it, up to four bytes a pixel.
 
         Raises:
-            ImageError: as `read_picture` does.
+            ImageError: as `read_image` does.
         """
-        picture = self.read_picture(path)
+        image = self.read_image(path)
         most = min(CANVAS, self.max_bytes // 5)
-        factor = (most / (picture.width * picture.height)) ** 0.5
+        factor = (most / (image.width * image.height)) ** 0.5
         if factor >= 1:
-            return picture
-        return picture.resize((max(1, int(picture.width * factor)), max(1, int(picture.height * factor))))
+            return image
+        return image.resize((max(1, int(image.width * factor)), max(1, int(image.height * factor))))
 
     def inpaint(
         self, path: str | Path | None, mask: np.ndarray | None, model: str, encoder: str, quality: float
@@ -282,32 +282,32 @@ class Studio:
         """Fill what a mask covers with grey, and let an encoder invent it.
 
         Args:
-            path: the picture.
+            path: the image.
             mask: `[H, W]`, bool, true where its `canvas` was painted over.
             model: name of the model.
             encoder: name of an inpainting encoder.
             quality: 0 to 100.
 
         Returns:
-            The picture with its holes, and what came of it.
+            The image with its holes, and what came of it.
 
         Raises:
-            ValueError: when there is no picture, or nothing was painted over.
+            ValueError: when there is no image, or nothing was painted over.
         """
-        picture = self.read_picture(path)
+        image = self.read_image(path)
         if mask is None or not mask.any():
             raise ImageError("paint over what is to be replaced first")
         # The brush's edge is soft: what it covers in part is lost as well.
         wide = Image.fromarray(mask.astype(np.uint8) * 255).filter(ImageFilter.MaxFilter(3))
-        holed = picture.copy()
-        holed.paste((GREY, GREY, GREY), mask=wide.resize(picture.size, Image.Resampling.NEAREST))
+        holed = image.copy()
+        holed.paste((GREY, GREY, GREY), mask=wide.resize(image.size, Image.Resampling.NEAREST))
         coded = self._code(holed, Path(str(path)).stem, model, quality, encoder=encoder, compared=False)
         return holed, coded
 
     def stylize(
         self, path: str | Path | None, model: str, decoder: str, quality: float
     ) -> tuple[Coded, Image.Image]:
-        """Compress a picture, and draw the file with the model's own decoder and with one of a style."""
+        """Compress an image, and draw the file with the model's own decoder and with one of a style."""
         coded = self.compress(path, model, quality)
         return coded, self.codec(model, decoder=decoder).decompress(coded.file.read_bytes())
 
@@ -317,7 +317,7 @@ Measure = Callable[..., dict[str, str]]
 
 @cache
 def _metrics(weights_dir: Path | None) -> Measure | None:
-    """Return what measures pictures, or None where the packages for it are not installed."""
+    """Return what measures images, or None where the packages for it are not installed."""
     try:
         from glc.losses.perceptual import LPIPS
         from glc.metrics.quality import MSSSIM, PSNR, QualityMetrics

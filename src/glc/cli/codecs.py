@@ -102,7 +102,7 @@ class Codecs:
         except (ValueError, OSError, RuntimeError, MemoryError) as error:
             raise NothingDoneError(message(error)) from error
 
-    def for_pictures(self) -> Codec:
+    def for_images(self) -> Codec:
         """Return the chosen codec, or the default one.
 
         Raises:
@@ -121,7 +121,7 @@ class Codecs:
             NothingDoneError: when there is none.
         """
         if self.model is None and not self.known:
-            self.for_pictures()
+            self.for_images()
 
     def for_file(self, header: Header) -> Codec:
         """Return the codec that decodes a file: the chosen one, else the known one that its header names.

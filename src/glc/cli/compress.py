@@ -167,7 +167,7 @@ def compress(
         from glc.cli.files import read_image, write_result
         from glc.data.images import read_rgb
 
-        codec = Codecs(model, device, precision, memory, encoder=encoder).for_pictures()
+        codec = Codecs(model, device, precision, memory, encoder=encoder).for_images()
         search = make_effort(effort, lpips_weights)
 
         def read(job: Job) -> Image:

@@ -53,13 +53,13 @@ def pack(
     """
     if bool(sources) == bool(samples):
         raise click.UsageError("give either SOURCE... DEST, or --samples train|test DEST")
-    from glc.data.pack import pack as pack_pictures
+    from glc.data.pack import pack as pack_images
 
     if samples:
         from glc.data.sources import sample_paths
 
         sources = tuple(sample_paths(samples))  # type: ignore[arg-type]
-    manifest = pack_pictures(
+    manifest = pack_images(
         sources,
         dest,
         images_per_shard=per_shard,
@@ -71,9 +71,9 @@ def pack(
         force=force,
         progress=not quiet,
     )
-    for picture in manifest.skipped:
-        click.echo(f"skipped {picture['name']}: {picture['reason']}", err=True)
+    for image in manifest.skipped:
+        click.echo(f"skipped {image['name']}: {image['reason']}", err=True)
     if not quiet:
         shards = f"{len(manifest.shards)} shard{'s' * (len(manifest.shards) != 1)}"
         skipped = f", {len(manifest.skipped)} skipped" if manifest.skipped else ""
-        click.echo(f"{dest}: {manifest.count} pictures in {shards}, {manifest.bytes / 1e6:.1f} MB{skipped}")
+        click.echo(f"{dest}: {manifest.count} images in {shards}, {manifest.bytes / 1e6:.1f} MB{skipped}")

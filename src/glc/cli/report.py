@@ -26,7 +26,7 @@ from glc.cli.trust import trust_option
     help="Folder of the original images, to show them beside the decoded ones.",
 )
 @click.option(
-    "--pictures",
+    "--images",
     type=click.IntRange(min=1),
     default=8,
     show_default=True,
@@ -45,7 +45,7 @@ def report(
     runs: tuple[Path, ...],
     output: Path,
     originals: Path | None,
-    pictures: int,
+    images: int,
     tables: Path | None,
     published: bool,
     anchor: str | None,
@@ -57,7 +57,7 @@ def report(
         from glc.io.atomic import write_text
 
     found = read_runs(runs)
-    page = build_report(found, originals, pictures, published, anchor)
+    page = build_report(found, originals, images, published, anchor)
     if tables is not None:
         write_tables(found, tables, published, anchor)
     write_text(output, page)

@@ -115,7 +115,7 @@ class CodingJob:
         codecs = Codecs(self.model, device, **self.networks)
         if self.command == "compress":
             search = make_effort(self.options.get("effort", 0), self.lpips_weights)
-            return Compressor(codecs.for_pictures(), {**self.options, "effort": search}, keep=self.keep)
+            return Compressor(codecs.for_images(), {**self.options, "effort": search}, keep=self.keep)
         codecs.check_for_files()
         return Decompressor(codecs, self.options, keep=self.keep)
 

@@ -7,7 +7,7 @@ offset  bytes  field
      0      3  magic         "GLC"
      3      1  version       1
      4      4  fingerprint   first bytes of the weights' fingerprint
-     8      2  width  - 1    of the picture in pixels
+     8      2  width  - 1    of the image in pixels
     10      2  height - 1
     12      2  rate          rate point times 4096, from 0 to (K - 1) * 4096
     14      n  payload       bytes of the entropy coder, up to the checksum; does not end in a zero byte
@@ -72,7 +72,7 @@ def pack(header: Header, payload: bytes) -> bytes:
     """
     if not (1 <= header.width <= MAX_SIDE and 1 <= header.height <= MAX_SIDE):
         raise SizeLimitError(
-            f"a .glc file holds pictures of up to {MAX_SIDE} x {MAX_SIDE} pixels, "
+            f"a .glc file holds images of up to {MAX_SIDE} x {MAX_SIDE} pixels, "
             f"not {header.width} x {header.height}"
         )
     if len(header.fingerprint) != FINGERPRINT_BYTES:
@@ -84,7 +84,7 @@ def pack(header: Header, payload: bytes) -> bytes:
 def longest_file(start: bytes, max_pixels: int = DEFAULT_LIMIT) -> int:
     """Return how many bytes a file can have, at most, from its first `HEADER` bytes.
 
-    For whoever reads a stream: more than that is no file, and need not be read. Of a picture above the limit
+    For whoever reads a stream: more than that is no file, and need not be read. Of an image above the limit
     it is as much as of one at the limit: whether its size is damaged, the checksum at the end says.
 
     Raises:
@@ -93,7 +93,7 @@ def longest_file(start: bytes, max_pixels: int = DEFAULT_LIMIT) -> int:
     if len(start) < _HEADER.size or start[:3] != MAGIC or start[3] != VERSION:
         unpack(start[: _HEADER.size])
     _, _, _, width, height, _ = _HEADER.unpack_from(start)
-    # Padded to a model's stride, with the longest code for every symbol, a picture takes less.
+    # Padded to a model's stride, with the longest code for every symbol, an image takes less.
     return (1 << 20) + 16 * min((width + 1) * (height + 1), max_pixels)
 
 
@@ -106,7 +106,7 @@ def check_size(start: bytes, max_pixels: int = DEFAULT_LIMIT) -> None:
     _, _, _, width, height, _ = _HEADER.unpack_from(start)
     if (width + 1) * (height + 1) > max_pixels:
         raise SizeLimitError(
-            f"the picture has {width + 1} x {height + 1} pixels, more than the limit of {max_pixels}"
+            f"the image has {width + 1} x {height + 1} pixels, more than the limit of {max_pixels}"
         )
 
 
@@ -117,7 +117,7 @@ def unpack(data: bytes, max_pixels: int = DEFAULT_LIMIT) -> tuple[Header, bytes]
 
     Args:
         data: the whole file.
-        max_pixels: largest picture to accept, width times height.
+        max_pixels: largest image to accept, width times height.
 
     Raises:
         NotGlcError, NewerVersionError, TruncatedError, DamagedError, SizeLimitError: see there.

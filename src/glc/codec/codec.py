@@ -11,7 +11,7 @@ from torch import Tensor
 from glc.codec import bitstream
 from glc.codec.bitstream import DEFAULT_LIMIT, FINGERPRINT_BYTES, MAX_RATES, RATE_ONE, Header
 from glc.codec.entropy.latent_coding import Decoded, Symbols, make_latent_codec
-from glc.codec.images import LatentSearch, Picture, padded_size, to_input
+from glc.codec.images import ImageLike, LatentSearch, padded_size, to_input
 from glc.codec.rate_search import TOLERANCE, search
 from glc.codec.runtime.memory import parse_memory
 from glc.codec.runtime.networks import ImageNetworks, Size
@@ -98,17 +98,17 @@ class Codec:
 
     def compress(
         self,
-        image: Picture,
+        image: ImageLike,
         quality: float = 50,
         *,
         target_bpp: float | None = None,
         target_size: int | None = None,
         effort: LatentSearch | None = None,
     ) -> bytes:
-        """Return the file of a picture.
+        """Return the file of an image.
 
         Args:
-            image: the picture; `glc.data.images` says what becomes of alpha, 16 bits and animations.
+            image: the image; `glc.data.images` says what becomes of alpha, 16 bits and animations.
             quality: 0 to 100, from the lowest trained rate point to the highest and linearly between them.
             target_bpp: instead of a quality, bits per pixel of the whole file: it lands at most 3 % below.
             target_size: the same in bytes.
@@ -116,10 +116,10 @@ class Codec:
                 E's latent needs for it).
 
         Raises:
-            ImageError: when the picture cannot be read.
+            ImageError: when the image cannot be read.
             ValueError: when it, the quality or the target is out of range.
             TargetError: when even the lowest quality needs more than the target.
-            MemoryLimitError: when the picture needs more memory than may be used.
+            MemoryLimitError: when the image needs more memory than may be used.
 
         Warns:
             TargetWarning: when the file stays more than 3 % below its target.
@@ -155,30 +155,30 @@ class Codec:
             )
         return data
 
-    def compress_batch(self, images: Sequence[Picture], quality: float = 50) -> list[bytes]:
-        """Return the files of pictures that have one size once padded, coded together; see `compress`."""
+    def compress_batch(self, images: Sequence[ImageLike], quality: float = 50) -> list[bytes]:
+        """Return the files of images that have one size once padded, coded together; see `compress`."""
         inputs = [to_input(image) for image in images]
         sizes = [(x.shape[-2], x.shape[-1]) for x in inputs]
         rate = self.rate_of(quality)
         return self.entropy_encode(self.encode_latent(inputs), sizes, rate)[0] if inputs else []
 
     def decompress(self, data: bytes, *, max_pixels: int = DEFAULT_LIMIT) -> Image.Image:
-        """Return the picture in a file.
+        """Return the image in a file.
 
         Args:
             data: the whole file.
-            max_pixels: largest picture to accept, width times height.
+            max_pixels: largest image to accept, width times height.
 
         Raises:
             BitstreamError: when the file cannot be decoded; its subclasses say why.
-            MemoryLimitError: when the picture needs more memory than may be used.
+            MemoryLimitError: when the image needs more memory than may be used.
         """
         return self.decompress_batch([data], max_pixels=max_pixels)[0]
 
     def decompress_batch(
         self, files: Sequence[bytes], *, max_pixels: int = DEFAULT_LIMIT
     ) -> list[Image.Image]:
-        """Return the pictures in files whose pictures have one size once padded; see `decompress`."""
+        """Return the images in files whose images have one size once padded; see `decompress`."""
         if not files:
             return []
         decoded, sizes = self.entropy_decode(files, max_pixels=max_pixels)
@@ -196,7 +196,7 @@ class Codec:
             MemoryLimitError: when an image needs more memory than may be used.
         """
         if len({padded_size(x.shape[-2], x.shape[-1], self.model.stride) for x in inputs}) > 1:
-            raise ValueError("the pictures of a batch must have one size once padded to the model's stride")
+            raise ValueError("the images of a batch must have one size once padded to the model's stride")
         return self.networks.encode(inputs)
 
     @torch.inference_mode()
@@ -266,17 +266,17 @@ class Codec:
 
         Raises:
             BitstreamError: when the file cannot be decoded.
-            MemoryLimitError: when the picture needs more memory than may be used.
+            MemoryLimitError: when the image needs more memory than may be used.
         """
         return self.entropy_decode([data], max_pixels=max_pixels)[0].symbols
 
     def decode_z(self, data: bytes, *, max_pixels: int = DEFAULT_LIMIT) -> Image.Image:
-        """Return the picture that the hyper code alone predicts, all symbols of y taken as zero (figure 5).
+        """Return the image that the hyper code alone predicts, all symbols of y taken as zero (figure 5).
 
         Raises:
             BitstreamError: when the file cannot be decoded.
             ValueError: when the model has no hyper code.
-            MemoryLimitError: when the picture needs more memory than may be used.
+            MemoryLimitError: when the image needs more memory than may be used.
         """
         headers, payloads = self._open([data], max_pixels)
         with torch.inference_mode():
@@ -291,13 +291,13 @@ class Codec:
         No network outside of the exact ones is used: the bytes are the same on every machine.
 
         Args:
-            symbols: of one picture, as `symbols` returns them.
-            size: height and width of the picture in pixels.
+            symbols: of one image, as `symbols` returns them.
+            size: height and width of the image in pixels.
             rate: rate point in units of 1 / 4096.
 
         Raises:
-            ValueError: when they are none of a picture of that size at that rate.
-            MemoryLimitError: when the picture needs more memory than may be used.
+            ValueError: when they are none of an image of that size at that rate.
+            MemoryLimitError: when the image needs more memory than may be used.
         """
         if not 0 <= rate <= (self.model.num_rates - 1) * RATE_ONE or rate % self._unit:
             raise ValueError(f"the model has no rate point {rate / RATE_ONE}")
@@ -364,7 +364,7 @@ class Codec:
             headers.append(header)
             payloads.append(payload)
         if len({self._latent_size(header) for header in headers}) > 1:
-            raise ValueError("the pictures of a batch must have one size once padded to the model's stride")
+            raise ValueError("the images of a batch must have one size once padded to the model's stride")
         return headers, payloads
 
     def _latent_size(self, header: Header) -> Size:

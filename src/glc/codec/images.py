@@ -11,24 +11,24 @@ from torch import Tensor
 from glc.data.images import ImageSource, read_rgb
 from glc.models.glc import GLC
 
-Picture = ImageSource | np.ndarray | Tensor
+ImageLike = ImageSource | np.ndarray | Tensor
 """A path, a PIL image, an array `[H, W, 3]` of uint8, or a float tensor `[3, H, W]` in [0, 1]."""
 
 
 class LatentSearch(Protocol):
-    """Finds a better latent of a picture than E's, such as `glc.latent_search.Effort`."""
+    """Finds a better latent of an image than E's, such as `glc.latent_search.Effort`."""
 
     def __call__(self, model: GLC, x: Tensor, latent: Tensor, rate: float, memory: int | None) -> Tensor:
         """Return a latent for x `[1, 3, H, W]` in [-1, 1] at a rate point, within bytes of memory."""
         ...
 
 
-def to_input(image: Picture) -> Tensor:
-    """Return a picture as `[1, 3, H, W]`, uint8 levels or float32 in [-1, 1].
+def to_input(image: ImageLike) -> Tensor:
+    """Return an image as `[1, 3, H, W]`, uint8 levels or float32 in [-1, 1].
 
     Raises:
         ImageError: when a file cannot be read.
-        ValueError: when an array or a tensor is none of a picture.
+        ValueError: when an array or a tensor is none of an image.
     """
     if isinstance(image, Tensor):
         if image.ndim != 3 or image.shape[0] != 3 or not image.is_floating_point():
@@ -50,12 +50,12 @@ def to_input(image: Picture) -> Tensor:
 
 
 def padded_size(height: int, width: int, stride: int) -> tuple[int, int]:
-    """Return the least multiples of the stride that hold a picture."""
+    """Return the least multiples of the stride that hold an image."""
     return -(-height // stride) * stride, -(-width // stride) * stride
 
 
 def pad(x: Tensor, stride: int) -> Tensor:
-    """Extend pictures `[B, C, H, W]` at the right and lower edge, repeating the last pixels."""
+    """Extend images `[B, C, H, W]` at the right and lower edge, repeating the last pixels."""
     height, width = x.shape[-2:]
     rows, cols = padded_size(height, width, stride)
     return F.pad(x, (0, cols - width, 0, rows - height), mode="replicate")

@@ -1,9 +1,9 @@
-"""What pictures suffer before a restoration encoder sees them: noise, blur, JPEG, lost resolution, holes.
+"""What images suffer before a restoration encoder sees them: noise, blur, JPEG, lost resolution, holes.
 
-Each is a module that maps x `[B, 3, H, W]` in [-1, 1] to a degraded picture of the same shape, as it would
-be saved: on 8-bit levels. A parameter is one number, or a pair `[low, high]` from which each picture draws
+Each is a module that maps x `[B, 3, H, W]` in [-1, 1] to a degraded image of the same shape, as it would
+be saved: on 8-bit levels. A parameter is one number, or a pair `[low, high]` from which each image draws
 its own. All random numbers come from `generator`, else from torch's global generator on the CPU, so that
-what a picture suffers does not depend on the device.
+what an image suffers does not depend on the device.
 """
 
 import io
@@ -17,7 +17,7 @@ from PIL import Image, ImageDraw
 from torch import Generator, Tensor, nn
 from torchvision.transforms.v2.functional import gaussian_blur
 
-from glc.data.images import from_uint8, stack_pictures, to_image, to_uint8
+from glc.data.images import from_uint8, stack_images, to_image, to_uint8
 
 Range = float | Sequence[float]
 
@@ -42,21 +42,21 @@ def _draw(pair: tuple[float, float], generator: Generator | None) -> float:
 
 
 class Degradation(nn.Module):
-    """Base: `degrade` does it to one picture, `forward` to each of a batch."""
+    """Base: `degrade` does it to one image, `forward` to each of a batch."""
 
     def forward(self, x: Tensor, generator: Generator | None = None) -> Tensor:
-        """Degrade x `[B, 3, H, W]` in [-1, 1], each picture by its own draw.
+        """Degrade x `[B, 3, H, W]` in [-1, 1], each image by its own draw.
 
         Args:
-            x: the pictures, on any device.
+            x: the images, on any device.
             generator: on the CPU; None for torch's global one.
         """
-        done = torch.stack([self.degrade(picture, generator) for picture in x])
+        done = torch.stack([self.degrade(image, generator) for image in x])
         return from_uint8(to_uint8(done)).to(x.dtype)
 
     @abstractmethod
     def degrade(self, x: Tensor, generator: Generator | None) -> Tensor:
-        """Degrade a picture `[3, H, W]` in [-1, 1]; the result may leave that range."""
+        """Degrade an image `[3, H, W]` in [-1, 1]; the result may leave that range."""
 
 
 class GaussianNoise(Degradation):
@@ -71,7 +71,7 @@ class GaussianNoise(Degradation):
         self.sigma = _range("degradation.sigma", sigma, 0, 255)
 
     def degrade(self, x: Tensor, generator: Generator | None) -> Tensor:
-        """Add noise to a picture."""
+        """Add noise to an image."""
         sigma = _draw(self.sigma, generator) / 127.5
         return x + sigma * torch.randn(x.shape, generator=generator).to(x.device)
 
@@ -88,7 +88,7 @@ class Blur(Degradation):
         self.sigma = _range("degradation.sigma", sigma, 0.1, 20)
 
     def degrade(self, x: Tensor, generator: Generator | None) -> Tensor:
-        """Blur a picture; its edges are reflected as far as they reach."""
+        """Blur an image; its edges are reflected as far as they reach."""
         sigma = _draw(self.sigma, generator)
         radius = min(math.ceil(3 * sigma), min(x.shape[-2:]) - 1)
         return gaussian_blur(x, [2 * radius + 1, 2 * radius + 1], [sigma, sigma])
@@ -106,10 +106,10 @@ class JPEG(Degradation):
         self.quality = _range("degradation.quality", quality, 1, 95)
 
     def degrade(self, x: Tensor, generator: Generator | None) -> Tensor:
-        """Write a picture as JPEG and read it back, on the CPU."""
+        """Write an image as JPEG and read it back, on the CPU."""
         stream = io.BytesIO()
         to_image(x.float().cpu()).save(stream, "JPEG", quality=round(_draw(self.quality, generator)))
-        return stack_pictures([Image.open(stream)])[0].to(x)
+        return stack_images([Image.open(stream)])[0].to(x)
 
 
 class Downsample(Degradation):
@@ -124,7 +124,7 @@ class Downsample(Degradation):
         self.factor = _range("degradation.factor", factor, 1, 16)
 
     def degrade(self, x: Tensor, generator: Generator | None) -> Tensor:
-        """Shrink a picture and enlarge it again."""
+        """Shrink an image and enlarge it again."""
         factor = _draw(self.factor, generator)
         height, width = x.shape[-2:]
         small = (max(1, round(height / factor)), max(1, round(width / factor)))
@@ -133,15 +133,15 @@ class Downsample(Degradation):
 
 
 class Mask(Degradation):
-    """Holes filled with mid grey: strokes as of a brush, and boxes, as many as cover a share of the picture.
+    """Holes filled with mid grey: strokes as of a brush, and boxes, as many as cover a share of the image.
 
-    The encoder sees the filled picture and nothing else: what has holes is an ordinary picture file.
+    The encoder sees the filled image and nothing else: what has holes is an ordinary image file.
 
     Args:
-        share: of the picture that is lost, at least; within [0, 0.9]. The last stroke or box may exceed it.
+        share: of the image that is lost, at least; within [0, 0.9]. The last stroke or box may exceed it.
         boxes: probability that a piece is a box and no stroke, within [0, 1].
-        canvas: side in pixels of the picture that a smaller one is cut from: a training crop has holes of the
-            size that they have in whole pictures, and may have none. 1 draws holes for the crop itself.
+        canvas: side in pixels of the image that a smaller one is cut from: a training crop has holes of the
+            size that they have in whole images, and may have none. 1 draws holes for the crop itself.
     """
 
     def __init__(self, share: Range = (0.05, 0.25), boxes: float = 0.3, canvas: int = 512) -> None:
@@ -151,11 +151,11 @@ class Mask(Degradation):
         self.boxes = _range("degradation.boxes", boxes, 0, 1)[0]
 
     def degrade(self, x: Tensor, generator: Generator | None) -> Tensor:
-        """Cut holes into a picture and fill them."""
+        """Cut holes into an image and fill them."""
         return x.masked_fill(self.draw(x.shape[-2], x.shape[-1], generator).to(x.device), HOLE)
 
     def draw(self, height: int, width: int, generator: Generator | None = None) -> Tensor:
-        """Return a random mask `[height, width]`, bool, true where the picture is lost."""
+        """Return a random mask `[height, width]`, bool, true where the image is lost."""
         rows, columns = max(height, self.canvas), max(width, self.canvas)
         lost = self._draw_whole(rows, columns, generator)
         if (rows, columns) == (height, width):
@@ -200,7 +200,7 @@ class Mask(Degradation):
 
 
 class Mixture(Degradation):
-    """One of several degradations, drawn for each picture.
+    """One of several degradations, drawn for each image.
 
     Args:
         parts: name to degradation; a part that is None is left out.
@@ -223,7 +223,7 @@ class Mixture(Degradation):
         self.shares = torch.tensor(shares)
 
     def degrade(self, x: Tensor, generator: Generator | None) -> Tensor:
-        """Let a picture suffer one of the parts."""
+        """Let an image suffer one of the parts."""
         chosen = int(torch.multinomial(self.shares, 1, generator=generator))
         part = list(self.parts.values())[chosen]
         assert isinstance(part, Degradation)

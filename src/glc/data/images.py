@@ -1,10 +1,10 @@
-"""Reading pictures and converting ranges: the only place where either happens.
+"""Reading images and converting ranges: the only place where either happens.
 
-Needs Pillow, numpy and torch (imported on first use, so that tools which only read pictures start fast).
+Needs Pillow, numpy and torch (imported on first use, so that tools which only read images start fast).
 
-What each kind of picture becomes (all end as 8-bit RGB; colour profiles are ignored):
+What each kind of image becomes (all end as 8-bit RGB; colour profiles are ignored):
 
-| picture                                | treatment                                                       |
+| image                                | treatment                                                       |
 |----------------------------------------|-----------------------------------------------------------------|
 | 8-bit RGB                              | as it is                                                        |
 | grey, 1-bit                            | the grey value in all three channels                            |
@@ -17,7 +17,7 @@ What each kind of picture becomes (all end as 8-bit RGB; colour profiles are ign
 | float grey                             | 0..1 becomes 0..255; values outside (or NaN) are an error       |
 | animation, several pages               | the first frame                                                 |
 | EXIF orientation                       | applied                                                         |
-| truncated, corrupt, not a picture      | `ImageError`                                                    |
+| truncated, corrupt, not an image      | `ImageError`                                                    |
 | more than `MAX_PIXELS` pixels          | `ImageError`, before anything is decoded                        |
 """
 
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 ImageSource = Union[str, "os.PathLike[str]", bytes, IO[bytes], Image.Image]
 
 MAX_PIXELS = 178_956_970
-"""Pictures above this are refused as decompression bombs (Pillow's own hard limit)."""
+"""Images above this are refused as decompression bombs (Pillow's own hard limit)."""
 
 # Raster formats whose decoders live inside Pillow. EPS and the like start external programs.
 _FORMATS = (
@@ -54,18 +54,18 @@ IMAGE_SUFFIXES = frozenset(
         "pnm", "jp2", "j2k", "tga",
     )
 )  # fmt: skip
-"""Lower-case file name endings that count as pictures in folders and shards."""
+"""Lower-case file name endings that count as images in folders and shards."""
 
 
 def describe(source: ImageSource) -> str:
-    """Name of a picture's source for messages: its path where it has one."""
+    """Name of an image's source for messages: its path where it has one."""
     if isinstance(source, (str, os.PathLike)):
         return os.fspath(source)
     if isinstance(source, Image.Image):
-        return str(getattr(source, "filename", "") or "picture in memory")
+        return str(getattr(source, "filename", "") or "image in memory")
     if isinstance(source, (bytes, bytearray, memoryview)):
-        return f"picture of {len(source)} bytes"
-    return str(getattr(source, "name", "picture stream"))
+        return f"image of {len(source)} bytes"
+    return str(getattr(source, "name", "image stream"))
 
 
 def _open_formats() -> list[str]:
@@ -74,10 +74,10 @@ def _open_formats() -> list[str]:
 
 
 def open_image(source: ImageSource, name: str | None = None) -> Image.Image:
-    """Open a picture without decoding its pixels; size and format are known, the format is an allowed one.
+    """Open an image without decoding its pixels; size and format are known, the format is an allowed one.
 
     Raises:
-        ImageError: cannot be opened, is no picture, or has more than `MAX_PIXELS` pixels.
+        ImageError: cannot be opened, is no image, or has more than `MAX_PIXELS` pixels.
     """
     name = name or describe(source)
     try:
@@ -92,7 +92,7 @@ def open_image(source: ImageSource, name: str | None = None) -> Image.Image:
     except FileNotFoundError as error:
         raise ImageError(f"{name}: no such file") from error
     except Image.UnidentifiedImageError as error:
-        raise ImageError(f"{name}: not a picture in a known format") from error
+        raise ImageError(f"{name}: not an image in a known format") from error
     except MemoryError:
         raise
     except Exception as error:  # decoders raise nearly anything on hostile headers
@@ -105,17 +105,17 @@ def open_image(source: ImageSource, name: str | None = None) -> Image.Image:
 
 
 def read_rgb(source: ImageSource, name: str | None = None) -> Image.Image:
-    """Read any supported picture as 8-bit RGB; see the module's table for what becomes of each kind.
+    """Read any supported image as 8-bit RGB; see the module's table for what becomes of each kind.
 
     Args:
-        source: a path, the file's bytes, a binary file, or an open picture (which is not changed).
+        source: a path, the file's bytes, a binary file, or an open image (which is not changed).
         name: what to call it in messages; its path by default.
 
     Returns:
-        A new picture, mode RGB, upright.
+        A new image, mode RGB, upright.
 
     Raises:
-        ImageError: the picture cannot be read; the message names it and says why.
+        ImageError: the image cannot be read; the message names it and says why.
     """
     name = name or describe(source)
     image = open_image(source, name)
@@ -146,7 +146,7 @@ _UPRIGHT = {
 
 
 def orientation(image: Image.Image) -> int:
-    """EXIF orientation of a picture, 1 (upright) when there is none or the EXIF block is broken."""
+    """EXIF orientation of an image, 1 (upright) when there is none or the EXIF block is broken."""
     try:
         value = image.getexif().get(0x0112, 1)
     except Exception:  # the pixels are fine without it
@@ -163,7 +163,7 @@ def _to_rgb(image: Image.Image, name: str) -> Image.Image:
         return _frame_to_rgb(image, name)
     finally:
         if place:
-            image.seek(place)  # an open picture is the caller's
+            image.seek(place)  # an open image is the caller's
 
 
 def _frame_to_rgb(image: Image.Image, name: str) -> Image.Image:
@@ -184,7 +184,7 @@ def _wide_grey_to_rgb(image: Image.Image, name: str) -> Image.Image:
     if not np.isfinite(values).all() or values.min() < 0 or values.max() > top:
         kind = "float" if image.mode == "F" else "integer"
         raise ImageError(
-            f"{name}: {kind} picture with values outside 0..{top:g}; convert it to 8 or 16 bits per channel"
+            f"{name}: {kind} image with values outside 0..{top:g}; convert it to 8 or 16 bits per channel"
         )
     return Image.fromarray(np.rint(values * (255.0 / top)).astype(np.uint8)).convert("RGB")
 
@@ -203,21 +203,21 @@ def to_uint8(values: Tensor) -> Tensor:
     import torch
 
     if torch.isnan(values).any():
-        raise ValueError("the picture holds NaN: nothing sensible can be written")
+        raise ValueError("the image holds NaN: nothing sensible can be written")
     return values.detach().float().add(1.0).mul_(127.5).round_().clamp_(0, 255).to(torch.uint8)
 
 
 def to_tensor(image: Image.Image) -> Tensor:
-    """Turn an RGB picture into a float32 tensor [3, H, W] in [-1, 1].
+    """Turn an RGB image into a float32 tensor [3, H, W] in [-1, 1].
 
     Raises:
-        ValueError: the picture's mode is not RGB (read it with `read_rgb`).
+        ValueError: the image's mode is not RGB (read it with `read_rgb`).
     """
-    return stack_pictures([image])[0]
+    return stack_images([image])[0]
 
 
-def stack_pictures(images: Sequence[Image.Image]) -> Tensor:
-    """Turn RGB pictures of one size into a float32 tensor [B, 3, H, W] in [-1, 1].
+def stack_images(images: Sequence[Image.Image]) -> Tensor:
+    """Turn RGB images of one size into a float32 tensor [B, 3, H, W] in [-1, 1].
 
     Raises:
         ValueError: as `stack_levels`.
@@ -232,10 +232,10 @@ def stack_pictures(images: Sequence[Image.Image]) -> Tensor:
 
 
 def stack_levels(images: Sequence[Image.Image]) -> Tensor:
-    """Turn RGB pictures of one size into a uint8 tensor [B, 3, H, W]; `from_uint8` maps it to [-1, 1].
+    """Turn RGB images of one size into a uint8 tensor [B, 3, H, W]; `from_uint8` maps it to [-1, 1].
 
     Raises:
-        ValueError: the pictures differ in size, or one's mode is not RGB (read it with `read_rgb`).
+        ValueError: the images differ in size, or one's mode is not RGB (read it with `read_rgb`).
     """
     import torch
 
@@ -243,15 +243,15 @@ def stack_levels(images: Sequence[Image.Image]) -> Tensor:
     levels = np.empty((len(images), 3, height, width), np.uint8)
     for place, image in zip(levels, images, strict=True):
         if image.mode != "RGB":
-            raise ValueError(f"expected an RGB picture, got mode {image.mode}: read it with read_rgb")
+            raise ValueError(f"expected an RGB image, got mode {image.mode}: read it with read_rgb")
         if image.size != (width, height):
-            raise ValueError(f"pictures differ in size: {image.size} and {(width, height)}")
+            raise ValueError(f"images differ in size: {image.size} and {(width, height)}")
         place[...] = np.asarray(image).transpose(2, 0, 1)
     return torch.from_numpy(levels)
 
 
 def to_image(x: Tensor) -> Image.Image:
-    """Turn a tensor [3, H, W] in [-1, 1] into an 8-bit RGB picture; values outside are clamped.
+    """Turn a tensor [3, H, W] in [-1, 1] into an 8-bit RGB image; values outside are clamped.
 
     Raises:
         ValueError: another shape, or NaN.
@@ -262,12 +262,12 @@ def to_image(x: Tensor) -> Image.Image:
 
 
 def is_image_name(name: str) -> bool:
-    """Whether a file name ends like a picture's."""
+    """Whether a file name ends like an image's."""
     return os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES
 
 
 def list_images(folder: str | os.PathLike[str]) -> list[Path]:
-    """List the pictures under a folder, by suffix, sorted by their path inside it; hidden names are skipped.
+    """List the images under a folder, by suffix, sorted by their path inside it; hidden names are skipped.
 
     Raises:
         NotADirectoryError: the folder does not exist or is a file.

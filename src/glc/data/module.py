@@ -31,7 +31,7 @@ _log = logging.getLogger(__name__)
 A = TypeVar("A")
 B = TypeVar("B")
 
-_CACHE_LIMIT = 8 << 30  # bytes of decoded pictures
+_CACHE_LIMIT = 8 << 30  # bytes of decoded images
 
 
 @dataclass(eq=False, repr=False)
@@ -120,12 +120,12 @@ class ImageDataModule(L.LightningDataModule):
             elif found.shards:
                 self._train_source = ShardSource(found.shards, self.shuffle)
             else:
-                self._train_source = ListSource([Record(name, path) for name, path in found.pictures])
+                self._train_source = ListSource([Record(name, path) for name, path in found.images])
         if not self._val_records and stage in (None, "fit", "validate"):
             found = resolve(self.val, "data.val")
             self._val_records = _listed(found, self.val_limit)
             if not self._val_records:
-                raise ValueError(f"data.val: the shards in {self.val} hold no picture; pack them again")
+                raise ValueError(f"data.val: the shards in {self.val} hold no image; pack them again")
 
     def train_dataloader(self) -> TrainLoader:
         """Loader of this rank's stream, `epoch_batches` long; it can save and restore its position."""
@@ -183,11 +183,11 @@ class ImageDataModule(L.LightningDataModule):
 def _listed(found: Sources, limit: int | None) -> list[Record]:
     if found.shards:
         return index_shards(found.shards, limit)
-    return [Record(name, path) for name, path in found.pictures[:limit]]
+    return [Record(name, path) for name, path in found.images[:limit]]
 
 
 def _decoded(found: Sources) -> list[Record]:
-    """All training pictures in memory, in order; unreadable ones are left out with a warning."""
+    """All training images in memory, in order; unreadable ones are left out with a warning."""
 
     def decode(record: Record) -> tuple[Record, Image.Image] | ImageError:
         try:
@@ -203,16 +203,16 @@ def _decoded(found: Sources) -> list[Record]:
                 bad += 1
                 _log.warning("skipping %s (%d unreadable so far)", result, bad)
                 continue
-            record, picture = result
-            kept.append(Record(record.key, picture, record.where))
-            used += 4 * picture.width * picture.height
+            record, image = result
+            kept.append(Record(record.key, image, record.where))
+            used += 4 * image.width * image.height
             if used > _CACHE_LIMIT:
                 raise ValueError(
-                    f"data.cache: the decoded pictures take more than {_CACHE_LIMIT >> 30} GiB; "
+                    f"data.cache: the decoded images take more than {_CACHE_LIMIT >> 30} GiB; "
                     "set data.cache=false, or pack them smaller (glc pack --size)"
                 )
     if not kept:
-        raise ValueError("data.train: no picture in it can be read")
+        raise ValueError("data.train: no image in it can be read")
     return kept
 
 

@@ -1,4 +1,4 @@
-"""Endless, reproducible streams of undecoded pictures, from shards or from a list.
+"""Endless, reproducible streams of undecoded images, from shards or from a list.
 
 Both kinds answer `records(seed, epoch, consumer, consumers)`: `consumers` is ranks x workers, and each
 consumer draws a sequence of its own that is a function of these four numbers and nothing else.
@@ -44,7 +44,7 @@ class FileSlice:
 
 @dataclass(frozen=True)
 class Record:
-    """A picture, decoded or not; `where` is the shard it came from, empty for files."""
+    """An image, decoded or not; `where` is the shard it came from, empty for files."""
 
     key: str
     data: bytes | Path | FileSlice | Image.Image
@@ -56,7 +56,7 @@ class Record:
         return f"{self.where}: {self.key}" if self.where else self.key
 
     def decode(self) -> Image.Image:
-        """Read it as 8-bit RGB (a picture in memory is returned as it is, to be read only).
+        """Read it as 8-bit RGB (an image in memory is returned as it is, to be read only).
 
         Raises:
             ImageError: unreadable; the message names file, or shard and key.
@@ -83,7 +83,7 @@ class RecordSource(Protocol):
 
 
 def read_shard(url: str) -> Iterator[Record]:
-    """Read a shard's pictures in order, local or by URL.
+    """Read a shard's images in order, local or by URL.
 
     Raises:
         OSError, tarfile.TarError, ValueError: it cannot be opened or breaks off; what came before is good.
@@ -96,7 +96,7 @@ def read_shard(url: str) -> Iterator[Record]:
 
 
 class ShardSource:
-    """Shards drawn at random with replacement, their pictures shuffled through a buffer.
+    """Shards drawn at random with replacement, their images shuffled through a buffer.
 
     Drawing with replacement needs no agreement between ranks: any number of shards serves any number of
     consumers, and all of them have the same number of batches. A shard that cannot be read, or breaks off, is
@@ -114,7 +114,7 @@ class ShardSource:
         """Endless sequence of one consumer; skipping reads the shards but decodes nothing.
 
         Raises:
-            RuntimeError: many shards in a row gave no picture at all.
+            RuntimeError: many shards in a row gave no image at all.
         """
         state = np.random.SeedSequence([seed, epoch, consumer, consumers]).generate_state(2, np.uint64)
         records = self._resampled(random.Random(int(state[0])))
@@ -132,7 +132,7 @@ class ShardSource:
             for record in self._readable(url):
                 barren = 0
                 yield record
-        raise RuntimeError(f"{barren} shards in a row held no readable picture; the last one was {url}")
+        raise RuntimeError(f"{barren} shards in a row held no readable image; the last one was {url}")
 
     def _readable(self, url: str) -> Iterator[Record]:
         try:
@@ -150,7 +150,7 @@ class ListSource:
 
     def __init__(self, records: Sequence[Record]) -> None:
         if not records:
-            raise ValueError("a list of pictures needs at least one")
+            raise ValueError("a list of images needs at least one")
         self._records = list(records)
 
     def __len__(self) -> int:
@@ -166,18 +166,18 @@ class ListSource:
         while True:
             if place // size != current:
                 current = place // size
-                # The permutation is the same for all consumers: together they see each picture once per pass.
+                # The permutation is the same for all consumers: together they see each image once per pass.
                 order = np.random.default_rng([seed, epoch, current]).permutation(size)
             yield self._records[order[place % size]]
             place += consumers
 
 
 def index_shards(urls: Sequence[str], limit: int | None = None) -> list[Record]:
-    """List the pictures of shards in order: of local ones their place in the file, of URLs their bytes.
+    """List the images of shards in order: of local ones their place in the file, of URLs their bytes.
 
     Args:
         urls: local paths and URLs.
-        limit: stop after this many pictures.
+        limit: stop after this many images.
 
     A shard that breaks off is named in a warning, and what is whole in it is listed.
     """

@@ -38,10 +38,10 @@ _HOW_TO_PACK = "make them with `glc pack SOURCE DEST`, or correct the path"
 
 @dataclass
 class Sources:
-    """What was found: shards (local absolute paths and URLs), or pictures as (name, path); never both."""
+    """What was found: shards (local absolute paths and URLs), or images as (name, path); never both."""
 
     shards: list[str] = field(default_factory=list)
-    pictures: list[tuple[str, Path]] = field(default_factory=list)
+    images: list[tuple[str, Path]] = field(default_factory=list)
 
 
 def is_url(name: str) -> bool:
@@ -50,19 +50,19 @@ def is_url(name: str) -> bool:
 
 
 def resolve(given: str | os.PathLike[str] | Iterable[str | os.PathLike[str]] | None, key: str) -> Sources:
-    """Find the shards or pictures that a config value names.
+    """Find the shards or images that a config value names.
 
     Args:
         given: one name or several, or nothing, which is an error; see the module's table.
         key: the config key, for messages, such as "data.train".
 
     Raises:
-        ValueError: nothing given, nothing found, a local shard is missing, or shards are mixed with pictures.
+        ValueError: nothing given, nothing found, a local shard is missing, or shards are mixed with images.
             The message starts with the key and says what to do.
     """
     items = [given] if isinstance(given, (str, os.PathLike)) else list(given or [])
     if not items or not all(str(item) for item in items):
-        raise ValueError(f"{key}: is empty; give shards, a folder of pictures or a list")
+        raise ValueError(f"{key}: is empty; give shards, a folder of images or a list")
     found = Sources()
     missing: list[str] = []
     for item in items:
@@ -70,9 +70,9 @@ def resolve(given: str | os.PathLike[str] | Iterable[str | os.PathLike[str]] | N
     if missing:
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
         raise ValueError(f"{key}: {missing[0]}{more}: no such file or folder; {_HOW_TO_PACK}")
-    if found.shards and found.pictures:
-        raise ValueError(f"{key}: mixes shards with pictures; pack the pictures, or list the two in two runs")
-    if not found.shards and not found.pictures:
+    if found.shards and found.images:
+        raise ValueError(f"{key}: mixes shards with images; pack the images, or list the two in two runs")
+    if not found.shards and not found.images:
         raise ValueError(f"{key}: no shards match {', '.join(map(str, items))}; {_HOW_TO_PACK}")
     return found
 
@@ -111,7 +111,7 @@ def _add_local(path: Path, key: str, found: Sources) -> None:
         found.shards += _checked(path.parent, sorted(path.parent.glob("*.tar")), key)
         return
     try:
-        found.pictures += list_sources([path])
+        found.images += list_sources([path])
     except ListingError as error:
         raise ValueError(f"{key}: {error}; {_HOW_TO_PACK}") from error
 
@@ -139,13 +139,13 @@ def _checked(folder: Path, shards: Sequence[Path], key: str) -> list[str]:
 def list_sources(sources: Sequence[str | os.PathLike[str]]) -> list[tuple[str, Path]]:
     """Expand sources to (name to keep, path) pairs.
 
-    A folder stands for the pictures under it, a picture for itself, any other file for a list: one path per
+    A folder stands for the images under it, an image for itself, any other file for a list: one path per
     line, relative to the list's folder; empty lines and lines starting with `#` are skipped.
 
     Raises:
-        ListingError: a source or a listed file does not exist, or a source holds no picture.
+        ListingError: a source or a listed file does not exist, or a source holds no image.
     """
-    pictures: list[tuple[str, Path]] = []
+    images: list[tuple[str, Path]] = []
     for source in map(Path, sources):
         if source.is_dir():
             found = [(path.relative_to(source).as_posix(), path) for path in list_images(source)]
@@ -156,18 +156,16 @@ def list_sources(sources: Sequence[str | os.PathLike[str]]) -> list[tuple[str, P
         else:
             found = list(read_list(source))
         if not found:
-            raise ListingError(
-                f"{source}: no pictures in it (looked for .jpg, .png, .webp, .tif and the like)"
-            )
+            raise ListingError(f"{source}: no images in it (looked for .jpg, .png, .webp, .tif and the like)")
         prefix = f"{source.resolve().name}/" if source.is_dir() and len(sources) > 1 else ""
-        pictures += [(prefix + name, path) for name, path in found]
-    if not pictures:
-        raise ListingError("nothing to pack: give at least one folder, list or picture")
-    return pictures
+        images += [(prefix + name, path) for name, path in found]
+    if not images:
+        raise ListingError("nothing to pack: give at least one folder, list or image")
+    return images
 
 
 def read_list(source: Path) -> Iterator[tuple[str, Path]]:
-    """Read a text file that lists pictures as (name to keep, path) pairs; the format is `list_sources`'.
+    """Read a text file that lists images as (name to keep, path) pairs; the format is `list_sources`'.
 
     Raises:
         ListingError: not a text file, or a listed file does not exist.
@@ -175,7 +173,7 @@ def read_list(source: Path) -> Iterator[tuple[str, Path]]:
     try:
         lines = source.read_text(encoding="utf-8").splitlines()
     except UnicodeDecodeError as error:
-        raise ListingError(f"{source}: neither a picture nor a text file that lists pictures") from error
+        raise ListingError(f"{source}: neither an image nor a text file that lists images") from error
     for number, line in enumerate(lines, 1):
         name = line.strip()
         if not name or name.startswith("#"):

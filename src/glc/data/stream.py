@@ -112,12 +112,12 @@ class TrainStream(IterableDataset[ImageBatch]):
 
     def _crops(self, epoch: int, role: int, workers: int, skip: int) -> Iterator[tuple[str, Image.Image]]:
         consumer, consumers = self.rank * workers + role, self.ranks * workers
-        pictures = self._pictures(self.source.records(self.seed, epoch, consumer, consumers, skip))
-        for slot, (key, picture) in enumerate(pictures, skip):
+        images = self._images(self.source.records(self.seed, epoch, consumer, consumers, skip))
+        for slot, (key, image) in enumerate(images, skip):
             rng = np.random.default_rng([self.seed, epoch, consumer, consumers, slot])
-            yield key, random_crop(picture, self.crop, rng, self.min_scale, self.max_scale, self.flip)
+            yield key, random_crop(image, self.crop, rng, self.min_scale, self.max_scale, self.flip)
 
-    def _pictures(self, records: Iterator[Record]) -> Iterator[tuple[str, Image.Image]]:
+    def _images(self, records: Iterator[Record]) -> Iterator[tuple[str, Image.Image]]:
         ahead: deque[tuple[str, Image.Image] | None] = deque()
         while True:
             while not ahead or ahead[-1] is None:
@@ -128,9 +128,7 @@ class TrainStream(IterableDataset[ImageBatch]):
                     self._bad.report(str(record), error)
                     ahead.append(None)
                 if len(ahead) > _GIVE_UP_AFTER:
-                    raise RuntimeError(
-                        f"{_GIVE_UP_AFTER} pictures in a row are unreadable; the last: {record}"
-                    )
+                    raise RuntimeError(f"{_GIVE_UP_AFTER} images in a row are unreadable; the last: {record}")
             good = ahead[-1]
             assert good is not None
             yield good
@@ -242,9 +240,9 @@ class TrainLoader(DataLoader[ImageBatch]):
 
 
 class FixedImages(Dataset[tuple[Tensor, str]]):
-    """A fixed list of pictures, centre-cropped: items are (float32 [3, H, W] in [-1, 1], key).
+    """A fixed list of images, centre-cropped: items are (float32 [3, H, W] in [-1, 1], key).
 
-    An unreadable picture is replaced by the next readable one (with a warning), so that every rank keeps the
+    An unreadable image is replaced by the next readable one (with a warning), so that every rank keeps the
     same number of batches.
     """
 
@@ -260,68 +258,68 @@ class FixedImages(Dataset[tuple[Tensor, str]]):
         for step in range(len(self)):
             record = self._records[(index + step) % len(self)]
             try:
-                picture = record.decode()
+                image = record.decode()
             except ImageError as error:
                 self._bad.report(str(record), error)
                 continue
-            return to_tensor(centre_crop(picture, self._crop, self._stride)), record.key
-        raise RuntimeError(f"none of the {len(self)} validation pictures can be read (data.val)")
+            return to_tensor(centre_crop(image, self._crop, self._stride)), record.key
+        raise RuntimeError(f"none of the {len(self)} validation images can be read (data.val)")
 
 
 def collate_images(items: Sequence[tuple[Tensor, str]]) -> ImageBatch:
-    """Stack pictures of one size into a batch."""
+    """Stack images of one size into a batch."""
     return ImageBatch(torch.stack([x for x, _ in items]), [key for _, key in items])
 
 
 def random_crop(
-    picture: Image.Image,
+    image: Image.Image,
     crop: int,
     rng: np.random.Generator,
     min_scale: float = 1.0,
     max_scale: float = 1.0,
     flip: bool = True,
 ) -> Image.Image:
-    """Cut a random square out of a picture, scaled by a random factor before.
+    """Cut a random square out of an image, scaled by a random factor before.
 
-    The factor is drawn log-uniformly from [min_scale, max_scale] and raised where the scaled picture would be
-    smaller than the crop: such a picture ends with its short side equal to the crop. Four draws of `rng`.
+    The factor is drawn log-uniformly from [min_scale, max_scale] and raised where the scaled image would be
+    smaller than the crop: such an image ends with its short side equal to the crop. Four draws of `rng`.
 
     Returns:
-        RGB picture of crop x crop pixels, mirrored in half of the cases if `flip`.
+        RGB image of crop x crop pixels, mirrored in half of the cases if `flip`.
     """
     draw_scale, draw_x, draw_y, draw_flip = rng.random(4)
     scale = min_scale * (max_scale / min_scale) ** draw_scale
-    scale = max(scale, crop / min(picture.size))
+    scale = max(scale, crop / min(image.size))
     if scale == 1.0:
-        left = int(draw_x * (picture.width - crop + 1))
-        top = int(draw_y * (picture.height - crop + 1))
-        cut = picture.crop((left, top, left + crop, top + crop))
+        left = int(draw_x * (image.width - crop + 1))
+        top = int(draw_y * (image.height - crop + 1))
+        cut = image.crop((left, top, left + crop, top + crop))
     else:
         # Resampling only the part that stays: cheaper than scaling everything first.
-        side = min(crop / scale, *picture.size)
-        left, top = draw_x * (picture.width - side), draw_y * (picture.height - side)
-        box = (left, top, min(left + side, picture.width), min(top + side, picture.height))
-        cut = picture.resize((crop, crop), Image.Resampling.BICUBIC, box=box)
+        side = min(crop / scale, *image.size)
+        left, top = draw_x * (image.width - side), draw_y * (image.height - side)
+        box = (left, top, min(left + side, image.width), min(top + side, image.height))
+        cut = image.resize((crop, crop), Image.Resampling.BICUBIC, box=box)
     if flip and draw_flip < 0.5:
         return cut.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     return cut
 
 
-def centre_crop(picture: Image.Image, crop: int | None, stride: int) -> Image.Image:
-    """Cut the middle out of a picture.
+def centre_crop(image: Image.Image, crop: int | None, stride: int) -> Image.Image:
+    """Cut the middle out of an image.
 
     Args:
-        picture: RGB.
+        image: RGB.
         crop: side of the square to cut, or None for the largest rectangle with sides divisible by `stride`.
         stride: see `crop`.
 
-    A picture too small for it is scaled up until its short side fits.
+    An image too small for it is scaled up until its short side fits.
     """
     least = stride if crop is None else crop
-    if min(picture.size) < least:
-        scale = least / min(picture.size)
-        width, height = (max(least, round(side * scale)) for side in picture.size)
-        picture = picture.resize((width, height), Image.Resampling.BICUBIC)
-    width, height = (side - side % stride for side in picture.size) if crop is None else (crop, crop)
-    left, top = (picture.width - width) // 2, (picture.height - height) // 2
-    return picture.crop((left, top, left + width, top + height))
+    if min(image.size) < least:
+        scale = least / min(image.size)
+        width, height = (max(least, round(side * scale)) for side in image.size)
+        image = image.resize((width, height), Image.Resampling.BICUBIC)
+    width, height = (side - side % stride for side in image.size) if crop is None else (crop, crop)
+    left, top = (image.width - width) // 2, (image.height - height) // 2
+    return image.crop((left, top, left + width, top + height))

@@ -29,7 +29,7 @@ from glc.models.glc import GLC, count_parameters
 
 FORMAT = 1
 ENCODES = ("E", "g_a", "h_a", "C_h", "h_s", "context", "coder")
-"""Parts that work when a picture is compressed: an encoder has to know what the decoder will predict."""
+"""Parts that work when an image is compressed: an encoder has to know what the decoder will predict."""
 DECODES = ("h_s", "context", "g_s", "refiner", "D")
 """Parts that work when a file is decompressed."""
 
@@ -42,7 +42,7 @@ class Seconds:
     """Medians over the repeats."""
 
     total: float
-    """From a picture in memory to a file in memory, or back."""
+    """From an image in memory to a file in memory, or back."""
     entropy_coding: float
     """Of the total."""
 
@@ -114,13 +114,13 @@ def parameters_by_part(model: GLC) -> dict[str, int]:
 
 
 def macs_by_part(model: GLC, size: Size) -> dict[str, int]:
-    """Return the multiply-accumulate operations of each part for one picture.
+    """Return the multiply-accumulate operations of each part for one image.
 
     Those of convolutions, matrix products and attention count, at the padded size, each part once.
 
     Args:
         model: the networks; nothing is computed with their weights.
-        size: of the picture, width and height.
+        size: of the image, width and height.
     """
     height, width = padded_size(size[1], size[0], model.stride)
     counter = FlopCounterMode(display=False)
@@ -145,15 +145,15 @@ def total(parts: Mapping[str, int], names: Sequence[str]) -> int:
 def measure(codec: Codec, size: Size, quality: float = 50, repeats: int = 3) -> Measurement:
     """Return seconds and memory of one size on the codec's device.
 
-    The picture is smooth random noise, seeded. One call in each direction comes before those that count.
+    The image is smooth random noise, seeded. One call in each direction comes before those that count.
 
     Args:
         codec: what to measure.
-        size: of the picture, width and height.
+        size: of the image, width and height.
         quality: 0 to 100.
         repeats: calls of which the median is taken.
     """
-    image = _picture(size)
+    image = _image(size)
     data = codec.compress(image, quality)
     memory = PeakMemory(codec.device)
     encode = _time(codec, lambda: codec.compress(image, quality), repeats)
@@ -190,7 +190,7 @@ def _time(codec: Codec, call: Callable[[], object], repeats: int) -> Seconds:
     return Seconds(median, min(median, statistics.median(codings)))
 
 
-def _picture(size: Size) -> Image.Image:
+def _image(size: Size) -> Image.Image:
     coarse = np.random.default_rng(0).integers(0, 256, (9, 12, 3), np.uint8)
     return Image.fromarray(coarse).resize(size, Image.Resampling.BICUBIC)
 

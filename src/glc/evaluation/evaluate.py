@@ -33,7 +33,7 @@ from PIL import Image
 from tqdm import tqdm
 
 import glc
-from glc.data.images import stack_pictures
+from glc.data.images import stack_images
 from glc.evaluation.codecs.base import Setting
 from glc.evaluation.evaluator import (
     Evaluator,
@@ -49,7 +49,7 @@ from glc.evaluation.evaluator import (
     rounded,
 )
 from glc.evaluation.summary import merge_shards, write_results
-from glc.evaluation.testsets import Picture, PictureSet, ShardSet
+from glc.evaluation.testsets import ImageFile, ImageSet, ShardSet
 from glc.io.atomic import write_text
 from glc.io.locks import lock
 from glc.jobs.journal import Log
@@ -62,7 +62,7 @@ from glc.jobs.worker import run_shards
 IDENTITY = "run.json"
 JOURNAL = "journal.jsonl"
 REMEDY = "give another out=, or overwrite=true"
-NOT_OVER_SHARDS = "not computed over shards: it needs all pictures of the set in one place"
+NOT_OVER_SHARDS = "not computed over shards: it needs all images of the set in one place"
 _PACKAGES = ("torchmetrics", "torchvision", "lpips", "numpy", "pillow")
 
 
@@ -81,7 +81,7 @@ class FolderTask(Task):
     def record(self, item: Item, outcome: dict[str, Any]) -> None:
         """Note an entry. Failures are not kept in the journal: a later run tries and reports them again."""
         if "failed" in outcome:
-            tqdm.write(f"{outcome['picture']}, {outcome['label']}: {outcome['failed']}", file=sys.stderr)
+            tqdm.write(f"{outcome['image']}, {outcome['label']}: {outcome['failed']}", file=sys.stderr)
         else:
             self.log.append(outcome)
         self.found[item] = outcome
@@ -100,7 +100,7 @@ class Evaluation:
 
     Args:
         out: the run's folder.
-        pictures: the set.
+        images: the set.
         make_codec: makes the codec on a device, in any process.
         make_metrics: makes the metrics but some, in any process.
         metrics: names of all metrics asked for.
@@ -115,7 +115,7 @@ class Evaluation:
     """
 
     out: Path
-    pictures: PictureSet | ShardSet
+    images: ImageSet | ShardSet
     make_codec: MakeCodec
     make_metrics: MakeMetrics
     metrics: Sequence[str] = ()
@@ -143,12 +143,12 @@ class Evaluation:
         if self.processes < 1 or self.threads < 1:
             counts = f"processes={self.processes} and threads={self.threads}"
             raise ValueError(f"{counts} must be positive whole numbers")
-        if isinstance(self.pictures, ShardSet):
+        if isinstance(self.images, ShardSet):
             if (self.out / IDENTITY).exists():
-                raise JobError(f"{self.out}: holds the evaluation of a folder of pictures; give another out=")
-            refuse_overwriting(self.pictures.shards, self.out, "give another out=")
-            return self._run_shards(self.pictures, began)
-        return self._run_folder(self.pictures)
+                raise JobError(f"{self.out}: holds the evaluation of a folder of images; give another out=")
+            refuse_overwriting(self.images.shards, self.out, "give another out=")
+            return self._run_shards(self.images, began)
+        return self._run_folder(self.images)
 
     def _evaluator(self) -> tuple[Evaluator, EvaluatorSpec, list[str]]:
         """Return an evaluator, what makes those of other processes, and the metrics of the whole set."""
@@ -226,12 +226,12 @@ class Evaluation:
             images.count,
         )
 
-    def _run_folder(self, images: PictureSet) -> dict[str, Any]:
+    def _run_folder(self, images: ImageSet) -> dict[str, Any]:
         here, spec, in_set = self._evaluator()
         codec, metrics = here.codec, here.metrics
         data = {
             "name": images.name,
-            "count": len(images.pictures) if images.limit or images.count is None else images.count,
+            "count": len(images.images) if images.limit or images.count is None else images.count,
             "source": images.source,
             "license": images.license,
             "preparation": images.preparation(),
@@ -239,19 +239,19 @@ class Evaluation:
         }
         identity = self._identity(here, data, [*metrics.names, *in_set])
         with self._open_log(identity) as log:
-            items = [(picture, setting) for picture in images.pictures for setting in codec.settings]
-            done = {(entry["picture"], entry["label"]): entry for entry in log.lines if "picture" in entry}
+            items = [(image, setting) for image in images.images for setting in codec.settings]
+            done = {(entry["image"], entry["label"]): entry for entry in log.lines if "image" in entry}
             found = {
-                (picture, setting): done[picture.name, setting.label]
-                for picture, setting in items
-                if (picture.name, setting.label) in done
-                and self._has_files(done[picture.name, setting.label], picture, setting, codec.suffix)
+                (image, setting): done[image.name, setting.label]
+                for image, setting in items
+                if (image.name, setting.label) in done
+                and self._has_files(done[image.name, setting.label], image, setting, codec.suffix)
             }
             make_evaluator = spec if self.processes > 1 else lambda rank: here
             make_worker = partial(_make_folder_worker, make_evaluator, self.out, images)
             task = FolderTask(str(self.out), items, make_worker, "files", len(items), "file", log, found)
             run(task, processes=self.processes, threads=self.threads, quiet=self.progress is False)
-            entries = {(picture.name, setting.label): found[picture, setting] for picture, setting in items}
+            entries = {(image.name, setting.label): found[image, setting] for image, setting in items}
             sets = self._measure_sets(images, here, log, entries, in_set)
             return write_results(self.out, identity, codec.settings, images, entries, sets, metrics, in_set)
 
@@ -291,15 +291,15 @@ class Evaluation:
             finally:
                 log.close()
 
-    def _has_files(self, entry: Mapping[str, Any], picture: Picture, setting: Setting, suffix: str) -> bool:
+    def _has_files(self, entry: Mapping[str, Any], image: ImageFile, setting: Setting, suffix: str) -> bool:
         """Whether the files of a finished entry are still what the entry says."""
-        path = file_path(self.out, setting, picture, suffix)
+        path = file_path(self.out, setting, image, suffix)
         same = path.is_file() and path.stat().st_size == entry["bytes"]
-        return same and reconstruction_path(self.out, setting, picture).is_file()
+        return same and reconstruction_path(self.out, setting, image).is_file()
 
     def _measure_sets(
         self,
-        images: PictureSet,
+        images: ImageSet,
         here: Evaluator,
         log: Log,
         entries: Mapping[tuple[str, str], Mapping[str, Any]],
@@ -317,21 +317,21 @@ class Evaluation:
         metrics = self.make_metrics([*others.names, *others.unavailable]).to(here.device)
         title = f"{here.codec.name}, {', '.join(in_set)}"
         for setting in tqdm(here.codec.settings, unit="set", desc=title, disable=None):
-            measured = [p for p in images.pictures if "failed" not in entries[p.name, setting.label]]
+            measured = [p for p in images.images if "failed" not in entries[p.name, setting.label]]
             if not measured:
                 continue
-            names = [picture.name for picture in measured]
+            names = [image.name for image in measured]
             sizes = [entries[name, setting.label]["bytes"] for name in names]
-            key = {"set": setting.label, "pictures": names, "bytes": sizes}
+            key = {"set": setting.label, "images": names, "bytes": sizes}
             known = [entry for entry in log.lines if {**entry, **key} == entry]
             if not known:
                 torch.manual_seed(self.seed)
                 metrics.reset()
-                for picture in measured:
-                    with Image.open(reconstruction_path(self.out, setting, picture), formats=["PNG"]) as file:
+                for image in measured:
+                    with Image.open(reconstruction_path(self.out, setting, image), formats=["PNG"]) as file:
                         decoded = file.convert("RGB")
-                    pair = (images.read(picture), decoded)
-                    metrics.update(*(stack_pictures([image]).to(here.device) for image in pair))
+                    pair = (images.read(image), decoded)
+                    metrics.update(*(stack_images([image]).to(here.device) for image in pair))
                 values = {name: rounded(value) for name, value in metrics.compute().items()}
                 log.append({**key, "values": values, "unavailable": metrics.unavailable})
                 known = log.lines
@@ -348,7 +348,7 @@ def _version(package: str) -> str | None:
 
 
 def _make_folder_worker(
-    make_evaluator: Callable[[int], Evaluator], out: Path, images: PictureSet, local_rank: int
+    make_evaluator: Callable[[int], Evaluator], out: Path, images: ImageSet, local_rank: int
 ) -> FolderWorker:
     return FolderWorker(out, images, make_evaluator(local_rank))
 

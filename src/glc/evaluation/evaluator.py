@@ -13,10 +13,10 @@ import torch
 from PIL import Image
 
 from glc.codec.codec import TargetWarning, choose_device
-from glc.data.images import is_image_name, read_rgb, stack_pictures
+from glc.data.images import is_image_name, read_rgb, stack_images
 from glc.evaluation.codecs.base import CodecUnavailable, ImageCodec, Setting
 from glc.evaluation.summary import FIGURES
-from glc.evaluation.testsets import Picture, PictureSet, Preprocess
+from glc.evaluation.testsets import ImageFile, ImageSet, Preprocess
 from glc.io.atomic import write_bytes
 from glc.jobs.worker import FileProcessor, Processed
 from glc.metrics.quality import QualityMetrics
@@ -80,7 +80,7 @@ class Evaluator:
         }
 
     def _score(self, original: Image.Image, decoded: Image.Image) -> dict[str, float]:
-        x, x_hat = (stack_pictures([image]).to(self.device) for image in (original, decoded))
+        x, x_hat = (stack_images([image]).to(self.device) for image in (original, decoded))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about images that are left out; the summary says how many
             values = self.metrics.measure(x, x_hat)
@@ -107,7 +107,7 @@ class EvaluatorSpec:
         return Evaluator(self.make_codec(device), self.make_metrics(self.left_out).to(device), device)
 
 
-Item = tuple[Picture, Setting]
+Item = tuple[ImageFile, Setting]
 
 
 @dataclass(frozen=True)
@@ -115,19 +115,19 @@ class FolderWorker:
     """Measures images of a folder, each at one setting."""
 
     out: Path
-    pictures: PictureSet
+    images: ImageSet
     evaluator: Evaluator
 
     def run_one(self, item: Item) -> dict[str, Any]:
         """Compress an image into a file, decompress the file, score the result.
 
         Returns:
-            What the journal keeps: `picture`, `label` and either the row's values or `failed`, the reason.
+            What the journal keeps: `image`, `label` and either the row's values or `failed`, the reason.
         """
-        picture, setting = item
-        entry: dict[str, Any] = {"picture": picture.name, "label": setting.label}
+        image, setting = item
+        entry: dict[str, Any] = {"image": image.name, "label": setting.label}
         try:
-            return entry | self._measure(picture, setting)
+            return entry | self._measure(image, setting)
         except CodecUnavailable:
             raise
         # An image that fails is reported with its name and leaves the others alone; decoders of all kinds
@@ -135,14 +135,14 @@ class FolderWorker:
         except Exception as error:
             return entry | {"failed": _one_line(error)}
 
-    def _measure(self, picture: Picture, setting: Setting) -> dict[str, Any]:
-        original = self.pictures.read(picture)
+    def _measure(self, image: ImageFile, setting: Setting) -> dict[str, Any]:
+        original = self.images.read(image)
         data, encoded = self.evaluator.encode(original, setting)
-        path = file_path(self.out, setting, picture, self.evaluator.codec.suffix)
+        path = file_path(self.out, setting, image, self.evaluator.codec.suffix)
         write_bytes(path, data)
         data = path.read_bytes()  # what is decoded is what lies in the file
-        decoded, measured = self.evaluator.decode(data, original, picture.path)
-        write_bytes(reconstruction_path(self.out, setting, picture), png_bytes(decoded))
+        decoded, measured = self.evaluator.decode(data, original, image.path)
+        write_bytes(reconstruction_path(self.out, setting, image), png_bytes(decoded))
         return {**measured, **encoded}
 
 
@@ -186,14 +186,14 @@ class ImageProcessor(FileProcessor):
         return Processed([(FIGURES, text), *kept], pixels, sum(e["bytes"] for e in figures.values()))
 
 
-def file_path(folder: Path, setting: Setting, picture: Picture, suffix: str) -> Path:
+def file_path(folder: Path, setting: Setting, image: ImageFile, suffix: str) -> Path:
     """Return where an image's compressed file lies."""
-    return folder / "files" / setting.label / f"{picture.name}{suffix}"
+    return folder / "files" / setting.label / f"{image.name}{suffix}"
 
 
-def reconstruction_path(folder: Path, setting: Setting, picture: Picture) -> Path:
+def reconstruction_path(folder: Path, setting: Setting, image: ImageFile) -> Path:
     """Return where the image that was decoded from it lies."""
-    return folder / "reconstructions" / setting.label / f"{picture.name}.png"
+    return folder / "reconstructions" / setting.label / f"{image.name}.png"
 
 
 def png_bytes(image: Image.Image) -> bytes:

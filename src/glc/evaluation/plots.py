@@ -111,7 +111,7 @@ def svg(figure: Figure, salt: str, inline: bool = False) -> str:
 
     Args:
         figure: what to draw.
-        salt: makes identifiers; pictures within one page need one each.
+        salt: makes identifiers; images within one page need one each.
         inline: without what only a file needs, to stand in a page.
     """
     buffer = io.StringIO()

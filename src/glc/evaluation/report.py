@@ -30,7 +30,7 @@ IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".p
 WEBP_QUALITY = 88
 """High enough that what one sees is the codec's doing."""
 SLIDER_SIDE = 1024
-"""Longest side of the slider's pictures in pixels."""
+"""Longest side of the slider's images in pixels."""
 CASE_SIDE = 512
 """The same of failure cases."""
 NEAR_PERCENT = 15
@@ -40,7 +40,7 @@ _SLIDER = """
 <div id="slider">
 <p><label>left <select data-role="left"></select></label>
 <label>right <select data-role="right"></select></label>
-<label>picture <select data-role="picture"></select></label></p>
+<label>image <select data-role="image"></select></label></p>
 <div data-role="stage"><img data-role="left-image" alt=""><img data-role="right-image" alt="">
 <div data-role="line"></div></div>
 <p><input type="range" data-role="position" min="0" max="100" step="0.1" value="50" aria-label="divide"></p>
@@ -54,7 +54,7 @@ _SLIDER = """
 def build_report(
     runs: Sequence[Results],
     originals: Path | None = None,
-    pictures: int = 8,
+    images: int = 8,
     with_published: bool = True,
     anchor: str | None = None,
 ) -> str:
@@ -62,18 +62,18 @@ def build_report(
 
     Args:
         runs: at least one, all of one set.
-        originals: folder of the set's pictures, shown beside reconstructions where it is given.
-        pictures: largest number of pictures in the slider.
+        originals: folder of the set's images, shown beside reconstructions where it is given.
+        images: largest number of images in the slider.
         with_published: draw published points where there are any for the set.
         anchor: name of the run that BD-rates are against; None: the first.
 
     Raises:
-        ResultsError: when the runs are of several sets, the anchor is none of them, or a picture is missing.
+        ResultsError: when the runs are of several sets, the anchor is none of them, or an image is missing.
     """
     check_comparable(runs)
     published = published_curves(runs[0].data_name) if with_published else []
     found = Originals(originals)
-    shown = [run for run in runs if run.has_pictures]
+    shown = [run for run in runs if run.has_images]
     title = f"Evaluation on {runs[0].data_name}"
     sections = [
         ("summary", "Summary", _summary(runs)),
@@ -82,8 +82,8 @@ def build_report(
         ("bd-rate", "BD-rate", bd_rate_table(runs, place(runs, anchor), published).to_html()),
         (
             "compare",
-            "Pictures at nearly equal rate",
-            _slider(shown, found, pictures),
+            "Images at nearly equal rate",
+            _slider(shown, found, images),
         ),
         ("failures", "Where each codec does worst", _failures(runs, found)),
         ("settings", "Settings and versions", _settings(runs)),
@@ -141,10 +141,10 @@ def _asset(name: str) -> str:
 
 def _summary(runs: Sequence[Results]) -> str:
     parts = []
-    counts = {run.pictures for run in runs}
+    counts = {run.images for run in runs}
     if len(counts) > 1:
-        each = ", ".join(f"{run.name}: {run.pictures}" for run in runs)
-        parts.append(_warning(f"The runs have different numbers of pictures ({each})."))
+        each = ", ".join(f"{run.name}: {run.images}" for run in runs)
+        parts.append(_warning(f"The runs have different numbers of images ({each})."))
     # Where and on which metrics the runs worked need not be the same.
     free = ("device", "threads", "measured")
     protocols = {
@@ -155,11 +155,11 @@ def _summary(runs: Sequence[Results]) -> str:
         parts.append(_warning("The runs were measured by different protocols; see the settings below."))
     for run in runs:
         if run.failed:
-            failed = len({failure["picture"] for failure in run.failed})
-            parts.append(_warning(f"{run.name}: {failed} of {run.pictures} pictures failed."))
+            failed = len({failure["image"] for failure in run.failed})
+            parts.append(_warning(f"{run.name}: {failed} of {run.images} images failed."))
     lines = "".join(
         f"<li>{html.escape(run.name)}: {len(run.points)} settings, {run.points[0].bpp:.4f} to "
-        f"{run.points[-1].bpp:.4f} bpp of real files, {run.pictures} pictures</li>\n"
+        f"{run.points[-1].bpp:.4f} bpp of real files, {run.images} images</li>\n"
         for run in runs
     )
     return "\n".join([*parts, f"<ul>\n{lines}</ul>\n"])
@@ -196,7 +196,7 @@ def _slider(runs: Sequence[Results], originals: Originals, limit: int) -> str:
             if row is None:
                 entries.append(None)
                 continue
-            image, some = read_picture(run.reconstruction(row)), row
+            image, some = read_image(run.reconstruction(row)), row
             size = image.size
             entries.append({"data": embed(image, SLIDER_SIDE), "caption": caption(run, row), "bpp": row.bpp})
         original = originals.find(some) if some else None
@@ -205,21 +205,21 @@ def _slider(runs: Sequence[Results], originals: Originals, limit: int) -> str:
             entries.append({"data": embed(original, SLIDER_SIDE), "caption": "original"})
         else:
             entries.append(None)
-        shown.append({"name": choice.picture, "width": size[0], "height": size[1], "entries": entries})
+        shown.append({"name": choice.image, "width": size[0], "height": size[1], "entries": entries})
     if not shown:
-        return '<p>No picture is in two runs.</p>\n<script type="application/json" id="slider-data">' + (
-            '{"pictures": []}</script>\n'
+        return '<p>No image is in two runs.</p>\n<script type="application/json" id="slider-data">' + (
+            '{"images": []}</script>\n'
         )
     if with_original:
         codecs.append("original")
-    data = {"codecs": codecs, "second": min(1, len(codecs) - 1), "near": NEAR_PERCENT, "pictures": shown}
+    data = {"codecs": codecs, "second": min(1, len(codecs) - 1), "near": NEAR_PERCENT, "images": shown}
     # "<" could end the script.
     text = json.dumps(data, ensure_ascii=False).replace("<", "\\u003c")
     return (
         f"{_SLIDER}"
         '<p class="note">Of each codec the setting whose file is nearest in size is shown. To keep the page '
-        f"small, pictures here are WebP of quality {WEBP_QUALITY}, at most {SLIDER_SIDE} pixels a side; "
-        "the figures are of the decoded pictures themselves.</p>\n"
+        f"small, images here are WebP of quality {WEBP_QUALITY}, at most {SLIDER_SIDE} pixels a side; "
+        "the figures are of the decoded images themselves.</p>\n"
         f'<script type="application/json" id="slider-data">{text}</script>\n'
     )
 
@@ -231,24 +231,24 @@ def _failures(runs: Sequence[Results], originals: Originals) -> str:
         if run.failed:
             items = "".join(f"<li>{html.escape(_failure(failure))}</li>\n" for failure in run.failed)
             parts.append(f"<p>Failed, and in none of the means:</p>\n<ul>\n{items}</ul>")
-        if not run.has_pictures:
-            parts.append("<p>An evaluation of shards, without pictures to show.</p>")
+        if not run.has_images:
+            parts.append("<p>An evaluation of shards, without images to show.</p>")
             continue
         name, rows = worst(run)
         if not rows:
-            parts.append("<p>No metric of single pictures was measured.</p>")
+            parts.append("<p>No metric of single images was measured.</p>")
             continue
-        parts.append(f"<p>Worst by {html.escape(metric(name).title)}, each picture once:</p>")
+        parts.append(f"<p>Worst by {html.escape(metric(name).title)}, each image once:</p>")
         cases = []
         for row in rows:
-            images = [(embed(read_picture(run.reconstruction(row)), CASE_SIDE), "decoded")]
+            images = [(embed(read_image(run.reconstruction(row)), CASE_SIDE), "decoded")]
             original = originals.find(row)
             if original is not None:
                 images.insert(0, (embed(original, CASE_SIDE), "original"))
             tags = "".join(
-                f'<img src="{data}" alt="{html.escape(f"{row.picture}, {what}")}">' for data, what in images
+                f'<img src="{data}" alt="{html.escape(f"{row.image}, {what}")}">' for data, what in images
             )
-            text = html.escape(f"{row.picture}: {caption(run, row)}")
+            text = html.escape(f"{row.image}: {caption(run, row)}")
             cases.append(f'<figure><div class="pair">{tags}</div><figcaption>{text}</figcaption></figure>')
         parts.append('<div class="cases">\n' + "\n".join(cases) + "\n</div>")
     return "\n".join(parts) + "\n"
@@ -256,7 +256,7 @@ def _failures(runs: Sequence[Results], originals: Originals) -> str:
 
 def _failure(failure: Mapping[str, str]) -> str:
     at = f" at {failure['label']}" if "label" in failure else ""
-    return f"{failure['picture']}{at}: {failure['reason']}"
+    return f"{failure['image']}{at}: {failure['reason']}"
 
 
 def _settings(runs: Sequence[Results]) -> str:
@@ -293,22 +293,22 @@ def write_tables(
 
 @dataclass(frozen=True)
 class Choice:
-    """A picture and the row of each run that is shown of it."""
+    """An image and the row of each run that is shown of it."""
 
-    picture: str
+    image: str
     rows: Sequence[Row | None]
-    """One per run; None where the run has no result for the picture."""
+    """One per run; None where the run has no result for the image."""
 
 
 def at_equal_rate(runs: Sequence[Results], limit: int) -> list[Choice]:
-    """Return for some pictures the setting of each run whose files come nearest to one rate.
+    """Return for some images the setting of each run whose files come nearest to one rate.
 
     The rate is that of the setting of the first run to which the other runs have the nearest settings.
-    Pictures are spread evenly over the sorted names of those that two runs have at least.
+    Images are spread evenly over the sorted names of those that two runs have at least.
 
     Args:
         runs: of one set.
-        limit: largest number of pictures.
+        limit: largest number of images.
     """
 
     def distance(bpp: float, other: Results) -> float:
@@ -320,7 +320,7 @@ def at_equal_rate(runs: Sequence[Results], limit: int) -> list[Choice]:
     rows: dict[str, list[list[Row]]] = {}
     for i, run in enumerate(runs):
         for row in run.rows:
-            rows.setdefault(row.picture, [[] for _ in runs])[i].append(row)
+            rows.setdefault(row.image, [[] for _ in runs])[i].append(row)
     names = sorted(
         name for name, found in rows.items() if sum(map(bool, found)) >= min(2, len(runs)) and any(found)
     )
@@ -349,9 +349,9 @@ def _spread(names: Sequence[str], limit: int) -> list[str]:
 
 
 def worst(run: Results, count: int = 5) -> tuple[str, list[Row]]:
-    """Return the metric that judged, and the worst row of each of the worst pictures, worst first.
+    """Return the metric that judged, and the worst row of each of the worst images, worst first.
 
-    LPIPS judges where it was measured, another metric of single pictures otherwise; none: no rows.
+    LPIPS judges where it was measured, another metric of single images otherwise; none: no rows.
     """
     for name in ("lpips", "lpips_alex", "dists", "ms_ssim", "psnr"):
         rows = [row for row in run.rows if name in row.values]
@@ -359,8 +359,8 @@ def worst(run: Results, count: int = 5) -> tuple[str, list[Row]]:
             continue
         sign = -1 if metric(name).higher_is_better else 1
         found: dict[str, Row] = {}
-        for row in sorted(rows, key=lambda row: (-sign * row.values[name], row.picture, row.label)):
-            found.setdefault(row.picture, row)
+        for row in sorted(rows, key=lambda row: (-sign * row.values[name], row.image, row.label)):
+            found.setdefault(row.image, row)
         return name, list(found.values())[:count]
     return "", []
 
@@ -375,8 +375,8 @@ def caption(run: Results, row: Row) -> str:
     return f"{run.name}, {row.label}: {', '.join(figures)}"
 
 
-def read_picture(path: Path) -> Image.Image:
-    """Return a picture in RGB.
+def read_image(path: Path) -> Image.Image:
+    """Return an image in RGB.
 
     Raises:
         ResultsError: when it is missing or broken.
@@ -389,11 +389,11 @@ def read_picture(path: Path) -> Image.Image:
             f"{path} does not exist: keep a run's reconstructions beside its summary.json"
         ) from None
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise ResultsError(f"{path} is no picture: {error}") from error
+        raise ResultsError(f"{path} is no image: {error}") from error
 
 
 def embed(image: Image.Image, side: int) -> str:
-    """Return a picture as a WebP `data:` address, made smaller where it is longer than `side` pixels."""
+    """Return an image as a WebP `data:` address, made smaller where it is longer than `side` pixels."""
     if max(image.size) > side:
         image = image.copy()
         image.thumbnail((side, side), Image.Resampling.LANCZOS)
@@ -403,7 +403,7 @@ def embed(image: Image.Image, side: int) -> str:
 
 
 class Originals:
-    """Finds the originals of pictures by name, with or without their suffix.
+    """Finds the originals of images by name, with or without their suffix.
 
     Args:
         folder: where they lie; None: there are none.
@@ -417,7 +417,7 @@ class Originals:
         if folder is None:
             return
         if not folder.is_dir():
-            raise ResultsError(f"{folder} is not a folder: give the one of the set's pictures")
+            raise ResultsError(f"{folder} is not a folder: give the one of the set's images")
         for path in sorted(folder.rglob("*")):
             if path.suffix.lower() in IMAGE_SUFFIXES:
                 name = path.relative_to(folder)
@@ -426,9 +426,9 @@ class Originals:
 
     def find(self, row: Row) -> Image.Image | None:
         """Return the original of a row; None when there is none of its name and size."""
-        path = self._paths.get(row.picture)
+        path = self._paths.get(row.image)
         if path is None:
             return None
-        image = read_picture(path)
+        image = read_image(path)
         # One of another size was cropped or scaled for the evaluation, and is not what was coded.
         return image if row.width in (0, image.width) and row.height in (0, image.height) else None

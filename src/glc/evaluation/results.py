@@ -12,8 +12,8 @@ FORMAT = 1
 SUMMARY = "summary.json"
 PER_IMAGE = "per_image.csv"
 SECONDS = ("encode_seconds", "decode_seconds")
-_NOT_A_VALUE = ("setting", "label", "pictures")
-_NO_METRIC = ("picture", "label", "width", "height", "bytes")
+_NOT_A_VALUE = ("setting", "label", "images")
+_NO_METRIC = ("image", "label", "width", "height", "bytes")
 
 
 class ResultsError(ValueError):
@@ -82,8 +82,8 @@ class Point:
 
     label: str
     setting: Mapping[str, Any]
-    pictures: int
-    """How many pictures the means are over."""
+    images: int
+    """How many images the means are over."""
     bpp: float
     values: Mapping[str, float]
     """Metrics and median seconds, by their keys; one that was not measured is not there."""
@@ -91,9 +91,9 @@ class Point:
 
 @dataclass(frozen=True)
 class Row:
-    """One picture at one setting."""
+    """One image at one setting."""
 
-    picture: str
+    image: str
     label: str
     width: int
     height: int
@@ -121,13 +121,13 @@ class Results:
         return str(self.summary["data"]["name"])
 
     @property
-    def pictures(self) -> int:
-        """Pictures of the run, those that failed included where the set's size is known."""
-        return int(self.summary["data"].get("count") or self.summary["pictures"])
+    def images(self) -> int:
+        """Images of the run, those that failed included where the set's size is known."""
+        return int(self.summary["data"].get("count") or self.summary["images"])
 
     @property
     def failed(self) -> Sequence[Mapping[str, str]]:
-        """Pictures without results: `picture` and `reason` each."""
+        """Images without results: `image` and `reason` each."""
         return list(self.summary["failed"])
 
     @property
@@ -137,12 +137,12 @@ class Results:
 
     @property
     def incomplete(self) -> Mapping[str, str]:
-        """Means that lack pictures or are missing, by `metric, label`, with the reason."""
+        """Means that lack images or are missing, by `metric, label`, with the reason."""
         return dict(self.summary.get("incomplete") or {})
 
     @property
-    def has_pictures(self) -> bool:
-        """Whether decoded pictures lie beside the results; an evaluation of shards has none there."""
+    def has_images(self) -> bool:
+        """Whether decoded images lie beside the results; an evaluation of shards has none there."""
         return "shards" not in self.summary["data"]
 
     def metrics(self) -> list[str]:
@@ -150,8 +150,8 @@ class Results:
         return _in_order(key for point in self.points for key in point.values)
 
     def reconstruction(self, row: Row) -> Path:
-        """Return where the decoded picture of a row lies."""
-        return self.folder / "reconstructions" / row.label / f"{row.picture}.png"
+        """Return where the decoded image of a row lies."""
+        return self.folder / "reconstructions" / row.label / f"{row.image}.png"
 
 
 def all_metrics(runs: Sequence[Results]) -> list[str]:
@@ -195,14 +195,14 @@ def read_results(folder: str | Path) -> Results:
     codec = _get(path, summary, "codec", dict)
     data = _get(path, summary, "data", dict)
     _get(path, summary, "unavailable", dict)
-    _get(path, summary, "pictures", int)
+    _get(path, summary, "images", int)
     for i, failure in enumerate(_get(path, summary, "failed", list)):
-        if not isinstance(failure, dict) or {"picture", "reason"} - failure.keys():
-            raise ResultsError(f"{path}: failed[{i}] needs the keys picture and reason")
+        if not isinstance(failure, dict) or {"image", "reason"} - failure.keys():
+            raise ResultsError(f"{path}: failed[{i}] needs the keys image and reason")
     _get(path, data, "name", str, "data.")
     points = [_point(path, i, point) for i, point in enumerate(_get(path, summary, "points", list))]
     if not points:
-        raise ResultsError(f"{path}: points is empty: no picture was coded")
+        raise ResultsError(f"{path}: points is empty: no image was coded")
     labels = [point.label for point in points]
     for label in labels:
         if labels.count(label) > 1:
@@ -262,14 +262,14 @@ def _point(path: Path, i: int, point: Any) -> Point:
     return Point(
         label=_label(path, where, _get(path, point, "label", str, where)),
         setting=point.get("setting") or {},
-        pictures=_get(path, point, "pictures", int, where),
+        images=_get(path, point, "images", int, where),
         bpp=bpp,
         values=values,
     )
 
 
 def _label(path: Path, where: str, label: str) -> str:
-    # Labels and pictures' names become parts of paths.
+    # Labels and images' names become parts of paths.
     if not label or label in (".", "..") or set("/\\\0") & set(label):
         raise ResultsError(f"{path}: {where}label {label!r} is no name of a folder")
     return label
@@ -279,7 +279,7 @@ def _rows(path: Path, labels: set[str]) -> list[Row]:
     try:
         with path.open(newline="", encoding="utf-8") as file:
             reader = csv.DictReader(file)
-            missing = {"picture", "label", "bytes", "bpp"} - set(reader.fieldnames or ())
+            missing = {"image", "label", "bytes", "bpp"} - set(reader.fieldnames or ())
             if missing:
                 raise ResultsError(f"{path}: the column {sorted(missing)[0]} is missing")
             rows = [_row(path, line, found) for line, found in enumerate(reader, start=2)]
@@ -300,14 +300,14 @@ def _row(path: Path, line: int, found: Mapping[str, str | None]) -> Row:
         except ValueError:
             raise ResultsError(f"{path}, line {line}: {key} is no number: {text!r}") from None
 
-    picture = found["picture"] or ""
-    if not picture or picture.startswith("/") or "\\" in picture or ".." in picture.split("/"):
-        raise ResultsError(f"{path}, line {line}: {picture!r} is no name of a picture")
+    image = found["image"] or ""
+    if not image or image.startswith("/") or "\\" in image or ".." in image.split("/"):
+        raise ResultsError(f"{path}, line {line}: {image!r} is no name of an image")
     texts = {key: text for key, text in found.items() if key and key not in _NO_METRIC and text}
     values = {key: number(key, text) for key, text in texts.items()}
     values = {key: value for key, value in values.items() if not math.isnan(value)}
     return Row(
-        picture=picture,
+        image=image,
         label=found["label"] or "",
         width=int(number("width", found.get("width") or "0")),
         height=int(number("height", found.get("height") or "0")),

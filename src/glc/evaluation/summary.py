@@ -20,7 +20,7 @@ from typing import Any
 
 from glc.evaluation.codecs.base import Setting
 from glc.evaluation.results import FORMAT, SECONDS
-from glc.evaluation.testsets import PictureSet
+from glc.evaluation.testsets import ImageSet
 from glc.io.atomic import replacing, write_text
 from glc.io.locks import lock
 from glc.jobs.manifest import FAILURES, MANIFEST, Folder, JobError
@@ -31,30 +31,30 @@ FIGURES = "json"
 """Suffix of a sample's figures in the shards that are written."""
 _LISTED = 1000
 """Failures and notes in the summary; the rest is in `failures.jsonl` and in the shards."""
-_FIRST = ("picture", "width", "height", "label", "bytes", "bpp")
+_FIRST = ("image", "width", "height", "label", "bytes", "bpp")
 
 Entry = Mapping[str, Any]
 Entries = Mapping[tuple[str, str], Entry]
 
 
 class Means:
-    """The means of pictures at one setting, of any number of them in little memory.
+    """The means of images at one setting, of any number of them in little memory.
 
     Args:
-        names: of the metrics of single pictures, in the order of the columns.
+        names: of the metrics of single images, in the order of the columns.
     """
 
     _AT_ONCE = 1 << 16
 
     def __init__(self, names: Sequence[str]) -> None:
-        self.pictures = 0
+        self.images = 0
         self._values: dict[str, list[float]] = {name: [] for name in ("bpp", *names)}
         self._counts = dict.fromkeys(self._values, 0)
         self._strange: dict[str, list[str]] = {name: [] for name in names}
 
     def add(self, name: str, entry: Entry) -> None:
-        """Count a picture of a name in."""
-        self.pictures += 1
+        """Count an image of a name in."""
+        self.images += 1
         for key, value in {"bpp": entry["bpp"], **entry["scores"]}.items():
             if not math.isfinite(value):
                 self._strange[key].append(name)
@@ -68,26 +68,26 @@ class Means:
     def point(self, setting: Setting) -> dict[str, Any]:
         """Return the beginning of a point of the summary: the setting and its means."""
         values = {key: math.fsum(self._values[key]) / count for key, count in self.counts().items() if count}
-        return {"setting": setting.as_dict(), "label": setting.label, "pictures": self.pictures, **values}
+        return {"setting": setting.as_dict(), "label": setting.label, "images": self.images, **values}
 
     def counts(self) -> dict[str, int]:
-        """Return over how many pictures each mean is."""
+        """Return over how many images each mean is."""
         return {key: 0 if self._strange.get(key) else count for key, count in self._counts.items()}
 
     def incomplete(self, label: str) -> dict[str, str]:
-        """Return why a mean is not over all pictures, by `metric, label`."""
+        """Return why a mean is not over all images, by `metric, label`."""
         reasons = {}
         for key, strange in self._strange.items():
-            whole = self.pictures
+            whole = self.images
             if strange:
                 # A mean that leaves them out would flatter or hide; one that has them in is no number.
                 reasons[key] = (
-                    f"no mean: not finite for {len(strange)} of {whole} pictures, such as {strange[0]}"
+                    f"no mean: not finite for {len(strange)} of {whole} images, such as {strange[0]}"
                 )
             elif not self._counts[key]:
-                reasons[key] = "not defined for pictures of these sizes"
-            elif self._counts[key] < self.pictures:
-                over = f"over {self._counts[key]} of {whole} pictures"
+                reasons[key] = "not defined for images of these sizes"
+            elif self._counts[key] < self.images:
+                over = f"over {self._counts[key]} of {whole} images"
                 reasons[key] = f"{over}: not defined for the sizes of the others"
         return {f"{key}, {label}": reason for key, reason in reasons.items()}
 
@@ -96,7 +96,7 @@ def write_results(
     out: Path,
     identity: Mapping[str, Any],
     settings: Sequence[Setting],
-    pictures: PictureSet,
+    images: ImageSet,
     entries: Entries,
     sets: Mapping[str, Mapping[str, float]],
     metrics: QualityMetrics,
@@ -108,8 +108,8 @@ def write_results(
         out: the run's folder.
         identity: what decided the numbers.
         settings: of the codec.
-        pictures: the set.
-        entries: what came of each picture, by its name and the setting's label.
+        images: the set.
+        entries: what came of each image, by its name and the setting's label.
         sets: metrics of the whole set, by label.
         metrics: of single images, in the order of the columns, and which could not be made.
         in_set: names of the metrics of the whole set.
@@ -119,13 +119,13 @@ def write_results(
     partial: dict[str, str] = {}
     points, measured = [], {}
     for setting in settings:
-        rows = [entries[picture.name, setting.label] for picture in pictures.pictures]
+        rows = [entries[image.name, setting.label] for image in images.images]
         rows = [row for row in rows if "failed" not in row]
         if not rows:
             continue
         means = Means(names)
         for row in rows:
-            means.add(row["picture"], row)
+            means.add(row["image"], row)
         point, counts = means.point(setting), means.counts()
         partial |= means.incomplete(setting.label)
         for name, value in sets.get(setting.label, {}).items():
@@ -135,16 +135,16 @@ def write_results(
             point[name] = statistics.median(row[name] for row in rows)
         points.append(point)
         measured[setting.label] = counts
-    failed = _failures(pictures, entries, labels)
-    at_fault = {failure["picture"] for failure in failed}
+    failed = _failures(images, entries, labels)
+    at_fault = {failure["image"] for failure in failed}
     notes = [
-        {"picture": name, "label": label, "note": entry["note"]}
+        {"image": name, "label": label, "note": entry["note"]}
         for (name, label), entry in sorted(entries.items())
         if "note" in entry
     ]
     summary = _summarise(
         identity,
-        pictures=sum(picture.name not in at_fault for picture in pictures.pictures),
+        images=sum(image.name not in at_fault for image in images.images),
         failed=failed,
         unavailable=dict(metrics.unavailable),
         incomplete=partial,
@@ -155,11 +155,11 @@ def write_results(
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(_header(names, SECONDS))
-    for picture in pictures.pictures:
+    for image in images.images:
         for label in labels:
-            entry = entries[picture.name, label]
+            entry = entries[image.name, label]
             if "failed" not in entry:
-                writer.writerow(_row_of(picture.name, label, entry, names, SECONDS))
+                writer.writerow(_row_of(image.name, label, entry, names, SECONDS))
     write_text(out / "per_image.csv", text.getvalue(), fsync=True)
     write_text(out / "summary.json", _summary_text(summary), fsync=True)
     return summary
@@ -183,29 +183,28 @@ def _header(names: Sequence[str], last: Sequence[str] = ()) -> list[str]:
 
 
 def _row_of(
-    picture: str, label: str, entry: Entry, names: Sequence[str], last: Sequence[str] = ()
+    image: str, label: str, entry: Entry, names: Sequence[str], last: Sequence[str] = ()
 ) -> list[Any]:
-    """Return the row of a picture at a setting."""
-    first = {**entry, "picture": picture, "label": label}
+    """Return the row of an image at a setting."""
+    first = {**entry, "image": image, "label": label}
     scores = [entry["scores"].get(name, "") for name in names]
     return [*(first[name] for name in _FIRST), *scores, *(entry[name] for name in last)]
 
 
-def _failures(pictures: PictureSet, entries: Entries, labels: Sequence[str]) -> list[dict[str, str]]:
-    failed = [{"picture": name, "reason": reason} for name, reason in pictures.missing]
-    for picture in pictures.pictures:
+def _failures(images: ImageSet, entries: Entries, labels: Sequence[str]) -> list[dict[str, str]]:
+    failed = [{"image": name, "reason": reason} for name, reason in images.missing]
+    for image in images.images:
         reasons = {
-            label: entries[picture.name, label]["failed"]
+            label: entries[image.name, label]["failed"]
             for label in labels
-            if "failed" in entries[picture.name, label]
+            if "failed" in entries[image.name, label]
         }
         common = Counter(reasons.values())
         if len(reasons) == len(labels) and len(common) == 1:
-            failed.append({"picture": picture.name, "reason": reasons[labels[0]]})
+            failed.append({"image": image.name, "reason": reasons[labels[0]]})
         else:
             failed += [
-                {"picture": picture.name, "reason": reason, "label": label}
-                for label, reason in reasons.items()
+                {"image": image.name, "reason": reason, "label": label} for label, reason in reasons.items()
             ]
     return failed
 
@@ -229,10 +228,10 @@ def merge_shards(
         shards: that were measured.
         identity: what decided the numbers.
         settings: of the codec.
-        names: metrics of single pictures.
+        names: metrics of single images.
         unavailable: metrics that were not measured, with reasons.
         totals: of the manifest.
-        count: pictures that the set should have; None: any number.
+        count: images that the set should have; None: any number.
 
     Returns:
         The summary.
@@ -258,11 +257,11 @@ def merge_shards(
             replacing(folder.path / "per_shard.csv") as table,
         ):
             means, notes = _write_tables(folder, shards, settings, names, images, table)
-        lacking = [label for label, mean in means.items() if mean.pictures != totals["done"]]
+        lacking = [label for label, mean in means.items() if mean.images != totals["done"]]
         if lacking:
             raise JobError(
-                f"{folder.path}: {MANIFEST} counts {totals['done']} pictures and the shards hold "
-                f"{means[lacking[0]].pictures} at {lacking[0]}: start anew with overwrite=true"
+                f"{folder.path}: {MANIFEST} counts {totals['done']} images and the shards hold "
+                f"{means[lacking[0]].images} at {lacking[0]}: start anew with overwrite=true"
             )
         failed = _shard_failures(folder, totals, count)
         data = {**identity["data"], "count": totals["samples"], "shards": totals["shards"]}
@@ -272,7 +271,7 @@ def merge_shards(
             incomplete |= means[point["label"]].incomplete(point["label"])
         summary = _summarise(
             {**identity, "data": data},
-            pictures=totals["done"],
+            images=totals["done"],
             failed=failed,
             unavailable=dict(unavailable),
             incomplete=incomplete,
@@ -301,26 +300,26 @@ def _write_tables(
     ):
         rows, lines = (csv.writer(file, lineterminator="\n") for file in (image_file, shard_file))
         rows.writerow(_header(names))
-        lines.writerow(["shard", "label", "pictures", "failed", "bytes", "bpp", *names])
+        lines.writerow(["shard", "label", "images", "failed", "bytes", "bpp", *names])
         for shard in sorted(shards, key=lambda shard: shard.name):
             record = folder.record(shard)
             failed = 0 if record is None else len(record.failures)
             here = {setting.label: Means(names) for setting in settings}
             size = dict.fromkeys(here, 0)
             for key, figures in _figures(folder.target(shard)):
-                picture = f"{_stem(shard.name)}/{key}"
+                image = f"{_stem(shard.name)}/{key}"
                 for label, entry in figures.items():
-                    whole[label].add(picture, entry)
-                    here[label].add(picture, entry)
+                    whole[label].add(image, entry)
+                    here[label].add(image, entry)
                     size[label] += entry["bytes"]
-                    rows.writerow(_row_of(picture, label, entry, names))
+                    rows.writerow(_row_of(image, label, entry, names))
                     if "note" in entry and len(notes) < _LISTED:
-                        notes.append({"picture": picture, "label": label, "note": entry["note"]})
+                        notes.append({"image": image, "label": label, "note": entry["note"]})
             for setting in settings:
                 point = here[setting.label].point(setting)
                 values = [point.get(name, "") for name in ("bpp", *names)]
                 lines.writerow(
-                    [shard.name, setting.label, point["pictures"], failed, size[setting.label], *values]
+                    [shard.name, setting.label, point["images"], failed, size[setting.label], *values]
                 )
     return whole, notes
 
@@ -339,7 +338,7 @@ def _figures(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def _shard_failures(folder: Folder, totals: Mapping[str, Any], count: int | None) -> list[dict[str, str]]:
-    """Return pictures without figures, and what else is amiss."""
+    """Return images without figures, and what else is amiss."""
     failed: list[dict[str, str]] = []
     path, more = folder.path / FAILURES, 0
     if path.exists():
@@ -349,14 +348,14 @@ def _shard_failures(folder: Folder, totals: Mapping[str, Any], count: int | None
                     more += 1
                     continue
                 name = line["shard"] if line["key"] is None else f"{_stem(line['shard'])}/{line['key']}"
-                failed.append({"picture": name, "reason": line["error"]})
+                failed.append({"image": name, "reason": line["error"]})
     if more:
-        failed.append({"picture": f"{more} more", "reason": f"{FAILURES} has them all"})
+        failed.append({"image": f"{more} more", "reason": f"{FAILURES} has them all"})
     if count is not None and totals["samples"] != count:
         failed.append(
             {
-                "picture": "number",
-                "reason": f"the shards have {totals['samples']} pictures, the set has {count}: "
+                "image": "number",
+                "reason": f"the shards have {totals['samples']} images, the set has {count}: "
                 "testset.count=null takes what is there",
             }
         )

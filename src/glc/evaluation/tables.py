@@ -183,7 +183,7 @@ def points_table(
     times = ("encode_seconds", "decode_seconds") if seconds else ()
     names = all_metrics(runs)
     chosen = [metric(name) for name in names]
-    header = ["codec", "setting", "pictures", "bpp ↓", *(m.heading for m in chosen)]
+    header = ["codec", "setting", "images", "bpp ↓", *(m.heading for m in chosen)]
     header += [f"{name.removesuffix('_seconds')} (s)" for name in times]
     rows, notes = [], []
     for run in runs:
@@ -192,16 +192,14 @@ def points_table(
                 [
                     run.name,
                     point.label,
-                    str(point.pictures),
+                    str(point.images),
                     number(point.bpp, 4),
                     *(number(point.values.get(m.name), m.digits) for m in chosen),
                     *(number(point.values.get(name), 3) for name in times),
                 ]
             )
-            if point.pictures < run.pictures:
-                notes.append(
-                    f"{run.name}, {point.label}: over {point.pictures} of {run.pictures} pictures only."
-                )
+            if point.images < run.images:
+                notes.append(f"{run.name}, {point.label}: over {point.images} of {run.images} images only.")
         notes += [f"{run.name}, {mean}: {why}." for mean, why in run.incomplete.items()]
     notes += _not_measured(runs)
     used = set()

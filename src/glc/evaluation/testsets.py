@@ -20,7 +20,7 @@ class SetError(ValueError):
 
 
 @dataclass(frozen=True)
-class Picture:
+class ImageFile:
     """One image of a set."""
 
     name: str
@@ -73,7 +73,7 @@ class Preprocess:
         return {"resize": self.resize, "center_crop": self.center_crop}
 
 
-class PictureSet:
+class ImageSet:
     """The images under a folder, as a known set or as they are.
 
     Args:
@@ -91,7 +91,7 @@ class PictureSet:
         seed: of the draw.
 
     Attributes:
-        pictures: sorted by name.
+        images: sorted by name.
         missing: name and reason of each image that the set has and the folder lacks.
 
     Raises:
@@ -125,60 +125,60 @@ class PictureSet:
         except NotADirectoryError:
             raise SetError(f"testset.path={path}: no such folder{hint}") from None
         if not files:
-            raise SetError(f"testset.path={path}: no pictures in it{hint}")
-        self.pictures = _named(files, self.path)
+            raise SetError(f"testset.path={path}: no images in it{hint}")
+        self.images = _named(files, self.path)
         self.missing = self._find_missing(pattern, first)
         if limit is not None:
             if limit < 1:
-                raise SetError(f"testset.limit={limit}: give a positive number of pictures, or null for all")
-            drawn = sorted(self.pictures, key=lambda p: _hash(f"{seed}/{p.name}".encode()))[:limit]
-            self.pictures = sorted(drawn, key=lambda p: p.name)
+                raise SetError(f"testset.limit={limit}: give a positive number of images, or null for all")
+            drawn = sorted(self.images, key=lambda p: _hash(f"{seed}/{p.name}".encode()))[:limit]
+            self.images = sorted(drawn, key=lambda p: p.name)
             self.missing = []
 
     def _find_missing(self, pattern: str | None, first: int) -> list[tuple[str, str]]:
         if self.count is None:
             return []
-        found = len(self.pictures)
+        found = len(self.images)
         if found > self.count:
             raise SetError(
-                f"testset.path={self.path}: {found} pictures, and {self.name} has {self.count}: "
+                f"testset.path={self.path}: {found} images, and {self.name} has {self.count}: "
                 "take the others away, or give testset=folder to measure all that is there"
             )
         if pattern is None:
             lacking = self.count - found
-            reason = f"missing: {self.path} has {found} of the {self.count} pictures of {self.name}"
+            reason = f"missing: {self.path} has {found} of the {self.count} images of {self.name}"
             return [(f"{lacking} unnamed", reason)] if lacking else []
         wanted = [pattern.format(number) for number in range(first, first + self.count)]
-        there = {Path(picture.name).name for picture in self.pictures}
+        there = {Path(image.name).name for image in self.images}
         strangers = sorted(there - set(wanted))
         if strangers:
             raise SetError(
-                f"testset.path={self.path}: {strangers[0]} is none of {self.name}, whose pictures are called "
+                f"testset.path={self.path}: {strangers[0]} is none of {self.name}, whose images are called "
                 f"{wanted[0]} to {wanted[-1]}: take it away, or give testset=folder"
             )
         return [(name, f"missing: not in {self.path}") for name in wanted if name not in there]
 
-    def read(self, picture: Picture) -> Image.Image:
-        """Return a picture, mode RGB, prepared as the set says.
+    def read(self, image: ImageFile) -> Image.Image:
+        """Return an image, mode RGB, prepared as the set says.
 
         Raises:
             ImageError: it cannot be read, or is not of the set's size.
         """
-        return self.preprocess.apply(read_rgb(picture.path), str(picture.path))
+        return self.preprocess.apply(read_rgb(image.path), str(image.path))
 
     def hashes(self) -> dict[str, str]:
-        """Return the SHA-256 of each picture's file, by name; `unreadable` where there is none."""
+        """Return the SHA-256 of each image's file, by name; `unreadable` where there is none."""
         found = {}
-        for picture in self.pictures:
+        for image in self.images:
             try:
-                with picture.path.open("rb") as file:
-                    found[picture.name] = hashlib.file_digest(file, "sha256").hexdigest()
+                with image.path.open("rb") as file:
+                    found[image.name] = hashlib.file_digest(file, "sha256").hexdigest()
             except OSError:
-                found[picture.name] = "unreadable"
+                found[image.name] = "unreadable"
         return found
 
     def preparation(self) -> dict[str, int | None]:
-        """Return what is done to each picture before it counts as the original."""
+        """Return what is done to each image before it counts as the original."""
         return {**self.preprocess.as_dict(), "limit": self.limit, "seed": self.seed}
 
 
@@ -231,18 +231,18 @@ def are_shards(path: Any) -> bool:
     return folder.is_dir() and any(folder.glob("*.tar")) and not list_images(folder)
 
 
-def open_testset(path: Any, **options: Any) -> PictureSet | ShardSet:
-    """Return the set that a path names, with the options of `PictureSet` or `ShardSet`.
+def open_testset(path: Any, **options: Any) -> ImageSet | ShardSet:
+    """Return the set that a path names, with the options of `ImageSet` or `ShardSet`.
 
     Raises:
         SetError: an option only applies to a folder, or see the two classes.
     """
     if not are_shards(path):
-        return PictureSet(path, **options)
+        return ImageSet(path, **options)
     for key in ("limit", "pattern"):
         if options.pop(key, None) is not None:
             raise SetError(
-                f"testset.{key} goes with a folder of pictures: for shards give testset=shards, "
+                f"testset.{key} goes with a folder of images: for shards give testset=shards, "
                 f"with testset.resize and so on where the set needs them, or testset.{key}=null"
             )
     options = {key: value for key, value in options.items() if key not in ("first", "seed")}
@@ -251,14 +251,14 @@ def open_testset(path: Any, **options: Any) -> PictureSet | ShardSet:
     return ShardSet(path, **options)
 
 
-def _named(files: Sequence[Path], root: Path) -> list[Picture]:
+def _named(files: Sequence[Path], root: Path) -> list[ImageFile]:
     whole = [file.relative_to(root) for file in files]
     stems = Counter(inside.with_suffix("") for inside in whole)
     names = [inside.with_suffix("") if stems[inside.with_suffix("")] == 1 else inside for inside in whole]
     if len(set(names)) < len(names):  # a.png, a.jpg and a.png.webp
         names = whole
-    pictures = [Picture(name.as_posix(), file) for name, file in zip(names, files, strict=True)]
-    return sorted(pictures, key=lambda picture: picture.name)
+    images = [ImageFile(name.as_posix(), file) for name, file in zip(names, files, strict=True)]
+    return sorted(images, key=lambda image: image.name)
 
 
 def _hash(data: bytes) -> str:

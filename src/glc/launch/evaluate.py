@@ -121,7 +121,7 @@ def prepare(cfg: DictConfig, shards: Sequence[str] = ()) -> dict[str, Evaluation
     return {
         name: Evaluation(
             out=Path(cfg.out, name) if several else Path(cfg.out),
-            pictures=testset,
+            images=testset,
             make_codec=maker,
             make_metrics=partial(make_metrics, metrics),
             metrics=[name for name, entry in metrics["metrics"].items() if entry is not None],
@@ -184,7 +184,7 @@ def table(summary: Mapping[str, Any]) -> str:
     text += [f"unavailable: {name}: {_short(reason)}" for name, reason in summary["unavailable"].items()]
     text += [f"incomplete: {name}: {reason}" for name, reason in summary["incomplete"].items()]
     text += [
-        f"failed: {entry['picture']}{', ' + entry['label'] if 'label' in entry else ''}: {entry['reason']}"
+        f"failed: {entry['image']}{', ' + entry['label'] if 'label' in entry else ''}: {entry['reason']}"
         for entry in summary["failed"]
     ]
     return "\n".join(text)
@@ -233,7 +233,7 @@ def log_to_wandb(summary: Mapping[str, Any], out: Path, project: str) -> None:
         for point in points:
             values = {f"{point['label']}/{key}": value for key, value in point.items()}
             run.summary.update({key: value for key, value in values.items() if not isinstance(value, str)})
-        run.summary.update({"pictures": summary["pictures"], "failed": len(summary["failed"])})
+        run.summary.update({"images": summary["images"], "failed": len(summary["failed"])})
         code = 0
     finally:
         run.finish(exit_code=code)

@@ -46,7 +46,7 @@ class WindowAttention(nn.Module):
     """Single-head self-attention with a residual connection (paper Table 4).
 
     While training, attention is global: training crops are no larger than a window at inference. In
-    evaluation each window attends within itself, which bounds the cost on large pictures; all windows
+    evaluation each window attends within itself, which bounds the cost on large images; all windows
     go through one batched call. Windows at the right and lower edge are as small as the map leaves them.
 
     ```

@@ -10,7 +10,7 @@ class PixelNorm(nn.Module):
     """Root-mean-square normalisation over the channels of each position, with a learned gain and bias.
 
     Unlike group normalisation it looks at one position only: the network around it has a finite
-    receptive field, so a picture may be processed in tiles and a crop behaves like the whole picture.
+    receptive field, so an image may be processed in tiles and a crop behaves like the whole image.
 
     Args:
         channels: C.

@@ -100,10 +100,10 @@ class AdversarialLoss(nn.Module):
         Args:
             x_hat: the decoder's output `[B, 3, H, W]`, part of the graph.
             pixels: the same values as a leaf: `x_hat.detach().requires_grad_()`.
-            distortion: `[B]`, weighted distortion per picture, computed from `pixels`.
+            distortion: `[B]`, weighted distortion per image, computed from `pixels`.
             last_layer: weight of the decoder's last convolution.
             step: the training step.
-            scale: `[B]`, the lambda of each picture.
+            scale: `[B]`, the lambda of each image.
 
         Returns:
             The loss, and the terms to log: `adversarial` (minus the mean logit) and `adversarial_weight`.

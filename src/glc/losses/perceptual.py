@@ -43,7 +43,7 @@ _BACKBONES = {
 
 
 class LPIPS(nn.Module):
-    """Learned perceptual distance between pictures, version 0.1 (Zhang et al., CVPR 2018).
+    """Learned perceptual distance between images, version 0.1 (Zhang et al., CVPR 2018).
 
     The paper trains with VGG [4.1] and evaluates with AlexNet [5].
 

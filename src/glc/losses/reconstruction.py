@@ -1,4 +1,4 @@
-"""How far a reconstruction is from the picture, in pixels and to the eye (paper section 4.1)."""
+"""How far a reconstruction is from the image, in pixels and to the eye (paper section 4.1)."""
 
 import logging
 from collections.abc import Mapping
@@ -20,7 +20,7 @@ def load_perceptual(
         net: backbone, `vgg`, `alex` or `squeeze`.
         weights_dir: folder with the backbone's weights; None for torch hub's cache, then a download.
         required: raise instead of training without it.
-        views: let it see pictures through random views while training (`RandomViews`).
+        views: let it see images through random views while training (`RandomViews`).
 
     Raises:
         WeightsUnavailable: when it is required and its weights cannot be had.
@@ -38,7 +38,7 @@ def load_perceptual(
 
 
 class ReconstructionLoss(nn.Module):
-    """Per-picture mean absolute error and perceptual distance: the terms `l1` and `lpips`.
+    """Per-image mean absolute error and perceptual distance: the terms `l1` and `lpips`.
 
     Args:
         perceptual: maps two batches `[B, 3, H, W]` in [-1, 1] to distances `[B]`, such as

@@ -1,4 +1,4 @@
-"""Content and style of pictures, from the features of a network (Gatys et al., CVPR 2016)."""
+"""Content and style of images, from the features of a network (Gatys et al., CVPR 2016)."""
 
 from collections.abc import Sequence
 
@@ -24,7 +24,7 @@ class StyleLoss(nn.Module):
     ```
 
     Relative errors give all layers one weight, whatever the magnitude of their features. Both terms are 1 for
-    a picture without any feature.
+    an image without any feature.
 
     Args:
         perceptual: whose backbone computes the features: `LPIPS` of `vgg`, `alex` or `squeeze`.
@@ -57,9 +57,9 @@ class StyleLoss(nn.Module):
         return self.perceptual.features(x)
 
     @torch.no_grad()
-    def style_of(self, picture: Tensor) -> list[Tensor]:
-        """Return what `forward` needs to know of a style: the Gram matrices of a picture `[1, 3, H, W]`."""
-        return [gram(f) for f in self.features(picture)]
+    def style_of(self, image: Tensor) -> list[Tensor]:
+        """Return what `forward` needs to know of a style: the Gram matrices of an image `[1, 3, H, W]`."""
+        return [gram(f) for f in self.features(image)]
 
     def forward(self, x: Tensor, x_hat: Tensor, style: Sequence[Tensor]) -> dict[str, Tensor]:
         """Compare x_hat with the content of x, both `[B, 3, H, W]` in [-1, 1], and with a style.

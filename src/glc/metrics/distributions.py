@@ -1,6 +1,6 @@
 """Distances between the patches of originals and those of reconstructions, as two sets of features.
 
-Every metric here is a `torchmetrics.Metric` with `update(x, x_hat)`, for pictures float [B, 3, H, W] in
+Every metric here is a `torchmetrics.Metric` with `update(x, x_hat)`, for images float [B, 3, H, W] in
 [-1, 1], and a scalar `compute()`. Lower is better; what is unbiased lies around 0 for equal sets, and may be
 negative. Features come from a network that takes uint8 patches; see `glc.metrics.features`.
 """
@@ -57,26 +57,26 @@ class FID(FrechetInceptionDistance):
         self.shifted = shifted
         self.orig_dtype = (
             torch.float32
-        )  # torchmetrics sets it in update, which a process without pictures lacks
+        )  # torchmetrics sets it in update, which a process without images lacks
 
     def update(self, x: Tensor, x_hat: Tensor) -> None:  # type: ignore[override]
         """Count the patches of x and x_hat, float [B, 3, H, W] in [-1, 1]."""
-        for pictures, real in ((x, True), (x_hat, False)):
-            patches, broken = _patches(pictures, self.size, self.shifted)
+        for images, real in ((x, True), (x_hat, False)):
+            patches, broken = _patches(images, self.size, self.shifted)
             if len(patches):
                 super().update(patches, real=real)
             if broken.any():
                 self.fake_features_sum += torch.nan
 
     def compute(self) -> Tensor:
-        """Return the distance over everything since `reset`; NaN if a picture held NaN.
+        """Return the distance over everything since `reset`; NaN if an image held NaN.
 
         Raises:
             NotMeasurable: there are fewer than two patches.
         """
         count = int(self.real_features_num_samples)
         if count < 2:
-            _refuse(self, f"FID needs at least 2 patches of {self.size} pixels, the pictures gave {count}")
+            _refuse(self, f"FID needs at least 2 patches of {self.size} pixels, the images gave {count}")
         if not self.fake_features_sum.isfinite().all():
             return torch.tensor(torch.nan, device=self.device)
         return super().compute()
@@ -104,8 +104,8 @@ class _FeatureSets(Metric):
 
     def update(self, x: Tensor, x_hat: Tensor) -> None:
         """Count the patches of x and x_hat, float [B, 3, H, W] in [-1, 1]."""
-        for pictures, known in ((x, self.real), (x_hat, self.fake)):
-            patches, broken = _patches(pictures, self.size, self.shifted)
+        for images, known in ((x, self.real), (x_hat, self.fake)):
+            patches, broken = _patches(images, self.size, self.shifted)
             if len(patches):
                 known.append(self.network(patches).masked_fill(broken[:, None], torch.nan))
 
@@ -117,11 +117,11 @@ class _FeatureSets(Metric):
         super().sync(*args, **kwargs)
 
     def _sets(self, least: int, advice: str = "") -> tuple[Tensor, Tensor]:
-        """Both sets [N, D], float64, in an order that does not depend on who saw which picture when."""
+        """Both sets [N, D], float64, in an order that does not depend on who saw which image when."""
         real, fake = dim_zero_cat(self.real), dim_zero_cat(self.fake)
         if len(real) < least:
             need = f"{type(self).__name__} needs at least {least} patches of {self.size} pixels"
-            _refuse(self, f"{need}, the pictures gave {len(real)}{advice}")
+            _refuse(self, f"{need}, the images gave {len(real)}{advice}")
         return _ordered(real).double(), _ordered(fake).double()
 
 
@@ -161,7 +161,7 @@ class KID(_FeatureSets):
         self.seed = seed
 
     def compute(self) -> Tensor:
-        """Return the mean over the subsets of everything since `reset`; NaN if a picture held NaN.
+        """Return the mean over the subsets of everything since `reset`; NaN if an image held NaN.
 
         Raises:
             NotMeasurable: there are fewer patches than a subset has.
@@ -181,7 +181,7 @@ class KID(_FeatureSets):
 class CMMD(_FeatureSets):
     """MMD^2 of CLIP embeddings of unit length with a Gaussian kernel (Jayasumana et al., CVPR 2024).
 
-    Over patches here, and over whole pictures in the paper: its figures are not comparable.
+    Over patches here, and over whole images in the paper: its figures are not comparable.
 
     Args:
         size: side of the patches, in pixels.
@@ -213,7 +213,7 @@ class CMMD(_FeatureSets):
         self.unbiased = unbiased
 
     def compute(self) -> Tensor:
-        """Return the distance over everything since `reset`; NaN if a picture held NaN.
+        """Return the distance over everything since `reset`; NaN if an image held NaN.
 
         Raises:
             NotMeasurable: there are fewer than two patches.
@@ -244,7 +244,7 @@ def _patches(x: Tensor, size: int, shifted: bool) -> tuple[Tensor, Tensor]:
     patches = cut_patches(x, size, shifted)
     if not len(patches):
         height, width = x.shape[-2:]
-        warnings.warn(f"no patch of {size} pixels fits into pictures of {width}x{height}", stacklevel=4)
+        warnings.warn(f"no patch of {size} pixels fits into images of {width}x{height}", stacklevel=4)
     return to_uint8(patches.nan_to_num()), patches.isnan().flatten(1).any(1)
 
 

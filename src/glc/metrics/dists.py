@@ -15,7 +15,7 @@ from glc.losses.perceptual import find_weights
 class DISTS(nn.Module):
     """Deep image structure and texture similarity (Ding et al., TPAMI 2020) by torchmetrics; 0: equal.
 
-    Computed at the pictures' own size, as codecs are compared; the authors' example shrinks pictures first.
+    Computed at the images' own size, as codecs are compared; the authors' example shrinks images first.
     The network is `Frozen`.
 
     Args:

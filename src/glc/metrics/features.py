@@ -1,4 +1,4 @@
-"""Networks that turn patches into features, for metrics that compare sets of pictures, and their weights."""
+"""Networks that turn patches into features, for metrics that compare sets of images, and their weights."""
 
 import hashlib
 import warnings

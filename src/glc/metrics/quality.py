@@ -28,13 +28,13 @@ BPP = "bpp"
 
 
 class NotMeasurable(ValueError):
-    """A score is not defined for these pictures; the message says why."""
+    """A score is not defined for these images; the message says why."""
 
 
 class PSNR(nn.Module):
-    """Peak signal-to-noise ratio in dB, from each picture's own error (not from the error pooled over a set).
+    """Peak signal-to-noise ratio in dB, from each image's own error (not from the error pooled over a set).
 
-    Higher is better; infinite for equal pictures.
+    Higher is better; infinite for equal images.
     """
 
     def forward(self, x: Tensor, x_hat: Tensor) -> Tensor:
@@ -61,7 +61,7 @@ class MSSSIM(nn.Module):
         height, width = x.shape[-2:]
         if min(height, width) < self.MIN_SIDE:
             raise NotMeasurable(
-                f"MS-SSIM needs sides of at least {self.MIN_SIDE} pixels, got pictures of {width}x{height}"
+                f"MS-SSIM needs sides of at least {self.MIN_SIDE} pixels, got images of {width}x{height}"
             )
         # Its constants belong to a range that starts at 0.
         return multiscale_structural_similarity_index_measure(
@@ -70,11 +70,11 @@ class MSSSIM(nn.Module):
 
 
 class QualityMetrics(nn.Module):
-    """Measures pictures one by one and keeps the mean over all of them, over all processes too.
+    """Measures images one by one and keeps the mean over all of them, over all processes too.
 
     ```
-    x, x_hat, bits --update--> {name: [B]}   per picture
-                   --compute-> {name: []}    mean over pictures (of a metric of a whole set: its value)
+    x, x_hat, bits --update--> {name: [B]}   per image
+                   --compute-> {name: []}    mean over images (of a metric of a whole set: its value)
     ```
 
     Lightning: call `update` in `validation_step`; in `on_validation_epoch_end` log what `compute`
@@ -88,11 +88,11 @@ class QualityMetrics(nn.Module):
         eight_bit: measure x_hat as it would be saved, rounded to 256 levels per channel. Values outside
             [-1, 1] are clamped in either case.
         weights_dir: the folder that the metrics are told to look in for weights, when they share one: a wrong
-            one is noticed here, before any picture is measured.
+            one is noticed here, before any image is measured.
 
     Attributes:
         unavailable: name to reason, for each metric without a value: its weights cannot be had or, as of the
-            last `compute`, the pictures could not be measured.
+            last `compute`, the images could not be measured.
 
     Raises:
         ValueError: a metric is called `bpp`, the name of what is measured whenever bits are given.
@@ -135,20 +135,20 @@ class QualityMetrics(nn.Module):
 
     @property
     def names(self) -> list[str]:
-        """Names of the scores of single pictures, `bpp` aside."""
+        """Names of the scores of single images, `bpp` aside."""
         return list(self._scores)
 
     @torch.no_grad()
     def measure(self, x: Tensor, x_hat: Tensor, bits: Tensor | None = None) -> dict[str, Tensor]:
-        """Score each picture, without keeping anything.
+        """Score each image, without keeping anything.
 
         Args:
             x: the originals, float [B, 3, H, W] in [-1, 1], at their own size, without padding.
             x_hat: the reconstructions, of the same shape.
-            bits: what each picture costs, [B]; adds `bpp`.
+            bits: what each image costs, [B]; adds `bpp`.
 
         Returns:
-            Name to values [B], float32. A score that is not defined for pictures of this size is left out.
+            Name to values [B], float32. A score that is not defined for images of this size is left out.
 
         Raises:
             ValueError: the shapes do not match.
@@ -158,7 +158,7 @@ class QualityMetrics(nn.Module):
         if bits is not None:
             if bits.shape != x.shape[:1]:
                 raise ValueError(
-                    f"bits has shape {list(bits.shape)}, expected one value per picture: [{len(x)}]"
+                    f"bits has shape {list(bits.shape)}, expected one value per image: [{len(x)}]"
                 )
             values[BPP] = bits_per_pixel(bits.to(x.device), *x.shape[-2:])
         with torch.autocast(x.device.type, enabled=False):
@@ -167,13 +167,13 @@ class QualityMetrics(nn.Module):
                     values[name] = score(x, x_hat)
                 except NotMeasurable as error:
                     if name not in self._reasons:
-                        warnings.warn(f"{name} leaves pictures out: {error}", stacklevel=2)
+                        warnings.warn(f"{name} leaves images out: {error}", stacklevel=2)
                     self._reasons[name] = str(error)
         return values
 
     @torch.no_grad()
     def update(self, x: Tensor, x_hat: Tensor, bits: Tensor | None = None) -> dict[str, Tensor]:
-        """Score each picture like `measure`, and count it into the means and the metrics of whole sets."""
+        """Score each image like `measure`, and count it into the means and the metrics of whole sets."""
         values = self.measure(x, x_hat, bits)
         for name, tally in self._each(self._tallies).items():
             tally.update(values.get(name, x.new_empty(0)))
@@ -198,10 +198,10 @@ class QualityMetrics(nn.Module):
             if number > 0:
                 results[name] = total / number
             elif name != BPP:
-                self.unavailable[name] = self._reasons.get(name, "no picture was measured")
+                self.unavailable[name] = self._reasons.get(name, "no image was measured")
         for name, metric in self._each(self._set_metrics).items():
             try:
-                with warnings.catch_warnings():  # torchmetrics': that a process saw no picture is no mistake
+                with warnings.catch_warnings():  # torchmetrics': that a process saw no image is no mistake
                     warnings.filterwarnings("ignore", message="The ``compute`` method of metric")
                     results[name] = metric.compute()
             except NotMeasurable as error:
@@ -218,7 +218,7 @@ class QualityMetrics(nn.Module):
         return other
 
     def reset(self) -> None:
-        """Forget all pictures."""
+        """Forget all images."""
         self._reasons.clear()
         self.unavailable = dict(self._not_made)
         for metric in (*self._each(self._tallies).values(), *self._each(self._set_metrics).values()):
@@ -244,7 +244,7 @@ class QualityMetrics(nn.Module):
 
 
 def bits_per_pixel(bits: Tensor, height: int, width: int) -> Tensor:
-    """Bits of each picture [B] over its pixels (not over its samples: a pixel has three channels)."""
+    """Bits of each image [B] over its pixels (not over its samples: a pixel has three channels)."""
     return bits.float() / (height * width)
 
 

@@ -306,7 +306,7 @@ class VQAutoencoder(nn.Module):
         """Reconstruct x `[B, 3, H, W]` in [-1, 1], sides multiples of f, from its codes.
 
         Args:
-            x: the pictures.
+            x: the images.
             unquantized: `[B]`, bool: those that are reconstructed from l itself; none by default.
         """
         latent = self.encoder(x)

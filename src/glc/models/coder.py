@@ -34,13 +34,13 @@ class CoderOutput:
     latent_hat: Tensor
     """l_hat `[B, C, h, w]`."""
     bits_y: Tensor
-    """`[B]`: estimated bits of the symbols per picture."""
+    """`[B]`: estimated bits of the symbols per image."""
     bits_z: Tensor
-    """`[B]`: bits of the hyper code per picture."""
+    """`[B]`: bits of the hyper code per image."""
 
     @property
     def bits(self) -> Tensor:
-        """`[B]`: estimated bits per picture."""
+        """`[B]`: estimated bits per image."""
         return self.bits_y + self.bits_z
 
 

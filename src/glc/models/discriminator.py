@@ -54,5 +54,5 @@ class PatchDiscriminator(nn.Module):
                 nn.init.normal_(module.weight, 1.0, 0.02)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return logits `[B, 1, h, w]` of pictures `[B, 3, H, W]`."""
+        """Return logits `[B, 1, h, w]` of images `[B, 3, H, W]`."""
         return self.blocks(x)

@@ -13,7 +13,7 @@ from glc.models.transform import Rate
 
 @dataclass(frozen=True, kw_only=True)
 class GLCOutput(CoderOutput):
-    """What `GLC` returns for pictures x `[B, 3, H, W]`: what its coder made of the latent, and both ends."""
+    """What `GLC` returns for images x `[B, 3, H, W]`: what its coder made of the latent, and both ends."""
 
     latent: Tensor
     """l `[B, C, H / f, W / f]`."""
@@ -22,7 +22,7 @@ class GLCOutput(CoderOutput):
 
 
 class GLC(nn.Module):
-    """Generative Latent Coding: encode a picture's latent, not its pixels.
+    """Generative Latent Coding: encode an image's latent, not its pixels.
 
     ```
     x --E--> l --g_a(rate)--> y --Q--> y_hat --g_s(rate)--> l_hat --D--> x_hat
@@ -70,11 +70,11 @@ class GLC(nn.Module):
         return self.coder.num_rates
 
     def forward(self, x: Tensor, rate: Rate, noise: bool = False) -> GLCOutput:
-        """Code and reconstruct pictures.
+        """Code and reconstruct images.
 
         Args:
             x: `[B, 3, H, W]` in [-1, 1], sides multiples of `stride`.
-            rate: rate point in `[0, K - 1]`: an int, a float between points, or one per picture `[B]`.
+            rate: rate point in `[0, K - 1]`: an int, a float between points, or one per image `[B]`.
             noise: estimate bits with uniform noise instead of rounding (training).
 
         Raises:
@@ -85,7 +85,7 @@ class GLC(nn.Module):
         if x.shape[2] % self.stride or x.shape[3] % self.stride:
             raise ValueError(
                 f"sides of x must be multiples of {self.stride}, got {x.shape[2]} x {x.shape[3]}: "
-                "pad the picture"
+                "pad the image"
             )
         latent = self.encoder(x)
         coded = self.coder(latent, rate, noise)

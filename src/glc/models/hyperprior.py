@@ -27,7 +27,7 @@ class HyperOutput(NamedTuple):
     indices: Tensor
     """What is sent: categorical `[B, h / 4, w / 4]` in `[0, M)`; factorised integers of z's shape."""
     bits: Tensor
-    """`[B]`: bits of z per picture."""
+    """`[B]`: bits of z per image."""
 
 
 def _analysis(channels: int) -> nn.Sequential:

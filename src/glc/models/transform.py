@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from glc.layers.blocks import GatedDepthConvBlock
 
 Rate = int | float | Tensor
-"""A rate point from 0 (fewest bits): an int, a float between two points, or one per picture `[B]`."""
+"""A rate point from 0 (fewest bits): an int, a float between two points, or one per image `[B]`."""
 
 
 class RateScaler(nn.Module):

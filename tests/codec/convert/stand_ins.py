@@ -23,9 +23,9 @@ SMALL = SimpleNamespace(
     predictor_width=32,
     predictor_grid=4,
 )
-PICTURE = (64, 128)
+IMAGE = (64, 128)
 WINDOW = 4
-"""Side of an attention window in the small GLC: the latent of `PICTURE` has two."""
+"""Side of an attention window in the small GLC: the latent of `IMAGE` has two."""
 
 
 SALT = 7
@@ -81,8 +81,8 @@ def listing(tensors: dict[str, Tensor]) -> str:
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
-def picture(height: int, width: int) -> Tensor:
-    """Return a picture `[1, 3, height, width]` in [-1, 1], a sum of waves."""
+def image(height: int, width: int) -> Tensor:
+    """Return an image `[1, 3, height, width]` in [-1, 1], a sum of waves."""
     y, x = np.mgrid[0:height, 0:width] / 64
     planes = [
         np.sin(5 * x + 3 * c * y) * np.cos(7 * y - c) * 0.6 + 0.3 * np.sin(40 * x * y + c) for c in (0, 1, 2)

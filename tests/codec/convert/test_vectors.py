@@ -15,12 +15,12 @@ from glc.codec.weights.architecture import build
 from glc.codec.weights.file import read_weights
 from glc.layers.attention import WindowAttention
 from tests.codec.convert.stand_ins import (
-    PICTURE,
+    IMAGE,
     WINDOW,
     digest,
+    image,
     layouts,
     listing,
-    picture,
     sample,
     stand_ins,
 )
@@ -61,7 +61,7 @@ def test_the_converted_codec_computes_what_the_published_one_does(
     expected = EXPECTED["glc"]
     assert len(expected["rates"]) == model.num_rates
     for rate, values in enumerate(expected["rates"]):
-        out = model(picture(*PICTURE), rate)
+        out = model(image(*IMAGE), rate)
         assert close(out.latent, expected["latent"])
         for name in ("y", "scales", "latent_hat", "x_hat"):
             assert close(getattr(out, name), values[name]), (rate, name)
@@ -79,8 +79,8 @@ def test_the_codebook_and_the_code_predictors_are_the_published_ones(files: dict
         if isinstance(module, WindowAttention):
             module.window = WINDOW
     expected = EXPECTED["glc"]
-    assert digest(made["quantizer"].encode(made["encoder"](picture(*PICTURE)))) == expected["indices"]
-    latent = made["encoder"](picture(64, 64))
+    assert digest(made["quantizer"].encode(made["encoder"](image(*IMAGE)))) == expected["indices"]
+    latent = made["encoder"](image(64, 64))
     for name in ("predictor", "pixel_predictor"):
         logits = made[name](latent).flatten(1, 2)
         assert close(logits, expected[name]["logits"]), name
@@ -91,7 +91,7 @@ def test_the_codebook_and_the_code_predictors_are_the_published_ones(files: dict
 @torch.no_grad()
 def test_a_vqgan_computes_what_the_published_one_does(kind: str, files: dict[str, Path]) -> None:
     made, expected = networks(files[kind]), EXPECTED[kind]
-    latent = made["encoder"](picture(*PICTURE))
+    latent = made["encoder"](image(*IMAGE))
     assert close(latent, expected["latent"])
     quantized = made["quantizer"](latent)
     assert digest(quantized.indices) == expected["indices"]
@@ -116,5 +116,5 @@ def test_the_check_sees_a_swap_of_names(tmp_path: Path) -> None:
     tensors[a], tensors[b] = tensors[b], tensors[a]
     torch.save(tensors, tmp_path / "swapped.pth")
     with torch.no_grad():
-        latent = networks(tmp_path / "swapped.pth")["encoder"](picture(*PICTURE))
+        latent = networks(tmp_path / "swapped.pth")["encoder"](image(*IMAGE))
     assert not close(latent, EXPECTED["taming"]["latent"])

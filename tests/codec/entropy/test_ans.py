@@ -329,7 +329,7 @@ def test_what_is_left_over_is_damage() -> None:
     model.push(encoder, np.arange(60, dtype=np.int32))
     decoder = Decoder(encoder.payload())
     model.pop(decoder, 59)
-    with pytest.raises(DamagedError, match="more than the picture"):
+    with pytest.raises(DamagedError, match="more than the image"):
         decoder.finish()
 
 

@@ -237,7 +237,7 @@ def test_leaky_rectifiers_have_slopes_on_the_grid() -> None:
 
 
 def random_network(kind: str) -> tuple[nn.Module, Callable[[nn.Module, Tensor], Tensor], Tensor]:
-    """Return a network of the probability path, how to call it, and an input of three pictures."""
+    """Return a network of the probability path, how to call it, and an input of three images."""
     generator = torch.Generator().manual_seed(3)
     if kind == "context":
         network: nn.Module = QuadtreeContext(16, depth=1)

@@ -13,7 +13,7 @@ from glc.codec.entropy.row_tiling import halo, in_row_tiles
 from glc.codec.runtime.memory import resident_memory
 from glc.errors import MemoryLimitError
 from glc.models.hyperprior import CategoricalHyperprior
-from tests.codec.fixed_model import fixed_codec_weights, fixed_picture
+from tests.codec.fixed_model import fixed_codec_weights, fixed_image
 
 
 def test_reach_is_what_a_row_sees() -> None:
@@ -67,8 +67,8 @@ def test_a_file_is_read_and_written_in_row_tiles_as_it_is_whole(
     hyper: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     codec = glc.load(fixed_codec_weights(tmp_path / "codec.safetensors", hyper=hyper), "cpu")
-    picture = fixed_picture(32 * codec.model.stride, 20)
-    data = codec.compress(picture, 100)
+    image = fixed_image(32 * codec.model.stride, 20)
+    data = codec.compress(image, 100)
     symbols, drawn = codec.symbols(data), codec.decompress(data)
     monkeypatch.setattr(row_tiling, "TILE_ELEMENTS", 1)
     assert codec.symbols(data) == symbols
@@ -78,7 +78,7 @@ def test_a_file_is_read_and_written_in_row_tiles_as_it_is_whole(
     )
     assert difference.abs().max() <= 1
     # E's side is floating point: a rounding may fall the other way.
-    again = codec.symbols(codec.compress(picture, 100))
+    again = codec.symbols(codec.compress(image, 100))
     assert (again.y != symbols.y).float().mean() < 0.01
     assert (again.z != symbols.z).float().mean() < 0.01
 
@@ -86,7 +86,7 @@ def test_a_file_is_read_and_written_in_row_tiles_as_it_is_whole(
 def test_a_file_whose_maps_do_not_fit_is_refused(tmp_path: Path) -> None:
     """The symbols of a file need neither E nor D: it is the entropy model that says so."""
     file = fixed_codec_weights(tmp_path / "codec.safetensors")
-    data = glc.load(file, "cpu").compress(fixed_picture(70, 50))
+    data = glc.load(file, "cpu").compress(fixed_image(70, 50))
     for memory, fits in ((resident_memory() + 10**9, True), (1, False)):
         codec = glc.load(file, "cpu", memory=memory)
         if fits:

@@ -1,4 +1,4 @@
-"""How a GPU computes pictures, whole and in batches: the same calls on the CPU, against bands."""
+"""How a GPU computes images, whole and in batches: the same calls on the CPU, against bands."""
 
 import numpy as np
 import pytest
@@ -9,7 +9,7 @@ from glc.codec.images import to_input
 from glc.codec.runtime.networks import ImageNetworks
 from glc.codec.runtime.precision import Precision
 from glc.errors import MemoryLimitError
-from tests.codec.fixed_model import fixed_codec_weights, fixed_picture
+from tests.codec.fixed_model import fixed_codec_weights, fixed_image
 
 CPU = torch.device("cpu")
 
@@ -22,7 +22,7 @@ def codec(tmp_path_factory: pytest.TempPathFactory) -> glc.Codec:
 @torch.inference_mode()
 def test_whole_batches_are_what_bands_are(codec: glc.Codec) -> None:
     networks = ImageNetworks(codec.model, CPU, Precision(torch.float32, torch.float32))
-    levels = [to_input(fixed_picture(67, 90, seed)) for seed in range(2)]
+    levels = [to_input(fixed_image(67, 90, seed)) for seed in range(2)]
     floats = to_input(torch.rand(3, 70, 96))
     latent = networks._encode_whole([*levels, floats])
     assert torch.allclose(latent, networks.encode([*levels, floats]), atol=1e-4)
@@ -34,14 +34,14 @@ def test_whole_batches_are_what_bands_are(codec: glc.Codec) -> None:
 
 
 @torch.inference_mode()
-def test_pixels_are_float32_in_whole_pictures_too(codec: glc.Codec) -> None:
+def test_pixels_are_float32_in_whole_images_too(codec: glc.Codec) -> None:
     networks = ImageNetworks(codec.model, CPU, Precision(torch.bfloat16, torch.bfloat16))
     # After the rearrangement: a convolution, then blocks.
     _, first, second, *_ = networks._whole_encoder.blocks
     seen: list[torch.Tensor] = []
     for block in (first, second):
         block.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
-    latent = networks._encode_whole([to_input(fixed_picture(64, 64))])
+    latent = networks._encode_whole([to_input(fixed_image(64, 64))])
     assert (seen[0] != seen[0].bfloat16()).any()
     assert [x.dtype for x in seen] == [torch.float32, torch.bfloat16]
     x_hat = networks._decode_whole(latent)
@@ -49,7 +49,7 @@ def test_pixels_are_float32_in_whole_pictures_too(codec: glc.Codec) -> None:
     assert (x_hat != x_hat.bfloat16()).any()
 
 
-def test_a_picture_that_is_too_large_for_a_gpu_says_what_to_do(codec: glc.Codec) -> None:
+def test_a_image_that_is_too_large_for_a_gpu_says_what_to_do(codec: glc.Codec) -> None:
     networks = ImageNetworks(codec.model, torch.device("cuda"), codec.networks.precision)
 
     def full(*_: object) -> None:

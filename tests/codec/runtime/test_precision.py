@@ -13,7 +13,7 @@ from glc.cli import main
 from glc.codec.runtime import precision, winograd
 from glc.codec.runtime.memory import available_memory, parse_memory, resident_memory
 from glc.codec.runtime.precision import choose_precision
-from tests.codec.fixed_model import fixed_codec_weights, fixed_picture
+from tests.codec.fixed_model import fixed_codec_weights, fixed_image
 
 CPU = torch.device("cpu")
 
@@ -47,7 +47,7 @@ def test_what_is_free_is_less_than_everything() -> None:
         (False, "a library", torch.float32),
     ],
 )
-def test_only_pictures_are_drawn_in_bfloat16_and_where_that_is_faster(
+def test_only_images_are_drawn_in_bfloat16_and_where_that_is_faster(
     units: bool, native: object, decoder: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(precision, "multiplies_bfloat16", lambda device: units)
@@ -61,9 +61,9 @@ def test_only_pictures_are_drawn_in_bfloat16_and_where_that_is_faster(
 def test_every_precision_reads_the_same_integers(tmp_path: Path) -> None:
     weights = fixed_codec_weights(tmp_path / "weights.safetensors")
     codecs = {name: glc.load(weights, "cpu", precision=name) for name in ("float32", "bfloat16")}
-    picture = fixed_picture(67, 100)
+    image = fixed_image(67, 100)
     for writer in codecs.values():
-        data = writer.compress(picture, 70)
+        data = writer.compress(image, 70)
         symbols = [reader.symbols(data) for reader in codecs.values()]
         assert symbols[0] == symbols[1]
         drawn = [np.asarray(reader.decompress(data)).astype(float) for reader in codecs.values()]
@@ -72,9 +72,9 @@ def test_every_precision_reads_the_same_integers(tmp_path: Path) -> None:
 
 def test_a_command_with_too_little_memory_says_what_to_do(tmp_path: Path) -> None:
     weights = fixed_codec_weights(tmp_path / "weights.safetensors")
-    picture = tmp_path / "a.png"
-    Image.fromarray(fixed_picture(64, 64)).save(picture)
-    arguments = ["compress", str(picture), "--model", str(weights), "--memory"]
+    image = tmp_path / "a.png"
+    Image.fromarray(fixed_image(64, 64)).save(image)
+    arguments = ["compress", str(image), "--model", str(weights), "--memory"]
     result = CliRunner().invoke(main, [*arguments, "1MB"])
     assert result.exit_code == 2
     assert "allow more with --memory" in result.output

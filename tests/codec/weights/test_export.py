@@ -19,7 +19,7 @@ from glc.codec.weights.file import read_weights
 from glc.errors import WeightsError
 from glc.models.glc import GLC
 from glc.models.quantizer import VectorQuantizer
-from tests.codec.fixed_model import fixed_picture
+from tests.codec.fixed_model import fixed_image
 from tests.programs import fresh
 from tests.short_runs import checkpoint
 
@@ -31,7 +31,7 @@ def weights(stages: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -
     return path
 
 
-def picture(size: int = 128) -> torch.Tensor:
+def image(size: int = 128) -> torch.Tensor:
     return torch.rand(1, 3, size, size, generator=torch.Generator().manual_seed(1)) * 2 - 1
 
 
@@ -46,7 +46,7 @@ def test_computes_what_the_averaged_model_computes(stages: dict[str, Path], weig
     live.load_state_dict({name: saved["current_model_state"][f"model.{name}"] for name in names})
     loaded = read_weights(weights).model
     assert not loaded.training
-    x = picture()
+    x = image()
     for rate in (0, 1.5, 3):
         expected, out = trained(x, rate), loaded(x, rate)
         for name in ("latent", "z_indices", "symbols", "scales", "latent_hat", "x_hat", "bits_y", "bits_z"):
@@ -70,7 +70,7 @@ def test_holds_the_codec_and_nothing_of_its_training(weights: Path) -> None:
 def test_stage_two_can_be_exported_too(stages: dict[str, Path], tmp_path: Path) -> None:
     export(stages["transform"] / "checkpoints" / "last.ckpt", tmp_path / "new" / "codec.safetensors")
     with torch.no_grad():
-        assert read_weights(tmp_path / "new" / "codec.safetensors").model(picture(), 0).x_hat.isfinite().all()
+        assert read_weights(tmp_path / "new" / "codec.safetensors").model(image(), 0).x_hat.isfinite().all()
 
 
 BLOCKED = """
@@ -90,16 +90,14 @@ with torch.no_grad():
 
 
 def test_loads_where_no_training_stack_is_installed(weights: Path, tmp_path: Path) -> None:
-    torch.save(picture(), tmp_path / "x.pt")
+    torch.save(image(), tmp_path / "x.pt")
     paths = [str(p) for p in (weights, tmp_path / "x.pt", tmp_path / "x_hat.pt")]
     done = fresh(["-c", BLOCKED, *paths])
     assert done.returncode == 0, done.stderr
     x_hat = torch.load(tmp_path / "x_hat.pt", weights_only=True)
     with torch.no_grad():
         # Another process may split sums over threads in another way.
-        torch.testing.assert_close(
-            x_hat, read_weights(weights).model(picture(), 1).x_hat, rtol=1e-3, atol=1e-3
-        )
+        torch.testing.assert_close(x_hat, read_weights(weights).model(image(), 1).x_hat, rtol=1e-3, atol=1e-3)
 
 
 def test_refuses_a_stage_without_a_codec(stages: dict[str, Path], tmp_path: Path) -> None:
@@ -228,7 +226,7 @@ def test_the_command_halves_weights_and_counts_codes_on_photos(
     folder = tmp_path / "photos"
     folder.mkdir()
     for seed in range(2):
-        Image.fromarray(fixed_picture(96, 128, seed)).save(folder / f"{seed}.png")
+        Image.fromarray(fixed_image(96, 128, seed)).save(folder / f"{seed}.png")
     (tmp_path / "list.txt").write_text("photos/0.png\nphotos/1.png\n")
     found = []
     for name, photos in (("folder", [folder]), ("list", [tmp_path / "list.txt"])):
@@ -250,12 +248,12 @@ def test_the_command_halves_weights_and_counts_codes_on_photos(
 
 def test_the_command_refuses_photos_that_are_none(stages: dict[str, Path], tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
-    (tmp_path / "bad.png").write_text("no picture")
+    (tmp_path / "bad.png").write_text("no image")
     out = tmp_path / "out.safetensors"
     for photos, message in (
-        ("empty", "no pictures in it"),
+        ("empty", "no images in it"),
         ("missing", "no such folder or file"),
-        ("bad.png", "not a picture in a known format"),
+        ("bad.png", "not an image in a known format"),
     ):
         arguments = ["export", stages["joint"], out, "--photos", tmp_path / photos]
         result = CliRunner().invoke(main, [str(argument) for argument in arguments])

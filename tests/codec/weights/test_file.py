@@ -34,7 +34,7 @@ from glc.codec.weights.file import (
     save_weights,
 )
 from glc.errors import WeightsError
-from tests.codec.fixed_model import CODES, fixed_codec_weights, fixed_description, fixed_picture
+from tests.codec.fixed_model import CODES, fixed_codec_weights, fixed_description, fixed_image
 
 KINDS: list[dict[str, Any]] = [
     {},
@@ -107,14 +107,14 @@ def test_each_tensor_changes_the_fingerprint_of_its_side_alone(kind: dict[str, A
 def test_a_decoder_needs_nothing_of_the_encoders_side(kind: dict[str, Any], tmp_path: Path) -> None:
     weights = read_weights(fixed_codec_weights(tmp_path / "a.safetensors", **kind))
     codec = Codec(weights)
-    data = codec.compress(fixed_picture(70, 50), 100)
-    symbols, picture = codec.symbols(data), codec.decompress(data)
+    data = codec.compress(fixed_image(70, 50), 100)
+    symbols, image = codec.symbols(data), codec.decompress(data)
     with torch.no_grad():
         for name, tensor in weights.model.state_dict().items():
             if ENCODER_ONLY.match(name):
                 tensor.fill_(torch.nan)
     assert codec.symbols(data) == symbols
-    assert codec.decompress(data).tobytes() == picture.tobytes()
+    assert codec.decompress(data).tobytes() == image.tobytes()
 
 
 def test_names_types_and_shapes_are_part_of_the_fingerprint(file: Path) -> None:
@@ -174,8 +174,8 @@ def test_another_encoder_keeps_the_files_readable(file: Path, tmp_path: Path) ->
     description["encoder"]["window"] = 4
     save_weights(tmp_path / "other.safetensors", state, description, weights.tables, weights.rates)
     codec, other = Codec(weights), glc.load(tmp_path / "other.safetensors", "cpu")
-    data = other.compress(fixed_picture(64, 64))
-    assert data != codec.compress(fixed_picture(64, 64))
+    data = other.compress(fixed_image(64, 64))
+    assert data != codec.compress(fixed_image(64, 64))
     assert codec.symbols(data) == other.symbols(data)
 
 
@@ -233,7 +233,7 @@ def test_half_precision_is_read_as_what_it_stores(file: Path, tmp_path: Path) ->
         assert tensor.dtype in (torch.float32, torch.bool)
         assert torch.equal(tensor, state[name].to(tensor.dtype))
     codec = Codec(half)
-    data = codec.compress(fixed_picture(64, 64), 100)
+    data = codec.compress(fixed_image(64, 64), 100)
     assert codec.from_symbols(codec.symbols(data), (64, 64), codec.rate_of(100)) == data
     with pytest.raises(glc.WrongWeightsError):
         Codec(weights).decompress(data)

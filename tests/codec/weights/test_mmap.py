@@ -24,7 +24,7 @@ from glc.codec.weights.file import read_weights, save_weights
 from glc.codec.weights.mmap import MappedFile, bytes_to_read
 from glc.codec.weights.variants import save_part
 from glc.errors import WeightsError
-from tests.codec.fixed_model import fixed_codec_weights, fixed_picture
+from tests.codec.fixed_model import fixed_codec_weights, fixed_image
 from tests.programs import fresh
 
 PAGE = 4096
@@ -138,7 +138,7 @@ def without_memory(network: nn.Module) -> None:
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_a_direction_does_not_touch_the_network_of_the_other(file: Path, precision: str) -> None:
     whole, half = (glc.load(file, "cpu", precision=precision) for _ in range(2))
-    image = fixed_picture(70, 50)
+    image = fixed_image(70, 50)
     data = whole.compress(image)
     without_memory(half.model.decoder)
     assert half.compress(image) == data
@@ -159,7 +159,7 @@ def test_nothing_of_the_file_is_held_between_calls(file: Path, tmp_path: Path) -
         return [resident(torch.frombuffer(file._memory, dtype=torch.uint8)) for file in codec.weights.files]
 
     assert held() == [0, 0]
-    data = codec.compress(fixed_picture(70, 50))
+    data = codec.compress(fixed_image(70, 50))
     assert held() == [0, 0]
     codec.decompress(data)
     assert held() == [0, 0]
@@ -179,7 +179,7 @@ def test_nothing_of_the_file_is_held_between_calls(file: Path, tmp_path: Path) -
 
 
 def test_a_loaded_file_may_be_replaced_and_deleted(file: Path, tmp_path: Path) -> None:
-    image = fixed_picture(70, 50)
+    image = fixed_image(70, 50)
     expected = glc.load(file, "cpu").compress(image)
     codec = glc.load(file, "cpu")
     weights = read_weights(file)
@@ -198,7 +198,7 @@ def test_changing_a_loaded_model_changes_neither_its_file_nor_later_calls(file: 
     before = hashlib.sha256(file.read_bytes()).hexdigest()
     codec = glc.load(file, "cpu")
     other = glc.load(file, "cpu")
-    image = fixed_picture(70, 50)
+    image = fixed_image(70, 50)
     plain = codec.decompress(codec.compress(image))
     with torch.no_grad():
         for parameter in other.model.decoder.parameters():
@@ -228,8 +228,8 @@ def test_copies_of_weights_have_memory_of_their_own(file: Path) -> None:
     for copied in (copy.deepcopy(weights), pickle.loads(pickle.dumps(weights))):
         assert not copied.files
         assert not any(weights.files[0].holds(parameter) for parameter in copied.model.parameters())
-        assert glc.Codec(copied).compress(fixed_picture(70, 50)) == glc.load(file, "cpu").compress(
-            fixed_picture(70, 50)
+        assert glc.Codec(copied).compress(fixed_image(70, 50)) == glc.load(file, "cpu").compress(
+            fixed_image(70, 50)
         )
 
 
@@ -310,6 +310,6 @@ def test_on_windows_nothing_is_mapped(file: Path, monkeypatch: pytest.MonkeyPatc
     codec = glc.load(file, "cpu")
     assert not codec.weights.files
     assert sys.platform == "win32" or mmap.MappedFile(file).tensors
-    image = fixed_picture(70, 50)
+    image = fixed_image(70, 50)
     monkeypatch.setattr(mmap, "CAN_MAP", True)
     assert codec.compress(image) == glc.load(file, "cpu").compress(image)

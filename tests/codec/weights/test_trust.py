@@ -20,7 +20,7 @@ from glc.codec.weights.trust import ENTRY_POINTS, VARIABLE, find_class
 from glc.codec.weights.variants import read_part, save_part
 from glc.errors import ArchitectureError, WeightsError
 from glc.io.checkpoint import save_sealed
-from tests.codec.fixed_model import fixed_codec_weights, fixed_description, fixed_picture
+from tests.codec.fixed_model import fixed_codec_weights, fixed_description, fixed_image
 
 PACKAGE = "glc_test_package"
 NETS = '''
@@ -153,7 +153,7 @@ def test_a_trusted_encoder_keeps_the_fingerprint_of_its_codec(file: Path, tmp_pa
 
 def test_decoding_imports_nothing(package: Path, tmp_path: Path) -> None:
     weights, data = fixed_codec_weights(tmp_path / "fixed.safetensors"), tmp_path / "data.glc"
-    data.write_bytes(glc.load(weights, "cpu").compress(fixed_picture(64, 96)))
+    data.write_bytes(glc.load(weights, "cpu").compress(fixed_image(64, 96)))
     program = (
         "import sys, glc\n"
         "image = glc.load(sys.argv[1], 'cpu', trust=sys.argv[3]).decompress(open(sys.argv[2], 'rb').read())\n"

@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 import glc
 from glc.codec.weights.file import VariantLabel, read_label, read_weights
 from glc.codec.weights.variants import read_part, save_part
-from tests.codec.fixed_model import fixed_codec_weights, fixed_picture
+from tests.codec.fixed_model import fixed_codec_weights, fixed_image
 
 
 @pytest.fixture(scope="module")
@@ -43,17 +43,17 @@ def codec(folder: Path) -> glc.Codec:
 
 def test_any_decoder_opens_what_another_encoder_wrote(folder: Path, codec: glc.Codec) -> None:
     other = glc.load(folder / "codec.safetensors", "cpu", encoder=folder / "moved.encoder.safetensors")
-    picture = fixed_picture(96, 64)
-    data = other.compress(picture)
-    assert data != codec.compress(picture)
+    image = fixed_image(96, 64)
+    data = other.compress(image)
+    assert data != codec.compress(image)
     assert other.fingerprint == codec.fingerprint
     assert np.array_equal(np.asarray(codec.decompress(data)), np.asarray(other.decompress(data)))
 
 
 def test_another_decoder_draws_the_same_symbols_differently(folder: Path, codec: glc.Codec) -> None:
     other = glc.load(folder / "codec.safetensors", "cpu", decoder=folder / "moved.decoder.safetensors")
-    data = codec.compress(fixed_picture(96, 64))
-    assert other.compress(fixed_picture(96, 64)) == data
+    data = codec.compress(fixed_image(96, 64))
+    assert other.compress(fixed_image(96, 64)) == data
     ours, theirs = codec.symbols(data), other.symbols(data)
     assert ours.y is not None
     assert torch.equal(torch.as_tensor(ours.y), torch.as_tensor(theirs.y))
@@ -62,9 +62,9 @@ def test_another_decoder_draws_the_same_symbols_differently(folder: Path, codec:
 
 
 def test_the_codec_itself_stays_as_it_was(folder: Path, codec: glc.Codec) -> None:
-    before = codec.compress(fixed_picture(96, 64))
+    before = codec.compress(fixed_image(96, 64))
     glc.load(folder / "codec.safetensors", "cpu", encoder=folder / "moved.encoder.safetensors")
-    assert codec.compress(fixed_picture(96, 64)) == before
+    assert codec.compress(fixed_image(96, 64)) == before
 
 
 def test_known_by_name_but_no_model(folder: Path, codec: glc.Codec, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -74,8 +74,8 @@ def test_known_by_name_but_no_model(folder: Path, codec: glc.Codec, monkeypatch:
     assert {"codec", "other"} <= catalog().keys()
     assert not [name for name in catalog() if "moved" in name]
     assert catalog("encoder")["moved"] == folder / "moved.encoder.safetensors"
-    data = glc.load("codec", "cpu", encoder="moved").compress(fixed_picture(96, 64))
-    assert data != codec.compress(fixed_picture(96, 64))
+    data = glc.load("codec", "cpu", encoder="moved").compress(fixed_image(96, 64))
+    assert data != codec.compress(fixed_image(96, 64))
     with pytest.raises(glc.WeightsError, match=r"no encoder 'mved'.*known are moved"):
         glc.load("codec", "cpu", encoder="mved")
 

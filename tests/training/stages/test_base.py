@@ -46,23 +46,23 @@ class Widest(Metric):
         return self.seen + self.error / 1000
 
 
-def short(pictures: Path, folder: Path, stage: str, **changes: Any) -> dict[str, Any]:
+def short(images: Path, folder: Path, stage: str, **changes: Any) -> dict[str, Any]:
     """A run of two steps from nothing."""
-    return {**settings(pictures, folder, "short", stage, 2), "init_from": "none", **changes}
+    return {**settings(images, folder, "short", stage, 2), "init_from": "none", **changes}
 
 
 EDGE = {"+stage.losses.edge._target_": f"{HERE}.Edge"}
 
 
 @pytest.mark.parametrize("stage", ["vqvae", "transform", "joint"])
-def test_an_added_loss_is_logged_and_weighted(pictures: Path, tmp_path: Path, stage: str) -> None:
+def test_an_added_loss_is_logged_and_weighted(images: Path, tmp_path: Path, stage: str) -> None:
     logged, weighted = (
-        run(short(pictures, tmp_path / str(w), stage, **EDGE, **{"+stage.distortion_weights.edge": w}))
+        run(short(images, tmp_path / str(w), stage, **EDGE, **{"+stage.distortion_weights.edge": w}))
         for w in (0, 3.0)
     )
     plain, first, other = (
         next(row for row in figures(folder) if "train/loss" in row)
-        for folder in (run(short(pictures, tmp_path / "plain", stage)), logged, weighted)
+        for folder in (run(short(images, tmp_path / "plain", stage)), logged, weighted)
     )
     # Weight 0 only logs; the other adds 3 x edge, times lambda where there is one.
     speed = "train/images_per_second"
@@ -93,19 +93,19 @@ def test_an_added_loss_is_logged_and_weighted(pictures: Path, tmp_path: Path, st
     ],
 )
 def test_what_does_not_fit_is_one_line(
-    pictures: Path, tmp_path: Path, changes: dict[str, Any], message: str
+    images: Path, tmp_path: Path, changes: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(ValueError, match=message) as caught:
-        run(short(pictures, tmp_path, "vqvae", **changes))
+        run(short(images, tmp_path, "vqvae", **changes))
     assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(("stage", "rates"), [("vqvae", [""]), ("transform", ["/0", "/1", "/2", "/3"])])
 def test_a_metric_of_a_whole_set_is_logged_per_rate_and_reset(
-    pictures: Path, tmp_path: Path, stage: str, rates: list[str]
+    images: Path, tmp_path: Path, stage: str, rates: list[str]
 ) -> None:
     metric = {"+metrics.metrics.widest._target_": f"{HERE}.Widest", "data.epoch_batches": 1}
-    folder = run(short(pictures, tmp_path, stage, **metric))
+    folder = run(short(images, tmp_path, stage, **metric))
     rows = [row for row in figures(folder) if "val/loss" in row]
     assert len(rows) == 2
     for row in rows:
@@ -128,7 +128,7 @@ def test_metrics_share_their_networks_and_not_their_counts() -> None:
     assert networks[0] is networks[1] is networks[2]
 
 
-def test_optimizers_groups_and_schedulers_by_yaml_alone(pictures: Path, tmp_path: Path) -> None:
+def test_optimizers_groups_and_schedulers_by_yaml_alone(images: Path, tmp_path: Path) -> None:
     changes = {
         "stage.optimizer._target_": "torch.optim.SGD",
         "stage.optimizer.lr": 0.01,
@@ -139,13 +139,13 @@ def test_optimizers_groups_and_schedulers_by_yaml_alone(pictures: Path, tmp_path
         "+stage.schedule.gamma": 0.5,
         "stage.discriminator_start": 0,
     }
-    folder = run(short(pictures, tmp_path, "vqvae", **changes))
+    folder = run(short(images, tmp_path, "vqvae", **changes))
     rates = [row for row in figures(folder) if "lr-Adam" in row]
     assert [row["lr-Adam"] for row in rates] == pytest.approx([0.002, 0.001])
     assert [row["lr-SGD/pg1"] for row in rates] == pytest.approx([0.01, 0.005])
     assert [row["lr-SGD/pg2"] for row in rates] == pytest.approx([0.005, 0.0025])
     saved = checkpoint(folder)  # weights_only=True
     assert [len(state["param_groups"]) for state in saved["optimizer_states"]] == [2, 1]
-    resumed = run({**short(pictures, tmp_path, "vqvae", **changes), "resume": "last", "trainer.max_steps": 3})
+    resumed = run({**short(images, tmp_path, "vqvae", **changes), "resume": "last", "trainer.max_steps": 3})
     again = [row for row in figures(resumed, version=1) if "lr-Adam" in row]
     assert [row["lr-Adam"] for row in again] == pytest.approx([0.0005])

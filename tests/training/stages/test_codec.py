@@ -51,7 +51,7 @@ def test_small_batches_see_every_point_in_time_and_in_any_order() -> None:
 
 
 def share(position: int, accumulated: int, rank: int, world: int, accumulate: int) -> Tensor:
-    """Return what one device draws for two pictures, the batch of its step that `accumulated` says."""
+    """Return what one device draws for two images, the batch of its step that `accumulated` says."""
     stage = SimpleNamespace(
         seed=3,
         position=position,
@@ -74,7 +74,7 @@ def test_devices_and_passes_share_one_draw(world: int, accumulate: int) -> None:
 
 
 def test_a_step_of_several_passes_holds_all_points(
-    pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen = []
     draw = TransformStage.draw_rates
@@ -84,7 +84,7 @@ def test_a_step_of_several_passes_holds_all_points(
         return seen[-1][1]
 
     monkeypatch.setattr(TransformStage, "draw_rates", noted)
-    values = {**settings(pictures, tmp_path, "shares", "transform", 8), "init_from": "none"}
+    values = {**settings(images, tmp_path, "shares", "transform", 8), "init_from": "none"}
     run({**values, "stage.accumulate": 2, "data.epoch_batches": 3})  # so each epoch's last step has one pass
     steps = [torch.cat([points for at, points in seen if at == step]).tolist() for step in range(8)]
     assert [len(points) for points in steps] == [4, 2] * 4

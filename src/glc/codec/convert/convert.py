@@ -25,7 +25,7 @@ CODEC_NETWORKS = ("encoder", "decoder", "coder")
 _MEANING = {
     "quantizer": "stage I's codebook C, needed in training only",
     "predictor": "the code predictor of coded latents, needed in training only",
-    "pixel_predictor": "the code predictor of pictures, needed in training only",
+    "pixel_predictor": "the code predictor of images, needed in training only",
 }
 
 

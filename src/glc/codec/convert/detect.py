@@ -101,7 +101,7 @@ def foreign_networks(source: Source) -> tuple[dict[str, dict[str, Tensor]], str]
 
     Returns:
         Of the networks `encoder`, `decoder`, `quantizer`, `coder`, `predictor`, `pixel_predictor` (that of
-        pictures' codes) and `refiner` the states of those that the file holds; and a few words for messages.
+        images' codes) and `refiner` the states of those that the file holds; and a few words for messages.
 
     Raises:
         WeightsError: when it is none of these.

@@ -67,7 +67,7 @@ class Decoder:
             DamagedError: when something is: the payload was not made by an encoder.
         """
         if not self.coder.is_empty():
-            raise DamagedError("damaged: the payload holds more than the picture")
+            raise DamagedError("damaged: the payload holds more than the image")
 
 
 def _slices(bits: int) -> list[tuple[int, int]]:

@@ -176,7 +176,7 @@ def _run(
     slope: float = 1.0,
     added: Tensor | None = None,
 ) -> bool:
-    """Compute a task of integer_kernels.c for each picture; return whether the output counts.
+    """Compute a task of integer_kernels.c for each image; return whether the output counts.
 
     Args:
         made: what integer_kernels.c compiles to.

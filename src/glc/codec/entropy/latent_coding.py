@@ -151,7 +151,7 @@ class TransformLatentCodec:
         """Return the payloads for latents l `[B, C, h, w]` at rate points `[B]`, and what they hold."""
         y = self._transform("g_a", self.coder.analysis, latent, rate)
         if not y.isfinite().all():
-            raise ValueError("the transform of the picture is not finite: the weights do not fit pictures")
+            raise ValueError("the transform of the image is not finite: the weights do not fit images")
 
         def indices_of(y: Tensor) -> tuple[Tensor]:
             indices = self.coder.hyper(y).indices
@@ -211,7 +211,7 @@ class TransformLatentCodec:
         """Return what payloads hold.
 
         Args:
-            payloads: of pictures of one size, B of them.
+            payloads: of images of one size, B of them.
             size: h, w of the latent.
             rate: rate points `[B]`.
 

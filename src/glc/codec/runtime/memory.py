@@ -27,7 +27,7 @@ def check_memory(need: int, limit: int | None, what: str) -> None:
     """
     if limit is not None and need > limit:
         raise MemoryLimitError(
-            f"{what} needs {need / 1e9:.1f} GB for a picture of this size, and {limit / 1e9:.1f} GB may be "
+            f"{what} needs {need / 1e9:.1f} GB for an image of this size, and {limit / 1e9:.1f} GB may be "
             "used: allow more with --memory (memory= in Python)"
         )
 

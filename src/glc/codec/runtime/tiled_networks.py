@@ -54,7 +54,7 @@ def _slab_rows(whole: int, rows: int, overlap: int, limit: int | None, what: str
     if fitting < 1:
         least = min(whole, int(whole * (2 * overlap + 1) / rows)) + besides
         raise MemoryLimitError(
-            f"{what} needs {least / 1e9:.1f} GB for a picture of this size, and {max(0, limit) / 1e9:.1f} GB "
+            f"{what} needs {least / 1e9:.1f} GB for an image of this size, and {max(0, limit) / 1e9:.1f} GB "
             "may be used: allow more with --memory (memory= in Python), or choose the precision bfloat16, "
             "which halves it"
         )
@@ -62,7 +62,7 @@ def _slab_rows(whole: int, rows: int, overlap: int, limit: int | None, what: str
 
 
 class BandedEncoder:
-    """E, from the rows of a picture to its latent.
+    """E, from the rows of an image to its latent.
 
     Args:
         encoder: whose weights to use, as they are now.
@@ -90,11 +90,11 @@ class BandedEncoder:
         for step in self.local:
             self.overlap = math.ceil((self.overlap + step.reach) * step.scale)
 
-    def __call__(self, picture: Source, width: int, limit: int | None = None) -> Tensor:
+    def __call__(self, image: Source, width: int, limit: int | None = None) -> Tensor:
         """Return l `[1, C, H / f, W / f]`, float32.
 
         Args:
-            picture: its rows, `[1, 3, rows, W]` in [-1, 1].
+            image: its rows, `[1, 3, rows, W]` in [-1, 1].
             width: W.
             limit: bytes that may be used.
 
@@ -102,12 +102,12 @@ class BandedEncoder:
             MemoryLimitError: when they do not suffice.
         """
         with Workers() as workers:
-            return self._encode(picture, width, limit, workers)
+            return self._encode(image, width, limit, workers)
 
-    def _encode(self, picture: Source, width: int, limit: int | None, workers: Workers) -> Tensor:
+    def _encode(self, image: Source, width: int, limit: int | None, workers: Workers) -> Tensor:
         scratch = Scratch()
         factor, stem = self.factor, self.stem
-        height, width = picture.height // stem, width // stem
+        height, width = image.height // stem, width // stem
         rows, columns = height // factor, width // factor
         channels = self.local[-1].channels if self.local else self.first.channels
         kept = _peak(self.rest, channels, rows, columns, self.dtype)
@@ -116,13 +116,13 @@ class BandedEncoder:
             limit -= kept
         step = _slab_rows(whole, rows, self.overlap, limit, "the encoder")
         if step == rows:
-            x = self._slab(picture, 0, height, width, scratch, workers)
+            x = self._slab(image, 0, height, width, scratch, workers)
         else:
             x = Map(empty_map(channels, rows, columns, self.dtype))
             for start in range(0, rows, step):
                 stop = min(rows, start + step)
                 low, high = max(0, start - self.overlap), min(rows, stop + self.overlap)
-                part = self._slab(picture, low * factor, high * factor, width, scratch, workers)
+                part = self._slab(image, low * factor, high * factor, width, scratch, workers)
                 x.values[:, :, start:stop] = part.values[:, :, start - low : stop - low]
             scratch = Scratch()
         for layer in self.rest:
@@ -130,13 +130,13 @@ class BandedEncoder:
         return x.values.float().contiguous()
 
     def _slab(
-        self, picture: Source, start: int, stop: int, width: int, scratch: Scratch, workers: Workers
+        self, image: Source, start: int, stop: int, width: int, scratch: Scratch, workers: Workers
     ) -> Map:
         """Return the local steps' output for some rows, counted after the stem."""
         stem = self.stem
 
         def read(low: int, high: int) -> Tensor:
-            found = picture.read((start + low) * stem, (start + high) * stem)
+            found = image.read((start + low) * stem, (start + high) * stem)
             return F.pixel_unshuffle(found, stem) if stem > 1 else found
 
         source = Source(stop - start, read)
@@ -148,10 +148,10 @@ class BandedEncoder:
 
 
 class BandedDecoder:
-    """D, from a latent to the rows of a picture.
+    """D, from a latent to the rows of an image.
 
     Before the first doubling it computes in float32 in any case: there most weights lie and few of the
-    products, and an error is spread over the whole picture by all that follows.
+    products, and an error is spread over the whole image by all that follows.
 
     Args:
         decoder: whose weights to use, as they are now.
@@ -188,7 +188,7 @@ class BandedDecoder:
         limit: int | None = None,
         release: Callable[[], None] | None = None,
     ) -> None:
-        """Draw the picture of l `[1, C, h, w]`.
+        """Draw the image of l `[1, C, h, w]`.
 
         Args:
             latent: float32.

@@ -27,7 +27,7 @@ from glc.codec.weights.file import (
 )
 from glc.codec.weights.state import half_precision, strip_prefix
 from glc.codec.weights.trust import Trust
-from glc.data.images import read_rgb, stack_pictures
+from glc.data.images import read_rgb, stack_images
 from glc.errors import WeightsError
 from glc.io.checkpoint import Checkpoint, open_checkpoint
 from glc.models.glc import GLC
@@ -156,7 +156,7 @@ def export(
         raise WeightsError(
             f"{checkpoint}: has no categorical hyper-latent to count frequencies of; omit --photos"
         )
-    tables = make_tables(model, (stack_pictures([read_rgb(photo)]) for photo in photos))
+    tables = make_tables(model, (stack_images([read_rgb(photo)]) for photo in photos))
     try:
         make_latent_codec(model.coder, tables)
     except ValueError as error:

@@ -1,1 +1,1 @@
-"""Codecs behind one interface: picture to bytes, bytes to picture."""
+"""Codecs behind one interface: image to bytes, bytes to image."""

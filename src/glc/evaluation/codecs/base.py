@@ -1,4 +1,4 @@
-"""What an evaluation asks of a codec: bytes for a picture at a setting, and the picture back from them."""
+"""What an evaluation asks of a codec: bytes for an image at a setting, and the image back from them."""
 
 import warnings
 from abc import ABC, abstractmethod
@@ -19,7 +19,7 @@ class CodecUnavailable(RuntimeError):
 
 @dataclass(frozen=True)
 class Setting:
-    """One point of a codec: a quality in the codec's own units, or a rate to meet in each picture."""
+    """One point of a codec: a quality in the codec's own units, or a rate to meet in each image."""
 
     quality: float | None = None
     target_bpp: float | None = None
@@ -39,12 +39,12 @@ class ImageCodec(ABC):
     """A codec at the settings that an evaluation asks for.
 
     ```
-    picture --encode(setting)--> bytes --decode--> picture      all that decode needs lies in the bytes
+    image --encode(setting)--> bytes --decode--> image      all that decode needs lies in the bytes
     ```
 
     Args:
         qualities: in the codec's own units; each is one setting.
-        target_bpp: bits per pixel instead: each picture's quality is searched so that its file lies at most
+        target_bpp: bits per pixel instead: each image's quality is searched so that its file lies at most
             3 % below.
 
     Raises:
@@ -91,7 +91,7 @@ class ImageCodec(ABC):
             raise ValueError(f"{self.kind}: qualities lie from {low:g} to {high:g}, not at {quality:g}")
 
     def encode(self, image: Image.Image, setting: Setting) -> bytes:
-        """Return the file of a picture, mode RGB.
+        """Return the file of an image, mode RGB.
 
         Raises:
             TargetError: the smallest file is larger than the rate asked for.
@@ -130,11 +130,11 @@ class ImageCodec(ABC):
 
     @abstractmethod
     def encode_at(self, image: Image.Image, quality: float) -> bytes:
-        """Return the file of a picture, mode RGB, at a quality."""
+        """Return the file of an image, mode RGB, at a quality."""
 
     @abstractmethod
     def decode(self, data: bytes) -> Image.Image:
-        """Return the picture, mode RGB, that the bytes hold.
+        """Return the image, mode RGB, that the bytes hold.
 
         Raises:
             ValueError, RuntimeError: they cannot be decoded.

@@ -22,7 +22,7 @@ class LatentCodec(ImageCodec):
         device: where the networks run.
         qualities: 0 to 100; by default the model's trained rate points.
         target_bpp: bits per pixel instead.
-        effort: steps of the search for a better latent of each picture, see `glc.latent_search`; 0 for none.
+        effort: steps of the search for a better latent of each image, see `glc.latent_search`; 0 for none.
         weights_dir: folder with LPIPS' weights for that search; None for torch hub's cache.
 
     Raises:
@@ -58,7 +58,7 @@ class LatentCodec(ImageCodec):
         super().__init__(qualities, target_bpp)
 
     def encode_at(self, image: Image.Image, quality: float) -> bytes:
-        """Return the `.glc` file of a picture."""
+        """Return the `.glc` file of an image."""
         return self.codec.compress(image, quality, effort=self._effort)
 
     def _search(self, image: Image.Image, target_bpp: float) -> bytes:
@@ -66,7 +66,7 @@ class LatentCodec(ImageCodec):
         return self.codec.compress(image, target_bpp=target_bpp, effort=self._effort)
 
     def decode(self, data: bytes) -> Image.Image:
-        """Return the picture in a `.glc` file.
+        """Return the image in a `.glc` file.
 
         Raises:
             BitstreamError: it cannot be decoded.
@@ -78,7 +78,7 @@ class LatentCodec(ImageCodec):
         return {"torch": torch.__version__}
 
     def options(self) -> Mapping[str, Any]:
-        """Return what makes other files or other pictures where the files' fingerprint is the same.
+        """Return what makes other files or other images where the files' fingerprint is the same.
 
         That is the encoder, its effort, and the number formats of E and D: `auto` depends on the processor.
         """

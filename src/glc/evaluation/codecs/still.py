@@ -1,4 +1,4 @@
-"""Codecs of still pictures that Pillow and its plug-ins bring: JPEG, WebP, AVIF, JPEG XL."""
+"""Codecs of still images that Pillow and its plug-ins bring: JPEG, WebP, AVIF, JPEG XL."""
 
 import importlib
 import importlib.metadata
@@ -73,15 +73,15 @@ class StillCodec(ImageCodec):
             raise ValueError(f"{self.kind}: qualities are whole numbers, not {quality:g}")
 
     def encode_at(self, image: Image.Image, quality: float) -> bytes:
-        """Return the file of a picture."""
+        """Return the file of an image."""
         stream = io.BytesIO()
-        # A new picture: profiles and EXIF of the source would be written, too, and are no part of the task.
+        # A new image: profiles and EXIF of the source would be written, too, and are no part of the task.
         plain = Image.frombytes("RGB", image.size, image.tobytes())
         plain.save(stream, self.format, quality=int(quality), **self.save)
         return stream.getvalue()
 
     def decode(self, data: bytes) -> Image.Image:
-        """Return the picture in a file.
+        """Return the image in a file.
 
         Raises:
             ValueError, OSError: it cannot be decoded.

@@ -1,6 +1,6 @@
-"""Intra pictures of video codecs, HEVC, AV1 and VVC, by way of ffmpeg.
+"""Intra images of video codecs, HEVC, AV1 and VVC, by way of ffmpeg.
 
-The picture is converted to 10-bit 4:2:0 with the matrix of BT.709 in full range, which is also what the
+The image is converted to 10-bit 4:2:0 with the matrix of BT.709 in full range, which is also what the
 decoder's output is converted back from; what the conversion loses counts against the codec.
 """
 
@@ -25,14 +25,14 @@ _COLOUR = (
 
 
 class VideoCodec(ImageCodec):
-    """One intra picture of a video codec, as a bare elementary stream.
+    """One intra image of a video codec, as a bare elementary stream.
 
     ```
     stream                                                       multiple = 1: the codec knows any size
     [1 byte: columns x 16 + rows of padding] [stream]            otherwise
     ```
 
-    The byte in front is zero for pictures that need no padding, as HEVC and VVC allow before a stream: such
+    The byte in front is zero for images that need no padding, as HEVC and VVC allow before a stream: such
     a file plays anywhere. All bytes count.
 
     Args:
@@ -94,7 +94,7 @@ class VideoCodec(ImageCodec):
             raise ValueError(f"{self.kind}: qualities are whole numbers, not {quality:g}")
 
     def encode_at(self, image: Image.Image, quality: float) -> bytes:
-        """Return the file of a picture.
+        """Return the file of an image.
 
         Raises:
             RuntimeError: ffmpeg failed; the message has its last line.
@@ -114,14 +114,14 @@ class VideoCodec(ImageCodec):
             )  # fmt: skip
             coded = stream.read_bytes()
         if not coded:
-            raise RuntimeError(f"{self.encoder} wrote nothing for a picture of {image.width}x{image.height}")
+            raise RuntimeError(f"{self.encoder} wrote nothing for an image of {image.width}x{image.height}")
         return coded if self.multiple == 1 else bytes([right * 16 + bottom]) + coded
 
     def decode(self, data: bytes) -> Image.Image:
-        """Return the picture in a file.
+        """Return the image in a file.
 
         Raises:
-            RuntimeError: ffmpeg failed, or the file holds no picture.
+            RuntimeError: ffmpeg failed, or the file holds no image.
         """
         right, bottom = (0, 0) if self.multiple == 1 else divmod(data[0], 16)
         scale = f"scale=in_range=full:in_color_matrix=bt709:out_range=full:{_SCALER}"
@@ -135,7 +135,7 @@ class VideoCodec(ImageCodec):
             )  # fmt: skip
         found = re.match(rb"P6\s(\d+)\s(\d+)\s255\s", shown)
         if found is None or len(shown) - found.end() != 3 * int(found[1]) * int(found[2]):
-            raise RuntimeError(f"{self.kind}: the file holds no picture")
+            raise RuntimeError(f"{self.kind}: the file holds no image")
         width, height = int(found[1]), int(found[2])
         image = Image.frombytes("RGB", (width, height), shown[found.end() :])
         return image.crop((0, 0, width - right, height - bottom))

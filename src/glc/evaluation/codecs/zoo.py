@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from glc.codec.images import crop, pad
-from glc.data.images import stack_pictures, to_image
+from glc.data.images import stack_images, to_image
 from glc.evaluation.codecs.base import CodecUnavailable, ImageCodec
 
 _HEADER = struct.Struct("<BHHHHB")  # quality, width, height, the hyper latent's height and width, strings
@@ -79,8 +79,8 @@ class ZooCodec(ImageCodec):
 
     @torch.inference_mode()
     def encode_at(self, image: Image.Image, quality: float) -> bytes:
-        """Return the header and the strings of a picture."""
-        x = (stack_pictures([image]) + 1) / 2
+        """Return the header and the strings of an image."""
+        x = (stack_images([image]) + 1) / 2
         found = self._model(int(quality)).compress(pad(x, self.multiple).to(self.device))
         strings = [string for (string,) in found["strings"]]
         header = _HEADER.pack(int(quality), image.width, image.height, *found["shape"], len(strings))
@@ -88,7 +88,7 @@ class ZooCodec(ImageCodec):
 
     @torch.inference_mode()
     def decode(self, data: bytes) -> Image.Image:
-        """Return the picture in a file.
+        """Return the image in a file.
 
         Raises:
             ValueError: it is cut short.

@@ -2,9 +2,9 @@
 (function () {
   const store = JSON.parse(document.getElementById("slider-data").textContent);
   const box = document.getElementById("slider");
-  if (!box || !store.pictures.length) return;
+  if (!box || !store.images.length) return;
   const find = (role) => box.querySelector(`[data-role="${role}"]`);
-  const menus = { left: find("left"), right: find("right"), picture: find("picture") };
+  const menus = { left: find("left"), right: find("right"), image: find("image") };
   const images = { left: find("left-image"), right: find("right-image") };
   const captions = { left: find("left-caption"), right: find("right-caption") };
   const stage = find("stage");
@@ -23,20 +23,20 @@
   }
 
   function show() {
-    const picture = store.pictures[Number(menus.picture.value)];
+    const image = store.images[Number(menus.image.value)];
     const bpp = {};
     for (const side of ["left", "right"]) {
-      const entry = picture.entries[Number(menus[side].value)];
+      const entry = image.entries[Number(menus[side].value)];
       images[side].hidden = !entry;
-      captions[side].textContent = entry ? entry.caption : "this run does not have the picture";
+      captions[side].textContent = entry ? entry.caption : "this run does not have the image";
       if (entry) {
         images[side].src = entry.data;
         images[side].alt = entry.caption;
         bpp[side] = entry.bpp;
       }
     }
-    stage.style.aspectRatio = `${picture.width} / ${picture.height}`;
-    stage.style.maxWidth = `${picture.width}px`;
+    stage.style.aspectRatio = `${image.width} / ${image.height}`;
+    stage.style.maxWidth = `${image.width}px`;
     const both = bpp.left && bpp.right;
     const more = both ? 100 * (bpp.right / bpp.left - 1) : 0;
     rates.textContent = both
@@ -61,7 +61,7 @@
 
   fill(menus.left, store.codecs, 0);
   fill(menus.right, store.codecs, store.second);
-  fill(menus.picture, store.pictures.map((picture) => picture.name), 0);
+  fill(menus.image, store.images.map((image) => image.name), 0);
   Object.values(menus).forEach((menu) => menu.addEventListener("change", show));
   position.addEventListener("input", move);
   stage.addEventListener("pointerdown", drag);

@@ -19,12 +19,12 @@ class ReconstructionPanel(L.Callback):
 
     Args:
         dirpath: folder of `NN-step-SSSSSS.png`.
-        pictures: number of strips.
+        images: number of strips.
     """
 
-    def __init__(self, dirpath: str | Path, pictures: int = 4) -> None:
+    def __init__(self, dirpath: str | Path, images: int = 4) -> None:
         self.dirpath = Path(dirpath)
-        self.pictures = pictures
+        self.images = images
         self._strips: list[Tensor] = []
 
     def on_validation_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -45,7 +45,7 @@ class ReconstructionPanel(L.Callback):
             return
         columns = [images for images in outputs.values() if isinstance(images, Tensor) and images.ndim == 4]
         for images in zip(*columns, strict=False):
-            if len(self._strips) < self.pictures:
+            if len(self._strips) < self.images:
                 strip = torch.cat([image.float().cpu() for image in images], dim=2)
                 self._strips.append((strip.clamp(-1, 1) + 1) / 2)
 

@@ -1,4 +1,4 @@
-"""Style: a new decoder that draws a codec's latents in the manner of a picture (paper sections 6 and 11)."""
+"""Style: a new decoder that draws a codec's latents in the manner of an image (paper sections 6 and 11)."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from glc.codec.weights.file import Weights
-from glc.data.images import read_rgb, stack_pictures
+from glc.data.images import read_rgb, stack_images
 from glc.losses.style import StyleLoss
 from glc.losses.terms import weighted_sum
 from glc.models.autoencoder import Decoder
@@ -22,7 +22,7 @@ SHORTEST = 64
 
 
 def read_style(path: str | Path, side: int) -> Tensor:
-    """Return the picture of a style `[1, 3, H, W]` in [-1, 1], its short side `side` pixels.
+    """Return the image of a style `[1, 3, H, W]` in [-1, 1], its short side `side` pixels.
 
     Raises:
         ImageError: it cannot be read.
@@ -30,7 +30,7 @@ def read_style(path: str | Path, side: int) -> Tensor:
     """
     if side < SHORTEST:
         raise ValueError(f"stage.style_size={side}: give {SHORTEST} pixels or more")
-    x = stack_pictures([read_rgb(path)])
+    x = stack_images([read_rgb(path)])
     height, width = x.shape[-2:]
     factor = side / min(height, width)
     size = (max(side, round(height * factor)), max(side, round(width * factor)))
@@ -38,27 +38,27 @@ def read_style(path: str | Path, side: int) -> Tensor:
 
 
 class StylizationStage(PartStage):
-    """Train a decoder that draws what the coder sends with the content of x and the style of one picture.
+    """Train a decoder that draws what the coder sends with the content of x and the style of one image.
 
     ```
     x --E, g_a, Q, g_s (fixed)--> l_hat --decoder (trained)--> x_hat --.
     x ------------------------------------------------- content of ----+--> content + style
-    style picture ------------------------------------- style of ------'
+    style image ------------------------------------- style of ------'
     ```
 
     It starts as D. Encoder and files do not change: any file of the codec can be drawn in the style.
 
     Args:
         codec: the finished codec.
-        style: file of the style's picture.
-        style_size: short side, in pixels, at which the picture is looked at: strokes are as large as there.
+        style: file of the style's image.
+        style_size: short side, in pixels, at which the image is looked at: strokes are as large as there.
         loss: terms `content` and `style`.
         weights: their weights, and those of the added losses of x and x_hat.
         optimization: how to optimise.
         **options: see `Stage`.
 
     Raises:
-        ImageError: the style's picture cannot be read.
+        ImageError: the style's image cannot be read.
         ValueError: style_size is too small.
     """
 
@@ -93,7 +93,7 @@ class StylizationStage(PartStage):
         return [buffer for name, buffer in self.named_buffers(recurse=False) if name.startswith("style_")]
 
     def training_step(self, batch: Any, batch_idx: int) -> None:
-        """Do one step on a batch of pictures, each at its own rate point."""
+        """Do one step on a batch of images, each at its own rate point."""
         x = self.images(batch)
         with torch.no_grad():
             rate = draw_rates(len(x), self.model.num_rates, x.device)
@@ -107,12 +107,12 @@ class StylizationStage(PartStage):
         return latent_hat if self.model.refiner is None else self.model.refiner(latent_hat)
 
     def terms(self, x: Tensor, x_hat: Tensor) -> dict[str, Tensor]:
-        """Compare pictures `[B, 3, H, W]`; returns the terms and their total `loss`, each `[B]`."""
+        """Compare images `[B, 3, H, W]`; returns the terms and their total `loss`, each `[B]`."""
         terms = self.losses(self.loss(x, x_hat, self.style), x, x_hat)
         return {**terms, "loss": weighted_sum(terms, self.weights)}
 
     def validation_step(self, batch: Any, batch_idx: int) -> dict[str, Tensor]:
-        """Draw validation pictures at the best rate point, also by the codec's own decoder (`_plain`)."""
+        """Draw validation images at the best rate point, also by the codec's own decoder (`_plain`)."""
         x = self.images(batch)
         out = self.model.coder(self.model.encoder(x), self.model.num_rates - 1)
         plain, styled = self.model.decode_latent(out.latent_hat), self.decoder(self.refined(out.latent_hat))
