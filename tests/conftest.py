@@ -1,6 +1,9 @@
 """What every test can rely on: a fixed seed, and no more threads than a small machine has."""
 
+import logging
 import os
+import sys
+from collections.abc import Iterator
 
 # Workers side by side share the cores: a thread for each, and for each program that a test starts.
 SHARED = "PYTEST_XDIST_WORKER" in os.environ
@@ -26,6 +29,26 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 @pytest.fixture(autouse=True)
-def seeded() -> None:
-    """Start each test from the same random numbers, in whatever order the tests run."""
+def isolated() -> Iterator[None]:
+    """Start each test from the same random numbers, and take back what it does to the whole process.
+
+    Commands that run in process configure logging as Hydra does (loggers are disabled, handlers replaced), and
+    PyTorch's compiler raises the recursion limit.
+    """
     torch.manual_seed(0)
+    limit, root = sys.getrecursionlimit(), logging.getLogger()
+    loggers = [
+        root,
+        *(x for x in logging.Logger.manager.loggerDict.values() if isinstance(x, logging.Logger)),
+    ]
+    before = [
+        (logger, logger.level, logger.disabled, logger.propagate, [*logger.handlers]) for logger in loggers
+    ]
+    yield
+    sys.setrecursionlimit(limit)
+    for logger, level, disabled, propagate, handlers in before:
+        logger.level, logger.disabled, logger.propagate = level, disabled, propagate
+        # pytest adds and removes its own handlers.
+        now = [h for h in logger.handlers if type(h).__module__.startswith("_pytest")]
+        logger.handlers[:] = [h for h in handlers if not type(h).__module__.startswith("_pytest")] + now
+    root.manager._clear_cache()  # type: ignore[attr-defined]

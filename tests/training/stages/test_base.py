@@ -85,7 +85,7 @@ def test_an_added_loss_is_logged_and_weighted(images: Path, tmp_path: Path, stag
             r"^stage\.distortion_weights\.egde: there is no such loss term; the terms are l1$",
         ),
         ({"stage.optimizer._target_": "torch.optim.LBFGS"}, r"^stage\.optimizer: LBFGS cannot be used"),
-        ({"stage.parameter_groups": "[{match: x}]"}, r"^stage\.parameter_groups\[0\]\.match=x: no trained"),
+        ({"stage.parameter_groups": "[{match: x}]"}, r"^stage\.parameter_groups\[0\]\.match=x: no parameter"),
         (
             {"+metrics.metrics.l1._target_": f"{HERE}.Widest"},
             r"^metrics\.metrics\.l1: a loss term has this name",
