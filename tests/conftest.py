@@ -32,7 +32,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def isolated() -> Iterator[None]:
     """Start each test from the same random numbers, and take back what it does to the whole process.
 
-    Commands that run in process configure logging as Hydra does (loggers are disabled, handlers replaced), and
+    Commands that run in process configure logging as Hydra does (loggers disabled, handlers replaced), and
     PyTorch's compiler raises the recursion limit.
     """
     torch.manual_seed(0)
