@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from glc.codec.entropy.ans import (
     SYMBOL_LIMIT,
-    Decoder,
-    Encoder,
+    AnsDecoder,
+    AnsEncoder,
     IndexModel,
     IntegerModel,
     UniformModel,
@@ -116,7 +116,7 @@ def test_another_decoder_reads_every_table(tables: Sequence[Table]) -> None:
     for k, table in enumerate(tables):
         symbols = rng.permutation(spread(table, 40, rng)).astype(np.int32)
         classes = np.full(len(symbols), k)
-        encoder = Encoder()
+        encoder = AnsEncoder()
         model.push(encoder, symbols, classes)
         reader = Reader(encoder.payload())
         assert reader.read_integers(tables, classes.tolist()) == symbols.tolist()
@@ -130,7 +130,7 @@ def test_another_decoder_reads_random_tables() -> None:
         weights = rng.random(size) ** rng.choice([0, 1, 8, 30])
         table = Table(int(rng.integers(-500, 500)), quantize_probabilities(weights + 1e-300))
         symbols = spread(table, 60, rng).astype(np.int32)
-        encoder, model, classes = Encoder(), IntegerModel([table]), np.zeros(len(symbols), np.int64)
+        encoder, model, classes = AnsEncoder(), IntegerModel([table]), np.zeros(len(symbols), np.int64)
         model.push(encoder, symbols, classes)
         assert Reader(encoder.payload()).read_integers([table], classes.tolist()) == symbols.tolist()
 
@@ -144,7 +144,7 @@ def test_another_decoder_reads_mixed_runs_in_the_decoders_order() -> None:
         scales = 0.11 * 1.0514 ** classes.astype(float)
         runs.append((np.rint(rng.standard_t(2, count) * scales * 2).astype(np.int32), classes))
     z = rng.integers(0, 1000, 77).astype(np.int32)
-    encoder = Encoder()
+    encoder = AnsEncoder()
     for symbols, classes in reversed(runs):
         model.push(encoder, symbols, classes)
     indices.push(encoder, z)
@@ -159,11 +159,11 @@ def test_another_decoder_reads_mixed_runs_in_the_decoders_order() -> None:
 def test_codes_of_fixed_length(size: int) -> None:
     rng = np.random.default_rng(size)
     symbols = np.concatenate((rng.integers(0, size, 40), [0, size - 1])).astype(np.int32)
-    model, encoder = UniformModel(size), Encoder()
+    model, encoder = UniformModel(size), AnsEncoder()
     model.push(encoder, symbols)
     payload = encoder.payload()
     assert len(payload) <= math.ceil(len(symbols) * math.log2(size) / 8) + 4
-    decoder = Decoder(payload)
+    decoder = AnsDecoder(payload)
     assert model.pop(decoder, len(symbols)).tolist() == symbols.tolist()
     decoder.finish()
     reader = Reader(payload)
@@ -172,10 +172,10 @@ def test_codes_of_fixed_length(size: int) -> None:
 
 
 def test_a_code_of_one_value_takes_nothing() -> None:
-    model, encoder = UniformModel(1), Encoder()
+    model, encoder = UniformModel(1), AnsEncoder()
     model.push(encoder, np.zeros(9, np.int32))
     assert encoder.payload() == b""
-    assert model.pop(Decoder(b""), 9).tolist() == [0] * 9
+    assert model.pop(AnsDecoder(b""), 9).tolist() == [0] * 9
 
 
 @pytest.mark.parametrize("size", [0, -1, (1 << 20) + 1])
@@ -189,7 +189,7 @@ def test_another_decoder_reads_a_table_of_indices() -> None:
     counts = np.floor(rng.pareto(0.5, 16384)).clip(0, 1e6)
     table = index_table(torch.from_numpy(counts))
     symbols = np.concatenate((rng.integers(0, 16384, 60), [0, 16383])).astype(np.int32)
-    model, encoder = IndexModel(table), Encoder()
+    model, encoder = IndexModel(table), AnsEncoder()
     model.push(encoder, symbols)
     reader = Reader(encoder.payload())
     assert [reader.read(table.frequencies) for _ in symbols] == symbols.tolist()
@@ -209,12 +209,12 @@ RUN = st.lists(st.tuples(ANY_SYMBOL, st.integers(0, len(ALL_TABLES) - 1)), max_s
 @settings(max_examples=200, deadline=None)
 @given(st.lists(RUN, max_size=4))
 def test_round_trips(runs: list[list[tuple[int, int]]]) -> None:
-    model, encoder = IntegerModel(ALL_TABLES), Encoder()
+    model, encoder = IntegerModel(ALL_TABLES), AnsEncoder()
     for run in reversed(runs):
         model.push(encoder, np.array([s for s, _ in run], np.int32), np.array([k for _, k in run], np.int64))
     payload = encoder.payload()
     assert not payload.endswith(b"\0")
-    decoder, reader = Decoder(payload), Reader(payload)
+    decoder, reader = AnsDecoder(payload), Reader(payload)
     for run in runs:
         classes = [k for _, k in run]
         expected = [s for s, _ in run]
@@ -228,22 +228,22 @@ def test_round_trips(runs: list[list[tuple[int, int]]]) -> None:
 def test_a_run_may_be_escaped_as_a_whole(count: int) -> None:
     table = GAUSSIANS[0]
     symbols = np.where(np.arange(count) % 2, 1, -1) * (table.high + 1 + np.arange(count) * 31)
-    model, encoder, classes = IntegerModel([table]), Encoder(), np.zeros(count, np.int64)
+    model, encoder, classes = IntegerModel([table]), AnsEncoder(), np.zeros(count, np.int64)
     model.push(encoder, symbols.astype(np.int32), classes)
-    decoder = Decoder(encoder.payload())
+    decoder = AnsDecoder(encoder.payload())
     assert model.pop(decoder, classes).tolist() == symbols.tolist()
     decoder.finish()
 
 
 def test_bits_are_written_as_they_are() -> None:
     rng = np.random.default_rng(5)
-    encoder = Encoder()
+    encoder = AnsEncoder()
     runs = [(bits, rng.integers(0, 1 << bits, 30)) for bits in (1, 4, 12, 13, 15, 20)]
     for bits, values in reversed(runs):
         encoder.push_bits(values, bits)
     payload = encoder.payload()
     assert 30 * 65 / 8 <= len(payload) + 1 <= 30 * 65 / 8 + 6
-    decoder = Decoder(payload)
+    decoder = AnsDecoder(payload)
     for bits, values in runs:
         assert decoder.pop_bits(30, bits).tolist() == values.tolist()
     assert decoder.pop_bits(3, 0).tolist() == [0, 0, 0]
@@ -271,14 +271,14 @@ def test_the_size_is_the_ideal_one(count: int, factor: float) -> None:
     symbols = np.rint(rng.normal(size=count) * 0.11 * 1.0514 ** classes.astype(float) * factor).astype(
         np.int32
     )
-    encoder = Encoder()
+    encoder = AnsEncoder()
     IntegerModel(GAUSSIANS).push(encoder, symbols, classes)
     ideal = ideal_bits(GAUSSIANS, symbols, classes) / 8
     assert ideal - 1 <= len(encoder.payload()) <= ideal * 1.0005 + 5
 
 
 def test_cheap_symbols_cost_next_to_nothing() -> None:
-    encoder, count = Encoder(), 100_000
+    encoder, count = AnsEncoder(), 100_000
     IntegerModel([ODD[0]]).push(encoder, np.zeros(count, np.int32), np.zeros(count, np.int64))
     assert len(encoder.payload()) <= 4
 
@@ -291,7 +291,7 @@ def test_garbage_gives_damage_or_symbols() -> None:
         payload = rng.bytes(int(rng.integers(0, 40)))
         classes = rng.integers(0, len(ALL_TABLES), int(rng.integers(0, 12)))
         try:
-            decoder = Decoder(payload)
+            decoder = AnsDecoder(payload)
             symbols = model.pop(decoder, classes)
         except DamagedError:
             damaged += 1
@@ -311,23 +311,23 @@ def test_garbage_is_read_alike_by_both_decoders() -> None:
         expected = Reader(payload).read_integers(ALL_TABLES, classes.tolist())
         if max(map(abs, expected)) > SYMBOL_LIMIT:
             with pytest.raises(DamagedError, match="beyond the limit"):
-                model.pop(Decoder(payload), classes)
+                model.pop(AnsDecoder(payload), classes)
         else:
-            assert model.pop(Decoder(payload), classes).tolist() == expected
+            assert model.pop(AnsDecoder(payload), classes).tolist() == expected
 
 
 def test_a_symbol_beyond_the_limit_is_damage() -> None:
     table = GAUSSIANS[0]
-    model, encoder = IntegerModel([table]), Encoder()
+    model, encoder = IntegerModel([table]), AnsEncoder()
     model.push(encoder, np.array([SYMBOL_LIMIT + 1]), np.zeros(1, np.int64))
     with pytest.raises(DamagedError, match="beyond the limit"):
-        model.pop(Decoder(encoder.payload()), np.zeros(1, np.int64))
+        model.pop(AnsDecoder(encoder.payload()), np.zeros(1, np.int64))
 
 
 def test_what_is_left_over_is_damage() -> None:
-    model, encoder = UniformModel(64), Encoder()
+    model, encoder = UniformModel(64), AnsEncoder()
     model.push(encoder, np.arange(60, dtype=np.int32))
-    decoder = Decoder(encoder.payload())
+    decoder = AnsDecoder(encoder.payload())
     model.pop(decoder, 59)
     with pytest.raises(DamagedError, match="more than the image"):
         decoder.finish()
@@ -336,14 +336,14 @@ def test_what_is_left_over_is_damage() -> None:
 @pytest.mark.parametrize("payload", [bytes(4), b"\1\2\3\4" + bytes(4), b"\1" + bytes(11)])
 def test_words_of_zeros_at_the_end_are_damage(payload: bytes) -> None:
     with pytest.raises(DamagedError, match="ends in zeros"):
-        Decoder(payload)
+        AnsDecoder(payload)
 
 
 def test_payloads_are_pure_functions_of_their_symbols() -> None:
     classes = np.arange(100) % len(GAUSSIANS)
     payloads = set()
     for _ in range(3):
-        encoder = Encoder()
+        encoder = AnsEncoder()
         IntegerModel(GAUSSIANS).push(encoder, (np.arange(100) % 7 - 3).astype(np.int32), classes)
         payloads.add(encoder.payload())
     assert len(payloads) == 1

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from glc.codec.entropy import integer_kernels
-from glc.codec.entropy.integer_nets import ExactDepthConv, ExactFeedForward, exact
+from glc.codec.entropy.integer_nets import IntegerDepthConv, IntegerFeedForward, to_integer_network
 from glc.layers.blocks import DepthConv, DepthConvBlock, GatedFeedForward
 from glc.models.context import QuadtreeContext
 from glc.models.hyperprior import CategoricalHyperprior
@@ -68,7 +68,7 @@ def test_blocks(
     torch.manual_seed(len(kind))
     block = scaled(BLOCKS[kind](), 1.0 if kind == "hyper" else 2.0)
     ins = next(m.in_channels for m in block.modules() if isinstance(m, nn.Conv2d))
-    network = exact(nn.Sequential(block), keep=keep)
+    network = to_integer_network(nn.Sequential(block), keep=keep)
     for x in (torch.randn(2, ins, *size), torch.randn(1, ins, *size).double() * 20):
         found = network(x)
         assert torch.equal(found, in_float64(network, x, monkeypatch))
@@ -85,7 +85,7 @@ def test_what_is_too_large_is_computed_in_float64(
 ) -> None:
     """Weights of more than 16 bits, activations that saturate in between: no result is another."""
     torch.manual_seed(0)
-    network = exact(nn.Sequential(scaled(type(block)(*[8] * (1 + isinstance(block, DepthConv))), weights)))
+    network = to_integer_network(nn.Sequential(scaled(type(block)(*[8] * (1 + isinstance(block, DepthConv))), weights)))
     x = torch.randn(1, 8, 6, 7) * inputs
     assert torch.equal(network(x), in_float64(network, x, monkeypatch))
     assert refused[0] == (weights >= 12)
@@ -98,7 +98,7 @@ def test_one_activation_that_is_too_large_among_many_is_noticed(
     conv = nn.Conv2d(64, 8, 1)
     with torch.no_grad():
         conv.weight.fill_(0.9)  # 58 in a row: of an activation, 2048 and a little fits
-    network = exact(nn.Sequential(conv))
+    network = to_integer_network(nn.Sequential(conv))
     for value, fits in ((2000.0, True), (16000.0, False), (-16000.0, False)):
         x = torch.zeros(1, 64, 20, 20)
         x[0, 63, 19, 19] = value
@@ -113,12 +113,12 @@ def test_a_row_of_weights_whose_sums_do_not_fit_is_refused(refused: list[bool]) 
     for value, fits in ((0.999, True), (1.0, False)):
         nn.init.constant_(conv.weight, value)
         refused.clear()
-        exact(nn.Sequential(conv))(torch.randn(1, 64, 2, 2))
+        to_integer_network(nn.Sequential(conv))(torch.randn(1, 64, 2, 2))
         assert refused == [not fits]
     nn.init.constant_(conv.weight, 0.0)
     conv.weight[3, 5] = 2.0  # 2^15 units: one more than 16 bits hold
     refused.clear()
-    exact(nn.Sequential(conv))(torch.randn(1, 64, 2, 2))
+    to_integer_network(nn.Sequential(conv))(torch.randn(1, 64, 2, 2))
     assert refused == [True]
 
 
@@ -126,7 +126,7 @@ def test_a_row_of_weights_whose_sums_do_not_fit_is_refused(refused: list[bool]) 
 @pytest.mark.parametrize("threads", [1, 2, 5, 100])
 def test_bits_do_not_depend_on_threads(threads: int) -> None:
     torch.manual_seed(1)
-    network = exact(nn.Sequential(DepthConvBlock(40, 40)))
+    network = to_integer_network(nn.Sequential(DepthConvBlock(40, 40)))
     x = torch.randn(1, 40, 51, 53)  # more groups of positions than 64
     before = torch.get_num_threads()
     try:
@@ -143,7 +143,7 @@ def test_the_paper_size_context_is_computed_here(
     refused: list[bool], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     torch.manual_seed(2)
-    network, x = exact(QuadtreeContext(256), keep=False), torch.randn(1, 512, 5, 4)
+    network, x = to_integer_network(QuadtreeContext(256), keep=False), torch.randn(1, 512, 5, 4)
     with torch.inference_mode():
         found = torch.cat(network.predict(1, x[:, :256], x[:, 256:]), 1)
         monkeypatch.setattr(integer_kernels, "takes", lambda x: False)
@@ -154,7 +154,7 @@ def test_the_paper_size_context_is_computed_here(
 
 @torch.inference_mode()
 def test_what_is_no_number_stays_none(refused: list[bool], monkeypatch: pytest.MonkeyPatch) -> None:
-    network = exact(nn.Sequential(nn.Conv2d(20, 4, 1)))
+    network = to_integer_network(nn.Sequential(nn.Conv2d(20, 4, 1)))
     for position in (0, 39):  # among sixteen, and in the rest
         x = torch.randn(1, 20, 1, 40)
         x[0, 7, 0, position] = torch.nan
@@ -170,7 +170,7 @@ def test_what_is_no_number_stays_none(refused: list[bool], monkeypatch: pytest.M
 @pytest.mark.parametrize("block", [nn.Conv2d(8, 4, 1), GatedFeedForward(8), DepthConv(8, 8), DepthConv(8, 9)])
 def test_maps_of_other_widths_are_errors(block: nn.Module, channels: int) -> None:
     with pytest.raises(RuntimeError):
-        exact(nn.Sequential(block))(torch.randn(1, channels, 30, 30))
+        to_integer_network(nn.Sequential(block))(torch.randn(1, channels, 30, 30))
 
 
 def test_weights_of_files_are_checked_too(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -185,8 +185,8 @@ def test_weights_of_files_are_checked_too(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_gradients_and_other_devices_are_left_to_pytorch() -> None:
-    layers = exact(nn.Sequential(GatedFeedForward(8), DepthConv(8, 8)))
-    assert [type(layer) for layer in layers] == [ExactFeedForward, ExactDepthConv]
+    layers = to_integer_network(nn.Sequential(GatedFeedForward(8), DepthConv(8, 8)))
+    assert [type(layer) for layer in layers] == [IntegerFeedForward, IntegerDepthConv]
     assert not integer_kernels.takes(torch.zeros(1, 8, 2, 2, requires_grad=True))
     assert not integer_kernels.takes(torch.zeros(1, 8, 2, 2, device="meta"))
     assert integer_kernels.takes(torch.zeros(1, 8, 2, 2))

@@ -8,7 +8,7 @@ from torch import nn
 
 import glc
 from glc.codec.entropy import row_tiling
-from glc.codec.entropy.integer_nets import exact
+from glc.codec.entropy.integer_nets import to_integer_network
 from glc.codec.entropy.row_tiling import halo, in_row_tiles
 from glc.codec.runtime.memory import resident_memory
 from glc.errors import MemoryLimitError
@@ -36,7 +36,7 @@ def test_reach_is_what_a_row_sees() -> None:
 @pytest.mark.parametrize("limit", [1, 3000])
 def test_slabs_of_an_exact_network_are_the_whole(limit: int, monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(1)
-    network = exact(CategoricalHyperprior(8, 4).synthesis)
+    network = to_integer_network(CategoricalHyperprior(8, 4).synthesis)
     z = torch.randn(2, 8, 37, 3, dtype=torch.float64)
     whole = network(z)
     sizes: list[int] = []

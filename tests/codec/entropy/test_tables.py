@@ -12,7 +12,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from glc.codec.entropy.ans import Decoder, Encoder, IndexModel
+from glc.codec.entropy.ans import AnsDecoder, AnsEncoder, IndexModel
 from glc.codec.entropy.tables import (
     SCALE_MAX,
     SCALE_MIN,
@@ -294,9 +294,9 @@ def test_indices_that_were_never_seen_can_be_coded() -> None:
     table = index_table(counts)
     assert len(table.frequencies) == 100
     assert table.low == 0
-    model, indices, encoder = IndexModel(table), np.arange(100, dtype=np.int32), Encoder()
+    model, indices, encoder = IndexModel(table), np.arange(100, dtype=np.int32), AnsEncoder()
     model.push(encoder, indices)
-    decoder = Decoder(encoder.payload())
+    decoder = AnsDecoder(encoder.payload())
     assert model.pop(decoder, 100).tolist() == indices.tolist()
     decoder.finish()
     # Laplace's rule, to the unit of a frequency.

@@ -11,7 +11,7 @@ from torch import Tensor
 from glc.codec.runtime import row_tiles, tiled_networks
 from glc.codec.runtime.row_tiles import Source
 from glc.codec.runtime.tiled_layers import make_steps
-from glc.codec.runtime.tiled_networks import BandedDecoder, BandedEncoder
+from glc.codec.runtime.tiled_networks import TiledDecoder, TiledEncoder
 from glc.errors import MemoryLimitError
 from glc.models.autoencoder import Decoder, Encoder
 
@@ -36,11 +36,11 @@ def networks(kind: str, channels: int = 16) -> tuple[Encoder, Decoder]:
     return made
 
 
-def encode(encoder: BandedEncoder, x: Tensor, limit: int | None = None) -> Tensor:
+def encode(encoder: TiledEncoder, x: Tensor, limit: int | None = None) -> Tensor:
     return encoder(Source(x.shape[2], lambda a, b: x[:, :, a:b]), x.shape[3], limit)
 
 
-def draw(decoder: BandedDecoder, latent: Tensor, factor: int, limit: int | None = None) -> Tensor:
+def draw(decoder: TiledDecoder, latent: Tensor, factor: int, limit: int | None = None) -> Tensor:
     x_hat = torch.full((1, 3, latent.shape[2] * factor, latent.shape[3] * factor), math.nan)
 
     def write(row: int, rows: Tensor) -> None:
@@ -63,10 +63,10 @@ def test_bands_of_any_height_are_the_whole_network(kind: str, monkeypatch: pytes
     latent = encoder(x)
     x_hat = decoder(latent)
     for elements in (500, 4000, 1 << 20):
-        monkeypatch.setattr(row_tiles, "BAND_ELEMENTS", elements)
-        found = encode(BandedEncoder(encoder, torch.float32), x)
+        monkeypatch.setattr(row_tiles, "TILE_ELEMENTS", elements)
+        found = encode(TiledEncoder(encoder, torch.float32), x)
         torch.testing.assert_close(found, latent, rtol=1e-4, atol=1e-4)
-        drawn = draw(BandedDecoder(decoder, torch.float32), latent, decoder.downsampling)
+        drawn = draw(TiledDecoder(decoder, torch.float32), latent, decoder.downsampling)
         torch.testing.assert_close(drawn, x_hat, rtol=1e-4, atol=1e-4)
 
 
@@ -77,8 +77,8 @@ def test_a_last_convolution_of_many_channels_is_drawn_in_bands(monkeypatch: pyte
     decoder = Decoder(**given, norm="pixel", stem=4, level_attention=False).eval()
     latent = torch.randn(1, 32, 20, 12)
     for elements in (20000, 30000):
-        monkeypatch.setattr(row_tiles, "BAND_ELEMENTS", elements)
-        drawn = draw(BandedDecoder(decoder, torch.float32), latent, decoder.downsampling)
+        monkeypatch.setattr(row_tiles, "TILE_ELEMENTS", elements)
+        drawn = draw(TiledDecoder(decoder, torch.float32), latent, decoder.downsampling)
         torch.testing.assert_close(drawn, decoder(latent), rtol=1e-4, atol=1e-4)
 
 
@@ -88,8 +88,8 @@ def test_wide_layers_lose_nothing_that_counts_to_winograd() -> None:
     x = torch.rand(1, 3, 44, 36) * 2 - 1
     exact, precise = copy.deepcopy(encoder).double(), copy.deepcopy(decoder).double()
     latent = exact(x.double())
-    assert psnr(encode(BandedEncoder(encoder, torch.float32), x), latent) > 90
-    found = draw(BandedDecoder(decoder, torch.float32), latent.float(), decoder.downsampling)
+    assert psnr(encode(TiledEncoder(encoder, torch.float32), x), latent) > 90
+    found = draw(TiledDecoder(decoder, torch.float32), latent.float(), decoder.downsampling)
     assert psnr(found, precise(latent.double())) > 90
 
 
@@ -99,9 +99,9 @@ def test_bfloat16_stays_near(kind: str) -> None:
     encoder, decoder = networks(kind)
     x = torch.rand(1, 3, 64, 64) * 2 - 1
     latent = encoder(x)
-    assert psnr(encode(BandedEncoder(encoder, torch.bfloat16), x), latent) > 35
+    assert psnr(encode(TiledEncoder(encoder, torch.bfloat16), x), latent) > 35
     assert (
-        psnr(draw(BandedDecoder(decoder, torch.bfloat16), latent, decoder.downsampling), decoder(latent)) > 35
+        psnr(draw(TiledDecoder(decoder, torch.bfloat16), latent, decoder.downsampling), decoder(latent)) > 35
     )
 
 
@@ -111,7 +111,7 @@ def test_below_the_first_doubling_a_decoder_is_in_float32() -> None:
     latent = torch.randn(1, 8, 6, 6)
     exact, seen = decoder(latent), {}
     for name, low in (("float32", torch.float32), ("bfloat16", torch.bfloat16)):
-        banded = BandedDecoder(decoder, torch.bfloat16)
+        banded = TiledDecoder(decoder, torch.bfloat16)
         doubling = next(i for i, step in enumerate(banded.rest) if step.scale > 1)
         assert {step.dtype for step in banded.rest[:doubling]} == {torch.float32}
         assert {step.dtype for step in banded.rest[doubling:]} == {torch.bfloat16}
@@ -127,21 +127,21 @@ def test_below_the_first_doubling_a_decoder_is_in_float32() -> None:
 def test_slabs_have_no_seams(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     encoder, decoder = networks(kind)
     x = torch.rand(1, 3, 320, 16) * 2 - 1
-    banded, drawing = BandedEncoder(encoder, torch.float32), BandedDecoder(decoder, torch.float32)
+    banded, drawing = TiledEncoder(encoder, torch.float32), TiledDecoder(decoder, torch.float32)
     latent = encode(banded, x)
     x_hat = draw(drawing, latent, decoder.downsampling)
     for rows in (3, 7):
-        monkeypatch.setattr(tiled_networks, "_slab_rows", lambda *_, rows=rows: rows)
+        monkeypatch.setattr(tiled_networks, "_tile_rows", lambda *_, rows=rows: rows)
         torch.testing.assert_close(encode(banded, x), latent, rtol=1e-5, atol=1e-5)
         drawn = draw(drawing, latent, decoder.downsampling)
         torch.testing.assert_close(drawn, x_hat, rtol=1e-5, atol=1e-5)
 
 
 def test_slabs_are_as_large_as_memory_allows() -> None:
-    besides = tiled_networks.bands_need()
-    assert tiled_networks._slab_rows(1000, 50, 4, besides + 1000, "it") == 50
-    assert tiled_networks._slab_rows(1000, 50, 4, besides + 400, "it") == 20 - 2 * 4
-    assert tiled_networks._slab_rows(1000, 50, 4, None, "it") == 50
+    besides = tiled_networks.working_memory()
+    assert tiled_networks._tile_rows(1000, 50, 4, besides + 1000, "it") == 50
+    assert tiled_networks._tile_rows(1000, 50, 4, besides + 400, "it") == 20 - 2 * 4
+    assert tiled_networks._tile_rows(1000, 50, 4, None, "it") == 50
 
 
 @torch.inference_mode()
@@ -150,6 +150,6 @@ def test_too_little_memory_is_an_error_before_any_work(kind: str) -> None:
     encoder, decoder = networks(kind)
     x = torch.zeros(1, 3, 64, 64)
     with pytest.raises(MemoryLimitError, match=r"the encoder needs .* --memory"):
-        encode(BandedEncoder(encoder, torch.float32), x, 1000)
+        encode(TiledEncoder(encoder, torch.float32), x, 1000)
     with pytest.raises(MemoryLimitError, match=r"the decoder needs .* --memory"):
-        draw(BandedDecoder(decoder, torch.float32), torch.zeros(1, 8, 8, 8), decoder.downsampling, 1000)
+        draw(TiledDecoder(decoder, torch.float32), torch.zeros(1, 8, 8, 8), decoder.downsampling, 1000)

@@ -51,7 +51,7 @@ def test_a_map_in_bands_is_convolved_as_pytorch_does(
     assert made._library is not None
     before = channels_last(*expected.shape)
     for elements in (1, 1 << 20):
-        monkeypatch.setattr(row_tiles, "BAND_ELEMENTS", elements)
+        monkeypatch.setattr(row_tiles, "TILE_ELEMENTS", elements)
         for add in (False, True):
             out = before.clone(memory_format=torch.channels_last)
             with Workers() as workers:

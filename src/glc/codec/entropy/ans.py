@@ -24,7 +24,7 @@ _Stack = constriction.stream.stack.AnsCoder
 _Model = constriction.stream.model
 
 
-class Encoder:
+class AnsEncoder:
     """A stack of runs of symbols; the decoder takes them off in reverse."""
 
     def __init__(self) -> None:
@@ -42,8 +42,8 @@ class Encoder:
         return self.coder.get_compressed().astype("<u4").tobytes().rstrip(b"\0")
 
 
-class Decoder:
-    """Takes runs of symbols off what `Encoder.payload` returned."""
+class AnsDecoder:
+    """Takes runs of symbols off what `AnsEncoder.payload` returned."""
 
     def __init__(self, payload: bytes) -> None:
         padded = payload + bytes(-len(payload) % 4)
@@ -87,12 +87,12 @@ class UniformModel:
             raise ValueError(f"a code of fixed length has 1 to {1 << 20} values, not {size}")
         self.model = _Model.Uniform(size) if size > 1 else None
 
-    def push(self, stack: Encoder, symbols: np.ndarray) -> None:
+    def push(self, stack: AnsEncoder, symbols: np.ndarray) -> None:
         """Encode a run of numbers."""
         if self.model is not None:
             stack.coder.encode_reverse(symbols.astype(np.int32), self.model)
 
-    def pop(self, stack: Decoder, count: int) -> np.ndarray:
+    def pop(self, stack: AnsDecoder, count: int) -> np.ndarray:
         """Decode a run of numbers, int32."""
         if self.model is None:
             return np.zeros(count, np.int32)
@@ -105,11 +105,11 @@ class IndexModel:
     def __init__(self, table: Table) -> None:
         self.model = _categorical(table)
 
-    def push(self, stack: Encoder, symbols: np.ndarray) -> None:
+    def push(self, stack: AnsEncoder, symbols: np.ndarray) -> None:
         """Encode a run of numbers."""
         stack.coder.encode_reverse(symbols.astype(np.int32), self.model)
 
-    def pop(self, stack: Decoder, count: int) -> np.ndarray:
+    def pop(self, stack: AnsDecoder, count: int) -> np.ndarray:
         """Decode a run of numbers, int32."""
         return stack.coder.decode(self.model, count)
 
@@ -126,7 +126,7 @@ class IntegerModel:
         self.low = np.array([table.low for table in tables], np.int32)
         self.high = np.array([table.high for table in tables], np.int32)
 
-    def push(self, stack: Encoder, symbols: np.ndarray, classes: np.ndarray) -> None:
+    def push(self, stack: AnsEncoder, symbols: np.ndarray, classes: np.ndarray) -> None:
         """Encode a run of symbols of the given classes, both 1-D."""
         order, ends = self._group(classes)
         symbols = symbols[order].astype(np.int64)
@@ -138,7 +138,7 @@ class IntegerModel:
             if ends[k] < ends[k + 1]:
                 stack.coder.encode_reverse(positions[ends[k] : ends[k + 1]], self.models[k])
 
-    def pop(self, stack: Decoder, classes: np.ndarray) -> np.ndarray:
+    def pop(self, stack: AnsDecoder, classes: np.ndarray) -> np.ndarray:
         """Decode a run of symbols of the given classes, int32.
 
         Raises:
@@ -164,7 +164,7 @@ class IntegerModel:
         return order, np.searchsorted(classes[order], np.arange(len(self.models) + 1))
 
     @staticmethod
-    def _push_excesses(stack: Encoder, symbols: np.ndarray, low: np.ndarray, high: np.ndarray) -> None:
+    def _push_excesses(stack: AnsEncoder, symbols: np.ndarray, low: np.ndarray, high: np.ndarray) -> None:
         below = symbols < low
         excess = np.where(below, low - symbols, symbols - high)
         lengths = np.frexp(excess.astype(np.float64))[1]
@@ -175,7 +175,7 @@ class IntegerModel:
         stack.push_bits(below.astype(np.int64), 1)
 
     @staticmethod
-    def _pop_excesses(stack: Decoder, low: np.ndarray, high: np.ndarray) -> np.ndarray:
+    def _pop_excesses(stack: AnsDecoder, low: np.ndarray, high: np.ndarray) -> np.ndarray:
         below = stack.pop_bits(len(low), 1).astype(bool)
         lengths = stack.pop_bits(len(low), 4) + 1
         excess = np.left_shift(np.int64(1), lengths - 1)

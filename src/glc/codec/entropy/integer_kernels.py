@@ -98,7 +98,7 @@ def takes(x: Tensor) -> bool:
 
 
 def pointwise(x: Tensor, layer: Pointwise) -> Tensor | None:
-    """Return a convolution of 1x1, as `ExactConv2d`.
+    """Return a convolution of 1x1, as `IntegerConv2d`.
 
     Args:
         x: `[B, ins, H, W]`, of any floating-point type; only what `takes` accepts.

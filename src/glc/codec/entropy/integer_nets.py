@@ -82,7 +82,7 @@ def _on_weight_grid(weights: Tensor, name: str) -> Tensor:
     return weights.mul(1 << WEIGHT_BITS).round_().div_(1 << WEIGHT_BITS)
 
 
-class ExactConv2d(nn.Module):
+class IntegerConv2d(nn.Module):
     """A convolution of stride 1 whose output keeps the size, in integers.
 
     The input is put on the activations' grid, the weights are on theirs, the bias is on the grid of their
@@ -181,7 +181,7 @@ def _taps(weight: Tensor) -> Tensor:
     return weight.permute(2, 3, 0, 1).reshape(-1, *weight.shape[:2])
 
 
-class ExactFeedForward(nn.Module):
+class IntegerFeedForward(nn.Module):
     """`GatedFeedForward` in integers, some positions at a time.
 
     It computes what its layers would one after the other, bit for bit. What lies between them, four times as
@@ -190,14 +190,14 @@ class ExactFeedForward(nn.Module):
     Args:
         block: the layers.
         name: what to call it in messages.
-        keep: see `ExactConv2d`.
+        keep: see `IntegerConv2d`.
     """
 
     def __init__(self, block: GatedFeedForward, name: str, keep: bool = True) -> None:
         super().__init__()
-        self.expand = ExactConv2d(block.expand, f"{name}.expand", keep)
-        self.project = ExactConv2d(block.project, f"{name}.project", keep)
-        self.slope = ExactLeakyReLU(block.act.negative_slope).slope
+        self.expand = IntegerConv2d(block.expand, f"{name}.expand", keep)
+        self.project = IntegerConv2d(block.project, f"{name}.project", keep)
+        self.slope = IntegerLeakyReLU(block.act.negative_slope).slope
 
     def forward(self, x: Tensor) -> Tensor:
         """Map `[B, C, H, W]` to float64 of that shape."""
@@ -225,24 +225,24 @@ class ExactFeedForward(nn.Module):
         return out
 
 
-class ExactDepthConv(nn.Module):
+class IntegerDepthConv(nn.Module):
     """`DepthConv` in integers: its layers one after the other, or all at once in whole numbers.
 
     Args:
         block: the layers.
         name: what to call it in messages.
-        keep: see `ExactConv2d`.
+        keep: see `IntegerConv2d`.
     """
 
     def __init__(self, block: DepthConv, name: str, keep: bool = True) -> None:
         super().__init__()
-        self.mix = ExactConv2d(block.mix, f"{name}.mix", keep)
-        self.act = ExactLeakyReLU(block.act.negative_slope, f"{name}.act")
-        self.depthwise = ExactConv2d(block.depthwise, f"{name}.depthwise", keep)
-        self.project = ExactConv2d(block.project, f"{name}.project", keep)
+        self.mix = IntegerConv2d(block.mix, f"{name}.mix", keep)
+        self.act = IntegerLeakyReLU(block.act.negative_slope, f"{name}.act")
+        self.depthwise = IntegerConv2d(block.depthwise, f"{name}.depthwise", keep)
+        self.project = IntegerConv2d(block.project, f"{name}.project", keep)
         self.skip: nn.Module = nn.Identity()
         if isinstance(block.skip, nn.Conv2d):
-            self.skip = ExactConv2d(block.skip, f"{name}.skip", keep)
+            self.skip = IntegerConv2d(block.skip, f"{name}.skip", keep)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map `[B, in_channels, H, W]` to float64 `[B, out_channels, H, W]`."""
@@ -257,7 +257,7 @@ class ExactDepthConv(nn.Module):
         return self.project(self.depthwise(self.act(self.mix(x)))) + past
 
 
-class ExactLeakyReLU(nn.Module):
+class IntegerLeakyReLU(nn.Module):
     """A leaky rectifier whose slope lies on the weights' grid; its output is exact, on the products' grid.
 
     Args:
@@ -274,7 +274,7 @@ class ExactLeakyReLU(nn.Module):
         return torch.where(x < 0, x * self.slope, x)
 
 
-def exact(network: Module, name: str = "network", keep: bool = True) -> Module:
+def to_integer_network(network: Module, name: str = "network", keep: bool = True) -> Module:
     """Return a network like the given one that computes in integers.
 
     Its convolutions and rectifiers are replaced; what lies between them, sums and products of activations
@@ -284,7 +284,7 @@ def exact(network: Module, name: str = "network", keep: bool = True) -> Module:
     Args:
         network: made of supported layers.
         name: what to call it in messages.
-        keep: hold weights of its own, see `ExactConv2d`.
+        keep: hold weights of its own, see `IntegerConv2d`.
 
     Raises:
         InexactError: when the network has a layer that is not known to be exact.
@@ -300,13 +300,13 @@ def _converted(module: nn.Module, name: str, keep: bool, done: dict[nn.Module, n
         return done[module]
     made = module
     if isinstance(module, nn.Conv2d) and type(module).forward is nn.Conv2d.forward:
-        made = ExactConv2d(module, name, keep)
+        made = IntegerConv2d(module, name, keep)
     elif type(module) is GatedFeedForward:
-        made = ExactFeedForward(module, name, keep)
+        made = IntegerFeedForward(module, name, keep)
     elif type(module) is DepthConv:
-        made = ExactDepthConv(module, name, keep)
+        made = IntegerDepthConv(module, name, keep)
     elif isinstance(module, nn.LeakyReLU) and type(module).forward is nn.LeakyReLU.forward:
-        made = ExactLeakyReLU(module.negative_slope, name)
+        made = IntegerLeakyReLU(module.negative_slope, name)
     elif module._modules or isinstance(module, _ELEMENTWISE) or _is_foreign(module):
         for child_name, child in module._modules.items():
             if child is not None:
@@ -339,7 +339,7 @@ def check_operations(network: nn.Module, name: str, compute: Callable[[], object
     """
     watch, handles = _Watch(f"{name} ({type(network).__name__})"), []
     for path, module in network.named_modules(prefix=name):
-        exact_layer = isinstance(module, ExactConv2d | ExactFeedForward | ExactDepthConv)
+        exact_layer = isinstance(module, IntegerConv2d | IntegerFeedForward | IntegerDepthConv)
         label = None if exact_layer else f"{path} ({type(module).__name__})"
         handles.append(module.register_forward_pre_hook(lambda *_, label=label: watch.path.append(label)))
         handles.append(module.register_forward_hook(lambda *_: watch.leave()))

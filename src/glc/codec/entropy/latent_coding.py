@@ -8,17 +8,17 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from glc.codec.entropy.ans import Decoder, Encoder, IndexModel, IntegerModel, UniformModel
+from glc.codec.entropy.ans import AnsDecoder, AnsEncoder, IndexModel, IntegerModel, UniformModel
 from glc.codec.entropy.integer_nets import (
     ACTIVATION_BITS,
     check_device,
     check_operations,
-    exact,
     has_foreign,
+    to_integer_network,
 )
 from glc.codec.entropy.row_tiling import halo, in_row_tiles
 from glc.codec.entropy.tables import SYMBOL_LIMIT, Tables
-from glc.codec.stages import INTEGER_NETWORKS, Stages
+from glc.codec.stages import CODEBOOK_SEARCH, INTEGER_NETWORKS, Stages
 from glc.errors import InexactError
 from glc.models.coder import IndicesMapCoder, TransformCoder
 from glc.models.protocols import ContextStep
@@ -87,8 +87,8 @@ class TransformLatentCodec:
         self.stage = stage or Stages()
         # A GPU has the memory for copies in float64, and less time to make them.
         keep = next(coder.parameters()).device.type != "cpu"
-        self.synthesis = exact(coder.hyper.synthesis, "coder.hyper.synthesis", keep).to(device)
-        self.context = exact(coder.context, "coder.context", keep).to(device)
+        self.synthesis = to_integer_network(coder.hyper.synthesis, "coder.hyper.synthesis", keep).to(device)
+        self.context = to_integer_network(coder.context, "coder.context", keep).to(device)
         limits = torch.tensor(tables.thresholds, dtype=torch.float64, device=device)
         self.thresholds = limits / (1 << ACTIVATION_BITS)
         self.y_model = IntegerModel(tables.y)
@@ -197,7 +197,7 @@ class TransformLatentCodec:
         masks = self.context.masks(*symbols.shape[-2:])[:, 0].numpy()
         payloads = []
         for values, of_each, of_z in zip(symbols.numpy(), indexes.numpy(), z.numpy(), strict=True):
-            stack = Encoder()
+            stack = AnsEncoder()
             for mask in masks[::-1]:
                 self.y_model.push(stack, values[mask], of_each[mask])
             if isinstance(self.z_model, IntegerModel):
@@ -218,7 +218,7 @@ class TransformLatentCodec:
         Raises:
             DamagedError: when a payload is not what an encoder writes.
         """
-        stacks = [Decoder(payload) for payload in payloads]
+        stacks = [AnsDecoder(payload) for payload in payloads]
         z = self._pop_z(stacks, size)
         symbols = torch.zeros(
             len(stacks), self.context.channels, *size, dtype=torch.int32, device=self.device
@@ -239,7 +239,7 @@ class TransformLatentCodec:
 
     def decode_z(self, payloads: Sequence[bytes], size: tuple[int, int], rate: Tensor) -> Tensor:
         """Return the l_hat `[B, C, h, w]` that the hyper-latents alone predict (paper figure 5)."""
-        z = self._pop_z([Decoder(payload) for payload in payloads], size)
+        z = self._pop_z([AnsDecoder(payload) for payload in payloads], size)
         return self.coder.decode_z(z.to(rate.device), rate)
 
     def prior(self, z: Tensor) -> Tensor:
@@ -280,7 +280,7 @@ class TransformLatentCodec:
         small = (size[0] // self.coder.stride, size[1] // self.coder.stride)
         return small if self.z_channels is None else (self.z_channels, *small)
 
-    def _pop_z(self, stacks: Sequence[Decoder], size: tuple[int, int]) -> Tensor:
+    def _pop_z(self, stacks: Sequence[AnsDecoder], size: tuple[int, int]) -> Tensor:
         shape = self._z_shape(size)
         if isinstance(self.z_model, IntegerModel):
             popped = [self.z_model.pop(stack, _channels(shape)) for stack in stacks]
@@ -308,7 +308,7 @@ class IndicesMapLatentCodec:
 
     def encode(self, latent: Tensor, rate: Tensor) -> tuple[list[bytes], Symbols]:
         """Return the payloads for latents l `[B, C, h, w]` at whole rate points `[B]`, and what they hold."""
-        with self.stage("search of codes"):
+        with self.stage(CODEBOOK_SEARCH):
             indices = self.coder(latent, rate).symbols.to(torch.int32)
         indices = indices.cpu()
         symbols = Symbols(indices.new_zeros(len(indices), 0).long(), indices)
@@ -329,7 +329,7 @@ class IndicesMapLatentCodec:
             size = self.coder.sizes[int(point)]
             if values.size and int(values.max()) >= size:
                 raise ValueError(f"y must lie in [0, {size - 1}] at rate point {int(point)}")
-            stack = Encoder()
+            stack = AnsEncoder()
             self.models[int(point)].push(stack, values.ravel())
             payloads.append(stack.payload())
         return payloads
@@ -338,7 +338,7 @@ class IndicesMapLatentCodec:
         """Return what payloads hold; see `TransformLatentCodec.decode`."""
         indices, latents = [], []
         for payload, point in zip(payloads, rate.tolist(), strict=True):
-            stack = Decoder(payload)
+            stack = AnsDecoder(payload)
             values = self.models[int(point)].pop(stack, size[0] * size[1])
             stack.finish()
             indices.append(torch.from_numpy(values).view(1, *size))

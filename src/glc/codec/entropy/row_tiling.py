@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 
 from torch import Tensor, nn
 
-from glc.codec.entropy.integer_nets import ExactConv2d, ExactDepthConv, ExactFeedForward, ExactLeakyReLU
+from glc.codec.entropy.integer_nets import IntegerConv2d, IntegerDepthConv, IntegerFeedForward, IntegerLeakyReLU
 from glc.layers.blocks import (
     DepthConv,
     DepthConvBlock,
@@ -23,7 +23,7 @@ _KNOWN = (
     *(nn.Sequential, nn.ModuleList, nn.Identity, nn.LeakyReLU, nn.ReLU),
     *(DepthConv, DepthConvBlock, GatedDepthConv, GatedDepthConvBlock, GatedFeedForward, SubpixelUpsample),
     *(RateScaler, RateTransform),
-    *(ExactDepthConv, ExactFeedForward, ExactLeakyReLU),
+    *(IntegerDepthConv, IntegerFeedForward, IntegerLeakyReLU),
 )
 """Modules that see one position only, but for the convolutions in them."""
 
@@ -39,7 +39,7 @@ def halo(*networks: nn.Module) -> int | None:
     """
     rows, scale = 0.0, 1.0
     for module in (module for network in networks for module in network.modules()):
-        if isinstance(module, ExactConv2d):
+        if isinstance(module, IntegerConv2d):
             rows += module.radius / scale
         elif type(module) is nn.Conv2d and module.dilation == (1, 1):
             rows += (module.kernel_size[0] // 2) / scale

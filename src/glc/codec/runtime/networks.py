@@ -14,7 +14,7 @@ from glc.codec.images import padded_size
 from glc.codec.runtime.memory import available_memory, check_memory, give_back_freed, resident_memory
 from glc.codec.runtime.precision import Precision
 from glc.codec.runtime.row_tiles import Source
-from glc.codec.runtime.tiled_networks import BandedDecoder, BandedEncoder
+from glc.codec.runtime.tiled_networks import TiledDecoder, TiledEncoder
 from glc.codec.stages import Stages
 from glc.codec.weights.mmap import MappedFile, bytes_to_read
 from glc.data.images import from_uint8, to_uint8
@@ -63,16 +63,16 @@ class ImageNetworks:
         self.stage = stage or Stages()
 
     @cached_property
-    def _tiled_encoder(self) -> BandedEncoder | None:
+    def _tiled_encoder(self) -> TiledEncoder | None:
         network = self.model.encoder
-        made = BandedEncoder(network, self.precision.encoder) if type(network) is Encoder else None
+        made = TiledEncoder(network, self.precision.encoder) if type(network) is Encoder else None
         self.release()  # half of a network in bfloat16 is a copy
         return made
 
     @cached_property
-    def _tiled_decoder(self) -> BandedDecoder | None:
+    def _tiled_decoder(self) -> TiledDecoder | None:
         network = self.model.decoder
-        made = BandedDecoder(network, self.precision.decoder) if type(network) is Decoder else None
+        made = TiledDecoder(network, self.precision.decoder) if type(network) is Decoder else None
         self.release()
         return made
 

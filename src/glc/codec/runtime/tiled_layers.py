@@ -10,7 +10,7 @@ from glc.codec.runtime.conv import Convolution
 from glc.codec.runtime.group_norm import ChannelStatistics, Normalizer
 from glc.codec.runtime.row_tiles import Source, empty_map, fill
 from glc.codec.runtime.threads import Scratch, Workers
-from glc.codec.runtime.winograd import TILE
+from glc.codec.runtime.winograd import WINOGRAD_TILE
 from glc.layers.attention import WindowAttention, merge_windows, partition_windows
 from glc.layers.blocks import Downsample, ResidualBlock, Upsample
 from glc.layers.normalization import PixelNorm
@@ -48,7 +48,7 @@ class Step(Protocol):
     """Of the output, and of the map in between."""
     scale: float
     """Rows of the output per row of the input."""
-    reach: int
+    halo: int
     """Rows beyond a row of the input that its output sees, or -1 when it sees all."""
     makes_map: bool
     """Whether the output takes memory of its own."""
@@ -75,7 +75,7 @@ class ResidualStep:
         self.channels = self.scratch_channels = self.conv2.channels
         self.makes_map = self.skip is not None
         self.global_norm = isinstance(block.norm1, nn.GroupNorm)
-        self.reach = -1 if self.global_norm else 2
+        self.halo = -1 if self.global_norm else 2
 
     def __call__(self, x: Map, scratch: Scratch, workers: Workers) -> Map:
         """Apply the block."""
@@ -102,7 +102,7 @@ class AttentionStep:
     """`WindowAttention`, some rows of windows at a time; its output replaces its input."""
 
     scale = 1.0
-    reach = -1  # the whole window: more than a tile should overlap by
+    halo = -1  # the whole window: more than a tile should halo by
     makes_map = False
     scratch_channels = 0
 
@@ -169,7 +169,7 @@ class ConvolutionStep:
         self.dtype = dtype
         self.shuffle = shuffle
         self.scale = (2.0 if doubles else 1 / conv.stride[0]) * shuffle
-        self.reach = -1 if has_global_norm(before) else conv.kernel_size[0] // 2
+        self.halo = -1 if has_global_norm(before) else conv.kernel_size[0] // 2
 
     def __call__(self, x: Map, scratch: Scratch, workers: Workers) -> Map:
         """Apply the block."""
@@ -190,7 +190,7 @@ class ConvolutionStep:
             write if whole else write_shuffled,
             self.gather,
             workers,
-            multiple=TILE * self.shuffle,
+            multiple=WINOGRAD_TILE * self.shuffle,
             width=int(channels * width / self.scale),
             divisible=whole,
         )

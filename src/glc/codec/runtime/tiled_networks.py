@@ -1,7 +1,7 @@
 """E and D as the codec runs them on a CPU: in bands of rows, with as few maps at a time as there can be.
 
 Where all of a network's normalisations look at single positions, its part at high resolution (all that is not
-attention or below it) runs on slabs of rows that overlap by what its convolutions see: the seams are exact.
+attention or below it) runs on slabs of rows that halo by what its convolutions see: the seams are exact.
 Group normalisation needs the whole map: such a network holds two maps of its widest level.
 """
 
@@ -13,23 +13,23 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from glc.codec.runtime.conv import Convolution
-from glc.codec.runtime.row_tiles import BAND_ELEMENTS, Source, bands, empty_map, fill
+from glc.codec.runtime.row_tiles import TILE_ELEMENTS, Source, empty_map, fill
 from glc.codec.runtime.threads import Scratch, Workers
 from glc.codec.runtime.tiled_layers import Map, Step, has_global_norm, make_steps, split_ending
-from glc.codec.runtime.winograd import TILE
+from glc.codec.runtime.winograd import WINOGRAD_TILE
 from glc.errors import MemoryLimitError
 from glc.layers.blocks import Upsample
 from glc.models.autoencoder import Decoder, Encoder
 
 _COMMON_COPIES = 24
 _COPIES_OF_EACH = 8
-"""What is held besides maps, in bands of float32: weights of a convolution, and for each thread its band and
+"""What is held besides maps, in bands of float32: weights of a convolution, and for each thread its tile and
 what comes of it."""
 
 
-def bands_need() -> int:
+def working_memory() -> int:
     """Return the bytes that are held besides maps."""
-    return (_COMMON_COPIES + _COPIES_OF_EACH * torch.get_num_threads()) * BAND_ELEMENTS * 4
+    return (_COMMON_COPIES + _COPIES_OF_EACH * torch.get_num_threads()) * TILE_ELEMENTS * 4
 
 
 def _peak(steps: Sequence[Step], channels: int, height: float, width: float, dtype: torch.dtype) -> int:
@@ -45,14 +45,14 @@ def _peak(steps: Sequence[Step], channels: int, height: float, width: float, dty
     return max(most, map_bytes + scratch)
 
 
-def _slab_rows(whole: int, rows: int, overlap: int, limit: int | None, what: str) -> int:
+def _tile_rows(whole: int, rows: int, halo: int, limit: int | None, what: str) -> int:
     """Return how many rows of a map a slab may have; `whole` is the bytes that all of them need."""
-    besides = bands_need()
+    besides = working_memory()
     if limit is None or whole + besides <= limit:
         return rows
-    fitting = int((limit - besides) / whole * rows) - 2 * overlap
+    fitting = int((limit - besides) / whole * rows) - 2 * halo
     if fitting < 1:
-        least = min(whole, int(whole * (2 * overlap + 1) / rows)) + besides
+        least = min(whole, int(whole * (2 * halo + 1) / rows)) + besides
         raise MemoryLimitError(
             f"{what} needs {least / 1e9:.1f} GB for an image of this size, and {max(0, limit) / 1e9:.1f} GB "
             "may be used: allow more with --memory (memory= in Python), or choose the precision bfloat16, "
@@ -61,7 +61,7 @@ def _slab_rows(whole: int, rows: int, overlap: int, limit: int | None, what: str
     return fitting
 
 
-class BandedEncoder:
+class TiledEncoder:
     """E, from the rows of an image to its latent.
 
     Args:
@@ -82,13 +82,13 @@ class BandedEncoder:
         self.dtype = dtype
         self.gather = isinstance(getattr(blocks[0], "norm1", None), nn.GroupNorm)
         steps = make_steps(blocks, dtype)
-        count = next(i for i, step in enumerate([*steps, None]) if step is None or step.reach < 0)
+        count = next(i for i, step in enumerate([*steps, None]) if step is None or step.halo < 0)
         self.local, self.rest = steps[:count], steps[count:]
         self.factor = round(1 / math.prod(step.scale for step in self.local))
         # Rows at a slab's ends that were computed from zeros in the place of the next slab's.
-        self.overlap = 1
+        self.halo = 1
         for step in self.local:
-            self.overlap = math.ceil((self.overlap + step.reach) * step.scale)
+            self.halo = math.ceil((self.halo + step.halo) * step.scale)
 
     def __call__(self, image: Source, width: int, limit: int | None = None) -> Tensor:
         """Return l `[1, C, H / f, W / f]`, float32.
@@ -114,22 +114,22 @@ class BandedEncoder:
         whole = max(kept, _peak(self.local, self.first.channels, height, width, self.dtype))
         if limit is not None and self.local:
             limit -= kept
-        step = _slab_rows(whole, rows, self.overlap, limit, "the encoder")
+        step = _tile_rows(whole, rows, self.halo, limit, "the encoder")
         if step == rows:
-            x = self._slab(image, 0, height, width, scratch, workers)
+            x = self._encode_tile(image, 0, height, width, scratch, workers)
         else:
             x = Map(empty_map(channels, rows, columns, self.dtype))
             for start in range(0, rows, step):
                 stop = min(rows, start + step)
-                low, high = max(0, start - self.overlap), min(rows, stop + self.overlap)
-                part = self._slab(image, low * factor, high * factor, width, scratch, workers)
+                low, high = max(0, start - self.halo), min(rows, stop + self.halo)
+                part = self._encode_tile(image, low * factor, high * factor, width, scratch, workers)
                 x.values[:, :, start:stop] = part.values[:, :, start - low : stop - low]
             scratch = Scratch()
         for layer in self.rest:
             x = layer(x, scratch, workers)
         return x.values.float().contiguous()
 
-    def _slab(
+    def _encode_tile(
         self, image: Source, start: int, stop: int, width: int, scratch: Scratch, workers: Workers
     ) -> Map:
         """Return the local steps' output for some rows, counted after the stem."""
@@ -147,7 +147,7 @@ class BandedEncoder:
         return x
 
 
-class BandedDecoder:
+class TiledDecoder:
     """D, from a latent to the rows of an image.
 
     Before the first doubling it computes in float32 in any case: there most weights lie and few of the
@@ -173,13 +173,13 @@ class BandedDecoder:
         self.dtype = steps[0].dtype
         count = len(steps)
         if not has_global_norm(self.ending):
-            while count and steps[count - 1].reach >= 0:
+            while count and steps[count - 1].halo >= 0:
                 count -= 1
         self.rest, self.local = steps[:count], steps[count:]
         self.factor = round(math.prod(step.scale for step in self.local))
-        self.overlap = 1
+        self.halo = 1
         for step in reversed(self.local):
-            self.overlap = math.ceil(self.overlap / step.scale) + step.reach
+            self.halo = math.ceil(self.halo / step.scale) + step.halo
 
     def __call__(
         self,
@@ -221,7 +221,7 @@ class BandedDecoder:
         whole = max(kept, _peak(self.local, middle, rows, columns, dtype))
         if limit is not None and self.local:
             limit -= kept
-        step = _slab_rows(whole, rows, self.overlap, limit, "the decoder")
+        step = _tile_rows(whole, rows, self.halo, limit, "the decoder")
         scratch = Scratch()
         for layer in self.rest:
             x = layer(x, scratch, workers)
@@ -229,7 +229,7 @@ class BandedDecoder:
                 release()  # most weights lie below the widest maps
         for start in range(0, rows, step):
             stop = min(rows, start + step)
-            low, high = max(0, start - self.overlap), min(rows, stop + self.overlap)
+            low, high = max(0, start - self.halo), min(rows, stop + self.halo)
             part = x
             if step < rows:
                 part = Map(x.values[:, :, low:high].clone(memory_format=torch.channels_last))
@@ -242,11 +242,11 @@ class BandedDecoder:
     ) -> None:
         draw = self.last.writing(x.source(self.ending), workers)
 
-        def finish(band: tuple[int, int]) -> None:
-            rows = empty_map(self.last.channels, band[1] - band[0], x.values.shape[3], torch.float32)
-            draw(start + band[0], rows, 0, False)
+        def finish(tile: tuple[int, int]) -> None:
+            rows = empty_map(self.last.channels, tile[1] - tile[0], x.values.shape[3], torch.float32)
+            draw(start + tile[0], rows, 0, False)
             if self.stem > 1:
                 rows = F.pixel_shuffle(rows, self.stem)
-            write((low * self.factor + start + band[0]) * self.stem, rows)
+            write((low * self.factor + start + tile[0]) * self.stem, rows)
 
-        workers.map(finish, bands(stop - start, x.values.shape[1] * x.values.shape[3], TILE))
+        workers.map(finish, tile_ranges(stop - start, x.values.shape[1] * x.values.shape[3], WINOGRAD_TILE))

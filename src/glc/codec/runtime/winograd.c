@@ -136,7 +136,7 @@ static void products(const float *v, const float *u, float *m, long ins, long ti
         }
 }
 
-struct band {
+struct row_tile {
     const float *x; /* `given` rows of the input, from `first` on */
     long first, given;
     long height, width; /* of the input as it is convolved: doubled, that is, where it is to be doubled */
@@ -149,30 +149,30 @@ struct band {
 };
 
 /* For the mirror of this structure in winograd.py. */
-long glc_sizeof_band(void) { return sizeof(struct band); }
+long glc_sizeof_row_tile(void) { return sizeof(struct row_tile); }
 
-/* v of one tile, whose first output is at a row (from band->start on) and a column. Zeros stand for what lies beyond
+/* v of one tile, whose first output is at a row (from tile->start on) and a column. Zeros stand for what lies beyond
  * the input, and for rows that were not given since only outputs that are not wanted see them. */
-static void input_tile(const struct band *band, long row, long column, float *v, long step) {
-    long ins = band->ins, pitch = (band->width >> band->halves) * ins;
-    long top = band->start + row - 1, left = column - 1;
-    int inside = top >= 0 && left >= 0 && top + INPUT <= band->height && left + INPUT <= band->width;
+static void input_tile(const struct row_tile *tile, long row, long column, float *v, long step) {
+    long ins = tile->ins, pitch = (tile->width >> tile->halves) * ins;
+    long top = tile->start + row - 1, left = column - 1;
+    int inside = top >= 0 && left >= 0 && top + INPUT <= tile->height && left + INPUT <= tile->width;
     const float *rows[INPUT];
     for (int a = 0; a < INPUT; a++) {
-        long y = top + a, row = (y >> band->halves) - band->first;
-        rows[a] = y >= 0 && y < band->height && row < band->given ? band->x + row * pitch : 0;
+        long y = top + a, row = (y >> tile->halves) - tile->first;
+        rows[a] = y >= 0 && y < tile->height && row < tile->given ? tile->x + row * pitch : 0;
         inside = inside && rows[a];
     }
     for (long c = 0; c < ins; c += LANES) {
         vec half[POINTS];
         for (int b = 0; b < INPUT; b++) {
             vec d[INPUT];
-            long x = left + b, at = (x >> band->halves) * ins + c;
+            long x = left + b, at = (x >> tile->halves) * ins + c;
             if (inside)
                 for (int a = 0; a < INPUT; a++) d[a] = *(const vec *)(rows[a] + at);
             else
                 for (int a = 0; a < INPUT; a++)
-                    d[a] = rows[a] && x >= 0 && x < band->width ? *(const vec *)(rows[a] + at) : (vec){0};
+                    d[a] = rows[a] && x >= 0 && x < tile->width ? *(const vec *)(rows[a] + at) : (vec){0};
             input8(d, half + b, INPUT);
         }
         for (int a = 0; a < INPUT; a++) {
@@ -184,10 +184,10 @@ static void input_tile(const struct band *band, long row, long column, float *v,
 }
 
 /* The outputs of one tile, LANES channels of them. */
-INLINE void output_tile(const struct band *band, long row, long column, const float *m, long step, vec bias,
+INLINE void output_tile(const struct row_tile *tile, long row, long column, const float *m, long step, vec bias,
                         float *out, int add) {
-    long down = band->rows - row < TILE ? band->rows - row : TILE;
-    long across = band->width - column < TILE ? band->width - column : TILE;
+    long down = tile->rows - row < TILE ? tile->rows - row : TILE;
+    long across = tile->width - column < TILE ? tile->width - column : TILE;
     vec half[TILE * INPUT];
     for (int b = 0; b < INPUT; b++) {
         vec d[INPUT];
@@ -198,30 +198,30 @@ INLINE void output_tile(const struct band *band, long row, long column, const fl
         vec o[TILE];
         output6(half + a * INPUT, o, 1);
         for (int b = 0; b < across; b++) {
-            vec *to = (vec *)(out + (row + a) * band->row + (column + b) * band->pixel);
+            vec *to = (vec *)(out + (row + a) * tile->row + (column + b) * tile->pixel);
             *to = add ? *to + o[b] + bias : o[b] + bias;
         }
     }
 }
 
 /* Convolve a band. u and bias (or none) begin at the first channel wanted; memory is of glc_floats(tiles, ins) floats. */
-void glc_convolve(const struct band *band, const float *u, const float *bias, int add, long tiles, float *memory) {
-    long ins = band->ins, across = (band->width + TILE - 1) / TILE;
-    long all = across * ((band->rows + TILE - 1) / TILE);
+void glc_convolve(const struct row_tile *tile, const float *u, const float *bias, int add, long tiles, float *memory) {
+    long ins = tile->ins, across = (tile->width + TILE - 1) / TILE;
+    long all = across * ((tile->rows + TILE - 1) / TILE);
     float *v = memory, *m = memory + POINTS * input_step(tiles, ins);
     for (long first = 0; first < all; first += tiles) {
         long count = all - first < tiles ? all - first : tiles;
         for (long t = 0; t < count; t++)
-            input_tile(band, (first + t) / across * TILE, (first + t) % across * TILE, v + t * ins,
+            input_tile(tile, (first + t) / across * TILE, (first + t) % across * TILE, v + t * ins,
                        input_step(tiles, ins));
-        for (long o = 0; o < band->outs; o += WIDE) {
-            int vectors = band->outs - o < WIDE ? (int)((band->outs - o) / LANES) : VECTORS;
+        for (long o = 0; o < tile->outs; o += WIDE) {
+            int vectors = tile->outs - o < WIDE ? (int)((tile->outs - o) / LANES) : VECTORS;
             products(v, u + o * POINTS * ins, m, ins, tiles, count, vectors > 1 ? VECTORS : 1);
             for (long t = 0; t < count; t++)
                 for (int j = 0; j < vectors; j++)
-                    output_tile(band, (first + t) / across * TILE, (first + t) % across * TILE,
+                    output_tile(tile, (first + t) / across * TILE, (first + t) % across * TILE,
                                 m + t * WIDE + j * LANES, output_step(tiles),
-                                bias ? *(const vec *)(bias + o + j * LANES) : (vec){0}, band->out + o + j * LANES, add);
+                                bias ? *(const vec *)(bias + o + j * LANES) : (vec){0}, tile->out + o + j * LANES, add);
         }
     }
 }

@@ -13,13 +13,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from glc.codec.native import Native, pointer
-from glc.codec.runtime.threads import OWN, Workers
+from glc.codec.runtime.threads import BUFFERS, Workers
 
-TILE = 6
+WINOGRAD_TILE = 6
 """Rows and columns of outputs that are computed together."""
 CHANNELS = 16
 """Numbers of channels must be multiples of it: the longest vector of any processor."""
-PART = 64
+CHANNEL_BLOCK = 64
 """Channels of the output can be computed by themselves from multiples of it on."""
 
 _TILES = 24
@@ -27,8 +27,8 @@ _TILES = 24
 often. A multiple of ROWS of winograd.c."""
 
 
-class _Band(ctypes.Structure):
-    """`struct band` of winograd.c."""
+class _RowTile(ctypes.Structure):
+    """`struct row_tile` of winograd.c."""
 
     _fields_ = (
         ("x", ctypes.c_void_p),
@@ -88,13 +88,13 @@ class TransformedWeights:
             height: rows of the whole input; it is surrounded by zeros.
             start: number of the first row of the output to write.
             out: `[1, channels, rows, W]`, float32, its channels side by side in memory.
-            part: first of these channels, a multiple of `PART`.
+            part: first of these channels, a multiple of `CHANNEL_BLOCK`.
             add: to what is there, instead of setting it.
         """
         halves = int(self.doubles)
         if x.stride()[1:] != (1, x.shape[3] * self.ins, self.ins):
             x = x.contiguous(memory_format=torch.channels_last)
-        band = _Band(
+        tile = _RowTile(
             x=x.data_ptr(),
             first=first,
             given=x.shape[2],
@@ -111,9 +111,9 @@ class TransformedWeights:
         )
         weights = self.values[part // self.values.shape[3] :]
         bias = None if self.bias is None else pointer(self.bias[part:])
-        memory = OWN.transforms.take(self.library.glc_floats(_TILES, self.ins), torch.float32)
+        memory = BUFFERS.transforms.take(self.library.glc_floats(_TILES, self.ins), torch.float32)
         self.library.glc_convolve(
-            ctypes.byref(band), pointer(weights), bias, int(add), _TILES, pointer(memory)
+            ctypes.byref(tile), pointer(weights), bias, int(add), _TILES, pointer(memory)
         )
 
 
@@ -136,7 +136,7 @@ def normalize(made: ctypes.CDLL, x: Tensor, scale: Tensor, shift: Tensor, swish:
     """
     x = x.contiguous(memory_format=torch.channels_last)
     _, channels, height, width = x.shape
-    out = OWN.band.map(channels, height, width, x.dtype)
+    out = BUFFERS.normalized.map(channels, height, width, x.dtype)
     made.glc_normalize(
         pointer(x), height * width, channels, pointer(scale), pointer(shift), int(swish), pointer(out)
     )
@@ -162,7 +162,7 @@ def library() -> ctypes.CDLL | None:
 
 def _declare(made: ctypes.CDLL) -> None:
     long, address = ctypes.c_long, ctypes.c_void_p
-    made.glc_wide.restype = made.glc_floats.restype = made.glc_sizeof_band.restype = long
+    made.glc_wide.restype = made.glc_floats.restype = made.glc_sizeof_row_tile.restype = long
     made.glc_floats.argtypes = (long, long)
     made.glc_weights.argtypes = (address, address, long, long, long, long, address)
     made.glc_convolve.argtypes = (address, address, address, ctypes.c_int, long, address)
@@ -171,7 +171,7 @@ def _declare(made: ctypes.CDLL) -> None:
 
 
 def _computes(made: ctypes.CDLL) -> bool:
-    if made.glc_sizeof_band() != ctypes.sizeof(_Band):
+    if made.glc_sizeof_row_tile() != ctypes.sizeof(_RowTile):
         return False
     generator = torch.Generator().manual_seed(0)
 
@@ -194,9 +194,9 @@ def _computes(made: ctypes.CDLL) -> bool:
         expected = F.conv2d(given, conv.weight, conv.bias, padding=1)
         out = torch.ones_like(expected).contiguous(memory_format=torch.channels_last)
         weights = TransformedWeights(conv, made, Workers(), doubles)
-        weights.convolve(x, 0, 9, 0, out[:, :PART], 0, add=False)
-        weights.convolve(x, 0, 9, 0, out[:, PART:], PART, add=True)
-        expected[:, PART:] += 1
+        weights.convolve(x, 0, 9, 0, out[:, :CHANNEL_BLOCK], 0, add=False)
+        weights.convolve(x, 0, 9, 0, out[:, CHANNEL_BLOCK:], CHANNEL_BLOCK, add=True)
+        expected[:, CHANNEL_BLOCK:] += 1
         if not torch.allclose(out, expected, rtol=0, atol=1e-2):
             return False
     return True
