@@ -86,7 +86,9 @@ class Native:
             with replacing(target) as partial:
                 library = self._load(self._compile(compiler, partial))
                 if library is None:
-                    raise OSError(f"{folder}: a library compiled here cannot be loaded or fails its self-test")
+                    raise OSError(
+                        f"{folder}: a library compiled here cannot be loaded or fails its self-test"
+                    )
             return library
         except OSError:
             pass

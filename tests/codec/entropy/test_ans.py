@@ -70,13 +70,13 @@ class Reader:
         """Return the next number of at most 12 bits."""
         return self.read_uniform(1 << bits)
 
-    def read_integers(self, tables: Sequence[Table], classes: Sequence[int]) -> list[int]:
+    def read_integers(self, tables: Sequence[Table], indexes: Sequence[int]) -> list[int]:
         """Return a run of symbols: class by class, then what was escaped."""
-        symbols = [0] * len(classes)
+        symbols = [0] * len(indexes)
         escaped = []
         for k, table in enumerate(tables):
             ends = list(itertools.accumulate(table.frequencies))
-            for i in (i for i, chosen in enumerate(classes) if chosen == k):
+            for i in (i for i, chosen in enumerate(indexes) if chosen == k):
                 position = self.read_cumulative(ends)
                 symbols[i] = table.low + position
                 if position == len(ends) - 1:
@@ -115,11 +115,11 @@ def test_another_decoder_reads_every_table(tables: Sequence[Table]) -> None:
     model = IntegerModel(tables)
     for k, table in enumerate(tables):
         symbols = rng.permutation(spread(table, 40, rng)).astype(np.int32)
-        classes = np.full(len(symbols), k)
+        indexes = np.full(len(symbols), k)
         encoder = AnsEncoder()
-        model.push(encoder, symbols, classes)
+        model.push(encoder, symbols, indexes)
         reader = Reader(encoder.payload())
-        assert reader.read_integers(tables, classes.tolist()) == symbols.tolist()
+        assert reader.read_integers(tables, indexes.tolist()) == symbols.tolist()
         assert reader.empty
 
 
@@ -130,9 +130,9 @@ def test_another_decoder_reads_random_tables() -> None:
         weights = rng.random(size) ** rng.choice([0, 1, 8, 30])
         table = Table(int(rng.integers(-500, 500)), quantize_probabilities(weights + 1e-300))
         symbols = spread(table, 60, rng).astype(np.int32)
-        encoder, model, classes = AnsEncoder(), IntegerModel([table]), np.zeros(len(symbols), np.int64)
-        model.push(encoder, symbols, classes)
-        assert Reader(encoder.payload()).read_integers([table], classes.tolist()) == symbols.tolist()
+        encoder, model, indexes = AnsEncoder(), IntegerModel([table]), np.zeros(len(symbols), np.int64)
+        model.push(encoder, symbols, indexes)
+        assert Reader(encoder.payload()).read_integers([table], indexes.tolist()) == symbols.tolist()
 
 
 def test_another_decoder_reads_mixed_runs_in_the_decoders_order() -> None:
@@ -140,18 +140,18 @@ def test_another_decoder_reads_mixed_runs_in_the_decoders_order() -> None:
     model, indices = IntegerModel(GAUSSIANS), UniformModel(1000)
     runs = []
     for count in (300, 1, 0, 500):
-        classes = rng.integers(0, len(GAUSSIANS), count)
-        scales = 0.11 * 1.0514 ** classes.astype(float)
-        runs.append((np.rint(rng.standard_t(2, count) * scales * 2).astype(np.int32), classes))
+        indexes = rng.integers(0, len(GAUSSIANS), count)
+        scales = 0.11 * 1.0514 ** indexes.astype(float)
+        runs.append((np.rint(rng.standard_t(2, count) * scales * 2).astype(np.int32), indexes))
     z = rng.integers(0, 1000, 77).astype(np.int32)
     encoder = AnsEncoder()
-    for symbols, classes in reversed(runs):
-        model.push(encoder, symbols, classes)
+    for symbols, indexes in reversed(runs):
+        model.push(encoder, symbols, indexes)
     indices.push(encoder, z)
     reader = Reader(encoder.payload())
     assert [reader.read_uniform(1000) for _ in z] == z.tolist()
-    for symbols, classes in runs:
-        assert reader.read_integers(GAUSSIANS, classes.tolist()) == symbols.tolist()
+    for symbols, indexes in runs:
+        assert reader.read_integers(GAUSSIANS, indexes.tolist()) == symbols.tolist()
     assert reader.empty
 
 
@@ -216,11 +216,11 @@ def test_round_trips(runs: list[list[tuple[int, int]]]) -> None:
     assert not payload.endswith(b"\0")
     decoder, reader = AnsDecoder(payload), Reader(payload)
     for run in runs:
-        classes = [k for _, k in run]
+        indexes = [k for _, k in run]
         expected = [s for s, _ in run]
-        found = model.pop(decoder, np.array(classes, np.int64))
+        found = model.pop(decoder, np.array(indexes, np.int64))
         assert found.dtype == np.int32
-        assert found.tolist() == expected == reader.read_integers(ALL_TABLES, classes)
+        assert found.tolist() == expected == reader.read_integers(ALL_TABLES, indexes)
     decoder.finish()
 
 
@@ -228,10 +228,10 @@ def test_round_trips(runs: list[list[tuple[int, int]]]) -> None:
 def test_a_run_may_be_escaped_as_a_whole(count: int) -> None:
     table = GAUSSIANS[0]
     symbols = np.where(np.arange(count) % 2, 1, -1) * (table.high + 1 + np.arange(count) * 31)
-    model, encoder, classes = IntegerModel([table]), AnsEncoder(), np.zeros(count, np.int64)
-    model.push(encoder, symbols.astype(np.int32), classes)
+    model, encoder, indexes = IntegerModel([table]), AnsEncoder(), np.zeros(count, np.int64)
+    model.push(encoder, symbols.astype(np.int32), indexes)
     decoder = AnsDecoder(encoder.payload())
-    assert model.pop(decoder, classes).tolist() == symbols.tolist()
+    assert model.pop(decoder, indexes).tolist() == symbols.tolist()
     decoder.finish()
 
 
@@ -250,10 +250,10 @@ def test_bits_are_written_as_they_are() -> None:
     decoder.finish()
 
 
-def ideal_bits(tables: Sequence[Table], symbols: np.ndarray, classes: np.ndarray) -> float:
+def ideal_bits(tables: Sequence[Table], symbols: np.ndarray, indexes: np.ndarray) -> float:
     """Return the bits that whole numbers of a share `f / 2^24` need, with those of escapes."""
     total = 0.0
-    for symbol, k in zip(symbols.tolist(), classes.tolist(), strict=True):
+    for symbol, k in zip(symbols.tolist(), indexes.tolist(), strict=True):
         table = tables[k]
         if table.low <= symbol <= table.high:
             total += 24 - math.log2(table.frequencies[symbol - table.low])
@@ -267,13 +267,13 @@ def ideal_bits(tables: Sequence[Table], symbols: np.ndarray, classes: np.ndarray
 @pytest.mark.parametrize("count", [0, 1, 10, 20_000])
 def test_the_size_is_the_ideal_one(count: int, factor: float) -> None:
     rng = np.random.default_rng(count)
-    classes = rng.integers(0, len(GAUSSIANS), count)
-    symbols = np.rint(rng.normal(size=count) * 0.11 * 1.0514 ** classes.astype(float) * factor).astype(
+    indexes = rng.integers(0, len(GAUSSIANS), count)
+    symbols = np.rint(rng.normal(size=count) * 0.11 * 1.0514 ** indexes.astype(float) * factor).astype(
         np.int32
     )
     encoder = AnsEncoder()
-    IntegerModel(GAUSSIANS).push(encoder, symbols, classes)
-    ideal = ideal_bits(GAUSSIANS, symbols, classes) / 8
+    IntegerModel(GAUSSIANS).push(encoder, symbols, indexes)
+    ideal = ideal_bits(GAUSSIANS, symbols, indexes) / 8
     assert ideal - 1 <= len(encoder.payload()) <= ideal * 1.0005 + 5
 
 
@@ -289,14 +289,14 @@ def test_garbage_gives_damage_or_symbols() -> None:
     damaged = 0
     for _ in range(10_000):
         payload = rng.bytes(int(rng.integers(0, 40)))
-        classes = rng.integers(0, len(ALL_TABLES), int(rng.integers(0, 12)))
+        indexes = rng.integers(0, len(ALL_TABLES), int(rng.integers(0, 12)))
         try:
             decoder = AnsDecoder(payload)
-            symbols = model.pop(decoder, classes)
+            symbols = model.pop(decoder, indexes)
         except DamagedError:
             damaged += 1
             continue
-        assert symbols.shape == classes.shape
+        assert symbols.shape == indexes.shape
         # A table may reach beyond the limit by itself; only what is escaped is checked.
         assert np.abs(symbols).max(initial=0) <= SYMBOL_LIMIT + 1
     assert 0 < damaged < 10_000
@@ -307,13 +307,13 @@ def test_garbage_is_read_alike_by_both_decoders() -> None:
     model = IntegerModel(ALL_TABLES)
     for _ in range(300):
         payload = rng.bytes(int(rng.integers(1, 60))).rstrip(b"\0")
-        classes = rng.integers(0, len(ALL_TABLES), 10)
-        expected = Reader(payload).read_integers(ALL_TABLES, classes.tolist())
+        indexes = rng.integers(0, len(ALL_TABLES), 10)
+        expected = Reader(payload).read_integers(ALL_TABLES, indexes.tolist())
         if max(map(abs, expected)) > SYMBOL_LIMIT:
             with pytest.raises(DamagedError, match="beyond the limit"):
-                model.pop(AnsDecoder(payload), classes)
+                model.pop(AnsDecoder(payload), indexes)
         else:
-            assert model.pop(AnsDecoder(payload), classes).tolist() == expected
+            assert model.pop(AnsDecoder(payload), indexes).tolist() == expected
 
 
 def test_a_symbol_beyond_the_limit_is_damage() -> None:
@@ -340,10 +340,10 @@ def test_words_of_zeros_at_the_end_are_damage(payload: bytes) -> None:
 
 
 def test_payloads_are_pure_functions_of_their_symbols() -> None:
-    classes = np.arange(100) % len(GAUSSIANS)
+    indexes = np.arange(100) % len(GAUSSIANS)
     payloads = set()
     for _ in range(3):
         encoder = AnsEncoder()
-        IntegerModel(GAUSSIANS).push(encoder, (np.arange(100) % 7 - 3).astype(np.int32), classes)
+        IntegerModel(GAUSSIANS).push(encoder, (np.arange(100) % 7 - 3).astype(np.int32), indexes)
         payloads.add(encoder.payload())
     assert len(payloads) == 1

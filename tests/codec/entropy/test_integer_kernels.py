@@ -34,7 +34,7 @@ def refused(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
 
 def in_float64(network: nn.Module, x: Tensor, monkeypatch: pytest.MonkeyPatch) -> Tensor:
     with monkeypatch.context() as patch:
-        patch.setattr(integer_kernels, "takes", lambda x: False)
+        patch.setattr(integer_kernels, "supports", lambda x: False)
         found: Tensor = network(x)
         return found
 
@@ -85,7 +85,9 @@ def test_what_is_too_large_is_computed_in_float64(
 ) -> None:
     """Weights of more than 16 bits, activations that saturate in between: no result is another."""
     torch.manual_seed(0)
-    network = to_integer_network(nn.Sequential(scaled(type(block)(*[8] * (1 + isinstance(block, DepthConv))), weights)))
+    network = to_integer_network(
+        nn.Sequential(scaled(type(block)(*[8] * (1 + isinstance(block, DepthConv))), weights))
+    )
     x = torch.randn(1, 8, 6, 7) * inputs
     assert torch.equal(network(x), in_float64(network, x, monkeypatch))
     assert refused[0] == (weights >= 12)
@@ -146,7 +148,7 @@ def test_the_paper_size_context_is_computed_here(
     network, x = to_integer_network(QuadtreeContext(256), keep=False), torch.randn(1, 512, 5, 4)
     with torch.inference_mode():
         found = torch.cat(network.predict(1, x[:, :256], x[:, 256:]), 1)
-        monkeypatch.setattr(integer_kernels, "takes", lambda x: False)
+        monkeypatch.setattr(integer_kernels, "supports", lambda x: False)
         assert torch.equal(found, torch.cat(network.predict(1, x[:, :256], x[:, 256:]), 1))
     assert len(refused) == 4 * 3
     assert not any(refused)
@@ -177,19 +179,19 @@ def test_weights_of_files_are_checked_too(monkeypatch: pytest.MonkeyPatch) -> No
     made = integer_kernels.NATIVE.library()
     assert made is not None
     with torch.inference_mode():
-        assert integer_kernels._computes(made)
+        assert integer_kernels._self_test(made)
         for name in ("glc_weights_of_floats", "glc_weights_of_doubles", "glc_layers", "glc_planes"):
             with monkeypatch.context() as patch:
                 patch.setattr(made, name, lambda *_: 0)
-                assert not integer_kernels._computes(made), name
+                assert not integer_kernels._self_test(made), name
 
 
 def test_gradients_and_other_devices_are_left_to_pytorch() -> None:
     layers = to_integer_network(nn.Sequential(GatedFeedForward(8), DepthConv(8, 8)))
     assert [type(layer) for layer in layers] == [IntegerFeedForward, IntegerDepthConv]
-    assert not integer_kernels.takes(torch.zeros(1, 8, 2, 2, requires_grad=True))
-    assert not integer_kernels.takes(torch.zeros(1, 8, 2, 2, device="meta"))
-    assert integer_kernels.takes(torch.zeros(1, 8, 2, 2))
-    assert not integer_kernels.takes(torch.zeros(8, 2, 2))
+    assert not integer_kernels.supports(torch.zeros(1, 8, 2, 2, requires_grad=True))
+    assert not integer_kernels.supports(torch.zeros(1, 8, 2, 2, device="meta"))
+    assert integer_kernels.supports(torch.zeros(1, 8, 2, 2))
+    assert not integer_kernels.supports(torch.zeros(8, 2, 2))
     with torch.device("meta"), torch.inference_mode():
         assert layers(torch.zeros(1, 8, 2, 2, device="cpu")).shape == (1, 8, 2, 2)

@@ -9,8 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from glc.codec.entropy import integer_kernels
-from glc.codec.entropy import integer_nets
+from glc.codec.entropy import integer_kernels, integer_nets
 from glc.codec.entropy.integer_nets import IntegerConv2d, IntegerLeakyReLU, check_device, to_integer_network
 from glc.errors import InexactError
 from glc.layers.blocks import DepthConvBlock
@@ -22,7 +21,7 @@ from glc.models.hyperprior import CategoricalHyperprior
 def arithmetic(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Compute as this machine does, and by PyTorch alone."""
     if request.param == "float64":
-        monkeypatch.setattr(integer_kernels, "takes", lambda x: False)
+        monkeypatch.setattr(integer_kernels, "supports", lambda x: False)
     elif integer_kernels.NATIVE.library() is None:
         pytest.skip("no C compiler, a processor that integer_kernels.c is not for, or switched off")
 

@@ -42,7 +42,9 @@ class ChannelStatistics:
         before = self.count[channels]
         total = before + tile.values
         shift = tile.mean - self.mean[channels]
-        self.squares[channels] += tile.variance * tile.values + shift.square() * (before * tile.values / total)
+        self.squares[channels] += tile.variance * tile.values + shift.square() * (
+            before * tile.values / total
+        )
         self.mean[channels] += shift * (tile.values / total)
         self.count[channels] = total
 
