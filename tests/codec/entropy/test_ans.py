@@ -1,4 +1,4 @@
-"""The payload's coder: read by another decoder, written out here in whole numbers, and by its own."""
+"""The ANS coder, against an independent integer decoder written out here."""
 
 import bisect
 import itertools
@@ -35,7 +35,7 @@ ODD = (
 
 
 class Reader:
-    """An asymmetric numeral system in whole numbers: a state of 64 bits, words of 32, a precision of 24."""
+    """ANS decoder in Python integers: 64-bit state, 32-bit words, 24-bit precision."""
 
     def __init__(self, payload: bytes) -> None:
         payload += bytes(-len(payload) % 4)
@@ -55,7 +55,7 @@ class Reader:
         return position
 
     def read_uniform(self, size: int) -> int:
-        """Return the next of `size` equally likely numbers; the last takes what division leaves over."""
+        """Return the next of `size` equally likely numbers; the last one takes the remainder of the division."""
         each = TOTAL // size
         number = min(self.state % TOTAL // each, size - 1)
         self._take(number * each, (number + 1) * each if number < size - 1 else TOTAL)
@@ -71,7 +71,7 @@ class Reader:
         return self.read_uniform(1 << bits)
 
     def read_integers(self, tables: Sequence[Table], indexes: Sequence[int]) -> list[int]:
-        """Return a run of symbols: class by class, then what was escaped."""
+        """Return a run of symbols: table by table, then the escaped excesses."""
         symbols = [0] * len(indexes)
         escaped = []
         for k, table in enumerate(tables):
@@ -102,7 +102,7 @@ class Reader:
 
 
 def spread(table: Table, count: int, rng: np.random.Generator) -> np.ndarray:
-    """Draw symbols under a table: likely ones, each of its ends, and escapes near and far."""
+    """Sample symbols of a table: likely ones, each of its ends, and escapes near and far."""
     positions = rng.choice(len(table.frequencies) - 1, count)
     symbols = table.low + positions
     edges = [table.low, table.high, table.low - 1, table.high + 1, table.low - 2, table.high + 9]
@@ -110,7 +110,7 @@ def spread(table: Table, count: int, rng: np.random.Generator) -> np.ndarray:
 
 
 @pytest.mark.parametrize("tables", [GAUSSIANS, ODD], ids=["gaussian", "odd"])
-def test_another_decoder_reads_every_table(tables: Sequence[Table]) -> None:
+def test_independent_decoder_reads_every_table(tables: Sequence[Table]) -> None:
     rng = np.random.default_rng(0)
     model = IntegerModel(tables)
     for k, table in enumerate(tables):
@@ -123,7 +123,7 @@ def test_another_decoder_reads_every_table(tables: Sequence[Table]) -> None:
         assert reader.empty
 
 
-def test_another_decoder_reads_random_tables() -> None:
+def test_independent_decoder_reads_random_tables() -> None:
     rng = np.random.default_rng(1)
     for _ in range(60):
         size = int(rng.integers(2, 400))
@@ -135,7 +135,7 @@ def test_another_decoder_reads_random_tables() -> None:
         assert Reader(encoder.payload()).read_integers([table], indexes.tolist()) == symbols.tolist()
 
 
-def test_another_decoder_reads_mixed_runs_in_the_decoders_order() -> None:
+def test_independent_decoder_reads_runs_in_reverse_order_of_encoding() -> None:
     rng = np.random.default_rng(2)
     model, indices = IntegerModel(GAUSSIANS), UniformModel(1000)
     runs = []
@@ -156,7 +156,7 @@ def test_another_decoder_reads_mixed_runs_in_the_decoders_order() -> None:
 
 
 @pytest.mark.parametrize("size", [2, 3, 5, 64, 1000, 1024, 4097, 16384, (1 << 20) - 1, 1 << 20])
-def test_codes_of_fixed_length(size: int) -> None:
+def test_fixed_length_codes_round_trip(size: int) -> None:
     rng = np.random.default_rng(size)
     symbols = np.concatenate((rng.integers(0, size, 40), [0, size - 1])).astype(np.int32)
     model, encoder = UniformModel(size), AnsEncoder()
@@ -171,7 +171,7 @@ def test_codes_of_fixed_length(size: int) -> None:
     assert reader.empty
 
 
-def test_a_code_of_one_value_takes_nothing() -> None:
+def test_one_value_takes_no_bytes() -> None:
     model, encoder = UniformModel(1), AnsEncoder()
     model.push(encoder, np.zeros(9, np.int32))
     assert encoder.payload() == b""
@@ -179,12 +179,12 @@ def test_a_code_of_one_value_takes_nothing() -> None:
 
 
 @pytest.mark.parametrize("size", [0, -1, (1 << 20) + 1])
-def test_other_sizes_have_no_code_of_fixed_length(size: int) -> None:
+def test_fixed_length_code_sizes_are_checked(size: int) -> None:
     with pytest.raises(ValueError, match=f"not {size}"):
         UniformModel(size)
 
 
-def test_another_decoder_reads_a_table_of_indices() -> None:
+def test_independent_decoder_reads_a_table_of_indices() -> None:
     rng = np.random.default_rng(3)
     counts = np.floor(rng.pareto(0.5, 16384)).clip(0, 1e6)
     table = index_table(torch.from_numpy(counts))
@@ -208,7 +208,7 @@ RUN = st.lists(st.tuples(ANY_SYMBOL, st.integers(0, len(ALL_TABLES) - 1)), max_s
 
 @settings(max_examples=200, deadline=None)
 @given(st.lists(RUN, max_size=4))
-def test_round_trips(runs: list[list[tuple[int, int]]]) -> None:
+def test_runs_round_trip(runs: list[list[tuple[int, int]]]) -> None:
     model, encoder = IntegerModel(ALL_TABLES), AnsEncoder()
     for run in reversed(runs):
         model.push(encoder, np.array([s for s, _ in run], np.int32), np.array([k for _, k in run], np.int64))
@@ -225,7 +225,7 @@ def test_round_trips(runs: list[list[tuple[int, int]]]) -> None:
 
 
 @pytest.mark.parametrize("count", [0, 1, 2, 1000])
-def test_a_run_may_be_escaped_as_a_whole(count: int) -> None:
+def test_run_of_escapes_round_trips(count: int) -> None:
     table = GAUSSIANS[0]
     symbols = np.where(np.arange(count) % 2, 1, -1) * (table.high + 1 + np.arange(count) * 31)
     model, encoder, indexes = IntegerModel([table]), AnsEncoder(), np.zeros(count, np.int64)
@@ -235,7 +235,7 @@ def test_a_run_may_be_escaped_as_a_whole(count: int) -> None:
     decoder.finish()
 
 
-def test_bits_are_written_as_they_are() -> None:
+def test_raw_bits_round_trip_without_overhead() -> None:
     rng = np.random.default_rng(5)
     encoder = AnsEncoder()
     runs = [(bits, rng.integers(0, 1 << bits, 30)) for bits in (1, 4, 12, 13, 15, 20)]
@@ -251,7 +251,7 @@ def test_bits_are_written_as_they_are() -> None:
 
 
 def ideal_bits(tables: Sequence[Table], symbols: np.ndarray, indexes: np.ndarray) -> float:
-    """Return the bits that whole numbers of a share `f / 2^24` need, with those of escapes."""
+    """Return the ideal code length in bits, including escapes."""
     total = 0.0
     for symbol, k in zip(symbols.tolist(), indexes.tolist(), strict=True):
         table = tables[k]
@@ -265,7 +265,7 @@ def ideal_bits(tables: Sequence[Table], symbols: np.ndarray, indexes: np.ndarray
 
 @pytest.mark.parametrize("factor", [0.3, 1.0, 3.0])
 @pytest.mark.parametrize("count", [0, 1, 10, 20_000])
-def test_the_size_is_the_ideal_one(count: int, factor: float) -> None:
+def test_size_is_within_0_05_percent_of_the_ideal(count: int, factor: float) -> None:
     rng = np.random.default_rng(count)
     indexes = rng.integers(0, len(GAUSSIANS), count)
     symbols = np.rint(rng.normal(size=count) * 0.11 * 1.0514 ** indexes.astype(float) * factor).astype(
@@ -277,13 +277,13 @@ def test_the_size_is_the_ideal_one(count: int, factor: float) -> None:
     assert ideal - 1 <= len(encoder.payload()) <= ideal * 1.0005 + 5
 
 
-def test_cheap_symbols_cost_next_to_nothing() -> None:
+def test_almost_certain_symbols_take_almost_no_bytes() -> None:
     encoder, count = AnsEncoder(), 100_000
     IntegerModel([ODD[0]]).push(encoder, np.zeros(count, np.int32), np.zeros(count, np.int64))
     assert len(encoder.payload()) <= 4
 
 
-def test_garbage_gives_damage_or_symbols() -> None:
+def test_random_bytes_decode_or_raise_damaged() -> None:
     rng = np.random.default_rng(6)
     model = IntegerModel(ALL_TABLES)
     damaged = 0
@@ -302,7 +302,7 @@ def test_garbage_gives_damage_or_symbols() -> None:
     assert 0 < damaged < 10_000
 
 
-def test_garbage_is_read_alike_by_both_decoders() -> None:
+def test_random_bytes_decode_alike_in_both_decoders() -> None:
     rng = np.random.default_rng(7)
     model = IntegerModel(ALL_TABLES)
     for _ in range(300):
@@ -316,7 +316,7 @@ def test_garbage_is_read_alike_by_both_decoders() -> None:
             assert model.pop(AnsDecoder(payload), indexes).tolist() == expected
 
 
-def test_a_symbol_beyond_the_limit_is_damage() -> None:
+def test_symbol_beyond_the_limit_raises_damaged() -> None:
     table = GAUSSIANS[0]
     model, encoder = IntegerModel([table]), AnsEncoder()
     model.push(encoder, np.array([SYMBOL_LIMIT + 1]), np.zeros(1, np.int64))
@@ -324,7 +324,7 @@ def test_a_symbol_beyond_the_limit_is_damage() -> None:
         model.pop(AnsDecoder(encoder.payload()), np.zeros(1, np.int64))
 
 
-def test_what_is_left_over_is_damage() -> None:
+def test_undecoded_data_raises_damaged() -> None:
     model, encoder = UniformModel(64), AnsEncoder()
     model.push(encoder, np.arange(60, dtype=np.int32))
     decoder = AnsDecoder(encoder.payload())
@@ -334,12 +334,12 @@ def test_what_is_left_over_is_damage() -> None:
 
 
 @pytest.mark.parametrize("payload", [bytes(4), b"\1\2\3\4" + bytes(4), b"\1" + bytes(11)])
-def test_words_of_zeros_at_the_end_are_damage(payload: bytes) -> None:
+def test_trailing_zero_words_raise_damaged(payload: bytes) -> None:
     with pytest.raises(DamagedError, match="ends in zeros"):
         AnsDecoder(payload)
 
 
-def test_payloads_are_pure_functions_of_their_symbols() -> None:
+def test_payloads_are_deterministic() -> None:
     indexes = np.arange(100) % len(GAUSSIANS)
     payloads = set()
     for _ in range(3):

@@ -1,4 +1,4 @@
-"""Exact arithmetic, against whole numbers and against itself under every setting."""
+"""Integer networks against integer arithmetic in numpy, and under every thread count and layout."""
 
 import itertools
 from collections.abc import Callable, Iterator
@@ -19,11 +19,11 @@ from glc.models.hyperprior import CategoricalHyperprior
 
 @pytest.fixture(params=["integers", "float64"], autouse=True)
 def arithmetic(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Compute as this machine does, and by PyTorch alone."""
+    """Run with the C kernels and with PyTorch alone."""
     if request.param == "float64":
         monkeypatch.setattr(integer_kernels, "supports", lambda x: False)
     elif integer_kernels.NATIVE.library() is None:
-        pytest.skip("no C compiler, a processor that integer_kernels.c is not for, or switched off")
+        pytest.skip("no C compiler, a processor without AVX2, or kernels disabled")
 
 
 LIMIT = 1 << 26
@@ -31,14 +31,14 @@ LIMIT = 1 << 26
 
 
 def rounded_shift(values: np.ndarray, bits: int) -> np.ndarray:
-    """Divide whole numbers by 2^bits, rounding halves to even."""
+    """Divide integers by 2^bits, rounding halves to even."""
     quotient, rest = values >> bits, values & ((1 << bits) - 1)
     half = 1 << (bits - 1)
     return quotient + ((rest > half) | ((rest == half) & (quotient % 2 == 1)))
 
 
 def integer_conv(x: np.ndarray, weight: np.ndarray, bias: np.ndarray, depthwise: bool) -> np.ndarray:
-    """Return the convolution in whole numbers.
+    """Return the convolution in integers.
 
     Args:
         x: `[B, I, H, W]` in units of 2^-12.
@@ -95,7 +95,7 @@ def in_units(y: Tensor) -> np.ndarray:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_convolution_is_that_of_whole_numbers(kind: str) -> None:
+def test_convolution_equals_integer_convolution(kind: str) -> None:
     for seed in range(5):
         x, weight, bias, form = random_case(kind, 1 << 15, seed)
         layer = IntegerConv2d(make_conv(form, weight, bias))
@@ -123,7 +123,7 @@ def test_inputs_saturate_and_are_rounded_to_even() -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_results_half_way_are_rounded_to_even(kind: str) -> None:
+def test_results_are_rounded_half_to_even(kind: str) -> None:
     x, weight, _, form = random_case(kind, 3)
     # Weights of halves make sums that lie half-way between two steps of the grid.
     weight, x = weight << 13, x & 0xFF
@@ -152,7 +152,7 @@ def test_weights_and_biases_are_rounded_to_their_grids() -> None:
     assert biases == [0, 2, -2, 2**26]
 
 
-def test_no_bias_is_a_bias_of_zero() -> None:
+def test_missing_bias_equals_zero_bias() -> None:
     conv = nn.Conv2d(3, 3, 1, bias=False)
     x = torch.randn(1, 3, 4, 4)
     found = IntegerConv2d(conv)(x)
@@ -160,7 +160,7 @@ def test_no_bias_is_a_bias_of_zero() -> None:
     assert torch.equal(IntegerConv2d(conv)(x), found)
 
 
-def test_sums_at_the_limit_of_53_bits_are_exact_in_any_order() -> None:
+def test_sums_near_53_bits_are_exact_in_any_order() -> None:
     channels, rng = 2048, np.random.default_rng(0)
     # The magnitudes add up to 2^53 less a little; signs let the results come back below saturation.
     magnitude = (1 << 16) - 1 - rng.integers(0, 4, (8, channels))
@@ -213,7 +213,7 @@ def test_weights_that_are_not_finite_are_refused(name: str, value: float) -> Non
     ],
     ids=["stride", "dilation", "groups", "more per group", "unpadded", "padded", "even", "oblong", "reflect"],
 )
-def test_other_convolutions_are_refused(conv: nn.Conv2d) -> None:
+def test_unsupported_convolutions_are_refused(conv: nn.Conv2d) -> None:
     with pytest.raises(InexactError, match=r"net\.odd \(Conv2d.* supported layers: Conv2d"):
         IntegerConv2d(conv, "net.odd")
 
@@ -222,13 +222,13 @@ def test_other_convolutions_are_refused(conv: nn.Conv2d) -> None:
     "layer",
     [nn.GELU(), nn.ReLU6(), nn.BatchNorm2d(4), nn.ConvTranspose2d(4, 4, 1), nn.Linear(4, 4), nn.Softmax(1)],
 )
-def test_layers_not_known_to_be_exact_are_refused(layer: nn.Module) -> None:
+def test_unsupported_layers_are_refused(layer: nn.Module) -> None:
     network = nn.Sequential(nn.Conv2d(4, 4, 1), nn.Sequential(layer))
     with pytest.raises(InexactError, match=rf"network\.1\.0 \({type(layer).__name__}\)"):
         to_integer_network(network)
 
 
-def test_leaky_rectifiers_have_slopes_on_the_grid() -> None:
+def test_leaky_relu_slopes_are_on_the_weight_grid() -> None:
     layer = IntegerLeakyReLU(0.01)
     slope = round(0.01 * 2**14) / 2**14
     x = torch.tensor([-16384.0, -3 / 4096, -0.0, 0.0, 5 / 4096, 16384.0], dtype=torch.float64)
@@ -236,7 +236,7 @@ def test_leaky_rectifiers_have_slopes_on_the_grid() -> None:
 
 
 def random_network(kind: str) -> tuple[nn.Module, Callable[[nn.Module, Tensor], Tensor], Tensor]:
-    """Return a network of the probability path, how to call it, and an input of three images."""
+    """Return a network of the entropy model, a function that calls it, and an input of three images."""
     generator = torch.Generator().manual_seed(3)
     if kind == "context":
         network: nn.Module = QuadtreeContext(16, depth=1)
@@ -255,7 +255,7 @@ NETWORKS = ["context", "synthesis"]
 
 @pytest.mark.parametrize("kind", NETWORKS)
 @torch.no_grad()
-def test_exact_networks_compute_what_their_float_networks_do(kind: str) -> None:
+def test_integer_networks_approximate_float_networks(kind: str) -> None:
     network, call, x = random_network(kind)
     network.double()
     expected, found = call(network, x.double()), call(to_integer_network(network), x.double())
@@ -267,22 +267,22 @@ def test_exact_networks_compute_what_their_float_networks_do(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", NETWORKS)
 @torch.no_grad()
-def test_weights_made_in_each_call_are_those_that_are_kept(kind: str) -> None:
+def test_weights_converted_per_call_equal_stored_ones(kind: str) -> None:
     network, call, x = random_network(kind)
     for parameter in network.parameters():  # of many magnitudes, few of them on the grid
         parameter.mul_(torch.linspace(-12, 2, parameter.numel()).exp2().view_as(parameter))
-    kept, made = to_integer_network(network), to_integer_network(network, keep=False)
-    layers = [[m for m in each.modules() if isinstance(m, IntegerConv2d)] for each in (kept, made)]
+    kept, converted = to_integer_network(network), to_integer_network(network, keep=False)
+    layers = [[m for m in each.modules() if isinstance(m, IntegerConv2d)] for each in (kept, converted)]
     assert len(layers[0]) > 5
     for one, other in zip(*layers, strict=True):
         assert other.weight().dtype == torch.float64
         assert torch.equal(one.weight(), other.weight())
         assert one.weight() is one.weight()
         assert not any(buffer.ndim > 2 for buffer in other.buffers())
-    assert torch.equal(call(kept, x), call(made, x))
+    assert torch.equal(call(kept, x), call(converted, x))
 
 
-def test_the_network_itself_stays_as_it_was() -> None:
+def test_conversion_leaves_the_network_unchanged() -> None:
     network = DepthConvBlock(4, 8)
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
     copy = to_integer_network(network)
@@ -307,7 +307,7 @@ def environment(threads: int, mkldnn: bool) -> Iterator[None]:
 @pytest.mark.filterwarnings("ignore:TF32")
 @pytest.mark.parametrize("kind", NETWORKS)
 @torch.no_grad()
-def test_bits_do_not_depend_on_the_setting(kind: str) -> None:
+def test_bits_do_not_depend_on_threads_backend_layout_or_batch(kind: str) -> None:
     network, call, x = random_network(kind)
     if isinstance(network, nn.Sequential):
         network = network[1:4]  # one layer of each kind
@@ -329,7 +329,7 @@ def test_bits_do_not_depend_on_the_setting(kind: str) -> None:
 
 
 @torch.no_grad()
-def test_bits_do_not_depend_on_how_products_are_summed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bits_do_not_depend_on_summation_order(monkeypatch: pytest.MonkeyPatch) -> None:
     network, call, x = random_network("context")
     network = to_integer_network(network)
     expected = call(network, x)
@@ -343,11 +343,11 @@ def test_bits_do_not_depend_on_how_products_are_summed(monkeypatch: pytest.Monke
     assert torch.equal(call(network, x), expected)
 
 
-def test_this_processor_is_exact() -> None:
+def test_cpu_float64_products_are_exact() -> None:
     check_device(torch.device("cpu"))
 
 
-def test_a_device_that_is_not_exact_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_float32_products_are_detected(monkeypatch: pytest.MonkeyPatch) -> None:
     product = torch.matmul
     monkeypatch.setattr(integer_nets.torch, "matmul", lambda a, b: product(a.float(), b.float()).double())
     with pytest.raises(InexactError, match="cpu does not multiply"):
@@ -355,9 +355,7 @@ def test_a_device_that_is_not_exact_is_noticed(monkeypatch: pytest.MonkeyPatch) 
 
 
 @pytest.mark.parametrize("digits", [24, 40, 48, 52])
-def test_a_device_that_carries_fewer_binary_digits_is_noticed(
-    digits: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_products_of_fewer_binary_digits_are_detected(digits: int, monkeypatch: pytest.MonkeyPatch) -> None:
     product = torch.matmul
 
     def emulated(a: Tensor, b: Tensor) -> Tensor:
@@ -369,6 +367,6 @@ def test_a_device_that_carries_fewer_binary_digits_is_noticed(
         check_device(torch.device("cpu"))
 
 
-def test_a_device_without_float64_is_noticed() -> None:
+def test_device_without_float64_is_detected() -> None:
     with pytest.raises(InexactError, match="meta cannot compute in float64"):
         check_device(torch.device("meta"))

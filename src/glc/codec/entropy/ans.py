@@ -194,8 +194,8 @@ class IntegerModel:
 
 def _categorical(table: Table) -> object:
     # constriction gives each symbol at least 1 and distributes the remaining 2^24 - n in proportion to the
-    # given probabilities. Frequencies less 1 sum to exactly that remainder, so its result is the table itself,
-    # without rounding: independent of the processor's floating point.
+    # given probabilities. Frequencies less 1 sum to exactly that remainder, so its result is the table
+    # itself, without rounding: independent of the processor's floating point.
     frequencies = np.array(table.frequencies, np.float64)
     assert frequencies.sum() == 1 << PRECISION
     return _Model.Categorical(frequencies - 1, perfect=False)

@@ -1,8 +1,8 @@
 """Layers of the integer networks in 16-bit and 32-bit integers, if a C compiler is available.
 
 `integer_kernels.c` beside this file computes them (`glc.codec.native`), about twice as fast as float64. The
-results equal those of the layers of `glc.codec.entropy.integer_nets` bit for bit. If a weight or an activation
-is too large for these kernels, they return None and the layers run in float64.
+results equal those of the layers of `glc.codec.entropy.integer_nets` bit for bit. If a weight or an
+activation is too large for these kernels, they return None and the layers run in float64.
 """
 
 import ctypes

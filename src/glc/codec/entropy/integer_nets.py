@@ -12,8 +12,8 @@ operations:
 The result is a function of integers, defined in docs/bitstream.md; float64 is only a fast way to compute it.
 Convolutions are matrix products and shifted sums, never transforms of their operands (Winograd, FFT).
 
-A user's own modules may stand between these layers if they only add, multiply, compare and rearrange elements,
-which `check_operations` verifies.
+A user's own modules may stand between these layers if they only add, multiply, compare and rearrange
+elements, which `check_operations` verifies.
 """
 
 import copy

@@ -1,7 +1,7 @@
 """Integer frequency tables: computed once at export and stored with the weights, never recomputed.
 
-The frequencies of a table are integers that sum to 2^24. Symbols of y are coded under one of `SCALES` zero-mean
-Gaussians, chosen by the integer scale; a symbol outside its table is coded as the escape (see
+The frequencies of a table are integers that sum to 2^24. Symbols of y are coded under one of `SCALES`
+zero-mean Gaussians, chosen by the integer scale; a symbol outside its table is coded as the escape (see
 `glc.codec.entropy.ans`).
 """
 
@@ -118,8 +118,8 @@ class Tables:
         thresholds: integer scales in units of 2^-12, ascending: an element's scale index is the number of
             thresholds that are at most its scale.
         y: one table per scale index.
-        z: tables of the hyper-latent z: empty for a fixed-length code; one over all indices (its escape is the
-            last index); or one per channel of a factorised hyperprior.
+        z: tables of the hyper-latent z: empty for a fixed-length code; one over all indices (its escape is
+            the last index); or one per channel of a factorised hyperprior.
 
     Raises:
         TableError: if thresholds and tables do not fit each other.

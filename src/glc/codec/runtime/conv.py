@@ -16,8 +16,8 @@ class Convolution:
     """A convolution, optionally after nearest-neighbour upsampling by two (`Upsample`).
 
     In float32, 3x3 convolutions use Winograd's algorithm if it is available. Otherwise upsampling is merged
-    into the convolution: of the nine products of an output pixel, two or four share an input, so their weights
-    are added beforehand. Four 2x2 convolutions of the small map remain, with 4 of 9 multiplications.
+    into the convolution: of the nine products of an output pixel, two or four share an input, so their
+    weights are added beforehand. Four 2x2 convolutions of the small map remain, with 4 of 9 multiplications.
 
     Args:
         conv: 1x1, 3x3, or 3x3 of stride 2, padded at the right and lower edge only.

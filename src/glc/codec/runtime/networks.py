@@ -41,7 +41,7 @@ class ImageNetworks:
         device: of the networks.
         precision: number formats of E and D.
         memory: bytes that the process may use; None for the machine's available memory.
-        files: mapped files that hold the model's weights; only one network's weights stay in memory at a time.
+        files: mapped files of the model's weights; one network's weights are in memory at a time.
         stage: observer of the stages.
     """
 
@@ -246,8 +246,8 @@ def _enough_memory(device: torch.device) -> Iterator[None]:
         yield
     except torch.OutOfMemoryError as error:
         raise MemoryLimitError(
-            f"{device}: out of memory for an image or batch of this size; use --device cpu (device= in Python), "
-            "which runs in row tiles, or smaller batches"
+            f"{device}: out of memory for an image or batch of this size; use smaller batches, or "
+            "--device cpu (device= in Python), which runs in row tiles"
         ) from error
 
 
@@ -274,8 +274,8 @@ def _full_on_cpu(network: nn.Module, role: str, pixels: int, limit: int | None) 
 def _full_network(network: nn.Module, dtype: torch.dtype, first: bool) -> Callable[[Tensor], Tensor]:
     """Return a function that runs a network on complete images, in channels-last memory, to float32.
 
-    In networks of glc the convolution from or to pixels stays in float32, as in row tiles: bfloat16 cannot hold
-    8 bits. A user's own network runs under autocast.
+    In networks of glc the convolution from or to pixels stays in float32, as in row tiles: bfloat16 cannot
+    hold 8 bits. A user's own network runs under autocast.
 
     Args:
         network: E or D.

@@ -28,9 +28,9 @@ def choose_precision(name: str, device: torch.device) -> Precision:
     """Return the number formats of a name.
 
     Args:
-        name: "float32", "bfloat16", or "auto": E in float32, and D in bfloat16 if that is faster: on GPUs with
-            bfloat16 units, and on processors with them (AVX-512 BF16, AMX or Arm BF16) that do not have the
-            float32 convolutions of `glc.codec.runtime.winograd`.
+        name: "float32", "bfloat16", or "auto": E in float32, and D in bfloat16 if that is faster: on GPUs
+            with bfloat16 units, and on processors with them (AVX-512 BF16, AMX or Arm BF16) if the float32
+            convolutions of `glc.codec.runtime.winograd` are not available.
         device: where the networks run.
 
     Raises:

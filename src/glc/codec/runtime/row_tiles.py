@@ -1,8 +1,8 @@
 """Compute maps in row tiles: a tile of rows at a time.
 
 A row tile and its intermediate results fit the processor's cache, and only the input and the output exist as
-complete maps. Zero padding applies at the ends of the map, not at the ends of a tile, so the result equals that
-of the complete map.
+complete maps. Zero padding applies at the ends of the map, not at the ends of a tile, so the result equals
+that of the complete map.
 """
 
 from collections.abc import Callable, Iterator
@@ -54,8 +54,8 @@ class Source:
 
 
 Write = Callable[[int, Tensor, int, bool], None]
-"""Writes rows of an output. Arguments: first row, target `[1, channels, rows, W]`, first channel, and whether to
-add to the target."""
+"""Writes rows of an output. Arguments: first row, target `[1, channels, rows, W]`, first channel, and whether
+to add to the target."""
 
 
 def fill(

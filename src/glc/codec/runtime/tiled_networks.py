@@ -1,8 +1,8 @@
 """E and D on a CPU: in row tiles, with as few maps in memory as possible.
 
-If all normalisations are local (`PixelNorm` or none), the high-resolution layers, beyond the attention nearest to
-the pixels, run on row tiles with a halo of their receptive-field radius, so that tiling does not change the
-result. Group normalisation needs the complete map: such a network holds two maps of its widest level.
+If all normalisations are local (`PixelNorm` or none), the high-resolution layers, beyond the attention
+nearest to the pixels, run on row tiles with a halo of their receptive-field radius: tiling does not change
+the result. Group normalisation needs the complete map: such a network holds two maps of its widest level.
 """
 
 import math
@@ -84,7 +84,7 @@ class TiledEncoder:
         count = next(i for i, step in enumerate([*steps, None]) if step is None or step.halo < 0)
         self.local, self.rest = steps[:count], steps[count:]
         self.factor = round(1 / math.prod(step.scale for step in self.local))
-        # Halo in rows of the local layers' output: rows at a tile's ends that depend on the neighbouring tile.
+        # In rows of the local layers' output: those at a tile's ends that depend on its neighbour.
         self.halo = 1
         for step in self.local:
             self.halo = math.ceil((self.halo + step.halo) * step.scale)

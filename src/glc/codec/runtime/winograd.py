@@ -1,7 +1,9 @@
-"""3x3 convolutions in float32 by Winograd's F(6x6, 3x3), a fifth of the multiplications (Lavin and Gray, 2016).
+"""3x3 convolutions in float32 by Winograd's F(6x6, 3x3): a fifth of the multiplications.
 
-`winograd.c` beside this file computes them (`glc.codec.native`); without a C compiler PyTorch's convolutions run
-instead. The results differ by rounding, about 110 dB below the signal; the integer networks do not use this.
+Lavin and Gray, "Fast Algorithms for Convolutional Neural Networks", CVPR 2016.
+
+`winograd.c` beside this file computes them (`glc.codec.native`); without a C compiler PyTorch's convolutions
+run instead. The results differ by rounding, about 110 dB below the signal. Integer networks do not use this.
 """
 
 import ctypes
@@ -52,7 +54,7 @@ class TransformedWeights:
     Args:
         conv: a convolution that `suits` accepts.
         library: the result of `library`.
-        workers: threads that transform the weights; the result lies in their scratch buffer until its next use.
+        workers: threads that transform the weights, into their scratch buffer, until its next use.
         doubles: upsample the input by two first (`Upsample`).
     """
 
@@ -83,8 +85,8 @@ class TransformedWeights:
         """Write rows of the output.
 
         Args:
-            x: rows of the input, `[1, C, rows, W]`, float32, channels-last: from the row above the first output
-                row to the row below the last, within the input.
+            x: rows of the input, `[1, C, rows, W]`, float32, channels-last: from the row above the first
+                output row to the row below the last, within the input.
             first: index of the first of these rows.
             height: rows of the complete input, which is zero-padded.
             start: index of the first output row to write.
