@@ -55,7 +55,7 @@ class Reader:
         return position
 
     def read_uniform(self, size: int) -> int:
-        """Return the next of `size` equally likely numbers; the last one takes the remainder of the division."""
+        """Return the next of `size` equally likely numbers; the last takes the remainder."""
         each = TOTAL // size
         number = min(self.state % TOTAL // each, size - 1)
         self._take(number * each, (number + 1) * each if number < size - 1 else TOTAL)

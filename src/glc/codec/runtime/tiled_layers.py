@@ -135,8 +135,8 @@ class AttentionStep:
                     out[:, :, top:bottom, left:right] += F.conv2d(merged, self.out_weight, self.out_bias)
 
         multiple = min(window, height)
-        found = fill(x.values, write, self.gather, workers, multiple=multiple, add=True, divisible=False)
-        return Map(x.values, found)
+        statistics = fill(x.values, write, self.gather, workers, multiple=multiple, add=True, divisible=False)
+        return Map(x.values, statistics)
 
 
 def _full_windows_and_rest(size: int, window: int) -> list[tuple[int, int]]:
@@ -185,7 +185,7 @@ class ConvolutionStep:
             out.copy_(F.pixel_shuffle(unshuffled, self.shuffle))
 
         direct = self.shuffle == 1
-        found = fill(
+        statistics = fill(
             values,
             write if direct else write_shuffled,
             self.gather,
@@ -194,7 +194,7 @@ class ConvolutionStep:
             width=int(channels * width / self.scale),
             divisible=direct,
         )
-        return Map(values, found)
+        return Map(values, statistics)
 
 
 def has_global_norm(modules: tuple[nn.Module, ...]) -> bool:
