@@ -10,7 +10,7 @@ from torch import Tensor
 
 from glc.codec.runtime import row_tiles, tiled_networks
 from glc.codec.runtime.row_tiles import Source
-from glc.codec.runtime.tiled_layers import make_steps
+from glc.codec.runtime.tiled_layers import make_tiled_layers
 from glc.codec.runtime.tiled_networks import TiledDecoder, TiledEncoder
 from glc.errors import MemoryLimitError
 from glc.models.autoencoder import Decoder, Encoder
@@ -83,7 +83,7 @@ def test_last_convolution_of_many_channels_runs_in_tiles(monkeypatch: pytest.Mon
 
 
 @torch.inference_mode()
-def test_winograd_error_of_wide_layers_is_below_90_db() -> None:
+def test_winograd_error_of_wide_layers_is_90_db_below_the_signal() -> None:
     encoder, decoder = networks("group", channels=96)
     x = torch.rand(1, 3, 44, 36) * 2 - 1
     encoder64, decoder64 = copy.deepcopy(encoder).double(), copy.deepcopy(decoder).double()
@@ -113,11 +113,11 @@ def test_decoder_runs_in_float32_before_the_first_upsampling() -> None:
     expected, seen = decoder(latent), {}
     for name, low in (("float32", torch.float32), ("bfloat16", torch.bfloat16)):
         tiled = TiledDecoder(decoder, torch.bfloat16)
-        upsampling = next(i for i, step in enumerate(tiled.rest) if step.scale > 1)
-        assert {step.dtype for step in tiled.rest[:upsampling]} == {torch.float32}
-        assert {step.dtype for step in tiled.rest[upsampling:]} == {torch.bfloat16}
+        upsampling = next(i for i, layer in enumerate(tiled.rest) if layer.scale > 1)
+        assert {layer.dtype for layer in tiled.rest[:upsampling]} == {torch.float32}
+        assert {layer.dtype for layer in tiled.rest[upsampling:]} == {torch.bfloat16}
         if low is torch.bfloat16:  # all in bfloat16, for comparison
-            tiled.rest[:upsampling] = make_steps(list(decoder.blocks)[:upsampling], low)
+            tiled.rest[:upsampling] = make_tiled_layers(list(decoder.blocks)[:upsampling], low)
             tiled.dtype = low
         seen[name] = psnr(decode(tiled, latent, decoder.downsampling), expected)
     assert seen["float32"] > seen["bfloat16"] + 1

@@ -37,7 +37,7 @@ class Map:
         return Source(values.shape[2], lambda start, stop: normalize(values[:, :, start:stop]))
 
 
-class Step(Protocol):
+class TiledLayer(Protocol):
     """A block with prepared weights."""
 
     gather: bool
@@ -60,7 +60,7 @@ class Step(Protocol):
         ...
 
 
-class ResidualStep:
+class TiledResidualBlock:
     """`ResidualBlock`; overwrites its input if the width stays."""
 
     scale = 1.0
@@ -98,7 +98,7 @@ class ResidualStep:
         return Map(values, fill(values, write_both, self.gather, workers, width=wide))
 
 
-class AttentionStep:
+class TiledAttention:
     """`WindowAttention`, a few rows of windows at a time; overwrites its input."""
 
     scale = 1.0
@@ -145,7 +145,7 @@ def _full_windows_and_rest(size: int, window: int) -> list[tuple[int, int]]:
     return [side for side in ((0, full), (full, size)) if side[0] < side[1]]
 
 
-class ConvolutionStep:
+class TiledConvolution:
     """A convolution to a new map, with an optional normalisation and swish before it.
 
     It may include the `Upsample` before it or the `nn.PixelShuffle` after it.
@@ -210,7 +210,9 @@ def split_ending(blocks: list[nn.Module]) -> tuple[list[nn.Module], tuple[nn.Mod
     return blocks[:count], tuple(blocks[count:])
 
 
-def make_steps(blocks: list[nn.Module], dtype: torch.dtype, after: tuple[nn.Module, ...] = ()) -> list[Step]:
+def make_tiled_layers(
+    blocks: list[nn.Module], dtype: torch.dtype, after: tuple[nn.Module, ...] = ()
+) -> list[TiledLayer]:
     """Prepare blocks.
 
     Args:
@@ -218,26 +220,26 @@ def make_steps(blocks: list[nn.Module], dtype: torch.dtype, after: tuple[nn.Modu
         dtype: of the maps.
         after: normalisation and swish that follow.
     """
-    steps: list[Step] = []
+    layers: list[TiledLayer] = []
     before: tuple[nn.Module, ...] = ()
     sequence = (*blocks, *after)
     for block, following in zip(sequence, (*sequence[1:], None), strict=True):
         first = getattr(block, "norm1", getattr(block, "norm", block))
-        if steps and not before:
-            steps[-1].gather = isinstance(first, nn.GroupNorm)
+        if layers and not before:
+            layers[-1].gather = isinstance(first, nn.GroupNorm)
         if isinstance(block, ResidualBlock):
-            steps.append(ResidualStep(block, dtype))
+            layers.append(TiledResidualBlock(block, dtype))
         elif isinstance(block, WindowAttention):
-            steps.append(AttentionStep(block, dtype))
+            layers.append(TiledAttention(block, dtype))
         elif isinstance(block, Downsample | Upsample):
-            steps.append(ConvolutionStep(block.conv, dtype, doubles=isinstance(block, Upsample)))
+            layers.append(TiledConvolution(block.conv, dtype, doubles=isinstance(block, Upsample)))
         elif isinstance(block, nn.Conv2d):
             shuffle = following.upscale_factor if isinstance(following, nn.PixelShuffle) else 1
-            steps.append(ConvolutionStep(block, dtype, before, shuffle=shuffle))
+            layers.append(TiledConvolution(block, dtype, before, shuffle=shuffle))
             before = ()
         elif isinstance(block, nn.PixelShuffle):
             continue  # part of the convolution before it
         else:
             assert isinstance(block, _BEFORE), block
             before = (*before, block)
-    return steps
+    return layers

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from glc.codec.runtime.conv import Convolution
 from glc.codec.runtime.row_tiles import TILE_ELEMENTS, Source, empty_map, fill, tile_ranges
 from glc.codec.runtime.threads import Scratch, Workers
-from glc.codec.runtime.tiled_layers import Map, Step, has_global_norm, make_steps, split_ending
+from glc.codec.runtime.tiled_layers import Map, TiledLayer, has_global_norm, make_tiled_layers, split_ending
 from glc.codec.runtime.winograd import WINOGRAD_TILE
 from glc.errors import MemoryLimitError
 from glc.layers.blocks import Upsample
@@ -32,15 +32,17 @@ def working_memory() -> int:
     return (_SHARED_TILES + _TILES_PER_THREAD * torch.get_num_threads()) * TILE_ELEMENTS * 4
 
 
-def _peak(steps: Sequence[Step], channels: int, height: float, width: float, dtype: torch.dtype) -> int:
-    """Return the peak bytes of maps of the steps, for an input of given channels, size and dtype."""
+def _peak(
+    layers: Sequence[TiledLayer], channels: int, height: float, width: float, dtype: torch.dtype
+) -> int:
+    """Return the peak bytes of maps of the layers, for an input of given channels, size and dtype."""
     scratch, peak, map_bytes = 0, 0, int(channels * height * width * dtype.itemsize)
-    for step in steps:
-        size = step.dtype.itemsize
-        scratch = max(scratch, int(step.scratch_channels * height * width * size))
-        height, width = height * step.scale, width * step.scale
-        output = int(step.channels * height * width * size)
-        peak = max(peak, map_bytes + scratch + (output if step.makes_map else 0))
+    for layer in layers:
+        size = layer.dtype.itemsize
+        scratch = max(scratch, int(layer.scratch_channels * height * width * size))
+        height, width = height * layer.scale, width * layer.scale
+        output = int(layer.channels * height * width * size)
+        peak = max(peak, map_bytes + scratch + (output if layer.makes_map else 0))
         map_bytes = output
     return max(peak, map_bytes + scratch)
 
@@ -80,14 +82,14 @@ class TiledEncoder:
         self.first = Convolution(first, torch.float32)
         self.dtype = dtype
         self.gather = isinstance(getattr(blocks[0], "norm1", None), nn.GroupNorm)
-        steps = make_steps(blocks, dtype)
-        count = next(i for i, step in enumerate([*steps, None]) if step is None or step.halo < 0)
-        self.local, self.rest = steps[:count], steps[count:]
-        self.factor = round(1 / math.prod(step.scale for step in self.local))
+        layers = make_tiled_layers(blocks, dtype)
+        count = next(i for i, layer in enumerate([*layers, None]) if layer is None or layer.halo < 0)
+        self.local, self.rest = layers[:count], layers[count:]
+        self.factor = round(1 / math.prod(layer.scale for layer in self.local))
         # In rows of the local layers' output: those at a tile's ends that depend on its neighbour.
         self.halo = 1
-        for step in self.local:
-            self.halo = math.ceil((self.halo + step.halo) * step.scale)
+        for layer in self.local:
+            self.halo = math.ceil((self.halo + layer.halo) * layer.scale)
 
     def __call__(self, image: Source, width: int, limit: int | None = None) -> Tensor:
         """Return l `[1, C, H / f, W / f]`, float32.
@@ -113,13 +115,13 @@ class TiledEncoder:
         need = max(kept, _peak(self.local, self.first.channels, height, width, self.dtype))
         if limit is not None and self.local:
             limit -= kept
-        step = _tile_rows(need, rows, self.halo, limit, "the encoder")
-        if step == rows:
+        tile_rows = _tile_rows(need, rows, self.halo, limit, "the encoder")
+        if tile_rows == rows:
             x = self._encode_tile(image, 0, height, width, scratch, workers)
         else:
             x = Map(empty_map(channels, rows, columns, self.dtype))
-            for start in range(0, rows, step):
-                stop = min(rows, start + step)
+            for start in range(0, rows, tile_rows):
+                stop = min(rows, start + tile_rows)
                 low, high = max(0, start - self.halo), min(rows, stop + self.halo)
                 tile = self._encode_tile(image, low * factor, high * factor, width, scratch, workers)
                 x.values[:, :, start:stop] = tile.values[:, :, start - low : stop - low]
@@ -141,8 +143,8 @@ class TiledEncoder:
         source = Source(stop - start, read)
         values = empty_map(self.first.channels, stop - start, width, self.dtype)
         x = Map(values, fill(values, self.first.writing(source, workers), self.gather, workers))
-        for step in self.local:
-            x = step(x, scratch, workers)
+        for layer in self.local:
+            x = layer(x, scratch, workers)
         return x
 
 
@@ -168,17 +170,19 @@ class TiledDecoder:
         self.last = Convolution(last, torch.float32)
         blocks, self.ending = split_ending(blocks)
         low = next((i for i, block in enumerate(blocks) if isinstance(block, Upsample)), 0)
-        steps = make_steps(blocks[:low], torch.float32) + make_steps(blocks[low:], dtype, self.ending)
-        self.dtype = steps[0].dtype
-        count = len(steps)
+        layers = make_tiled_layers(blocks[:low], torch.float32) + make_tiled_layers(
+            blocks[low:], dtype, self.ending
+        )
+        self.dtype = layers[0].dtype
+        count = len(layers)
         if not has_global_norm(self.ending):
-            while count and steps[count - 1].halo >= 0:
+            while count and layers[count - 1].halo >= 0:
                 count -= 1
-        self.rest, self.local = steps[:count], steps[count:]
-        self.factor = round(math.prod(step.scale for step in self.local))
+        self.rest, self.local = layers[:count], layers[count:]
+        self.factor = round(math.prod(layer.scale for layer in self.local))
         self.halo = 1
-        for step in reversed(self.local):
-            self.halo = math.ceil(self.halo / step.scale) + step.halo
+        for layer in reversed(self.local):
+            self.halo = math.ceil(self.halo / layer.scale) + layer.halo
 
     def __call__(
         self,
@@ -212,7 +216,7 @@ class TiledDecoder:
         channels, height, width = latent.shape[1:]
         kept = _peak(self.rest, channels, height, width, self.dtype)
         x = Map(latent.to(self.dtype, memory_format=torch.channels_last))
-        scale = math.prod(step.scale for step in self.rest)
+        scale = math.prod(layer.scale for layer in self.rest)
         rows, columns = round(height * scale), round(width * scale)
         middle, dtype = channels, self.dtype
         if self.rest:
@@ -220,17 +224,17 @@ class TiledDecoder:
         need = max(kept, _peak(self.local, middle, rows, columns, dtype))
         if limit is not None and self.local:
             limit -= kept
-        step = _tile_rows(need, rows, self.halo, limit, "the decoder")
+        tile_rows = _tile_rows(need, rows, self.halo, limit, "the decoder")
         scratch = Scratch()
         for layer in self.rest:
             x = layer(x, scratch, workers)
             if release is not None and layer.scale > 1:
                 release()  # most weights belong to the small maps
-        for start in range(0, rows, step):
-            stop = min(rows, start + step)
+        for start in range(0, rows, tile_rows):
+            stop = min(rows, start + tile_rows)
             low, high = max(0, start - self.halo), min(rows, stop + self.halo)
             tile = x
-            if step < rows:
+            if tile_rows < rows:
                 tile = Map(x.values[:, :, low:high].clone(memory_format=torch.channels_last))
             for layer in self.local:
                 tile = layer(tile, scratch, workers)
