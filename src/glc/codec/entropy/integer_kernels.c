@@ -11,6 +11,7 @@
  *     - the largest |H| is at most the layer's `max_high`, which is checked here: otherwise the task fails. */
 
 #include <pthread.h>
+#include <stdint.h>
 #include <stdlib.h>
 
 #if defined(__AVX2__)
@@ -46,24 +47,24 @@ INLINE vec add_pairs(vec sum, vec a, vec b) {
 struct layer {
     const int *weights; /* [O / ROWS, rounded up][pairs][ROWS], each a pair of 16 bits */
     const double *bias; /* [out_channels], in units of 2^-12 */
-    long out_channels, in_channels;
-    long max_high; /* largest |H| for which the sums fit 32 bits */
+    int64_t out_channels, in_channels;
+    int64_t max_high; /* largest |H| for which the sums fit 32 bits */
 };
 
-static long pair_count(long in_channels) { return (in_channels + 1) / 2; }
+static int64_t pair_count(int64_t in_channels) { return (in_channels + 1) / 2; }
 
 /* Number of 16-bit values of packed weights. */
-long glc_size(long out_channels, long in_channels) {
+int64_t glc_size(int64_t out_channels, int64_t in_channels) {
     return (out_channels + ROWS - 1) / ROWS * ROWS * 2 * pair_count(in_channels);
 }
 
 /* Pack weights [O][I], float32 or float64, to 16-bit units of 2^-14, in pairs of input channels. */
 #define WEIGHTS(NAME, TYPE)                                                                                            \
-    void NAME(const TYPE *w, long out_channels, long in_channels, short *to) {                                         \
-        for (long o = 0; o < out_channels; o += ROWS)                                                                  \
-            for (long k = 0; k < 2 * pair_count(in_channels); k += 2)                                                  \
-                for (long r = o; r < o + ROWS; r++)                                                                    \
-                    for (long j = k; j < k + 2; j++)                                                                   \
+    void NAME(const TYPE *w, int64_t out_channels, int64_t in_channels, short *to) {                                   \
+        for (int64_t o = 0; o < out_channels; o += ROWS)                                                               \
+            for (int64_t k = 0; k < 2 * pair_count(in_channels); k += 2)                                               \
+                for (int64_t r = o; r < o + ROWS; r++)                                                                 \
+                    for (int64_t j = k; j < k + 2; j++)                                                                \
                         *to++ = r < out_channels && j < in_channels                                                    \
                                     ? (short)__builtin_rint(w[r * in_channels + j] * (TYPE)16384)                      \
                                     : 0;                                                                               \
@@ -97,10 +98,10 @@ INLINE int split(const int *a, const int *b, int *panel) {
 }
 
 /* sums [ROWS][H, L][LANES] = weights [pairs][ROWS] x panel */
-INLINE void product(const int *weights, const int *panel, long count, int *sums) {
+INLINE void product(const int *weights, const int *panel, int64_t count, int *sums) {
     vec high[ROWS], low[ROWS];
     for (int r = 0; r < ROWS; r++) high[r] = low[r] = (vec){0};
-    for (long k = 0; k < count; k++, weights += ROWS, panel += 2 * LANES) {
+    for (int64_t k = 0; k < count; k++, weights += ROWS, panel += 2 * LANES) {
         vec h = *(const vec *)panel, l = *(const vec *)(panel + LANES);
 #pragma GCC unroll 16
         for (int r = 0; r < ROWS; r++) {
@@ -116,14 +117,14 @@ INLINE void product(const int *weights, const int *panel, long count, int *sums)
 }
 
 /* Compute a layer at `count` positions, from panels to activations [O][GROUP]. */
-static void apply_layer(const struct layer *layer, const int *panels, long count, int *to) {
-    long size = pair_count(layer->in_channels);
-    for (long o = 0; o < layer->out_channels; o += ROWS)
-        for (long p = 0; p < count; p += LANES) {
+static void apply_layer(const struct layer *layer, const int *panels, int64_t count, int *to) {
+    int64_t size = pair_count(layer->in_channels);
+    for (int64_t o = 0; o < layer->out_channels; o += ROWS)
+        for (int64_t p = 0; p < count; p += LANES) {
             int sums[2 * ROWS * LANES];
             product(layer->weights + o * size, panels + 2 * p * size, size, sums);
-            long rows = layer->out_channels - o < ROWS ? layer->out_channels - o : ROWS;
-            for (long r = 0; r < rows; r++) {
+            int64_t rows = layer->out_channels - o < ROWS ? layer->out_channels - o : ROWS;
+            for (int64_t r = 0; r < rows; r++) {
                 const int *high = sums + 2 * r * LANES, *low = high + LANES;
                 double bias = layer->bias[o + r];
                 for (int l = 0; l < LANES; l++) /* exact in float64 up to the one rounding */
@@ -142,32 +143,32 @@ struct task {
     double *out; /* [O][positions], values; null if the output goes to `out_units` */
     int *out_units;
     const double *added; /* [O][positions], added to `out`; may be null */
-    long positions;
+    int64_t positions;
     double slope; /* of the leaky rectifier of `out_units`, or of the gates */
-    long threads;
-    long next;  /* first position that no thread has taken */
-    int failed; /* an activation is too large or not a number, or an allocation failed */
+    int64_t threads;
+    int64_t next; /* first position that no thread has taken */
+    int failed;   /* an activation is too large or not a number, or an allocation failed */
 };
 
 /* Pack inputs into panels; return the largest |H|, or 2^30, which is too large for any layer, if an input is NaN. */
-static int pack(const struct task *task, long start, long count, int *panels) {
+static int pack(const struct task *task, int64_t start, int64_t count, int *panels) {
     int max_high = 0, has_nan = 0;
-    long in_channels = task->first.in_channels;
-    for (long p = 0; p < count; p += LANES) {
-        long lanes = count - p < LANES ? count - p : LANES;
-        for (long k = 0; k < in_channels; k += 2, panels += 2 * LANES) {
+    int64_t in_channels = task->first.in_channels;
+    for (int64_t p = 0; p < count; p += LANES) {
+        int64_t lanes = count - p < LANES ? count - p : LANES;
+        for (int64_t k = 0; k < in_channels; k += 2, panels += 2 * LANES) {
             int pair[2][LANES] = {{0}};
-            for (long j = 0; j < 2 && k + j < in_channels; j++) {
-                long at = (k + j) * task->positions + start + p;
+            for (int64_t j = 0; j < 2 && k + j < in_channels; j++) {
+                int64_t at = (k + j) * task->positions + start + p;
                 if (task->units)
-                    for (long l = 0; l < lanes; l++) pair[j][l] = task->units[at + l];
+                    for (int64_t l = 0; l < lanes; l++) pair[j][l] = task->units[at + l];
                 else if (lanes == LANES)
                     for (int l = 0; l < LANES; l++) {
                         pair[j][l] = activation(task->x[at + l] * 4096);
                         has_nan |= task->x[at + l] != task->x[at + l];
                     }
                 else
-                    for (long l = 0; l < lanes; l++) {
+                    for (int64_t l = 0; l < lanes; l++) {
                         pair[j][l] = activation(task->x[at + l] * 4096);
                         has_nan |= task->x[at + l] != task->x[at + l];
                     }
@@ -180,13 +181,13 @@ static int pack(const struct task *task, long start, long count, int *panels) {
 }
 
 /* Pack the gated product of the halves of wide [2 C][GROUP] into panels; return the largest |H|. */
-static int gate_halves(const struct task *task, const int *wide, long count, int *panels) {
+static int gate_halves(const struct task *task, const int *wide, int64_t count, int *panels) {
     int max_high = 0;
-    long channels = task->second.in_channels;
-    for (long p = 0; p < count; p += LANES)
-        for (long k = 0; k < channels; k += 2, panels += 2 * LANES) {
+    int64_t channels = task->second.in_channels;
+    for (int64_t p = 0; p < count; p += LANES)
+        for (int64_t k = 0; k < channels; k += 2, panels += 2 * LANES) {
             int pair[2][LANES] = {{0}};
-            for (long j = 0; j < 2 && k + j < channels; j++) {
+            for (int64_t j = 0; j < 2 && k + j < channels; j++) {
                 const int *value = wide + (k + j) * GROUP + p, *gate = value + channels * GROUP;
                 for (int l = 0; l < LANES; l++) {
                     double g = gate[l];
@@ -201,25 +202,26 @@ static int gate_halves(const struct task *task, const int *wide, long count, int
 }
 
 /* Write `count` positions of the output. */
-static void write_output(const struct task *task, const int *result, long out_channels, long start, long count) {
-    for (long o = 0; o < out_channels; o++, result += GROUP) {
-        long at = o * task->positions + start;
+static void write_output(const struct task *task, const int *result, int64_t out_channels, int64_t start,
+                         int64_t count) {
+    for (int64_t o = 0; o < out_channels; o++, result += GROUP) {
+        int64_t at = o * task->positions + start;
         if (!task->out)
-            for (long l = 0; l < count; l++)
+            for (int64_t l = 0; l < count; l++)
                 task->out_units[at + l] = result[l] < 0 ? activation(result[l] * task->slope) : result[l];
         else if (task->added)
-            for (long l = 0; l < count; l++) task->out[at + l] = task->added[at + l] + result[l] * (1.0 / 4096);
+            for (int64_t l = 0; l < count; l++) task->out[at + l] = task->added[at + l] + result[l] * (1.0 / 4096);
         else
-            for (long l = 0; l < count; l++) task->out[at + l] = result[l] * (1.0 / 4096);
+            for (int64_t l = 0; l < count; l++) task->out[at + l] = result[l] * (1.0 / 4096);
     }
 }
 
 static void *run_task(void *argument) {
     struct task *task = argument;
     const struct layer *first = &task->first, *second = &task->second;
-    long in_channels = 2 * pair_count(first->in_channels),
-         between = task->gated ? 2 * pair_count(second->in_channels) : 0;
-    long wide =
+    int64_t in_channels = 2 * pair_count(first->in_channels),
+            between = task->gated ? 2 * pair_count(second->in_channels) : 0;
+    int64_t wide =
         first->out_channels > (task->gated ? second->out_channels : 0) ? first->out_channels : second->out_channels;
     int *panels = malloc(sizeof(int) * GROUP * ((in_channels > between ? in_channels : between) + wide));
     if (!panels) {
@@ -228,9 +230,9 @@ static void *run_task(void *argument) {
     }
     int *result = panels + GROUP * (in_channels > between ? in_channels : between);
     while (!__atomic_load_n(&task->failed, __ATOMIC_RELAXED)) {
-        long start = __atomic_fetch_add(&task->next, GROUP, __ATOMIC_RELAXED);
+        int64_t start = __atomic_fetch_add(&task->next, GROUP, __ATOMIC_RELAXED);
         if (start >= task->positions) break;
-        long count = task->positions - start < GROUP ? task->positions - start : GROUP;
+        int64_t count = task->positions - start < GROUP ? task->positions - start : GROUP;
         int fits = pack(task, start, count, panels) <= first->max_high;
         if (fits) apply_layer(first, panels, count, result);
         if (fits && task->gated) {
@@ -247,9 +249,9 @@ static void *run_task(void *argument) {
 }
 
 /* Run `part` on up to `threads` threads including this one; continue with fewer if creation fails. */
-static void run_in_threads(void *(*part)(void *), void *task, long threads) {
+static void run_in_threads(void *(*part)(void *), void *task, int64_t threads) {
     pthread_t *others = threads > 1 ? malloc(sizeof(pthread_t) * (threads - 1)) : 0;
-    long started = 0;
+    int64_t started = 0;
     while (others && started < threads - 1 && !pthread_create(&others[started], 0, part, task)) started++;
     part(task);
     while (started) pthread_join(others[--started], 0);
@@ -257,11 +259,11 @@ static void run_in_threads(void *(*part)(void *), void *task, long threads) {
 }
 
 /* Checked at load against the mirrors of these structures in integer_kernels.py. */
-long glc_sizeof_task(void) { return sizeof(struct task); }
+int64_t glc_sizeof_task(void) { return sizeof(struct task); }
 
 /* Return 0, or 1 if the task failed and the output is not valid. */
 int glc_layers(struct task *task) {
-    long groups = (task->positions + GROUP - 1) / GROUP;
+    int64_t groups = (task->positions + GROUP - 1) / GROUP;
     run_in_threads(run_task, task, task->threads < groups ? task->threads : groups);
     return task->failed;
 }
@@ -272,38 +274,38 @@ struct planes {
     int *out;
     const double *weights; /* [side * side][channels] */
     const double *bias;    /* [channels], in units of 2^-12 */
-    long channels, height, width, side;
-    long threads;
-    long next; /* first channel that no thread has taken */
+    int64_t channels, height, width, side;
+    int64_t threads;
+    int64_t next; /* first channel that no thread has taken */
     int failed;
 };
 
-long glc_sizeof_planes(void) { return sizeof(struct planes); }
+int64_t glc_sizeof_planes(void) { return sizeof(struct planes); }
 
 static void *convolve_planes(void *argument) {
     struct planes *all = argument;
-    long radius = all->side / 2, width = all->width;
+    int64_t radius = all->side / 2, width = all->width;
     double *sums = malloc(sizeof(double) * width);
     if (!sums) {
         __atomic_store_n(&all->failed, 1, __ATOMIC_RELAXED);
         return 0;
     }
     for (;;) {
-        long c = __atomic_fetch_add(&all->next, 1, __ATOMIC_RELAXED);
+        int64_t c = __atomic_fetch_add(&all->next, 1, __ATOMIC_RELAXED);
         if (c >= all->channels) break;
         const int *x = all->x + c * all->height * width;
         int *out = all->out + c * all->height * width;
-        for (long y = 0; y < all->height; y++, out += width) {
-            for (long i = 0; i < width; i++) sums[i] = all->bias[c];
-            for (long t = 0; t < all->side * all->side; t++) {
-                long row = y + t / all->side - radius, shift = t % all->side - radius;
+        for (int64_t y = 0; y < all->height; y++, out += width) {
+            for (int64_t i = 0; i < width; i++) sums[i] = all->bias[c];
+            for (int64_t t = 0; t < all->side * all->side; t++) {
+                int64_t row = y + t / all->side - radius, shift = t % all->side - radius;
                 if (row < 0 || row >= all->height) continue;
                 double w = all->weights[t * all->channels + c];
                 const int *from = x + row * width + shift;
-                long end = shift > 0 ? width - shift : width;
-                for (long i = shift < 0 ? -shift : 0; i < end; i++) sums[i] += w * from[i];
+                int64_t end = shift > 0 ? width - shift : width;
+                for (int64_t i = shift < 0 ? -shift : 0; i < end; i++) sums[i] += w * from[i];
             }
-            for (long i = 0; i < width; i++) out[i] = activation(sums[i]);
+            for (int64_t i = 0; i < width; i++) out[i] = activation(sums[i]);
         }
     }
     free(sums);

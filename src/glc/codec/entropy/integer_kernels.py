@@ -40,9 +40,9 @@ class _Layer(ctypes.Structure):
     _fields_ = (
         ("weights", ctypes.c_void_p),
         ("bias", ctypes.c_void_p),
-        ("out_channels", ctypes.c_long),
-        ("in_channels", ctypes.c_long),
-        ("max_high", ctypes.c_long),
+        ("out_channels", ctypes.c_int64),
+        ("in_channels", ctypes.c_int64),
+        ("max_high", ctypes.c_int64),
     )
 
 
@@ -58,10 +58,10 @@ class _Task(ctypes.Structure):
         ("out", ctypes.c_void_p),
         ("out_units", ctypes.c_void_p),
         ("added", ctypes.c_void_p),
-        ("positions", ctypes.c_long),
+        ("positions", ctypes.c_int64),
         ("slope", ctypes.c_double),
-        ("threads", ctypes.c_long),
-        ("next", ctypes.c_long),
+        ("threads", ctypes.c_int64),
+        ("next", ctypes.c_int64),
         ("failed", ctypes.c_int),
     )
 
@@ -74,12 +74,12 @@ class _Planes(ctypes.Structure):
         ("out", ctypes.c_void_p),
         ("weights", ctypes.c_void_p),
         ("bias", ctypes.c_void_p),
-        ("channels", ctypes.c_long),
-        ("height", ctypes.c_long),
-        ("width", ctypes.c_long),
-        ("side", ctypes.c_long),
-        ("threads", ctypes.c_long),
-        ("next", ctypes.c_long),
+        ("channels", ctypes.c_int64),
+        ("height", ctypes.c_int64),
+        ("width", ctypes.c_int64),
+        ("side", ctypes.c_int64),
+        ("threads", ctypes.c_int64),
+        ("next", ctypes.c_int64),
         ("failed", ctypes.c_int),
     )
 
@@ -249,13 +249,13 @@ def _run_planes(library: ctypes.CDLL, x: Tensor, out: Tensor, weights: Tensor, b
 
 
 def _declare(library: ctypes.CDLL) -> None:
-    long, address = ctypes.c_long, ctypes.c_void_p
-    library.glc_size.argtypes, library.glc_size.restype = (long, long), long
+    int64, address = ctypes.c_int64, ctypes.c_void_p
+    library.glc_size.argtypes, library.glc_size.restype = (int64, int64), int64
     for name in ("glc_weights_of_floats", "glc_weights_of_doubles"):
-        getattr(library, name).argtypes = (address, long, long, address)
+        getattr(library, name).argtypes = (address, int64, int64, address)
         getattr(library, name).restype = None
     library.glc_layers.argtypes = library.glc_planes.argtypes = (address,)
-    library.glc_sizeof_task.restype = library.glc_sizeof_planes.restype = long
+    library.glc_sizeof_task.restype = library.glc_sizeof_planes.restype = int64
     library.glc_layers.restype = library.glc_planes.restype = ctypes.c_int
 
 

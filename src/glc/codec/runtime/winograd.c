@@ -11,6 +11,8 @@
  * GNU vector extensions, which gcc and clang compile to the processor's instructions.
  */
 
+#include <stdint.h>
+
 #if defined(__AVX512F__)
 #define LANES 16
 #define ROWS 12 /* tiles of a product: their sums of WIDE output channels stay in registers */
@@ -33,12 +35,14 @@
 typedef float vec __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
 
 /* Channel counts are multiples of LANES, the number of tiles is a multiple of ROWS. */
-long glc_wide(void) { return WIDE; }
+int64_t glc_wide(void) { return WIDE; }
 
 /* The LANES extra floats avoid strides that are multiples of 4096 bytes, which map to one set of the L1 cache. */
-INLINE long input_step(long tiles, long in_channels) { return tiles * in_channels + LANES; }
-INLINE long output_step(long tiles) { return tiles * WIDE + LANES; }
-long glc_floats(long tiles, long in_channels) { return POINTS * (input_step(tiles, in_channels) + output_step(tiles)); }
+INLINE int64_t input_step(int64_t tiles, int64_t in_channels) { return tiles * in_channels + LANES; }
+INLINE int64_t output_step(int64_t tiles) { return tiles * WIDE + LANES; }
+int64_t glc_floats(int64_t tiles, int64_t in_channels) {
+    return POINTS * (input_step(tiles, in_channels) + output_step(tiles));
+}
 
 /* B^T d for F(6, 3) with the interpolation points 0, 1, -1, 2, -2, 1/2, -1/2 and infinity:
  *
@@ -51,7 +55,7 @@ long glc_floats(long tiles, long in_channels) { return POINTS * (input_step(tile
  *           0    -2      4   5/2     -5  -1/2     1    0
  *           0    -1      0  21/4      0 -21/4     0    1
  */
-INLINE void input8(const vec *d, vec *o, long step) {
+INLINE void input8(const vec *d, vec *o, int64_t step) {
     vec a = d[2] + d[6] - 4.25f * d[4], b = d[1] + d[5] - 4.25f * d[3];
     vec c = d[6] + 0.25f * d[2] - 1.25f * d[4], e = 0.5f * d[1] - 2.5f * d[3] + 2.0f * d[5];
     vec f = d[6] + 4.0f * d[2] - 5.0f * d[4], g = 2.0f * d[1] - 2.5f * d[3] + 0.5f * d[5];
@@ -74,7 +78,7 @@ INLINE void input8(const vec *d, vec *o, long step) {
  *           0  1   1  16   16  1/16   1/16  0
  *           0  1  -1  32  -32  1/32  -1/32  1
  */
-INLINE void output6(const vec *m, vec *o, long step) {
+INLINE void output6(const vec *m, vec *o, int64_t step) {
     vec a = m[1] + m[2], b = m[1] - m[2], c = m[3] + m[4], e = m[3] - m[4], f = m[5] + m[6], g = m[5] - m[6];
     o[0] = m[0] + a + c + f;
     o[step] = b + 2.0f * e + 0.5f * g;
@@ -95,7 +99,7 @@ INLINE void output6(const vec *m, vec *o, long step) {
  *         32/45  -16/45   8/45
  *             0       0      1
  */
-INLINE void weights8(const vec *g, vec *o, long step) {
+INLINE void weights8(const vec *g, vec *o, int64_t step) {
     vec a = (-2.f / 9) * (g[0] + g[2]), b = (-2.f / 9) * g[1];
     vec c = (1.f / 90) * g[0] + (2.f / 45) * g[2], d = (1.f / 45) * g[1];
     vec e = (32.f / 45) * g[0] + (8.f / 45) * g[2], f = (16.f / 45) * g[1];
@@ -111,14 +115,14 @@ INLINE void weights8(const vec *g, vec *o, long step) {
 
 /* Transform weights w [O][I][3][3] of the given strides to u [O / WIDE, rounded up][POINTS][I][WIDE], for
  * the blocks of WIDE outputs from `first` to `end` (exclusive). */
-void glc_weights(const float *w, const long *strides, long out_channels, long in_channels, long first, long end,
-                 float *u) {
+void glc_weights(const float *w, const int64_t *strides, int64_t out_channels, int64_t in_channels, int64_t first,
+                 int64_t end, float *u) {
     enum { INPUTS = 8 }; /* input channels transformed before their results are stored */
-    for (long o = first * WIDE; o < end * WIDE; o += LANES)
-        for (long i = 0; i < in_channels; i += INPUTS) {
+    for (int64_t o = first * WIDE; o < end * WIDE; o += LANES)
+        for (int64_t i = 0; i < in_channels; i += INPUTS) {
             vec transformed[POINTS][INPUTS];
-            long count = in_channels - i < INPUTS ? in_channels - i : INPUTS;
-            for (long n = 0; n < count; n++) {
+            int64_t count = in_channels - i < INPUTS ? in_channels - i : INPUTS;
+            for (int64_t n = 0; n < count; n++) {
                 vec taps[9], half[3 * INPUT];
                 for (int t = 0; t < 9; t++) {
                     const float *from =
@@ -130,18 +134,18 @@ void glc_weights(const float *w, const long *strides, long out_channels, long in
             }
             float *to = u + ((o / WIDE) * POINTS * in_channels + i) * WIDE + o % WIDE;
             for (int p = 0; p < POINTS; p++)
-                for (long n = 0; n < count; n++) *(vec *)(to + (p * in_channels + n) * WIDE) = transformed[p][n];
+                for (int64_t n = 0; n < count; n++) *(vec *)(to + (p * in_channels + n) * WIDE) = transformed[p][n];
         }
 }
 
 /* m [ROWS][WIDE] = v [ROWS][I] x u [I][WIDE], its first `count` vectors; count is constant after inlining. */
-INLINE void product(const float *v, const float *u, float *m, long in_channels, int count, const float *next) {
+INLINE void product(const float *v, const float *u, float *m, int64_t in_channels, int count, const float *next) {
     vec sums[ROWS][VECTORS];
     for (int r = 0; r < ROWS; r++)
         for (int j = 0; j < count; j++) sums[r][j] = (vec){0};
     const float *thirds[ROWS / 3]; /* one base per three rows: x86 addresses reach steps of I and 2 I floats */
     for (int r = 0; r < ROWS / 3; r++) thirds[r] = v + 3 * r * in_channels;
-    for (long k = 0; k < in_channels; k++) {
+    for (int64_t k = 0; k < in_channels; k++) {
         vec w[VECTORS];
         for (int j = 0; j < count; j++) w[j] = *(const vec *)(u + k * WIDE + j * LANES);
 #pragma GCC unroll 16
@@ -154,9 +158,10 @@ INLINE void product(const float *v, const float *u, float *m, long in_channels, 
         for (int j = 0; j < count; j++) *(vec *)(m + r * WIDE + j * LANES) = sums[r][j];
 }
 
-static void products(const float *v, const float *u, float *m, long in_channels, long tiles, long count, int vectors) {
+static void products(const float *v, const float *u, float *m, int64_t in_channels, int64_t tiles, int64_t count,
+                     int vectors) {
     for (int p = 0; p < POINTS; p++)
-        for (long t = 0; t < count; t += ROWS) {
+        for (int64_t t = 0; t < count; t += ROWS) {
             const float *from = v + p * input_step(tiles, in_channels) + t * in_channels,
                         *weights = u + p * in_channels * WIDE;
             const float *next =
@@ -171,36 +176,36 @@ static void products(const float *v, const float *u, float *m, long in_channels,
 
 struct conv_task {
     const float *x; /* `given` rows of the input, from row `first` on */
-    long first, given;
-    long height, width; /* of the input, after upsampling */
-    long shift;         /* 1 to upsample the input by two, else 0 */
-    long in_channels;
-    long start, rows;              /* of the output */
-    float *out;                    /* the first of these rows, at the first channel to write */
-    long row_stride, pixel_stride; /* of the output, in floats */
-    long out_channels;             /* channels to write */
+    int64_t first, given;
+    int64_t height, width; /* of the input, after upsampling */
+    int64_t shift;         /* 1 to upsample the input by two, else 0 */
+    int64_t in_channels;
+    int64_t start, rows;              /* of the output */
+    float *out;                       /* the first of these rows, at the first channel to write */
+    int64_t row_stride, pixel_stride; /* of the output, in floats */
+    int64_t out_channels;             /* channels to write */
 };
 
 /* Checked at load against the mirror of this structure in winograd.py. */
-long glc_sizeof_conv_task(void) { return sizeof(struct conv_task); }
+int64_t glc_sizeof_conv_task(void) { return sizeof(struct conv_task); }
 
 /* Compute v of one tile, whose first output is at a row (counted from task->start) and a column. Beyond the input it
  * is zero. Rows that were not given are read as zero too: only outputs that are not written depend on them. */
-static void input_tile(const struct conv_task *task, long row, long column, float *v, long step) {
-    long in_channels = task->in_channels, pitch = (task->width >> task->shift) * in_channels;
-    long top = task->start + row - 1, left = column - 1;
+static void input_tile(const struct conv_task *task, int64_t row, int64_t column, float *v, int64_t step) {
+    int64_t in_channels = task->in_channels, pitch = (task->width >> task->shift) * in_channels;
+    int64_t top = task->start + row - 1, left = column - 1;
     int inside = top >= 0 && left >= 0 && top + INPUT <= task->height && left + INPUT <= task->width;
     const float *rows[INPUT];
     for (int a = 0; a < INPUT; a++) {
-        long y = top + a, row = (y >> task->shift) - task->first;
+        int64_t y = top + a, row = (y >> task->shift) - task->first;
         rows[a] = y >= 0 && y < task->height && row < task->given ? task->x + row * pitch : 0;
         inside = inside && rows[a];
     }
-    for (long c = 0; c < in_channels; c += LANES) {
+    for (int64_t c = 0; c < in_channels; c += LANES) {
         vec half[POINTS];
         for (int b = 0; b < INPUT; b++) {
             vec d[INPUT];
-            long x = left + b, at = (x >> task->shift) * in_channels + c;
+            int64_t x = left + b, at = (x >> task->shift) * in_channels + c;
             if (inside)
                 for (int a = 0; a < INPUT; a++) d[a] = *(const vec *)(rows[a] + at);
             else
@@ -217,10 +222,10 @@ static void input_tile(const struct conv_task *task, long row, long column, floa
 }
 
 /* Compute the outputs of one tile, for LANES channels. */
-INLINE void output_tile(const struct conv_task *task, long row, long column, const float *m, long step, vec bias,
-                        float *out, int add) {
-    long down = task->rows - row < TILE ? task->rows - row : TILE;
-    long across = task->width - column < TILE ? task->width - column : TILE;
+INLINE void output_tile(const struct conv_task *task, int64_t row, int64_t column, const float *m, int64_t step,
+                        vec bias, float *out, int add) {
+    int64_t down = task->rows - row < TILE ? task->rows - row : TILE;
+    int64_t across = task->width - column < TILE ? task->width - column : TILE;
     vec half[TILE * INPUT];
     for (int b = 0; b < INPUT; b++) {
         vec d[INPUT];
@@ -239,19 +244,20 @@ INLINE void output_tile(const struct conv_task *task, long row, long column, con
 
 /* Convolve a row tile of a map. u and bias (may be null) begin at the first channel to write; memory holds
  * glc_floats(tiles, in_channels) floats. */
-void glc_convolve(const struct conv_task *task, const float *u, const float *bias, int add, long tiles, float *memory) {
-    long in_channels = task->in_channels, across = (task->width + TILE - 1) / TILE;
-    long all = across * ((task->rows + TILE - 1) / TILE);
+void glc_convolve(const struct conv_task *task, const float *u, const float *bias, int add, int64_t tiles,
+                  float *memory) {
+    int64_t in_channels = task->in_channels, across = (task->width + TILE - 1) / TILE;
+    int64_t all = across * ((task->rows + TILE - 1) / TILE);
     float *v = memory, *m = memory + POINTS * input_step(tiles, in_channels);
-    for (long first = 0; first < all; first += tiles) {
-        long count = all - first < tiles ? all - first : tiles;
-        for (long t = 0; t < count; t++)
+    for (int64_t first = 0; first < all; first += tiles) {
+        int64_t count = all - first < tiles ? all - first : tiles;
+        for (int64_t t = 0; t < count; t++)
             input_tile(task, (first + t) / across * TILE, (first + t) % across * TILE, v + t * in_channels,
                        input_step(tiles, in_channels));
-        for (long o = 0; o < task->out_channels; o += WIDE) {
+        for (int64_t o = 0; o < task->out_channels; o += WIDE) {
             int vectors = task->out_channels - o < WIDE ? (int)((task->out_channels - o) / LANES) : VECTORS;
             products(v, u + o * POINTS * in_channels, m, in_channels, tiles, count, vectors > 1 ? VECTORS : 1);
-            for (long t = 0; t < count; t++)
+            for (int64_t t = 0; t < count; t++)
                 for (int j = 0; j < vectors; j++)
                     output_tile(task, (first + t) / across * TILE, (first + t) % across * TILE,
                                 m + t * WIDE + j * LANES, output_step(tiles),
@@ -283,10 +289,10 @@ INLINE vec swish(vec x) {
 }
 
 /* out = x * scale + shift per channel, then swish if `swished`; x and out are [pixels][channels]. */
-void glc_normalize(const float *x, long pixels, long channels, const float *scale, const float *shift, int swished,
-                   float *out) {
-    for (long i = 0; i < pixels; i++, x += channels, out += channels)
-        for (long c = 0; c < channels; c += LANES) {
+void glc_normalize(const float *x, int64_t pixels, int64_t channels, const float *scale, const float *shift,
+                   int swished, float *out) {
+    for (int64_t i = 0; i < pixels; i++, x += channels, out += channels)
+        for (int64_t c = 0; c < channels; c += LANES) {
             vec y = *(const vec *)(x + c) * *(const vec *)(scale + c) + *(const vec *)(shift + c);
             *(vec *)(out + c) = swished ? swish(y) : y;
         }

@@ -33,18 +33,18 @@ class _ConvTask(ctypes.Structure):
 
     _fields_ = (
         ("x", ctypes.c_void_p),
-        ("first", ctypes.c_long),
-        ("given", ctypes.c_long),
-        ("height", ctypes.c_long),
-        ("width", ctypes.c_long),
-        ("shift", ctypes.c_long),
-        ("in_channels", ctypes.c_long),
-        ("start", ctypes.c_long),
-        ("rows", ctypes.c_long),
+        ("first", ctypes.c_int64),
+        ("given", ctypes.c_int64),
+        ("height", ctypes.c_int64),
+        ("width", ctypes.c_int64),
+        ("shift", ctypes.c_int64),
+        ("in_channels", ctypes.c_int64),
+        ("start", ctypes.c_int64),
+        ("rows", ctypes.c_int64),
         ("out", ctypes.c_void_p),
-        ("row_stride", ctypes.c_long),
-        ("pixel_stride", ctypes.c_long),
-        ("out_channels", ctypes.c_long),
+        ("row_stride", ctypes.c_int64),
+        ("pixel_stride", ctypes.c_int64),
+        ("out_channels", ctypes.c_int64),
     )
 
 
@@ -69,7 +69,7 @@ class TransformedWeights:
         blocks = -(-self.out_channels // wide)
         self.values = workers.scratch.take(blocks * 64 * self.in_channels * wide, torch.float32)
         self.values = self.values.view(blocks, 64, self.in_channels, wide)
-        strides = (ctypes.c_long * 4)(*weight.stride())
+        strides = (ctypes.c_int64 * 4)(*weight.stride())
 
         def transform(block: int) -> None:
             to = pointer(self.values)
@@ -162,12 +162,12 @@ def library() -> ctypes.CDLL | None:
 
 
 def _declare(library: ctypes.CDLL) -> None:
-    long, address = ctypes.c_long, ctypes.c_void_p
-    library.glc_wide.restype = library.glc_floats.restype = library.glc_sizeof_conv_task.restype = long
-    library.glc_floats.argtypes = (long, long)
-    library.glc_weights.argtypes = (address, address, long, long, long, long, address)
-    library.glc_convolve.argtypes = (address, address, address, ctypes.c_int, long, address)
-    library.glc_normalize.argtypes = (address, long, long, address, address, ctypes.c_int, address)
+    int64, address = ctypes.c_int64, ctypes.c_void_p
+    library.glc_wide.restype = library.glc_floats.restype = library.glc_sizeof_conv_task.restype = int64
+    library.glc_floats.argtypes = (int64, int64)
+    library.glc_weights.argtypes = (address, address, int64, int64, int64, int64, address)
+    library.glc_convolve.argtypes = (address, address, address, ctypes.c_int, int64, address)
+    library.glc_normalize.argtypes = (address, int64, int64, address, address, ctypes.c_int, address)
     library.glc_weights.restype = library.glc_convolve.restype = library.glc_normalize.restype = None
 
 
