@@ -65,7 +65,7 @@ class ImageNetworks:
     def _tiled_encoder(self) -> TiledEncoder | None:
         network = self.model.encoder
         tiled = TiledEncoder(network, self.precision.encoder) if type(network) is Encoder else None
-        self.release()  # prepared weights are copies; drop the mapped pages
+        self.release()  # bfloat16 weights are copies: drop the mapped pages
         return tiled
 
     @cached_property
