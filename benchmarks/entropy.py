@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from benchmarks.readings import Benchmark, Clock, Reading
-from glc.codec.entropy.ans import Decoder, Encoder, IntegerModel, UniformModel
+from glc.codec.entropy.ans import AnsDecoder, AnsEncoder, IntegerModel, UniformModel
 from glc.codec.entropy.tables import SCALE_MAX, SCALE_MIN, SCALES, gaussian_tables
 
 CPU = torch.device("cpu")
@@ -32,11 +32,11 @@ def benchmarks(args: argparse.Namespace) -> Iterator[Benchmark]:
 
     def ours() -> Reading:
         clock = Clock(CPU)
-        encoder = Encoder()
+        encoder = AnsEncoder()
         model.push(encoder, y, classes)
         data = encoder.payload()
         middle = clock.reading(1).seconds
-        back = model.pop(Decoder(data), classes)
+        back = model.pop(AnsDecoder(data), classes)
         return checked(back, y, clock, middle, len(data))
 
     def library() -> Reading:
@@ -62,19 +62,19 @@ def benchmarks(args: argparse.Namespace) -> Iterator[Benchmark]:
 
     def fixed_length() -> Reading:
         clock = Clock(CPU)
-        encoder = Encoder()
+        encoder = AnsEncoder()
         numbers.push(encoder, z)
         data = encoder.payload()
         middle = clock.reading(1).seconds
-        return checked(numbers.pop(Decoder(data), count), z, clock, middle, len(data))
+        return checked(numbers.pop(AnsDecoder(data), count), z, clock, middle, len(data))
 
     def bits() -> Reading:
         clock = Clock(CPU)
-        encoder = Encoder()
+        encoder = AnsEncoder()
         encoder.push_bits(z, 14)
         data = encoder.payload()
         middle = clock.reading(1).seconds
-        return checked(Decoder(data).pop_bits(count, 14), z, clock, middle, len(data))
+        return checked(AnsDecoder(data).pop_bits(count, 14), z, clock, middle, len(data))
 
     yield Benchmark(
         "entropy_z",

@@ -153,7 +153,7 @@ def test_the_figure_of_z_shows_z_alone(codec: glc.Codec) -> None:
 
 def test_indices_map_coding_has_no_figure_of_z(variants: Variants) -> None:
     codec = variants.codec("indices_map")
-    with pytest.raises(ValueError, match="no hyper code"):
+    with pytest.raises(ValueError, match="no hyper-latent"):
         codec.decode_z(codec.compress(fixed_image(16, 16), 0))
 
 

@@ -1,4 +1,4 @@
-"""How what is written in C is compiled, kept and checked."""
+"""Compilation, cache and self-test of the C kernels."""
 
 import ctypes
 import os
@@ -20,50 +20,48 @@ LIBRARIES = {"winograd": winograd.NATIVE, "integer_kernels": integer_kernels.NAT
 def fresh(
     request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> Iterator[Native]:
-    """Return one that asks again, in a folder of its own; what it finds is forgotten."""
-    made = LIBRARIES[request.param]
+    """Return a library that searches again, in an empty cache folder."""
+    library = LIBRARIES[request.param]
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
-    made.forget()
-    yield made
-    made.forget()
+    library.forget()
+    yield library
+    library.forget()
 
 
 @pytest.fixture
 def compiled(fresh: Native) -> Native:
-    """Return one that can be compiled here."""
+    """Return a library that can be compiled here."""
     if fresh.library() is None:
-        pytest.skip("no C compiler, a processor that integer_kernels.c is not for, or switched off")
+        pytest.skip("no C compiler, a processor without AVX2, or kernels disabled")
     fresh.forget()
-    for path in kept(fresh):
+    for path in cached(fresh):
         path.unlink()
     return fresh
 
 
-def kept(native: Native) -> list[Path]:
+def cached(native: Native) -> list[Path]:
     return list(Path(torch.hub.get_dir(), "glc").glob(f"{native.source.stem}-*"))
 
 
 @pytest.mark.parametrize("compiler", ["false", "no-such-compiler-here", "true", 'cc "'])
-def test_without_a_compiler_that_works_there_is_none(
+def test_without_a_working_compiler_there_is_no_library(
     compiler: str, fresh: Native, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("CC", compiler)
     assert fresh.library() is None
 
 
-def test_it_can_be_switched_off(fresh: Native, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_kernels_can_be_disabled(fresh: Native, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(SWITCH, "0")
     assert fresh.library() is None
 
 
-def test_the_compiler_is_asked_once_with_the_arguments_that_it_comes_with(
-    fresh: Native, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """`CC` may hold arguments, as make has it."""
-    asked: list[list[str]] = []
+def test_compiler_runs_once_with_the_arguments_in_cc(fresh: Native, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`CC` may hold arguments, as in make."""
+    commands: list[list[str]] = []
 
     def run(command: list[str], **_: object) -> None:
-        asked.append(command)
+        commands.append(command)
         raise OSError
 
     monkeypatch.setattr(native.subprocess, "run", run)
@@ -71,32 +69,32 @@ def test_the_compiler_is_asked_once_with_the_arguments_that_it_comes_with(
     monkeypatch.setenv("CC", "ccache cc -m64")
     assert fresh.library() is None
     assert fresh.library() is None
-    assert len(asked) == 1
-    assert asked[0][:3] == ["ccache", "cc", "-m64"]
+    assert len(commands) == 1
+    assert commands[0][:3] == ["ccache", "cc", "-m64"]
 
 
-def test_what_is_compiled_is_kept(compiled: Native) -> None:
+def test_compiled_library_is_cached(compiled: Native) -> None:
     assert compiled.library() is not None
-    (path,) = kept(compiled)
-    made = path.stat().st_mtime_ns
+    (path,) = cached(compiled)
+    modified = path.stat().st_mtime_ns
     compiled.forget()
     assert compiled.library() is not None
-    assert path.stat().st_mtime_ns == made
+    assert path.stat().st_mtime_ns == modified
 
 
-def test_what_is_damaged_is_made_anew(compiled: Native) -> None:
+def test_corrupt_cache_entry_is_recompiled(compiled: Native) -> None:
     assert compiled.library() is not None
-    (path,) = kept(compiled)
-    # A new file, since what is loaded stays mapped.
+    (path,) = cached(compiled)
+    # A new file: the loaded one stays mapped.
     path.unlink()
     path.write_bytes(b"no library")
     compiled.forget()
     assert compiled.library() is not None
-    assert kept(compiled) == [path]
+    assert cached(compiled) == [path]
     assert path.stat().st_size > 1000
 
 
-def test_a_folder_that_cannot_be_written_costs_only_the_compilation(
+def test_library_is_compiled_elsewhere_if_the_cache_is_not_writable(
     compiled: Native, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     (tmp_path / "file").write_text("in the way")
@@ -107,22 +105,22 @@ def test_a_folder_that_cannot_be_written_costs_only_the_compilation(
 WRONG = {"winograd": "glc_convolve", "integer_kernels": "glc_planes"}
 
 
-def test_a_library_that_computes_something_else_is_neither_used_nor_kept(
+def test_library_that_fails_its_self_test_is_neither_used_nor_cached(
     compiled: Native, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     name = WRONG[compiled.source.stem]
     declare = compiled._declare
 
-    def skipping(made: ctypes.CDLL) -> None:
-        declare(made)
-        setattr(made, name, lambda *_: 0)
+    def skipping(library: ctypes.CDLL) -> None:
+        declare(library)
+        setattr(library, name, lambda *_: 0)
 
     monkeypatch.setattr(compiled, "_declare", skipping)
     assert compiled.library() is None
-    assert not kept(compiled)
+    assert not cached(compiled)
 
 
-def test_the_check_leaves_random_numbers_and_formats_alone(compiled: Native) -> None:
+def test_self_test_does_not_change_random_state_or_dtype(compiled: Native) -> None:
     state = torch.random.get_rng_state()
     torch.set_default_dtype(torch.bfloat16)
     try:

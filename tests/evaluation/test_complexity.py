@@ -125,7 +125,7 @@ def test_watching_changes_nothing(tmp_path: Path, coder: Coder) -> None:
         assert codec.compress(image) == before
         encoding = set(stopwatch.seconds)
         codec.decompress(before)
-    own = {"g_a", "h_a, C_h", "exact networks"} if coder == "transform" else {"search of codes"}
+    own = {"g_a", "h_a, C_h", "integer networks"} if coder == "transform" else {"codebook search"}
     assert encoding == {"E", ENTROPY_CODING} | own
     assert set(stopwatch.seconds) - encoding == ({"D", "g_s"} if coder == "transform" else {"D"})
     seconds = dict(stopwatch.seconds)

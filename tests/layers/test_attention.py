@@ -6,7 +6,7 @@ from glc.layers.attention import WindowAttention, merge_windows, partition_windo
 
 
 def naive(module: WindowAttention, x: Tensor, window: int | None) -> Tensor:
-    """Attention written out: one image, one window, one query at a time."""
+    """Reference attention: one image, one window, one query at a time."""
     h = module.norm(x)
     query, key, value = module.query(h), module.key(h), module.value(h)
     height, width = x.shape[-2:]
@@ -44,16 +44,16 @@ def test_equals_a_loop_over_windows(window: int | None, size: tuple[int, int]) -
     expected, actual = naive(module, x, window), module(x)
     torch.testing.assert_close(actual, expected)
     weights = torch.randn_like(expected)
-    wanted = [x, *module.parameters()]
+    inputs = [x, *module.parameters()]
     for got, want in zip(
-        torch.autograd.grad((actual * weights).sum(), wanted),
-        torch.autograd.grad((expected * weights).sum(), wanted),
+        torch.autograd.grad((actual * weights).sum(), inputs),
+        torch.autograd.grad((expected * weights).sum(), inputs),
         strict=True,
     ):
         torch.testing.assert_close(got, want)
 
 
-def test_training_is_global_whatever_the_window() -> None:
+def test_attention_is_global_in_training() -> None:
     module = WindowAttention(8, 2).double()
     x = torch.randn(2, 8, 5, 6, dtype=torch.double)
     trained = module.train()(x)
@@ -61,7 +61,7 @@ def test_training_is_global_whatever_the_window() -> None:
     assert not torch.allclose(trained, module.eval()(x))
 
 
-def test_a_window_sees_nothing_of_its_neighbours() -> None:
+def test_windows_do_not_attend_to_each_other() -> None:
     module = WindowAttention(4, 4, "pixel").eval()
     x = torch.randn(1, 4, 8, 8)
     changed = x.clone()
@@ -73,7 +73,7 @@ def test_a_window_sees_nothing_of_its_neighbours() -> None:
 
 
 @pytest.mark.parametrize("size", [(6, 4), (5, 3), (1, 9)])
-def test_merging_undoes_partitioning_and_the_mask_counts_positions(size: tuple[int, int]) -> None:
+def test_merge_inverts_partition_and_mask_marks_positions(size: tuple[int, int]) -> None:
     x = torch.randn(2, 3, *size)
     tokens, mask = partition_windows(x, 2)
     torch.testing.assert_close(merge_windows(tokens, 2, size), x, rtol=0, atol=0)
@@ -86,6 +86,6 @@ def test_merging_undoes_partitioning_and_the_mask_counts_positions(size: tuple[i
         assert (tokens[mask] != 0).all()
 
 
-def test_refuses_an_empty_window() -> None:
+def test_window_below_one_is_refused() -> None:
     with pytest.raises(ValueError, match="at least 1"):
         WindowAttention(4, 0)

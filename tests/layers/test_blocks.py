@@ -18,8 +18,8 @@ from glc.layers.blocks import (
 )
 
 
-def footprint(module: nn.Module, x: Tensor, row: int, col: int) -> tuple[int, int, int, int]:
-    """First and last row and column of x that one position of the output depends on."""
+def receptive_field(module: nn.Module, x: Tensor, row: int, col: int) -> tuple[int, int, int, int]:
+    """Return first and last row and column of x that one output position depends on."""
     x = x.clone().requires_grad_()
     (gradient,) = torch.autograd.grad(module(x)[..., row, col].sum(), x)
     seen = (gradient != 0).any(0).any(0)
@@ -30,8 +30,8 @@ def footprint(module: nn.Module, x: Tensor, row: int, col: int) -> tuple[int, in
 def test_downsampling_pads_below_and_right_only() -> None:
     module, x = Downsample(2), torch.randn(1, 2, 6, 8)
     assert module(x).shape == (1, 2, 3, 4)
-    assert footprint(module, x, 0, 0) == (0, 2, 0, 2)  # unpadded at the upper left
-    assert footprint(module, x, 2, 3) == (4, 5, 6, 7)  # cut off at the lower right
+    assert receptive_field(module, x, 0, 0) == (0, 2, 0, 2)  # unpadded at the upper left
+    assert receptive_field(module, x, 2, 3) == (4, 5, 6, 7)  # cut off at the lower right
 
 
 def test_upsampling_repeats_then_convolves() -> None:
@@ -41,13 +41,13 @@ def test_upsampling_repeats_then_convolves() -> None:
 
 
 @pytest.mark.parametrize("make", [DepthConv, DepthConvBlock, GatedDepthConv, GatedDepthConvBlock])
-def test_depthwise_blocks_see_their_eight_neighbours(make: Callable[[int, int], nn.Module]) -> None:
-    assert footprint(make(4, 6), torch.randn(1, 4, 7, 7), 3, 3) == (2, 4, 2, 4)
+def test_depthwise_blocks_have_a_3x3_receptive_field(make: Callable[[int, int], nn.Module]) -> None:
+    assert receptive_field(make(4, 6), torch.randn(1, 4, 7, 7), 3, 3) == (2, 4, 2, 4)
 
 
 @pytest.mark.parametrize("make", [ResidualBlock, DepthConv, GatedDepthConv])
 @pytest.mark.parametrize("width", [4, 6])
-def test_residual_blocks_pass_their_input_by(make: Callable[[int, int], nn.Module], width: int) -> None:
+def test_residual_blocks_add_their_input(make: Callable[[int, int], nn.Module], width: int) -> None:
     module = make(4, width)
     last = module.conv2 if isinstance(module, ResidualBlock) else module.project
     with torch.no_grad():
@@ -58,7 +58,7 @@ def test_residual_blocks_pass_their_input_by(make: Callable[[int, int], nn.Modul
     torch.testing.assert_close(module(x), expected)
 
 
-def test_gated_feed_forward_by_hand() -> None:
+def test_gated_feed_forward_equals_hand_computed_values() -> None:
     module = GatedFeedForward(1)
     with torch.no_grad():
         module.expand.weight.copy_(torch.tensor([1.0, 2.0, 3.0, -1.0]).view(4, 1, 1, 1))
@@ -69,7 +69,7 @@ def test_gated_feed_forward_by_hand() -> None:
     torch.testing.assert_close(module(torch.full((1, 1, 1, 1), 2.0)), torch.full((1, 1, 1, 1), 6.5))
 
 
-def test_gated_depth_conv_is_silent_where_its_gate_is_shut() -> None:
+def test_gated_depth_conv_with_zero_gate_is_the_identity() -> None:
     module = GatedDepthConv(4, 4)
     with torch.no_grad():
         module.gate.weight.zero_()
@@ -79,8 +79,8 @@ def test_gated_depth_conv_is_silent_where_its_gate_is_shut() -> None:
     torch.testing.assert_close(module(x), x)
 
 
-def test_subpixel_upsampling_spreads_each_position_over_its_cell_and_the_cells_around() -> None:
+def test_subpixel_upsampling_has_a_3x3_receptive_field_after_the_shuffle() -> None:
     module, x = SubpixelUpsample(3, 2), torch.randn(1, 3, 5, 4)
     assert module(x).shape == (1, 2, 10, 8)
-    assert footprint(module, x, 4, 4) == (1, 2, 1, 2)
-    assert footprint(module, x, 5, 5) == (2, 3, 2, 3)
+    assert receptive_field(module, x, 4, 4) == (1, 2, 1, 2)
+    assert receptive_field(module, x, 5, 5) == (2, 3, 2, 3)

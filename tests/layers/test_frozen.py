@@ -6,7 +6,7 @@ from torch import nn
 from glc.layers.frozen import Frozen
 
 
-def test_stays_frozen_and_unseen_whatever_the_parent_does() -> None:
+def test_parent_calls_do_not_change_or_list_the_frozen_module() -> None:
     inner = nn.Sequential(nn.Linear(2, 2), nn.Dropout(0.9), nn.BatchNorm1d(2))
     parent = nn.ModuleList([Frozen(inner)]).train().requires_grad_(True)
     assert not inner.training
@@ -17,7 +17,7 @@ def test_stays_frozen_and_unseen_whatever_the_parent_does() -> None:
     assert not list(parent.buffers())
 
 
-def test_gradients_reach_the_input_only() -> None:
+def test_gradients_flow_to_the_input_only() -> None:
     inner = nn.Linear(2, 1)
     x = torch.ones(1, 2, requires_grad=True)
     Frozen(inner)(x).sum().backward()
@@ -25,7 +25,7 @@ def test_gradients_reach_the_input_only() -> None:
     assert inner.weight.grad is None
 
 
-def test_follows_devices_but_not_dtypes() -> None:
+def test_device_moves_apply_and_dtype_changes_do_not() -> None:
     inner = nn.BatchNorm1d(2)
     parent = nn.ModuleList([Frozen(inner)])
     parent.half()
@@ -35,7 +35,7 @@ def test_follows_devices_but_not_dtypes() -> None:
     assert inner.running_mean.is_meta
 
 
-def test_a_copy_has_a_network_of_its_own() -> None:
+def test_deepcopy_copies_the_network() -> None:
     frozen = Frozen(nn.Linear(2, 2))
     other = copy.deepcopy(frozen)
     other.module.weight.zero_()

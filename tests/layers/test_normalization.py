@@ -22,7 +22,7 @@ def test_pixel_norm_applies_gain_then_bias_per_channel() -> None:
     torch.testing.assert_close(norm(x), expected)
 
 
-def test_pixel_norm_looks_at_one_position_and_group_norm_does_not() -> None:
+def test_pixel_norm_is_local_and_group_norm_is_not() -> None:
     x = torch.randn(1, 8, 4, 4)
     changed = x.clone()
     changed[:, :, 1, 2] *= -3
@@ -33,14 +33,14 @@ def test_pixel_norm_looks_at_one_position_and_group_norm_does_not() -> None:
         assert (moved.sum() == 1) == local
 
 
-def test_pixel_norm_keeps_the_dtype_and_survives_zeros() -> None:
+def test_pixel_norm_keeps_the_dtype_and_maps_zeros_to_zeros() -> None:
     out = PixelNorm(4)(torch.zeros(1, 4, 2, 2, dtype=torch.bfloat16))
     assert out.dtype == torch.bfloat16
     assert (out == 0).all()
 
 
 @pytest.mark.parametrize(("channels", "groups"), [(64, 32), (48, 16), (24, 8), (7, 1)])
-def test_group_norm_falls_back_to_the_largest_divisor_of_32(channels: int, groups: int) -> None:
+def test_group_count_is_the_gcd_of_channels_and_32(channels: int, groups: int) -> None:
     norm = make_norm("group", channels)
     assert isinstance(norm, nn.GroupNorm)
     assert norm.num_groups == groups
@@ -50,7 +50,7 @@ def test_group_norm_falls_back_to_the_largest_divisor_of_32(channels: int, group
     torch.testing.assert_close(grouped.var(2, correction=0), torch.ones(2, groups), atol=1e-3, rtol=0)
 
 
-def test_none_changes_nothing_and_others_are_refused() -> None:
+def test_none_is_the_identity_and_unknown_kinds_are_refused() -> None:
     x = torch.randn(1, 4, 2, 2)
     assert torch.equal(make_norm("none", 4)(x), x)
     with pytest.raises(ValueError, match=r"group, pixel or none.*'layer'"):

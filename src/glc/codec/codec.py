@@ -257,7 +257,7 @@ class Codec:
         """Have an observer surround each stage that runs within the block; see `glc.codec.stages`.
 
         The stages are `E`, `D`, `refiner` and `entropy coding`, and within the latter `g_a`, `h_a, C_h`,
-        `exact networks` and `g_s`; of an `IndicesMapCoder`, `search of codes`.
+        `integer networks` and `g_s`; of an `IndicesMapCoder`, `codebook search`.
         """
         return self.stage.observe(observer)
 

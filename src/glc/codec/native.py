@@ -1,6 +1,6 @@
-"""What is written in C: compiled for this processor when first needed, kept, checked whenever it is loaded.
+"""JIT-compile, cache and self-test the optional C kernels.
 
-Without a compiler, or with `GLC_NATIVE=0` in the environment, PyTorch computes the same.
+Without a C compiler, or with `GLC_NATIVE=0` in the environment, PyTorch computes the same.
 """
 
 import ctypes
@@ -21,20 +21,20 @@ from torch import Tensor
 from glc.io.atomic import replacing
 
 SWITCH = "GLC_NATIVE"
-"""Environment variable: 0 to do without what is compiled."""
+"""Environment variable: 0 disables the C kernels."""
 
 _FLAGS = ("-O3", "-shared", "-fPIC", "-pthread", "-fno-math-errno", "-ffp-contract=fast")
-_SECONDS = 60
+_TIMEOUT_SECONDS = 60
 
 
 class Native:
-    """A C file, as a library or as nothing.
+    """An optional shared library, compiled from one C file for this processor when it is first needed.
 
     Args:
-        source: the file. It is compiled in less than a second; what is made of it is kept in PyTorch's folder
-            of downloads (`torch.hub.get_dir()`).
-        declare: tells the types of its functions; raises `AttributeError` where one is missing.
-        computes: whether a library computes what it should. Called whenever one is loaded, on the CPU, with
+        source: the C file. Compiling takes less than a second; the library is cached below PyTorch's
+            download folder (`torch.hub.get_dir()`).
+        declare: declares the types of the library's functions; raises `AttributeError` if one is missing.
+        self_test: returns whether a library's results are correct. Called at each load, on the CPU, with
             PyTorch's defaults.
     """
 
@@ -42,25 +42,25 @@ class Native:
         self,
         source: Path,
         declare: Callable[[ctypes.CDLL], None],
-        computes: Callable[[ctypes.CDLL], bool],
+        self_test: Callable[[ctypes.CDLL], bool],
     ) -> None:
         self.source = source
-        self._declare, self._computes = declare, computes
+        self._declare, self._self_test = declare, self_test
         self._lock = threading.Lock()
         self.forget()
 
     def forget(self) -> None:
-        """Ask again when the library is next needed."""
-        self._asked = False
+        """Look for the library again at the next call of `library`."""
+        self._searched = False
         self._library: ctypes.CDLL | None = None
 
     def library(self) -> ctypes.CDLL | None:
-        """Return the library, or None where it cannot be had or computes something else."""
-        if not self._asked:
+        """Return the library, or None if it cannot be compiled or fails its self-test."""
+        if not self._searched:
             with self._lock:  # one thread compiles, the others wait
-                if not self._asked:
+                if not self._searched:
                     self._library = self._find()
-                    self._asked = True
+                    self._searched = True
         return self._library
 
     def _find(self) -> ctypes.CDLL | None:
@@ -70,49 +70,51 @@ class Native:
             compiler = shlex.split(os.environ.get("CC", "")) or [
                 shutil.which("cc") or shutil.which("gcc") or ""
             ]
-            return self._built(compiler) if compiler[0] else None
+            return self._load_or_compile(compiler) if compiler[0] else None
         except (OSError, ValueError, subprocess.SubprocessError):
             return None
 
-    def _built(self, compiler: list[str]) -> ctypes.CDLL | None:
-        # For this very processor: a folder may be shared by machines.
-        told = (self.source.read_bytes(), _FLAGS, compiler, platform.machine(), _processor())
-        name = f"{self.source.stem}-{hashlib.sha256(repr(told).encode()).hexdigest()[:16]}.so"
+    def _load_or_compile(self, compiler: list[str]) -> ctypes.CDLL | None:
+        # The name holds the processor, since machines may share the folder.
+        key = (self.source.read_bytes(), _FLAGS, compiler, platform.machine(), _processor())
+        name = f"{self.source.stem}-{hashlib.sha256(repr(key).encode()).hexdigest()[:16]}.so"
         folder = Path(torch.hub.get_dir()) / "glc"
         target = folder / name
-        if target.is_file() and (made := self._checked(target)) is not None:
-            return made
+        if target.is_file() and (library := self._load(target)) is not None:
+            return library
         try:
             with replacing(target) as partial:
-                made = self._checked(self._compiled(compiler, partial))
-                if made is None:
-                    raise OSError(f"{folder}: what is compiled here cannot be used")
-            return made
+                library = self._load(self._compile(compiler, partial))
+                if library is None:
+                    raise OSError(
+                        f"{folder}: a library compiled here cannot be loaded or fails its self-test"
+                    )
+            return library
         except OSError:
             pass
-        # A folder that nothing may be written to or run from. What is loaded stays when its file is gone.
-        with tempfile.TemporaryDirectory(prefix="glc-") as place:
-            return self._checked(self._compiled(compiler, Path(place) / name))
+        # The folder is read-only or mounted noexec. A loaded library stays mapped when its file is deleted.
+        with tempfile.TemporaryDirectory(prefix="glc-") as temporary:
+            return self._load(self._compile(compiler, Path(temporary) / name))
 
-    def _compiled(self, compiler: list[str], made: Path) -> Path:
+    def _compile(self, compiler: list[str], target: Path) -> Path:
         native = "-march=native" if platform.machine() in ("x86_64", "AMD64") else "-mcpu=native"
-        command = [*compiler, *_FLAGS, native, "-o", str(made), str(self.source)]
-        subprocess.run(command, check=True, capture_output=True, timeout=_SECONDS)
-        return made
+        command = [*compiler, *_FLAGS, native, "-o", str(target), str(self.source)]
+        subprocess.run(command, check=True, capture_output=True, timeout=_TIMEOUT_SECONDS)
+        return target
 
-    def _checked(self, path: Path) -> ctypes.CDLL | None:
-        """Return a library that computes what it should, or None."""
+    def _load(self, path: Path) -> ctypes.CDLL | None:
+        """Return the library at a path, or None if it cannot be loaded or fails its self-test."""
         try:
-            made = ctypes.CDLL(str(path))
-            self._declare(made)
+            library = ctypes.CDLL(str(path))
+            self._declare(library)
         except (OSError, AttributeError):
             return None
         with torch.inference_mode(), torch.autocast("cpu", enabled=False), torch.device("cpu"):
-            return made if self._computes(made) else None
+            return library if self._self_test(library) else None
 
 
 def pointer(x: Tensor | None) -> ctypes.c_void_p:
-    """Return where a tensor's values lie; no place where there is none."""
+    """Return the address of a tensor's values; a null pointer for None."""
     return ctypes.c_void_p(None if x is None else x.data_ptr())
 
 
@@ -120,6 +122,6 @@ def _processor() -> str:
     try:
         text = Path("/proc/cpuinfo").read_text()
     except OSError:
-        return platform.node()  # nothing tells processors apart: not shared
-    told = ("model name", "flags", "CPU part", "Features")
-    return "\n".join(line for line in text.split("\n\n")[0].splitlines() if line.startswith(told))
+        return platform.node()  # no description of the processor: do not share between machines
+    keys = ("model name", "flags", "CPU part", "Features")
+    return "\n".join(line for line in text.split("\n\n")[0].splitlines() if line.startswith(keys))

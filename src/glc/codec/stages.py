@@ -1,4 +1,4 @@
-"""Names of the stages that a codec runs, told to an observer: for measurements, without patching anything."""
+"""Report the stages that a codec runs to an observer, for measurements."""
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -7,12 +7,15 @@ Observer = Callable[[str], AbstractContextManager[object]]
 """Takes the name of a stage and returns the context in which the stage runs. Stages may nest."""
 
 ENTROPY_CODING = "entropy coding"
-"""From the latent to the payload of a file, or back. The networks within are stages of their own."""
-INTEGER_NETWORKS = "exact networks"
+"""Latent to payload, or back. The networks within it are stages of their own."""
+INTEGER_NETWORKS = "integer networks"
+"""Hyper-synthesis and context model."""
+CODEBOOK_SEARCH = "codebook search"
+"""Nearest codewords of an `IndicesMapCoder`."""
 
 
 class Stages:
-    """Runs each stage of a codec in the context that the observer, if there is one, returns for its name."""
+    """Runs each stage of a codec in the context that the observer, if any, returns for the stage's name."""
 
     def __init__(self) -> None:
         self._observer: Observer | None = None
@@ -23,7 +26,7 @@ class Stages:
 
     @contextmanager
     def observe(self, observer: Observer) -> Iterator[None]:
-        """Tell an observer of the stages that begin within the block, in whichever thread."""
+        """Report the stages that begin within the block, in any thread, to an observer."""
         before, self._observer = self._observer, observer
         try:
             yield

@@ -12,8 +12,7 @@ def partition_windows(x: Tensor, window: int) -> tuple[Tensor, Tensor | None]:
 
     Args:
         x: `[B, C, H, W]`.
-        window: side of a window, at least 1. Sides longer than the map are shortened to it, so a map
-            that fits in one window is one window, whatever its size.
+        window: side of a window, at least 1; clamped to each side of the map.
 
     Returns:
         The windows as tokens `[B * nH * nW, h * w, C]`, and a boolean mask `[B * nH * nW, h * w]` that is
@@ -45,9 +44,9 @@ def merge_windows(tokens: Tensor, window: int, size: tuple[int, int]) -> Tensor:
 class WindowAttention(nn.Module):
     """Single-head self-attention with a residual connection (paper Table 4).
 
-    While training, attention is global: training crops are no larger than a window at inference. In
-    evaluation each window attends within itself, which bounds the cost on large images; all windows
-    go through one batched call. Windows at the right and lower edge are as small as the map leaves them.
+    In training mode attention is global: training crops are no larger than a window. In evaluation mode each
+    window attends to itself, which bounds the cost on large images; all windows run in one batched call.
+    Windows at the right and lower edge may be smaller.
 
     ```
     x -> norm -> q, k, v (1x1) -> softmax(q k^T / sqrt(C)) v per window -> 1x1 -> + x
@@ -57,7 +56,10 @@ class WindowAttention(nn.Module):
         channels: C, the width of the map.
         window: side of a window in latent positions at evaluation (32 in the paper; 16 and 64 in its
             ablation), or None for global attention.
-        norm: the kind of normalisation, see `make_norm`.
+        norm: kind of normalisation, see `make_norm`.
+
+    Raises:
+        ValueError: for a window less than 1.
     """
 
     def __init__(self, channels: int, window: int | None = 32, norm: str = "group") -> None:

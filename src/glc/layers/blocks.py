@@ -31,7 +31,7 @@ class ResidualBlock(nn.Module):
 
 
 class Downsample(nn.Module):
-    """Halve height and width by a strided 3x3 convolution, padded at the right and lower edge only."""
+    """Halve height and width by a 3x3 convolution of stride 2, padded at the right and lower edge only."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -43,7 +43,7 @@ class Downsample(nn.Module):
 
 
 class Upsample(nn.Module):
-    """Double height and width by repetition, then a 3x3 convolution."""
+    """Double height and width by nearest-neighbour upsampling, then a 3x3 convolution."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -55,10 +55,10 @@ class Upsample(nn.Module):
 
 
 def start_small(layer: nn.Conv2d, factor: float = 0.1) -> nn.Conv2d:
-    """Scale down a fresh layer that ends a gated branch, and return it.
+    """Scale down the initial weights of the last layer of a gated branch, and return the layer.
 
-    A gate multiplies two functions of its input, so a stack of such branches raises the magnitude of a large
-    input to a high power. Started small, they begin close to the identity and stay finite.
+    A gate multiplies two functions of its input, so a stack of gated branches raises a large input to a high
+    power. With small initial weights, residual branches start close to the identity and stay finite.
     """
     with torch.no_grad():
         for parameter in layer.parameters():
@@ -67,7 +67,7 @@ def start_small(layer: nn.Conv2d, factor: float = 0.1) -> nn.Conv2d:
 
 
 class GatedFeedForward(nn.Module):
-    """Position-wise feed-forward layer: half of the expanded channels gate the other half.
+    """Position-wise feed-forward layer: one half of the expanded channels gates the other.
 
     ```
     x -> 1x1 (C -> 4C) -> split a, b -> a * leaky(b) -> 1x1 (2C -> C) -> + x
@@ -132,7 +132,7 @@ class GatedDepthConv(nn.Module):
 
 
 class DepthConvBlock(nn.Sequential):
-    """`DepthConv` then `GatedFeedForward`: the block of the hyper module and of the context model."""
+    """`DepthConv` then `GatedFeedForward`: the block of the hyperprior and of the context model."""
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__(DepthConv(in_channels, out_channels), GatedFeedForward(out_channels))

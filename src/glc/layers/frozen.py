@@ -1,4 +1,4 @@
-"""A network that is used but takes no part in training."""
+"""A network that is used during training but not trained."""
 
 from collections.abc import Callable
 from typing import Any, Self
@@ -8,16 +8,15 @@ from torch import Tensor, nn
 
 
 class Frozen(nn.Module):
-    """Holds a module that only computes, out of sight of everything that parents do with their parameters.
+    """Wraps a frozen module without registering it as a submodule.
 
-    The module inside is no child in torch's sense: `state_dict()`, `parameters()`, `requires_grad_()` and
-    `train()` of this module and of its parents do not reach it. So it stays frozen and in evaluation
-    mode, and no optimizer, gradient synchronisation, moving average or checkpoint holds it. Moves such as
-    `.to(device)` do reach it, changes of dtype do not: weights rounded to half precision could not be
-    restored. Gradients flow through it to its inputs.
+    `state_dict()`, `parameters()`, `requires_grad_()` and `train()` of this module and of its parents do not
+    include it. So it stays frozen and in evaluation mode, and optimizers, gradient synchronisation, EMA and
+    checkpoints skip it. Device moves apply to it; dtype changes do not, since weights rounded to half
+    precision could not be restored. Gradients flow through it to its inputs.
 
     Args:
-        module: frozen and put into evaluation mode here; owned from then on.
+        module: set to evaluation mode and frozen in place.
     """
 
     def __init__(self, module: nn.Module) -> None:
@@ -28,15 +27,15 @@ class Frozen(nn.Module):
 
     @property
     def module(self) -> nn.Module:
-        """The module inside."""
+        """The frozen module."""
         return self._hidden[0]
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """Call the module inside."""
+        """Call the frozen module."""
         return self.module(*args, **kwargs)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        # Every move of a module ends here; an empty tensor tells where this one goes.
+        # All device moves call _apply. An empty tensor shows the target device.
         device = fn(torch.empty(0, device=self._device)).device
         if device != self._device:
             self.module.to(device=device)

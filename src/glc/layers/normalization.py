@@ -9,8 +9,8 @@ from torch import Tensor, nn
 class PixelNorm(nn.Module):
     """Root-mean-square normalisation over the channels of each position, with a learned gain and bias.
 
-    Unlike group normalisation it looks at one position only: the network around it has a finite
-    receptive field, so an image may be processed in tiles and a crop behaves like the whole image.
+    Unlike group normalisation it is local: the network keeps a finite receptive field, so an image can be
+    processed in tiles and a crop gives the same result as the full image.
 
     Args:
         channels: C.
@@ -34,12 +34,12 @@ def make_norm(kind: str, channels: int) -> nn.Module:
     """Return a normalisation over `[B, channels, H, W]`.
 
     Args:
-        kind: `group` (32 groups, as the VQGANs have; fewer where 32 does not divide the channels),
+        kind: `group` (32 groups as in VQGAN; fewer if 32 does not divide the channels),
             `pixel` (`PixelNorm`) or `none`.
         channels: C.
 
     Raises:
-        ValueError: for another kind.
+        ValueError: for an unknown kind.
     """
     if kind == "group":
         return nn.GroupNorm(math.gcd(32, channels), channels, eps=1e-6)

@@ -1,4 +1,4 @@
-"""The payload's coder: read by another decoder, written out here in whole numbers, and by its own."""
+"""The ANS coder, against an independent integer decoder written out here."""
 
 import bisect
 import itertools
@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from glc.codec.entropy.ans import (
     SYMBOL_LIMIT,
-    Decoder,
-    Encoder,
+    AnsDecoder,
+    AnsEncoder,
     IndexModel,
     IntegerModel,
     UniformModel,
@@ -35,7 +35,7 @@ ODD = (
 
 
 class Reader:
-    """An asymmetric numeral system in whole numbers: a state of 64 bits, words of 32, a precision of 24."""
+    """ANS decoder in Python integers: 64-bit state, 32-bit words, 24-bit precision."""
 
     def __init__(self, payload: bytes) -> None:
         payload += bytes(-len(payload) % 4)
@@ -55,7 +55,7 @@ class Reader:
         return position
 
     def read_uniform(self, size: int) -> int:
-        """Return the next of `size` equally likely numbers; the last takes what division leaves over."""
+        """Return the next of `size` equally likely numbers; the last takes the remainder."""
         each = TOTAL // size
         number = min(self.state % TOTAL // each, size - 1)
         self._take(number * each, (number + 1) * each if number < size - 1 else TOTAL)
@@ -70,13 +70,13 @@ class Reader:
         """Return the next number of at most 12 bits."""
         return self.read_uniform(1 << bits)
 
-    def read_integers(self, tables: Sequence[Table], classes: Sequence[int]) -> list[int]:
-        """Return a run of symbols: class by class, then what was escaped."""
-        symbols = [0] * len(classes)
+    def read_integers(self, tables: Sequence[Table], indexes: Sequence[int]) -> list[int]:
+        """Return a run of symbols: table by table, then the escaped excesses."""
+        symbols = [0] * len(indexes)
         escaped = []
         for k, table in enumerate(tables):
             ends = list(itertools.accumulate(table.frequencies))
-            for i in (i for i, chosen in enumerate(classes) if chosen == k):
+            for i in (i for i, chosen in enumerate(indexes) if chosen == k):
                 position = self.read_cumulative(ends)
                 symbols[i] = table.low + position
                 if position == len(ends) - 1:
@@ -102,7 +102,7 @@ class Reader:
 
 
 def spread(table: Table, count: int, rng: np.random.Generator) -> np.ndarray:
-    """Draw symbols under a table: likely ones, each of its ends, and escapes near and far."""
+    """Sample symbols of a table: likely ones, each of its ends, and escapes near and far."""
     positions = rng.choice(len(table.frequencies) - 1, count)
     symbols = table.low + positions
     edges = [table.low, table.high, table.low - 1, table.high + 1, table.low - 2, table.high + 9]
@@ -110,60 +110,60 @@ def spread(table: Table, count: int, rng: np.random.Generator) -> np.ndarray:
 
 
 @pytest.mark.parametrize("tables", [GAUSSIANS, ODD], ids=["gaussian", "odd"])
-def test_another_decoder_reads_every_table(tables: Sequence[Table]) -> None:
+def test_independent_decoder_reads_every_table(tables: Sequence[Table]) -> None:
     rng = np.random.default_rng(0)
     model = IntegerModel(tables)
     for k, table in enumerate(tables):
         symbols = rng.permutation(spread(table, 40, rng)).astype(np.int32)
-        classes = np.full(len(symbols), k)
-        encoder = Encoder()
-        model.push(encoder, symbols, classes)
+        indexes = np.full(len(symbols), k)
+        encoder = AnsEncoder()
+        model.push(encoder, symbols, indexes)
         reader = Reader(encoder.payload())
-        assert reader.read_integers(tables, classes.tolist()) == symbols.tolist()
+        assert reader.read_integers(tables, indexes.tolist()) == symbols.tolist()
         assert reader.empty
 
 
-def test_another_decoder_reads_random_tables() -> None:
+def test_independent_decoder_reads_random_tables() -> None:
     rng = np.random.default_rng(1)
     for _ in range(60):
         size = int(rng.integers(2, 400))
         weights = rng.random(size) ** rng.choice([0, 1, 8, 30])
         table = Table(int(rng.integers(-500, 500)), quantize_probabilities(weights + 1e-300))
         symbols = spread(table, 60, rng).astype(np.int32)
-        encoder, model, classes = Encoder(), IntegerModel([table]), np.zeros(len(symbols), np.int64)
-        model.push(encoder, symbols, classes)
-        assert Reader(encoder.payload()).read_integers([table], classes.tolist()) == symbols.tolist()
+        encoder, model, indexes = AnsEncoder(), IntegerModel([table]), np.zeros(len(symbols), np.int64)
+        model.push(encoder, symbols, indexes)
+        assert Reader(encoder.payload()).read_integers([table], indexes.tolist()) == symbols.tolist()
 
 
-def test_another_decoder_reads_mixed_runs_in_the_decoders_order() -> None:
+def test_independent_decoder_reads_runs_in_reverse_order_of_encoding() -> None:
     rng = np.random.default_rng(2)
     model, indices = IntegerModel(GAUSSIANS), UniformModel(1000)
     runs = []
     for count in (300, 1, 0, 500):
-        classes = rng.integers(0, len(GAUSSIANS), count)
-        scales = 0.11 * 1.0514 ** classes.astype(float)
-        runs.append((np.rint(rng.standard_t(2, count) * scales * 2).astype(np.int32), classes))
+        indexes = rng.integers(0, len(GAUSSIANS), count)
+        scales = 0.11 * 1.0514 ** indexes.astype(float)
+        runs.append((np.rint(rng.standard_t(2, count) * scales * 2).astype(np.int32), indexes))
     z = rng.integers(0, 1000, 77).astype(np.int32)
-    encoder = Encoder()
-    for symbols, classes in reversed(runs):
-        model.push(encoder, symbols, classes)
+    encoder = AnsEncoder()
+    for symbols, indexes in reversed(runs):
+        model.push(encoder, symbols, indexes)
     indices.push(encoder, z)
     reader = Reader(encoder.payload())
     assert [reader.read_uniform(1000) for _ in z] == z.tolist()
-    for symbols, classes in runs:
-        assert reader.read_integers(GAUSSIANS, classes.tolist()) == symbols.tolist()
+    for symbols, indexes in runs:
+        assert reader.read_integers(GAUSSIANS, indexes.tolist()) == symbols.tolist()
     assert reader.empty
 
 
 @pytest.mark.parametrize("size", [2, 3, 5, 64, 1000, 1024, 4097, 16384, (1 << 20) - 1, 1 << 20])
-def test_codes_of_fixed_length(size: int) -> None:
+def test_fixed_length_codes_round_trip(size: int) -> None:
     rng = np.random.default_rng(size)
     symbols = np.concatenate((rng.integers(0, size, 40), [0, size - 1])).astype(np.int32)
-    model, encoder = UniformModel(size), Encoder()
+    model, encoder = UniformModel(size), AnsEncoder()
     model.push(encoder, symbols)
     payload = encoder.payload()
     assert len(payload) <= math.ceil(len(symbols) * math.log2(size) / 8) + 4
-    decoder = Decoder(payload)
+    decoder = AnsDecoder(payload)
     assert model.pop(decoder, len(symbols)).tolist() == symbols.tolist()
     decoder.finish()
     reader = Reader(payload)
@@ -171,25 +171,25 @@ def test_codes_of_fixed_length(size: int) -> None:
     assert reader.empty
 
 
-def test_a_code_of_one_value_takes_nothing() -> None:
-    model, encoder = UniformModel(1), Encoder()
+def test_one_value_takes_no_bytes() -> None:
+    model, encoder = UniformModel(1), AnsEncoder()
     model.push(encoder, np.zeros(9, np.int32))
     assert encoder.payload() == b""
-    assert model.pop(Decoder(b""), 9).tolist() == [0] * 9
+    assert model.pop(AnsDecoder(b""), 9).tolist() == [0] * 9
 
 
 @pytest.mark.parametrize("size", [0, -1, (1 << 20) + 1])
-def test_other_sizes_have_no_code_of_fixed_length(size: int) -> None:
+def test_fixed_length_code_sizes_are_checked(size: int) -> None:
     with pytest.raises(ValueError, match=f"not {size}"):
         UniformModel(size)
 
 
-def test_another_decoder_reads_a_table_of_indices() -> None:
+def test_independent_decoder_reads_a_table_of_indices() -> None:
     rng = np.random.default_rng(3)
     counts = np.floor(rng.pareto(0.5, 16384)).clip(0, 1e6)
     table = index_table(torch.from_numpy(counts))
     symbols = np.concatenate((rng.integers(0, 16384, 60), [0, 16383])).astype(np.int32)
-    model, encoder = IndexModel(table), Encoder()
+    model, encoder = IndexModel(table), AnsEncoder()
     model.push(encoder, symbols)
     reader = Reader(encoder.payload())
     assert [reader.read(table.frequencies) for _ in symbols] == symbols.tolist()
@@ -208,52 +208,52 @@ RUN = st.lists(st.tuples(ANY_SYMBOL, st.integers(0, len(ALL_TABLES) - 1)), max_s
 
 @settings(max_examples=200, deadline=None)
 @given(st.lists(RUN, max_size=4))
-def test_round_trips(runs: list[list[tuple[int, int]]]) -> None:
-    model, encoder = IntegerModel(ALL_TABLES), Encoder()
+def test_runs_round_trip(runs: list[list[tuple[int, int]]]) -> None:
+    model, encoder = IntegerModel(ALL_TABLES), AnsEncoder()
     for run in reversed(runs):
         model.push(encoder, np.array([s for s, _ in run], np.int32), np.array([k for _, k in run], np.int64))
     payload = encoder.payload()
     assert not payload.endswith(b"\0")
-    decoder, reader = Decoder(payload), Reader(payload)
+    decoder, reader = AnsDecoder(payload), Reader(payload)
     for run in runs:
-        classes = [k for _, k in run]
+        indexes = [k for _, k in run]
         expected = [s for s, _ in run]
-        found = model.pop(decoder, np.array(classes, np.int64))
+        found = model.pop(decoder, np.array(indexes, np.int64))
         assert found.dtype == np.int32
-        assert found.tolist() == expected == reader.read_integers(ALL_TABLES, classes)
+        assert found.tolist() == expected == reader.read_integers(ALL_TABLES, indexes)
     decoder.finish()
 
 
 @pytest.mark.parametrize("count", [0, 1, 2, 1000])
-def test_a_run_may_be_escaped_as_a_whole(count: int) -> None:
+def test_run_of_escapes_round_trips(count: int) -> None:
     table = GAUSSIANS[0]
     symbols = np.where(np.arange(count) % 2, 1, -1) * (table.high + 1 + np.arange(count) * 31)
-    model, encoder, classes = IntegerModel([table]), Encoder(), np.zeros(count, np.int64)
-    model.push(encoder, symbols.astype(np.int32), classes)
-    decoder = Decoder(encoder.payload())
-    assert model.pop(decoder, classes).tolist() == symbols.tolist()
+    model, encoder, indexes = IntegerModel([table]), AnsEncoder(), np.zeros(count, np.int64)
+    model.push(encoder, symbols.astype(np.int32), indexes)
+    decoder = AnsDecoder(encoder.payload())
+    assert model.pop(decoder, indexes).tolist() == symbols.tolist()
     decoder.finish()
 
 
-def test_bits_are_written_as_they_are() -> None:
+def test_raw_bits_round_trip_without_overhead() -> None:
     rng = np.random.default_rng(5)
-    encoder = Encoder()
+    encoder = AnsEncoder()
     runs = [(bits, rng.integers(0, 1 << bits, 30)) for bits in (1, 4, 12, 13, 15, 20)]
     for bits, values in reversed(runs):
         encoder.push_bits(values, bits)
     payload = encoder.payload()
     assert 30 * 65 / 8 <= len(payload) + 1 <= 30 * 65 / 8 + 6
-    decoder = Decoder(payload)
+    decoder = AnsDecoder(payload)
     for bits, values in runs:
         assert decoder.pop_bits(30, bits).tolist() == values.tolist()
     assert decoder.pop_bits(3, 0).tolist() == [0, 0, 0]
     decoder.finish()
 
 
-def ideal_bits(tables: Sequence[Table], symbols: np.ndarray, classes: np.ndarray) -> float:
-    """Return the bits that whole numbers of a share `f / 2^24` need, with those of escapes."""
+def ideal_bits(tables: Sequence[Table], symbols: np.ndarray, indexes: np.ndarray) -> float:
+    """Return the ideal code length in bits, including escapes."""
     total = 0.0
-    for symbol, k in zip(symbols.tolist(), classes.tolist(), strict=True):
+    for symbol, k in zip(symbols.tolist(), indexes.tolist(), strict=True):
         table = tables[k]
         if table.low <= symbol <= table.high:
             total += 24 - math.log2(table.frequencies[symbol - table.low])
@@ -265,85 +265,85 @@ def ideal_bits(tables: Sequence[Table], symbols: np.ndarray, classes: np.ndarray
 
 @pytest.mark.parametrize("factor", [0.3, 1.0, 3.0])
 @pytest.mark.parametrize("count", [0, 1, 10, 20_000])
-def test_the_size_is_the_ideal_one(count: int, factor: float) -> None:
+def test_size_is_within_0_05_percent_of_the_ideal(count: int, factor: float) -> None:
     rng = np.random.default_rng(count)
-    classes = rng.integers(0, len(GAUSSIANS), count)
-    symbols = np.rint(rng.normal(size=count) * 0.11 * 1.0514 ** classes.astype(float) * factor).astype(
+    indexes = rng.integers(0, len(GAUSSIANS), count)
+    symbols = np.rint(rng.normal(size=count) * 0.11 * 1.0514 ** indexes.astype(float) * factor).astype(
         np.int32
     )
-    encoder = Encoder()
-    IntegerModel(GAUSSIANS).push(encoder, symbols, classes)
-    ideal = ideal_bits(GAUSSIANS, symbols, classes) / 8
+    encoder = AnsEncoder()
+    IntegerModel(GAUSSIANS).push(encoder, symbols, indexes)
+    ideal = ideal_bits(GAUSSIANS, symbols, indexes) / 8
     assert ideal - 1 <= len(encoder.payload()) <= ideal * 1.0005 + 5
 
 
-def test_cheap_symbols_cost_next_to_nothing() -> None:
-    encoder, count = Encoder(), 100_000
+def test_almost_certain_symbols_take_almost_no_bytes() -> None:
+    encoder, count = AnsEncoder(), 100_000
     IntegerModel([ODD[0]]).push(encoder, np.zeros(count, np.int32), np.zeros(count, np.int64))
     assert len(encoder.payload()) <= 4
 
 
-def test_garbage_gives_damage_or_symbols() -> None:
+def test_random_bytes_decode_or_raise_damaged() -> None:
     rng = np.random.default_rng(6)
     model = IntegerModel(ALL_TABLES)
     damaged = 0
     for _ in range(10_000):
         payload = rng.bytes(int(rng.integers(0, 40)))
-        classes = rng.integers(0, len(ALL_TABLES), int(rng.integers(0, 12)))
+        indexes = rng.integers(0, len(ALL_TABLES), int(rng.integers(0, 12)))
         try:
-            decoder = Decoder(payload)
-            symbols = model.pop(decoder, classes)
+            decoder = AnsDecoder(payload)
+            symbols = model.pop(decoder, indexes)
         except DamagedError:
             damaged += 1
             continue
-        assert symbols.shape == classes.shape
+        assert symbols.shape == indexes.shape
         # A table may reach beyond the limit by itself; only what is escaped is checked.
         assert np.abs(symbols).max(initial=0) <= SYMBOL_LIMIT + 1
     assert 0 < damaged < 10_000
 
 
-def test_garbage_is_read_alike_by_both_decoders() -> None:
+def test_random_bytes_decode_alike_in_both_decoders() -> None:
     rng = np.random.default_rng(7)
     model = IntegerModel(ALL_TABLES)
     for _ in range(300):
         payload = rng.bytes(int(rng.integers(1, 60))).rstrip(b"\0")
-        classes = rng.integers(0, len(ALL_TABLES), 10)
-        expected = Reader(payload).read_integers(ALL_TABLES, classes.tolist())
+        indexes = rng.integers(0, len(ALL_TABLES), 10)
+        expected = Reader(payload).read_integers(ALL_TABLES, indexes.tolist())
         if max(map(abs, expected)) > SYMBOL_LIMIT:
             with pytest.raises(DamagedError, match="beyond the limit"):
-                model.pop(Decoder(payload), classes)
+                model.pop(AnsDecoder(payload), indexes)
         else:
-            assert model.pop(Decoder(payload), classes).tolist() == expected
+            assert model.pop(AnsDecoder(payload), indexes).tolist() == expected
 
 
-def test_a_symbol_beyond_the_limit_is_damage() -> None:
+def test_symbol_beyond_the_limit_raises_damaged() -> None:
     table = GAUSSIANS[0]
-    model, encoder = IntegerModel([table]), Encoder()
+    model, encoder = IntegerModel([table]), AnsEncoder()
     model.push(encoder, np.array([SYMBOL_LIMIT + 1]), np.zeros(1, np.int64))
     with pytest.raises(DamagedError, match="beyond the limit"):
-        model.pop(Decoder(encoder.payload()), np.zeros(1, np.int64))
+        model.pop(AnsDecoder(encoder.payload()), np.zeros(1, np.int64))
 
 
-def test_what_is_left_over_is_damage() -> None:
-    model, encoder = UniformModel(64), Encoder()
+def test_undecoded_data_raises_damaged() -> None:
+    model, encoder = UniformModel(64), AnsEncoder()
     model.push(encoder, np.arange(60, dtype=np.int32))
-    decoder = Decoder(encoder.payload())
+    decoder = AnsDecoder(encoder.payload())
     model.pop(decoder, 59)
     with pytest.raises(DamagedError, match="more than the image"):
         decoder.finish()
 
 
 @pytest.mark.parametrize("payload", [bytes(4), b"\1\2\3\4" + bytes(4), b"\1" + bytes(11)])
-def test_words_of_zeros_at_the_end_are_damage(payload: bytes) -> None:
+def test_trailing_zero_words_raise_damaged(payload: bytes) -> None:
     with pytest.raises(DamagedError, match="ends in zeros"):
-        Decoder(payload)
+        AnsDecoder(payload)
 
 
-def test_payloads_are_pure_functions_of_their_symbols() -> None:
-    classes = np.arange(100) % len(GAUSSIANS)
+def test_payloads_are_deterministic() -> None:
+    indexes = np.arange(100) % len(GAUSSIANS)
     payloads = set()
     for _ in range(3):
-        encoder = Encoder()
-        IntegerModel(GAUSSIANS).push(encoder, (np.arange(100) % 7 - 3).astype(np.int32), classes)
+        encoder = AnsEncoder()
+        IntegerModel(GAUSSIANS).push(encoder, (np.arange(100) % 7 - 3).astype(np.int32), indexes)
         payloads.add(encoder.payload())
     assert len(payloads) == 1

@@ -1,40 +1,40 @@
-"""Layers in whole numbers of 16 and 32 bits are, bit for bit, those in float64."""
+"""Layers in 16-bit and 32-bit integers equal those in float64 bit for bit."""
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 from glc.codec.entropy import integer_kernels
-from glc.codec.entropy.integer_nets import ExactDepthConv, ExactFeedForward, exact
+from glc.codec.entropy.integer_nets import IntegerDepthConv, IntegerFeedForward, to_integer_network
 from glc.layers.blocks import DepthConv, DepthConvBlock, GatedFeedForward
 from glc.models.context import QuadtreeContext
 from glc.models.hyperprior import CategoricalHyperprior
 
 pytestmark = pytest.mark.skipif(
     integer_kernels.NATIVE.library() is None,
-    reason="no C compiler, a processor that integer_kernels.c is not for, or switched off",
+    reason="no C compiler, a processor without AVX2, or kernels disabled",
 )
 
 
 @pytest.fixture
 def refused(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
-    """Return whether each task so far was refused as too large."""
-    integer_kernels.NATIVE.library()  # whose check has tasks of its own
-    found: list[bool] = []
+    """Collect for each task whether it was refused as too large."""
+    integer_kernels.NATIVE.library()  # run its self-test first, which has tasks of its own
+    refusals: list[bool] = []
     run = integer_kernels._run
 
     def counting(*given: object, **named: object) -> bool:
         done = run(*given, **named)  # type: ignore[arg-type]
-        found.append(not done)
+        refusals.append(not done)
         return done
 
     monkeypatch.setattr(integer_kernels, "_run", counting)
-    return found
+    return refusals
 
 
 def in_float64(network: nn.Module, x: Tensor, monkeypatch: pytest.MonkeyPatch) -> Tensor:
     with monkeypatch.context() as patch:
-        patch.setattr(integer_kernels, "takes", lambda x: False)
+        patch.setattr(integer_kernels, "supports", lambda x: False)
         found: Tensor = network(x)
         return found
 
@@ -62,13 +62,13 @@ BLOCKS = {
 @pytest.mark.parametrize("keep", [True, False])
 @pytest.mark.parametrize("size", [(1, 1), (3, 5), (4, 8), (9, 15)])
 @pytest.mark.parametrize("kind", BLOCKS)
-def test_blocks(
+def test_blocks_equal_float64(
     kind: str, size: tuple[int, int], keep: bool, refused: list[bool], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     torch.manual_seed(len(kind))
     block = scaled(BLOCKS[kind](), 1.0 if kind == "hyper" else 2.0)
     ins = next(m.in_channels for m in block.modules() if isinstance(m, nn.Conv2d))
-    network = exact(nn.Sequential(block), keep=keep)
+    network = to_integer_network(nn.Sequential(block), keep=keep)
     for x in (torch.randn(2, ins, *size), torch.randn(1, ins, *size).double() * 20):
         found = network(x)
         assert torch.equal(found, in_float64(network, x, monkeypatch))
@@ -80,25 +80,25 @@ def test_blocks(
 @torch.inference_mode()
 @pytest.mark.parametrize("block", [GatedFeedForward(8), DepthConv(8, 8)], ids=["feed-forward", "depth-wise"])
 @pytest.mark.parametrize(("weights", "inputs"), [(1.0, 16000.0), (12.0, 1.0), (100.0, 1.0), (300.0, 16000.0)])
-def test_what_is_too_large_is_computed_in_float64(
+def test_values_too_large_are_computed_in_float64(
     block: nn.Module, weights: float, inputs: float, refused: list[bool], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Weights of more than 16 bits, activations that saturate in between: no result is another."""
+    """Weights of more than 16 bits and saturating activations give the same results."""
     torch.manual_seed(0)
-    network = exact(nn.Sequential(scaled(type(block)(*[8] * (1 + isinstance(block, DepthConv))), weights)))
+    network = to_integer_network(
+        nn.Sequential(scaled(type(block)(*[8] * (1 + isinstance(block, DepthConv))), weights))
+    )
     x = torch.randn(1, 8, 6, 7) * inputs
     assert torch.equal(network(x), in_float64(network, x, monkeypatch))
     assert refused[0] == (weights >= 12)
 
 
 @torch.inference_mode()
-def test_one_activation_that_is_too_large_among_many_is_noticed(
-    refused: list[bool], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_one_activation_too_large_is_refused(refused: list[bool], monkeypatch: pytest.MonkeyPatch) -> None:
     conv = nn.Conv2d(64, 8, 1)
     with torch.no_grad():
-        conv.weight.fill_(0.9)  # 58 in a row: of an activation, 2048 and a little fits
-    network = exact(nn.Sequential(conv))
+        conv.weight.fill_(0.9)  # rows sum to 58: activations up to about 2048 fit
+    network = to_integer_network(nn.Sequential(conv))
     for value, fits in ((2000.0, True), (16000.0, False), (-16000.0, False)):
         x = torch.zeros(1, 64, 20, 20)
         x[0, 63, 19, 19] = value
@@ -108,17 +108,17 @@ def test_one_activation_that_is_too_large_among_many_is_noticed(
 
 
 @torch.inference_mode()
-def test_a_row_of_weights_whose_sums_do_not_fit_is_refused(refused: list[bool]) -> None:
+def test_weights_whose_sums_do_not_fit_are_refused(refused: list[bool]) -> None:
     conv = nn.Conv2d(64, 8, 1)
     for value, fits in ((0.999, True), (1.0, False)):
         nn.init.constant_(conv.weight, value)
         refused.clear()
-        exact(nn.Sequential(conv))(torch.randn(1, 64, 2, 2))
+        to_integer_network(nn.Sequential(conv))(torch.randn(1, 64, 2, 2))
         assert refused == [not fits]
     nn.init.constant_(conv.weight, 0.0)
     conv.weight[3, 5] = 2.0  # 2^15 units: one more than 16 bits hold
     refused.clear()
-    exact(nn.Sequential(conv))(torch.randn(1, 64, 2, 2))
+    to_integer_network(nn.Sequential(conv))(torch.randn(1, 64, 2, 2))
     assert refused == [True]
 
 
@@ -126,7 +126,7 @@ def test_a_row_of_weights_whose_sums_do_not_fit_is_refused(refused: list[bool]) 
 @pytest.mark.parametrize("threads", [1, 2, 5, 100])
 def test_bits_do_not_depend_on_threads(threads: int) -> None:
     torch.manual_seed(1)
-    network = exact(nn.Sequential(DepthConvBlock(40, 40)))
+    network = to_integer_network(nn.Sequential(DepthConvBlock(40, 40)))
     x = torch.randn(1, 40, 51, 53)  # more groups of positions than 64
     before = torch.get_num_threads()
     try:
@@ -139,22 +139,22 @@ def test_bits_do_not_depend_on_threads(threads: int) -> None:
         torch.set_num_threads(before)
 
 
-def test_the_paper_size_context_is_computed_here(
+def test_paper_size_context_model_runs_in_the_kernels(
     refused: list[bool], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     torch.manual_seed(2)
-    network, x = exact(QuadtreeContext(256), keep=False), torch.randn(1, 512, 5, 4)
+    network, x = to_integer_network(QuadtreeContext(256), keep=False), torch.randn(1, 512, 5, 4)
     with torch.inference_mode():
         found = torch.cat(network.predict(1, x[:, :256], x[:, 256:]), 1)
-        monkeypatch.setattr(integer_kernels, "takes", lambda x: False)
+        monkeypatch.setattr(integer_kernels, "supports", lambda x: False)
         assert torch.equal(found, torch.cat(network.predict(1, x[:, :256], x[:, 256:]), 1))
     assert len(refused) == 4 * 3
     assert not any(refused)
 
 
 @torch.inference_mode()
-def test_what_is_no_number_stays_none(refused: list[bool], monkeypatch: pytest.MonkeyPatch) -> None:
-    network = exact(nn.Sequential(nn.Conv2d(20, 4, 1)))
+def test_nan_inputs_stay_nan(refused: list[bool], monkeypatch: pytest.MonkeyPatch) -> None:
+    network = to_integer_network(nn.Sequential(nn.Conv2d(20, 4, 1)))
     for position in (0, 39):  # among sixteen, and in the rest
         x = torch.randn(1, 20, 1, 40)
         x[0, 7, 0, position] = torch.nan
@@ -168,28 +168,28 @@ def test_what_is_no_number_stays_none(refused: list[bool], monkeypatch: pytest.M
 @torch.inference_mode()
 @pytest.mark.parametrize("channels", [3, 64])
 @pytest.mark.parametrize("block", [nn.Conv2d(8, 4, 1), GatedFeedForward(8), DepthConv(8, 8), DepthConv(8, 9)])
-def test_maps_of_other_widths_are_errors(block: nn.Module, channels: int) -> None:
+def test_wrong_channel_counts_raise(block: nn.Module, channels: int) -> None:
     with pytest.raises(RuntimeError):
-        exact(nn.Sequential(block))(torch.randn(1, channels, 30, 30))
+        to_integer_network(nn.Sequential(block))(torch.randn(1, channels, 30, 30))
 
 
-def test_weights_of_files_are_checked_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    made = integer_kernels.NATIVE.library()
-    assert made is not None
+def test_self_test_covers_each_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    library = integer_kernels.NATIVE.library()
+    assert library is not None
     with torch.inference_mode():
-        assert integer_kernels._computes(made)
+        assert integer_kernels._self_test(library)
         for name in ("glc_weights_of_floats", "glc_weights_of_doubles", "glc_layers", "glc_planes"):
             with monkeypatch.context() as patch:
-                patch.setattr(made, name, lambda *_: 0)
-                assert not integer_kernels._computes(made), name
+                patch.setattr(library, name, lambda *_: 0)
+                assert not integer_kernels._self_test(library), name
 
 
-def test_gradients_and_other_devices_are_left_to_pytorch() -> None:
-    layers = exact(nn.Sequential(GatedFeedForward(8), DepthConv(8, 8)))
-    assert [type(layer) for layer in layers] == [ExactFeedForward, ExactDepthConv]
-    assert not integer_kernels.takes(torch.zeros(1, 8, 2, 2, requires_grad=True))
-    assert not integer_kernels.takes(torch.zeros(1, 8, 2, 2, device="meta"))
-    assert integer_kernels.takes(torch.zeros(1, 8, 2, 2))
-    assert not integer_kernels.takes(torch.zeros(8, 2, 2))
+def test_gradients_and_other_devices_use_pytorch() -> None:
+    layers = to_integer_network(nn.Sequential(GatedFeedForward(8), DepthConv(8, 8)))
+    assert [type(layer) for layer in layers] == [IntegerFeedForward, IntegerDepthConv]
+    assert not integer_kernels.supports(torch.zeros(1, 8, 2, 2, requires_grad=True))
+    assert not integer_kernels.supports(torch.zeros(1, 8, 2, 2, device="meta"))
+    assert integer_kernels.supports(torch.zeros(1, 8, 2, 2))
+    assert not integer_kernels.supports(torch.zeros(8, 2, 2))
     with torch.device("meta"), torch.inference_mode():
         assert layers(torch.zeros(1, 8, 2, 2, device="cpu")).shape == (1, 8, 2, 2)

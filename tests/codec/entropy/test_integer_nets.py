@@ -1,4 +1,4 @@
-"""Exact arithmetic, against whole numbers and against itself under every setting."""
+"""Integer networks against integer arithmetic in numpy, and under every thread count and layout."""
 
 import itertools
 from collections.abc import Callable, Iterator
@@ -9,9 +9,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from glc.codec.entropy import integer_kernels
-from glc.codec.entropy import integer_nets as exact_module
-from glc.codec.entropy.integer_nets import ExactConv2d, ExactLeakyReLU, check_device, exact
+from glc.codec.entropy import integer_kernels, integer_nets
+from glc.codec.entropy.integer_nets import IntegerConv2d, IntegerLeakyReLU, check_device, to_integer_network
 from glc.errors import InexactError
 from glc.layers.blocks import DepthConvBlock
 from glc.models.context import QuadtreeContext
@@ -20,11 +19,11 @@ from glc.models.hyperprior import CategoricalHyperprior
 
 @pytest.fixture(params=["integers", "float64"], autouse=True)
 def arithmetic(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Compute as this machine does, and by PyTorch alone."""
+    """Run with the C kernels and with PyTorch alone."""
     if request.param == "float64":
-        monkeypatch.setattr(integer_kernels, "takes", lambda x: False)
+        monkeypatch.setattr(integer_kernels, "supports", lambda x: False)
     elif integer_kernels.NATIVE.library() is None:
-        pytest.skip("no C compiler, a processor that integer_kernels.c is not for, or switched off")
+        pytest.skip("no C compiler, a processor without AVX2, or kernels disabled")
 
 
 LIMIT = 1 << 26
@@ -32,14 +31,14 @@ LIMIT = 1 << 26
 
 
 def rounded_shift(values: np.ndarray, bits: int) -> np.ndarray:
-    """Divide whole numbers by 2^bits, rounding halves to even."""
+    """Divide integers by 2^bits, rounding halves to even."""
     quotient, rest = values >> bits, values & ((1 << bits) - 1)
     half = 1 << (bits - 1)
     return quotient + ((rest > half) | ((rest == half) & (quotient % 2 == 1)))
 
 
 def integer_conv(x: np.ndarray, weight: np.ndarray, bias: np.ndarray, depthwise: bool) -> np.ndarray:
-    """Return the convolution in whole numbers.
+    """Return the convolution in integers.
 
     Args:
         x: `[B, I, H, W]` in units of 2^-12.
@@ -96,10 +95,10 @@ def in_units(y: Tensor) -> np.ndarray:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_convolution_is_that_of_whole_numbers(kind: str) -> None:
+def test_convolution_equals_integer_convolution(kind: str) -> None:
     for seed in range(5):
         x, weight, bias, form = random_case(kind, 1 << 15, seed)
-        layer = ExactConv2d(make_conv(form, weight, bias))
+        layer = IntegerConv2d(make_conv(form, weight, bias))
         found = in_units(layer(torch.from_numpy(x / 4096)))
         assert np.array_equal(found, integer_conv(x, weight, bias, form == "depthwise"))
 
@@ -108,7 +107,7 @@ def test_a_convolution_is_that_of_whole_numbers(kind: str) -> None:
 def test_outputs_saturate(kind: str) -> None:
     x, weight, bias, form = random_case(kind, 1 << 20)
     x = x * 1000
-    layer = ExactConv2d(make_conv(form, weight, bias))
+    layer = IntegerConv2d(make_conv(form, weight, bias))
     found = in_units(layer(torch.from_numpy(x / 4096)))
     assert np.array_equal(found, integer_conv(x, weight, bias, form == "depthwise"))
     assert {-LIMIT, LIMIT} <= set(found.ravel().tolist())
@@ -117,18 +116,18 @@ def test_outputs_saturate(kind: str) -> None:
 
 def test_inputs_saturate_and_are_rounded_to_even() -> None:
     x = torch.tensor([0.5, 1.5, 2.5, -0.5, -1.5, 0.49, -2.51]) / 4096
-    layer = ExactConv2d(make_conv("pointwise", np.full((1, 1, 1, 1), 1 << 14), np.zeros(1, np.int64)))
+    layer = IntegerConv2d(make_conv("pointwise", np.full((1, 1, 1, 1), 1 << 14), np.zeros(1, np.int64)))
     assert layer(x.view(1, 1, 1, -1)).flatten().mul(4096).tolist() == [0, 2, 2, 0, -2, 0, -3]
     for value in (1e9, torch.inf, 16384.0):
         assert layer(torch.tensor([value, -value]).view(1, 1, 1, 2)).flatten().tolist() == [16384, -16384]
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_results_half_way_are_rounded_to_even(kind: str) -> None:
+def test_results_are_rounded_half_to_even(kind: str) -> None:
     x, weight, _, form = random_case(kind, 3)
     # Weights of halves make sums that lie half-way between two steps of the grid.
     weight, x = weight << 13, x & 0xFF
-    layer = ExactConv2d(make_conv(form, weight, np.zeros(len(weight), np.int64)))
+    layer = IntegerConv2d(make_conv(form, weight, np.zeros(len(weight), np.int64)))
     found = in_units(layer(torch.from_numpy(x / 4096)))
     expected = integer_conv(x, weight, np.zeros(len(weight), np.int64), form == "depthwise")
     assert np.array_equal(found, expected)
@@ -146,22 +145,22 @@ def test_weights_and_biases_are_rounded_to_their_grids() -> None:
         conv.weight.copy_(torch.tensor([0.5, 1.5, 2.49, -2.5]).view(4, 1, 1, 1) / 2**14)
         assert conv.bias is not None
         conv.bias.copy_(torch.tensor([0.5, 1.5, -1.51, 2**26 + 0.5], dtype=torch.float64) / 2**26)
-    layer = ExactConv2d(conv)
+    layer = IntegerConv2d(conv)
     x = torch.tensor(16384.0).view(1, 1, 1, 1)  # 2^26 units: a weight's unit becomes 2^12 output units
     assert layer(x).flatten().mul(4096).tolist() == [0, 2 << 12, 2 << 12, (-2 << 12) + 4096]
     biases = (layer.bias.flatten() * 2**14).tolist()
     assert biases == [0, 2, -2, 2**26]
 
 
-def test_no_bias_is_a_bias_of_zero() -> None:
+def test_missing_bias_equals_zero_bias() -> None:
     conv = nn.Conv2d(3, 3, 1, bias=False)
     x = torch.randn(1, 3, 4, 4)
-    found = ExactConv2d(conv)(x)
+    found = IntegerConv2d(conv)(x)
     conv.bias = nn.Parameter(torch.zeros(3))
-    assert torch.equal(ExactConv2d(conv)(x), found)
+    assert torch.equal(IntegerConv2d(conv)(x), found)
 
 
-def test_sums_at_the_limit_of_53_bits_are_exact_in_any_order() -> None:
+def test_sums_near_53_bits_are_exact_in_any_order() -> None:
     channels, rng = 2048, np.random.default_rng(0)
     # The magnitudes add up to 2^53 less a little; signs let the results come back below saturation.
     magnitude = (1 << 16) - 1 - rng.integers(0, 4, (8, channels))
@@ -173,7 +172,7 @@ def test_sums_at_the_limit_of_53_bits_are_exact_in_any_order() -> None:
     expected = integer_conv(x, weight, bias, False)
     assert 0 < np.abs(expected).max() < LIMIT
     for order in (np.arange(channels), np.argsort(signs), rng.permutation(channels)):
-        layer = ExactConv2d(make_conv("pointwise", weight[:, order], bias))
+        layer = IntegerConv2d(make_conv("pointwise", weight[:, order], bias))
         assert np.array_equal(in_units(layer(torch.from_numpy(x[:, order] / 4096))), expected)
 
 
@@ -182,11 +181,11 @@ def test_weights_too_large_for_53_bits_are_refused() -> None:
     with torch.no_grad():
         conv.weight.fill_(2048)
         conv.weight[0, 0] = 2048 - 2**-10
-    ExactConv2d(conv)
+    IntegerConv2d(conv)
     with torch.no_grad():
         conv.weight[0, 0] = 2048
     with pytest.raises(InexactError, match=r"the\.layer has weights so large"):
-        ExactConv2d(conv, "the.layer")
+        IntegerConv2d(conv, "the.layer")
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
@@ -196,7 +195,7 @@ def test_weights_that_are_not_finite_are_refused(name: str, value: float) -> Non
     with torch.no_grad():
         getattr(conv, name)[0] = value
     with pytest.raises(InexactError, match="not finite"):
-        ExactConv2d(conv)
+        IntegerConv2d(conv)
 
 
 @pytest.mark.parametrize(
@@ -214,30 +213,30 @@ def test_weights_that_are_not_finite_are_refused(name: str, value: float) -> Non
     ],
     ids=["stride", "dilation", "groups", "more per group", "unpadded", "padded", "even", "oblong", "reflect"],
 )
-def test_other_convolutions_are_refused(conv: nn.Conv2d) -> None:
+def test_unsupported_convolutions_are_refused(conv: nn.Conv2d) -> None:
     with pytest.raises(InexactError, match=r"net\.odd \(Conv2d.* supported layers: Conv2d"):
-        ExactConv2d(conv, "net.odd")
+        IntegerConv2d(conv, "net.odd")
 
 
 @pytest.mark.parametrize(
     "layer",
     [nn.GELU(), nn.ReLU6(), nn.BatchNorm2d(4), nn.ConvTranspose2d(4, 4, 1), nn.Linear(4, 4), nn.Softmax(1)],
 )
-def test_layers_not_known_to_be_exact_are_refused(layer: nn.Module) -> None:
+def test_unsupported_layers_are_refused(layer: nn.Module) -> None:
     network = nn.Sequential(nn.Conv2d(4, 4, 1), nn.Sequential(layer))
     with pytest.raises(InexactError, match=rf"network\.1\.0 \({type(layer).__name__}\)"):
-        exact(network)
+        to_integer_network(network)
 
 
-def test_leaky_rectifiers_have_slopes_on_the_grid() -> None:
-    layer = ExactLeakyReLU(0.01)
+def test_leaky_relu_slopes_are_on_the_weight_grid() -> None:
+    layer = IntegerLeakyReLU(0.01)
     slope = round(0.01 * 2**14) / 2**14
     x = torch.tensor([-16384.0, -3 / 4096, -0.0, 0.0, 5 / 4096, 16384.0], dtype=torch.float64)
     assert layer(x).tolist() == [-16384 * slope, -3 / 4096 * slope, 0, 0, 5 / 4096, 16384]
 
 
 def random_network(kind: str) -> tuple[nn.Module, Callable[[nn.Module, Tensor], Tensor], Tensor]:
-    """Return a network of the probability path, how to call it, and an input of three images."""
+    """Return a network of the entropy model, a function that calls it, and an input of three images."""
     generator = torch.Generator().manual_seed(3)
     if kind == "context":
         network: nn.Module = QuadtreeContext(16, depth=1)
@@ -256,10 +255,10 @@ NETWORKS = ["context", "synthesis"]
 
 @pytest.mark.parametrize("kind", NETWORKS)
 @torch.no_grad()
-def test_exact_networks_compute_what_their_float_networks_do(kind: str) -> None:
+def test_integer_networks_approximate_float_networks(kind: str) -> None:
     network, call, x = random_network(kind)
     network.double()
-    expected, found = call(network, x.double()), call(exact(network), x.double())
+    expected, found = call(network, x.double()), call(to_integer_network(network), x.double())
     # Weights and activations are off by half a step each, in some ten layers of some 30 terms.
     assert (found - expected).abs().max() < 0.02
     assert (found - expected).abs().mean() < 0.002
@@ -268,29 +267,29 @@ def test_exact_networks_compute_what_their_float_networks_do(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", NETWORKS)
 @torch.no_grad()
-def test_weights_made_in_each_call_are_those_that_are_kept(kind: str) -> None:
+def test_weights_converted_per_call_equal_stored_ones(kind: str) -> None:
     network, call, x = random_network(kind)
     for parameter in network.parameters():  # of many magnitudes, few of them on the grid
         parameter.mul_(torch.linspace(-12, 2, parameter.numel()).exp2().view_as(parameter))
-    kept, made = exact(network), exact(network, keep=False)
-    layers = [[m for m in each.modules() if isinstance(m, ExactConv2d)] for each in (kept, made)]
+    kept, converted = to_integer_network(network), to_integer_network(network, keep=False)
+    layers = [[m for m in each.modules() if isinstance(m, IntegerConv2d)] for each in (kept, converted)]
     assert len(layers[0]) > 5
     for one, other in zip(*layers, strict=True):
         assert other.weight().dtype == torch.float64
         assert torch.equal(one.weight(), other.weight())
         assert one.weight() is one.weight()
         assert not any(buffer.ndim > 2 for buffer in other.buffers())
-    assert torch.equal(call(kept, x), call(made, x))
+    assert torch.equal(call(kept, x), call(converted, x))
 
 
-def test_the_network_itself_stays_as_it_was() -> None:
+def test_conversion_leaves_the_network_unchanged() -> None:
     network = DepthConvBlock(4, 8)
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
-    copy = exact(network)
+    copy = to_integer_network(network)
     assert not copy.training
     assert network.training
     assert not any(parameter.requires_grad for parameter in copy.parameters())
-    assert not any(isinstance(m, ExactConv2d) for m in network.modules())
+    assert not any(isinstance(m, IntegerConv2d) for m in network.modules())
     assert all(torch.equal(before[name], tensor) for name, tensor in network.state_dict().items())
 
 
@@ -308,11 +307,11 @@ def environment(threads: int, mkldnn: bool) -> Iterator[None]:
 @pytest.mark.filterwarnings("ignore:TF32")
 @pytest.mark.parametrize("kind", NETWORKS)
 @torch.no_grad()
-def test_bits_do_not_depend_on_the_setting(kind: str) -> None:
+def test_bits_do_not_depend_on_threads_backend_layout_or_batch(kind: str) -> None:
     network, call, x = random_network(kind)
     if isinstance(network, nn.Sequential):
         network = network[1:4]  # one layer of each kind
-    network = exact(network)
+    network = to_integer_network(network)
     with environment(1, True):
         expected = call(network, x)
     for threads, mkldnn, memory_format, alone in itertools.product(
@@ -330,9 +329,9 @@ def test_bits_do_not_depend_on_the_setting(kind: str) -> None:
 
 
 @torch.no_grad()
-def test_bits_do_not_depend_on_how_products_are_summed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bits_do_not_depend_on_summation_order(monkeypatch: pytest.MonkeyPatch) -> None:
     network, call, x = random_network("context")
-    network = exact(network)
+    network = to_integer_network(network)
     expected = call(network, x)
     product = torch.matmul
 
@@ -340,36 +339,34 @@ def test_bits_do_not_depend_on_how_products_are_summed(monkeypatch: pytest.Monke
         cuts = torch.arange(a.shape[-1]).flip(0).split(7)
         return sum((product(a[..., cut], b[..., cut, :]) for cut in cuts), torch.zeros((), dtype=a.dtype))
 
-    monkeypatch.setattr(exact_module.torch, "matmul", in_pieces)
+    monkeypatch.setattr(integer_nets.torch, "matmul", in_pieces)
     assert torch.equal(call(network, x), expected)
 
 
-def test_this_processor_is_exact() -> None:
+def test_cpu_float64_products_are_exact() -> None:
     check_device(torch.device("cpu"))
 
 
-def test_a_device_that_is_not_exact_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_float32_products_are_detected(monkeypatch: pytest.MonkeyPatch) -> None:
     product = torch.matmul
-    monkeypatch.setattr(exact_module.torch, "matmul", lambda a, b: product(a.float(), b.float()).double())
+    monkeypatch.setattr(integer_nets.torch, "matmul", lambda a, b: product(a.float(), b.float()).double())
     with pytest.raises(InexactError, match="cpu does not multiply"):
         check_device(torch.device("cpu"))
 
 
 @pytest.mark.parametrize("digits", [24, 40, 48, 52])
-def test_a_device_that_carries_fewer_binary_digits_is_noticed(
-    digits: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_products_of_fewer_binary_digits_are_detected(digits: int, monkeypatch: pytest.MonkeyPatch) -> None:
     product = torch.matmul
 
     def emulated(a: Tensor, b: Tensor) -> Tensor:
         mantissa, exponent = torch.frexp(product(a, b))
         return torch.ldexp((mantissa * 2**digits).round() / 2**digits, exponent)
 
-    monkeypatch.setattr(exact_module.torch, "matmul", emulated)
+    monkeypatch.setattr(integer_nets.torch, "matmul", emulated)
     with pytest.raises(InexactError, match="cpu does not multiply"):
         check_device(torch.device("cpu"))
 
 
-def test_a_device_without_float64_is_noticed() -> None:
+def test_device_without_float64_is_detected() -> None:
     with pytest.raises(InexactError, match="meta cannot compute in float64"):
         check_device(torch.device("meta"))

@@ -1,4 +1,4 @@
-"""Large maps in slabs of rows: the same numbers where arithmetic is exact."""
+"""Row tiles of large maps: the same values as the complete map, bit for bit in integer networks."""
 
 from pathlib import Path
 
@@ -8,7 +8,7 @@ from torch import nn
 
 import glc
 from glc.codec.entropy import row_tiling
-from glc.codec.entropy.integer_nets import exact
+from glc.codec.entropy.integer_nets import to_integer_network
 from glc.codec.entropy.row_tiling import halo, in_row_tiles
 from glc.codec.runtime.memory import resident_memory
 from glc.errors import MemoryLimitError
@@ -16,7 +16,7 @@ from glc.models.hyperprior import CategoricalHyperprior
 from tests.codec.fixed_model import fixed_codec_weights, fixed_image
 
 
-def test_reach_is_what_a_row_sees() -> None:
+def test_halo_covers_the_receptive_field() -> None:
     torch.manual_seed(0)
     hyper = CategoricalHyperprior(8, 4)
     for network, scale, side in ((hyper.analysis, 1 / 4, 64), (hyper.synthesis, 4, 24)):
@@ -34,57 +34,57 @@ def test_reach_is_what_a_row_sees() -> None:
 
 
 @pytest.mark.parametrize("limit", [1, 3000])
-def test_slabs_of_an_exact_network_are_the_whole(limit: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tiles_of_an_integer_network_equal_the_complete_map(
+    limit: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     torch.manual_seed(1)
-    network = exact(CategoricalHyperprior(8, 4).synthesis)
+    network = to_integer_network(CategoricalHyperprior(8, 4).synthesis)
     z = torch.randn(2, 8, 37, 3, dtype=torch.float64)
-    whole = network(z)
+    expected = network(z)
     sizes: list[int] = []
 
-    def compute(part: torch.Tensor) -> tuple[torch.Tensor]:
-        sizes.append(part.shape[2])
-        return (network(part),)
+    def compute(tile: torch.Tensor) -> tuple[torch.Tensor]:
+        sizes.append(tile.shape[2])
+        return (network(tile),)
 
     monkeypatch.setattr(row_tiling, "TILE_ELEMENTS", limit)
-    (pieces,) = in_row_tiles(compute, (z,), halo(network), 4)
-    assert torch.equal(pieces, whole)
+    (tiled,) = in_row_tiles(compute, (z,), halo(network), 4)
+    assert torch.equal(tiled, expected)
     assert len(sizes) > 1
     assert max(sizes) < 37
 
 
-def test_slabs_start_where_strides_do(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tiles_start_at_multiples_of_the_stride(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(2)
     network = nn.Sequential(nn.Conv2d(2, 3, 3, 2, 1), nn.ReLU(), nn.Conv2d(3, 2, 3, 2, 1)).double()
     x = torch.randn(1, 2, 60, 8, dtype=torch.float64)
     monkeypatch.setattr(row_tiling, "TILE_ELEMENTS", 100)
-    (pieces,) = in_row_tiles(lambda part: (network(part),), (x,), halo(network), 1 / 4)
-    assert pieces.shape == (1, 2, 15, 2)
-    assert torch.allclose(pieces, network(x), atol=1e-12)
+    (tiled,) = in_row_tiles(lambda tile: (network(tile),), (x,), halo(network), 1 / 4)
+    assert tiled.shape == (1, 2, 15, 2)
+    assert torch.allclose(tiled, network(x), atol=1e-12)
 
 
 @pytest.mark.parametrize("hyper", ["categorical", "factorized"])
-def test_a_file_is_read_and_written_in_row_tiles_as_it_is_whole(
-    hyper: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_row_tiles_do_not_change_a_file(hyper: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     codec = glc.load(fixed_codec_weights(tmp_path / "codec.safetensors", hyper=hyper), "cpu")
     image = fixed_image(32 * codec.model.stride, 20)
     data = codec.compress(image, 100)
-    symbols, drawn = codec.symbols(data), codec.decompress(data)
+    symbols, decoded = codec.symbols(data), codec.decompress(data)
     monkeypatch.setattr(row_tiling, "TILE_ELEMENTS", 1)
     assert codec.symbols(data) == symbols
     assert codec.from_symbols(symbols, (32 * codec.model.stride, 20), codec.rate_of(100)) == data
     difference = torch.tensor(list(codec.decompress(data).tobytes())).float() - torch.tensor(
-        list(drawn.tobytes())
+        list(decoded.tobytes())
     )
     assert difference.abs().max() <= 1
-    # E's side is floating point: a rounding may fall the other way.
+    # The encoder side is floating point: roundings may differ.
     again = codec.symbols(codec.compress(image, 100))
     assert (again.y != symbols.y).float().mean() < 0.01
     assert (again.z != symbols.z).float().mean() < 0.01
 
 
-def test_a_file_whose_maps_do_not_fit_is_refused(tmp_path: Path) -> None:
-    """The symbols of a file need neither E nor D: it is the entropy model that says so."""
+def test_entropy_model_beyond_the_memory_limit_is_refused(tmp_path: Path) -> None:
+    """Reading the symbols of a file runs the entropy model only."""
     file = fixed_codec_weights(tmp_path / "codec.safetensors")
     data = glc.load(file, "cpu").compress(fixed_image(70, 50))
     for memory, fits in ((resident_memory() + 10**9, True), (1, False)):

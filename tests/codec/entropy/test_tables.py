@@ -1,4 +1,4 @@
-"""Integer tables: sums, shapes, what they cost, and that nothing else passes for one."""
+"""Frequency tables: sums, shapes, code lengths, and validation."""
 
 import bisect
 import copy
@@ -12,7 +12,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from glc.codec.entropy.ans import Decoder, Encoder, IndexModel
+from glc.codec.entropy.ans import AnsDecoder, AnsEncoder, IndexModel
 from glc.codec.entropy.tables import (
     SCALE_MAX,
     SCALE_MIN,
@@ -41,7 +41,7 @@ def probability(k: int, scale: float) -> float:
 
 
 def bits(table: Table, symbol: int) -> float:
-    """Return what a symbol costs: its frequency's, or the escape's with sign, length and excess."""
+    """Return a symbol's code length: of its frequency, or of the escape with sign, length and excess."""
     if table.low <= symbol <= table.high:
         return 24 - math.log2(table.frequencies[symbol - table.low])
     excess = table.low - symbol if symbol < table.low else symbol - table.high
@@ -49,11 +49,11 @@ def bits(table: Table, symbol: int) -> float:
 
 
 def table_of(scale: float) -> Table:
-    """Return the table that a scale chooses."""
+    """Return the table of a scale."""
     return GAUSSIANS.y[bisect.bisect_right(GAUSSIANS.thresholds, math.floor(scale * 4096))]
 
 
-def test_there_is_one_table_per_class_and_each_sums_to_two_to_the_24() -> None:
+def test_there_is_one_table_per_scale_index_of_sum_2_to_the_24() -> None:
     assert len(GAUSSIANS.y) == SCALES == len(GAUSSIANS.thresholds) + 1
     for table in GAUSSIANS.y:
         assert sum(table.frequencies) == 1 << 24
@@ -61,7 +61,7 @@ def test_there_is_one_table_per_class_and_each_sums_to_two_to_the_24() -> None:
         assert table.high - table.low + 2 == len(table.frequencies) == table.escape + 1
 
 
-def test_gaussian_tables_are_symmetric_and_fall_from_the_centre() -> None:
+def test_gaussian_tables_are_symmetric_and_unimodal() -> None:
     for table in GAUSSIANS.y:
         inside = table.frequencies[:-1]
         assert table.low == -table.high
@@ -70,7 +70,7 @@ def test_gaussian_tables_are_symmetric_and_fall_from_the_centre() -> None:
         assert list(half) == sorted(half, reverse=True)
 
 
-def test_gaussian_tables_hold_the_gaussians() -> None:
+def test_gaussian_tables_equal_the_gaussian_probabilities() -> None:
     ratio = (SCALE_MAX / SCALE_MIN) ** (1 / (SCALES - 1))
     for i, table in enumerate(GAUSSIANS.y):
         scale = SCALE_MIN * ratio**i
@@ -83,26 +83,26 @@ def test_gaussian_tables_hold_the_gaussians() -> None:
         assert table.frequencies[-1] <= TOTAL >> 16
 
 
-def test_wider_classes_have_wider_tables() -> None:
+def test_tables_widen_with_the_scale() -> None:
     for narrow, wide in zip(GAUSSIANS.y, GAUSSIANS.y[1:], strict=False):
         assert narrow.high <= wide.high
         assert narrow.frequencies[-narrow.low] > wide.frequencies[-wide.low]
 
 
-def test_a_scale_chooses_the_class_nearest_in_the_logarithm() -> None:
+def test_scales_use_the_table_nearest_in_the_logarithm() -> None:
     ratio = (SCALE_MAX / SCALE_MIN) ** (1 / (SCALES - 1))
     for i, table in enumerate(GAUSSIANS.y):
         scale = SCALE_MIN * ratio**i
         for nearby in (scale, scale * ratio**0.45, scale / ratio**0.45):
-            # The lowest classes lie a few steps of the scales' grid apart.
+            # The smallest scales are a few grid steps apart.
             assert table_of(nearby) is table or abs(nearby - scale * ratio**0.5) < 2**-11
     assert table_of(0) is table_of(-5) is GAUSSIANS.y[0]
     assert table_of(16000) is GAUSSIANS.y[-1]
 
 
-def test_cost_against_the_entropy_of_each_scale() -> None:
+def test_code_length_is_near_the_entropy_of_each_scale() -> None:
     # A Gaussian coded as one whose scale differs by a factor of e^d costs d^2 nats more at first order, and a
-    # grouping of its values no more than that; d is at most half the spacing of the classes.
+    # grouping of its values no more than that; d is at most half the spacing of the scales.
     step = math.log(SCALE_MAX / SCALE_MIN) / (SCALES - 1) / 2
     mismatch = step**2 * (1 + 2 * step) / math.log(2)
     # Escapes: a reserve of 2^-17 / ln 2 bits per symbol, and a tail of 2^-16 that costs up to 5 bits over.
@@ -120,26 +120,26 @@ def test_cost_against_the_entropy_of_each_scale() -> None:
 
 
 @given(st.lists(st.floats(1e-12, 1), min_size=2, max_size=300))
-def test_quantized_probabilities_are_near_and_sum_up(weights: list[float]) -> None:
+def test_quantized_probabilities_are_close_and_sum_to_the_total(weights: list[float]) -> None:
     probabilities = np.array(weights) / sum(weights)
     frequencies = quantize_probabilities(probabilities)
     assert sum(frequencies) == TOTAL
     assert min(frequencies) >= 1
     off = np.abs(np.array(frequencies) - probabilities * TOTAL)
-    # All but the one that takes what is left over are rounded, or raised to the least.
+    # All but the one that takes the remainder are rounded, or raised to the minimum.
     assert np.sort(off)[-2] <= 1
     assert off.max() <= len(weights)
 
 
 @pytest.mark.parametrize("z", [(), SHIFTED])
-def test_json_gives_the_same_tables_back(z: tuple[Table, ...]) -> None:
+def test_tables_round_trip_through_json(z: tuple[Table, ...]) -> None:
     tables = gaussian_tables(z)
     stored = json.loads(json.dumps(tables.to_json()))
     assert Tables.from_json(stored) == tables
     assert Tables.from_json(stored).to_json() == stored
 
 
-def test_a_table_holds_positive_frequencies_that_sum_up() -> None:
+def test_frequencies_must_be_positive_and_sum_to_the_total() -> None:
     Table(0, (TOTAL - 1, 1))
     for frequencies in ((), (TOTAL,), (TOTAL, 0), (TOTAL + 1, -1), (1, 1), (TOTAL, 1)):
         with pytest.raises(TableError):
@@ -147,19 +147,19 @@ def test_a_table_holds_positive_frequencies_that_sum_up() -> None:
 
 
 @pytest.mark.parametrize("low", [SYMBOL_LIMIT + 1, -SYMBOL_LIMIT - 1, 2**31, -(2**40)])
-def test_a_table_begins_at_a_symbol(low: int) -> None:
+def test_table_must_start_within_the_symbol_limit(low: int) -> None:
     with pytest.raises(TableError):
         Table(low, (1, TOTAL - 1))
 
 
 @pytest.mark.parametrize("thresholds", [(0, 5), (-3, 5), (5, TOTAL), (5, 10**30)])
-def test_thresholds_are_scales(thresholds: tuple[int, ...]) -> None:
+def test_thresholds_out_of_range_are_refused(thresholds: tuple[int, ...]) -> None:
     with pytest.raises(TableError):
         Tables(thresholds, GAUSSIANS.y[:3])
 
 
 def _edits() -> dict[str, Any]:
-    """Return what to do to stored tables to make them wrong."""
+    """Return edits that make stored tables invalid, by name."""
 
     def at(*path: Any, to: Any) -> Any:
         def edit(stored: Any) -> None:
@@ -252,7 +252,7 @@ def likelihoods(density: FactorizedDensity, widest: int) -> np.ndarray:
 
 
 @pytest.mark.parametrize("spread", [0.3, 1.0, 10.0])
-def test_density_tables_cost_what_the_density_says(spread: float) -> None:
+def test_density_tables_reach_the_code_length_of_the_density(spread: float) -> None:
     density = FactorizedDensity(4, init_scale=spread)
     tables = density_tables(density)
     assert len(tables) == 4
@@ -265,7 +265,7 @@ def test_density_tables_cost_what_the_density_says(spread: float) -> None:
         assert ideal - 1e-4 <= cost <= ideal + 0.01
 
 
-def test_density_tables_end_where_the_density_does() -> None:
+def test_density_tables_cover_the_density() -> None:
     density = FactorizedDensity(4, init_scale=0.3)
     for table, row in zip(density_tables(density), likelihoods(density, 256), strict=True):
         inside = row[table.low + 256 : table.high + 257]
@@ -276,7 +276,7 @@ def test_density_tables_end_where_the_density_does() -> None:
         )
 
 
-def test_density_tables_know_their_channels_and_their_signs() -> None:
+def test_density_tables_follow_channel_order_and_sign() -> None:
     density = FactorizedDensity(3, init_scale=1.0)
     with torch.no_grad():
         for parameter in density.biases:
@@ -288,15 +288,15 @@ def test_density_tables_know_their_channels_and_their_signs() -> None:
         assert table.low + int(np.argmax(table.frequencies[:-1])) == mode
 
 
-def test_indices_that_were_never_seen_can_be_coded() -> None:
+def test_indices_with_zero_count_can_be_coded() -> None:
     counts = torch.zeros(100, dtype=torch.long)
     counts[[3, 99]] = torch.tensor([1_000_000, 500])
     table = index_table(counts)
     assert len(table.frequencies) == 100
     assert table.low == 0
-    model, indices, encoder = IndexModel(table), np.arange(100, dtype=np.int32), Encoder()
+    model, indices, encoder = IndexModel(table), np.arange(100, dtype=np.int32), AnsEncoder()
     model.push(encoder, indices)
-    decoder = Decoder(encoder.payload())
+    decoder = AnsDecoder(encoder.payload())
     assert model.pop(decoder, 100).tolist() == indices.tolist()
     decoder.finish()
     # Laplace's rule, to the unit of a frequency.
@@ -305,7 +305,7 @@ def test_indices_that_were_never_seen_can_be_coded() -> None:
     assert table.frequencies[50] == pytest.approx(1 / 1_000_600 * TOTAL, abs=1)
 
 
-def test_one_gaussian_table_reaches_as_far_as_its_tail() -> None:
+def test_gaussian_table_ends_at_its_tail_probability() -> None:
     for scale in (0.11, 1.0, 7.3):
         high = gaussian_table(scale).high
         assert math.erfc((high - 0.5) / scale / 2**0.5) > 2**-16 or high == 1

@@ -1,4 +1,4 @@
-"""Which number formats are used, how much memory may be taken, and what neither of them changes."""
+"""Number formats and memory limits, and that neither changes the integers of a file."""
 
 from pathlib import Path
 
@@ -21,17 +21,17 @@ CPU = torch.device("cpu")
 @pytest.mark.parametrize(
     ("text", "size"), [("8GB", 8 * 10**9), ("500 mb", 5 * 10**8), ("1.5g", 15 * 10**8), ("4096", 4096)]
 )
-def test_sizes_of_memory(text: str, size: int) -> None:
+def test_memory_sizes_are_parsed(text: str, size: int) -> None:
     assert parse_memory(text) == size
 
 
 @pytest.mark.parametrize("text", ["", "GB", "0", "-1GB", "8XB", "nan"])
-def test_no_sizes_of_memory(text: str) -> None:
+def test_other_memory_sizes_are_refused(text: str) -> None:
     with pytest.raises(ValueError, match="such as 8GB"):
         parse_memory(text)
 
 
-def test_what_is_free_is_less_than_everything() -> None:
+def test_available_and_resident_memory_are_plausible() -> None:
     free = available_memory()
     assert free is None or 0 < free < 1 << 50
     held = torch.ones(1 << 24)
@@ -47,7 +47,7 @@ def test_what_is_free_is_less_than_everything() -> None:
         (False, "a library", torch.float32),
     ],
 )
-def test_only_images_are_drawn_in_bfloat16_and_where_that_is_faster(
+def test_auto_precision_decodes_in_bfloat16_only_where_it_is_faster(
     units: bool, native: object, decoder: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(precision, "multiplies_bfloat16", lambda device: units)
@@ -58,7 +58,7 @@ def test_only_images_are_drawn_in_bfloat16_and_where_that_is_faster(
         choose_precision("half", CPU)
 
 
-def test_every_precision_reads_the_same_integers(tmp_path: Path) -> None:
+def test_integers_of_a_file_do_not_depend_on_precision(tmp_path: Path) -> None:
     weights = fixed_codec_weights(tmp_path / "weights.safetensors")
     codecs = {name: glc.load(weights, "cpu", precision=name) for name in ("float32", "bfloat16")}
     image = fixed_image(67, 100)
@@ -66,18 +66,18 @@ def test_every_precision_reads_the_same_integers(tmp_path: Path) -> None:
         data = writer.compress(image, 70)
         symbols = [reader.symbols(data) for reader in codecs.values()]
         assert symbols[0] == symbols[1]
-        drawn = [np.asarray(reader.decompress(data)).astype(float) for reader in codecs.values()]
-        assert 0 < np.abs(drawn[0] - drawn[1]).mean() < 4
+        decoded = [np.asarray(reader.decompress(data)).astype(float) for reader in codecs.values()]
+        assert 0 < np.abs(decoded[0] - decoded[1]).mean() < 4
 
 
-def test_a_command_with_too_little_memory_says_what_to_do(tmp_path: Path) -> None:
+def test_too_low_memory_limit_fails_with_advice(tmp_path: Path) -> None:
     weights = fixed_codec_weights(tmp_path / "weights.safetensors")
     image = tmp_path / "a.png"
     Image.fromarray(fixed_image(64, 64)).save(image)
     arguments = ["compress", str(image), "--model", str(weights), "--memory"]
     result = CliRunner().invoke(main, [*arguments, "1MB"])
     assert result.exit_code == 2
-    assert "allow more with --memory" in result.output
+    assert "raise --memory" in result.output
     assert not (tmp_path / "a.glc").exists()
     assert CliRunner().invoke(main, [*arguments, "much"]).exit_code == 2
     assert CliRunner().invoke(main, [*arguments, "64GB", "--precision", "bfloat16"]).exit_code == 0

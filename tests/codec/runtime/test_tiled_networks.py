@@ -1,4 +1,4 @@
-"""E and D in bands give what the modules give, at a fraction of their memory."""
+"""E and D in row tiles equal the modules."""
 
 import copy
 import math
@@ -10,8 +10,8 @@ from torch import Tensor
 
 from glc.codec.runtime import row_tiles, tiled_networks
 from glc.codec.runtime.row_tiles import Source
-from glc.codec.runtime.tiled_layers import make_steps
-from glc.codec.runtime.tiled_networks import BandedDecoder, BandedEncoder
+from glc.codec.runtime.tiled_layers import make_tiled_layers
+from glc.codec.runtime.tiled_networks import TiledDecoder, TiledEncoder
 from glc.errors import MemoryLimitError
 from glc.models.autoencoder import Decoder, Encoder
 
@@ -22,7 +22,7 @@ SHAPES: dict[str, dict[str, Any]] = {
     "fine": {"norm": "pixel", "multipliers": (1, 2), "stem": 4, "level_attention": False},
 }
 FINE = {"fine": {"fine_blocks": 2, "fine_channels": 16}}
-"""What the decoder alone is given."""
+"""Arguments of the decoder alone."""
 
 
 def networks(kind: str, channels: int = 16) -> tuple[Encoder, Decoder]:
@@ -36,11 +36,11 @@ def networks(kind: str, channels: int = 16) -> tuple[Encoder, Decoder]:
     return made
 
 
-def encode(encoder: BandedEncoder, x: Tensor, limit: int | None = None) -> Tensor:
+def encode(encoder: TiledEncoder, x: Tensor, limit: int | None = None) -> Tensor:
     return encoder(Source(x.shape[2], lambda a, b: x[:, :, a:b]), x.shape[3], limit)
 
 
-def draw(decoder: BandedDecoder, latent: Tensor, factor: int, limit: int | None = None) -> Tensor:
+def decode(decoder: TiledDecoder, latent: Tensor, factor: int, limit: int | None = None) -> Tensor:
     x_hat = torch.full((1, 3, latent.shape[2] * factor, latent.shape[3] * factor), math.nan)
 
     def write(row: int, rows: Tensor) -> None:
@@ -57,99 +57,100 @@ def psnr(a: Tensor, b: Tensor) -> float:
 
 @torch.inference_mode()
 @pytest.mark.parametrize("kind", SHAPES)
-def test_bands_of_any_height_are_the_whole_network(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tiles_of_any_height_equal_the_module(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     encoder, decoder = networks(kind)
     x = torch.rand(1, 3, 72, 56) * 2 - 1
     latent = encoder(x)
     x_hat = decoder(latent)
     for elements in (500, 4000, 1 << 20):
-        monkeypatch.setattr(row_tiles, "BAND_ELEMENTS", elements)
-        found = encode(BandedEncoder(encoder, torch.float32), x)
+        monkeypatch.setattr(row_tiles, "TILE_ELEMENTS", elements)
+        found = encode(TiledEncoder(encoder, torch.float32), x)
         torch.testing.assert_close(found, latent, rtol=1e-4, atol=1e-4)
-        drawn = draw(BandedDecoder(decoder, torch.float32), latent, decoder.downsampling)
-        torch.testing.assert_close(drawn, x_hat, rtol=1e-4, atol=1e-4)
+        decoded = decode(TiledDecoder(decoder, torch.float32), latent, decoder.downsampling)
+        torch.testing.assert_close(decoded, x_hat, rtol=1e-4, atol=1e-4)
 
 
 @torch.inference_mode()
-def test_a_last_convolution_of_many_channels_is_drawn_in_bands(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_last_convolution_of_many_channels_runs_in_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(3)
     given = {"latent_channels": 32, "channels": 32, "num_blocks": 1, "multipliers": (1, 2)}
     decoder = Decoder(**given, norm="pixel", stem=4, level_attention=False).eval()
     latent = torch.randn(1, 32, 20, 12)
     for elements in (20000, 30000):
-        monkeypatch.setattr(row_tiles, "BAND_ELEMENTS", elements)
-        drawn = draw(BandedDecoder(decoder, torch.float32), latent, decoder.downsampling)
-        torch.testing.assert_close(drawn, decoder(latent), rtol=1e-4, atol=1e-4)
+        monkeypatch.setattr(row_tiles, "TILE_ELEMENTS", elements)
+        decoded = decode(TiledDecoder(decoder, torch.float32), latent, decoder.downsampling)
+        torch.testing.assert_close(decoded, decoder(latent), rtol=1e-4, atol=1e-4)
 
 
 @torch.inference_mode()
-def test_wide_layers_lose_nothing_that_counts_to_winograd() -> None:
+def test_winograd_error_of_wide_layers_is_90_db_below_the_signal() -> None:
     encoder, decoder = networks("group", channels=96)
     x = torch.rand(1, 3, 44, 36) * 2 - 1
-    exact, precise = copy.deepcopy(encoder).double(), copy.deepcopy(decoder).double()
-    latent = exact(x.double())
-    assert psnr(encode(BandedEncoder(encoder, torch.float32), x), latent) > 90
-    found = draw(BandedDecoder(decoder, torch.float32), latent.float(), decoder.downsampling)
-    assert psnr(found, precise(latent.double())) > 90
+    encoder64, decoder64 = copy.deepcopy(encoder).double(), copy.deepcopy(decoder).double()
+    latent = encoder64(x.double())
+    assert psnr(encode(TiledEncoder(encoder, torch.float32), x), latent) > 90
+    found = decode(TiledDecoder(decoder, torch.float32), latent.float(), decoder.downsampling)
+    assert psnr(found, decoder64(latent.double())) > 90
 
 
 @torch.inference_mode()
 @pytest.mark.parametrize("kind", SHAPES)
-def test_bfloat16_stays_near(kind: str) -> None:
+def test_bfloat16_error_is_bounded(kind: str) -> None:
     encoder, decoder = networks(kind)
     x = torch.rand(1, 3, 64, 64) * 2 - 1
     latent = encoder(x)
-    assert psnr(encode(BandedEncoder(encoder, torch.bfloat16), x), latent) > 35
+    assert psnr(encode(TiledEncoder(encoder, torch.bfloat16), x), latent) > 35
     assert (
-        psnr(draw(BandedDecoder(decoder, torch.bfloat16), latent, decoder.downsampling), decoder(latent)) > 35
+        psnr(decode(TiledDecoder(decoder, torch.bfloat16), latent, decoder.downsampling), decoder(latent))
+        > 35
     )
 
 
 @torch.inference_mode()
-def test_below_the_first_doubling_a_decoder_is_in_float32() -> None:
+def test_decoder_runs_in_float32_before_the_first_upsampling() -> None:
     _, decoder = networks("group")
     latent = torch.randn(1, 8, 6, 6)
-    exact, seen = decoder(latent), {}
+    expected, seen = decoder(latent), {}
     for name, low in (("float32", torch.float32), ("bfloat16", torch.bfloat16)):
-        banded = BandedDecoder(decoder, torch.bfloat16)
-        doubling = next(i for i, step in enumerate(banded.rest) if step.scale > 1)
-        assert {step.dtype for step in banded.rest[:doubling]} == {torch.float32}
-        assert {step.dtype for step in banded.rest[doubling:]} == {torch.bfloat16}
-        if low is torch.bfloat16:  # as it would be
-            banded.rest[:doubling] = make_steps(list(decoder.blocks)[:doubling], low)
-            banded.dtype = low
-        seen[name] = psnr(draw(banded, latent, decoder.downsampling), exact)
+        tiled = TiledDecoder(decoder, torch.bfloat16)
+        upsampling = next(i for i, layer in enumerate(tiled.rest) if layer.scale > 1)
+        assert {layer.dtype for layer in tiled.rest[:upsampling]} == {torch.float32}
+        assert {layer.dtype for layer in tiled.rest[upsampling:]} == {torch.bfloat16}
+        if low is torch.bfloat16:  # all in bfloat16, for comparison
+            tiled.rest[:upsampling] = make_tiled_layers(list(decoder.blocks)[:upsampling], low)
+            tiled.dtype = low
+        seen[name] = psnr(decode(tiled, latent, decoder.downsampling), expected)
     assert seen["float32"] > seen["bfloat16"] + 1
 
 
 @torch.inference_mode()
 @pytest.mark.parametrize("kind", ["pixel", "none", "fine"])
-def test_slabs_have_no_seams(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tiles_with_halo_equal_the_complete_map(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     encoder, decoder = networks(kind)
     x = torch.rand(1, 3, 320, 16) * 2 - 1
-    banded, drawing = BandedEncoder(encoder, torch.float32), BandedDecoder(decoder, torch.float32)
-    latent = encode(banded, x)
-    x_hat = draw(drawing, latent, decoder.downsampling)
+    tiled, tiled_decoder = TiledEncoder(encoder, torch.float32), TiledDecoder(decoder, torch.float32)
+    latent = encode(tiled, x)
+    x_hat = decode(tiled_decoder, latent, decoder.downsampling)
     for rows in (3, 7):
-        monkeypatch.setattr(tiled_networks, "_slab_rows", lambda *_, rows=rows: rows)
-        torch.testing.assert_close(encode(banded, x), latent, rtol=1e-5, atol=1e-5)
-        drawn = draw(drawing, latent, decoder.downsampling)
-        torch.testing.assert_close(drawn, x_hat, rtol=1e-5, atol=1e-5)
+        monkeypatch.setattr(tiled_networks, "_tile_rows", lambda *_, rows=rows: rows)
+        torch.testing.assert_close(encode(tiled, x), latent, rtol=1e-5, atol=1e-5)
+        decoded = decode(tiled_decoder, latent, decoder.downsampling)
+        torch.testing.assert_close(decoded, x_hat, rtol=1e-5, atol=1e-5)
 
 
-def test_slabs_are_as_large_as_memory_allows() -> None:
-    besides = tiled_networks.bands_need()
-    assert tiled_networks._slab_rows(1000, 50, 4, besides + 1000, "it") == 50
-    assert tiled_networks._slab_rows(1000, 50, 4, besides + 400, "it") == 20 - 2 * 4
-    assert tiled_networks._slab_rows(1000, 50, 4, None, "it") == 50
+def test_tile_height_follows_the_memory_limit() -> None:
+    fixed = tiled_networks.working_memory()
+    assert tiled_networks._tile_rows(1000, 50, 4, fixed + 1000, "it") == 50
+    assert tiled_networks._tile_rows(1000, 50, 4, fixed + 400, "it") == 20 - 2 * 4
+    assert tiled_networks._tile_rows(1000, 50, 4, None, "it") == 50
 
 
 @torch.inference_mode()
 @pytest.mark.parametrize("kind", ["group", "pixel"])
-def test_too_little_memory_is_an_error_before_any_work(kind: str) -> None:
+def test_too_low_memory_limit_fails_before_computing(kind: str) -> None:
     encoder, decoder = networks(kind)
     x = torch.zeros(1, 3, 64, 64)
     with pytest.raises(MemoryLimitError, match=r"the encoder needs .* --memory"):
-        encode(BandedEncoder(encoder, torch.float32), x, 1000)
+        encode(TiledEncoder(encoder, torch.float32), x, 1000)
     with pytest.raises(MemoryLimitError, match=r"the decoder needs .* --memory"):
-        draw(BandedDecoder(decoder, torch.float32), torch.zeros(1, 8, 8, 8), decoder.downsampling, 1000)
+        decode(TiledDecoder(decoder, torch.float32), torch.zeros(1, 8, 8, 8), decoder.downsampling, 1000)

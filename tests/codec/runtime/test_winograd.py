@@ -1,4 +1,4 @@
-"""What winograd.c computes, and who computes without it."""
+"""The kernels of winograd.c against PyTorch, and the path without them."""
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -15,7 +15,7 @@ from glc.codec.runtime.threads import Scratch, Workers
 from glc.codec.runtime.winograd import TransformedWeights
 
 NATIVE = winograd.library()
-needs_compiler = pytest.mark.skipif(NATIVE is None, reason="no C compiler, or winograd.c is switched off")
+needs_compiler = pytest.mark.skipif(NATIVE is None, reason="no C compiler, or winograd.c is disabled")
 
 
 def convolution(ins: int, outs: int, bias: bool = True) -> nn.Conv2d:
@@ -35,11 +35,11 @@ def of_map(x: Tensor) -> Source:
 @torch.inference_mode()
 @pytest.mark.parametrize(
     ("ins", "outs", "height", "width"),
-    # Whole tiles and not, less than a tile, channels that fill the processor's vectors and not.
+    # Full and partial tiles, less than a tile, channels that fill the processor's vectors or do not.
     [(32, 32, 12, 18), (48, 80, 7, 25), (64, 48, 1, 1), (144, 96, 13, 6), (32, 208, 5, 160)],
 )
 @pytest.mark.parametrize("doubles", [False, True])
-def test_a_map_in_bands_is_convolved_as_pytorch_does(
+def test_convolution_in_row_tiles_equals_pytorch(
     ins: int, outs: int, height: int, width: int, doubles: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     conv = convolution(ins, outs, bias=not doubles)
@@ -47,21 +47,21 @@ def test_a_map_in_bands_is_convolved_as_pytorch_does(
     given = F.interpolate(x, scale_factor=2.0) if doubles else x
     expected = conv.double()(given.double())
     conv.float()
-    made = Convolution(conv, torch.float32, doubles)
-    assert made._library is not None
+    convolution_in_tiles = Convolution(conv, torch.float32, doubles)
+    assert convolution_in_tiles._library is not None
     before = channels_last(*expected.shape)
     for elements in (1, 1 << 20):
-        monkeypatch.setattr(row_tiles, "BAND_ELEMENTS", elements)
+        monkeypatch.setattr(row_tiles, "TILE_ELEMENTS", elements)
         for add in (False, True):
             out = before.clone(memory_format=torch.channels_last)
             with Workers() as workers:
-                fill(out, made.writing(of_map(x), workers), False, workers, add=add)
+                fill(out, convolution_in_tiles.writing(of_map(x), workers), False, workers, add=add)
             torch.testing.assert_close(out.double(), expected + add * before, rtol=0, atol=5e-5)
 
 
 @needs_compiler
 @torch.inference_mode()
-def test_nothing_is_written_beside_the_rows_and_channels_that_are_asked_for() -> None:
+def test_only_the_requested_rows_and_channels_are_written() -> None:
     assert NATIVE is not None
     conv, x = convolution(32, 128), channels_last(1, 32, 20, 15)
     expected, out = conv(x), torch.full((1, 128, 20, 15), 7.0).contiguous(memory_format=torch.channels_last)
@@ -75,14 +75,14 @@ def test_nothing_is_written_beside_the_rows_and_channels_that_are_asked_for() ->
 
 @needs_compiler
 @torch.inference_mode()
-def test_rows_that_were_not_given_are_not_read() -> None:
+def test_rows_beyond_the_given_ones_are_not_read() -> None:
     assert NATIVE is not None
     conv, x = convolution(32, 32), channels_last(1, 32, 40, 15)
     expected, out = conv(x), torch.empty(1, 32, 10, 15).contiguous(memory_format=torch.channels_last)
     surrounded = torch.full_like(x, torch.nan)
     surrounded[:, :, 9:21] = x[:, :, 9:21]
     with Workers() as workers:
-        # Ten rows are no whole tiles: eight inputs of the last would be beyond the twelve.
+        # Ten rows end in a partial tile, whose eight input rows extend beyond the twelve given.
         TransformedWeights(conv, NATIVE, workers).convolve(
             surrounded[:, :, 9:21], 9, 40, 10, out, 0, add=False
         )
@@ -92,7 +92,7 @@ def test_rows_that_were_not_given_are_not_read() -> None:
 @needs_compiler
 @torch.inference_mode()
 @pytest.mark.parametrize("swish", [False, True])
-def test_normalisation_follows_the_line_and_swish(swish: bool) -> None:
+def test_normalize_equals_scale_shift_and_swish(swish: bool) -> None:
     assert NATIVE is not None
     x = channels_last(1, 48, 9, 7) * 30
     x[0, :4, 0, 0] = torch.tensor([1e4, -1e4, 88.5, -88.5])
@@ -106,7 +106,7 @@ def test_normalisation_follows_the_line_and_swish(swish: bool) -> None:
 
 
 @torch.inference_mode()
-def test_without_it_pytorch_convolves(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_the_library_pytorch_convolves(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(winograd, "library", lambda: None)
     conv, x = convolution(32, 32), channels_last(1, 32, 9, 9)
     with Workers() as workers:
@@ -116,7 +116,7 @@ def test_without_it_pytorch_convolves(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @needs_compiler
-def test_each_thread_has_memory_of_its_own() -> None:
+def test_each_thread_has_its_own_scratch_buffer() -> None:
     assert NATIVE is not None
     library, x, one, zero = NATIVE, channels_last(1, 32, 30, 40), torch.ones(32), torch.zeros(32)
     started = threading.Barrier(3)
@@ -132,7 +132,7 @@ def test_each_thread_has_memory_of_its_own() -> None:
         assert all(pool.map(scaled, (1, 2, 4)))
 
 
-def test_workers_return_in_order_raise_the_first_error_and_leave_threads_as_they_were() -> None:
+def test_workers_keep_order_raise_the_first_error_and_restore_thread_counts() -> None:
     threads = torch.get_num_threads()
     try:
         torch.set_num_threads(3)
@@ -148,7 +148,7 @@ def test_workers_return_in_order_raise_the_first_error_and_leave_threads_as_they
         torch.set_num_threads(threads)
 
 
-def test_without_more_threads_workers_do_without(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_workers_compute_in_the_caller_if_no_thread_can_be_started(monkeypatch: pytest.MonkeyPatch) -> None:
     real, started = threading.Thread.start, []
 
     def start(thread: threading.Thread) -> None:
@@ -168,7 +168,7 @@ def test_without_more_threads_workers_do_without(monkeypatch: pytest.MonkeyPatch
         torch.set_num_threads(threads)
 
 
-def test_scratch_memory_is_asked_for_once_and_given_back_when_it_is_too_much() -> None:
+def test_scratch_buffer_is_reused_and_shrinks_when_much_too_large() -> None:
     scratch = Scratch()
     first = scratch.take(1000, torch.float32)
     assert scratch.take(500, torch.float32).data_ptr() == first.data_ptr()

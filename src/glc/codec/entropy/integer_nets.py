@@ -1,19 +1,19 @@
-"""Integer networks: those that give the symbols' probabilities, computed exactly.
+"""Integer networks: hyper-synthesis and context model in fixed-point arithmetic (Ballé et al., 2019).
 
-A decoder must compute the very same probabilities as the encoder did; in floating point one rounding that
-another device, thread count or library does differently desynchronises the entropy coder. Here nothing is
-ever rounded in an order-dependent way:
+A decoder must compute the same probabilities as the encoder. In floating point, one rounding that differs by
+device, thread count or library desynchronises the entropy coder. Here no rounding depends on the order of
+operations:
 
 - weights and slopes lie on a grid of 2^-14, activations on a grid of 2^-12 within +-2^14;
-- so every product of a convolution, and every partial sum of them, is a multiple of 2^-26 of magnitude
-  below 2^27: it has at most 53 bits and float64 holds it exactly, whatever the order of summation;
+- so every product of a convolution, and every partial sum, is a multiple of 2^-26 of magnitude below 2^27:
+  it has at most 53 bits, and float64 holds it exactly in any order of summation;
 - results return to the activations' grid by one rounding (half to even) and one clamp per element.
 
 The result is a function of integers, defined in docs/bitstream.md; float64 is only a fast way to compute it.
-Convolutions are matrix products and shifted sums: nothing that transforms its operands (Winograd, FFT).
+Convolutions are matrix products and shifted sums, never transforms of their operands (Winograd, FFT).
 
-A user's own modules may stand between these layers, as long as they compute nothing but sums, products and
-comparisons of single elements, and rearrangements: `check_operations` watches them do so.
+A user's own modules may stand between these layers if they only add, multiply, compare and rearrange
+elements, which `check_operations` verifies.
 """
 
 import copy
@@ -39,7 +39,7 @@ _ONE = float(1 << ACTIVATION_BITS)
 _TOP = float(ACTIVATION_LIMIT << ACTIVATION_BITS)
 _SUM_LIMIT = 1 << 53
 _POSITIONS = 1024
-"""Positions of a map that a feed-forward layer computes at a time."""
+"""Positions that a feed-forward layer computes at a time."""
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -53,13 +53,13 @@ _OPERATIONS = {
     "elementwise": """
         add sub rsub mul neg abs sign clamp clamp_min clamp_max maximum minimum where relu leaky_relu round
         floor ceil trunc eq ne lt le gt ge logical_and logical_or logical_not bitwise_and bitwise_or
-        bitwise_xor         bitwise_not masked_fill isfinite
+        bitwise_xor bitwise_not masked_fill isfinite
     """,
     "copies and rearrangements": """
         alias detach clone copy lift_fresh _to_copy cat stack split split_with_sizes chunk slice select unbind
         view _unsafe_view reshape permute transpose t expand repeat unsqueeze squeeze flatten unfold
         as_strided movedim roll flip constant_pad_nd replication_pad2d reflection_pad2d pixel_shuffle
-        pixel_unshuffle         upsample_nearest2d max_pool2d_with_indices index index_select gather embedding
+        pixel_unshuffle upsample_nearest2d max_pool2d_with_indices index index_select gather embedding
     """,
     "new tensors": """
         empty zeros ones full arange scalar_tensor empty_like zeros_like ones_like full_like new_empty
@@ -71,7 +71,7 @@ _EXACT = frozenset(" ".join(_OPERATIONS.values()).split())
 
 
 def _to_units(x: Tensor) -> Tensor:
-    """Return x on the activations' grid, as whole numbers of its step."""
+    """Return x as integers in units of the activations' grid, float64."""
     return x.double().mul(_ONE).round_().clamp_(-_TOP, _TOP)
 
 
@@ -82,20 +82,20 @@ def _on_weight_grid(weights: Tensor, name: str) -> Tensor:
     return weights.mul(1 << WEIGHT_BITS).round_().div_(1 << WEIGHT_BITS)
 
 
-class ExactConv2d(nn.Module):
-    """A convolution of stride 1 whose output keeps the size, in integers.
+class IntegerConv2d(nn.Module):
+    """A convolution of stride 1 that keeps the size, in integer arithmetic.
 
-    The input is put on the activations' grid, the weights are on theirs, the bias is on the grid of their
-    products; the output is put on the activations' grid.
+    Input and output are rounded to the activations' grid, weights to the weights' grid, the bias to the grid
+    of their products.
 
     Args:
-        conv: 1x1, depth-wise, or dense, of odd size and padded with zeros.
-        name: what to call it in messages.
-        keep: hold the weights in float64, twice the memory of the convolution's own. Otherwise they are made
-            of its own in each call, which must be the same then.
+        conv: 1x1, depth-wise or dense, of odd size, zero-padded.
+        name: of the module, for messages.
+        keep: store a float64 copy of the weights, twice the memory of the float32 ones. Otherwise each call
+            converts the convolution's own weights, which must not change.
 
     Raises:
-        InexactError: when the convolution is of another kind, or its sums could outgrow 53 bits.
+        InexactError: for another kind of convolution, or if its sums could exceed 53 bits.
     """
 
     bias: Tensor
@@ -113,10 +113,10 @@ class ExactConv2d(nn.Module):
         self.depthwise = depthwise
         weight = _on_weight_grid(conv.weight, name)
         bias = torch.zeros(conv.out_channels) if conv.bias is None else conv.bias
-        # In units of the activations' grid, as is the input: the products are those of whole numbers, scaled.
+        # Input and bias are in units of the activations' grid; products are integers times 2^-14.
         bias = _on_weight_grid(bias.detach().double() * _ONE, name)
-        largest = weight.abs().sum((1, 2, 3)) * _TOP + bias.abs()
-        if largest.max() * (1 << WEIGHT_BITS) >= _SUM_LIMIT:
+        bound = weight.abs().sum((1, 2, 3)) * _TOP + bias.abs()
+        if bound.max() * (1 << WEIGHT_BITS) >= _SUM_LIMIT:
             raise InexactError(f"{name} has weights so large that its sums do not fit 53 bits")
         pointwise = self.radius == 0 and not depthwise
         self._max_high = integer_kernels.max_high(weight[:, :, 0, 0]) if pointwise else -1
@@ -131,21 +131,21 @@ class ExactConv2d(nn.Module):
             return self._kept
         taps = _taps(self._own)
         taps = taps.float() if taps.dtype == torch.float16 else taps
-        made = torch.empty(taps.shape, dtype=torch.float64)
-        # Powers of two: exact in the weights' own format too, but for the range of float16.
-        return torch.mul(taps, 1 << WEIGHT_BITS, out=made).round_().mul_(2.0**-WEIGHT_BITS)
+        rounded = torch.empty(taps.shape, dtype=torch.float64)
+        # Scaling by a power of two is exact in the weights' own format too, except float16 (range).
+        return torch.mul(taps, 1 << WEIGHT_BITS, out=rounded).round_().mul_(2.0**-WEIGHT_BITS)
 
     def pointwise(self) -> Pointwise:
-        """Return a convolution of 1x1 as `integer_kernels` takes it."""
+        """Return a 1x1 convolution in the form of `integer_kernels`."""
         weight = self.weight()[0] if self._own is None else self._own[:, :, 0, 0]
         return Pointwise(weight, self.bias[:, 0].contiguous(), self._max_high)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map `[B, in_channels, H, W]` to float64 `[B, out_channels, H, W]` on the activations' grid."""
-        if self.radius == 0 and integer_kernels.takes(x):
-            made = integer_kernels.pointwise(x, self.pointwise())
-            if made is not None:
-                return made
+        if self.radius == 0 and integer_kernels.supports(x):
+            result = integer_kernels.pointwise(x, self.pointwise())
+            if result is not None:
+                return result
         x = _to_units(x)
         b, _, h, w = x.shape
         if self.radius == 0:
@@ -172,7 +172,7 @@ class ExactConv2d(nn.Module):
 
 def _product(weight: Tensor, x: Tensor) -> Tensor:
     """Return weight `[O, I]` times x `[B, I, N]`."""
-    # A batch of one matrix takes half as long again as the matrix.
+    # A batched product of one matrix takes 1.5 times as long as a plain product.
     return torch.mm(weight, x[0])[None] if len(x) == 1 else torch.matmul(weight, x)
 
 
@@ -181,88 +181,88 @@ def _taps(weight: Tensor) -> Tensor:
     return weight.permute(2, 3, 0, 1).reshape(-1, *weight.shape[:2])
 
 
-class ExactFeedForward(nn.Module):
-    """`GatedFeedForward` in integers, some positions at a time.
+class IntegerFeedForward(nn.Module):
+    """`GatedFeedForward` in integer arithmetic, some positions at a time.
 
-    It computes what its layers would one after the other, bit for bit. What lies between them, four times as
-    wide as the map, exists for a few positions only: the memory of a large map is that of the map.
+    The result equals that of its layers in sequence, bit for bit. The intermediate maps, four times as wide,
+    exist for a few positions at a time, so a large map needs little more memory than itself.
 
     Args:
         block: the layers.
-        name: what to call it in messages.
-        keep: see `ExactConv2d`.
+        name: of the module, for messages.
+        keep: see `IntegerConv2d`.
     """
 
     def __init__(self, block: GatedFeedForward, name: str, keep: bool = True) -> None:
         super().__init__()
-        self.expand = ExactConv2d(block.expand, f"{name}.expand", keep)
-        self.project = ExactConv2d(block.project, f"{name}.project", keep)
-        self.slope = ExactLeakyReLU(block.act.negative_slope).slope
+        self.expand = IntegerConv2d(block.expand, f"{name}.expand", keep)
+        self.project = IntegerConv2d(block.project, f"{name}.project", keep)
+        self.slope = IntegerLeakyReLU(block.act.negative_slope).slope
 
     def forward(self, x: Tensor) -> Tensor:
         """Map `[B, C, H, W]` to float64 of that shape."""
-        if integer_kernels.takes(x):
+        if integer_kernels.supports(x):
             expand, project = self.expand.pointwise(), self.project.pointwise()
-            made = integer_kernels.feed_forward(x, expand, project, self.slope)
-            if made is not None:
-                return made
-        return self._in_parts(x)
+            result = integer_kernels.feed_forward(x, expand, project, self.slope)
+            if result is not None:
+                return result
+        return self._in_chunks(x)
 
-    def _in_parts(self, x: Tensor) -> Tensor:
+    def _in_chunks(self, x: Tensor) -> Tensor:
         out = torch.empty(x.shape, dtype=torch.float64, device=x.device)
         flat, result = x.flatten(2), out.flatten(2)
         step = _POSITIONS if x.device.type == "cpu" else flat.shape[2]
         expand, project = self.expand.weight()[0], self.project.weight()[0]
         for start in range(0, flat.shape[2], step):
-            part = flat[:, :, start : start + step]
-            # Whole numbers of the activations' grid throughout: scaling by powers of two rounds nothing.
-            wide = _product(expand, _to_units(part)).add_(self.expand.bias)
+            chunk = flat[:, :, start : start + step]
+            # In units of the activations' grid throughout; scaling by powers of two is exact.
+            wide = _product(expand, _to_units(chunk)).add_(self.expand.bias)
             value, gate = wide.round_().clamp_(-_TOP, _TOP).chunk(2, 1)
             gated = value.mul_(F.leaky_relu_(gate, self.slope)).mul_(1 / _ONE).round_().clamp_(-_TOP, _TOP)
             narrow = _product(project, gated).add_(self.project.bias)
             narrow.round_().clamp_(-_TOP, _TOP).mul_(1 / _ONE)
-            torch.add(part, narrow, out=result[:, :, start : start + step])
+            torch.add(chunk, narrow, out=result[:, :, start : start + step])
         return out
 
 
-class ExactDepthConv(nn.Module):
-    """`DepthConv` in integers: its layers one after the other, or all at once in whole numbers.
+class IntegerDepthConv(nn.Module):
+    """`DepthConv` in integer arithmetic, by `integer_kernels` or layer by layer.
 
     Args:
         block: the layers.
-        name: what to call it in messages.
-        keep: see `ExactConv2d`.
+        name: of the module, for messages.
+        keep: see `IntegerConv2d`.
     """
 
     def __init__(self, block: DepthConv, name: str, keep: bool = True) -> None:
         super().__init__()
-        self.mix = ExactConv2d(block.mix, f"{name}.mix", keep)
-        self.act = ExactLeakyReLU(block.act.negative_slope, f"{name}.act")
-        self.depthwise = ExactConv2d(block.depthwise, f"{name}.depthwise", keep)
-        self.project = ExactConv2d(block.project, f"{name}.project", keep)
+        self.mix = IntegerConv2d(block.mix, f"{name}.mix", keep)
+        self.act = IntegerLeakyReLU(block.act.negative_slope, f"{name}.act")
+        self.depthwise = IntegerConv2d(block.depthwise, f"{name}.depthwise", keep)
+        self.project = IntegerConv2d(block.project, f"{name}.project", keep)
         self.skip: nn.Module = nn.Identity()
         if isinstance(block.skip, nn.Conv2d):
-            self.skip = ExactConv2d(block.skip, f"{name}.skip", keep)
+            self.skip = IntegerConv2d(block.skip, f"{name}.skip", keep)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map `[B, in_channels, H, W]` to float64 `[B, out_channels, H, W]`."""
-        past = self.skip(x)
-        if integer_kernels.takes(x):
+        residual = self.skip(x)
+        if integer_kernels.supports(x):
             mix, project, wise = self.mix.pointwise(), self.project.pointwise(), self.depthwise
-            made = integer_kernels.depth_conv(
-                x, mix, self.act.slope, wise.weight(), wise.bias, project, added=past
+            result = integer_kernels.depth_conv(
+                x, mix, self.act.slope, wise.weight(), wise.bias, project, added=residual
             )
-            if made is not None:
-                return made
-        return self.project(self.depthwise(self.act(self.mix(x)))) + past
+            if result is not None:
+                return result
+        return self.project(self.depthwise(self.act(self.mix(x)))) + residual
 
 
-class ExactLeakyReLU(nn.Module):
-    """A leaky rectifier whose slope lies on the weights' grid; its output is exact, on the products' grid.
+class IntegerLeakyReLU(nn.Module):
+    """A leaky rectifier whose slope is on the weights' grid; its output is exact, on the products' grid.
 
     Args:
-        slope: factor of negative inputs.
-        name: what to call it in messages.
+        slope: factor for negative inputs.
+        name: of the module, for messages.
     """
 
     def __init__(self, slope: float, name: str = "rectifier") -> None:
@@ -274,47 +274,47 @@ class ExactLeakyReLU(nn.Module):
         return torch.where(x < 0, x * self.slope, x)
 
 
-def exact(network: Module, name: str = "network", keep: bool = True) -> Module:
-    """Return a network like the given one that computes in integers.
+def to_integer_network(network: Module, name: str = "network", keep: bool = True) -> Module:
+    """Return a copy of a network that computes in integer arithmetic.
 
-    Its convolutions and rectifiers are replaced; what lies between them, sums and products of activations
-    and rearrangements, is exact in float64 already. Whether a user's own modules compute nothing else,
-    `check_operations` says. Parameters that it has besides are those of the given one.
+    Convolutions and rectifiers are replaced. Sums and products of activations and rearrangements between them
+    are exact in float64; `check_operations` verifies that a user's own modules do nothing else. Other
+    parameters are shared with the given network.
 
     Args:
         network: made of supported layers.
-        name: what to call it in messages.
-        keep: hold weights of its own, see `ExactConv2d`.
+        name: of the network, for messages.
+        keep: store copies of the weights, see `IntegerConv2d`.
 
     Raises:
-        InexactError: when the network has a layer that is not known to be exact.
+        InexactError: for a layer that is not supported.
     """
-    # The weights are not copied: their places are taken at once.
+    # Share the weights with the copy: most are replaced at once.
     shared = {id(p): nn.Parameter(p.detach(), requires_grad=False) for p in network.parameters()}
     return cast(Module, _converted(copy.deepcopy(network, shared).eval(), name, keep, {}))
 
 
 def _converted(module: nn.Module, name: str, keep: bool, done: dict[nn.Module, nn.Module]) -> nn.Module:
-    """Return what takes the place of a module, or the module itself with its children replaced."""
+    """Return the integer version of a module, or the module with its children converted."""
     if module in done:
         return done[module]
-    made = module
+    converted = module
     if isinstance(module, nn.Conv2d) and type(module).forward is nn.Conv2d.forward:
-        made = ExactConv2d(module, name, keep)
+        converted = IntegerConv2d(module, name, keep)
     elif type(module) is GatedFeedForward:
-        made = ExactFeedForward(module, name, keep)
+        converted = IntegerFeedForward(module, name, keep)
     elif type(module) is DepthConv:
-        made = ExactDepthConv(module, name, keep)
+        converted = IntegerDepthConv(module, name, keep)
     elif isinstance(module, nn.LeakyReLU) and type(module).forward is nn.LeakyReLU.forward:
-        made = ExactLeakyReLU(module.negative_slope, name)
+        converted = IntegerLeakyReLU(module.negative_slope, name)
     elif module._modules or isinstance(module, _ELEMENTWISE) or _is_foreign(module):
         for child_name, child in module._modules.items():
             if child is not None:
                 setattr(module, child_name, _converted(child, f"{name}.{child_name}", keep, done))
     else:
         raise InexactError(f"{name} ({type(module).__name__}) cannot be computed in integers; {SUPPORTED}")
-    done[module] = made
-    return made
+    done[module] = converted
+    return converted
 
 
 def _is_foreign(module: nn.Module) -> bool:
@@ -322,31 +322,31 @@ def _is_foreign(module: nn.Module) -> bool:
 
 
 def has_foreign(*networks: nn.Module) -> bool:
-    """Whether a network has a module that is neither one of ours nor one of torch's."""
+    """Whether a network has a module that belongs neither to glc nor to torch."""
     return any(_is_foreign(module) for network in networks for module in network.modules())
 
 
 def check_operations(network: nn.Module, name: str, compute: Callable[[], object]) -> None:
-    """Check that a network computes nothing but exact operations between its integer layers.
+    """Check that a network performs only exact operations between its integer layers.
 
     Args:
-        network: a result of `exact`, or a module that only looks up.
-        name: what to call it in messages.
-        compute: calls it with some input.
+        network: a result of `to_integer_network`, or a module that only looks up codewords.
+        name: of the module, for messages.
+        compute: calls the network with some input.
 
     Raises:
-        InexactError: an operation is not known to be exact; the message names it and its module.
+        InexactError: for an operation that is not known to be exact; the message names it and its module.
     """
     watch, handles = _Watch(f"{name} ({type(network).__name__})"), []
     for path, module in network.named_modules(prefix=name):
-        exact_layer = isinstance(module, ExactConv2d | ExactFeedForward | ExactDepthConv)
+        exact_layer = isinstance(module, IntegerConv2d | IntegerFeedForward | IntegerDepthConv)
         label = None if exact_layer else f"{path} ({type(module).__name__})"
         handles.append(module.register_forward_pre_hook(lambda *_, label=label: watch.path.append(label)))
         handles.append(module.register_forward_hook(lambda *_: watch.leave()))
     try:
         with torch.inference_mode(False), torch.no_grad(), watch:
             compute()
-    except RuntimeError as error:  # such as a layer of torch's, which has no weights in float64
+    except RuntimeError as error:  # such as a layer of torch whose weights are not float64
         reason = " ".join(str(error).split())
         raise InexactError(
             f"{watch.path[-1]} cannot be computed in integers ({reason}); {SUPPORTED}"
@@ -357,12 +357,12 @@ def check_operations(network: nn.Module, name: str, compute: Callable[[], object
 
 
 class _Watch(TorchDispatchMode):
-    """Refuses operations on floats that are not exact, outside of the layers that compute in integers."""
+    """Refuses inexact floating-point operations outside of the integer layers."""
 
     def __init__(self, name: str) -> None:
         super().__init__()
         self.path: list[str | None] = [name]
-        """Modules that run, innermost last; None for a layer in integers, in which nothing is looked at."""
+        """Modules that run, innermost last; None for an integer layer, which is not checked."""
 
     def leave(self) -> None:
         self.path.pop()
@@ -375,9 +375,9 @@ class _Watch(TorchDispatchMode):
         known = name in _EXACT or (name.endswith("_") and name[:-1] in _EXACT)
         refused = None not in self.path and (not known or kwargs.get("alpha", 1) != 1)
         if not (refused and _has_floats((args, kwargs))):
-            made = func(*args, **kwargs)
-            if not (refused and _has_floats(made)):
-                return made
+            result = func(*args, **kwargs)
+            if not (refused and _has_floats(result)):
+                return result
         raise InexactError(f"{self.path[-1]} computes {name}, which is not exact; {SUPPORTED}")
 
 
@@ -386,16 +386,16 @@ def _has_floats(values: Any) -> bool:
 
 
 def check_device(device: torch.device) -> None:
-    """Check that a device multiplies matrices exactly where float64 can.
+    """Check that a device's float64 matrix products are exact when the sums fit 53 bits.
 
-    Some libraries offer to emulate float64 by lower precisions. A product whose sums need 53 bits is compared
-    with the same in integers.
+    Some libraries emulate float64 by lower precisions. A product whose sums need 53 bits is compared with
+    64-bit integers.
 
     Raises:
-        InexactError: when it has no float64, or the product is not exact.
+        InexactError: if the device has no float64, or the product is not exact.
     """
     generator = torch.Generator().manual_seed(0)
-    # 2048 products of 16 and 26 bits: all of one sign, so that the sums come to about 2^52.
+    # 2048 products of 16 and 26 bits, all positive: the sums are about 2^52.
     a = torch.randint(1 << 15, 1 << 16, (256, 2048), generator=generator)
     b = torch.randint(1 << 25, 1 << 26, (2048, 256), generator=generator)
     expected = (a.unsqueeze(1) * b.T.unsqueeze(0)[:, :8]).sum(-1)

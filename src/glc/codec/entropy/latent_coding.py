@@ -1,4 +1,4 @@
-"""Between a latent and the payload of a file: what is coded, in which order, under which probabilities."""
+"""Latent codecs: entropy-code latents to the payloads of files, and decode them."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -8,33 +8,33 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from glc.codec.entropy.ans import Decoder, Encoder, IndexModel, IntegerModel, UniformModel
+from glc.codec.entropy.ans import AnsDecoder, AnsEncoder, IndexModel, IntegerModel, UniformModel
 from glc.codec.entropy.integer_nets import (
     ACTIVATION_BITS,
     check_device,
     check_operations,
-    exact,
     has_foreign,
+    to_integer_network,
 )
 from glc.codec.entropy.row_tiling import halo, in_row_tiles
 from glc.codec.entropy.tables import SYMBOL_LIMIT, Tables
-from glc.codec.stages import INTEGER_NETWORKS, Stages
+from glc.codec.stages import CODEBOOK_SEARCH, INTEGER_NETWORKS, Stages
 from glc.errors import InexactError
 from glc.models.coder import IndicesMapCoder, TransformCoder
 from glc.models.protocols import ContextStep
 
-_BYTES = 96
-"""Memory that an element of y takes: maps in float64, symbols, scale indexes; measured at 8192 x 8192."""
+_BYTES_PER_ELEMENT = 96
+"""Memory per element of y: maps in float64, symbols, scale indexes; measured at 8192 x 8192."""
 
 
 @dataclass(frozen=True)
 class Symbols:
-    """The integers in a file, or in a batch of files."""
+    """The integers of a file, or of a batch of files."""
 
     z: Tensor
-    """int64, `[B, h / 4, w / 4]` indices into C_h; factorised `[B, N, h / 4, w / 4]`; indices-map: empty."""
+    """int64: indices into C_h `[B, h / 4, w / 4]`; factorised: `[B, N, h / 4, w / 4]`; indices map: empty."""
     y: Tensor
-    """int32 `[B, N, h, w]`; indices-map: indices `[B, h, w]`."""
+    """int32 `[B, N, h, w]`; indices map: indices `[B, h, w]`."""
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Symbols):
@@ -46,7 +46,7 @@ class Symbols:
 
 @dataclass(frozen=True)
 class Decoded:
-    """What a payload says of the latent."""
+    """Result of decoding payloads."""
 
     symbols: Symbols
     latent_hat: Tensor
@@ -56,7 +56,7 @@ class Decoded:
 def _check(name: str, values: Tensor, shape: tuple[int, ...], low: int, high: int) -> None:
     if values.is_floating_point() or tuple(values.shape) != shape:
         raise ValueError(
-            f"{name} must be whole numbers of shape {list(shape)}, got {values.dtype} {list(values.shape)}"
+            f"{name} must be integers of shape {list(shape)}, got {values.dtype} {list(values.shape)}"
         )
     if values.numel() and not low <= int(values.min()) <= int(values.max()) <= high:
         raise ValueError(f"{name} must lie in [{low}, {high}]")
@@ -65,18 +65,18 @@ def _check(name: str, values: Tensor, shape: tuple[int, ...], low: int, high: in
 class TransformLatentCodec:
     """Codes the latent of a `TransformCoder`: z, then y in the steps of its context model.
 
-    The networks between the symbols and their probabilities run in integers, the others as they are. All may
-    be a user's own, see `glc.models.protocols`.
+    The networks that predict the symbols' probabilities run in integer arithmetic, the others in floating
+    point. All may be a user's own, see `glc.models.protocols`.
 
     Args:
         coder: the latent transform coder, without projected codebooks.
         tables: its frequency tables.
-        device: where the integer networks run; it must have float64.
-        stage: told what runs.
+        device: of the integer networks; it must support float64.
+        stage: observer of the stages.
 
     Raises:
-        InexactError: when a network cannot be computed in integers.
-        ValueError: when the tables are not those of the coder, or a network returns maps of another shape.
+        InexactError: if a network cannot be computed in integers.
+        ValueError: if the tables do not fit the coder, or a network returns maps of a wrong shape.
     """
 
     def __init__(
@@ -85,16 +85,16 @@ class TransformLatentCodec:
         self.coder = coder
         self.device = device
         self.stage = stage or Stages()
-        # A GPU has the memory for copies in float64, and less time to make them.
+        # On a GPU, keep float64 weights: memory is sufficient, and converting them in each call is slow.
         keep = next(coder.parameters()).device.type != "cpu"
-        self.synthesis = exact(coder.hyper.synthesis, "coder.hyper.synthesis", keep).to(device)
-        self.context = exact(coder.context, "coder.context", keep).to(device)
+        self.synthesis = to_integer_network(coder.hyper.synthesis, "coder.hyper.synthesis", keep).to(device)
+        self.context = to_integer_network(coder.context, "coder.context", keep).to(device)
         limits = torch.tensor(tables.thresholds, dtype=torch.float64, device=device)
         self.thresholds = limits / (1 << ACTIVATION_BITS)
         self.y_model = IntegerModel(tables.y)
         density: Any = getattr(coder.hyper, "density", None)
         self.z_channels: int | None = None
-        """Channels of z where it is coded as integers; None where it is coded as indices."""
+        """Channels of z if it is coded as integers (factorised); None if it is coded as indices."""
         self.z_model: IndexModel | UniformModel | IntegerModel
         if density is not None:
             self.z_channels, self.z_limits = density.channels, (-SYMBOL_LIMIT, SYMBOL_LIMIT)
@@ -119,7 +119,7 @@ class TransformLatentCodec:
 
     @torch.no_grad()
     def _check_foreign(self) -> None:
-        """Run a user's own networks once, on a very small map."""
+        """Run a user's own networks once on a tiny map, to check their operations and shapes."""
         z = torch.zeros(
             (1, *self._z_shape((2 * self.coder.stride, 3 * self.coder.stride))), dtype=torch.int64
         )
@@ -131,7 +131,7 @@ class TransformLatentCodec:
         wanted = (1, 3 * n, 2 * self.coder.stride, 3 * self.coder.stride)
         if tuple(prior.shape) != wanted:
             raise ValueError(
-                f"coder.hyper.synthesis returns {list(prior.shape)} for z {list(z.shape)}, the context "
+                f"coder.hyper.synthesis returns {list(prior.shape)} for z {list(z.shape)}, but the context "
                 f"model of {n} channels needs {list(wanted)}; correct its layers or its `downsampling`"
             )
 
@@ -141,25 +141,25 @@ class TransformLatentCodec:
 
         check_operations(context, "coder.context", walk)
         if not bool((context.masks(*wanted[2:]).sum(0) == 1).all()):
-            raise ValueError("coder.context: its masks must code each element at exactly one step")
+            raise ValueError("coder.context: the masks must cover each element in exactly one step")
 
     def memory(self, batch: int, size: tuple[int, int]) -> int:
-        """Return the bytes that the maps of so many latents of h x w take."""
-        return _BYTES * batch * self.context.channels * size[0] * size[1]
+        """Return the bytes of the maps for a batch of latents of h x w."""
+        return _BYTES_PER_ELEMENT * batch * self.context.channels * size[0] * size[1]
 
     def encode(self, latent: Tensor, rate: Tensor) -> tuple[list[bytes], Symbols]:
-        """Return the payloads for latents l `[B, C, h, w]` at rate points `[B]`, and what they hold."""
+        """Return the payloads and the symbols of latents l `[B, C, h, w]` at rate points `[B]`."""
         y = self._transform("g_a", self.coder.analysis, latent, rate)
         if not y.isfinite().all():
-            raise ValueError("the transform of the image is not finite: the weights do not fit images")
+            raise ValueError("the transform of the image is not finite; check the weights")
 
         def indices_of(y: Tensor) -> tuple[Tensor]:
             indices = self.coder.hyper(y).indices
             return (indices if indices.ndim == 4 else indices[:, None],)
 
         with self.stage("h_a, C_h"):
-            margin = None if has_foreign(self.coder.hyper) else halo(self.coder.hyper.analysis)
-            (z,) = in_row_tiles(indices_of, (y,), margin, 1 / self.coder.stride)
+            radius = None if has_foreign(self.coder.hyper) else halo(self.coder.hyper.analysis)
+            (z,) = in_row_tiles(indices_of, (y,), radius, 1 / self.coder.stride)
         z = (z if self.z_channels else z[:, 0]).clamp(-SYMBOL_LIMIT, SYMBOL_LIMIT)
         y = y.to(self.device)
 
@@ -170,19 +170,16 @@ class TransformLatentCodec:
         return self._write(z, choose)
 
     def check(self, symbols: Symbols, size: tuple[int, int]) -> None:
-        """Check that symbols are those of one latent of h x w.
+        """Check that symbols are valid for one latent of h x w.
 
         Raises:
-            ValueError: when they have another shape or type, or lie outside of what can be coded.
+            ValueError: for another shape or type, or values out of range.
         """
         _check("y", symbols.y, (1, self.context.channels, *size), -SYMBOL_LIMIT, SYMBOL_LIMIT)
         _check("z", symbols.z, (1, *self._z_shape(size)), *self.z_limits)
 
     def write(self, symbols: Symbols, rate: Tensor) -> list[bytes]:
-        """Return the payloads that hold given symbols at rate points `[B]`.
-
-        Integers in, the same bytes on every machine.
-        """
+        """Return the payloads of given symbols at rate points `[B]`; the same bytes on every machine."""
         y = symbols.y.to(self.device)
         return self._write(symbols.z, lambda step: y)[0]
 
@@ -192,44 +189,44 @@ class TransformLatentCodec:
             step.symbols = choose(step)
             symbols = torch.where(step.mask, step.symbols, symbols)
             indexes = torch.where(step.mask, step.scales, indexes)
-        # Off the device once, when all is chosen: until then nothing waits for it.
+        # Copy from the device once, at the end: the loop above runs without synchronisation.
         symbols, z, indexes = symbols.cpu(), z.cpu(), indexes.cpu()
         masks = self.context.masks(*symbols.shape[-2:])[:, 0].numpy()
         payloads = []
-        for values, of_each, of_z in zip(symbols.numpy(), indexes.numpy(), z.numpy(), strict=True):
-            stack = Encoder()
+        for values, table_indexes, z_values in zip(symbols.numpy(), indexes.numpy(), z.numpy(), strict=True):
+            stack = AnsEncoder()
             for mask in masks[::-1]:
-                self.y_model.push(stack, values[mask], of_each[mask])
+                self.y_model.push(stack, values[mask], table_indexes[mask])
             if isinstance(self.z_model, IntegerModel):
-                self.z_model.push(stack, of_z.ravel(), _channels(of_z.shape))
+                self.z_model.push(stack, z_values.ravel(), _channels(z_values.shape))
             else:
-                self.z_model.push(stack, of_z.ravel())
+                self.z_model.push(stack, z_values.ravel())
             payloads.append(stack.payload())
         return payloads, Symbols(z, symbols)
 
     def decode(self, payloads: Sequence[bytes], size: tuple[int, int], rate: Tensor) -> Decoded:
-        """Return what payloads hold.
+        """Decode payloads.
 
         Args:
-            payloads: of images of one size, B of them.
+            payloads: of B images of one size.
             size: h, w of the latent.
             rate: rate points `[B]`.
 
         Raises:
-            DamagedError: when a payload is not what an encoder writes.
+            DamagedError: if a payload is corrupt.
         """
-        stacks = [Decoder(payload) for payload in payloads]
+        stacks = [AnsDecoder(payload) for payload in payloads]
         z = self._pop_z(stacks, size)
         symbols = torch.zeros(
             len(stacks), self.context.channels, *size, dtype=torch.int32, device=self.device
         )
         for step in self._walk(z):
-            # All images together: one wait for the device in a step.
+            # All images together: one synchronisation with the device per step.
             where, indexes = step.mask[0].cpu().numpy(), step.scales.cpu().numpy()
-            found = np.zeros(indexes.shape, np.int32)
-            for values, of_each, stack in zip(found, indexes, stacks, strict=True):
-                values[where] = self.y_model.pop(stack, of_each[where])
-            step.symbols = torch.from_numpy(found).to(self.device)
+            decoded = np.zeros(indexes.shape, np.int32)
+            for values, table_indexes, stack in zip(decoded, indexes, stacks, strict=True):
+                values[where] = self.y_model.pop(stack, table_indexes[where])
+            step.symbols = torch.from_numpy(decoded).to(self.device)
             symbols += step.symbols
         for stack in stacks:
             stack.finish()
@@ -238,8 +235,8 @@ class TransformLatentCodec:
         return Decoded(Symbols(z, symbols.cpu()), latent_hat)
 
     def decode_z(self, payloads: Sequence[bytes], size: tuple[int, int], rate: Tensor) -> Tensor:
-        """Return the l_hat `[B, C, h, w]` that the hyper-latents alone predict (paper figure 5)."""
-        z = self._pop_z([Decoder(payload) for payload in payloads], size)
+        """Return the l_hat `[B, C, h, w]` that the hyper-latents z alone predict (paper figure 5)."""
+        z = self._pop_z([AnsDecoder(payload) for payload in payloads], size)
         return self.coder.decode_z(z.to(rate.device), rate)
 
     def prior(self, z: Tensor) -> Tensor:
@@ -250,7 +247,7 @@ class TransformLatentCodec:
         return prior
 
     def _walk(self, z: Tensor) -> Iterator[ContextStep]:
-        """Walk the context model; the scales of a step are the indexes of the tables, int32."""
+        """Walk the context model; the scales of a step become table indexes, int32."""
 
         def run(
             compute: Callable[..., tuple[Tensor, ...]],
@@ -272,7 +269,7 @@ class TransformLatentCodec:
     def _transform(self, name: str, transform: nn.Module, x: Tensor, rate: Tensor) -> Tensor:
         """Return g_a or g_s of a map, float32."""
         with self.stage(name):
-            (out,) = in_row_tiles(lambda part: (transform(part, rate).float(),), (x,), halo(transform))
+            (out,) = in_row_tiles(lambda tile: (transform(tile, rate).float(),), (x,), halo(transform))
         return out
 
     def _z_shape(self, size: tuple[int, int]) -> tuple[int, ...]:
@@ -280,7 +277,7 @@ class TransformLatentCodec:
         small = (size[0] // self.coder.stride, size[1] // self.coder.stride)
         return small if self.z_channels is None else (self.z_channels, *small)
 
-    def _pop_z(self, stacks: Sequence[Decoder], size: tuple[int, int]) -> Tensor:
+    def _pop_z(self, stacks: Sequence[AnsDecoder], size: tuple[int, int]) -> Tensor:
         shape = self._z_shape(size)
         if isinstance(self.z_model, IntegerModel):
             popped = [self.z_model.pop(stack, _channels(shape)) for stack in stacks]
@@ -290,12 +287,12 @@ class TransformLatentCodec:
 
 
 def _channels(shape: Sequence[int]) -> np.ndarray:
-    """Return the number of the channel of each element of a map `[C, h, w]`, flattened."""
+    """Return the channel index of each element of a map `[C, h, w]`, flattened."""
     return np.repeat(np.arange(shape[0]), int(np.prod(shape[1:])))
 
 
 class IndicesMapLatentCodec:
-    """Codes the latent of an `IndicesMapCoder`: one index per position, all of one length."""
+    """Codes the latent of an `IndicesMapCoder`: one fixed-length index per position."""
 
     def __init__(self, coder: IndicesMapCoder, stage: Stages | None = None) -> None:
         self.coder = coder
@@ -303,42 +300,42 @@ class IndicesMapLatentCodec:
         self.models = [UniformModel(size) for size in coder.sizes]
 
     def memory(self, batch: int, size: tuple[int, int]) -> int:
-        """Return the bytes that the indices of so many latents of h x w take."""
+        """Return the bytes of the indices for a batch of latents of h x w."""
         return 8 * batch * size[0] * size[1]
 
     def encode(self, latent: Tensor, rate: Tensor) -> tuple[list[bytes], Symbols]:
-        """Return the payloads for latents l `[B, C, h, w]` at whole rate points `[B]`, and what they hold."""
-        with self.stage("search of codes"):
+        """Return the payloads and the symbols of latents l `[B, C, h, w]` at integer rate points `[B]`."""
+        with self.stage(CODEBOOK_SEARCH):
             indices = self.coder(latent, rate).symbols.to(torch.int32)
         indices = indices.cpu()
         symbols = Symbols(indices.new_zeros(len(indices), 0).long(), indices)
         return self.write(symbols, rate), symbols
 
     def check(self, symbols: Symbols, size: tuple[int, int]) -> None:
-        """Check that symbols are indices for one latent of h x w; see `TransformLatentCodec.check`."""
+        """Check that symbols are valid for one latent of h x w; see `TransformLatentCodec.check`."""
         _check("y", symbols.y, (1, *size), 0, max(self.coder.sizes) - 1)
 
     def write(self, symbols: Symbols, rate: Tensor) -> list[bytes]:
-        """Return the payloads that hold given symbols at whole rate points `[B]`.
+        """Return the payloads of given symbols at integer rate points `[B]`.
 
         Raises:
-            ValueError: when an index is none of its rate point's.
+            ValueError: if an index is out of range for its rate point.
         """
         payloads = []
         for point, values in zip(rate.tolist(), symbols.y.numpy(), strict=True):
             size = self.coder.sizes[int(point)]
             if values.size and int(values.max()) >= size:
                 raise ValueError(f"y must lie in [0, {size - 1}] at rate point {int(point)}")
-            stack = Encoder()
+            stack = AnsEncoder()
             self.models[int(point)].push(stack, values.ravel())
             payloads.append(stack.payload())
         return payloads
 
     def decode(self, payloads: Sequence[bytes], size: tuple[int, int], rate: Tensor) -> Decoded:
-        """Return what payloads hold; see `TransformLatentCodec.decode`."""
+        """Decode payloads; see `TransformLatentCodec.decode`."""
         indices, latents = [], []
         for payload, point in zip(payloads, rate.tolist(), strict=True):
-            stack = Decoder(payload)
+            stack = AnsDecoder(payload)
             values = self.models[int(point)].pop(stack, size[0] * size[1])
             stack.finish()
             indices.append(torch.from_numpy(values).view(1, *size))
@@ -348,12 +345,12 @@ class IndicesMapLatentCodec:
         return Decoded(Symbols(symbols.new_zeros(len(payloads), 0).long(), symbols), torch.cat(latents))
 
     def decode_z(self, payloads: Sequence[bytes], size: tuple[int, int], rate: Tensor) -> Tensor:
-        """Say that there is no hyper code.
+        """Raise an error: there is no hyper-latent.
 
         Raises:
             ValueError: always.
         """
-        raise ValueError("indices-map coding has no hyper code to decode alone")
+        raise ValueError("an indices-map codec has no hyper-latent; decode the image instead")
 
 
 LatentCodec = TransformLatentCodec | IndicesMapLatentCodec
@@ -365,17 +362,17 @@ def make_latent_codec(
     device: torch.device | str = "cpu",
     stage: Stages | None = None,
 ) -> LatentCodec:
-    """Return what codes the latents of a coder.
+    """Return the latent codec of a coder.
 
     Args:
-        coder: of a codec.
+        coder: the latent coder of a codec.
         tables: its frequency tables.
-        device: where the coder is; its integer networks run on the CPU if this does not multiply exactly.
-        stage: told what runs.
+        device: of the coder; the integer networks run on the CPU if the device's products are not exact.
+        stage: observer of the stages.
 
     Raises:
-        InexactError: when a network cannot be computed in integers; the message names the layer.
-        ValueError: when the tables are not those of the coder.
+        InexactError: if a network cannot be computed in integers; the message names the layer.
+        ValueError: if the tables do not fit the coder.
     """
     if isinstance(coder, IndicesMapCoder):
         return IndicesMapLatentCodec(coder, stage)

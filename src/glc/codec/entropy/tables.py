@@ -1,7 +1,7 @@
-"""Integer frequency tables: made once when weights are exported, stored with them, never recomputed.
+"""Integer frequency tables: computed once at export and stored with the weights, never recomputed.
 
-All frequencies are whole numbers that sum to 2^24. Symbols of y are coded under one of `SCALES` zero-mean
-Gaussians, chosen by the exact scale; a symbol outside a table is coded as its escape (see
+The frequencies of a table are integers that sum to 2^24. Symbols of y are coded under one of `SCALES`
+zero-mean Gaussians, chosen by the integer scale; a symbol outside its table is coded as the escape (see
 `glc.codec.entropy.ans`).
 """
 
@@ -19,16 +19,16 @@ from glc.errors import TableError
 from glc.models.entropy import LIKELIHOOD_FLOOR, FactorizedDensity
 
 PRECISION = 24
-"""Bits of a frequency."""
+"""Frequencies sum to 2^PRECISION."""
 TOTAL = 1 << PRECISION
 SCALES = 128
 SCALE_MIN, SCALE_MAX = 0.11, 64.0
 SYMBOL_LIMIT = (1 << 15) - 1
 """Largest magnitude of a symbol."""
 _TAIL = 2.0**-16
-"""Probability beyond a table's ends; what lies there is escaped."""
-_ESCAPE = TOTAL >> 17
-"""Least frequency of an escape."""
+"""Largest probability beyond a table's ends, which is escaped."""
+_MIN_ESCAPE = TOTAL >> 17
+"""Minimum frequency of an escape."""
 
 
 @dataclass(frozen=True)
@@ -36,8 +36,11 @@ class Table:
     """Frequencies of consecutive integers and of the escape.
 
     Args:
-        low: the least integer.
-        frequencies: of `low`, `low + 1` and so on, and of the escape, last; positive, of sum 2^24.
+        low: the smallest integer.
+        frequencies: of `low`, `low + 1` and so on, then of the escape; positive, of sum 2^24.
+
+    Raises:
+        TableError: for other frequencies, or a range beyond the symbol limit.
     """
 
     low: int
@@ -47,11 +50,11 @@ class Table:
         if len(self.frequencies) < 2 or min(self.frequencies) < 1 or sum(self.frequencies) != TOTAL:
             raise TableError(f"the frequencies of a table must be positive and sum to {TOTAL}")
         if abs(self.low) > SYMBOL_LIMIT or abs(self.high) > TOTAL:
-            raise TableError(f"a table starts within +-{SYMBOL_LIMIT}")
+            raise TableError(f"a table must start within +-{SYMBOL_LIMIT}")
 
     @property
     def high(self) -> int:
-        """The greatest integer that is not escaped."""
+        """The largest integer that is not escaped."""
         return self.low + len(self.frequencies) - 2
 
     @property
@@ -63,7 +66,7 @@ class Table:
 def quantize_probabilities(probabilities: np.ndarray, least: int = 1) -> tuple[int, ...]:
     """Round probabilities to frequencies of at least `least` that sum to 2^24.
 
-    What rounding leaves over goes to the likeliest symbol, where it changes the least.
+    The rounding remainder is added to the most likely symbol, where it changes the least.
     """
     scaled = probabilities / probabilities.sum() * TOTAL
     frequencies = np.maximum(np.rint(scaled), least).astype(np.int64)
@@ -81,7 +84,7 @@ def gaussian_table(scale: float) -> Table:
     while 2 * beyond(high + 0.5) > _TAIL:
         high += 1
     upper = [max(1, round((beyond(k - 0.5) - beyond(k + 0.5)) * TOTAL)) for k in range(1, high + 1)]
-    escape = max(_ESCAPE, round(2 * beyond(high + 0.5) * TOTAL))
+    escape = max(_MIN_ESCAPE, round(2 * beyond(high + 0.5) * TOTAL))
     centre = TOTAL - 2 * sum(upper) - escape
     return Table(-high, (*upper[::-1], centre, *upper, escape))
 
@@ -92,7 +95,7 @@ def density_tables(density: FactorizedDensity, widest: int = 256) -> list[Table]
 
     Args:
         density: the density of z.
-        widest: magnitude of the largest symbol to consider.
+        widest: largest magnitude of a symbol in the tables.
     """
     symbols = torch.arange(-widest, widest + 1, dtype=torch.float32)
     grid = symbols.view(1, 1, -1, 1).expand(1, density.channels, -1, 1)
@@ -102,7 +105,7 @@ def density_tables(density: FactorizedDensity, widest: int = 256) -> list[Table]
         kept = np.flatnonzero(row > _TAIL / 4)
         first, last = (int(kept[0]), int(kept[-1])) if len(kept) else (widest, widest)
         inside = row[first : last + 1]
-        frequencies = quantize_probabilities(np.append(inside, max(1 - inside.sum(), _ESCAPE / TOTAL)))
+        frequencies = quantize_probabilities(np.append(inside, max(1 - inside.sum(), _MIN_ESCAPE / TOTAL)))
         tables.append(Table(first - widest, frequencies))
     return tables
 
@@ -112,11 +115,14 @@ class Tables:
     """All tables of a codec.
 
     Args:
-        thresholds: scales on the exact grid, in units of 2^-12, ascending: an element's class is the number
-            of thresholds that its scale reaches.
-        y: one table per class.
-        z: tables of the hyper code: empty for a code of fixed length; one over all indices (its escape is
-            the last index); or one per channel of a factorised hyper module.
+        thresholds: integer scales in units of 2^-12, ascending: an element's scale index is the number of
+            thresholds that are at most its scale.
+        y: one table per scale index.
+        z: tables of the hyper-latent z: empty for a fixed-length code; one over all indices (its escape is
+            the last index); or one per channel of a factorised hyperprior.
+
+    Raises:
+        TableError: if thresholds and tables do not fit each other.
     """
 
     thresholds: tuple[int, ...]
@@ -125,12 +131,12 @@ class Tables:
 
     def __post_init__(self) -> None:
         if len(self.thresholds) + 1 != len(self.y) or list(self.thresholds) != sorted(set(self.thresholds)):
-            raise TableError("there must be one ascending threshold between each two tables of y")
+            raise TableError("tables of y: thresholds must ascend, one between each two tables")
         if any(not 0 < threshold < TOTAL for threshold in self.thresholds):
             raise TableError(f"thresholds must be positive and below {TOTAL}")
 
     def to_json(self) -> dict[str, Any]:
-        """Return the tables as plain lists; of the tables of y, which are symmetric, the upper halves."""
+        """Return the tables as plain lists; for tables of y, which are symmetric, only the upper halves."""
         return {
             "thresholds": list(self.thresholds),
             "y": [list(table.frequencies[-table.low :]) for table in self.y],
@@ -142,14 +148,14 @@ class Tables:
         """Undo `to_json`.
 
         Raises:
-            TableError: when it is no such description.
+            TableError: if the description is not valid.
         """
         if not isinstance(stored, Mapping) or set(stored) != {"thresholds", "y", "z"}:
             raise TableError("tables need the keys thresholds, y and z")
         y = []
         for half in _integer_lists(stored["y"]):
             if len(half) < 2:
-                raise TableError("a table of y has a frequency of zero and one of the escape")
+                raise TableError("a table of y needs the frequencies of zero and of the escape")
             inner = half[1:-1]
             y.append(Table(-len(inner), (*inner[::-1], *half)))
         z = [Table(low, tuple(rest)) for low, *rest in _integer_lists(stored["z"])]
@@ -164,12 +170,12 @@ def _integer_lists(stored: Any, may_be_empty: bool = False) -> list[list[int]]:
         )
 
     if not isinstance(stored, list) or not all(is_row(row) for row in stored):
-        raise TableError("a table is a list of whole numbers")
+        raise TableError("a table must be a list of integers")
     return stored
 
 
 def gaussian_tables(z: Sequence[Table] = ()) -> Tables:
-    """Return the tables that new weights get: `SCALES` Gaussians, spaced evenly in the logarithm."""
+    """Return the tables of new weights: `SCALES` Gaussians with log-spaced scales."""
     ratio = (SCALE_MAX / SCALE_MIN) ** (1 / (SCALES - 1))
     scales = [SCALE_MIN * ratio**i for i in range(SCALES)]
     between = [scale * math.sqrt(ratio) for scale in scales[:-1]]
@@ -178,8 +184,9 @@ def gaussian_tables(z: Sequence[Table] = ()) -> Tables:
 
 
 def index_table(counts: Tensor) -> Table:
-    """Return the table of indices that were seen `counts` `[M]` times; each can still be coded.
+    """Return the table of indices with given counts `[M]`.
 
-    One is added to each count (Laplace's rule), and the last index stands where other tables escape.
+    Laplace smoothing (one added to each count) makes every index codable. The last index takes the place of
+    the escape.
     """
     return Table(0, quantize_probabilities(counts.double().numpy() + 1))

@@ -1,4 +1,4 @@
-"""Convolutions of bands, with their weights in the form in which they run."""
+"""Convolutions of row tiles, with prepared weights."""
 
 from collections.abc import Callable
 
@@ -13,16 +13,16 @@ from glc.codec.runtime.winograd import TransformedWeights
 
 
 class Convolution:
-    """A convolution, perhaps of a map that is doubled by repetition before (`Upsample`).
+    """A convolution, optionally after nearest-neighbour upsampling by two (`Upsample`).
 
-    In float32 3x3 convolutions run by Winograd's algorithm where it is at hand. Otherwise a doubling is
-    merged: four 2x2 convolutions of the small map. Of the nine products of an output pixel two or four meet
-    the same input: their weights are added beforehand, which leaves 4 of 9 multiplications.
+    In float32, 3x3 convolutions use Winograd's algorithm if it is available. Otherwise upsampling is merged
+    into the convolution: of the nine products of an output pixel, two or four share an input, so their
+    weights are added beforehand. Four 2x2 convolutions of the small map remain, with 4 of 9 multiplications.
 
     Args:
-        conv: 1x1, 3x3, or 3x3 of stride 2 that pads at the right and lower edge only.
+        conv: 1x1, 3x3, or 3x3 of stride 2, padded at the right and lower edge only.
         dtype: of the maps.
-        doubles: whether the map is doubled; of 3x3 only.
+        doubles: upsample the map by two first; 3x3 only.
     """
 
     def __init__(self, conv: nn.Conv2d, dtype: torch.dtype, doubles: bool = False) -> None:
@@ -47,53 +47,53 @@ class Convolution:
         return weight.to(dtype=self.dtype, memory_format=torch.channels_last)
 
     def writing(self, source: Source, workers: Workers) -> Write:
-        """Return what writes rows of the output of a map, until the next convolution of the same workers."""
+        """Return a function that writes output rows, valid until the workers' next convolution."""
         if self._library is None:
             return self._writing_directly(self._doubled if self.doubles else self._plain, source)
         weights = TransformedWeights(self._conv, self._library, workers, self.doubles)
 
-        def write(start: int, out: Tensor, part: int, add: bool) -> None:
+        def write(start: int, out: Tensor, channel: int, add: bool) -> None:
             halves, stop = int(self.doubles), start + out.shape[2]
             low, high = max(0, (start - 1) >> halves), min(source.height, (stop >> halves) + 1)
-            weights.convolve(source.read(low, high).float(), low, source.height, start, out, part, add)
+            weights.convolve(source.read(low, high).float(), low, source.height, start, out, channel, add)
 
         return write
 
     def _writing_directly(self, rows: Callable[[Source, int, int, slice], Tensor], source: Source) -> Write:
-        def write(start: int, out: Tensor, part: int, add: bool) -> None:
-            made = rows(source, start, start + out.shape[2], slice(part, part + out.shape[1]))
+        def write(start: int, out: Tensor, channel: int, add: bool) -> None:
+            result = rows(source, start, start + out.shape[2], slice(channel, channel + out.shape[1]))
             if add:
-                out.add_(made)
+                out.add_(result)
             else:
-                out.copy_(made)
+                out.copy_(result)
 
         return write
 
-    def _plain(self, source: Source, start: int, stop: int, part: slice) -> Tensor:
-        weight, bias = self._weight[part], None if self._bias is None else self._bias[part]
+    def _plain(self, source: Source, start: int, stop: int, channels: slice) -> Tensor:
+        weight, bias = self._weight[channels], None if self._bias is None else self._bias[channels]
         if self.stride == 2:
-            band = source.rows(2 * start, 2 * stop + 1).to(self.dtype)
-            return F.conv2d(F.pad(band, (0, 1)), weight, bias, stride=2)
-        band = source.rows(start - self.radius, stop + self.radius).to(self.dtype)
-        return F.conv2d(band, weight, bias, padding=(0, self.radius))
+            tile = source.rows(2 * start, 2 * stop + 1).to(self.dtype)
+            return F.conv2d(F.pad(tile, (0, 1)), weight, bias, stride=2)
+        tile = source.rows(start - self.radius, stop + self.radius).to(self.dtype)
+        return F.conv2d(tile, weight, bias, padding=(0, self.radius))
 
-    def _doubled(self, source: Source, start: int, stop: int, part: slice) -> Tensor:
-        """As `_plain`; start and stop are even."""
-        bias = None if self._bias is None else self._bias[part]
-        band = F.pad(source.rows(start // 2 - 1, stop // 2 + 1).to(self.dtype), (1, 1))
-        height, width = (stop - start) // 2, band.shape[3] - 2
-        out = empty_map(len(range(*part.indices(self.channels))), 2 * height, 2 * width, self.dtype)
+    def _doubled(self, source: Source, start: int, stop: int, channels: slice) -> Tensor:
+        """Do what `_plain` does, after upsampling; start and stop are even."""
+        bias = None if self._bias is None else self._bias[channels]
+        tile = F.pad(source.rows(start // 2 - 1, stop // 2 + 1).to(self.dtype), (1, 1))
+        height, width = (stop - start) // 2, tile.shape[3] - 2
+        out = empty_map(len(range(*channels.indices(self.channels))), 2 * height, 2 * width, self.dtype)
         for p in range(2):
             for q in range(2):
-                view = band[:, :, p : p + height + 1, q : q + width + 1]
-                out[:, :, p::2, q::2] = F.conv2d(view, self._weights[p][q][part], bias)
+                view = tile[:, :, p : p + height + 1, q : q + width + 1]
+                out[:, :, p::2, q::2] = F.conv2d(view, self._weights[p][q][channels], bias)
         return out
 
 
 def _merged(weight: Tensor) -> list[tuple[Tensor, Tensor]]:
-    """Return the 2x2 kernels of even and odd rows, of each for even and odd columns."""
-    # Rows 0 | 1 + 2 of the kernel meet the rows above and at an even output row's source; 0 + 1 | 2 those at
-    # and below an odd one's. Columns likewise.
+    """Return 2x2 kernels, indexed by the parity of the output row, then of the output column."""
+    # Kernel rows 0 and 1 + 2 apply to the input rows above and at an even output row; rows 0 + 1 and 2 to
+    # those at and below an odd output row. Columns likewise.
     tall = [torch.stack((weight[:, :, 0], weight[:, :, 1] + weight[:, :, 2]), 2)]
     tall.append(torch.stack((weight[:, :, 0] + weight[:, :, 1], weight[:, :, 2]), 2))
     pairs = []

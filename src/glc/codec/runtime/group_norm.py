@@ -1,4 +1,4 @@
-"""Statistics of group normalisation, gathered while a map is written, and their use."""
+"""Group normalisation in row tiles, with statistics that are gathered while the map is written."""
 
 from typing import NamedTuple
 
@@ -11,43 +11,45 @@ from glc.layers.normalization import PixelNorm
 
 
 class Moments(NamedTuple):
-    """What is known of the channels of a band."""
+    """Moments of the channels of a row tile."""
 
     values: int
-    """Of each."""
+    """Number of values per channel."""
     mean: Tensor
     """Float64 `[C]`."""
     variance: Tensor
     """Float64 `[C]`."""
 
 
-def moments(band: Tensor) -> Moments:
-    """Return the moments of a band `[1, C, rows, W]`."""
-    unused = torch.zeros(band.shape[1])
-    # Of all ways to get at both moments the one that is fast in channels-last memory.
-    mean, variance = torch.batch_norm_update_stats(band, unused, unused, 0.0)
-    return Moments(band.shape[2] * band.shape[3], mean.double(), variance.double())
+def moments(tile: Tensor) -> Moments:
+    """Return the moments of a row tile `[1, C, rows, W]`."""
+    unused = torch.zeros(tile.shape[1])
+    # The fastest operation that returns both moments in channels-last memory.
+    mean, variance = torch.batch_norm_update_stats(tile, unused, unused, 0.0)
+    return Moments(tile.shape[2] * tile.shape[3], mean.double(), variance.double())
 
 
 class ChannelStatistics:
-    """Mean and variance of each channel of a map `[1, C, H, W]`, added up band by band in float64."""
+    """Mean and variance of each channel of a map `[1, C, H, W]`, accumulated over row tiles in float64."""
 
     def __init__(self, channels: int) -> None:
         self.count = torch.zeros(channels, dtype=torch.float64)
         self.mean = torch.zeros(channels, dtype=torch.float64)
         self.squares = torch.zeros(channels, dtype=torch.float64)
 
-    def add(self, part: slice, band: Moments) -> None:
-        """Take in a band's channels in `part`, where no other call saw them."""
-        before = self.count[part]
-        total = before + band.values
-        shift = band.mean - self.mean[part]
-        self.squares[part] += band.variance * band.values + shift.square() * (before * band.values / total)
-        self.mean[part] += shift * (band.values / total)
-        self.count[part] = total
+    def add(self, channels: slice, tile: Moments) -> None:
+        """Add the moments of a tile that covers the given channels."""
+        before = self.count[channels]
+        total = before + tile.values
+        shift = tile.mean - self.mean[channels]
+        self.squares[channels] += tile.variance * tile.values + shift.square() * (
+            before * tile.values / total
+        )
+        self.mean[channels] += shift * (tile.values / total)
+        self.count[channels] = total
 
     def of_groups(self, groups: int) -> tuple[Tensor, Tensor]:
-        """Return mean and variance, float32 `[C]`, of the group that each channel lies in."""
+        """Return mean and variance, float32 `[C]`, of each channel's group."""
         size = self.mean.numel() // groups
         means = self.mean.view(groups, size)
         variances = (self.squares / self.count).view(groups, size)
@@ -60,12 +62,12 @@ class ChannelStatistics:
 
 
 class Normalizer:
-    """A normalisation, and swish after it, of one map, to be applied band by band.
+    """The normalisation of one map, optionally followed by swish, applied to row tiles.
 
     Args:
-        norm: one of those that `glc.layers.normalization.make_norm` makes.
-        statistics: of the map's channels; only group normalisation looks at them.
-        swish: whether it follows.
+        norm: a result of `glc.layers.normalization.make_norm`, or an identity.
+        statistics: of the map's channels; only group normalisation uses them.
+        swish: apply swish after it.
     """
 
     def __init__(self, norm: nn.Module, statistics: ChannelStatistics | None, swish: bool) -> None:
@@ -77,17 +79,17 @@ class Normalizer:
             self.scale = norm.weight * (variance + norm.eps).rsqrt()
             self.shift = norm.bias - mean * self.scale
 
-    def __call__(self, band: Tensor) -> Tensor:
-        """Map a band `[1, C, rows, W]` to one like it, which stays until this thread maps the next."""
+    def __call__(self, tile: Tensor) -> Tensor:
+        """Return a normalised tile `[1, C, rows, W]`, valid until this thread's next call."""
         if isinstance(self.norm, nn.GroupNorm):
             scale, shift = self.scale, self.shift
-            if winograd.normalizes(band) and (library := winograd.library()) is not None:
-                return winograd.normalize(library, band, scale, shift, self.swish)
-            # One pass, in float32 inside, over what is stored in half of that.
+            if winograd.normalizes(tile) and (library := winograd.library()) is not None:
+                return winograd.normalize(library, tile, scale, shift, self.swish)
+            # One pass over bfloat16 values, computed in float32.
             zero, one = torch.zeros_like(scale), torch.ones_like(scale)
-            out = torch.batch_norm(band, scale, shift, zero, one, False, 0.0, 0.0, False)
+            out = torch.batch_norm(tile, scale, shift, zero, one, False, 0.0, 0.0, False)
         elif isinstance(self.norm, PixelNorm):
-            out = self.norm(band)
+            out = self.norm(tile)
         else:
-            out = band.clone() if self.swish else band
+            out = tile.clone() if self.swish else tile
         return F.silu(out, inplace=True) if self.swish else out

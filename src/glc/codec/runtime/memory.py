@@ -1,4 +1,4 @@
-"""How much memory the networks may take."""
+"""Memory limits: parse, measure and check them."""
 
 import ctypes
 import os
@@ -11,32 +11,32 @@ from typing import Any
 from glc.errors import MemoryLimitError
 
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
-_GROUPS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
+_CGROUP_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 
 
-def check_memory(need: int, limit: int | None, what: str) -> None:
-    """Check that something may be computed.
+def check_memory(need: int, limit: int | None, name: str) -> None:
+    """Check that a computation fits a memory limit.
 
     Args:
-        need: bytes that it takes.
-        limit: bytes that may be used; None where nothing says.
-        what: what to call it in the message.
+        need: bytes of the computation.
+        limit: bytes that may be used; None for no limit.
+        name: of the computation, for the message.
 
     Raises:
-        MemoryLimitError: when the limit is less.
+        MemoryLimitError: when it needs more than the limit.
     """
     if limit is not None and need > limit:
         raise MemoryLimitError(
-            f"{what} needs {need / 1e9:.1f} GB for an image of this size, and {limit / 1e9:.1f} GB may be "
-            "used: allow more with --memory (memory= in Python)"
+            f"{name} needs {need / 1e9:.1f} GB for an image of this size, and {limit / 1e9:.1f} GB may be "
+            "used; raise --memory (memory= in Python)"
         )
 
 
 def parse_memory(text: str) -> int:
-    """Return the bytes that a text such as `8GB`, `500 MB` or `1.5g` names.
+    """Parse a size such as `8GB`, `500 MB` or `1.5g`, and return its bytes.
 
     Raises:
-        ValueError: when it names none, or none at all.
+        ValueError: for another text, or a size of zero.
     """
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]?)i?b?\s*", text.lower())
     if match is None or not float(match[1]):
@@ -45,8 +45,8 @@ def parse_memory(text: str) -> int:
 
 
 def available_memory() -> int | None:
-    """Return the bytes that this process may still take on this machine, or None where that is not told."""
-    found = [int(text) for name in _GROUPS if (text := _read(name).strip()).isdecimal()]
+    """Return the bytes that this process may still allocate, or None if the system does not report them."""
+    found = [int(text) for name in _CGROUP_LIMITS if (text := _read(name).strip()).isdecimal()]
     limits = [limit - resident_memory() for limit in found]
     match = re.search(r"MemAvailable:\s*(\d+) kB", _read("/proc/meminfo"))
     if match is not None:
@@ -55,13 +55,13 @@ def available_memory() -> int | None:
 
 
 def resident_memory() -> int:
-    """Return the bytes that this process holds now; 0 where that is not told."""
+    """Return the resident bytes of this process; 0 if the system does not report them."""
     fields = _read("/proc/self/statm").split()
     return int(fields[1]) * os.sysconf("SC_PAGE_SIZE") if len(fields) > 1 else 0
 
 
 def give_back_freed() -> None:
-    """Give memory that was freed back to the system, where the C library keeps it and can (glibc)."""
+    """Return freed memory to the system, with glibc."""
     trim = _malloc_trim()
     if trim is not None:
         trim(0)

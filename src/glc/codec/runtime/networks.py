@@ -1,4 +1,4 @@
-"""Images to latents and back, as the codec does it: E and D on any device, within a limit of memory."""
+"""Run E and D on any device, within a memory limit."""
 
 import copy
 from collections.abc import Callable, Iterator, Sequence
@@ -14,7 +14,7 @@ from glc.codec.images import padded_size
 from glc.codec.runtime.memory import available_memory, check_memory, give_back_freed, resident_memory
 from glc.codec.runtime.precision import Precision
 from glc.codec.runtime.row_tiles import Source
-from glc.codec.runtime.tiled_networks import BandedDecoder, BandedEncoder
+from glc.codec.runtime.tiled_networks import TiledDecoder, TiledEncoder
 from glc.codec.stages import Stages
 from glc.codec.weights.mmap import MappedFile, bytes_to_read
 from glc.data.images import from_uint8, to_uint8
@@ -26,24 +26,23 @@ Size = tuple[int, int]
 """Height and width in pixels."""
 
 _RESERVE = 0.9
-"""Part of the memory that may be taken, or is free on the machine, which is planned for: the C library keeps
-some of what was freed."""
+"""Share of the allowed or available memory to plan for: the C library keeps some freed memory."""
 
 
 class ImageNetworks:
     """E and D of a codec.
 
-    On a CPU images are computed one after the other in row tiles, see `glc.codec.runtime.tiled_networks`; a
-    user's own networks see the whole image, their memory is not limited. Other devices compute a whole batch
-    at once, in channels-last memory, and know no limit but their own.
+    On a CPU images run one after the other in row tiles (`glc.codec.runtime.tiled_networks`); a user's own
+    networks run on the complete image, without a memory limit. Other devices run a whole batch at once, in
+    channels-last memory, limited by the device's memory only.
 
     Args:
-        model: whose weights to use, as they are when a network is first needed.
-        device: where.
-        precision: number formats of the two.
-        memory: bytes that the process may take; None for what is free on the machine.
-        files: whose memory the model's weights share: no more of it is held than one network's at a time.
-        stage: told what runs.
+        model: the model; a network's weights are read when it is first used.
+        device: of the networks.
+        precision: number formats of E and D.
+        memory: bytes that the process may use; None for the machine's available memory.
+        files: mapped files of the model's weights; one network's weights are in memory at a time.
+        stage: observer of the stages.
     """
 
     def __init__(
@@ -63,32 +62,32 @@ class ImageNetworks:
         self.stage = stage or Stages()
 
     @cached_property
-    def _tiled_encoder(self) -> BandedEncoder | None:
+    def _tiled_encoder(self) -> TiledEncoder | None:
         network = self.model.encoder
-        made = BandedEncoder(network, self.precision.encoder) if type(network) is Encoder else None
-        self.release()  # half of a network in bfloat16 is a copy
-        return made
+        tiled = TiledEncoder(network, self.precision.encoder) if type(network) is Encoder else None
+        self.release()  # bfloat16 weights are copies: drop the mapped pages
+        return tiled
 
     @cached_property
-    def _tiled_decoder(self) -> BandedDecoder | None:
+    def _tiled_decoder(self) -> TiledDecoder | None:
         network = self.model.decoder
-        made = BandedDecoder(network, self.precision.decoder) if type(network) is Decoder else None
+        tiled = TiledDecoder(network, self.precision.decoder) if type(network) is Decoder else None
         self.release()
-        return made
+        return tiled
 
     @cached_property
-    def _whole_encoder(self) -> Callable[[Tensor], Tensor]:
-        return _whole(self.model.encoder, self.precision.encoder, first=True)
+    def _full_encoder(self) -> Callable[[Tensor], Tensor]:
+        return _full_network(self.model.encoder, self.precision.encoder, first=True)
 
     @cached_property
-    def _whole_decoder(self) -> Callable[[Tensor], Tensor]:
-        return _whole(self.model.decoder, self.precision.decoder, first=False)
+    def _full_decoder(self) -> Callable[[Tensor], Tensor]:
+        return _full_network(self.model.decoder, self.precision.decoder, first=False)
 
     def limit(self, network: nn.Module) -> int | None:
-        """Return the bytes that may still be taken; None where nothing says, as on a GPU.
+        """Return the bytes that maps may use; None for no limit, as on a GPU.
 
         Args:
-            network: what will run: its weights will be in memory besides.
+            network: the network that will run; its weights need memory as well.
         """
         if self.device.type != "cpu":
             return None
@@ -101,10 +100,10 @@ class ImageNetworks:
 
     @contextmanager
     def coding(self, need: int) -> Iterator[None]:
-        """Surround what the entropy model computes: checked beforehand, its weights given back after it.
+        """Run the entropy model: check its memory before, release its weights after.
 
         Args:
-            need: bytes that it takes.
+            need: bytes of its maps.
 
         Raises:
             MemoryLimitError: when it needs more memory than may be used.
@@ -116,7 +115,7 @@ class ImageNetworks:
             self.release()
 
     def release(self) -> None:
-        """Give back the memory of weights that lie in files, and what was freed."""
+        """Release mapped weights and return freed memory to the system."""
         for file in self.files:
             file.release()
         if self.files:
@@ -126,7 +125,7 @@ class ImageNetworks:
         """Return the latents `[B, C, h, w]`, float32, on the device.
 
         Args:
-            images: `[1, 3, H, W]` each, uint8 levels or float32 in [-1, 1]; all of one size once padded.
+            images: `[1, 3, H, W]` each, uint8 levels or float32 in [-1, 1]; all of one size after padding.
 
         Raises:
             MemoryLimitError: when an image needs more memory than may be used.
@@ -134,17 +133,17 @@ class ImageNetworks:
         with self.stage("E"):
             if self.device.type != "cpu":
                 with _enough_memory(self.device):
-                    return self._encode_whole(images)
+                    return self._encode_full(images)
             try:
                 return torch.cat([self._encode_on_cpu(image) for image in images])
             finally:
                 self.release()
 
-    def _encode_whole(self, images: Sequence[Tensor]) -> Tensor:
-        # As they came: levels are a quarter of the bytes of floats.
+    def _encode_full(self, images: Sequence[Tensor]) -> Tensor:
+        # Transfer uint8 levels as such: a quarter of the bytes of floats.
         moved = [self.padded(image) for image in images]
         x = torch.cat(moved).contiguous(memory_format=torch.channels_last)
-        return self._whole_encoder(x).float().contiguous()
+        return self._full_encoder(x).float().contiguous()
 
     def _encode_on_cpu(self, image: Tensor) -> Tensor:
         encoder, stride, limit = self.model.encoder, self.model.stride, self.limit(self.model.encoder)
@@ -152,15 +151,15 @@ class ImageNetworks:
         if self._tiled_encoder is not None:
             source = Source(height, lambda start, stop: _padded(image, start, stop, stride))
             return self._tiled_encoder(source, width, limit)
-        with _whole_on_cpu(encoder, "encoder", 12 * height * width, limit):
-            return self._encode_whole([image])
+        with _full_on_cpu(encoder, "encoder", 12 * height * width, limit):
+            return self._encode_full([image])
 
     @contextmanager
     def searching(self) -> Iterator[None]:
-        """Surround a search of latents: lack of a GPU's memory is named, weights are given back after it.
+        """Run latent optimisation: report a GPU's lack of memory, release weights after.
 
         Raises:
-            MemoryLimitError: when the GPU's memory does not suffice.
+            MemoryLimitError: when the GPU runs out of memory.
         """
         try:
             with _enough_memory(self.device):
@@ -169,15 +168,15 @@ class ImageNetworks:
             self.release()
 
     def padded(self, image: Tensor) -> Tensor:
-        """Return an image as E sees it: float32 `[1, 3, H, W]` in [-1, 1] on the device, padded."""
+        """Return the input of E: float32 `[1, 3, H, W]` in [-1, 1] on the device, padded."""
         return _padded(image.to(self.device), 0, None, self.model.stride)
 
     def decode(self, latent_hat: Tensor, sizes: Sequence[Size]) -> list[np.ndarray]:
-        """Return the images, uint8 `[H, W, 3]`, of latents l_hat `[B, C, h, w]`.
+        """Decode latents l_hat `[B, C, h, w]` to images, uint8 `[H, W, 3]`.
 
         Args:
             latent_hat: float32.
-            sizes: of the images, padding excluded.
+            sizes: heights and widths of the images, padding excluded.
 
         Raises:
             NotFiniteError: when a pixel is not finite.
@@ -190,7 +189,7 @@ class ImageNetworks:
         with self.stage("D"):
             if self.device.type != "cpu":
                 with _enough_memory(self.device):
-                    x_hat = self._decode_whole(latent_hat)
+                    x_hat = self._decode_full(latent_hat)
                 for image, canvas in zip(x_hat.split(1), canvases, strict=True):
                     canvas.write(0, image)
             else:
@@ -201,22 +200,22 @@ class ImageNetworks:
                     self.release()
         return [canvas.pixels for canvas in canvases]
 
-    def _decode_whole(self, latent_hat: Tensor) -> Tensor:
-        return self._whole_decoder(latent_hat.contiguous(memory_format=torch.channels_last))
+    def _decode_full(self, latent_hat: Tensor) -> Tensor:
+        return self._full_decoder(latent_hat.contiguous(memory_format=torch.channels_last))
 
     def _decode_on_cpu(self, latent: Tensor, canvas: "_Canvas") -> None:
         decoder, limit = self.model.decoder, self.limit(self.model.decoder)
         if limit is not None:
-            limit = max(0, limit - canvas.pixels.nbytes)  # memory that is taken as it is written
+            limit = max(0, limit - canvas.pixels.nbytes)  # allocated page by page while it is written
         if self._tiled_decoder is not None:
             return self._tiled_decoder(latent, canvas.write, limit, self.release)
         pixels = latent.shape[2] * latent.shape[3] * decoder.downsampling**2
-        with _whole_on_cpu(decoder, "decoder", 12 * pixels, limit):
-            canvas.write(0, self._decode_whole(latent))
+        with _full_on_cpu(decoder, "decoder", 12 * pixels, limit):
+            canvas.write(0, self._decode_full(latent))
 
 
 class _Canvas:
-    """An image that is written by rows."""
+    """An image that is written row by row."""
 
     def __init__(self, size: Size) -> None:
         self.pixels = np.empty((*size, 3), np.uint8)
@@ -230,7 +229,7 @@ class _Canvas:
 
 
 def _padded(image: Tensor, start: int, stop: int | None, stride: int) -> Tensor:
-    """Return rows of an image, padded to multiples of the stride by its last pixels, in [-1, 1]."""
+    """Return rows of an image in [-1, 1], padded to multiples of the stride by edge replication."""
     height, width = image.shape[2:]
     rows, columns = padded_size(height, width, stride)
     inside = image[:, :, min(start, height - 1) : stop]
@@ -247,41 +246,41 @@ def _enough_memory(device: torch.device) -> Iterator[None]:
         yield
     except torch.OutOfMemoryError as error:
         raise MemoryLimitError(
-            f"the memory of {device} does not suffice for an image or batch of this size: give --device cpu "
-            "(device= in Python), which computes it in row tiles, or fewer images at a time"
+            f"{device}: out of memory for an image or batch of this size; use smaller batches, or "
+            "--device cpu (device= in Python), which runs in row tiles"
         ) from error
 
 
 @contextmanager
-def _whole_on_cpu(network: nn.Module, role: str, pixels: int, limit: int | None) -> Iterator[None]:
-    """Surround a run of a user's own network: of its memory only that of the image is known beforehand."""
+def _full_on_cpu(network: nn.Module, role: str, pixels: int, limit: int | None) -> Iterator[None]:
+    """Run a user's own network: check at least the image's memory before, report a failed allocation."""
     name = f"{type(network).__module__}.{type(network).__qualname__}"
-    why = "it runs on the whole image, only networks of glc itself run in row tiles within a limit"
+    why = "it runs on the complete image; only networks of glc run in row tiles within a limit"
     if limit is not None and pixels > limit:
         raise MemoryLimitError(
             f"the {role} {name} needs more than {pixels / 1e9:.1f} GB for an image of this size, and "
-            f"{limit / 1e9:.1f} GB may be used ({why}): allow more with --memory (memory= in Python)"
+            f"{limit / 1e9:.1f} GB may be used ({why}); raise --memory (memory= in Python)"
         )
     try:
         yield
     except (MemoryError, RuntimeError) as error:
         if isinstance(error, MemoryError) or "allocate memory" in str(error):
             raise MemoryLimitError(
-                f"out of memory in the {role} {name} ({why}): compress smaller images"
+                f"out of memory in the {role} {name} ({why}); compress smaller images"
             ) from error
         raise
 
 
-def _whole(network: nn.Module, dtype: torch.dtype, first: bool) -> Callable[[Tensor], Tensor]:
-    """Return a function that computes a network on whole images, in channels-last memory, to float32.
+def _full_network(network: nn.Module, dtype: torch.dtype, first: bool) -> Callable[[Tensor], Tensor]:
+    """Return a function that runs a network on complete images, in channels-last memory, to float32.
 
-    Of ours the convolution from or to pixels stays in float32, as in row tiles: 8 bits are more than bfloat16
-    holds. A user's own run under autocast.
+    In networks of glc the convolution from or to pixels stays in float32, as in row tiles: bfloat16 cannot
+    hold 8 bits. A user's own network runs under autocast.
 
     Args:
         network: E or D.
-        dtype: of all else.
-        first: whether its pixels are what comes in.
+        dtype: of all other layers.
+        first: whether pixels are the input (E) rather than the output (D).
     """
     if type(network) not in (Encoder, Decoder):
 
@@ -291,11 +290,11 @@ def _whole(network: nn.Module, dtype: torch.dtype, first: bool) -> Callable[[Ten
             return out.float()
 
         return run
-    made: Any = copy.deepcopy(network).to(dtype=dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    convolutions = [block for block in made.blocks if isinstance(block, nn.Conv2d)]
+    converted: Any = copy.deepcopy(network).to(dtype=dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    convolutions = [block for block in converted.blocks if isinstance(block, nn.Conv2d)]
     if first:
         convolutions[0].float().register_forward_hook(lambda _, given, out: out.to(dtype))
-        return made
+        return converted
     convolutions[-1].float().register_forward_pre_hook(lambda _, given: (given[0].float(),))
-    made.register_forward_pre_hook(lambda _, given: (given[0].to(dtype),))
-    return made
+    converted.register_forward_pre_hook(lambda _, given: (given[0].to(dtype),))
+    return converted

@@ -1,4 +1,4 @@
-"""Which number formats the networks outside of the probabilities compute in."""
+"""Number formats of E and D."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ PRECISIONS = ("auto", "float32", "bfloat16")
 
 @dataclass(frozen=True)
 class Precision:
-    """Number formats of E and of D; g_a, g_s and the hyper analysis are float32 always.
+    """Number formats of E and D; g_a, g_s and the hyper-analysis always run in float32.
 
-    What E gets wrong changes the file for good: near a rounding threshold it decides between two integers.
-    What D gets wrong is seen on one machine only.
+    An error of E near a rounding threshold changes an integer in the file, permanently. An error of D affects
+    one reconstruction only.
     """
 
     encoder: torch.dtype
@@ -28,13 +28,13 @@ def choose_precision(name: str, device: torch.device) -> Precision:
     """Return the number formats of a name.
 
     Args:
-        name: "float32", "bfloat16", or "auto": E in float32, D in bfloat16 where that is faster: on GPUs that
-            multiply it, and on processors that do (AVX-512 BF16, AMX or Arm's BF16) unless float32 takes a
-            fifth of the products (`glc.codec.runtime.winograd`).
+        name: "float32", "bfloat16", or "auto": E in float32, and D in bfloat16 if that is faster: on GPUs
+            with bfloat16 units, and on processors with them (AVX-512 BF16, AMX or Arm BF16) if the float32
+            convolutions of `glc.codec.runtime.winograd` are not available.
         device: where the networks run.
 
     Raises:
-        ValueError: for another name.
+        ValueError: for an unknown name.
     """
     import torch
 
@@ -50,7 +50,7 @@ def choose_precision(name: str, device: torch.device) -> Precision:
 
 
 def multiplies_bfloat16(device: torch.device) -> bool:
-    """Whether a device has units for products of bfloat16; nothing is timed, so the answer is always one."""
+    """Whether a device has bfloat16 multiplication units, by its description rather than by timing."""
     if device.type == "cuda":
         import torch
 

@@ -1,7 +1,8 @@
-"""Maps that are computed a band of rows at a time.
+"""Compute maps in row tiles: a tile of rows at a time.
 
-A band and what is computed from it stay in the processor's cache, and no map is held but the input and the
-output. Zeros are set where the map ends, not where a band ends: the result is that of the whole map.
+A row tile and its intermediate results fit the processor's cache, and only the input and the output exist as
+complete maps. Zero padding applies at the ends of the map, not at the ends of a tile, so the result equals
+that of the complete map.
 """
 
 from collections.abc import Callable, Iterator
@@ -12,16 +13,16 @@ from torch import Tensor
 
 from glc.codec.runtime.group_norm import ChannelStatistics, Moments, moments
 from glc.codec.runtime.threads import Workers
-from glc.codec.runtime.winograd import PART, TILE
+from glc.codec.runtime.winograd import CHANNEL_BLOCK, WINOGRAD_TILE
 
-BAND_ELEMENTS = 5 << 18
-"""Elements of a band's input or output, about."""
+TILE_ELEMENTS = 5 << 18
+"""Approximate number of elements of a row tile's input or output."""
 
 
-def bands(rows: int, elements_per_row: int, multiple: int = 1) -> Iterator[tuple[int, int]]:
-    """Return first and last row (exclusive) of a map's bands, of a multiple of rows each but the last."""
-    height = max(1, BAND_ELEMENTS // max(1, elements_per_row * multiple)) * multiple
-    # Bands of one height rather than a thin last one.
+def tile_ranges(rows: int, elements_per_row: int, multiple: int = 1) -> Iterator[tuple[int, int]]:
+    """Yield first and last row (exclusive) of a map's row tiles; all heights but the last are multiples."""
+    height = max(1, TILE_ELEMENTS // max(1, elements_per_row * multiple)) * multiple
+    # Equal heights rather than a thin last tile.
     even = -(-rows // -(-rows // height))
     height = -(-even // multiple) * multiple
     for start in range(0, rows, height):
@@ -29,16 +30,16 @@ def bands(rows: int, elements_per_row: int, multiple: int = 1) -> Iterator[tuple
 
 
 def empty_map(channels: int, height: int, width: int, dtype: torch.dtype) -> Tensor:
-    """Return a map `[1, C, H, W]` in channels-last memory, its values not set."""
+    """Return an uninitialised map `[1, C, H, W]` in channels-last memory."""
     return torch.empty((1, channels, height, width), dtype=dtype, memory_format=torch.channels_last)
 
 
 class Source:
-    """Rows of a map, with zeros beyond its ends.
+    """Rows of a map, zero-padded beyond its ends.
 
     Args:
         height: rows of the map.
-        read: from first and last row (exclusive) to `[1, C, rows, W]`, within the map.
+        read: returns the rows `[1, C, rows, W]` from a first to a last one (exclusive), within the map.
     """
 
     def __init__(self, height: int, read: Callable[[int, int], Tensor]) -> None:
@@ -46,15 +47,15 @@ class Source:
         self.read = read
 
     def rows(self, start: int, stop: int) -> Tensor:
-        """Return rows, which may lie outside of the map by some."""
+        """Return the rows from start to stop (exclusive); rows outside of the map are zero."""
         inside = self.read(max(0, start), min(self.height, stop))
         above, below = max(0, -start), max(0, stop - self.height)
         return F.pad(inside, (0, 0, above, below)) if above or below else inside
 
 
 Write = Callable[[int, Tensor, int, bool], None]
-"""Writes rows of an output: number of the first, where to (`[1, channels, rows, W]`), number of the first
-channel, and whether to add to what is there."""
+"""Writes rows of an output. Arguments: first row, target `[1, channels, rows, W]`, first channel, and whether
+to add to the target."""
 
 
 def fill(
@@ -63,43 +64,42 @@ def fill(
     gather: bool,
     workers: Workers,
     *,
-    multiple: int = TILE,
+    multiple: int = WINOGRAD_TILE,
     add: bool = False,
     width: int = 0,
     divisible: bool = True,
 ) -> ChannelStatistics | None:
-    """Write a map `[1, C, H, W]` band by band and return the statistics of its channels.
+    """Write a map `[1, C, H, W]` in row tiles and return the statistics of its channels.
 
     Args:
-        out: where to.
+        out: the map.
         write: writes some rows.
-        gather: whether statistics are wanted.
-        workers: who computes the bands.
-        multiple: of which a band's height must be.
-        add: to what is there already.
-        width: elements of the input per row of the output, where they are more than those of the output.
-        divisible: whether `write` can compute some channels without the others: where bands are few, workers
-            share one.
+        gather: whether to return statistics; None otherwise.
+        workers: threads that compute the tiles.
+        multiple: of which a tile's height must be.
+        add: add to the map instead of overwriting it.
+        width: elements of the input per row of the output, if more than the output's own.
+        divisible: whether `write` can compute some channels without the others. If so, and there are few
+            tiles, several threads share one.
     """
     channels = out.shape[1]
-    cuts = list(bands(out.shape[2], max(channels * out.shape[3], width), multiple))
-    # Two for each worker: they seldom end together.
-    wanted = -(-2 * workers.count // len(cuts)) if workers.count > 1 and divisible else 1
-    size = -(-channels // (wanted * PART)) * PART
-    parts = range(0, channels, size)
+    ranges = list(tile_ranges(out.shape[2], max(channels * out.shape[3], width), multiple))
+    # Two items per thread: their durations differ.
+    blocks = -(-2 * workers.count // len(ranges)) if workers.count > 1 and divisible else 1
+    size = -(-channels // (blocks * CHANNEL_BLOCK)) * CHANNEL_BLOCK
 
     def compute(item: tuple[int, int, int]) -> Moments | None:
-        start, stop, part = item
-        band = out[:, part : part + size, start:stop]
-        write(start, band, part, add)
-        return moments(band) if gather else None
+        start, stop, channel = item
+        tile = out[:, channel : channel + size, start:stop]
+        write(start, tile, channel, add)
+        return moments(tile) if gather else None
 
-    items = [(*cut, part) for cut in cuts for part in parts]
-    found = workers.map(compute, items)
+    items = [(*rows, channel) for rows in ranges for channel in range(0, channels, size)]
+    results = workers.map(compute, items)
     if not gather:
         return None
     statistics = ChannelStatistics(channels)
-    for (_, _, part), of_band in zip(items, found, strict=True):
-        assert of_band is not None
-        statistics.add(slice(part, part + size), of_band)
+    for (_, _, channel), of_tile in zip(items, results, strict=True):
+        assert of_tile is not None
+        statistics.add(slice(channel, channel + size), of_tile)
     return statistics

@@ -1,4 +1,4 @@
-"""The blocks of E and D as steps from map to map, each run in bands."""
+"""The blocks of E and D as layers from map to map, each run in row tiles."""
 
 from typing import Protocol
 
@@ -10,7 +10,7 @@ from glc.codec.runtime.conv import Convolution
 from glc.codec.runtime.group_norm import ChannelStatistics, Normalizer
 from glc.codec.runtime.row_tiles import Source, empty_map, fill
 from glc.codec.runtime.threads import Scratch, Workers
-from glc.codec.runtime.winograd import TILE
+from glc.codec.runtime.winograd import WINOGRAD_TILE
 from glc.layers.attention import WindowAttention, merge_windows, partition_windows
 from glc.layers.blocks import Downsample, ResidualBlock, Upsample
 from glc.layers.normalization import PixelNorm
@@ -20,14 +20,14 @@ _BEFORE = (nn.GroupNorm, PixelNorm, nn.Identity, nn.SiLU)
 
 
 class Map:
-    """A map `[1, C, H, W]` and, where the next block needs them, the statistics of its channels."""
+    """A map `[1, C, H, W]` with its channel statistics, if the next block needs them."""
 
     def __init__(self, values: Tensor, statistics: ChannelStatistics | None = None) -> None:
         self.values = values
         self.statistics = statistics
 
     def source(self, before: tuple[nn.Module, ...] = ()) -> Source:
-        """Return the source of its rows, after a normalisation and swish where they are given."""
+        """Return the source of its rows, after the normalisation and swish in `before`, if any."""
         values = self.values
         if not before:
             return Source(values.shape[2], lambda start, stop: values[:, :, start:stop])
@@ -37,31 +37,31 @@ class Map:
         return Source(values.shape[2], lambda start, stop: normalize(values[:, :, start:stop]))
 
 
-class Step(Protocol):
-    """A block, ready to run."""
+class TiledLayer(Protocol):
+    """A block with prepared weights."""
 
     gather: bool
-    """Whether the next block wants statistics of the output."""
+    """Whether the next block needs statistics of the output."""
     channels: int
     """Width of the output."""
     dtype: torch.dtype
-    """Of the output, and of the map in between."""
+    """Of the output and of the intermediate map."""
     scale: float
     """Rows of the output per row of the input."""
-    reach: int
-    """Rows beyond a row of the input that its output sees, or -1 when it sees all."""
+    halo: int
+    """Receptive-field radius in input rows; -1 if an output depends on the whole map."""
     makes_map: bool
-    """Whether the output takes memory of its own."""
+    """Whether the output is a new map rather than the overwritten input."""
     scratch_channels: int
-    """Width of the map that is needed in between; 0 for none."""
+    """Channels of the intermediate map; 0 for none."""
 
     def __call__(self, x: Map, scratch: Scratch, workers: Workers) -> Map:
         """Apply the block; the input may be overwritten."""
         ...
 
 
-class ResidualStep:
-    """`ResidualBlock`; where the width stays, its output replaces its input."""
+class TiledResidualBlock:
+    """`ResidualBlock`; overwrites its input if the width stays."""
 
     scale = 1.0
 
@@ -75,7 +75,7 @@ class ResidualStep:
         self.channels = self.scratch_channels = self.conv2.channels
         self.makes_map = self.skip is not None
         self.global_norm = isinstance(block.norm1, nn.GroupNorm)
-        self.reach = -1 if self.global_norm else 2
+        self.halo = -1 if self.global_norm else 2
 
     def __call__(self, x: Map, scratch: Scratch, workers: Workers) -> Map:
         """Apply the block."""
@@ -90,19 +90,19 @@ class ResidualStep:
             return Map(x.values, fill(x.values, write, self.gather, workers, add=True))
         write_skip = self.skip.writing(plain, workers)
 
-        def write_both(start: int, out: Tensor, part: int, add: bool) -> None:
-            write_skip(start, out, part, add)
-            write(start, out, part, True)
+        def write_both(start: int, out: Tensor, channel: int, add: bool) -> None:
+            write_skip(start, out, channel, add)
+            write(start, out, channel, True)
 
         values = empty_map(self.channels, height, width, self.conv2.dtype)
         return Map(values, fill(values, write_both, self.gather, workers, width=wide))
 
 
-class AttentionStep:
-    """`WindowAttention`, some rows of windows at a time; its output replaces its input."""
+class TiledAttention:
+    """`WindowAttention`, a few rows of windows at a time; overwrites its input."""
 
     scale = 1.0
-    reach = -1  # the whole window: more than a tile should overlap by
+    halo = -1  # a whole window: too large a halo
     makes_map = False
     scratch_channels = 0
 
@@ -123,11 +123,11 @@ class AttentionStep:
         window = max(height, width) if self.block.window is None else self.block.window
         source = x.source((self.block.norm,))
 
-        def write(start: int, out: Tensor, part: int, add: bool) -> None:
+        def write(start: int, out: Tensor, channel: int, add: bool) -> None:
             x = source.rows(start, start + out.shape[2])
-            # Windows at the edges may be smaller: apart from the others they need no mask.
-            for top, bottom in _whole_and_rest(out.shape[2], window):
-                for left, right in _whole_and_rest(width, window):
+            # Windows at the edges may be smaller. Computed separately, they need no mask.
+            for top, bottom in _full_windows_and_rest(out.shape[2], window):
+                for left, right in _full_windows_and_rest(width, window):
                     tokens, _ = partition_windows(x[:, :, top:bottom, left:right], window)
                     query, key, value = F.linear(tokens, self.weight, self.bias)[:, None].chunk(3, -1)
                     attended = F.scaled_dot_product_attention(query, key, value)[:, 0]
@@ -135,20 +135,20 @@ class AttentionStep:
                     out[:, :, top:bottom, left:right] += F.conv2d(merged, self.out_weight, self.out_bias)
 
         multiple = min(window, height)
-        found = fill(x.values, write, self.gather, workers, multiple=multiple, add=True, divisible=False)
-        return Map(x.values, found)
+        statistics = fill(x.values, write, self.gather, workers, multiple=multiple, add=True, divisible=False)
+        return Map(x.values, statistics)
 
 
-def _whole_and_rest(size: int, window: int) -> list[tuple[int, int]]:
-    """Cut a side into what whole windows cover and the rest; empty ones are left out."""
-    whole = size // window * window
-    return [cut for cut in ((0, whole), (whole, size)) if cut[0] < cut[1]]
+def _full_windows_and_rest(size: int, window: int) -> list[tuple[int, int]]:
+    """Split a side into the range of full windows and the rest, without empty ranges."""
+    full = size // window * window
+    return [side for side in ((0, full), (full, size)) if side[0] < side[1]]
 
 
-class ConvolutionStep:
-    """A convolution to a new map, after a normalisation and swish where they are given.
+class TiledConvolution:
+    """A convolution to a new map, with an optional normalisation and swish before it.
 
-    It may double the map before (`Upsample`), or turn channels into space after (`nn.PixelShuffle`).
+    It may include the `Upsample` before it or the `nn.PixelShuffle` after it.
     """
 
     makes_map = True
@@ -169,7 +169,7 @@ class ConvolutionStep:
         self.dtype = dtype
         self.shuffle = shuffle
         self.scale = (2.0 if doubles else 1 / conv.stride[0]) * shuffle
-        self.reach = -1 if has_global_norm(before) else conv.kernel_size[0] // 2
+        self.halo = -1 if has_global_norm(before) else conv.kernel_size[0] // 2
 
     def __call__(self, x: Map, scratch: Scratch, workers: Workers) -> Map:
         """Apply the block."""
@@ -178,66 +178,68 @@ class ConvolutionStep:
         values = empty_map(self.channels, int(height * self.scale), int(width * self.scale), self.dtype)
         write = self.conv.writing(source, workers)
 
-        def write_shuffled(start: int, out: Tensor, part: int, add: bool) -> None:
+        def write_shuffled(start: int, out: Tensor, channel: int, add: bool) -> None:
             shape = (self.conv.channels, out.shape[2] // self.shuffle, out.shape[3] // self.shuffle)
-            made = empty_map(*shape, self.dtype)
-            write(start // self.shuffle, made, 0, False)
-            out.copy_(F.pixel_shuffle(made, self.shuffle))
+            unshuffled = empty_map(*shape, self.dtype)
+            write(start // self.shuffle, unshuffled, 0, False)
+            out.copy_(F.pixel_shuffle(unshuffled, self.shuffle))
 
-        whole = self.shuffle == 1
-        found = fill(
+        direct = self.shuffle == 1
+        statistics = fill(
             values,
-            write if whole else write_shuffled,
+            write if direct else write_shuffled,
             self.gather,
             workers,
-            multiple=TILE * self.shuffle,
+            multiple=WINOGRAD_TILE * self.shuffle,
             width=int(channels * width / self.scale),
-            divisible=whole,
+            divisible=direct,
         )
-        return Map(values, found)
+        return Map(values, statistics)
 
 
 def has_global_norm(modules: tuple[nn.Module, ...]) -> bool:
-    """Whether one of them looks at the whole map."""
+    """Whether a module normalises over the whole map."""
     return any(isinstance(module, nn.GroupNorm) for module in modules)
 
 
 def split_ending(blocks: list[nn.Module]) -> tuple[list[nn.Module], tuple[nn.Module, ...]]:
-    """Split off the normalisation and swish at the end of a list of blocks."""
+    """Split the normalisation and swish off the end of a list of blocks."""
     count = len(blocks)
     while count and isinstance(blocks[count - 1], _BEFORE):
         count -= 1
     return blocks[:count], tuple(blocks[count:])
 
 
-def make_steps(blocks: list[nn.Module], dtype: torch.dtype, after: tuple[nn.Module, ...] = ()) -> list[Step]:
-    """Turn blocks into steps.
+def make_tiled_layers(
+    blocks: list[nn.Module], dtype: torch.dtype, after: tuple[nn.Module, ...] = ()
+) -> list[TiledLayer]:
+    """Prepare blocks.
 
     Args:
-        blocks: those of E or D between its first and its last convolution.
+        blocks: of E or D, between its first and its last convolution.
         dtype: of the maps.
         after: normalisation and swish that follow.
     """
-    steps: list[Step] = []
+    layers: list[TiledLayer] = []
     before: tuple[nn.Module, ...] = ()
     sequence = (*blocks, *after)
     for block, following in zip(sequence, (*sequence[1:], None), strict=True):
         first = getattr(block, "norm1", getattr(block, "norm", block))
-        if steps and not before:
-            steps[-1].gather = isinstance(first, nn.GroupNorm)
+        if layers and not before:
+            layers[-1].gather = isinstance(first, nn.GroupNorm)
         if isinstance(block, ResidualBlock):
-            steps.append(ResidualStep(block, dtype))
+            layers.append(TiledResidualBlock(block, dtype))
         elif isinstance(block, WindowAttention):
-            steps.append(AttentionStep(block, dtype))
+            layers.append(TiledAttention(block, dtype))
         elif isinstance(block, Downsample | Upsample):
-            steps.append(ConvolutionStep(block.conv, dtype, doubles=isinstance(block, Upsample)))
+            layers.append(TiledConvolution(block.conv, dtype, doubles=isinstance(block, Upsample)))
         elif isinstance(block, nn.Conv2d):
             shuffle = following.upscale_factor if isinstance(following, nn.PixelShuffle) else 1
-            steps.append(ConvolutionStep(block, dtype, before, shuffle=shuffle))
+            layers.append(TiledConvolution(block, dtype, before, shuffle=shuffle))
             before = ()
         elif isinstance(block, nn.PixelShuffle):
-            continue  # the convolution's before it
+            continue  # part of the convolution before it
         else:
             assert isinstance(block, _BEFORE), block
             before = (*before, block)
-    return steps
+    return layers

@@ -1,8 +1,8 @@
-"""E and D as the codec runs them on a CPU: in bands of rows, with as few maps at a time as there can be.
+"""E and D on a CPU: in row tiles, with as few maps in memory as possible.
 
-Where all of a network's normalisations look at single positions, its part at high resolution (all that is not
-attention or below it) runs on slabs of rows that overlap by what its convolutions see: the seams are exact.
-Group normalisation needs the whole map: such a network holds two maps of its widest level.
+If all normalisations are local (`PixelNorm` or none), the high-resolution layers, beyond the attention
+nearest to the pixels, run on row tiles with a halo of their receptive-field radius: tiling does not change
+the result. Group normalisation needs the complete map: such a network holds two maps of its widest level.
 """
 
 import math
@@ -13,59 +13,60 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from glc.codec.runtime.conv import Convolution
-from glc.codec.runtime.row_tiles import BAND_ELEMENTS, Source, bands, empty_map, fill
+from glc.codec.runtime.row_tiles import TILE_ELEMENTS, Source, empty_map, fill, tile_ranges
 from glc.codec.runtime.threads import Scratch, Workers
-from glc.codec.runtime.tiled_layers import Map, Step, has_global_norm, make_steps, split_ending
-from glc.codec.runtime.winograd import TILE
+from glc.codec.runtime.tiled_layers import Map, TiledLayer, has_global_norm, make_tiled_layers, split_ending
+from glc.codec.runtime.winograd import WINOGRAD_TILE
 from glc.errors import MemoryLimitError
 from glc.layers.blocks import Upsample
 from glc.models.autoencoder import Decoder, Encoder
 
-_COMMON_COPIES = 24
-_COPIES_OF_EACH = 8
-"""What is held besides maps, in bands of float32: weights of a convolution, and for each thread its band and
-what comes of it."""
+_SHARED_TILES = 24
+_TILES_PER_THREAD = 8
+"""Memory besides maps, in row tiles of float32: the weights of a convolution, and each thread's tile and its
+intermediate results."""
 
 
-def bands_need() -> int:
-    """Return the bytes that are held besides maps."""
-    return (_COMMON_COPIES + _COPIES_OF_EACH * torch.get_num_threads()) * BAND_ELEMENTS * 4
+def working_memory() -> int:
+    """Return the bytes needed besides maps."""
+    return (_SHARED_TILES + _TILES_PER_THREAD * torch.get_num_threads()) * TILE_ELEMENTS * 4
 
 
-def _peak(steps: Sequence[Step], channels: int, height: float, width: float, dtype: torch.dtype) -> int:
-    """Return the most bytes of maps that steps hold, from a map of given channels, size and dtype on."""
-    scratch, most, map_bytes = 0, 0, int(channels * height * width * dtype.itemsize)
-    for step in steps:
-        size = step.dtype.itemsize
-        scratch = max(scratch, int(step.scratch_channels * height * width * size))
-        height, width = height * step.scale, width * step.scale
-        made = int(step.channels * height * width * size)
-        most = max(most, map_bytes + scratch + (made if step.makes_map else 0))
-        map_bytes = made
-    return max(most, map_bytes + scratch)
+def _peak(
+    layers: Sequence[TiledLayer], channels: int, height: float, width: float, dtype: torch.dtype
+) -> int:
+    """Return the peak bytes of maps of the layers, for an input of given channels, size and dtype."""
+    scratch, peak, map_bytes = 0, 0, int(channels * height * width * dtype.itemsize)
+    for layer in layers:
+        size = layer.dtype.itemsize
+        scratch = max(scratch, int(layer.scratch_channels * height * width * size))
+        height, width = height * layer.scale, width * layer.scale
+        output = int(layer.channels * height * width * size)
+        peak = max(peak, map_bytes + scratch + (output if layer.makes_map else 0))
+        map_bytes = output
+    return max(peak, map_bytes + scratch)
 
 
-def _slab_rows(whole: int, rows: int, overlap: int, limit: int | None, what: str) -> int:
-    """Return how many rows of a map a slab may have; `whole` is the bytes that all of them need."""
-    besides = bands_need()
-    if limit is None or whole + besides <= limit:
+def _tile_rows(need: int, rows: int, halo: int, limit: int | None, name: str) -> int:
+    """Return the rows of a map that a row tile may have; all rows together need `need` bytes."""
+    besides = working_memory()
+    if limit is None or need + besides <= limit:
         return rows
-    fitting = int((limit - besides) / whole * rows) - 2 * overlap
+    fitting = int((limit - besides) / need * rows) - 2 * halo
     if fitting < 1:
-        least = min(whole, int(whole * (2 * overlap + 1) / rows)) + besides
+        least = min(need, int(need * (2 * halo + 1) / rows)) + besides
         raise MemoryLimitError(
-            f"{what} needs {least / 1e9:.1f} GB for an image of this size, and {max(0, limit) / 1e9:.1f} GB "
-            "may be used: allow more with --memory (memory= in Python), or choose the precision bfloat16, "
-            "which halves it"
+            f"{name} needs {least / 1e9:.1f} GB for an image of this size, and {max(0, limit) / 1e9:.1f} GB "
+            "may be used; raise --memory (memory= in Python) or set --precision bfloat16, which halves it"
         )
     return fitting
 
 
-class BandedEncoder:
-    """E, from the rows of an image to its latent.
+class TiledEncoder:
+    """E in row tiles, from the rows of an image to its latent.
 
     Args:
-        encoder: whose weights to use, as they are now.
+        encoder: the network; its present weights are used.
         dtype: of the maps between its first and its last layer.
     """
 
@@ -77,29 +78,29 @@ class BandedEncoder:
             del blocks[0]
         first = blocks.pop(0)
         assert isinstance(first, nn.Conv2d)
-        # From pixels in float32: 8 bits of them are more than bfloat16 holds.
+        # In float32: bfloat16 cannot hold the 8 bits of a pixel.
         self.first = Convolution(first, torch.float32)
         self.dtype = dtype
         self.gather = isinstance(getattr(blocks[0], "norm1", None), nn.GroupNorm)
-        steps = make_steps(blocks, dtype)
-        count = next(i for i, step in enumerate([*steps, None]) if step is None or step.reach < 0)
-        self.local, self.rest = steps[:count], steps[count:]
-        self.factor = round(1 / math.prod(step.scale for step in self.local))
-        # Rows at a slab's ends that were computed from zeros in the place of the next slab's.
-        self.overlap = 1
-        for step in self.local:
-            self.overlap = math.ceil((self.overlap + step.reach) * step.scale)
+        layers = make_tiled_layers(blocks, dtype)
+        count = next(i for i, layer in enumerate([*layers, None]) if layer is None or layer.halo < 0)
+        self.local, self.rest = layers[:count], layers[count:]
+        self.factor = round(1 / math.prod(layer.scale for layer in self.local))
+        # In rows of the local layers' output: those at a tile's ends that depend on its neighbour.
+        self.halo = 1
+        for layer in self.local:
+            self.halo = math.ceil((self.halo + layer.halo) * layer.scale)
 
     def __call__(self, image: Source, width: int, limit: int | None = None) -> Tensor:
         """Return l `[1, C, H / f, W / f]`, float32.
 
         Args:
-            image: its rows, `[1, 3, rows, W]` in [-1, 1].
+            image: rows `[1, 3, rows, W]` in [-1, 1].
             width: W.
             limit: bytes that may be used.
 
         Raises:
-            MemoryLimitError: when they do not suffice.
+            MemoryLimitError: when the limit is too low.
         """
         with Workers() as workers:
             return self._encode(image, width, limit, workers)
@@ -111,51 +112,51 @@ class BandedEncoder:
         rows, columns = height // factor, width // factor
         channels = self.local[-1].channels if self.local else self.first.channels
         kept = _peak(self.rest, channels, rows, columns, self.dtype)
-        whole = max(kept, _peak(self.local, self.first.channels, height, width, self.dtype))
+        need = max(kept, _peak(self.local, self.first.channels, height, width, self.dtype))
         if limit is not None and self.local:
             limit -= kept
-        step = _slab_rows(whole, rows, self.overlap, limit, "the encoder")
-        if step == rows:
-            x = self._slab(image, 0, height, width, scratch, workers)
+        tile_rows = _tile_rows(need, rows, self.halo, limit, "the encoder")
+        if tile_rows == rows:
+            x = self._encode_tile(image, 0, height, width, scratch, workers)
         else:
             x = Map(empty_map(channels, rows, columns, self.dtype))
-            for start in range(0, rows, step):
-                stop = min(rows, start + step)
-                low, high = max(0, start - self.overlap), min(rows, stop + self.overlap)
-                part = self._slab(image, low * factor, high * factor, width, scratch, workers)
-                x.values[:, :, start:stop] = part.values[:, :, start - low : stop - low]
+            for start in range(0, rows, tile_rows):
+                stop = min(rows, start + tile_rows)
+                low, high = max(0, start - self.halo), min(rows, stop + self.halo)
+                tile = self._encode_tile(image, low * factor, high * factor, width, scratch, workers)
+                x.values[:, :, start:stop] = tile.values[:, :, start - low : stop - low]
             scratch = Scratch()
         for layer in self.rest:
             x = layer(x, scratch, workers)
         return x.values.float().contiguous()
 
-    def _slab(
+    def _encode_tile(
         self, image: Source, start: int, stop: int, width: int, scratch: Scratch, workers: Workers
     ) -> Map:
-        """Return the local steps' output for some rows, counted after the stem."""
+        """Return the local layers' output for some rows, counted after the stem."""
         stem = self.stem
 
         def read(low: int, high: int) -> Tensor:
-            found = image.read((start + low) * stem, (start + high) * stem)
-            return F.pixel_unshuffle(found, stem) if stem > 1 else found
+            pixels = image.read((start + low) * stem, (start + high) * stem)
+            return F.pixel_unshuffle(pixels, stem) if stem > 1 else pixels
 
         source = Source(stop - start, read)
         values = empty_map(self.first.channels, stop - start, width, self.dtype)
         x = Map(values, fill(values, self.first.writing(source, workers), self.gather, workers))
-        for step in self.local:
-            x = step(x, scratch, workers)
+        for layer in self.local:
+            x = layer(x, scratch, workers)
         return x
 
 
-class BandedDecoder:
-    """D, from a latent to the rows of an image.
+class TiledDecoder:
+    """D in row tiles, from a latent to the rows of an image.
 
-    Before the first doubling it computes in float32 in any case: there most weights lie and few of the
-    products, and an error is spread over the whole image by all that follows.
+    The layers before the first upsampling always run in float32: they hold most of the weights but few of the
+    multiplications, and their errors spread over the whole image.
 
     Args:
-        decoder: whose weights to use, as they are now.
-        dtype: of the maps from the first doubling to the last layer.
+        decoder: the network; its present weights are used.
+        dtype: of the maps from the first upsampling to the last layer.
     """
 
     def __init__(self, decoder: Decoder, dtype: torch.dtype) -> None:
@@ -169,17 +170,19 @@ class BandedDecoder:
         self.last = Convolution(last, torch.float32)
         blocks, self.ending = split_ending(blocks)
         low = next((i for i, block in enumerate(blocks) if isinstance(block, Upsample)), 0)
-        steps = make_steps(blocks[:low], torch.float32) + make_steps(blocks[low:], dtype, self.ending)
-        self.dtype = steps[0].dtype
-        count = len(steps)
+        layers = make_tiled_layers(blocks[:low], torch.float32) + make_tiled_layers(
+            blocks[low:], dtype, self.ending
+        )
+        self.dtype = layers[0].dtype
+        count = len(layers)
         if not has_global_norm(self.ending):
-            while count and steps[count - 1].reach >= 0:
+            while count and layers[count - 1].halo >= 0:
                 count -= 1
-        self.rest, self.local = steps[:count], steps[count:]
-        self.factor = round(math.prod(step.scale for step in self.local))
-        self.overlap = 1
-        for step in reversed(self.local):
-            self.overlap = math.ceil(self.overlap / step.scale) + step.reach
+        self.rest, self.local = layers[:count], layers[count:]
+        self.factor = round(math.prod(layer.scale for layer in self.local))
+        self.halo = 1
+        for layer in reversed(self.local):
+            self.halo = math.ceil(self.halo / layer.scale) + layer.halo
 
     def __call__(
         self,
@@ -188,21 +191,21 @@ class BandedDecoder:
         limit: int | None = None,
         release: Callable[[], None] | None = None,
     ) -> None:
-        """Draw the image of l `[1, C, h, w]`.
+        """Decode l `[1, C, h, w]` to an image.
 
         Args:
             latent: float32.
-            write: takes the number of a row and the rows from it on, `[1, 3, rows, W]`, not clamped.
+            write: called with the index of a row and the rows from it on, `[1, 3, rows, W]`, not clamped.
             limit: bytes that may be used.
-            release: called now and then, when weights were used that are not needed again.
+            release: called after weights that are not needed again.
 
         Raises:
-            MemoryLimitError: when they do not suffice.
+            MemoryLimitError: when the limit is too low.
         """
         with Workers() as workers:
-            self._draw(latent, write, limit, release, workers)
+            self._decode(latent, write, limit, release, workers)
 
-    def _draw(
+    def _decode(
         self,
         latent: Tensor,
         write: Callable[[int, Tensor], None],
@@ -213,40 +216,44 @@ class BandedDecoder:
         channels, height, width = latent.shape[1:]
         kept = _peak(self.rest, channels, height, width, self.dtype)
         x = Map(latent.to(self.dtype, memory_format=torch.channels_last))
-        scale = math.prod(step.scale for step in self.rest)
+        scale = math.prod(layer.scale for layer in self.rest)
         rows, columns = round(height * scale), round(width * scale)
         middle, dtype = channels, self.dtype
         if self.rest:
             middle, dtype = self.rest[-1].channels, self.rest[-1].dtype
-        whole = max(kept, _peak(self.local, middle, rows, columns, dtype))
+        need = max(kept, _peak(self.local, middle, rows, columns, dtype))
         if limit is not None and self.local:
             limit -= kept
-        step = _slab_rows(whole, rows, self.overlap, limit, "the decoder")
+        tile_rows = _tile_rows(need, rows, self.halo, limit, "the decoder")
         scratch = Scratch()
         for layer in self.rest:
             x = layer(x, scratch, workers)
             if release is not None and layer.scale > 1:
-                release()  # most weights lie below the widest maps
-        for start in range(0, rows, step):
-            stop = min(rows, start + step)
-            low, high = max(0, start - self.overlap), min(rows, stop + self.overlap)
-            part = x
-            if step < rows:
-                part = Map(x.values[:, :, low:high].clone(memory_format=torch.channels_last))
+                release()  # most weights belong to the small maps
+        for start in range(0, rows, tile_rows):
+            stop = min(rows, start + tile_rows)
+            low, high = max(0, start - self.halo), min(rows, stop + self.halo)
+            tile = x
+            if tile_rows < rows:
+                tile = Map(x.values[:, :, low:high].clone(memory_format=torch.channels_last))
             for layer in self.local:
-                part = layer(part, scratch, workers)
-            self._finish(part, (start - low) * self.factor, (stop - low) * self.factor, low, write, workers)
+                tile = layer(tile, scratch, workers)
+            self._write_tile(
+                tile, (start - low) * self.factor, (stop - low) * self.factor, low, write, workers
+            )
 
-    def _finish(
+    def _write_tile(
         self, x: Map, start: int, stop: int, low: int, write: Callable[[int, Tensor], None], workers: Workers
     ) -> None:
-        draw = self.last.writing(x.source(self.ending), workers)
+        convolve = self.last.writing(x.source(self.ending), workers)
 
-        def finish(band: tuple[int, int]) -> None:
-            rows = empty_map(self.last.channels, band[1] - band[0], x.values.shape[3], torch.float32)
-            draw(start + band[0], rows, 0, False)
+        def write_rows(tile: tuple[int, int]) -> None:
+            rows = empty_map(self.last.channels, tile[1] - tile[0], x.values.shape[3], torch.float32)
+            convolve(start + tile[0], rows, 0, False)
             if self.stem > 1:
                 rows = F.pixel_shuffle(rows, self.stem)
-            write((low * self.factor + start + band[0]) * self.stem, rows)
+            write((low * self.factor + start + tile[0]) * self.stem, rows)
 
-        workers.map(finish, bands(stop - start, x.values.shape[1] * x.values.shape[3], TILE))
+        workers.map(
+            write_rows, tile_ranges(stop - start, x.values.shape[1] * x.values.shape[3], WINOGRAD_TILE)
+        )

@@ -1,8 +1,9 @@
-"""3x3 convolutions in float32 with a fifth of the multiplications, where a C compiler is at hand.
+"""3x3 convolutions in float32 by Winograd's F(6x6, 3x3): a fifth of the multiplications.
 
-`winograd.c` beside this file computes them (`glc.codec.native`). Without it PyTorch's own convolutions run
-instead: results differ by rounding, some 110 dB below the signal, and what is exact in this codec does not
-come here.
+Lavin and Gray, "Fast Algorithms for Convolutional Neural Networks", CVPR 2016.
+
+`winograd.c` beside this file computes them (`glc.codec.native`); without a C compiler PyTorch's convolutions
+run instead. The results differ by rounding, about 110 dB below the signal. Integer networks do not use this.
 """
 
 import ctypes
@@ -13,138 +14,138 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from glc.codec.native import Native, pointer
-from glc.codec.runtime.threads import OWN, Workers
+from glc.codec.runtime.threads import BUFFERS, Workers
 
-TILE = 6
-"""Rows and columns of outputs that are computed together."""
+WINOGRAD_TILE = 6
+"""Rows and columns of outputs of a Winograd tile."""
 CHANNELS = 16
-"""Numbers of channels must be multiples of it: the longest vector of any processor."""
-PART = 64
-"""Channels of the output can be computed by themselves from multiples of it on."""
+"""Channel counts must be multiples of it: the longest vector, of AVX-512."""
+CHANNEL_BLOCK = 64
+"""Output channels can be computed separately in blocks that start at multiples of it."""
 
 _TILES = 24
-"""Tiles whose transforms are held at a time: more stay in no cache, with fewer the weights are read more
-often. A multiple of ROWS of winograd.c."""
+"""Winograd tiles transformed at a time: more do not fit the L2 cache, fewer read the weights more often. A
+multiple of ROWS of winograd.c."""
 
 
-class _Band(ctypes.Structure):
-    """`struct band` of winograd.c."""
+class _ConvTask(ctypes.Structure):
+    """Mirror of `struct conv_task` of winograd.c."""
 
     _fields_ = (
         ("x", ctypes.c_void_p),
-        ("first", ctypes.c_long),
-        ("given", ctypes.c_long),
-        ("height", ctypes.c_long),
-        ("width", ctypes.c_long),
-        ("halves", ctypes.c_long),
-        ("ins", ctypes.c_long),
-        ("start", ctypes.c_long),
-        ("rows", ctypes.c_long),
+        ("first", ctypes.c_int64),
+        ("given", ctypes.c_int64),
+        ("height", ctypes.c_int64),
+        ("width", ctypes.c_int64),
+        ("shift", ctypes.c_int64),
+        ("in_channels", ctypes.c_int64),
+        ("start", ctypes.c_int64),
+        ("rows", ctypes.c_int64),
         ("out", ctypes.c_void_p),
-        ("row", ctypes.c_long),
-        ("pixel", ctypes.c_long),
-        ("outs", ctypes.c_long),
+        ("row_stride", ctypes.c_int64),
+        ("pixel_stride", ctypes.c_int64),
+        ("out_channels", ctypes.c_int64),
     )
 
 
 class TransformedWeights:
-    """The weights of a 3x3 convolution as they are multiplied: seven times as many as its own.
+    """The transformed weights of a 3x3 convolution: 64 for each 9 of its own.
 
     Args:
-        conv: the convolution; only where `suits`.
-        library: what `library` returned.
-        workers: who transforms them, and whose memory they take until the next convolution asks for it.
-        doubles: whether each of its inputs stands for two by two (`Upsample`).
+        conv: a convolution that `suits` accepts.
+        library: the result of `library`.
+        workers: threads that transform the weights, into their scratch buffer, until its next use.
+        doubles: upsample the input by two first (`Upsample`).
     """
 
     def __init__(
         self, conv: nn.Conv2d, library: ctypes.CDLL, workers: Workers, doubles: bool = False
     ) -> None:
         weight = conv.weight.detach().float()
-        self.outs, self.ins = weight.shape[:2]
+        self.out_channels, self.in_channels = weight.shape[:2]
         self.library, self.doubles = library, doubles
         self.bias = None if conv.bias is None else conv.bias.detach().float()
         wide = library.glc_wide()
-        blocks = -(-self.outs // wide)
-        self.values = workers.scratch.take(blocks * 64 * self.ins * wide, torch.float32)
-        self.values = self.values.view(blocks, 64, self.ins, wide)
-        strides = (ctypes.c_long * 4)(*weight.stride())
+        blocks = -(-self.out_channels // wide)
+        self.values = workers.scratch.take(blocks * 64 * self.in_channels * wide, torch.float32)
+        self.values = self.values.view(blocks, 64, self.in_channels, wide)
+        strides = (ctypes.c_int64 * 4)(*weight.stride())
 
         def transform(block: int) -> None:
             to = pointer(self.values)
-            library.glc_weights(pointer(weight), strides, self.outs, self.ins, block, block + 1, to)
+            library.glc_weights(
+                pointer(weight), strides, self.out_channels, self.in_channels, block, block + 1, to
+            )
 
         workers.map(transform, range(blocks))
 
     def convolve(
-        self, x: Tensor, first: int, height: int, start: int, out: Tensor, part: int, add: bool
+        self, x: Tensor, first: int, height: int, start: int, out: Tensor, channel: int, add: bool
     ) -> None:
         """Write rows of the output.
 
         Args:
-            x: the input's rows from `first` on, `[1, C, rows, W]`, float32, channels-last: from the one above
-                the first of the output to the one below its last, as far as there are such.
-            first: number of the first of them.
-            height: rows of the whole input; it is surrounded by zeros.
-            start: number of the first row of the output to write.
-            out: `[1, channels, rows, W]`, float32, its channels side by side in memory.
-            part: first of these channels, a multiple of `PART`.
-            add: to what is there, instead of setting it.
+            x: rows of the input, `[1, C, rows, W]`, float32, channels-last: from the row above the first
+                output row to the row below the last, within the input.
+            first: index of the first of these rows.
+            height: rows of the complete input, which is zero-padded.
+            start: index of the first output row to write.
+            out: `[1, channels, rows, W]`, float32, its channels contiguous in memory.
+            channel: first output channel to write, a multiple of `CHANNEL_BLOCK`.
+            add: add to `out` instead of overwriting it.
         """
-        halves = int(self.doubles)
-        if x.stride()[1:] != (1, x.shape[3] * self.ins, self.ins):
+        shift = int(self.doubles)
+        if x.stride()[1:] != (1, x.shape[3] * self.in_channels, self.in_channels):
             x = x.contiguous(memory_format=torch.channels_last)
-        band = _Band(
+        task = _ConvTask(
             x=x.data_ptr(),
             first=first,
             given=x.shape[2],
-            height=height << halves,
-            width=x.shape[3] << halves,
-            halves=halves,
-            ins=self.ins,
+            height=height << shift,
+            width=x.shape[3] << shift,
+            shift=shift,
+            in_channels=self.in_channels,
             start=start,
             rows=out.shape[2],
             out=out.data_ptr(),
-            row=out.stride(2),
-            pixel=out.stride(3),
-            outs=out.shape[1],
+            row_stride=out.stride(2),
+            pixel_stride=out.stride(3),
+            out_channels=out.shape[1],
         )
-        weights = self.values[part // self.values.shape[3] :]
-        bias = None if self.bias is None else pointer(self.bias[part:])
-        memory = OWN.transforms.take(self.library.glc_floats(_TILES, self.ins), torch.float32)
+        weights = self.values[channel // self.values.shape[3] :]
+        bias = None if self.bias is None else pointer(self.bias[channel:])
+        memory = BUFFERS.transforms.take(self.library.glc_floats(_TILES, self.in_channels), torch.float32)
         self.library.glc_convolve(
-            ctypes.byref(band), pointer(weights), bias, int(add), _TILES, pointer(memory)
+            ctypes.byref(task), pointer(weights), bias, int(add), _TILES, pointer(memory)
         )
 
 
 def normalizes(x: Tensor) -> bool:
-    """Whether `normalize` takes a map."""
+    """Whether `normalize` accepts a map."""
     return x.dtype == torch.float32 and x.shape[1] % CHANNELS == 0
 
 
-def normalize(made: ctypes.CDLL, x: Tensor, scale: Tensor, shift: Tensor, swish: bool) -> Tensor:
-    """Return x * scale + shift, and swish of it where that is wanted.
-
-    It stays until this thread asks for the next.
+def normalize(library: ctypes.CDLL, x: Tensor, scale: Tensor, shift: Tensor, swish: bool) -> Tensor:
+    """Return x * scale + shift, optionally followed by swish, valid until this thread's next call.
 
     Args:
-        made: what `library` returned.
+        library: the result of `library`.
         x: `[1, C, H, W]`, float32, channels-last, C a multiple of `CHANNELS`.
         scale: `[C]`, float32.
-        shift: likewise.
-        swish: whether it follows.
+        shift: `[C]`, float32.
+        swish: apply swish after it.
     """
     x = x.contiguous(memory_format=torch.channels_last)
     _, channels, height, width = x.shape
-    out = OWN.band.map(channels, height, width, x.dtype)
-    made.glc_normalize(
+    out = BUFFERS.normalized.map(channels, height, width, x.dtype)
+    library.glc_normalize(
         pointer(x), height * width, channels, pointer(scale), pointer(shift), int(swish), pointer(out)
     )
     return out
 
 
 def suits(conv: nn.Conv2d) -> bool:
-    """Whether a convolution can be computed here, and gains by it."""
+    """Whether a convolution can be computed here, and faster."""
     return (
         conv.kernel_size == (3, 3)
         and conv.stride == conv.dilation == conv.padding == (1, 1)
@@ -156,36 +157,36 @@ def suits(conv: nn.Conv2d) -> bool:
 
 
 def library() -> ctypes.CDLL | None:
-    """Return what winograd.c compiles to, or None where it cannot be had or computes something else."""
+    """Return the library of winograd.c, or None if it cannot be compiled or fails its self-test."""
     return NATIVE.library()
 
 
-def _declare(made: ctypes.CDLL) -> None:
-    long, address = ctypes.c_long, ctypes.c_void_p
-    made.glc_wide.restype = made.glc_floats.restype = made.glc_sizeof_band.restype = long
-    made.glc_floats.argtypes = (long, long)
-    made.glc_weights.argtypes = (address, address, long, long, long, long, address)
-    made.glc_convolve.argtypes = (address, address, address, ctypes.c_int, long, address)
-    made.glc_normalize.argtypes = (address, long, long, address, address, ctypes.c_int, address)
-    made.glc_weights.restype = made.glc_convolve.restype = made.glc_normalize.restype = None
+def _declare(library: ctypes.CDLL) -> None:
+    int64, address = ctypes.c_int64, ctypes.c_void_p
+    library.glc_wide.restype = library.glc_floats.restype = library.glc_sizeof_conv_task.restype = int64
+    library.glc_floats.argtypes = (int64, int64)
+    library.glc_weights.argtypes = (address, address, int64, int64, int64, int64, address)
+    library.glc_convolve.argtypes = (address, address, address, ctypes.c_int, int64, address)
+    library.glc_normalize.argtypes = (address, int64, int64, address, address, ctypes.c_int, address)
+    library.glc_weights.restype = library.glc_convolve.restype = library.glc_normalize.restype = None
 
 
-def _computes(made: ctypes.CDLL) -> bool:
-    if made.glc_sizeof_band() != ctypes.sizeof(_Band):
+def _self_test(library: ctypes.CDLL) -> bool:
+    if library.glc_sizeof_conv_task() != ctypes.sizeof(_ConvTask):
         return False
     generator = torch.Generator().manual_seed(0)
 
     def noise(*shape: int) -> Tensor:
         return torch.randn(shape, generator=generator, dtype=torch.float32, device="cpu")
 
-    state = torch.get_rng_state()  # skip_init would leave it alone, and import 500 modules
+    state = torch.get_rng_state()  # restored below; skip_init would avoid this but imports 500 modules
     conv = nn.Conv2d(32, 112, 3, padding=1, dtype=torch.float32, device="cpu")
     torch.set_rng_state(state)
     for parameter in conv.parameters():
         parameter.copy_(noise(*parameter.shape))
     x = noise(1, 32, 9, 20).contiguous(memory_format=torch.channels_last)
     scale, shift = noise(32), noise(32)
-    found = normalize(made, x, scale, shift, swish=True)
+    found = normalize(library, x, scale, shift, swish=True)
     expected = F.silu(x * scale[:, None, None] + shift[:, None, None])
     if not torch.allclose(found, expected, rtol=0, atol=1e-4):
         return False
@@ -193,13 +194,13 @@ def _computes(made: ctypes.CDLL) -> bool:
         given = F.interpolate(x, scale_factor=2.0) if doubles else x
         expected = F.conv2d(given, conv.weight, conv.bias, padding=1)
         out = torch.ones_like(expected).contiguous(memory_format=torch.channels_last)
-        weights = TransformedWeights(conv, made, Workers(), doubles)
-        weights.convolve(x, 0, 9, 0, out[:, :PART], 0, add=False)
-        weights.convolve(x, 0, 9, 0, out[:, PART:], PART, add=True)
-        expected[:, PART:] += 1
+        weights = TransformedWeights(conv, library, Workers(), doubles)
+        weights.convolve(x, 0, 9, 0, out[:, :CHANNEL_BLOCK], 0, add=False)
+        weights.convolve(x, 0, 9, 0, out[:, CHANNEL_BLOCK:], CHANNEL_BLOCK, add=True)
+        expected[:, CHANNEL_BLOCK:] += 1
         if not torch.allclose(out, expected, rtol=0, atol=1e-2):
             return False
     return True
 
 
-NATIVE = Native(Path(__file__).with_suffix(".c"), _declare, _computes)
+NATIVE = Native(Path(__file__).with_suffix(".c"), _declare, _self_test)
