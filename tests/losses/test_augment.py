@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from glc.losses.augment import LEAST, RandomViews
+from glc.losses.augment import LEAST, RandomAugmentation
 from glc.losses.style import StyleLoss
 
 
@@ -17,7 +17,7 @@ class Difference(nn.Module):
 
 
 def test_both_images_are_seen_through_one_view() -> None:
-    views = RandomViews(Difference())
+    views = RandomAugmentation(Difference())
     x = torch.rand(2, 3, 64, 64)
     for _ in range(20):
         assert views(x, x.clone()).eq(0).all()
@@ -25,7 +25,7 @@ def test_both_images_are_seen_through_one_view() -> None:
 
 def test_views_differ_in_place_side_and_size() -> None:
     distance = Difference()
-    views = RandomViews(distance)
+    views = RandomAugmentation(distance)
     ramp = (torch.arange(64.0) + 64 * torch.arange(64.0)[:, None]).expand(1, 3, 64, 64)
     corners, sizes, turned = set(), set(), 0
     for _ in range(60):
@@ -42,7 +42,7 @@ def test_views_differ_in_place_side_and_size() -> None:
 
 @pytest.mark.parametrize("size", [(24, 80), (32, 32), (33, 47), (65, 65)])
 def test_views_keep_what_the_smallest_network_needs(size: tuple[int, int]) -> None:
-    views = RandomViews(Difference())
+    views = RandomAugmentation(Difference())
     least = min(*size, LEAST)
     x = torch.rand(1, 3, *size)
     for _ in range(60):
@@ -53,14 +53,14 @@ def test_views_keep_what_the_smallest_network_needs(size: tuple[int, int]) -> No
 
 def test_evaluation_compares_whole_images() -> None:
     distance = Difference()
-    views = RandomViews(distance).eval()
+    views = RandomAugmentation(distance).eval()
     x = torch.rand(1, 3, 40, 56)
     views(x, x)
     assert distance.seen.equal(x)
 
 
 def test_the_gradient_reaches_the_pixels_that_are_seen() -> None:
-    views = RandomViews(Difference())
+    views = RandomAugmentation(Difference())
     x = torch.rand(1, 3, 64, 64, requires_grad=True)
     views(x, torch.zeros(1, 3, 64, 64)).sum().backward()
     assert x.grad is not None
@@ -68,5 +68,5 @@ def test_the_gradient_reaches_the_pixels_that_are_seen() -> None:
 
 
 def test_style_has_no_views() -> None:
-    with pytest.raises(ValueError, match=r"perceptual\.views=false"):
-        StyleLoss(RandomViews(Difference()))
+    with pytest.raises(ValueError, match=r"perceptual\.augment=false"):
+        StyleLoss(RandomAugmentation(Difference()))

@@ -275,7 +275,7 @@ def test_a_download_is_checked_and_kept(
     ("content", "complaint"),
     [
         (b"not a file of torch", "cannot be read as a file of tensors"),
-        ([1, 2, 3], "holds no state dict"),
+        ([1, 2, 3], "not a state dict"),
         ({}, r"features\.0\.weight is missing"),
         ({"features.0.weight": torch.zeros(64, 3, 5, 5)}, r"has shape \(64, 3, 5, 5\), expected shape"),
     ],

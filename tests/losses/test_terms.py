@@ -23,13 +23,13 @@ def test_weights_of_zero_sum_to_zero() -> None:
 
 @pytest.mark.parametrize("weight", [1.0, 0.0])
 def test_a_weight_without_a_term_is_refused(weight: float) -> None:
-    message = r"^stage\.weights\.lipps: there is no such loss term; the terms are l1, lpips$"
+    message = r"^stage\.weights\.lipps: no such loss term; the terms are l1, lpips$"
     with pytest.raises(SettingError, match=message):
         weighted_sum({"lpips": torch.ones(1), "l1": torch.ones(1)}, {"l1": 1.0, "lipps": weight})
 
 
 def test_a_term_without_a_weight_is_refused() -> None:
-    message = r"^stage\.distortion_weights\.edge: give this loss term a weight .*there are weights of l1$"
+    message = r"^stage\.distortion_weights\.edge: this loss term has no weight; give one .*There are weights for l1$"
     with pytest.raises(SettingError, match=message):
         weighted_sum({"l1": torch.ones(1), "edge": torch.ones(1)}, {"l1": 1.0}, "stage.distortion_weights")
 
@@ -80,7 +80,7 @@ def test_added_losses_compare_what_the_stage_compares() -> None:
     ("value", "message"),
     [
         (torch.zeros(2), r"returned a Tensor; return terms by name, \{name: value\}"),
-        ({"l1": torch.zeros(2)}, r"there is a term l1 already; rename it"),
+        ({"l1": torch.zeros(2)}, r"the term l1 exists already; rename it"),
         ({"edge": torch.zeros(2, 4, 4)}, r"edge is \[2, 4, 4\]; .*one value per image, \[2\], or a scalar"),
         ({"edge": 0.5}, r"edge is float; return a tensor"),
     ],
@@ -92,5 +92,5 @@ def test_what_is_not_a_set_of_terms_names_the_loss(value: object, message: str) 
 
 
 def test_a_loss_that_is_not_a_module_is_refused() -> None:
-    with pytest.raises(SettingError, match=r"^stage\.losses\.edge: is a float, not a torch module"):
+    with pytest.raises(SettingError, match=r"^stage\.losses\.edge: is a float; give a torch module"):
         AddedLosses({"edge": 1.0})  # type: ignore[dict-item]

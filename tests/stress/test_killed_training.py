@@ -48,7 +48,7 @@ def words(data: Path, runs: Path, name: str, stage: str, steps: int) -> list[obj
         "callbacks.last.every_n_steps": EVERY,
         "callbacks.ema.decay": 0.8,
         "callbacks.codebooks.initialize_after": 5,
-        "callbacks.codebooks.revive_every": 3,
+        "callbacks.codebooks.restart_every": 3,
         "callbacks.panel": "null",
         "callbacks.progress": "null",
         "+trainer.enable_progress_bar": "false",
@@ -143,7 +143,7 @@ def compare(folder: Path, whole: Path, steps: int, saved: tuple[int, ...]) -> No
         del state["glc"]  # names the folders
         for name in [name for name in state["callbacks"] if "Checkpoint" in name]:
             del state["callbacks"][name]
-    assert {"CodebookCare", "MovingAverage"} <= one["callbacks"].keys()
+    assert {"CodebookRestart", "EMA"} <= one["callbacks"].keys()
     assert differences(one, other, "checkpoint") == []
 
 

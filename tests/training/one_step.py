@@ -18,7 +18,7 @@ from tests.short_runs import compose, settings
 class FixedRates(TransformStage):
     """Stage II whose rate points are a function of the images, so that batches can be cut anywhere."""
 
-    def draw_rates(self, x: Tensor) -> Tensor:
+    def sample_rates(self, x: Tensor) -> Tensor:
         """Draw nothing."""
         return (x.mean((1, 2, 3)) * 1e4).round().long() % self.model.num_rates
 
@@ -58,7 +58,7 @@ def four_images() -> Tensor:
     """Return images that lead to four different rate points."""
     coarse = torch.rand(64, 3, 4, 4, generator=torch.Generator().manual_seed(3)) * 2 - 1
     x = torch.nn.functional.interpolate(coarse, size=(64, 64), mode="bicubic").clamp(-1, 1)
-    rates = FixedRates.draw_rates(type("", (), {"model": type("", (), {"num_rates": 4})}), x)  # type: ignore
+    rates = FixedRates.sample_rates(type("", (), {"model": type("", (), {"num_rates": 4})}), x)  # type: ignore
     chosen = torch.stack([x[rates == k][0] for k in range(4)])
     return chosen[[2, 0, 3, 1]]
 

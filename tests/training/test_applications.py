@@ -99,7 +99,7 @@ def test_another_codec_cannot_continue_a_run(
 ) -> None:
     other = fixed_codec_weights(tmp_path / "other.safetensors", seed=1)
     values = options(photos, tmp_path, other, "restoration")
-    with pytest.raises(UsageError, match=r"was trained for the codec .* give that codec as init_from="):
+    with pytest.raises(UsageError, match=r"was trained for the codec .* set init_from= to that codec"):
         run({**values, "resume": str(denoiser / "checkpoints" / "last.ckpt")})
 
 

@@ -66,7 +66,7 @@ def test_processes_talk_once_for_each_accumulated_step(folder: Path, tmp_path: P
 
 def test_four_images_have_four_rates() -> None:
     holder = type("", (), {"model": type("", (), {"num_rates": 4})})
-    assert sorted(FixedRates.draw_rates(holder, four_images()).tolist()) == [0, 1, 2, 3]
+    assert sorted(FixedRates.sample_rates(holder, four_images()).tolist()) == [0, 1, 2, 3]
 
 
 @pytest.mark.parametrize("stage", ["vqvae", "transform"])

@@ -162,10 +162,10 @@ def test_a_codec_and_its_companion_give_all_that_a_stage_starts_from(
         start(make("transform", model__projected_codebooks=False), companion)
     with pytest.raises(WeightsError, match=r"training needs besides a codec: use it with init_from=\[CODEC,"):
         read_weights(companion)
-    assert "was made beside another codec" not in caplog.text
+    assert "was exported beside another codec" not in caplog.text
     export(last(stages["transform"]), codec, half=True)  # D is stage I's
     start(make("joint", model__projected_codebooks=False), codec, companion)
-    assert "was made beside another codec" in caplog.text
+    assert "was exported beside another codec" in caplog.text
     with pytest.raises(WeightsError, match="holds no codec with networks of its training"):
         export_companion(last(stages["vqvae"]), tmp_path / "no.safetensors")
     assert not (tmp_path / "no.safetensors").exists()
@@ -190,7 +190,7 @@ def test_a_companion_in_half_precision_and_a_damaged_one(
         torch.nan
     )
     save_file(tensors, companion, metadata)
-    with pytest.raises(WeightsError, match="damaged"):
+    with pytest.raises(WeightsError, match="corrupt training weights"):
         start(joint, codec, companion)
 
 
@@ -299,7 +299,7 @@ def test_a_file_without_any_network_of_the_stage_is_refused(stages: dict[str, Pa
 
 
 def test_a_checkpoint_without_what_is_needed(make: Make, stages: dict[str, Path]) -> None:
-    with pytest.raises(TransferError, match=r"has no model\.coder, which this stage starts from"):
+    with pytest.raises(TransferError, match=r"has no model\.coder, which this stage needs"):
         start(make("joint"), last(stages["vqvae"]))
 
 

@@ -34,7 +34,7 @@ def test_a_stage_is_what_its_checkpoint_holds(stages: dict[str, Path], stage: st
 
 def test_the_class_that_is_asked_for_must_be_the_checkpoints(stages: dict[str, Path]) -> None:
     assert isinstance(Stage.load_from_checkpoint(stages["joint"]), JointStage)
-    with pytest.raises(WeightsError, match="of a JointStage, not of a VQVAEStage"):
+    with pytest.raises(WeightsError, match="holds a JointStage, not a VQVAEStage"):
         VQVAEStage.load_from_checkpoint(stages["joint"])
 
 
@@ -52,9 +52,9 @@ def test_an_applications_codec_is_found_again(images: Path, tmp_path: Path) -> N
     weights = read_codec(codec)
     assert torch.equal(loaded.model.decoder.last_layer, weights.model.decoder.last_layer)
     fixed_codec_weights(codec, seed=1)
-    with pytest.raises(WeightsError, match=r"another codec than .*safetensors is now; give it as codec="):
+    with pytest.raises(WeightsError, match=r"another codec than .*safetensors now holds; pass codec="):
         load_stage(folder)
-    assert load_stage(folder, codec=weights).part["fingerprint"] == weights.fingerprint
+    assert load_stage(folder, codec=weights).variant["fingerprint"] == weights.fingerprint
 
 
 def renamed(stages: dict[str, Path], path: Path, *keys: str, target: str, **arguments: Any) -> Path:
@@ -71,12 +71,12 @@ def renamed(stages: dict[str, Path], path: Path, *keys: str, target: str, **argu
 @pytest.mark.parametrize(
     ("target", "message"),
     [
-        ("os.remove", r"names os\.remove, which loading it would run; .* give trust='os'"),
-        ("glc.io.atomic.write_text", r"names glc\.io\.atomic\.write_text, which loading it would run"),
+        ("os.remove", r"names os\.remove, which loading would run; .* pass trust='os'"),
+        ("glc.io.atomic.write_text", r"names glc\.io\.atomic\.write_text, which loading would run"),
         ("glc.training.stages.base.random.seed", "not a class that 'glc' defines"),
         ("glc.losses.nothing.Such", "cannot be imported"),
         ("torch.nn.init.zeros_", "not a class that 'torch' defines"),
-        ("tests.training.own.Plain", "give trust='tests'"),
+        ("tests.training.own.Plain", "pass trust='tests'"),
     ],
 )
 def test_a_checkpoint_names_nothing_that_would_be_run(

@@ -112,7 +112,7 @@ def test_writes_offline_without_a_terminal_and_without_a_server(
     logger.finalize("success")
     wandb.finish()
     assert ("W&B cannot be reached (no answer)" in caplog.text) == unreachable
-    assert (f"kept in {folder / 'wandb'}; send it later with `wandb sync`" in caplog.text) == unreachable
+    assert (f"stored in {folder / 'wandb'}; upload it later with `wandb sync`" in caplog.text) == unreachable
     (file,) = folder.glob("wandb/offline-run-*/run-*.wandb")
     deadline = time.monotonic() + 30  # another process writes it
     while b"train/loss" not in file.read_bytes() and time.monotonic() < deadline:

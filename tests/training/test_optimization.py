@@ -71,7 +71,7 @@ def test_groups_take_the_first_entry_that_matches() -> None:
     [
         ({"lr": 0.1}, r"stage\.parameter_groups\[0\]\.match: give a pattern"),
         ({"match": "decoder.*"}, r"match=decoder\.\*: no parameter .* model\.encoder\.weight, "),
-        ({"match": "*", "weigth_decay": 0}, r"AdamW has no weigth_decay; it has lr_factor, lr, betas"),
+        ({"match": "*", "weigth_decay": 0}, r"AdamW has no option weigth_decay; it has lr_factor, lr, betas"),
     ],
 )
 def test_groups_that_mean_nothing_are_refused(group: dict[str, Any], message: str) -> None:
@@ -99,7 +99,7 @@ def test_other_optimizers_do_without_what_is_adamw_s(kind: type[torch.optim.Opti
             partial(torch.optim.Rprop, weight_decay=0.1),
             r"weight_decay: Rprop has no such option",
         ),
-        ("optimizer", partial(torch.optim.LBFGS, lr=0.1), r": LBFGS cannot be used: .* needs closure"),
+        ("optimizer", partial(torch.optim.LBFGS, lr=0.1), r": LBFGS is not supported: .* needs closure"),
         ("discriminator_optimizer", partial(torch.optim.SGD, fused=True, betas=[0, 1]), r"betas: SGD has no"),
         ("schedule", partial(lr_scheduler.CosineAnnealingLR, total=5), r": CosineAnnealingLR: .*'T_max'"),
         ("schedule", partial(lr_scheduler.ReduceLROnPlateau), r": ReduceLROnPlateau .* needs metrics"),
@@ -132,5 +132,5 @@ def test_a_function_of_the_step_is_no_partial() -> None:
     def factor(step: object, low: float) -> float:
         return low
 
-    with pytest.raises(SettingError, match=r"stage\.schedule: factor made a float, not a scheduler"):
+    with pytest.raises(SettingError, match=r"stage\.schedule: factor returned a float, not a scheduler"):
         Optimization(ADAMW, partial(factor, low=0.1)).make(parameters(*NETWORKS), {})

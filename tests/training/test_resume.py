@@ -37,7 +37,7 @@ def options(images: Path, runs: Path, name: str, stage: str) -> dict[str, Any]:
         "model.projected_codebooks": "false",
         "stage.schedule.warmup": 2,
         "stage.optimizer.lr": 1e-3,
-        "callbacks.codebooks.revive_every": 3,
+        "callbacks.codebooks.restart_every": 3,
         "callbacks.ema.decay": 0.8,
         "callbacks.last.every_n_steps": SAVED,
         **({} if stage == "transform" else {"stage.discriminator_start": 3}),
@@ -97,7 +97,7 @@ def test_continues_as_if_never_cut_off(
     folder = runs / f"cut-{stage}" / stage
     saved = checkpoint(folder)
     assert saved["global_step"] == SAVED
-    assert saved["callbacks"]["CodebookCare"]["counts"].keys() == {
+    assert saved["callbacks"]["CodebookRestart"]["counts"].keys() == {
         "codebook" if stage == "vqvae" else "hyper_codebook"
     }
 
@@ -114,7 +114,7 @@ def test_continues_as_if_never_cut_off(
         "loops",
     ):
         assert not differences(resumed[part], expected[part], part)
-    for callback in ("CodebookCare", "MovingAverage"):
+    for callback in ("CodebookRestart", "EMA"):
         assert not differences(resumed["callbacks"][callback], expected["callbacks"][callback], callback)
     first, second = figures(folder, 0), figures(folder, 1)
     assert [row["step"] for row in first if "train/loss" in row] == [0, 1, 2, 3, 4]
@@ -135,7 +135,7 @@ def test_pieces_of_one_step_are_one_run(whole: dict[str, Path], images: Path, st
     assert resumed["global_step"] == STEPS
     for part in ("state_dict", "current_model_state", "optimizer_states", "lr_schedulers"):
         assert not differences(resumed[part], expected[part], part)
-    assert not differences(resumed["callbacks"]["CodebookCare"], expected["callbacks"]["CodebookCare"])
+    assert not differences(resumed["callbacks"]["CodebookRestart"], expected["callbacks"]["CodebookRestart"])
     logged = [row for i in range(STEPS) for row in figures(folder, i) if "train/loss" in row]
     assert [row["step"] for row in logged] == list(range(STEPS))
     wanted = [row["train/loss"] for row in figures(whole[stage]) if "train/loss" in row]
@@ -162,7 +162,7 @@ def test_pieces_end_after_steps_not_between_their_batches(whole: dict[str, Path]
         assert resumed["global_step"] == step
     for part in ("state_dict", "current_model_state", "optimizer_states", "lr_schedulers"):
         assert not differences(resumed[part], expected[part], part)
-    assert not differences(resumed["callbacks"]["CodebookCare"], expected["callbacks"]["CodebookCare"])
+    assert not differences(resumed["callbacks"]["CodebookRestart"], expected["callbacks"]["CodebookRestart"])
 
 
 @pytest.mark.parametrize(("processes", "every"), [(1, 1), (2, ASK_EVERY)])

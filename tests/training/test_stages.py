@@ -215,14 +215,14 @@ def test_every_seed_has_numbers_of_its_own() -> None:
 def test_the_share_that_is_drawn_unquantized(images: Path, tmp_path: Path) -> None:
     def make(share: float) -> Any:
         options = settings(images, tmp_path, "share", "vqvae")
-        return instantiate(compose({**options, "stage.unquantized": share}).stage.module)
+        return instantiate(compose({**options, "stage.quantizer_bypass": share}).stage.module)
 
     x = torch.zeros(4000, 1)
-    assert make(0.0).draw_unquantized(x) is None
+    assert make(0.0).sample_bypass(x) is None
     torch.manual_seed(0)
-    assert make(0.25).draw_unquantized(x).float().mean().item() == pytest.approx(0.25, abs=0.03)
-    assert make(1.0).draw_unquantized(x).all()
-    with pytest.raises(Exception, match=r"stage\.unquantized is a share of the images, 0 to 1, got 1\.5"):
+    assert make(0.25).sample_bypass(x).float().mean().item() == pytest.approx(0.25, abs=0.03)
+    assert make(1.0).sample_bypass(x).all()
+    with pytest.raises(Exception, match=r"stage\.quantizer_bypass: must lie in \[0, 1\], got 1\.5"):
         make(1.5)
 
 
@@ -237,7 +237,7 @@ def test_images_are_drawn_unquantized_in_training_only(
         return forward(self, x, unquantized)
 
     monkeypatch.setattr(VQAutoencoder, "forward", spy)
-    folder = run({**settings(images, tmp_path, "share", "vqvae", 2), "stage.unquantized": 1.0})
+    folder = run({**settings(images, tmp_path, "share", "vqvae", 2), "stage.quantizer_bypass": 1.0})
     assert seen[True] == [True, True]
     assert seen[False]
     assert not any(seen[False])  # codes are what stage I is measured by

@@ -53,7 +53,7 @@ def main(images: Path, folder: Path) -> None:
             "trainer.devices": 2,
             "trainer.strategy": "ddp_fork",
             "model.projected_codebooks": "false",
-            "callbacks.codebooks.revive_every": 2,
+            "callbacks.codebooks.restart_every": 2,
             "callbacks.last.every_n_steps": 2,
             "+callbacks.probe._target_": "tests.training.two_ranks.Probe",
             "+callbacks.probe.folder": str(folder / "ranks" / name),

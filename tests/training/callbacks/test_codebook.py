@@ -1,4 +1,4 @@
-"""CodebookCare on a stage of one codebook, without a trainer."""
+"""CodebookRestart on a stage of one codebook, without a trainer."""
 
 from types import SimpleNamespace
 from typing import Any
@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from glc.models.quantizer import VectorQuantizer
-from glc.training.callbacks.codebook import CodebookCare
-from glc.training.callbacks.ema import MovingAverage
+from glc.training.callbacks.codebook import CodebookRestart
+from glc.training.callbacks.ema import EMA
 from glc.training.stages.base import Observation, Optimization, Stage
 
 
@@ -25,7 +25,7 @@ class OneCodebook(Stage):
 class Driver:
     """Calls the callback as a trainer of one device does."""
 
-    def __init__(self, quantizer: VectorQuantizer, care: CodebookCare) -> None:
+    def __init__(self, quantizer: VectorQuantizer, care: CodebookRestart) -> None:
         self.stage = OneCodebook(quantizer)
         self.care = care
         self.trainer = SimpleNamespace(
@@ -62,7 +62,7 @@ def among(codes: Tensor, vectors: Tensor) -> bool:
 def test_a_fresh_codebook_starts_on_the_data() -> None:
     centres, vectors = clusters()
     quantizer = VectorQuantizer(8, 4)
-    driver = Driver(quantizer, CodebookCare(initialize_after=1))
+    driver = Driver(quantizer, CodebookRestart(initialize_after=1))
     driver.step(vectors[:40])
     assert not quantizer.initialized
     assert distances(centres, quantizer.embedding).min() > 9
@@ -78,7 +78,7 @@ def test_a_projected_codebook_is_stretched_over_the_data() -> None:
     vectors = torch.randn(4096, 4) * torch.tensor([1.0, 2.0, 3.0, 4.0]) + 7
     quantizer = VectorQuantizer(4096, 4, projected=True)
     fixed = quantizer.embedding.clone()
-    Driver(quantizer, CodebookCare(initialize_after=0)).step(vectors)
+    Driver(quantizer, CodebookRestart(initialize_after=0)).step(vectors)
     codes = quantizer.codebook()
     torch.testing.assert_close(codes.std(0), vectors.std(0), rtol=0.1, atol=0)
     torch.testing.assert_close(codes.mean(0), vectors.mean(0), rtol=0, atol=0.3)
@@ -93,7 +93,7 @@ def test_a_loaded_or_unwanted_codebook_is_left_alone(after: int | None) -> None:
         source.initialize(torch.randn(64, 4))
     quantizer = VectorQuantizer(8, 4)
     quantizer.load_state_dict(source.state_dict())
-    Driver(quantizer, CodebookCare(initialize_after=after)).step(vectors)
+    Driver(quantizer, CodebookRestart(initialize_after=after)).step(vectors)
     assert torch.equal(quantizer.embedding, source.embedding)
 
 
@@ -101,7 +101,7 @@ def test_a_frozen_codebook_is_left_alone() -> None:
     _, vectors = clusters()
     quantizer = VectorQuantizer(8, 4).requires_grad_(False)
     before = quantizer.embedding.clone()
-    driver = Driver(quantizer, CodebookCare(initialize_after=0, revive_every=1))
+    driver = Driver(quantizer, CodebookRestart(initialize_after=0, restart_every=1))
     driver.step(vectors)
     assert torch.equal(quantizer.embedding, before)
     assert not quantizer.initialized
@@ -113,7 +113,7 @@ def test_only_dead_codes_move() -> None:
     with torch.no_grad():
         quantizer.embedding[:4] = torch.eye(4) * 10
         quantizer.embedding[4:] = -100.0
-    driver = Driver(quantizer, CodebookCare(initialize_after=None, revive_every=2))
+    driver = Driver(quantizer, CodebookRestart(initialize_after=None, restart_every=2))
     _, vectors = clusters()
     before = quantizer.embedding.clone()
     driver.step(vectors[:40])  # codes 0 and 1
@@ -133,9 +133,9 @@ def test_counts_survive_a_checkpoint() -> None:
     quantizer = VectorQuantizer(4, 4)
     quantizer.initialize(clusters()[1])
     _, vectors = clusters()
-    first = Driver(quantizer, CodebookCare(revive_every=2))
+    first = Driver(quantizer, CodebookRestart(restart_every=2))
     first.step(vectors)
-    second = Driver(quantizer, CodebookCare(revive_every=2))
+    second = Driver(quantizer, CodebookRestart(restart_every=2))
     saved = {"callbacks": {first.care.state_key: first.care.state_dict()}}
     first.care.on_save_checkpoint(first.trainer, first.stage, saved)  # type: ignore[arg-type]
     second.care.load_state_dict(saved["callbacks"][first.care.state_key])
@@ -148,7 +148,7 @@ def test_counts_survive_a_checkpoint() -> None:
 
 def test_the_start_keeps_no_more_vectors_than_asked() -> None:
     quantizer = VectorQuantizer(4, 4)
-    driver = Driver(quantizer, CodebookCare(initialize_after=5, max_vectors=50))
+    driver = Driver(quantizer, CodebookRestart(initialize_after=5, max_vectors=50))
     _, vectors = clusters()
     for _ in range(4):
         driver.step(vectors[:20] - 50)
@@ -182,7 +182,7 @@ def test_accumulated_batches_count_but_move_nothing() -> None:
     with torch.no_grad():
         quantizer.embedding.copy_(centres)
     quantizer.initialized.fill_(True)
-    driver = Driver(quantizer, CodebookCare(revive_every=2))
+    driver = Driver(quantizer, CodebookRestart(restart_every=2))
     driver.step(centres[:1])
     driver.step(centres[1:2], accumulated=True)
     driver.step(centres[2:3], accumulated=True)
@@ -200,14 +200,14 @@ def test_revived_codes_differ_from_each_other() -> None:
     quantizer = VectorQuantizer(16, 4)
     quantizer.initialized.fill_(True)
     vectors = 5 + torch.randn(6, 4)
-    Driver(quantizer, CodebookCare(revive_every=1)).step(vectors)
+    Driver(quantizer, CodebookRestart(restart_every=1)).step(vectors)
     moved = quantizer.embedding[(quantizer.embedding.abs() > 1).any(1)]
     assert len(moved) >= 5
     assert len(torch.unique(moved, dim=0)) == len(moved)
     assert among(moved.detach(), vectors)
 
 
-class Averaged(MovingAverage):
+class Averaged(EMA):
     """An average that is there."""
 
     def __init__(self, quantizer: VectorQuantizer) -> None:
@@ -221,7 +221,7 @@ class Averaged(MovingAverage):
 def test_moved_codes_become_those_of_the_first_process(monkeypatch: pytest.MonkeyPatch) -> None:
     """Tensor by tensor and in place: pickled, those of a GPU would all come to lie on the first one."""
     quantizer, average = VectorQuantizer(8, 4), VectorQuantizer(8, 4)
-    driver = Driver(quantizer, CodebookCare(initialize_after=0))
+    driver = Driver(quantizer, CodebookRestart(initialize_after=0))
     driver.trainer.world_size = 2
     driver.trainer.callbacks = [Averaged(average)]
     sent: list[Tensor] = []

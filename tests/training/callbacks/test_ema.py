@@ -3,7 +3,7 @@ import pytest
 import torch
 from torch import nn
 
-from glc.training.callbacks.ema import MovingAverage
+from glc.training.callbacks.ema import EMA
 
 
 class Moving(L.LightningModule):
@@ -35,7 +35,7 @@ def test_averages_what_moves_and_leaves_the_rest_exactly(tmp_path) -> None:
         enable_progress_bar=False,
         enable_model_summary=False,
         default_root_dir=tmp_path,
-        callbacks=[MovingAverage(decay=0.9)],
+        callbacks=[EMA(decay=0.9)],
     )
     trainer.fit(module, torch.utils.data.DataLoader(torch.zeros(300), batch_size=1))
     # a_1 = 1, a_t = 0.9 a_(t-1) + 0.1 t, which tends to t - 9; it replaces the weights at the end.
@@ -55,7 +55,7 @@ class Rearranged(L.LightningModule):
 
 
 def test_lies_in_memory_as_the_weights_do() -> None:
-    module, average = Rearranged(), MovingAverage(decay=0.9)
+    module, average = Rearranged(), EMA(decay=0.9)
     trainer = L.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
     average.setup(trainer, module, "fit")
     module.setup("fit")
@@ -70,4 +70,4 @@ def test_lies_in_memory_as_the_weights_do() -> None:
 @pytest.mark.parametrize("decay", [-0.1, 1.0, 1.5])
 def test_refuses_a_decay_that_is_none(decay: float) -> None:
     with pytest.raises(ValueError, match=r"callbacks\.ema\.decay"):
-        MovingAverage(decay)
+        EMA(decay)

@@ -79,12 +79,12 @@ def test_an_added_loss_is_logged_and_weighted(images: Path, tmp_path: Path, stag
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        (EDGE, r"^stage\.distortion_weights\.edge: give this loss term a weight"),
+        (EDGE, r"^stage\.distortion_weights\.edge: this loss term has no weight"),
         (
             {"+stage.distortion_weights.egde": 1},
-            r"^stage\.distortion_weights\.egde: there is no such loss term; the terms are l1$",
+            r"^stage\.distortion_weights\.egde: no such loss term; the terms are l1$",
         ),
-        ({"stage.optimizer._target_": "torch.optim.LBFGS"}, r"^stage\.optimizer: LBFGS cannot be used"),
+        ({"stage.optimizer._target_": "torch.optim.LBFGS"}, r"^stage\.optimizer: LBFGS is not supported"),
         ({"stage.parameter_groups": "[{match: x}]"}, r"^stage\.parameter_groups\[0\]\.match=x: no trained"),
         (
             {"+metrics.metrics.l1._target_": f"{HERE}.Widest"},

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from glc.training.stages.codec import CodecStage, draw_rates, lambdas
+from glc.training.stages.codec import CodecStage, sample_rates, lambdas
 from glc.training.stages.transform import TransformStage
 from tests.short_runs import run, settings
 
@@ -37,14 +37,14 @@ def test_lambdas_that_make_no_sense_are_refused(values: float | list[float], mes
 @pytest.mark.parametrize(("batch", "points"), [(8, 4), (9, 4), (4, 4), (3, 4), (1, 4), (5, 1)])
 def test_points_are_as_equally_frequent_as_a_batch_allows(batch: int, points: int) -> None:
     for _ in range(20):
-        counts = torch.bincount(draw_rates(batch, points, CPU), minlength=points)
+        counts = torch.bincount(sample_rates(batch, points, CPU), minlength=points)
         assert counts.sum() == batch
         assert counts.max() - counts.min() <= 1
         assert len(counts) == points
 
 
 def test_small_batches_see_every_point_in_time_and_in_any_order() -> None:
-    drawn = torch.stack([draw_rates(2, 4, CPU) for _ in range(400)])
+    drawn = torch.stack([sample_rates(2, 4, CPU) for _ in range(400)])
     shares = torch.bincount(drawn.flatten(), minlength=4) / drawn.numel()
     assert (shares - 0.25).abs().max() < 0.06
     assert len({tuple(pair) for pair in drawn.tolist()}) == 12  # all ordered pairs of different points
@@ -61,7 +61,7 @@ def share(position: int, accumulated: int, rank: int, world: int, accumulate: in
         optimization=SimpleNamespace(accumulate=accumulate),
         model=SimpleNamespace(num_rates=4),
     )
-    return CodecStage.draw_rates(stage, torch.zeros(2, 3, 8, 8))  # type: ignore[arg-type]
+    return CodecStage.sample_rates(stage, torch.zeros(2, 3, 8, 8))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(("world", "accumulate"), [(1, 1), (2, 1), (1, 4), (2, 3)])
@@ -70,20 +70,20 @@ def test_devices_and_passes_share_one_draw(world: int, accumulate: int) -> None:
         [share(50 + i, i, rank, world, accumulate) for i in range(accumulate) for rank in range(world)]
     )
     generator = torch.Generator().manual_seed(3 * 1_000_003 + 50)
-    assert torch.equal(drawn, draw_rates(2 * world * accumulate, 4, CPU, generator))
+    assert torch.equal(drawn, sample_rates(2 * world * accumulate, 4, CPU, generator))
 
 
 def test_a_step_of_several_passes_holds_all_points(
     images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen = []
-    draw = TransformStage.draw_rates
+    draw = TransformStage.sample_rates
 
     def noted(self: TransformStage, x: Tensor) -> Tensor:
         seen.append((self.global_step, draw(self, x)))
         return seen[-1][1]
 
-    monkeypatch.setattr(TransformStage, "draw_rates", noted)
+    monkeypatch.setattr(TransformStage, "sample_rates", noted)
     values = {**settings(images, tmp_path, "shares", "transform", 8), "init_from": "none"}
     run({**values, "stage.accumulate": 2, "data.epoch_batches": 3})  # so each epoch's last step has one pass
     steps = [torch.cat([points for at, points in seen if at == step]).tolist() for step in range(8)]
