@@ -29,7 +29,7 @@ def test_a_weight_without_a_term_is_refused(weight: float) -> None:
 
 
 def test_a_term_without_a_weight_is_refused() -> None:
-    message = r"^stage\.distortion_weights\.edge: this loss term has no weight; give one .*There are weights for l1$"
+    message = r"^stage\.distortion_weights\.edge: this loss term has no weight; .*There are weights for l1$"
     with pytest.raises(SettingError, match=message):
         weighted_sum({"l1": torch.ones(1), "edge": torch.ones(1)}, {"l1": 1.0}, "stage.distortion_weights")
 

@@ -45,7 +45,7 @@ def adaptive_weight(
 class AdversarialLoss(nn.Module):
     """Hinge loss between a discriminator and a generator, balanced by gradient norms.
 
-    Before the step `start` the discriminator is not trained and the generator has its reconstruction loss alone.
+    Before the step `start` the discriminator is not trained and the generator has no adversarial term.
 
     Args:
         discriminator: maps `[B, 3, H, W]` in [-1, 1] to logits.

@@ -11,10 +11,10 @@ LEAST = 32
 class RandomAugmentation(nn.Module):
     """Apply the same random augmentation to both images of a perceptual distance during training.
 
-    A fixed network has blind spots that depend on the grid of its strides and on its scale, and a decoder learns
-    artefacts that lower this distance and no other. Augmentations that change at each step prevent this (the
-    idea of E-LPIPS, Kettunen et al. 2019, with fewer kinds of augmentation). In evaluation mode the images are
-    compared unchanged.
+    A fixed network has blind spots that depend on the grid of its strides and on its scale, and a decoder
+    learns artefacts that lower this distance and no other. Augmentations that change at each step prevent
+    this (the idea of E-LPIPS, Kettunen et al. 2019, with fewer kinds of augmentation). In evaluation mode the
+    images are compared unchanged.
 
     Args:
         distance: maps two batches `[B, 3, H, W]` to distances `[B]`.

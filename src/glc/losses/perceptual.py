@@ -59,10 +59,10 @@ class LPIPS(nn.Module):
         weights_dir: a folder to look in first. It may hold torchvision's file (`vgg16-397923af.pth`) or one
             `vgg16*.pth`, `alexnet*.pth`, `squeezenet1_1*.pth`: a state dict of the network or of its
             features.
-        precision: `float32` computes in float32 also under autocast; `autocast` follows the caller's autocast.
+        precision: `float32` computes in float32 also under autocast; `autocast` follows the caller.
 
     Raises:
-        WeightsUnavailable: the backbone's weights were not found; the message lists what was tried and the fix.
+        WeightsUnavailable: the backbone's weights were not found; the message lists the places tried.
         FileNotFoundError: `weights_dir` is given and is not a folder.
         ValueError: `net` or `precision` is unknown, or a weights file does not match its name.
     """
@@ -112,7 +112,7 @@ def _build(net: str, weights_dir: str | Path | None) -> nn.Module:
 
 
 def _features_for(slices: nn.Module, path: Path) -> dict[str, Tensor]:
-    """Return the tensors of a torchvision file under the names that the `lpips` package gives them, by slice."""
+    """Return the tensors of a torchvision file under the names of the `lpips` package, which has slices."""
     found = _read_state_dict(path)
     renamed: dict[str, Tensor] = {}
     for name, wanted in slices.state_dict().items():
@@ -146,7 +146,7 @@ def find_weights(
     pattern: str | None = None,
     not_pattern: str | None = None,
 ) -> Path:
-    """Return the local file with the weights published at `url`; download it into torch hub's cache if needed.
+    """Return the local file with the weights published at `url`, downloaded to torch hub's cache if needed.
 
     Looked up in `weights_dir` under its own name, then as the one file that matches `pattern` and not
     `not_pattern`; in `$TORCH_HOME/hub/checkpoints` under its own name; on the network unless `GLC_OFFLINE=1`.

@@ -10,7 +10,7 @@ from glc.losses.perceptual import LPIPS
 
 
 def gram(features: Tensor) -> Tensor:
-    """Return the Gram matrices `[B, C, C]` of features `[B, C, h, w]`: channel products, averaged over positions."""
+    """Return the Gram matrices `[B, C, C]` of features `[B, C, h, w]`: mean channel products."""
     flat = features.flatten(2)
     return flat @ flat.transpose(1, 2) / flat.shape[2]
 
@@ -23,8 +23,8 @@ class StyleLoss(nn.Module):
     style:    |G_i(x_hat) - G_i(s)|^2 / |G_i(s)|^2        over all layers, G_i the Gram matrix of F_i
     ```
 
-    Relative errors weigh all layers equally, whatever the magnitude of their features. Both terms are 1 for an
-    image whose features are all 0.
+    Relative errors weigh all layers equally, whatever the magnitude of their features. Both terms are 1 for
+    an image whose features are all 0.
 
     Args:
         perceptual: its backbone computes the features: `LPIPS` with `vgg`, `alex` or `squeeze`.
@@ -52,8 +52,8 @@ class StyleLoss(nn.Module):
             count = len(perceptual.features(torch.zeros(1, 3, 64, 64)))
         if not self.content_layers or not all(0 <= layer < count for layer in self.content_layers):
             raise ValueError(
-                f"stage.content_layers={list(content_layers)}: out of range; give indices of the network's layers, "
-                f"0 to {count - 1}"
+                f"stage.content_layers={list(content_layers)}: out of range; give indices of "
+                f"the network's layers, 0 to {count - 1}"
             )
 
     def features(self, x: Tensor) -> list[Tensor]:

@@ -83,7 +83,8 @@ def weighted_sum(
     if missing:
         known = ", ".join(weights) or "none"
         raise SettingError(
-            f"{key}.{missing[0]}: this loss term has no weight; give one (0 only logs the term). There are weights for {known}"
+            f"{key}.{missing[0]}: this loss term has no weight; give one (0 only logs the term). "
+            f"There are weights for {known}"
         )
     used = {name: weight for name, weight in weights.items() if weight != 0}
     if not used:

@@ -1,8 +1,8 @@
 """Checkpoints of a run: saving, choosing the one to resume from, and a fix of two counters on resume.
 
 Lightning 2.6 resumes a checkpoint that was saved at the end of an epoch by ending that epoch a second time,
-without a batch. Two counters count this as an epoch and a batch: the data would skip an epoch, and each logged
-step would be one too high. `count_batches` and `count_epochs` correct them.
+without a batch. Two counters count this as an epoch and a batch: the data would skip an epoch, and each
+logged step would be one too high. `count_batches` and `count_epochs` correct them.
 """
 
 import logging
@@ -35,7 +35,7 @@ class SavingError(RuntimeError):
 class SealedCheckpointIO(TorchCheckpointIO):
     """Save atomically with a checksum (`glc.io.checkpoint`); load an opened checkpoint without a second read.
 
-    Set `opened` to the checkpoint that `trainer.fit(ckpt_path=)` will load: it is returned once, then released.
+    Set `opened` to the checkpoint that `trainer.fit(ckpt_path=)` will load; it is returned once.
     """
 
     opened: Checkpoint | None = None
@@ -108,8 +108,8 @@ def keep_previous(last: Path) -> None:
 def open_last(folder: Path) -> Checkpoint | None:
     """Open a run's last checkpoint, or the previous one where the last is missing or corrupt.
 
-    A corrupt `last.ckpt` is logged as a warning and renamed to `last.ckpt.damaged`; the previous one takes its
-    name, so that the next save does not replace the intact one by the corrupt one.
+    A corrupt `last.ckpt` is logged as a warning and renamed to `last.ckpt.damaged`; the previous one takes
+    its name, so that the next save does not replace the intact one by the corrupt one.
 
     Args:
         folder: of the checkpoints.
@@ -186,8 +186,8 @@ class LastCheckpoint(callbacks.Checkpoint):
     """Save `last.ckpt` periodically, and at the end of each epoch and of training.
 
     `resume=last` and the next stage start from it; `previous.ckpt` is the one before. A `Checkpoint` callback
-    runs after all others, so the file holds the EMA of the same step. It saves at the end of the last epoch, not
-    at the end of training, because by then the live weights have been replaced by the EMA.
+    runs after all others, so the file holds the EMA of the same step. It saves at the end of the last epoch,
+    not at the end of training, because by then the live weights have been replaced by the EMA.
 
     Args:
         dirpath: folder of the checkpoint.

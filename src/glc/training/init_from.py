@@ -120,7 +120,7 @@ class _Given(NamedTuple):
 
     source: Source
     networks: dict[str, dict[str, Tensor]]
-    """State dicts, by the networks' names in the codec stages or, for a stage's own networks, in the stage."""
+    """State dicts by the networks' names in the codec stages; for a stage's own networks, by those there."""
     origin: str
     """Description of the file, for messages."""
 
@@ -129,8 +129,8 @@ def warm_start(stage: L.LightningModule, *sources: Source, discriminator: Source
     """Load every network that a stage shares with files, each completely or not at all.
 
     Networks are matched by name: those of `NETWORKS`, and any other submodule of the stage that a checkpoint
-    also has. EMA weights are used where a file has them. A decoder with refinement blocks can be loaded from one
-    without them: it decodes the same.
+    also has. EMA weights are used where a file has them. A decoder with refinement blocks can be loaded from
+    one without them: it decodes the same.
 
     Args:
         stage: the stage to start; for a `Stage`, `missing` and `on_weights_loaded` are called.

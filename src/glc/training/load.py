@@ -37,7 +37,7 @@ def load_stage(
 ) -> L.LightningModule:
     """Return a trained stage with its weights (the EMA weights where it has them), in evaluation mode.
 
-    If the weights of the perceptual network are unavailable, the stage has no term `lpips`; a warning is logged.
+    If the weights of the perceptual network are unavailable, the stage has no term `lpips`; this is logged.
     The codec of stage=restoration or stage=stylization is loaded from the run's `init_from`.
 
     Args:

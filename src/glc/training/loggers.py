@@ -161,8 +161,8 @@ def wandb_logger(
 ) -> RateDistortionLogger:
     """Return a W&B logger that never prompts: online when the user is logged in, offline otherwise.
 
-    `WANDB_MODE` overrides this. The run is named after its folder below `runs_dir`, `NAME/STAGE`; its job type is
-    STAGE. Its id is stored in that folder, so a resumed run continues its W&B run.
+    `WANDB_MODE` overrides this. The run is named after its folder below `runs_dir`, `NAME/STAGE`; its job
+    type is STAGE. Its id is stored in that folder, so a resumed run continues its W&B run.
 
     Args:
         project: W&B project.

@@ -21,7 +21,7 @@ OptimizerFactory = Callable[[Any], Optimizer]
 Schedule = Callable[[int], float] | partial[LRScheduler]
 """Factor on the learning rate as a function of the step, or a partial that creates a scheduler."""
 
-# Options that the configuration sets for AdamW and WarmupCosine; other optimizers and schedulers may lack them.
+# Options that the configuration sets for AdamW and WarmupCosine, and that other classes may lack.
 _DEFAULTS = {
     "optimizer": {"betas", "fused", "weight_decay"},
     "discriminator_optimizer": set(),
@@ -125,8 +125,8 @@ class Optimization:
         scheduler = self.schedule(optimizer)
         if not isinstance(scheduler, LRScheduler):
             raise SettingError(
-                f"stage.schedule: {_name(self.schedule)} returned a {type(scheduler).__name__}, not a scheduler; "
-                "for a function of the step, omit _partial_"
+                f"stage.schedule: {_name(self.schedule)} returned a {type(scheduler).__name__}, "
+                "not a scheduler; for a function of the step, omit _partial_"
             )
         return scheduler
 

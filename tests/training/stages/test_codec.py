@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from glc.training.stages.codec import CodecStage, sample_rates, lambdas
+from glc.training.stages.codec import CodecStage, lambdas, sample_rates
 from glc.training.stages.transform import TransformStage
 from tests.short_runs import run, settings
 

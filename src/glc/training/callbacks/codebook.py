@@ -28,10 +28,10 @@ class CodebookRestart(L.Callback):
     skipped.
 
     Args:
-        initialize_after: step after which a new codebook is initialised by k-means on the vectors of the batches
-            so far; None for never.
-        restart_every: steps between restarts: codewords not used since the last restart move to distinct random
-            vectors of the current batch. None for never. Projected codebooks need no restart.
+        initialize_after: step after which a new codebook is initialised by k-means on the vectors of the
+            batches so far; None for never.
+        restart_every: steps between restarts: codewords not used since the last restart move to distinct
+            random vectors of the current batch. None for never. Projected codebooks need no restart.
         max_vectors: vectors kept for the initialisation.
     """
 
@@ -163,8 +163,8 @@ def _all_devices(module: L.LightningModule, value: Tensor) -> Tensor:
 def _share(trainer: L.Trainer, module: L.LightningModule, quantizer: Any, rows: Tensor | None = None) -> None:
     """Broadcast rank 0's codewords, and copy those that moved (all, or `rows`) to the EMA.
 
-    Broadcast, because sums on GPUs differ in their last digits. Copied, because the average of a codeword's old
-    and new position is not a codeword.
+    Broadcast, because sums on GPUs differ in their last digits. Copied, because the average of a codeword's
+    old and new position is not a codeword.
     """
     for name, tensor in [*quantizer.named_parameters(), *quantizer.named_buffers()]:
         if trainer.world_size > 1 and name != "initialized":
@@ -186,8 +186,8 @@ BINS = 256
 class CodebookHistograms(L.Callback):
     """Log the codewords' frequencies over the validation images to W&B, the most frequent first.
 
-    `val/NAME_histogram` for each codebook: a collapsed one has all its mass at the left. Does nothing without a
-    W&B logger.
+    `val/NAME_histogram` for each codebook: a collapsed one has all its mass at the left. Does nothing without
+    a W&B logger.
     """
 
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

@@ -15,9 +15,10 @@ class EMA(WeightAveraging):
     """Keep an exponential moving average of all weights, which validation, checkpoints and export use.
 
     Two differences from Lightning's `EMAWeightAveraging`. Weights that do not change keep their exact values:
-    `decay * a + (1 - decay) * a` differs from `a` in its last digits, which adds up to 1e-4 of a frozen weight
-    over a training run; interpolation gives `a`. And the average is on the device of the weights: Lightning
-    creates it before they are moved and leaves it on the CPU, so that each step would copy all weights there.
+    `decay * a + (1 - decay) * a` differs from `a` in its last digits, which adds up to 1e-4 of a frozen
+    weight over a training run; interpolation gives `a`. And the average is on the device of the weights:
+    Lightning creates it before they are moved and leaves it on the CPU, so that each step would
+    copy all weights there.
 
     Args:
         decay: weight of the old average per step, in [0, 1).

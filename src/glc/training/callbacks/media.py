@@ -13,9 +13,9 @@ from torchvision.utils import save_image
 class ReconstructionPanel(L.Callback):
     """Save the first validation images beside their reconstructions, and log them to W&B.
 
-    Each image becomes one strip: the original, then its reconstructions. `validation_step` must return them: a
-    dict of names to images `[B, 3, H, W]` in [-1, 1], the original first. For a module that returns anything
-    else there is no panel.
+    Each image becomes one strip: the original, then its reconstructions. `validation_step` must return them:
+    a dict of names to images `[B, 3, H, W]` in [-1, 1], the original first. For a module that returns
+    anything else there is no panel.
 
     Args:
         dirpath: folder of `NN-step-SSSSSS.png`.

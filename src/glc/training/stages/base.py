@@ -158,8 +158,8 @@ class Stage(L.LightningModule):
         """
         accumulate = self.optimization.accumulate
         if self.trainer.world_size > 1:
-            # DDP waits for a gradient of every parameter, also of those unused in this batch (a weight of 0, or
-            # rate points that are not in the batch).
+            # DDP waits for a gradient of every parameter, also of those unused in this batch (a weight of 0,
+            # or rate points that are not in the batch).
             loss = loss + sum(0.0 * p.sum() for p in self.parameters() if p.requires_grad)
         if (batch_idx + 1) % accumulate and not self.trainer.is_last_batch:
             # Gradients are exchanged once per step; until then each device accumulates its own.

@@ -29,8 +29,8 @@ class CodecStage(Stage):
         distortion_weights: weights of the distortion terms, added losses among them, which lambda multiplies.
         optimization: optimizers and schedule.
         noise: estimate the rate with uniform noise instead of rounding.
-        balance: scale each image's objective by mean(lambda) / lambda, so that rate points with a large lambda do
-            not dominate the gradient of shared weights. The optimum of each point is unchanged.
+        balance: scale each image's objective by mean(lambda) / lambda, so that rate points with a large
+            lambda do not dominate the gradient of shared weights. The optimum of each point is unchanged.
         **options: see `Stage`.
     """
 

@@ -53,7 +53,7 @@ class FineTuneStage(Stage):
         checkpoint.setdefault("glc", {})["part"] = {**self.variant, "about": self.about()}
 
     def about(self) -> dict[str, Any]:
-        """Return data on the training that is not in the settings, as plain values, for the variant's file."""
+        """Return training data that is not in the settings, as plain values, for the variant's file."""
         return {"steps": self.global_step}
 
     def fixed_generator(self, batch_idx: int) -> Generator:

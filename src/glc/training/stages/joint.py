@@ -16,8 +16,8 @@ from glc.training.stages.codec import CodecStage
 class JointStage(CodecStage):
     """Train all networks: R + lambda x [L1 + LPIPS + 0.8 adversarial + 0.05 D_code] + codebook loss of C_h.
 
-    D_code compares E_VQ(x) and E_VQ(x_hat), where E_VQ is stage I's encoder, so that the reconstruction has the
-    same codewords as the image.
+    D_code compares E_VQ(x) and E_VQ(x_hat), where E_VQ is stage I's encoder, so that the reconstruction has
+    the same codewords as the image.
 
     Args:
         vq_encoder: E_VQ, with the encoder's architecture; initialised with the encoder's weights.
@@ -59,8 +59,8 @@ class JointStage(CodecStage):
 
         loss_d, terms_d = self.adversarial.discriminator_loss(x, out.x_hat, self.global_step)
 
-        # L1, LPIPS and the adversarial loss are differentiated with respect to the pixels (see AdversarialLoss).
-        # The code loss stays in the graph, because it also trains its predictor.
+        # L1, LPIPS and the adversarial loss are differentiated with respect to the pixels (see
+        # AdversarialLoss). The code loss stays in the graph, because it also trains its predictor.
         pixels = out.x_hat.detach().requires_grad_()
         visible = self.pixel_terms(x, pixels)
         hidden = self.code_terms(x, out.x_hat)

@@ -22,8 +22,8 @@ class RestorationStage(FineTuneStage):
     x --E (fixed)------------------------------------> l  ---+--> latent_mse = mean |l - l_r|^2
     ```
 
-    It is initialised from E. Transform, entropy model and D do not change, so any decoder of the codec can decode
-    its files.
+    It is initialised from E. Transform, entropy model and D do not change, so any decoder of the codec can
+    decode its files.
 
     Args:
         codec: the finished codec; its encoder is the teacher.

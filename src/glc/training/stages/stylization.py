@@ -1,4 +1,4 @@
-"""Stylization: a new decoder that renders a codec's latents in the style of an image (paper sections 6, 11)."""
+"""Stylization: a decoder that renders latents in the style of an image (paper sections 6 and 11)."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -46,7 +46,7 @@ class StylizationStage(FineTuneStage):
     style image ------------------------------------- style of ------'
     ```
 
-    It is initialised from D. Encoder and files do not change: any file of the codec can be rendered in the style.
+    It is initialised from D. Encoder and files do not change: any file can be rendered in the style.
 
     Args:
         codec: the finished codec.
