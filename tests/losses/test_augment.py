@@ -16,14 +16,14 @@ class Difference(nn.Module):
         return (x - y).abs().mean((1, 2, 3))
 
 
-def test_both_images_are_seen_through_one_view() -> None:
+def test_both_images_get_the_same_augmentation() -> None:
     views = RandomAugmentation(Difference())
     x = torch.rand(2, 3, 64, 64)
     for _ in range(20):
         assert views(x, x.clone()).eq(0).all()
 
 
-def test_views_differ_in_place_side_and_size() -> None:
+def test_augmentations_vary_position_orientation_and_size() -> None:
     distance = Difference()
     views = RandomAugmentation(distance)
     ramp = (torch.arange(64.0) + 64 * torch.arange(64.0)[:, None]).expand(1, 3, 64, 64)
@@ -41,7 +41,7 @@ def test_views_differ_in_place_side_and_size() -> None:
 
 
 @pytest.mark.parametrize("size", [(24, 80), (32, 32), (33, 47), (65, 65)])
-def test_views_keep_what_the_smallest_network_needs(size: tuple[int, int]) -> None:
+def test_augmentations_keep_the_minimum_side(size: tuple[int, int]) -> None:
     views = RandomAugmentation(Difference())
     least = min(*size, LEAST)
     x = torch.rand(1, 3, *size)
@@ -51,7 +51,7 @@ def test_views_keep_what_the_smallest_network_needs(size: tuple[int, int]) -> No
         assert max(seen.shape[-2:]) <= max(size)
 
 
-def test_evaluation_compares_whole_images() -> None:
+def test_evaluation_compares_unchanged_images() -> None:
     distance = Difference()
     views = RandomAugmentation(distance).eval()
     x = torch.rand(1, 3, 40, 56)
@@ -59,7 +59,7 @@ def test_evaluation_compares_whole_images() -> None:
     assert distance.seen.equal(x)
 
 
-def test_the_gradient_reaches_the_pixels_that_are_seen() -> None:
+def test_gradient_reaches_the_uncropped_pixels() -> None:
     views = RandomAugmentation(Difference())
     x = torch.rand(1, 3, 64, 64, requires_grad=True)
     views(x, torch.zeros(1, 3, 64, 64)).sum().backward()
@@ -67,6 +67,6 @@ def test_the_gradient_reaches_the_pixels_that_are_seen() -> None:
     assert x.grad[..., 8:, 8:].ne(0).all()
 
 
-def test_style_has_no_views() -> None:
+def test_style_loss_refuses_augmentation() -> None:
     with pytest.raises(ValueError, match=r"perceptual\.augment=false"):
         StyleLoss(RandomAugmentation(Difference()))

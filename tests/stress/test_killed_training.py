@@ -143,7 +143,7 @@ def compare(folder: Path, whole: Path, steps: int, saved: tuple[int, ...]) -> No
         del state["glc"]  # names the folders
         for name in [name for name in state["callbacks"] if "Checkpoint" in name]:
             del state["callbacks"][name]
-    assert {"CodebookRestart", "EMA"} <= one["callbacks"].keys()
+    assert {"CodebookCare", "MovingAverage"} <= one["callbacks"].keys()
     assert differences(one, other, "checkpoint") == []
 
 

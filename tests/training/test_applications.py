@@ -49,7 +49,7 @@ def denoiser(photos: Path, codec: Path, tmp_path_factory: pytest.TempPathFactory
     )
 
 
-def test_a_restoration_run_keeps_the_new_encoder_only(denoiser: Path, codec: Path) -> None:
+def test_restoration_checkpoint_holds_only_the_new_encoder(denoiser: Path, codec: Path) -> None:
     saved = checkpoint(denoiser)
     own = read_codec(codec).model.encoder.state_dict()
     assert saved["state_dict"].keys() == {f"encoder.{name}" for name in own}
@@ -63,7 +63,7 @@ def test_a_restoration_run_keeps_the_new_encoder_only(denoiser: Path, codec: Pat
     assert {f"val/bpp{kind}/{k}" for k in range(4) for kind in ("", "_plain")} <= last.keys()
 
 
-def test_what_was_trained_writes_files_that_any_decoder_opens(
+def test_restoration_encoder_writes_files_that_the_codec_decodes(
     denoiser: Path, codec: Path, tmp_path: Path
 ) -> None:
     for half in (False, True):
@@ -81,9 +81,7 @@ def test_what_was_trained_writes_files_that_any_decoder_opens(
     assert sizes[0] < sizes[1] / 3
 
 
-def test_validation_degrades_a_image_in_the_same_way_each_time(
-    photos: Path, codec: Path, tmp_path: Path
-) -> None:
+def test_validation_degradation_is_repeatable(photos: Path, codec: Path, tmp_path: Path) -> None:
     cfg = compose(options(photos, tmp_path, codec, "restoration"))
     stage = instantiate(cfg.stage.module, _partial_=True)(codec=read_codec(codec))
     x = torch.zeros(1, 3, 32, 32)
@@ -94,7 +92,7 @@ def test_validation_degrades_a_image_in_the_same_way_each_time(
     assert all(p.requires_grad for p in stage.encoder.parameters())
 
 
-def test_another_codec_cannot_continue_a_run(
+def test_resuming_with_another_codec_is_refused(
     denoiser: Path, photos: Path, codec: Path, tmp_path: Path
 ) -> None:
     other = fixed_codec_weights(tmp_path / "other.safetensors", seed=1)
@@ -103,7 +101,7 @@ def test_another_codec_cannot_continue_a_run(
         run({**values, "resume": str(denoiser / "checkpoints" / "last.ckpt")})
 
 
-def test_without_a_codec_the_fix_is_named(photos: Path, tmp_path: Path) -> None:
+def test_missing_codec_message_names_the_fix(photos: Path, tmp_path: Path) -> None:
     values = settings(photos, tmp_path, "none", "restoration")
     with pytest.raises(UsageError, match=r"stage=restoration starts from stage=joint.*init_from="):
         run(values)
@@ -111,9 +109,7 @@ def test_without_a_codec_the_fix_is_named(photos: Path, tmp_path: Path) -> None:
         run({**values, "init_from": "none"})
 
 
-def test_a_checkpoint_stands_for_the_codec_that_it_exports_to(
-    stages: dict[str, Path], tmp_path: Path
-) -> None:
+def test_checkpoint_loads_as_its_exported_codec(stages: dict[str, Path], tmp_path: Path) -> None:
     export(stages["joint"] / "checkpoints" / "last.ckpt", tmp_path / "codec.safetensors")
     assert read_codec(stages["joint"]).fingerprint == read_codec(tmp_path / "codec.safetensors").fingerprint
     image = Image.fromarray(fixed_image(64, 64))
@@ -141,7 +137,7 @@ def painter(photos: Path, codec: Path, tmp_path_factory: pytest.TempPathFactory)
     return run({**options(photos, folder, codec, "stylization", steps=12), **more})
 
 
-def test_a_stylization_run_draws_the_same_files_in_the_style(
+def test_stylization_decoder_renders_the_same_files_in_the_style(
     painter: Path, codec: Path, tmp_path: Path
 ) -> None:
     saved = checkpoint(painter)
@@ -161,7 +157,7 @@ def test_a_stylization_run_draws_the_same_files_in_the_style(
     )
 
 
-def test_a_style_that_cannot_be_read_is_named(photos: Path, codec: Path, tmp_path: Path) -> None:
+def test_unreadable_style_image_is_named(photos: Path, codec: Path, tmp_path: Path) -> None:
     values = {
         **options(photos, tmp_path, codec, "stylization"),
         "stage.style": "none.png",

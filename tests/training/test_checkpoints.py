@@ -52,7 +52,7 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_the_one_before_is_kept(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_previous_checkpoint_is_kept(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert step_of(open_last(folder)) == 2
     assert step_of(folder / "previous.ckpt") == 1
     keep_previous(folder / "last.ckpt")
@@ -69,7 +69,7 @@ def test_the_one_before_is_kept(folder: Path, monkeypatch: pytest.MonkeyPatch) -
     assert step_of(open_last(folder)) == 3
 
 
-def test_a_damaged_checkpoint_is_named_and_the_one_before_used(
+def test_corrupt_checkpoint_falls_back_to_the_previous_one(
     folder: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     damage(folder / "last.ckpt")
@@ -83,9 +83,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_used(
     assert (folder / "last.ckpt.damaged").is_file()
 
 
-def test_other_processes_of_a_run_leave_the_files_alone(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_other_ranks_do_not_rename_files(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     damage(folder / "last.ckpt")
     before = sorted(folder.iterdir())
     monkeypatch.setenv("RANK", "1")
@@ -93,7 +91,7 @@ def test_other_processes_of_a_run_leave_the_files_alone(
     assert sorted(folder.iterdir()) == before
 
 
-def test_two_damaged_checkpoints_are_an_error(folder: Path, tmp_path: Path) -> None:
+def test_two_corrupt_checkpoints_raise(folder: Path, tmp_path: Path) -> None:
     for name in ("last.ckpt", "previous.ckpt"):
         damage(folder / name)
     with pytest.raises(WeightsError, match=r"last\.ckpt: damaged.*previous\.ckpt: damaged"):
@@ -101,13 +99,13 @@ def test_two_damaged_checkpoints_are_an_error(folder: Path, tmp_path: Path) -> N
     assert open_last(tmp_path / "nowhere") is None
 
 
-def test_a_checkpoint_that_cannot_be_written(tmp_path: Path) -> None:
+def test_failed_write_raises_saving_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(SavingError, match=r"last\.ckpt.*rerun with resume=last"):
         SealedCheckpointIO().save_checkpoint({"a": 1}, tmp_path / "file" / "last.ckpt")
 
 
-def test_an_opened_checkpoint_is_handed_over_once_without_its_file(folder: Path) -> None:
+def test_opened_checkpoint_is_returned_once_without_reading_the_file(folder: Path) -> None:
     io = SealedCheckpointIO()
     io.opened = opened = open_last(folder)
     assert opened is not None
@@ -119,7 +117,7 @@ def test_an_opened_checkpoint_is_handed_over_once_without_its_file(folder: Path)
     assert io.load_checkpoint(folder / "previous.ckpt", weights_only=True)["global_step"] == 1
 
 
-def test_nothing_is_saved_between_the_batches_of_a_step(tmp_path: Path) -> None:
+def test_no_save_between_the_batches_of_a_step(tmp_path: Path) -> None:
     callback = LastCheckpoint(tmp_path, every_n_steps=2)
     saved: list[int] = []
     trainer: Any = SimpleNamespace(
@@ -154,7 +152,7 @@ class Device(Stage):
         return torch.device("cpu")
 
 
-def test_each_device_gets_back_what_it_had_seen() -> None:
+def test_each_device_restores_its_own_vectors() -> None:
     vectors = {rank: torch.rand(3, 5, 2) for rank in range(2)}  # batches, vectors, dimensions
     counts = {rank: torch.randint(9, (4,)) for rank in range(2)}
     saved: dict[str, Any] = {}
@@ -175,9 +173,7 @@ def test_each_device_gets_back_what_it_had_seen() -> None:
     assert torch.equal(restored[0] + restored[1], counts[0] + counts[1])
 
 
-def test_rows_survive_a_kill_while_the_header_changes(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_rows_survive_a_kill_during_a_header_change(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     logger = RowLogger(tmp_path)
     for step in range(3):
         logger.log_metrics({"loss": 0.5 + step}, step)

@@ -49,7 +49,7 @@ def same(stage: Stage, name: str, state: dict[str, torch.Tensor], source: str) -
     return all(torch.equal(value, state[f"{source}.{key}"]) for key, value in weights.items())
 
 
-def test_every_stage_takes_what_it_shares(make: Make, stages: dict[str, Path]) -> None:
+def test_each_stage_loads_the_networks_that_it_shares(make: Make, stages: dict[str, Path]) -> None:
     first, second, third = (checkpoint(stages[s])["state_dict"] for s in ("vqvae", "transform", "joint"))
 
     transform = make("transform")
@@ -81,7 +81,7 @@ def test_every_stage_takes_what_it_shares(make: Make, stages: dict[str, Path]) -
     assert same(vqvae, "autoencoder.quantizer", first, "autoencoder.quantizer")
 
 
-def test_the_last_stage_gets_the_discriminator_of_the_first(make: Make, stages: dict[str, Path]) -> None:
+def test_stage_three_loads_the_discriminator_of_stage_one(make: Make, stages: dict[str, Path]) -> None:
     joint = make("joint")
     first = checkpoint(stages["vqvae"])["state_dict"]
     name = "adversarial.discriminator"
@@ -94,14 +94,14 @@ def test_the_last_stage_gets_the_discriminator_of_the_first(make: Make, stages: 
         start(other, discriminator=last(stages["vqvae"]))
 
 
-def test_the_first_stage_can_start_from_a_codec(make: Make, stages: dict[str, Path]) -> None:
+def test_stage_one_can_start_from_a_codec(make: Make, stages: dict[str, Path]) -> None:
     vqvae = make("vqvae")
     third = checkpoint(stages["joint"])["state_dict"]
     assert "autoencoder.encoder" in start(vqvae, last(stages["joint"]))
     assert same(vqvae, "autoencoder.encoder", third, "model.encoder")
 
 
-def test_of_several_files_the_first_that_has_a_network_gives_it(make: Make, stages: dict[str, Path]) -> None:
+def test_a_network_is_loaded_from_the_first_file_that_has_it(make: Make, stages: dict[str, Path]) -> None:
     first, third = (checkpoint(stages[s])["state_dict"] for s in ("vqvae", "joint"))
     transform = make("transform")
     loaded = start(transform, last(stages["vqvae"]), last(stages["joint"]))
@@ -111,7 +111,7 @@ def test_of_several_files_the_first_that_has_a_network_gives_it(make: Make, stag
     assert same(transform, "model.coder", third, "model.coder")
 
 
-def test_a_codec_goes_on_learning_without_code_prediction(
+def test_a_codec_can_be_trained_further_without_code_prediction(
     make: Make, stages: dict[str, Path], tmp_path: Path
 ) -> None:
     codec = tmp_path / "codec.safetensors"
@@ -131,7 +131,7 @@ def test_a_codec_goes_on_learning_without_code_prediction(
     assert same(joint, "vq_encoder", weights, "model.encoder")
 
 
-def test_a_codec_and_its_companion_give_all_that_a_stage_starts_from(
+def test_codec_and_training_weights_provide_all_networks(
     make: Make, stages: dict[str, Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     codec, companion = tmp_path / "codec.safetensors", tmp_path / "codec.training.safetensors"
@@ -171,7 +171,7 @@ def test_a_codec_and_its_companion_give_all_that_a_stage_starts_from(
     assert not (tmp_path / "no.safetensors").exists()
 
 
-def test_a_companion_in_half_precision_and_a_damaged_one(
+def test_training_weights_in_half_precision_and_corrupt_ones(
     make: Make, stages: dict[str, Path], tmp_path: Path
 ) -> None:
     codec, companion = tmp_path / "codec.safetensors", tmp_path / "codec.training.safetensors"
@@ -194,9 +194,7 @@ def test_a_companion_in_half_precision_and_a_damaged_one(
         start(joint, codec, companion)
 
 
-def test_a_codebook_that_was_only_drawn_is_no_codebook(
-    make: Make, stages: dict[str, Path], tmp_path: Path
-) -> None:
+def test_an_untrained_codebook_counts_as_missing(make: Make, stages: dict[str, Path], tmp_path: Path) -> None:
     untrained = tmp_path / "none.ckpt"
     content = torch.load(last(stages["transform"]), weights_only=True)
     # As stage II with model/variants=no_code_prediction leaves it; the coder is of no interest here.
@@ -217,7 +215,7 @@ def test_a_codebook_that_was_only_drawn_is_no_codebook(
     assert stage.quantizer.initialized
 
 
-def test_a_refiner_brings_its_codebook_and_the_first_file_decides(
+def test_the_refiner_provides_its_codebook_unless_an_earlier_file_has_one(
     make: Make, stages: dict[str, Path], tmp_path: Path
 ) -> None:
     network = make("transform", variants="refiner")
@@ -239,7 +237,7 @@ def test_a_refiner_brings_its_codebook_and_the_first_file_decides(
     assert "quantizer" in start(make("transform", variants="refiner"), other)
 
 
-def test_a_network_that_does_not_fit_is_named(make: Make, stages: dict[str, Path]) -> None:
+def test_error_names_the_network_that_does_not_fit(make: Make, stages: dict[str, Path]) -> None:
     stage = make("transform", model__decoder__channels=24)
     before = {key: value.clone() for key, value in stage.model.decoder.state_dict().items()}
     with pytest.raises(TransferError) as caught:
@@ -258,7 +256,7 @@ def test_a_network_that_does_not_fit_is_named(make: Make, stages: dict[str, Path
     assert all(torch.equal(value, before[k]) for k, value in stage.model.decoder.state_dict().items())
 
 
-def test_a_decoder_grows_fine_blocks_from_a_stage_without(make: Make, stages: dict[str, Path]) -> None:
+def test_refinement_blocks_are_added_to_a_decoder_without_them(make: Make, stages: dict[str, Path]) -> None:
     plain, fine = make("joint"), make("joint", **{"+model__decoder__fine_blocks": 1})
     start(plain, last(stages["joint"]))
     assert "model.decoder" in start(fine, last(stages["joint"]))
@@ -272,12 +270,12 @@ def test_a_decoder_grows_fine_blocks_from_a_stage_without(make: Make, stages: di
         start(deep, last(stages["joint"]))
 
 
-def test_another_depth_is_reported_by_keys(make: Make, stages: dict[str, Path]) -> None:
+def test_error_names_missing_keys_of_another_depth(make: Make, stages: dict[str, Path]) -> None:
     with pytest.raises(TransferError, match=r"model\.encoder does not fit: missing: blocks\."):
         start(make("transform", model__encoder__num_blocks=2), last(stages["vqvae"]))
 
 
-def test_networks_of_a_users_own_follow_by_name(make: Make, tmp_path: Path) -> None:
+def test_custom_networks_are_matched_by_name(make: Make, tmp_path: Path) -> None:
     own = {"stage__module___target_": "tests.training.own.FilteredStage", "variants": "no_code_prediction"}
     first, second = make("transform", **own), make("transform", **own)
     path = tmp_path / "own.ckpt"
@@ -292,27 +290,25 @@ def test_networks_of_a_users_own_follow_by_name(make: Make, tmp_path: Path) -> N
         start(other, path)
 
 
-def test_a_file_without_any_network_of_the_stage_is_refused(stages: dict[str, Path]) -> None:
+def test_file_without_any_network_of_the_stage_is_refused(stages: dict[str, Path]) -> None:
     plain = Plain()
     with pytest.raises(TransferError, match=r"has none of this stage's networks\. .* init_from=none"):
         start(plain, last(stages["vqvae"]))
 
 
-def test_a_checkpoint_without_what_is_needed(make: Make, stages: dict[str, Path]) -> None:
+def test_checkpoint_without_a_required_network_is_refused(make: Make, stages: dict[str, Path]) -> None:
     with pytest.raises(TransferError, match=r"has no model\.coder, which this stage needs"):
         start(make("joint"), last(stages["vqvae"]))
 
 
-def test_a_file_that_is_no_checkpoint(make: Make, tmp_path: Path) -> None:
+def test_missing_or_invalid_checkpoint_is_refused(make: Make, tmp_path: Path) -> None:
     (tmp_path / "text.ckpt").write_text("hello")
     for name in ("text", "missing"):
         with pytest.raises(WeightsError, match=rf"{name}\.ckpt: "):
             start(make("transform"), tmp_path / f"{name}.ckpt")
 
 
-def test_codebooks_of_indices_map_coding_come_from_the_first_stage(
-    make: Make, stages: dict[str, Path]
-) -> None:
+def test_indices_map_codebooks_are_derived_from_stage_one(make: Make, stages: dict[str, Path]) -> None:
     stage = make("transform", variants="indices_map")
     assert start(stage, last(stages["vqvae"])) == ["model.encoder", "model.decoder", "quantizer"]
     codes = stage.quantizer.codebook()
@@ -323,7 +319,7 @@ def test_codebooks_of_indices_map_coding_come_from_the_first_stage(
 
 
 @pytest.mark.parametrize(("variants", "factor"), [("[]", 1), ("indices_map", 250)])
-def test_codebooks_of_the_latent_weigh_as_its_distortion(make: Make, variants: str, factor: float) -> None:
+def test_latent_codebook_loss_is_weighted_by_lambda(make: Make, variants: str, factor: float) -> None:
     """With lambda 250 it counts 250 times in indices-map coding; that of C_h counts once."""
     stage = make("joint", variants=variants)
     coding = {name: torch.full((1,), 2.0, requires_grad=True) for name in ("rate_y", "rate_z", "codebook")}
@@ -360,7 +356,7 @@ def theirs(parameter: torch.Tensor, name: str) -> bool:
 @pytest.mark.parametrize("stage", ["vqvae", "transform"])
 @pytest.mark.parametrize("converted", [False, True])
 @pytest.mark.parametrize(("kind", "model"), [("taming", "natural"), ("codeformer", "facial")])
-def test_a_published_vqgan_starts_the_first_two_stages(
+def test_third_party_vqgan_starts_stages_one_and_two(
     make: Make, tmp_path: Path, kind: str, model: str, converted: bool, stage: str
 ) -> None:
     source = published(kind, tmp_path)
@@ -379,7 +375,7 @@ def test_a_published_vqgan_starts_the_first_two_stages(
     assert quantizer.initialized  # the callback that places codes on data leaves them alone
 
 
-def test_the_published_codec_starts_stages_two_and_three(make: Make, tmp_path: Path) -> None:
+def test_published_codec_starts_stages_two_and_three(make: Make, tmp_path: Path) -> None:
     source = published("glc", tmp_path)
     shared = {"model.encoder", "model.decoder", "quantizer", "model.coder", "code_loss.predictor"}
     joint = make("joint", model="natural", **SIZES)
@@ -398,13 +394,13 @@ def test_the_published_codec_starts_stages_two_and_three(make: Make, tmp_path: P
     assert set(start(without, source)) == shared - {"code_loss.predictor"}
 
 
-def test_a_weights_file_lacks_what_training_needs(make: Make, tmp_path: Path) -> None:
+def test_weights_file_without_codebook_is_refused(make: Make, tmp_path: Path) -> None:
     convert(published("glc", tmp_path), tmp_path / "glc.safetensors")
     with pytest.raises(TransferError, match=r"has no quantizer, .* The file is a codec's weights file"):
         start(make("joint", model="natural", **SIZES), tmp_path / "glc.safetensors")
 
 
-def test_a_published_file_for_another_model(make: Make, tmp_path: Path) -> None:
+def test_third_party_file_for_another_model_is_refused(make: Make, tmp_path: Path) -> None:
     source = published("taming", tmp_path)
     with pytest.raises(TransferError, match=r"model\.encoder does not fit: .*The file is a VQGAN of taming"):
         start(make("transform"), source)

@@ -19,7 +19,7 @@ from tests.short_runs import STAGES, checkpoint, run, settings
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_a_stage_is_what_its_checkpoint_holds(stages: dict[str, Path], stage: str) -> None:
+def test_loaded_stage_has_the_checkpoint_weights(stages: dict[str, Path], stage: str) -> None:
     last = stages[stage] / "checkpoints" / "last.ckpt"
     expected = checkpoint(stages[stage])["state_dict"]
     for source in (last, stages[stage]):
@@ -32,7 +32,7 @@ def test_a_stage_is_what_its_checkpoint_holds(stages: dict[str, Path], stage: st
     assert all(torch.equal(value, expected[key]) for key, value in again.state_dict().items())
 
 
-def test_the_class_that_is_asked_for_must_be_the_checkpoints(stages: dict[str, Path]) -> None:
+def test_loading_as_another_class_is_refused(stages: dict[str, Path]) -> None:
     assert isinstance(Stage.load_from_checkpoint(stages["joint"]), JointStage)
     with pytest.raises(WeightsError, match="holds a JointStage, not a VQVAEStage"):
         VQVAEStage.load_from_checkpoint(stages["joint"])
@@ -43,7 +43,7 @@ def test_constructor_arguments_can_be_replaced(stages: dict[str, Path]) -> None:
     assert (loaded.unquantized, loaded.seed) == (0.25, 7)
 
 
-def test_an_applications_codec_is_found_again(images: Path, tmp_path: Path) -> None:
+def test_codec_of_a_fine_tune_stage_is_loaded_from_init_from(images: Path, tmp_path: Path) -> None:
     codec = fixed_codec_weights(tmp_path / "codec.safetensors")
     folder = run({**settings(images, tmp_path, "app", "restoration", 1), "init_from": str(codec)})
     expected = checkpoint(folder)["state_dict"]
@@ -79,7 +79,7 @@ def renamed(stages: dict[str, Path], path: Path, *keys: str, target: str, **argu
         ("tests.training.own.Plain", "pass trust='tests'"),
     ],
 )
-def test_a_checkpoint_names_nothing_that_would_be_run(
+def test_untrusted_targets_are_refused(
     stages: dict[str, Path], tmp_path: Path, target: str, message: str
 ) -> None:
     path = renamed(stages, tmp_path / "x.ckpt", "codebook", target=target)
@@ -87,6 +87,6 @@ def test_a_checkpoint_names_nothing_that_would_be_run(
         load_stage(path)
 
 
-def test_a_package_can_be_trusted(stages: dict[str, Path], tmp_path: Path) -> None:
+def test_trusted_package_is_loaded(stages: dict[str, Path], tmp_path: Path) -> None:
     path = renamed(stages, tmp_path / "x.ckpt", "codebook", target="tests.training.own.NoLoss", beta=0.5)
     assert load_stage(path, trust=["tests"]).codebook.beta == 0.5

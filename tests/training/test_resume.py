@@ -72,7 +72,7 @@ SPEED = "train/images_per_second"
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_continues_as_if_never_cut_off(
+def test_resumed_run_equals_an_uninterrupted_one(
     whole: dict[str, Path], images: Path, monkeypatch: pytest.MonkeyPatch, stage: str
 ) -> None:
     runs = whole[stage].parents[1]
@@ -97,7 +97,7 @@ def test_continues_as_if_never_cut_off(
     folder = runs / f"cut-{stage}" / stage
     saved = checkpoint(folder)
     assert saved["global_step"] == SAVED
-    assert saved["callbacks"]["CodebookRestart"]["counts"].keys() == {
+    assert saved["callbacks"]["CodebookCare"]["counts"].keys() == {
         "codebook" if stage == "vqvae" else "hyper_codebook"
     }
 
@@ -114,7 +114,7 @@ def test_continues_as_if_never_cut_off(
         "loops",
     ):
         assert not differences(resumed[part], expected[part], part)
-    for callback in ("CodebookRestart", "EMA"):
+    for callback in ("CodebookCare", "MovingAverage"):
         assert not differences(resumed["callbacks"][callback], expected["callbacks"][callback], callback)
     first, second = figures(folder, 0), figures(folder, 1)
     assert [row["step"] for row in first if "train/loss" in row] == [0, 1, 2, 3, 4]
@@ -125,7 +125,9 @@ def test_continues_as_if_never_cut_off(
 
 
 @pytest.mark.parametrize("stage", ["vqvae"])
-def test_pieces_of_one_step_are_one_run(whole: dict[str, Path], images: Path, stage: str) -> None:
+def test_run_resumed_after_every_step_equals_an_uninterrupted_one(
+    whole: dict[str, Path], images: Path, stage: str
+) -> None:
     """Every place that a run can go on from: within epochs, at their ends, where a limit cut one."""
     runs = whole[stage].parents[1]
     chosen = {**options(images, runs, "pieces", stage), "resume": "auto", "max_minutes": 0}
@@ -135,14 +137,14 @@ def test_pieces_of_one_step_are_one_run(whole: dict[str, Path], images: Path, st
     assert resumed["global_step"] == STEPS
     for part in ("state_dict", "current_model_state", "optimizer_states", "lr_schedulers"):
         assert not differences(resumed[part], expected[part], part)
-    assert not differences(resumed["callbacks"]["CodebookRestart"], expected["callbacks"]["CodebookRestart"])
+    assert not differences(resumed["callbacks"]["CodebookCare"], expected["callbacks"]["CodebookCare"])
     logged = [row for i in range(STEPS) for row in figures(folder, i) if "train/loss" in row]
     assert [row["step"] for row in logged] == list(range(STEPS))
     wanted = [row["train/loss"] for row in figures(whole[stage]) if "train/loss" in row]
     assert [row["train/loss"] for row in logged] == wanted
 
 
-def test_pieces_end_after_steps_not_between_their_batches(whole: dict[str, Path], images: Path) -> None:
+def test_time_limit_stops_after_complete_steps(whole: dict[str, Path], images: Path) -> None:
     """A checkpoint keeps no gradients; an epoch of five batches has steps of two, two and one."""
     runs = whole["vqvae"].parents[1]
 
@@ -162,11 +164,11 @@ def test_pieces_end_after_steps_not_between_their_batches(whole: dict[str, Path]
         assert resumed["global_step"] == step
     for part in ("state_dict", "current_model_state", "optimizer_states", "lr_schedulers"):
         assert not differences(resumed[part], expected[part], part)
-    assert not differences(resumed["callbacks"]["CodebookRestart"], expected["callbacks"]["CodebookRestart"])
+    assert not differences(resumed["callbacks"]["CodebookCare"], expected["callbacks"]["CodebookCare"])
 
 
 @pytest.mark.parametrize(("processes", "every"), [(1, 1), (2, ASK_EVERY)])
-def test_the_clock_is_looked_at_after_steps_and_together_now_and_then(processes: int, every: int) -> None:
+def test_time_limit_is_checked_after_steps_and_synchronised(processes: int, every: int) -> None:
     asked = []
 
     def reduce(decision: bool, all: bool) -> bool:
@@ -186,7 +188,7 @@ def test_the_clock_is_looked_at_after_steps_and_together_now_and_then(processes:
     assert trainer.global_step == (3 * ASK_EVERY if processes > 1 else 2 * ASK_EVERY + 1)
 
 
-def test_the_comparison_saw_moments_that_move(whole: dict[str, Path]) -> None:
+def test_compared_optimizer_states_are_not_zero(whole: dict[str, Path]) -> None:
     for stage in STAGES:
         saved = checkpoint(whole[stage])
         for optimizer in saved["optimizer_states"]:

@@ -54,7 +54,7 @@ def test_checkpoints_hold_tensors_and_plain_values(
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_checkpoints_hold_the_average_beside_the_live_weights(stages: dict[str, Path], stage: str) -> None:
+def test_checkpoints_hold_ema_and_live_weights(stages: dict[str, Path], stage: str) -> None:
     saved = checkpoint(stages[stage])
     average, live = saved["state_dict"], live_weights(saved)
     network = "autoencoder.encoder" if stage == "vqvae" else "model.coder"
@@ -117,7 +117,7 @@ def test_panels_show_the_image_and_each_rate_point(stages: dict[str, Path], stag
         assert strip.size == (images * 192, 192)
 
 
-def test_stage_two_moves_the_coder_between_fixed_networks(stages: dict[str, Path]) -> None:
+def test_stage_two_trains_only_the_coder(stages: dict[str, Path]) -> None:
     first = checkpoint(stages["vqvae"])["state_dict"]  # the average is what the next stage takes
     saved = checkpoint(stages["transform"])
     for state in (saved["state_dict"], live_weights(saved)):
@@ -131,7 +131,7 @@ def test_stage_two_moves_the_coder_between_fixed_networks(stages: dict[str, Path
     assert trained == len(ours)
 
 
-def test_stage_three_moves_all_but_the_reference(stages: dict[str, Path]) -> None:
+def test_stage_three_trains_all_but_the_reference_encoder(stages: dict[str, Path]) -> None:
     first = checkpoint(stages["vqvae"])["state_dict"]
     second = checkpoint(stages["transform"])["state_dict"]
     live = live_weights(checkpoint(stages["joint"]))
@@ -143,7 +143,7 @@ def test_stage_three_moves_all_but_the_reference(stages: dict[str, Path]) -> Non
 
 
 @pytest.mark.parametrize("stage", ["transform", "joint"])
-def test_frozen_parts_stay_in_evaluation_mode(images: Path, tmp_path: Path, stage: str) -> None:
+def test_frozen_networks_stay_in_evaluation_mode(images: Path, tmp_path: Path, stage: str) -> None:
     module = instantiate(compose(settings(images, tmp_path, "frozen", stage)).stage.module)
     module.setup("fit")
     module.eval().train()
@@ -179,7 +179,7 @@ def test_randomness_is_a_function_of_seed_step_and_rank(
     assert len({tuple(value.tolist()) for value in drawn}) == len(places)
 
 
-def test_balanced_images_weigh_by_the_mean_lambda_over_their_own(tmp_path: Path) -> None:
+def test_balance_scales_by_mean_lambda_over_lambda(tmp_path: Path) -> None:
     """One image, of the third rate point: its step is so many times the plain one."""
     plain = one_step.update(tmp_path, "transform", batch=1, first=1)
     balanced = one_step.update(tmp_path, "transform", batch=1, first=1, balance=True)
@@ -193,7 +193,7 @@ def test_balanced_images_weigh_by_the_mean_lambda_over_their_own(tmp_path: Path)
     assert one_step.difference(scaled, {key: balanced[key] for key in moved}) < 1e-3
 
 
-def test_every_seed_has_numbers_of_its_own() -> None:
+def test_different_seeds_give_different_random_numbers() -> None:
     """Seeds of 32 bits, what `seed_everything` takes; times the step they are more than 64."""
 
     def state(seed: int, batch: int) -> int:
@@ -212,7 +212,7 @@ def test_every_seed_has_numbers_of_its_own() -> None:
     assert state(1, 4) == (1_000_003 + 5) * 65_537
 
 
-def test_the_share_that_is_drawn_unquantized(images: Path, tmp_path: Path) -> None:
+def test_quantizer_bypass_is_sampled_with_its_probability(images: Path, tmp_path: Path) -> None:
     def make(share: float) -> Any:
         options = settings(images, tmp_path, "share", "vqvae")
         return instantiate(compose({**options, "stage.quantizer_bypass": share}).stage.module)
@@ -226,7 +226,7 @@ def test_the_share_that_is_drawn_unquantized(images: Path, tmp_path: Path) -> No
         make(1.5)
 
 
-def test_images_are_drawn_unquantized_in_training_only(
+def test_quantizer_bypass_is_used_in_training_only(
     images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: dict[bool, list[bool]] = {True: [], False: []}

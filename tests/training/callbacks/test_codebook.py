@@ -59,7 +59,7 @@ def among(codes: Tensor, vectors: Tensor) -> bool:
     return bool((codes[:, None] == vectors).all(2).any(1).all())
 
 
-def test_a_fresh_codebook_starts_on_the_data() -> None:
+def test_new_codebook_is_initialised_on_the_data() -> None:
     centres, vectors = clusters()
     quantizer = VectorQuantizer(8, 4)
     driver = Driver(quantizer, CodebookRestart(initialize_after=1))
@@ -74,7 +74,7 @@ def test_a_fresh_codebook_starts_on_the_data() -> None:
     assert torch.equal(quantizer.embedding, placed)
 
 
-def test_a_projected_codebook_is_stretched_over_the_data() -> None:
+def test_projected_codebook_is_scaled_to_the_data() -> None:
     vectors = torch.randn(4096, 4) * torch.tensor([1.0, 2.0, 3.0, 4.0]) + 7
     quantizer = VectorQuantizer(4096, 4, projected=True)
     fixed = quantizer.embedding.clone()
@@ -86,7 +86,7 @@ def test_a_projected_codebook_is_stretched_over_the_data() -> None:
 
 
 @pytest.mark.parametrize("after", [0, None])
-def test_a_loaded_or_unwanted_codebook_is_left_alone(after: int | None) -> None:
+def test_loaded_codebook_is_not_initialised(after: int | None) -> None:
     _, vectors = clusters()
     source = VectorQuantizer(8, 4)
     if after is not None:
@@ -97,7 +97,7 @@ def test_a_loaded_or_unwanted_codebook_is_left_alone(after: int | None) -> None:
     assert torch.equal(quantizer.embedding, source.embedding)
 
 
-def test_a_frozen_codebook_is_left_alone() -> None:
+def test_frozen_codebook_is_unchanged() -> None:
     _, vectors = clusters()
     quantizer = VectorQuantizer(8, 4).requires_grad_(False)
     before = quantizer.embedding.clone()
@@ -107,7 +107,7 @@ def test_a_frozen_codebook_is_left_alone() -> None:
     assert not quantizer.initialized
 
 
-def test_only_dead_codes_move() -> None:
+def test_only_dead_codewords_restart() -> None:
     quantizer = VectorQuantizer(6, 4)
     quantizer.initialize(torch.randn(64, 4))
     with torch.no_grad():
@@ -129,7 +129,7 @@ def test_only_dead_codes_move() -> None:
     assert torch.equal(quantizer.embedding[2:4], before[2:4])
 
 
-def test_counts_survive_a_checkpoint() -> None:
+def test_counts_are_restored_from_a_checkpoint() -> None:
     quantizer = VectorQuantizer(4, 4)
     quantizer.initialize(clusters()[1])
     _, vectors = clusters()
@@ -146,7 +146,7 @@ def test_counts_survive_a_checkpoint() -> None:
     assert torch.equal(quantizer.embedding, before)
 
 
-def test_the_start_keeps_no_more_vectors_than_asked() -> None:
+def test_initialisation_keeps_at_most_max_vectors() -> None:
     quantizer = VectorQuantizer(4, 4)
     driver = Driver(quantizer, CodebookRestart(initialize_after=5, max_vectors=50))
     _, vectors = clusters()
@@ -159,7 +159,7 @@ def test_the_start_keeps_no_more_vectors_than_asked() -> None:
     assert quantizer.embedding.min() > -5  # what came first was forgotten
 
 
-def test_folding_keeps_the_codes() -> None:
+def test_folding_keeps_the_codewords() -> None:
     quantizer = VectorQuantizer(16, 4, projected=True)
     quantizer.initialize(torch.randn(64, 4))
     codes = quantizer.codebook().detach().clone()
@@ -176,7 +176,7 @@ def test_folding_keeps_the_codes() -> None:
     assert torch.equal(quantizer.codebook(), codes)
 
 
-def test_accumulated_batches_count_but_move_nothing() -> None:
+def test_accumulated_batches_are_counted_without_a_restart() -> None:
     centres, _ = clusters()
     quantizer = VectorQuantizer(4, 4)
     with torch.no_grad():
@@ -196,7 +196,7 @@ def test_accumulated_batches_count_but_move_nothing() -> None:
     assert 0 <= used < 4
 
 
-def test_revived_codes_differ_from_each_other() -> None:
+def test_restarted_codewords_are_distinct() -> None:
     quantizer = VectorQuantizer(16, 4)
     quantizer.initialized.fill_(True)
     vectors = 5 + torch.randn(6, 4)
@@ -218,7 +218,7 @@ class Averaged(EMA):
         return self.quantizer
 
 
-def test_moved_codes_become_those_of_the_first_process(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_moved_codewords_are_broadcast_from_rank_zero(monkeypatch: pytest.MonkeyPatch) -> None:
     """Tensor by tensor and in place: pickled, those of a GPU would all come to lie on the first one."""
     quantizer, average = VectorQuantizer(8, 4), VectorQuantizer(8, 4)
     driver = Driver(quantizer, CodebookRestart(initialize_after=0))

@@ -24,7 +24,7 @@ class Moving(L.LightningModule):
         return torch.optim.SGD([self.moving], lr=1.0)
 
 
-def test_averages_what_moves_and_leaves_the_rest_exactly(tmp_path) -> None:
+def test_unchanged_weights_keep_their_exact_values(tmp_path) -> None:
     module = Moving()
     still = module.still.clone()
     trainer = L.Trainer(
@@ -54,7 +54,7 @@ class Rearranged(L.LightningModule):
         self.to(memory_format=torch.channels_last)
 
 
-def test_lies_in_memory_as_the_weights_do() -> None:
+def test_average_has_the_memory_format_of_the_weights() -> None:
     module, average = Rearranged(), EMA(decay=0.9)
     trainer = L.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
     average.setup(trainer, module, "fit")
@@ -68,6 +68,6 @@ def test_lies_in_memory_as_the_weights_do() -> None:
 
 
 @pytest.mark.parametrize("decay", [-0.1, 1.0, 1.5])
-def test_refuses_a_decay_that_is_none(decay: float) -> None:
+def test_decay_out_of_range_is_refused(decay: float) -> None:
     with pytest.raises(ValueError, match=r"callbacks\.ema\.decay"):
         EMA(decay)

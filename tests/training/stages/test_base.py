@@ -55,7 +55,7 @@ EDGE = {"+stage.losses.edge._target_": f"{HERE}.Edge"}
 
 
 @pytest.mark.parametrize("stage", ["vqvae", "transform", "joint"])
-def test_an_added_loss_is_logged_and_weighted(images: Path, tmp_path: Path, stage: str) -> None:
+def test_added_loss_is_logged_and_weighted(images: Path, tmp_path: Path, stage: str) -> None:
     logged, weighted = (
         run(short(images, tmp_path / str(w), stage, **EDGE, **{"+stage.distortion_weights.edge": w}))
         for w in (0, 3.0)
@@ -92,7 +92,7 @@ def test_an_added_loss_is_logged_and_weighted(images: Path, tmp_path: Path, stag
         ),
     ],
 )
-def test_what_does_not_fit_is_one_line(
+def test_invalid_settings_raise_a_one_line_message(
     images: Path, tmp_path: Path, changes: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(ValueError, match=message) as caught:
@@ -101,7 +101,7 @@ def test_what_does_not_fit_is_one_line(
 
 
 @pytest.mark.parametrize(("stage", "rates"), [("vqvae", [""]), ("transform", ["/0", "/1", "/2", "/3"])])
-def test_a_metric_of_a_whole_set_is_logged_per_rate_and_reset(
+def test_set_metric_is_logged_per_rate_point_and_reset(
     images: Path, tmp_path: Path, stage: str, rates: list[str]
 ) -> None:
     metric = {"+metrics.metrics.widest._target_": f"{HERE}.Widest", "data.epoch_batches": 1}
@@ -115,7 +115,7 @@ def test_a_metric_of_a_whole_set_is_logged_per_rate_and_reset(
     assert not [key for key in checkpoint(folder)["state_dict"] if "widest" in key or "qualit" in key]
 
 
-def test_metrics_share_their_networks_and_not_their_counts() -> None:
+def test_metric_copies_share_networks_but_not_state() -> None:
     stage = Stage(None, quality=QualityMetrics({"widest": Widest()}))  # type: ignore[arg-type]
     x = torch.zeros(2, 3, 8, 8)
     stage.log_quality(x, x, "/0")
@@ -128,7 +128,7 @@ def test_metrics_share_their_networks_and_not_their_counts() -> None:
     assert networks[0] is networks[1] is networks[2]
 
 
-def test_optimizers_groups_and_schedulers_by_yaml_alone(images: Path, tmp_path: Path) -> None:
+def test_optimizers_groups_and_schedulers_from_yaml(images: Path, tmp_path: Path) -> None:
     changes = {
         "stage.optimizer._target_": "torch.optim.SGD",
         "stage.optimizer.lr": 0.01,

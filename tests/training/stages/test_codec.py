@@ -12,7 +12,7 @@ from tests.short_runs import run, settings
 CPU = torch.device("cpu")
 
 
-def test_one_lambda_or_one_per_point() -> None:
+def test_lambda_is_one_value_or_one_per_rate_point() -> None:
     assert lambdas(2, 3).tolist() == [2.0, 2.0, 2.0]
     assert lambdas([0.5, 1, 4], 3).tolist() == [0.5, 1.0, 4.0]
     assert lambdas(2, 3).dtype == torch.float32
@@ -29,13 +29,13 @@ def test_one_lambda_or_one_per_point() -> None:
         (float("inf"), r"stage\.lmbda must be positive"),
     ],
 )
-def test_lambdas_that_make_no_sense_are_refused(values: float | list[float], message: str) -> None:
+def test_invalid_lambdas_are_refused(values: float | list[float], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         lambdas(values, 3)
 
 
 @pytest.mark.parametrize(("batch", "points"), [(8, 4), (9, 4), (4, 4), (3, 4), (1, 4), (5, 1)])
-def test_points_are_as_equally_frequent_as_a_batch_allows(batch: int, points: int) -> None:
+def test_rate_points_are_equally_frequent_in_a_batch(batch: int, points: int) -> None:
     for _ in range(20):
         counts = torch.bincount(sample_rates(batch, points, CPU), minlength=points)
         assert counts.sum() == batch
@@ -43,7 +43,7 @@ def test_points_are_as_equally_frequent_as_a_batch_allows(batch: int, points: in
         assert len(counts) == points
 
 
-def test_small_batches_see_every_point_in_time_and_in_any_order() -> None:
+def test_small_batches_sample_every_pair_of_rate_points() -> None:
     drawn = torch.stack([sample_rates(2, 4, CPU) for _ in range(400)])
     shares = torch.bincount(drawn.flatten(), minlength=4) / drawn.numel()
     assert (shares - 0.25).abs().max() < 0.06
@@ -65,7 +65,7 @@ def share(position: int, accumulated: int, rank: int, world: int, accumulate: in
 
 
 @pytest.mark.parametrize(("world", "accumulate"), [(1, 1), (2, 1), (1, 4), (2, 3)])
-def test_devices_and_passes_share_one_draw(world: int, accumulate: int) -> None:
+def test_devices_and_accumulated_batches_share_one_sample(world: int, accumulate: int) -> None:
     drawn = torch.cat(
         [share(50 + i, i, rank, world, accumulate) for i in range(accumulate) for rank in range(world)]
     )
@@ -73,7 +73,7 @@ def test_devices_and_passes_share_one_draw(world: int, accumulate: int) -> None:
     assert torch.equal(drawn, sample_rates(2 * world * accumulate, 4, CPU, generator))
 
 
-def test_a_step_of_several_passes_holds_all_points(
+def test_accumulated_step_has_all_rate_points(
     images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen = []
