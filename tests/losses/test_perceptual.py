@@ -1,4 +1,4 @@
-"""LPIPS and the search for its weights, with stand-in weights (the published ones are not in the project)."""
+"""LPIPS and the look-up of its weights, with stand-in weights (the published ones are not in the project)."""
 
 import copy
 import hashlib
@@ -24,14 +24,14 @@ FILES = {"vgg": "vgg16-features.pth", "alex": "alexnet_features.pth", "squeeze":
 
 @pytest.fixture(autouse=True)
 def offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    """No test reaches for the network or the machine's own cache; returns the cache's folder."""
+    """Use no network and an empty cache; return its folder."""
     monkeypatch.setenv("GLC_OFFLINE", "1")
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
     return tmp_path / "torch" / "hub" / "checkpoints"
 
 
 def reference(net: str, seed: int = 0) -> lpips.LPIPS:
-    """The package's own network with seeded weights; VGG on the meta device first, its classifier is huge."""
+    """The package's own network with seeded weights; VGG first on the meta device, because its classifier is huge."""
     with warnings.catch_warnings(), torch.device("meta"):
         warnings.simplefilter("ignore")
         network = lpips.LPIPS(net=net, pnet_rand=True, pretrained=False, verbose=False)
@@ -183,7 +183,7 @@ def test_works_with_lightning_weight_averaging(squeeze_dir: Path, tmp_path: Path
     assert torch.equal(fresh.loss(x, y), module.loss(x, y))
 
 
-# The search for weights ---------------------------------------------------------------------------
+# Look-up of weights -------------------------------------------------------------------------------
 
 
 def published(folder: Path, content: bytes, digest: str | None = None) -> str:

@@ -1,4 +1,4 @@
-"""The applications: one network trained for a finished codec."""
+"""The applications: an encoder or decoder variant trained for a finished codec."""
 
 from pathlib import Path
 from typing import Any
@@ -113,14 +113,14 @@ def test_checkpoint_loads_as_its_exported_codec(stages: dict[str, Path], tmp_pat
     export(stages["joint"] / "checkpoints" / "last.ckpt", tmp_path / "codec.safetensors")
     assert read_codec(stages["joint"]).fingerprint == read_codec(tmp_path / "codec.safetensors").fingerprint
     image = Image.fromarray(fixed_image(64, 64))
-    made = glc.Codec(read_codec(stages["joint"]), "cpu").compress(image)
+    expected = glc.Codec(read_codec(stages["joint"]), "cpu").compress(image)
     last = stages["joint"] / "checkpoints" / "last.ckpt"
     for source in (tmp_path / "codec.safetensors", stages["joint"], last):
-        assert glc.load(source, "cpu").compress(image) == made
+        assert glc.load(source, "cpu").compress(image) == expected
 
 
 @pytest.fixture(scope="module")
-def painter(photos: Path, codec: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def stylizer(photos: Path, codec: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("style")
     rows = np.arange(80)[:, None] + np.arange(100)
     stripes = np.stack([(rows // 6 % 2) * 220, (rows // 9 % 2) * 90, 255 - (rows // 6 % 2) * 220], -1)
@@ -138,15 +138,15 @@ def painter(photos: Path, codec: Path, tmp_path_factory: pytest.TempPathFactory)
 
 
 def test_stylization_decoder_renders_the_same_files_in_the_style(
-    painter: Path, codec: Path, tmp_path: Path
+    stylizer: Path, codec: Path, tmp_path: Path
 ) -> None:
-    saved = checkpoint(painter)
+    saved = checkpoint(stylizer)
     assert {key.split(".")[0] for key in saved["state_dict"]} == {"decoder"}
-    rows = [row for row in figures(painter) if "val/loss" in row]
+    rows = [row for row in figures(stylizer) if "val/loss" in row]
     assert all(finite(row) for row in rows)
     assert rows[-1]["val/style"] < rows[-1]["val/style_plain"]
 
-    export(painter / "checkpoints" / "last.ckpt", tmp_path / "style.safetensors")
+    export(stylizer / "checkpoints" / "last.ckpt", tmp_path / "style.safetensors")
     label = read_label(tmp_path / "style.safetensors")
     assert (label.kind, label.about["style"]) == ("decoder", "stripes.png")
     styled = glc.load(codec, "cpu", decoder=tmp_path / "style.safetensors")

@@ -1,4 +1,4 @@
-"""Which checkpoint a run goes on from, and what is kept of what all devices saw."""
+"""Saving checkpoints, choosing the one to resume from, and per-device codebook state."""
 
 import csv
 import os
@@ -56,7 +56,7 @@ def test_previous_checkpoint_is_kept(folder: Path, monkeypatch: pytest.MonkeyPat
     assert step_of(open_last(folder)) == 2
     assert step_of(folder / "previous.ckpt") == 1
     keep_previous(folder / "last.ckpt")
-    # Killed here, between the two: nothing is missing.
+    # A kill here, between link and save, loses nothing.
     assert step_of(folder / "last.ckpt") == step_of(folder / "previous.ckpt") == 2
     assert sorted(path.name for path in folder.iterdir()) == ["last.ckpt", "previous.ckpt"]
 
@@ -77,7 +77,7 @@ def test_corrupt_checkpoint_falls_back_to_the_previous_one(
     assert step_of(found) == 1
     assert "last.ckpt: damaged" in caplog.text
     assert "previous.ckpt" in caplog.text
-    # The next save must not push the good one out in favour of the damaged one.
+    # The next save must not replace the intact checkpoint by the corrupt one.
     keep_previous(folder / "last.ckpt")
     assert step_of(folder / "previous.ckpt") == 1
     assert (folder / "last.ckpt.damaged").is_file()
@@ -128,7 +128,7 @@ def test_no_save_between_the_batches_of_a_step(tmp_path: Path) -> None:
         save_checkpoint=lambda *_, **__: saved.append(trainer.global_step),
     )
     module: Any = None
-    callback.on_train_start(trainer, module)  # continued from step 4
+    callback.on_train_start(trainer, module)  # resumed at step 4
     callback.on_train_batch_end(trainer, module, None, None, 0)  # the first of two batches of step 5
     assert not saved
     trainer.global_step = 6
@@ -138,7 +138,7 @@ def test_no_save_between_the_batches_of_a_step(tmp_path: Path) -> None:
 
 
 class Device(Stage):
-    """Of a training on several devices, one that already knows what the others have."""
+    """A stage on one of several devices; `all_gather` returns the given tensors."""
 
     def __init__(self, everyone: dict[int, Tensor]) -> None:
         torch.nn.Module.__init__(self)
@@ -156,20 +156,20 @@ def test_each_device_restores_its_own_vectors() -> None:
     vectors = {rank: torch.rand(3, 5, 2) for rank in range(2)}  # batches, vectors, dimensions
     counts = {rank: torch.randint(9, (4,)) for rank in range(2)}
     saved: dict[str, Any] = {}
-    for rank in (1, 0):  # what the first process has is what is written
-        care = CodebookRestart()
-        care._vectors["c"], care._counts["c"] = list(vectors[rank]), counts[rank]
-        saved = {"callbacks": {care.state_key: care.state_dict()}}
+    for rank in (1, 0):  # rank 0's state is written
+        restart = CodebookRestart()
+        restart._vectors["c"], restart._counts["c"] = list(vectors[rank]), counts[rank]
+        saved = {"callbacks": {restart.state_key: restart.state_dict()}}
         strategy = SimpleNamespace(reduce=lambda *_, **__: counts[0] + counts[1])
-        care.on_save_checkpoint(SimpleNamespace(strategy=strategy), Device(vectors), saved)  # type: ignore
+        restart.on_save_checkpoint(SimpleNamespace(strategy=strategy), Device(vectors), saved)  # type: ignore
     restored = []
     for rank in range(2):
-        care = CodebookRestart()
-        care.load_state_dict(saved["callbacks"][care.state_key])
+        restart = CodebookRestart()
+        restart.load_state_dict(saved["callbacks"][restart.state_key])
         trainer: Any = SimpleNamespace(global_step=7, global_rank=rank, is_global_zero=rank == 0)
-        care.on_train_start(trainer, Device(vectors))
-        assert torch.equal(torch.stack(care._vectors["c"]), vectors[rank])
-        restored.append(care._counts["c"])
+        restart.on_train_start(trainer, Device(vectors))
+        assert torch.equal(torch.stack(restart._vectors["c"]), vectors[rank])
+        restored.append(restart._counts["c"])
     assert torch.equal(restored[0] + restored[1], counts[0] + counts[1])
 
 
@@ -178,7 +178,7 @@ def test_rows_survive_a_kill_during_a_header_change(tmp_path: Path, monkeypatch:
     for step in range(3):
         logger.log_metrics({"loss": 0.5 + step}, step)
     path = tmp_path / "csv" / "version_0" / "metrics.csv"
-    assert len(path.read_text().splitlines()) == 4  # at once, without a flush
+    assert len(path.read_text().splitlines()) == 4  # written at once, without a flush
 
     def killed(*_: Any) -> None:
         raise KeyboardInterrupt

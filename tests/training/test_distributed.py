@@ -1,4 +1,4 @@
-"""Two processes on the CPU: every stage trains, in step, and computes what one process computes."""
+"""Two processes on the CPU: every stage trains, ranks stay in sync, results equal those of one process."""
 
 from pathlib import Path
 
@@ -21,14 +21,14 @@ def folder(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("stage", [*STAGES, *UNEVEN])
 def test_ranks_get_different_images_and_equal_weights(folder: Path, stage: str) -> None:
-    place = folder / "ranks" / stage
-    first, second = (torch.load(place / f"rank-{i}.pt", weights_only=True) for i in range(2))
+    run_folder = folder / "ranks" / stage
+    first, second = (torch.load(run_folder / f"rank-{i}.pt", weights_only=True) for i in range(2))
     assert len(first["seen"]) == len(second["seen"]) == 3
     assert not set(first["seen"]) & set(second["seen"])
     assert first["weights"].keys() == second["weights"].keys()
     for key, value in first["weights"].items():
         assert torch.equal(value, second["weights"][key]), key
-    saved = checkpoint(place)
+    saved = checkpoint(run_folder)
     assert saved["global_step"] == 3
     live = saved["current_model_state"]
     assert all(torch.equal(value, live[key]) for key, value in first["weights"].items())
@@ -52,7 +52,7 @@ def test_two_processes_with_two_images_equal_one_with_four(folder: Path, tmp_pat
     two = torch.load(folder / "update.pt", weights_only=True)
     assert difference(one, two) < 1e-5
     assert sum(bool(value.any()) for value in one.values()) > 20
-    # One rank's images alone lead elsewhere.
+    # One rank's images alone give another update.
     assert difference(one, update(tmp_path, "transform", batch=2, devices=1, first=2)) > 0.1
 
 

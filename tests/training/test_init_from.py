@@ -1,4 +1,4 @@
-"""Starting a stage from the weights of another."""
+"""Warm start of a stage from the weights of another."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -54,7 +54,7 @@ def test_each_stage_loads_the_networks_that_it_shares(make: Make, stages: dict[s
 
     transform = make("transform")
     assert start(transform, last(stages["vqvae"])) == ["model.encoder", "model.decoder", "quantizer"]
-    assert same(transform, "model.encoder", first, "autoencoder.encoder")  # the averaged weights
+    assert same(transform, "model.encoder", first, "autoencoder.encoder")  # the EMA weights
     assert same(transform, "model.decoder", first, "autoencoder.decoder")
     assert same(transform, "quantizer", first, "autoencoder.quantizer")
 
@@ -120,30 +120,28 @@ def test_a_codec_can_be_trained_further_without_code_prediction(
     with pytest.raises(TransferError, match=r"has no quantizer, .*model/variants=no_code_prediction"):
         start(make("joint", model__projected_codebooks=False), codec)
     for name in ("joint", "transform"):
-        stage = make(
-            name, variants="no_code_prediction", model__projected_codebooks=False
-        )  # as a codec has them
+        stage = make(name, variants="no_code_prediction", model__projected_codebooks=False)  # as in a codec
         assert set(start(stage, codec)) == {"model.encoder", "model.decoder", "model.coder"}
         assert same(stage, "model.decoder", weights, "model.decoder")
     joint = make("joint", variants="no_code_prediction", model__projected_codebooks=False)
     start(joint, codec)
-    # D_code is measured by the encoder as it came.
+    # E_VQ is the loaded encoder.
     assert same(joint, "vq_encoder", weights, "model.encoder")
 
 
 def test_codec_and_training_weights_provide_all_networks(
     make: Make, stages: dict[str, Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    codec, companion = tmp_path / "codec.safetensors", tmp_path / "codec.training.safetensors"
+    codec, training = tmp_path / "codec.safetensors", tmp_path / "codec.training.safetensors"
     export(last(stages["joint"]), codec)
-    words = export_companion(last(stages["joint"]), companion)
+    words = export_companion(last(stages["joint"]), training)
     assert words == ["C", "the code predictor", "E_VQ", "the discriminator"]
     weights = checkpoint(stages["joint"])["state_dict"]
-    with safe_open(companion, "pt") as file:
+    with safe_open(training, "pt") as file:
         kept = {key for key in weights if not key.startswith(("model.", "quantizer.projection."))}
         assert set(file.keys()) == kept
     joint = make("joint", model__projected_codebooks=False)
-    assert set(start(joint, codec, companion)) == {
+    assert set(start(joint, codec, training)) == {
         "model.encoder",
         "model.decoder",
         "model.coder",
@@ -159,12 +157,12 @@ def test_codec_and_training_weights_provide_all_networks(
     start(whole, last(stages["joint"]))
     torch.testing.assert_close(joint.quantizer.codebook(), whole.quantizer.codebook())
     with pytest.raises(TransferError, match=r"has no model\.encoder, .*The file holds training weights"):
-        start(make("transform", model__projected_codebooks=False), companion)
+        start(make("transform", model__projected_codebooks=False), training)
     with pytest.raises(WeightsError, match=r"training needs besides a codec: use it with init_from=\[CODEC,"):
-        read_weights(companion)
+        read_weights(training)
     assert "was exported beside another codec" not in caplog.text
     export(last(stages["transform"]), codec, half=True)  # D is stage I's
-    start(make("joint", model__projected_codebooks=False), codec, companion)
+    start(make("joint", model__projected_codebooks=False), codec, training)
     assert "was exported beside another codec" in caplog.text
     with pytest.raises(WeightsError, match="holds no codec with networks of its training"):
         export_companion(last(stages["vqvae"]), tmp_path / "no.safetensors")
@@ -174,30 +172,30 @@ def test_codec_and_training_weights_provide_all_networks(
 def test_training_weights_in_half_precision_and_corrupt_ones(
     make: Make, stages: dict[str, Path], tmp_path: Path
 ) -> None:
-    codec, companion = tmp_path / "codec.safetensors", tmp_path / "codec.training.safetensors"
+    codec, training = tmp_path / "codec.safetensors", tmp_path / "codec.training.safetensors"
     export(last(stages["joint"]), codec, half=True)
-    export_companion(last(stages["joint"]), companion, half=True)
+    export_companion(last(stages["joint"]), training, half=True)
     joint = make("joint", model__projected_codebooks=False)
-    start(joint, codec, companion)
+    start(joint, codec, training)
     weights = checkpoint(stages["joint"])["state_dict"]
     name = "adversarial.discriminator"
     assert same(joint, name, {key: t.half().float() for key, t in weights.items()}, name)
-    assert start(make("joint"), discriminator=companion)
-    with safe_open(companion, "pt") as file:
+    assert start(make("joint"), discriminator=training)
+    with safe_open(training, "pt") as file:
         tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
         metadata = file.metadata()
     tensors[f"{name}.layers.0.weight" if f"{name}.layers.0.weight" in tensors else max(tensors)].fill_(
         torch.nan
     )
-    save_file(tensors, companion, metadata)
+    save_file(tensors, training, metadata)
     with pytest.raises(WeightsError, match="corrupt training weights"):
-        start(joint, codec, companion)
+        start(joint, codec, training)
 
 
 def test_an_untrained_codebook_counts_as_missing(make: Make, stages: dict[str, Path], tmp_path: Path) -> None:
     untrained = tmp_path / "none.ckpt"
     content = torch.load(last(stages["transform"]), weights_only=True)
-    # As stage II with model/variants=no_code_prediction leaves it; the coder is of no interest here.
+    # As after stage II with model/variants=no_code_prediction; the coder is not needed here.
     content["state_dict"]["quantizer.initialized"].fill_(False)
     for key in [key for key in content["state_dict"] if key.startswith("model.coder.")]:
         del content["state_dict"][key]
@@ -208,8 +206,8 @@ def test_an_untrained_codebook_counts_as_missing(make: Make, stages: dict[str, P
             start(stage, untrained)
     with pytest.raises(TransferError, match="has no quantizer") as caught:
         start(make("transform", variants="[indices_map,no_code_prediction]"), untrained)
-    assert "model/variants=no_code_prediction" not in str(caught.value)  # which it has
-    # A C of stage I is one, however its codebook was started.
+    assert "model/variants=no_code_prediction" not in str(caught.value)  # already set
+    # C of stage I is always trained.
     stage = make("transform")
     start(stage, last(stages["vqvae"]))
     assert stage.quantizer.initialized
@@ -261,9 +259,9 @@ def test_refinement_blocks_are_added_to_a_decoder_without_them(make: Make, stage
     start(plain, last(stages["joint"]))
     assert "model.decoder" in start(fine, last(stages["joint"]))
     latent = torch.randn(1, plain.model.decoder.latent_channels, 4, 3)
-    draw = [stage.model.decoder.eval() for stage in (plain, fine)]
-    torch.testing.assert_close(draw[1](latent), draw[0](latent))
-    assert len(draw[1].state_dict()) > len(draw[0].state_dict())
+    decoders = [stage.model.decoder.eval() for stage in (plain, fine)]
+    torch.testing.assert_close(decoders[1](latent), decoders[0](latent))
+    assert len(decoders[1].state_dict()) > len(decoders[0].state_dict())
 
     deep = make("joint", **{"+model__decoder__fine_blocks": 1, "model__decoder__num_blocks": 2})
     with pytest.raises(TransferError, match=r"model\.decoder does not fit: missing: blocks\."):
@@ -320,7 +318,7 @@ def test_indices_map_codebooks_are_derived_from_stage_one(make: Make, stages: di
 
 @pytest.mark.parametrize(("variants", "factor"), [("[]", 1), ("indices_map", 250)])
 def test_latent_codebook_loss_is_weighted_by_lambda(make: Make, variants: str, factor: float) -> None:
-    """With lambda 250 it counts 250 times in indices-map coding; that of C_h counts once."""
+    """In indices-map coding the codebook term is multiplied by lambda; that of C_h is not."""
     stage = make("joint", variants=variants)
     coding = {name: torch.full((1,), 2.0, requires_grad=True) for name in ("rate_y", "rate_z", "codebook")}
     distortion = {name: torch.full((1,), 3.0, requires_grad=True) for name in stage.distortion_weights}
@@ -330,7 +328,7 @@ def test_latent_codebook_loss_is_weighted_by_lambda(make: Make, variants: str, f
     assert distortion["l1"].grad == 250 * stage.distortion_weights["l1"]
 
 
-# Published weights: model=natural and model=facial at the sizes of the stand-ins.
+# Third-party weights: model=natural and model=facial at the sizes of the stand-ins.
 SIZES = {
     "model__latent_channels": SMALL.latent_channels,
     "model__channels": SMALL.width,
@@ -372,7 +370,7 @@ def test_third_party_vqgan_starts_stages_one_and_two(
     assert theirs(encoder.blocks[0].weight, f"encoder.{first}.weight")
     assert theirs(decoder.last_layer, f"{network}.{last}.weight")
     assert theirs(quantizer.codebook(), "quantize.embedding.weight")
-    assert quantizer.initialized  # the callback that places codes on data leaves them alone
+    assert quantizer.initialized  # so k-means does not run again
 
 
 def test_published_codec_starts_stages_two_and_three(make: Make, tmp_path: Path) -> None:
@@ -382,7 +380,7 @@ def test_published_codec_starts_stages_two_and_three(make: Make, tmp_path: Path)
     assert set(start(joint, source)) == shared
     assert theirs(joint.quantizer.codebook(), "vqgan.quantize.embedding.weight")
     assert theirs(joint.vq_encoder.blocks[0].weight, "vqgan.encoder.blocks.0.weight")
-    # The predictor that was trained on what this stage shows it.
+    # The predictor for latents of coded images.
     assert theirs(joint.code_loss.predictor.position, "code_pred_pix_loss.position_emb")
     assert joint.model.coder.hyper.quantizer.initialized
 

@@ -1,4 +1,4 @@
-"""Stages rebuilt from their checkpoints in Python, and what a checkpoint may not name."""
+"""Rebuilding stages from checkpoints in Python, and refusal of untrusted classes."""
 
 import copy
 from pathlib import Path
@@ -39,8 +39,8 @@ def test_loading_as_another_class_is_refused(stages: dict[str, Path]) -> None:
 
 
 def test_constructor_arguments_can_be_replaced(stages: dict[str, Path]) -> None:
-    loaded = load_stage(stages["vqvae"], unquantized=0.25, seed=7)
-    assert (loaded.unquantized, loaded.seed) == (0.25, 7)
+    loaded = load_stage(stages["vqvae"], quantizer_bypass=0.25, seed=7)
+    assert (loaded.quantizer_bypass, loaded.seed) == (0.25, 7)
 
 
 def test_codec_of_a_fine_tune_stage_is_loaded_from_init_from(images: Path, tmp_path: Path) -> None:
@@ -58,7 +58,7 @@ def test_codec_of_a_fine_tune_stage_is_loaded_from_init_from(images: Path, tmp_p
 
 
 def renamed(stages: dict[str, Path], path: Path, *keys: str, target: str, **arguments: Any) -> Path:
-    """Write stage I's checkpoint with another name in its settings."""
+    """Write stage I's checkpoint with another `_target_` in its settings."""
     content = copy.copy(checkpoint(stages["vqvae"]))
     node = content["glc"]["recipe"]["stage"]["module"]
     for key in keys[:-1]:

@@ -1,4 +1,4 @@
-"""The W&B logger: online or offline without ever asking, one identity per run."""
+"""The W&B logger: online or offline without prompting, one id per run."""
 
 import time
 from pathlib import Path
@@ -19,7 +19,7 @@ def make(folder: Path, resume: str | None = None) -> WandbLogger:
 
 
 def mode(logger: WandbLogger) -> str:
-    # What `wandb.init` will be called with; nothing has been started yet.
+    # The arguments of `wandb.init`, which is not called yet.
     return logger._wandb_init["mode"]
 
 
@@ -51,7 +51,7 @@ def test_api_key_in_the_environment_counts_as_login(monkeypatch: pytest.MonkeyPa
 def test_login_never_prompts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
     monkeypatch.setenv("WANDB_CONFIG_DIR", str(tmp_path))
-    monkeypatch.setattr("builtins.input", lambda *words: pytest.fail("it asked"))
+    monkeypatch.setattr("builtins.input", lambda *words: pytest.fail("it prompted"))
     assert not loggers.logged_in()
 
 
@@ -101,10 +101,10 @@ def test_only_rank_zero_creates_the_run_id(
 def test_writes_offline_when_the_server_is_unreachable(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture, unreachable: bool
 ) -> None:
-    """A real run, offline: it must neither ask nor fail where nobody can answer."""
+    """A real offline run: it must neither prompt nor fail."""
     monkeypatch.setattr(loggers, "logged_in", lambda: unreachable)
     monkeypatch.setattr(wandb, "init", without_server(wandb.init))
-    monkeypatch.setattr("builtins.input", lambda *words: pytest.fail("it asked"))
+    monkeypatch.setattr("builtins.input", lambda *words: pytest.fail("it prompted"))
     folder = tmp_path / "name" / "stage"
     logger = make(folder)
     logger.log_hyperparams({"seed": 3})

@@ -17,7 +17,7 @@ def flat(step: int) -> float:
 
 
 def parameters(*names: str) -> dict[str, nn.Parameter]:
-    """A matrix for each weight, a vector for all else."""
+    """A matrix for each weight, a vector for all other names."""
     return {name: nn.Parameter(torch.ones((2, 2) if name.endswith("weight") else 2)) for name in names}
 
 
@@ -25,7 +25,7 @@ NETWORKS = ("model.encoder.weight", "model.encoder.bias", "model.coder.weight")
 
 
 def options(optimizer: torch.optim.Optimizer, *keys: str) -> list[tuple[Any, ...]]:
-    """Number of parameters and some options of each group."""
+    """Return number of parameters and the given options of each group."""
     return [(len(group["params"]), *(group[key] for key in keys)) for group in optimizer.param_groups]
 
 

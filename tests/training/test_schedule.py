@@ -23,7 +23,7 @@ def test_cosine_without_warmup_and_hold() -> None:
 def test_full_hold_and_warmup_longer_than_the_run() -> None:
     held = WarmupCosine(warmup=2, total=10, hold=1.0, floor=0.5)
     assert held(9) == 1
-    assert held(10) == 1  # the descent has no steps
+    assert held(10) == 1  # the decay has no steps
     assert WarmupCosine(warmup=9, total=4)(3) == pytest.approx(0.4)
 
 

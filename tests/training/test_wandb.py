@@ -1,4 +1,4 @@
-"""What a W&B sweep shows, read back from offline runs: docs/wandb.md promises it."""
+"""W&B content of a sweep, as documented in docs/wandb.md, read back from offline runs."""
 
 import json
 from pathlib import Path
@@ -18,7 +18,7 @@ HISTOGRAMS = "glc.training.callbacks.codebook.CodebookHistograms"
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """A sweep over lambda, as `python -m glc.launch.train -m` lays it out."""
+    """A sweep over lambda, with the folders of `python -m glc.launch.train -m`."""
     base = tmp_path_factory.mktemp("wandb")
     images = write_images(base / "images")
     found = []
@@ -30,7 +30,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
             "init_from": "none",
             "logger": "default",
             "metrics": "default",
-            # Replaces it where the default configuration has it already.
+            # `++` also replaces an existing entry.
             "++callbacks.histograms._target_": HISTOGRAMS,
         }
         found.append(run({**settings(images, base / "runs", "sweep", "transform", steps=2), **changes}))
@@ -57,7 +57,7 @@ def test_sweep_runs_share_project_group_and_tags(runs: list[OfflineRun]) -> None
     assert {tuple(run.tags) for run in runs} == {("transform", "tiny")}
     assert [run.name for run in runs] == [f"sweep/transform/stage.lmbda-{i}" for i in range(2)]
     assert runs[0].identity != runs[1].identity
-    # What the table is sorted and coloured by.
+    # The table is sorted and coloured by lambda.
     assert [run.config["stage"]["lmbda"] for run in runs] == [0.5, [1, 2, 3, 4]]
 
 

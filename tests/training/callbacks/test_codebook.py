@@ -23,11 +23,11 @@ class OneCodebook(Stage):
 
 
 class Driver:
-    """Calls the callback as a trainer of one device does."""
+    """Calls the callback as a trainer with one device does."""
 
-    def __init__(self, quantizer: VectorQuantizer, care: CodebookRestart) -> None:
+    def __init__(self, quantizer: VectorQuantizer, callback: CodebookRestart) -> None:
         self.stage = OneCodebook(quantizer)
-        self.care = care
+        self.callback = callback
         self.trainer = SimpleNamespace(
             global_step=0,
             world_size=1,
@@ -38,12 +38,12 @@ class Driver:
         )
 
     def step(self, vectors: Tensor, accumulated: bool = False) -> None:
-        """Go through a batch with vectors `[N, D]`, the last of its step unless it is accumulated."""
+        """Run a batch with vectors `[N, D]`; unless `accumulated`, it is the last of its step."""
         maps = vectors.T.reshape(1, vectors.shape[1], -1, 1)
         quantizer = self.stage.quantizer
         self.stage.observations["c"] = Observation(quantizer, maps, quantizer.encode(maps))
         self.trainer.global_step += not accumulated
-        self.care.on_train_batch_end(self.trainer, self.stage, None, None, 0)  # type: ignore[arg-type]
+        self.callback.on_train_batch_end(self.trainer, self.stage, None, None, 0)  # type: ignore[arg-type]
 
 
 def clusters(count: int = 4, each: int = 20) -> tuple[Tensor, Tensor]:
@@ -122,7 +122,7 @@ def test_only_dead_codewords_restart() -> None:
     after = quantizer.embedding
     assert torch.equal(after[:4], before[:4])
     assert among(after[4:], vectors[40:])
-    # Counting starts anew: now 0 and 1 are dead, and the revived take part.
+    # Counts were reset: now 0 and 1 are dead, and the restarted codes are used.
     driver.step(vectors[40:])
     driver.step(vectors[40:])
     assert among(quantizer.embedding[:2], vectors[40:])
@@ -136,13 +136,13 @@ def test_counts_are_restored_from_a_checkpoint() -> None:
     first = Driver(quantizer, CodebookRestart(restart_every=2))
     first.step(vectors)
     second = Driver(quantizer, CodebookRestart(restart_every=2))
-    saved = {"callbacks": {first.care.state_key: first.care.state_dict()}}
-    first.care.on_save_checkpoint(first.trainer, first.stage, saved)  # type: ignore[arg-type]
-    second.care.load_state_dict(saved["callbacks"][first.care.state_key])
+    saved = {"callbacks": {first.callback.state_key: first.callback.state_dict()}}
+    first.callback.on_save_checkpoint(first.trainer, first.stage, saved)  # type: ignore[arg-type]
+    second.callback.load_state_dict(saved["callbacks"][first.callback.state_key])
     second.trainer.global_step = 1
-    second.care.on_train_start(second.trainer, second.stage)  # type: ignore[arg-type]
+    second.callback.on_train_start(second.trainer, second.stage)  # type: ignore[arg-type]
     before = quantizer.embedding.clone()
-    second.step(vectors[:20])  # one code only, but the others were used before the cut
+    second.step(vectors[:20])  # one code only, but the others were used before the interruption
     assert torch.equal(quantizer.embedding, before)
 
 
@@ -153,10 +153,10 @@ def test_initialisation_keeps_at_most_max_vectors() -> None:
     for _ in range(4):
         driver.step(vectors[:20] - 50)
     driver.step(vectors[20:])
-    assert sum(len(kept) for kept in driver.care._vectors["c"]) <= 60
+    assert sum(len(kept) for kept in driver.callback._vectors["c"]) <= 60
     driver.step(vectors[:20])
     assert quantizer.initialized
-    assert quantizer.embedding.min() > -5  # what came first was forgotten
+    assert quantizer.embedding.min() > -5  # the oldest vectors were dropped
 
 
 def test_folding_keeps_the_codewords() -> None:
@@ -172,7 +172,7 @@ def test_folding_keeps_the_codewords() -> None:
     plain = VectorQuantizer(16, 4)
     plain.load_state_dict(quantizer.state_dict())
     assert torch.equal(plain.decode(indices), quantizer.decode(indices))
-    quantizer.fold()  # once more is harmless
+    quantizer.fold()  # a second call changes nothing
     assert torch.equal(quantizer.codebook(), codes)
 
 
@@ -208,7 +208,7 @@ def test_restarted_codewords_are_distinct() -> None:
 
 
 class Averaged(EMA):
-    """An average that is there."""
+    """An EMA with a given counterpart."""
 
     def __init__(self, quantizer: VectorQuantizer) -> None:
         super().__init__()
@@ -219,7 +219,7 @@ class Averaged(EMA):
 
 
 def test_moved_codewords_are_broadcast_from_rank_zero(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Tensor by tensor and in place: pickled, those of a GPU would all come to lie on the first one."""
+    """In place: pickled tensors would be unpickled on rank 0's GPU."""
     quantizer, average = VectorQuantizer(8, 4), VectorQuantizer(8, 4)
     driver = Driver(quantizer, CodebookRestart(initialize_after=0))
     driver.trainer.world_size = 2
@@ -229,7 +229,7 @@ def test_moved_codewords_are_broadcast_from_rank_zero(monkeypatch: pytest.Monkey
     def broadcast(tensor: Tensor, src: int) -> None:
         assert src == 0
         sent.append(tensor)
-        tensor.add_(1)  # what came is another's
+        tensor.add_(1)  # stands for rank 0's values
 
     monkeypatch.setattr(torch.distributed, "broadcast", broadcast)
     _, vectors = clusters()

@@ -7,7 +7,7 @@ from glc.training.callbacks.ema import EMA
 
 
 class Moving(L.LightningModule):
-    """One weight that is 1, 2, 3, ... after each step, beside one that never moves."""
+    """One weight that is 1, 2, 3, ... after each step, beside one that never changes."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -44,7 +44,7 @@ def test_unchanged_weights_keep_their_exact_values(tmp_path) -> None:
 
 
 class Rearranged(L.LightningModule):
-    """Changes its memory format as the stages do, when the average lies in the old one."""
+    """Changes its memory format in `setup`, as the stages do, after the average was created."""
 
     def __init__(self) -> None:
         super().__init__()

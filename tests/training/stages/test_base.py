@@ -1,4 +1,4 @@
-"""What a configuration adds to the stages: losses, metrics of whole sets, optimizers, groups, schedulers."""
+"""Losses, metrics, optimizers, groups and schedulers that a configuration adds to the stages."""
 
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ HERE = __name__
 
 
 class Edge(nn.Module):
-    """A loss of whatever is compared: the mean absolute difference of the differences along rows."""
+    """A loss: mean absolute error of horizontal differences."""
 
     def forward(self, x: Tensor, x_hat: Tensor) -> dict[str, Tensor]:
         """Return the term `edge` `[B]`."""
@@ -24,7 +24,7 @@ class Edge(nn.Module):
 
 
 class Widest(Metric):
-    """A metric of a whole set: the largest error of any sample since the last reset, and the images seen."""
+    """A metric over a set: the largest error since the last reset, and the number of images."""
 
     full_state_update = False
     error: Tensor
@@ -37,17 +37,17 @@ class Widest(Metric):
         self.network = nn.Conv2d(3, 3, 1)
 
     def update(self, x: Tensor, x_hat: Tensor) -> None:
-        """Take in images."""
+        """Add a batch."""
         self.error = torch.maximum(self.error, (x - x_hat).abs().max())
         self.seen += len(x)
 
     def compute(self) -> Tensor:
-        """Images seen, plus the largest error over 1000."""
+        """Return the number of images plus the largest error / 1000."""
         return self.seen + self.error / 1000
 
 
 def short(images: Path, folder: Path, stage: str, **changes: Any) -> dict[str, Any]:
-    """A run of two steps from nothing."""
+    """A run of two steps from scratch."""
     return {**settings(images, folder, "short", stage, 2), "init_from": "none", **changes}
 
 
@@ -64,7 +64,7 @@ def test_added_loss_is_logged_and_weighted(images: Path, tmp_path: Path, stage: 
         next(row for row in figures(folder) if "train/loss" in row)
         for folder in (run(short(images, tmp_path / "plain", stage)), logged, weighted)
     )
-    # Weight 0 only logs; the other adds 3 x edge, times lambda where there is one.
+    # Weight 0 only logs; weight 3 adds 3 x edge, times lambda in stages with lambda.
     speed = "train/images_per_second"
     assert {**first, speed: 0} == {**plain, speed: 0, "train/edge": first["train/edge"]}
     assert first["train/edge"] == other["train/edge"] > 0
@@ -85,10 +85,13 @@ def test_added_loss_is_logged_and_weighted(images: Path, tmp_path: Path, stage: 
             r"^stage\.distortion_weights\.egde: no such loss term; the terms are l1$",
         ),
         ({"stage.optimizer._target_": "torch.optim.LBFGS"}, r"^stage\.optimizer: LBFGS is not supported"),
-        ({"stage.parameter_groups": "[{match: x}]"}, r"^stage\.parameter_groups\[0\]\.match=x: no trained"),
+        (
+            {"stage.parameter_groups": "[{match: x}]"},
+            r"^stage\.parameter_groups\[0\]\.match=x: no parameter matches",
+        ),
         (
             {"+metrics.metrics.l1._target_": f"{HERE}.Widest"},
-            r"^metrics\.metrics\.l1: a loss term has this name",
+            r"^metrics\.metrics\.l1: a loss term has the same name",
         ),
     ],
 )
@@ -111,7 +114,7 @@ def test_set_metric_is_logged_per_rate_point_and_reset(
     for row in rows:
         values = [row[f"val/widest{rate}"] for rate in rates]
         assert all(2 < value <= 2.002 for value in values)  # two images each time
-    # It holds a network, which no checkpoint, optimizer or average sees.
+    # The metric's network is not part of checkpoints, optimizers or EMA.
     assert not [key for key in checkpoint(folder)["state_dict"] if "widest" in key or "qualit" in key]
 
 
