@@ -1,7 +1,7 @@
 """Read a W&B offline run: current packages write this format but have no reader for it.
 
-A file has a header of seven bytes (`:W&B`, a magic number, a version), then blocks of 32 KiB in the log format
-of LevelDB: fragments with a header of seven bytes each (checksum, length, kind). Joined fragments are records,
+A file has a header of seven bytes (`:W&B`, a magic number, a version), then blocks of 32 KiB in LevelDB's log
+format: fragments with a header of seven bytes each (checksum, length, kind). Joined fragments are records,
 protocol buffers of W&B.
 """
 

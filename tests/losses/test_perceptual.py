@@ -31,7 +31,7 @@ def offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 
 
 def reference(net: str, seed: int = 0) -> lpips.LPIPS:
-    """The package's own network with seeded weights; VGG first on the meta device, because its classifier is huge."""
+    """The package's network with seeded weights; VGG first on the meta device (its classifier is huge)."""
     with warnings.catch_warnings(), torch.device("meta"):
         warnings.simplefilter("ignore")
         network = lpips.LPIPS(net=net, pnet_rand=True, pretrained=False, verbose=False)
