@@ -1,4 +1,4 @@
-"""Short training runs on the real configuration, shrunk: what the tests of training and export share."""
+"""Short training runs with the real configuration at small sizes, for the tests of training and export."""
 
 import csv
 import functools
@@ -20,12 +20,12 @@ from glc.launch.train import train
 ROOT = Path(__file__).parents[1]
 STAGES = ("vqvae", "transform", "joint")
 
-# Nothing here may reach for the network or depend on what a machine has: not W&B, not the weights of LPIPS.
+# Tests must not use the network or depend on local state (W&B login, cached LPIPS weights).
 QUIET = {"WANDB_MODE": "offline", "WANDB_SILENT": "true", "GLC_OFFLINE": "1", "TORCH_HOME": os.devnull}
 
 
 def write_images(folder: Path, count: int = 6, side: int = 192) -> Path:
-    """Write smooth random images, the same for each call."""
+    """Write smooth random images, the same in each call."""
     folder.mkdir(parents=True, exist_ok=True)
     random = np.random.default_rng(0)
     for i in range(count):
@@ -35,7 +35,7 @@ def write_images(folder: Path, count: int = 6, side: int = 192) -> Path:
 
 
 def settings(images: Path, runs: Path, name: str, stage: str, steps: int = 4) -> dict[str, Any]:
-    """Overrides that make any stage a run of seconds."""
+    """Return overrides that make a run of any stage take seconds."""
     return {
         "stage": stage,
         "stage.schedule.warmup": 0,
@@ -63,7 +63,7 @@ def settings(images: Path, runs: Path, name: str, stage: str, steps: int = 4) ->
 
 
 def arguments(values: dict[str, Any]) -> list[str]:
-    """Return overrides as words of a command line."""
+    """Return overrides as command-line arguments."""
     return [f"{key}={value}" for key, value in values.items()]
 
 
@@ -88,30 +88,30 @@ def run(values: dict[str, Any]) -> Path:
 
 
 def checkpoint(folder: Path) -> dict[str, Any]:
-    """Read a run's last checkpoint as anyone may: without unpickling objects."""
+    """Read a run's last checkpoint with `weights_only=True`."""
     return torch.load(folder / "checkpoints" / "last.ckpt", map_location="cpu", weights_only=True)
 
 
 def live_weights(saved: dict[str, Any]) -> dict[str, torch.Tensor]:
-    """Return the weights that are trained; `state_dict` is their moving average where there is one."""
+    """Return the live weights; `state_dict` holds the EMA if there is one."""
     if "current_model_state" not in saved:
         return saved["state_dict"]
     return saved["current_model_state"]
 
 
 def figures(folder: Path, version: int = 0) -> list[dict[str, float]]:
-    """Return the rows of a run's CSV file, without what is empty."""
+    """Return the rows of a run's CSV file, without empty cells."""
     with (folder / "csv" / f"version_{version}" / "metrics.csv").open(newline="") as file:
         return [{k: float(v) for k, v in row.items() if v} for row in csv.DictReader(file)]
 
 
 def finite(row: dict[str, float]) -> bool:
-    """Say whether all figures of a row are numbers."""
+    """Return whether all values of a row are finite."""
     return all(math.isfinite(value) for value in row.values())
 
 
 def stand_in_weights(folder: Path) -> Path:
-    """Write random weights under the names of the backbones of LPIPS: the published ones are not at hand."""
+    """Write random weights under the file names of LPIPS' backbones; the published ones are not available."""
     folder.mkdir(parents=True, exist_ok=True)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -127,7 +127,7 @@ def stand_in_weights(folder: Path) -> Path:
 
 @functools.cache
 def three_stages(base: Path) -> dict[str, Path]:
-    """Train the stages in a row with everything switched on; return the folder of each."""
+    """Train the three stages with LPIPS, metrics and validation; return the folder of each."""
     images = write_images(base / "three-stages-images")
     weights = stand_in_weights(base / "three-stages-weights")
     more = {

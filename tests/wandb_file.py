@@ -1,8 +1,8 @@
-"""Reads a W&B offline run back: the newer packages write such files and have no reader for them.
+"""Read a W&B offline run: current packages write this format but have no reader for it.
 
-A file begins with seven bytes (`:W&B`, a magic number, a version). Then come blocks of 32 KiB in the
-log format of LevelDB: fragments with a header of seven bytes each (checksum, length, kind), which make up
-records. A record is a protocol buffer of W&B's.
+A file has a header of seven bytes (`:W&B`, a magic number, a version), then blocks of 32 KiB in LevelDB's log
+format: fragments with a header of seven bytes each (checksum, length, kind). Joined fragments are records,
+protocol buffers of W&B.
 """
 
 import json
@@ -22,7 +22,7 @@ _FULL, _FIRST, _MIDDLE, _LAST = 1, 2, 3, 4
 
 @dataclass
 class OfflineRun:
-    """What a run sent."""
+    """The content of a run."""
 
     name: str = ""
     group: str = ""
@@ -39,21 +39,21 @@ class OfflineRun:
     exit_code: int | None = None
 
     def keys(self) -> set[str]:
-        """Return everything that was ever logged."""
+        """Return all logged keys."""
         return {key for row in self.history for key in row if not key.startswith("_")}
 
 
 def read_finished_run(path: Path, seconds: float = 60) -> OfflineRun:
-    """Return what a `run-*.wandb` file holds once it is whole: another process writes it."""
+    """Return the content of a `run-*.wandb` file, after waiting until its writer has finished."""
     deadline = time.monotonic() + seconds
     while not (run := read_offline_run(path)).finished:
-        assert time.monotonic() < deadline, f"{path} has no end"
+        assert time.monotonic() < deadline, f"{path}: not finished after {seconds} s"
         time.sleep(0.05)
     return run
 
 
 def read_offline_run(path: Path) -> OfflineRun:
-    """Return what a `run-*.wandb` file holds so far."""
+    """Return the content of a `run-*.wandb` file so far."""
     run = OfflineRun()
     for payload in _records(path.read_bytes()):
         record = wandb_internal_pb2.Record()
@@ -85,7 +85,7 @@ def read_offline_run(path: Path) -> OfflineRun:
 
 
 def without_server(init: Callable[..., Any]) -> Callable[..., Any]:
-    """Return `wandb.init` for a machine from which W&B cannot be reached, and that knows it at once."""
+    """Return a `wandb.init` that fails at once as if W&B were unreachable."""
 
     def unreachable(*args: Any, **options: Any) -> Any:
         if options.get("mode") != "offline":
@@ -105,7 +105,7 @@ def _update(kept: dict[str, Any], items: Any) -> None:
 
 
 def _records(data: bytes) -> Iterator[bytes]:
-    assert not data or data[:4] == b":W&B", "no offline run"
+    assert not data or data[:4] == b":W&B", "not a W&B offline run"
     at, parts = _HEADER, b""
     while at + _HEADER <= len(data):
         left = _BLOCK - at % _BLOCK

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from glc.codec.runtime.memory import check_memory
-from glc.losses.augment import LEAST, RandomViews
+from glc.losses.augment import LEAST, RandomAugmentation
 from glc.losses.perceptual import LPIPS, Net
 from glc.models.glc import GLC
 
@@ -125,7 +125,7 @@ class Effort:
         f = model.encoder.downsampling
         seen = x[..., tile.top * f : tile.bottom * f, tile.left * f : tile.right * f]
         start = latent[..., tile.top : tile.bottom, tile.left : tile.right].clone()
-        views = RandomViews(self.distance, generator=torch.Generator().manual_seed(self.seed)).train()
+        views = RandomAugmentation(self.distance, generator=torch.Generator().manual_seed(self.seed)).train()
         with torch.no_grad():
             first = self._cost(model, seen, start, rate, self.distance)
         moved = start.clone().requires_grad_()

@@ -107,9 +107,9 @@ def test_an_opened_checkpoint_tells_what_it_is_of(tmp_path: Path) -> None:
 NAMES_OF_0_1 = {
     "glc.codec.export.read_codec": "glc.codec.weights.export.read_codec",
     "glc.losses.vq.CodebookLoss": "glc.losses.latent.CodebookLoss",
-    "glc.training.callbacks.average.MovingAverage": "glc.training.callbacks.ema.MovingAverage",
+    "glc.training.callbacks.average.MovingAverage": "glc.training.callbacks.ema.EMA",
     "glc.training.callbacks.checkpoint.LastCheckpoint": "glc.training.checkpoints.LastCheckpoint",
-    "glc.training.callbacks.codebook.CodebookCare": "glc.training.callbacks.codebook.CodebookCare",
+    "glc.training.callbacks.codebook.CodebookCare": "glc.training.callbacks.codebook.CodebookRestart",
     "glc.training.callbacks.histograms.CodebookHistograms": "glc.training.callbacks.codebook."
     "CodebookHistograms",
     "glc.training.callbacks.panel.ReconstructionPanel": "glc.training.callbacks.media.ReconstructionPanel",
@@ -133,6 +133,27 @@ def test_settings_of_version_0_1_name_the_classes_where_they_are_now(tmp_path: P
     assert [node["_target_"] for node in found] == list(NAMES_OF_0_1.values())
     for name in NAMES_OF_0_1.values():
         assert callable(resolve_name(name))
+
+
+def test_settings_of_version_0_1_have_the_present_keys(tmp_path: Path) -> None:
+    perceptual = {"_target_": "glc.losses.reconstruction.load_perceptual", "views": True}
+    own = {"_target_": "mine.Loss", "views": True, "revive_every": 1}
+    codebooks = {"_target_": "glc.training.callbacks.codebook.CodebookCare", "revive_every": 50}
+    module = {"_target_": "glc.training.vqvae.VQVAEStage", "unquantized": 0.5, "own": own}
+    recipe = {
+        "perceptual": perceptual,
+        "callbacks": {"codebooks": codebooks},
+        "stage": {"unquantized": 0.5, "module": module},
+    }
+    save_sealed({**CONTENT, "glc": {"format": 1, "recipe": recipe}}, tmp_path / "old.ckpt")
+    found = open_checkpoint(tmp_path / "old.ckpt").settings
+    assert found["perceptual"]["augment"] is True
+    assert found["callbacks"]["codebooks"]["restart_every"] == 50
+    assert found["stage"]["quantizer_bypass"] == found["stage"]["module"]["quantizer_bypass"] == 0.5
+    assert found["stage"]["module"]["own"] == own  # other classes' arguments are unchanged
+    assert not {"views", "revive_every", "unquantized"} & {
+        *found["perceptual"], *found["callbacks"]["codebooks"], *found["stage"], *found["stage"]["module"]
+    }  # fmt: skip
 
 
 def test_a_copy_in_memory_outlives_its_file(sealed: Path) -> None:

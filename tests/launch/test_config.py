@@ -19,7 +19,7 @@ from glc.cli import main as cli
 from glc.launch.overrides import explain_overrides
 from glc.losses.adversarial import AdversarialLoss
 from glc.losses.reconstruction import ReconstructionLoss
-from glc.training.callbacks.ema import MovingAverage
+from glc.training.callbacks.ema import EMA
 from glc.training.stages.joint import JointStage
 from glc.training.stages.transform import TransformStage
 from glc.training.stages.vqvae import VQVAEStage
@@ -332,7 +332,7 @@ def test_objects_get_the_values_of_the_configuration(images: Path, tmp_path: Pat
     assert isinstance(optimizer, torch.optim.AdamW)
     assert optimizer.param_groups[0]["lr"] == 0.125
     assert stage.seed == 11
-    assert isinstance(instantiate(cfg.callbacks.ema), MovingAverage)
+    assert isinstance(instantiate(cfg.callbacks.ema), EMA)
     assert stage.distortion_weights == {"l1": 1.0}  # without the weights of LPIPS, which may be missing here
 
 

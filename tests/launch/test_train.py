@@ -140,7 +140,7 @@ def test_images_that_cannot_be_found(images: Path, tmp_path: Path) -> None:
 
 def test_values_out_of_range_name_their_key(images: Path, tmp_path: Path) -> None:
     values = {**settings(images, tmp_path, "range", "transform"), "init_from": "none"}
-    assert "stage.lmbda has 2 values" in refused({**values, "stage.lmbda": "[1,2]"})
+    assert "stage.lmbda: 2 values" in refused({**values, "stage.lmbda": "[1,2]"})
     assert "callbacks.ema.decay" in refused({**values, "callbacks.ema.decay": 1})
     assert "floor and hold" in refused({**values, "stage.schedule.hold": 3})
     assert "seed=None: give an integer" in refused({**values, "seed": "null"})
@@ -239,7 +239,7 @@ def test_settings_that_changed_are_named(
         "trainer.max_steps": steps,
         "stage.codebook_weight": 0.5,
         "callbacks.ema.decay": 0.9,
-        "callbacks.codebooks.revive_every": 100,
+        "callbacks.codebooks.restart_every": 100,
         "callbacks.last.every_n_steps": 7,  # changes no result
         "callbacks.progress": "null",
     }
@@ -248,7 +248,7 @@ def test_settings_that_changed_are_named(
     assert named == [
         f"resuming with another setting: {difference}"
         for difference in (
-            "callbacks.codebooks.revive_every was 500, is 100",
+            "callbacks.codebooks.restart_every was 500, is 100",
             "callbacks.ema.decay was 0.999, is 0.9",
             "stage.codebook_weight was 1.0, is 0.5",
         )

@@ -65,7 +65,7 @@ def game() -> Game:
     return Game()
 
 
-def test_hinge_by_hand() -> None:
+def test_hinge_loss_values() -> None:
     loss, terms = AdversarialLoss(MeanLogit()).discriminator_loss(flat(0.5, 2.0), flat(-3.0, 0.25), 0)
     # real: 1 - 0.5 and nothing beyond 1; fake: nothing beyond -1 and 1 + 0.25
     torch.testing.assert_close(loss, torch.tensor(0.5 * (0.5 / 2 + 1.25 / 2)))
@@ -74,7 +74,7 @@ def test_hinge_by_hand() -> None:
     assert not terms["logits_real"].requires_grad
 
 
-def test_the_discriminator_learns_apart_from_the_generator() -> None:
+def test_discriminator_loss_has_no_gradient_to_the_generator() -> None:
     adversarial = AdversarialLoss(MeanLogit())
     x_hat = flat(0.1, 0.3).clone().requires_grad_()
     loss, _ = adversarial.discriminator_loss(flat(0.5, 0.9), x_hat, 0)
@@ -84,7 +84,7 @@ def test_the_discriminator_learns_apart_from_the_generator() -> None:
     torch.testing.assert_close(weight, torch.tensor(0.5 * (-0.7 + 0.2)))  # -mean(real) + mean(fake)
 
 
-def test_before_its_start_the_discriminator_rests_but_takes_part() -> None:
+def test_discriminator_loss_is_zero_with_gradients_before_start() -> None:
     adversarial = AdversarialLoss(PatchDiscriminator(4, 1, "group"), start=10)
     x, x_hat = torch.randn(2, 3, 16, 16), torch.randn(2, 3, 16, 16)
     loss, terms = adversarial.discriminator_loss(x, x_hat, 9)
@@ -98,7 +98,7 @@ def test_before_its_start_the_discriminator_rests_but_takes_part() -> None:
 
 
 @pytest.mark.parametrize(("weight", "start", "active"), [(0.8, 0, True), (0.8, 6, False), (0.0, 0, False)])
-def test_activity(weight: float, start: int, active: bool, game: Game) -> None:
+def test_active_depends_on_weight_and_step(weight: float, start: int, active: bool, game: Game) -> None:
     adversarial = AdversarialLoss(game.discriminator, weight, start)
     assert adversarial.active(5) == active
     _, terms = adversarial.generator_loss(game.x_hat, game.pixels, game.distortion(game.pixels), game.last, 5)
@@ -117,7 +117,7 @@ def test_adaptive_weight_is_the_ratio_of_gradient_norms(game: Game) -> None:
     torch.testing.assert_close(limited, torch.full_like(limited, 1e-3))
 
 
-def test_adaptive_weight_of_a_flat_discriminator_is_its_limit(game: Game) -> None:
+def test_adaptive_weight_is_limited(game: Game) -> None:
     gradient = torch.full_like(game.x_hat, 10.0)
     weight = adaptive_weight(game.x_hat, gradient, torch.zeros_like(gradient), game.last, limit=50)
     assert weight == 50
@@ -125,7 +125,9 @@ def test_adaptive_weight_of_a_flat_discriminator_is_its_limit(game: Game) -> Non
 
 @pytest.mark.parametrize("per_image", [False, True])
 @pytest.mark.parametrize("start", [0, 100])
-def test_generator_gradient_is_that_of_the_written_out_loss(game: Game, per_image: bool, start: int) -> None:
+def test_generator_gradient_equals_autograd_of_the_explicit_loss(
+    game: Game, per_image: bool, start: int
+) -> None:
     scale = torch.tensor([0.5, 4.0, 16.0], dtype=torch.double) if per_image else 3.0
     adversarial = AdversarialLoss(game.discriminator, weight=0.8, start=start)
     loss, terms = adversarial.generator_loss(
@@ -147,7 +149,7 @@ def test_generator_gradient_is_that_of_the_written_out_loss(game: Game, per_imag
         torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-7)
 
 
-def test_the_generators_loss_leaves_the_discriminator_alone(game: Game) -> None:
+def test_generator_loss_has_no_gradient_to_the_discriminator(game: Game) -> None:
     adversarial = AdversarialLoss(game.discriminator)
     wanted: list[bool] = []  # what its parameters ask for while it judges: no graph is kept for them
     game.discriminator.register_forward_pre_hook(
@@ -164,7 +166,7 @@ def test_the_generators_loss_leaves_the_discriminator_alone(game: Game) -> None:
         assert part.grad is not None
 
 
-def test_both_losses_in_one_backward_give_both_gradients(game: Game) -> None:
+def test_one_backward_pass_gives_both_gradients(game: Game) -> None:
     adversarial = AdversarialLoss(game.discriminator)
     loss_d, _ = adversarial.discriminator_loss(game.x, game.x_hat, 0)
     parameters = [*game.decoder.parameters(), *game.discriminator.parameters()]
@@ -178,7 +180,7 @@ def test_both_losses_in_one_backward_give_both_gradients(game: Game) -> None:
         torch.testing.assert_close(got, want)
 
 
-def test_frozen_restores_what_was_wanted_even_after_an_error() -> None:
+def test_frozen_restores_requires_grad_after_an_error() -> None:
     module = nn.Linear(2, 2)
     module.bias.requires_grad_(False)
 

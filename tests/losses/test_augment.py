@@ -1,35 +1,35 @@
-"""Random views: the same for both images, other ones each time, none in evaluation."""
+"""Random augmentations: the same for both images, different in each call, none in evaluation."""
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from glc.losses.augment import LEAST, RandomViews
+from glc.losses.augment import LEAST, RandomAugmentation
 from glc.losses.style import StyleLoss
 
 
 class Difference(nn.Module):
-    """Remembers what it was shown."""
+    """Records its first input."""
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         self.seen = x.detach()
         return (x - y).abs().mean((1, 2, 3))
 
 
-def test_both_images_are_seen_through_one_view() -> None:
-    views = RandomViews(Difference())
+def test_both_images_get_the_same_augmentation() -> None:
+    augmented = RandomAugmentation(Difference())
     x = torch.rand(2, 3, 64, 64)
     for _ in range(20):
-        assert views(x, x.clone()).eq(0).all()
+        assert augmented(x, x.clone()).eq(0).all()
 
 
-def test_views_differ_in_place_side_and_size() -> None:
+def test_augmentations_vary_position_orientation_and_size() -> None:
     distance = Difference()
-    views = RandomViews(distance)
+    augmented = RandomAugmentation(distance)
     ramp = (torch.arange(64.0) + 64 * torch.arange(64.0)[:, None]).expand(1, 3, 64, 64)
     corners, sizes, turned = set(), set(), 0
     for _ in range(60):
-        views(ramp, ramp)
+        augmented(ramp, ramp)
         corners.add(distance.seen[0, 0, 0, 0].item())
         sizes.add(tuple(distance.seen.shape[-2:]))
         right, down = (distance.seen[0, 0, 2:-2, 2:-2].diff(dim=d).abs().mean() for d in (1, 0))
@@ -41,32 +41,32 @@ def test_views_differ_in_place_side_and_size() -> None:
 
 
 @pytest.mark.parametrize("size", [(24, 80), (32, 32), (33, 47), (65, 65)])
-def test_views_keep_what_the_smallest_network_needs(size: tuple[int, int]) -> None:
-    views = RandomViews(Difference())
+def test_augmentations_keep_the_minimum_side(size: tuple[int, int]) -> None:
+    augmented = RandomAugmentation(Difference())
     least = min(*size, LEAST)
     x = torch.rand(1, 3, *size)
     for _ in range(60):
-        (seen,) = views.view(x)
+        (seen,) = augmented.augment(x)
         assert min(seen.shape[-2:]) >= least
         assert max(seen.shape[-2:]) <= max(size)
 
 
-def test_evaluation_compares_whole_images() -> None:
+def test_evaluation_compares_unchanged_images() -> None:
     distance = Difference()
-    views = RandomViews(distance).eval()
+    augmented = RandomAugmentation(distance).eval()
     x = torch.rand(1, 3, 40, 56)
-    views(x, x)
+    augmented(x, x)
     assert distance.seen.equal(x)
 
 
-def test_the_gradient_reaches_the_pixels_that_are_seen() -> None:
-    views = RandomViews(Difference())
+def test_gradient_reaches_the_uncropped_pixels() -> None:
+    augmented = RandomAugmentation(Difference())
     x = torch.rand(1, 3, 64, 64, requires_grad=True)
-    views(x, torch.zeros(1, 3, 64, 64)).sum().backward()
+    augmented(x, torch.zeros(1, 3, 64, 64)).sum().backward()
     assert x.grad is not None
     assert x.grad[..., 8:, 8:].ne(0).all()
 
 
-def test_style_has_no_views() -> None:
-    with pytest.raises(ValueError, match=r"perceptual\.views=false"):
-        StyleLoss(RandomViews(Difference()))
+def test_style_loss_refuses_augmentation() -> None:
+    with pytest.raises(ValueError, match=r"perceptual\.augment=false"):
+        StyleLoss(RandomAugmentation(Difference()))

@@ -9,7 +9,7 @@ from glc.models.code_predictor import CodePredictor
 from glc.models.quantizer import VectorQuantizer
 
 
-def test_counts_bits_per_latent_position() -> None:
+def test_rate_is_bits_per_latent_position() -> None:
     terms = RateLoss()(torch.tensor([60.0, 30.0]), torch.tensor([6.0, 15.0]), torch.zeros(2, 256, 3, 5))
     assert terms.keys() == {"rate_y", "rate_z"}
     torch.testing.assert_close(terms["rate_y"], torch.tensor([4.0, 2.0]))
@@ -17,7 +17,7 @@ def test_counts_bits_per_latent_position() -> None:
 
 
 @pytest.mark.parametrize(("beta", "expected"), [(0.25, 5.0), (1.0, 8.0), (0.0, 4.0)])
-def test_codebook_loss_by_hand(beta: float, expected: float) -> None:
+def test_codebook_loss_values(beta: float, expected: float) -> None:
     vectors, codes = torch.ones(2, 3, 4, 4), torch.full((2, 3, 4, 4), 3.0)
     loss = CodebookLoss(beta)(vectors, codes)
     torch.testing.assert_close(loss, torch.full((2,), expected))
@@ -30,7 +30,7 @@ def test_codebook_loss_is_a_mean_per_image() -> None:
     torch.testing.assert_close(CodebookLoss(0.5)(vectors, codes), torch.tensor([0.0, 1.5]))
 
 
-def test_beta_weights_the_commitment_and_not_the_codewords() -> None:
+def test_beta_weights_the_commitment_term() -> None:
     vectors = torch.randn(1, 3, 2, 2, requires_grad=True)
     codes = torch.randn(1, 3, 2, 2, requires_grad=True)
     to_vectors, to_codes = torch.autograd.grad(CodebookLoss(0.25)(vectors, codes).sum(), [vectors, codes])
@@ -39,7 +39,7 @@ def test_beta_weights_the_commitment_and_not_the_codewords() -> None:
     torch.testing.assert_close(to_vectors, -0.25 * 2 * difference)
 
 
-def test_codebook_loss_trains_the_codewords_in_use_and_the_vectors() -> None:
+def test_codebook_loss_trains_used_codewords_and_vectors() -> None:
     quantizer = VectorQuantizer(8, 4)
     torch.nn.init.normal_(quantizer.embedding)
     x = torch.randn(1, 4, 2, 1, requires_grad=True)
@@ -67,14 +67,14 @@ def loss_for(logits: Tensor) -> CodePredictionLoss:
     return CodePredictionLoss(Fixed(logits))
 
 
-def test_ignorance_costs_the_logarithm_of_the_codebooks_size() -> None:
+def test_uniform_prediction_costs_log_codebook_size() -> None:
     latent = torch.randn(2, 5, 3, 4)
     terms = loss_for(torch.zeros(3, 4, 50))(latent, latent, torch.randint(50, (2, 3, 4)))
     torch.testing.assert_close(terms["code_ce"], torch.full((2,), math.log(50)))
     torch.testing.assert_close(terms["latent_mse"], torch.zeros(2))
 
 
-def test_values_by_hand_per_image_and_position() -> None:
+def test_code_prediction_loss_values() -> None:
     # Probabilities 3/4, 1/4 at the left position, 1/2, 1/2 at the right one.
     logits = torch.tensor([[[math.log(3), 0.0], [0.0, 0.0]]])
     latent, latent_hat = torch.zeros(2, 2, 1, 2), torch.zeros(2, 2, 1, 2)
@@ -86,13 +86,13 @@ def test_values_by_hand_per_image_and_position() -> None:
 
 
 @pytest.mark.parametrize("indices", [None, torch.zeros(1, 2, 2, dtype=torch.long)])
-def test_without_a_predictor_only_the_distance_is_left(indices: Tensor | None) -> None:
+def test_without_predictor_only_latent_mse_is_returned(indices: Tensor | None) -> None:
     terms = CodePredictionLoss(None)(torch.ones(1, 4, 2, 2), torch.zeros(1, 4, 2, 2), indices)
     assert terms.keys() == {"latent_mse"}
     torch.testing.assert_close(terms["latent_mse"], torch.ones(1))
 
 
-def test_trains_the_predictor_and_reaches_the_coded_latent_through_it() -> None:
+def test_gradient_reaches_predictor_and_coded_latent() -> None:
     predictor = CodePredictor(4, 10, width=8, heads=2, layers=1, grid=2)
     latent = torch.randn(2, 4, 2, 2, requires_grad=True)
     latent_hat = torch.randn(2, 4, 2, 2, requires_grad=True)

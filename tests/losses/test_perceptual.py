@@ -1,4 +1,4 @@
-"""LPIPS and the search for its weights, with stand-in weights (the published ones are not in the project)."""
+"""LPIPS and the look-up of its weights, with stand-in weights (the published ones are not in the project)."""
 
 import copy
 import hashlib
@@ -24,14 +24,14 @@ FILES = {"vgg": "vgg16-features.pth", "alex": "alexnet_features.pth", "squeeze":
 
 @pytest.fixture(autouse=True)
 def offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    """No test reaches for the network or the machine's own cache; returns the cache's folder."""
+    """Use no network and an empty cache; return its folder."""
     monkeypatch.setenv("GLC_OFFLINE", "1")
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
     return tmp_path / "torch" / "hub" / "checkpoints"
 
 
 def reference(net: str, seed: int = 0) -> lpips.LPIPS:
-    """The package's own network with seeded weights; VGG on the meta device first, its classifier is huge."""
+    """The package's network with seeded weights; VGG first on the meta device (its classifier is huge)."""
     with warnings.catch_warnings(), torch.device("meta"):
         warnings.simplefilter("ignore")
         network = lpips.LPIPS(net=net, pnet_rand=True, pretrained=False, verbose=False)
@@ -67,7 +67,7 @@ def images(seed: int = 1, size: int = 64) -> tuple[Tensor, Tensor]:
 
 
 @pytest.mark.parametrize("net", ["vgg", "alex", "squeeze"])
-def test_equals_the_package(net: str, tmp_path: Path) -> None:
+def test_equals_the_lpips_package(net: str, tmp_path: Path) -> None:
     expected = reference(net)
     save_features(expected, tmp_path / FILES[net])
     x, y = images()
@@ -78,14 +78,14 @@ def test_equals_the_package(net: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("prefix", ["features.", ""])
-def test_accepts_both_ways_of_naming_layers(prefix: str, tmp_path: Path) -> None:
+def test_accepts_state_dict_of_network_or_features(prefix: str, tmp_path: Path) -> None:
     expected = reference("squeeze", seed=3)
     save_features(expected, tmp_path / FILES["squeeze"], prefix)
     x, y = images()
     torch.testing.assert_close(LPIPS("squeeze", tmp_path)(x, y), expected(x, y).flatten())
 
 
-def test_building_leaves_the_random_stream_alone(squeeze_dir: Path) -> None:
+def test_construction_consumes_no_random_numbers(squeeze_dir: Path) -> None:
     torch.manual_seed(7)
     expected = torch.rand(3)
     torch.manual_seed(7)
@@ -93,7 +93,7 @@ def test_building_leaves_the_random_stream_alone(squeeze_dir: Path) -> None:
     assert torch.equal(torch.rand(3), expected)
 
 
-def test_training_moves_the_image_and_not_the_network(squeeze_dir: Path) -> None:
+def test_training_changes_the_image_and_not_the_network(squeeze_dir: Path) -> None:
     loss = LPIPS("squeeze", squeeze_dir)
     before = copy.deepcopy(loss.network.module.state_dict())
     x, start = images()
@@ -114,7 +114,7 @@ def test_training_moves_the_image_and_not_the_network(squeeze_dir: Path) -> None
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
 
 
-def test_parents_do_not_see_the_network(squeeze_dir: Path) -> None:
+def test_network_is_hidden_from_parent_modules(squeeze_dir: Path) -> None:
     parent = nn.ModuleDict({"layer": nn.Linear(2, 2), "loss": LPIPS("squeeze", squeeze_dir)})
     assert set(parent.state_dict()) == {"layer.weight", "layer.bias"}
     assert len(list(parent.parameters())) == 2
@@ -158,7 +158,7 @@ class Tiny(L.LightningModule):
         return DataLoader([images(seed, 32)[0] for seed in range(3)], batch_size=None)
 
 
-def test_works_with_lightnings_moving_average(squeeze_dir: Path, tmp_path: Path) -> None:
+def test_works_with_lightning_weight_averaging(squeeze_dir: Path, tmp_path: Path) -> None:
     module = Tiny(LPIPS("squeeze", squeeze_dir))
     before = module.net.weight.detach().clone()
     save = ModelCheckpoint(dirpath=tmp_path, filename="end", save_weights_only=False)
@@ -183,7 +183,7 @@ def test_works_with_lightnings_moving_average(squeeze_dir: Path, tmp_path: Path)
     assert torch.equal(fresh.loss(x, y), module.loss(x, y))
 
 
-# The search for weights ---------------------------------------------------------------------------
+# Look-up of weights -------------------------------------------------------------------------------
 
 
 def published(folder: Path, content: bytes, digest: str | None = None) -> str:
@@ -194,7 +194,7 @@ def published(folder: Path, content: bytes, digest: str | None = None) -> str:
     return f"https://weights.invalid/models/{name}"
 
 
-def test_the_folder_comes_before_the_cache(offline: Path, tmp_path: Path) -> None:
+def test_folder_is_searched_before_the_cache(offline: Path, tmp_path: Path) -> None:
     url = published(offline, b"weights")
     name = url.rsplit("/", 1)[-1]
     assert find_weights(url) == offline / name
@@ -207,27 +207,27 @@ def test_the_folder_comes_before_the_cache(offline: Path, tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("place", ["folder", "cache"])
-def test_a_file_with_the_wrong_hash_is_refused_by_name(place: str, offline: Path, tmp_path: Path) -> None:
+def test_file_with_a_wrong_hash_is_refused(place: str, offline: Path, tmp_path: Path) -> None:
     folder = offline if place == "cache" else tmp_path / "mine"
     url = published(folder, b"damaged", digest="0123456789")
     with pytest.raises(ValueError, match=r"net-01234567\.pth: its SHA-256 starts with .*delete it"):
         find_weights(url, None if place == "cache" else folder)
 
 
-def test_other_networks_of_the_family_are_not_taken(tmp_path: Path) -> None:
+def test_other_networks_of_the_family_are_ignored(tmp_path: Path) -> None:
     (tmp_path / "vgg16_bn-6c64b313.pth").touch()
     with pytest.raises(WeightsUnavailable, match=r"no vgg16\*\.pth"):
         LPIPS("vgg", tmp_path)
 
 
-def test_several_candidates_are_refused(tmp_path: Path) -> None:
+def test_several_matching_files_are_refused(tmp_path: Path) -> None:
     (tmp_path / "alexnet_a.pth").touch()
     (tmp_path / "alexnet_b.pth").touch()
     with pytest.raises(ValueError, match="2 files match"):
         LPIPS("alex", tmp_path)
 
 
-def test_unavailable_names_what_was_tried_and_the_fix(offline: Path, tmp_path: Path) -> None:
+def test_unavailable_weights_message_names_places_and_fix(offline: Path, tmp_path: Path) -> None:
     with pytest.raises(WeightsUnavailable) as caught:
         LPIPS("vgg", tmp_path)
     message = str(caught.value)
@@ -258,7 +258,7 @@ def test_no_network_fails_fast(monkeypatch: pytest.MonkeyPatch) -> None:
         find_weights("https://weights.invalid/net-01234567.pth")
 
 
-def test_a_download_is_checked_and_kept(
+def test_download_is_verified_and_cached(
     offline: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("GLC_OFFLINE")
@@ -275,12 +275,12 @@ def test_a_download_is_checked_and_kept(
     ("content", "complaint"),
     [
         (b"not a file of torch", "cannot be read as a file of tensors"),
-        ([1, 2, 3], "holds no state dict"),
+        ([1, 2, 3], "not a state dict"),
         ({}, r"features\.0\.weight is missing"),
         ({"features.0.weight": torch.zeros(64, 3, 5, 5)}, r"has shape \(64, 3, 5, 5\), expected shape"),
     ],
 )
-def test_a_file_that_is_not_the_network_is_named(content: object, complaint: str, tmp_path: Path) -> None:
+def test_file_of_another_network_is_named(content: object, complaint: str, tmp_path: Path) -> None:
     path = tmp_path / FILES["squeeze"]
     if isinstance(content, bytes):
         path.write_bytes(content)
@@ -290,7 +290,7 @@ def test_a_file_that_is_not_the_network_is_named(content: object, complaint: str
         LPIPS("squeeze", tmp_path)
 
 
-def test_bad_arguments_are_named(tmp_path: Path) -> None:
+def test_invalid_arguments_are_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="net='vgg19' is unknown; choose one of vgg, alex, squeeze"):
         LPIPS("vgg19")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="precision='half'"):

@@ -16,7 +16,7 @@ class Signed(nn.Module):
         return (x - 2 * y).mean((1, 2, 3))
 
 
-def test_l1_is_the_mean_error_of_each_image() -> None:
+def test_l1_is_the_mean_error_per_image() -> None:
     x = torch.zeros(2, 3, 4, 4)
     x_hat = torch.zeros(2, 3, 4, 4)
     x_hat[0] = 0.5
@@ -26,14 +26,14 @@ def test_l1_is_the_mean_error_of_each_image() -> None:
     torch.testing.assert_close(terms["l1"], torch.tensor([0.5, 1 / 12]))
 
 
-def test_the_perceptual_distance_is_a_term_of_its_own() -> None:
+def test_perceptual_distance_is_a_separate_term() -> None:
     x, x_hat = torch.full((2, 3, 4, 4), 3.0), torch.full((2, 3, 4, 4), 1.0)
     terms = ReconstructionLoss(Signed())(x, x_hat)
     torch.testing.assert_close(terms["lpips"], torch.tensor([-5.0, -5.0]))
     torch.testing.assert_close(terms["l1"], torch.tensor([2.0, 2.0]))
 
 
-def test_weights_of_a_missing_distance_are_left_out() -> None:
+def test_weight_of_a_missing_distance_is_ignored() -> None:
     weights = {"l1": 1.0, "lpips": 1.0, "other": 2.0}
     assert ReconstructionLoss().usable(weights) == {"l1": 1.0, "other": 2.0}
     assert ReconstructionLoss(Signed()).usable(weights) == weights
@@ -46,7 +46,7 @@ def no_weights(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("no_weights")
-def test_without_weights_training_stops_or_goes_on_with_one_line(caplog: pytest.LogCaptureFixture) -> None:
+def test_missing_weights_raise_or_warn(caplog: pytest.LogCaptureFixture) -> None:
     with pytest.raises(WeightsUnavailable, match=r"(?s)alexnet.*perceptual\.required=false"):
         load_perceptual("alex")
     with caplog.at_level(logging.WARNING):

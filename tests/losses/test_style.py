@@ -14,7 +14,7 @@ def loss(tmp_path_factory: pytest.TempPathFactory) -> StyleLoss:
     return StyleLoss(LPIPS("squeeze", stand_in_weights(tmp_path_factory.mktemp("weights"))), [1, 3])
 
 
-def test_gram_by_hand() -> None:
+def test_gram_values() -> None:
     features = torch.tensor([[[[1.0, 2.0]], [[3.0, -1.0]]]])  # two channels, two places
     assert torch.equal(gram(features), torch.tensor([[[2.5, 0.5], [0.5, 5.0]]]))
 
@@ -23,7 +23,7 @@ def noise(batch: int = 1, side: int = 64) -> Tensor:
     return torch.rand(batch, 3, side, side) * 2 - 1
 
 
-def test_content_knows_places_and_style_does_not(loss: StyleLoss) -> None:
+def test_content_depends_on_positions_and_style_does_not(loss: StyleLoss) -> None:
     x = noise()
     # All pixels of a tile that repeats move by one tile: nothing changes. Of a flip the content does.
     tile = noise(side=32).repeat(1, 1, 4, 4)
@@ -49,7 +49,7 @@ def test_terms_are_relative_and_per_image(loss: StyleLoss) -> None:
     assert one["style"].item() == pytest.approx(sum(wanted) / len(wanted), rel=1e-4)
 
 
-def test_the_gradient_reaches_the_image_alone(loss: StyleLoss) -> None:
+def test_only_the_image_gets_a_gradient(loss: StyleLoss) -> None:
     x_hat = noise().requires_grad_()
     loss(noise(), x_hat, loss.style_of(noise()))["style"].sum().backward()
     assert x_hat.grad is not None
@@ -58,9 +58,9 @@ def test_the_gradient_reaches_the_image_alone(loss: StyleLoss) -> None:
     assert not loss.state_dict()
 
 
-def test_what_cannot_be_is_refused(tmp_path: Path) -> None:
+def test_invalid_arguments_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"perceptual\.required=false is not possible"):
         StyleLoss(None)
     network = LPIPS("squeeze", stand_in_weights(tmp_path))
-    with pytest.raises(ValueError, match=r"stage\.content_layers must be indices below 7"):
+    with pytest.raises(ValueError, match=r"stage\.content_layers=.* indices of the network's layers, 0 to 6"):
         StyleLoss(network, [7])

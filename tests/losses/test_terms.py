@@ -12,29 +12,29 @@ def test_sums_weighted_terms_over_broadcast_shapes() -> None:
     torch.testing.assert_close(total, torch.tensor([8.0, 11.0]))
 
 
-def test_terms_of_weight_zero_take_no_part_whatever_they_are() -> None:
+def test_terms_of_weight_zero_are_ignored_even_nan() -> None:
     terms = {"a": torch.tensor([1.0]), "broken": torch.tensor([float("nan")])}
     torch.testing.assert_close(weighted_sum(terms, {"a": 2.0, "broken": 0.0}), torch.tensor([2.0]))
 
 
-def test_weights_of_zero_sum_to_zero() -> None:
+def test_all_zero_weights_sum_to_zero() -> None:
     assert weighted_sum({"a": torch.tensor([1.0, 2.0])}, {"a": 0.0}).tolist() == [0.0, 0.0]
 
 
 @pytest.mark.parametrize("weight", [1.0, 0.0])
 def test_a_weight_without_a_term_is_refused(weight: float) -> None:
-    message = r"^stage\.weights\.lipps: there is no such loss term; the terms are l1, lpips$"
+    message = r"^stage\.weights\.lipps: no such loss term; the terms are l1, lpips$"
     with pytest.raises(SettingError, match=message):
         weighted_sum({"lpips": torch.ones(1), "l1": torch.ones(1)}, {"l1": 1.0, "lipps": weight})
 
 
 def test_a_term_without_a_weight_is_refused() -> None:
-    message = r"^stage\.distortion_weights\.edge: give this loss term a weight .*there are weights of l1$"
+    message = r"^stage\.distortion_weights\.edge: this loss term has no weight; .*There are weights for l1$"
     with pytest.raises(SettingError, match=message):
         weighted_sum({"l1": torch.ones(1), "edge": torch.ones(1)}, {"l1": 1.0}, "stage.distortion_weights")
 
 
-def test_gradients_are_the_weights() -> None:
+def test_gradients_equal_the_weights() -> None:
     a, b = torch.ones(2, requires_grad=True), torch.ones(2, requires_grad=True)
     weighted_sum({"a": a, "b": b}, {"a": 2.0, "b": -0.25}).sum().backward()
     assert a.grad is not None
@@ -62,7 +62,7 @@ class Peak(nn.Module):
         return {"peak": error.amax(1), "highest": error.max()}
 
 
-def test_added_losses_compare_what_the_stage_compares() -> None:
+def test_added_losses_get_the_stage_inputs() -> None:
     x, x_hat = torch.zeros(2, 3, 4, 4), torch.zeros(2, 3, 4, 4)
     x_hat[1, 2, 3, 3] = 5.0
     own = {"l1": torch.ones(2)}
@@ -80,17 +80,17 @@ def test_added_losses_compare_what_the_stage_compares() -> None:
     ("value", "message"),
     [
         (torch.zeros(2), r"returned a Tensor; return terms by name, \{name: value\}"),
-        ({"l1": torch.zeros(2)}, r"there is a term l1 already; rename it"),
+        ({"l1": torch.zeros(2)}, r"the term l1 exists already; rename it"),
         ({"edge": torch.zeros(2, 4, 4)}, r"edge is \[2, 4, 4\]; .*one value per image, \[2\], or a scalar"),
         ({"edge": 0.5}, r"edge is float; return a tensor"),
     ],
 )
-def test_what_is_not_a_set_of_terms_names_the_loss(value: object, message: str) -> None:
+def test_invalid_loss_output_names_the_loss(value: object, message: str) -> None:
     losses = AddedLosses({"edge": Returns(value)})
     with pytest.raises(SettingError, match=rf"^stage\.losses\.edge: {message}"):
         losses({"l1": torch.ones(2)}, torch.zeros(2, 3, 4, 4), torch.zeros(2, 3, 4, 4))
 
 
-def test_a_loss_that_is_not_a_module_is_refused() -> None:
-    with pytest.raises(SettingError, match=r"^stage\.losses\.edge: is a float, not a torch module"):
+def test_loss_that_is_not_a_module_is_refused() -> None:
+    with pytest.raises(SettingError, match=r"^stage\.losses\.edge: is a float; give a torch module"):
         AddedLosses({"edge": 1.0})  # type: ignore[dict-item]

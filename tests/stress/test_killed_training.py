@@ -48,7 +48,7 @@ def words(data: Path, runs: Path, name: str, stage: str, steps: int) -> list[obj
         "callbacks.last.every_n_steps": EVERY,
         "callbacks.ema.decay": 0.8,
         "callbacks.codebooks.initialize_after": 5,
-        "callbacks.codebooks.revive_every": 3,
+        "callbacks.codebooks.restart_every": 3,
         "callbacks.panel": "null",
         "callbacks.progress": "null",
         "+trainer.enable_progress_bar": "false",

@@ -1,4 +1,4 @@
-"""Images to train on, and the three stages trained in a row once."""
+"""Training images, and one run of the three stages."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ from tests.short_runs import QUIET, three_stages, write_images
 
 @pytest.fixture(autouse=True)
 def quiet(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No test here reaches for the network."""
+    """No test here uses the network."""
     for key, value in QUIET.items():
         monkeypatch.setenv(key, value)
 

@@ -1,4 +1,4 @@
-"""One optimizer step without randomness, on one or more processes: what batches and ranks add up to."""
+"""One deterministic optimizer step on one or more processes, for comparing batch splits."""
 
 from pathlib import Path
 from typing import Any
@@ -16,10 +16,10 @@ from tests.short_runs import compose, settings
 
 
 class FixedRates(TransformStage):
-    """Stage II whose rate points are a function of the images, so that batches can be cut anywhere."""
+    """Stage II with rate points that depend only on the images, so that batches can be split anywhere."""
 
-    def draw_rates(self, x: Tensor) -> Tensor:
-        """Draw nothing."""
+    def sample_rates(self, x: Tensor) -> Tensor:
+        """Return rate points derived from the images."""
         return (x.mean((1, 2, 3)) * 1e4).round().long() % self.model.num_rates
 
 
@@ -38,15 +38,15 @@ class Batches(torch.utils.data.Dataset[ImageBatch]):
 
 
 class CountedReductions(L.Callback):
-    """Leaves a dot in a file for each exchange of gradients."""
+    """Append a dot to a file for each gradient reduction."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Have the wrapper of the processes tell."""
+        """Register a hook in the DDP wrapper."""
 
-        def counted(state, bucket):  # type: ignore[no-untyped-def]  # DDP looks at annotations
+        def counted(state, bucket):  # type: ignore[no-untyped-def]  # DDP inspects annotations
             with self.path.open("a") as file:
                 file.write(".")
             return allreduce_hook(state, bucket)
@@ -55,10 +55,10 @@ class CountedReductions(L.Callback):
 
 
 def four_images() -> Tensor:
-    """Return images that lead to four different rate points."""
+    """Return images with four different rate points."""
     coarse = torch.rand(64, 3, 4, 4, generator=torch.Generator().manual_seed(3)) * 2 - 1
     x = torch.nn.functional.interpolate(coarse, size=(64, 64), mode="bicubic").clamp(-1, 1)
-    rates = FixedRates.draw_rates(type("", (), {"model": type("", (), {"num_rates": 4})}), x)  # type: ignore
+    rates = FixedRates.sample_rates(type("", (), {"model": type("", (), {"num_rates": 4})}), x)  # type: ignore
     chosen = torch.stack([x[rates == k][0] for k in range(4)])
     return chosen[[2, 0, 3, 1]]
 
@@ -72,16 +72,16 @@ def update(
     first: int = 4,
     balance: bool = False,
 ) -> dict[str, Tensor]:
-    """Return how far a step of plain gradient descent moves each weight.
+    """Return the change of each weight in one step of plain gradient descent.
 
     Args:
-        folder: for whatever the trainer writes.
+        folder: for the trainer's files.
         name: stage, `vqvae` or `transform`.
         batch: images per batch.
         accumulate: batches per step.
         devices: processes.
-        first: use only so many of the four images.
-        balance: weigh images by the mean lambda over their own.
+        first: number of images to use, of four.
+        balance: see `CodecStage`.
     """
     options = settings(folder, folder, "one-step", name)
     torch.manual_seed(0)
@@ -109,7 +109,7 @@ def update(
     )
     data = Batches(four_images()[:first], batch)
     trainer.fit(stage, torch.utils.data.DataLoader(data, batch_size=None))
-    assert devices > 1 or trainer.global_step == 1  # forked processes count for themselves
+    assert devices > 1 or trainer.global_step == 1  # forked processes have their own counters
     return {key: value.detach().float() - before[key].float() for key, value in stage.state_dict().items()}
 
 
@@ -122,7 +122,7 @@ def _full_rate(step: int) -> float:
 
 
 def difference(a: dict[str, Tensor], b: dict[str, Tensor]) -> float:
-    """Return the length of the difference of two updates, relative to the first one's."""
+    """Return the norm of the difference of two updates, relative to the first."""
     assert a.keys() == b.keys()
     apart = sum((a[key].double() - b[key].double()).square().sum() for key in a)
     return float((apart / sum(value.double().square().sum() for value in a.values())) ** 0.5)

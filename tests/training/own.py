@@ -1,4 +1,4 @@
-"""Modules of a user: a stage, and LightningModules that know nothing of glc."""
+"""Custom modules: a stage, and LightningModules independent of glc."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ from glc.training.stages.transform import TransformStage
 
 
 class Plain(L.LightningModule):
-    """Denoises images with two layers."""
+    """Denoise images with two layers."""
 
     def __init__(self, lr: float = 1e-2, noise: list[float] | None = None) -> None:
         super().__init__()
@@ -39,7 +39,7 @@ class Plain(L.LightningModule):
 
 
 class Deeper(Plain):
-    """The same with a third layer, which no `Plain` has."""
+    """`Plain` with a third layer."""
 
     def __init__(self, lr: float = 1e-2) -> None:
         super().__init__(lr)
@@ -51,7 +51,7 @@ class Deeper(Plain):
 
 
 class FilteredStage(TransformStage):
-    """Stage II with a network that no stage of glc has."""
+    """Stage II with additional networks."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
@@ -60,7 +60,7 @@ class FilteredStage(TransformStage):
 
 
 class NoLoss(nn.Module):
-    """In the place of a loss."""
+    """Replaces a loss."""
 
     def __init__(self, beta: float) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""The applications: one network trained for a finished codec."""
+"""The applications: an encoder or decoder variant trained for a finished codec."""
 
 from pathlib import Path
 from typing import Any
@@ -49,7 +49,7 @@ def denoiser(photos: Path, codec: Path, tmp_path_factory: pytest.TempPathFactory
     )
 
 
-def test_a_restoration_run_keeps_the_new_encoder_only(denoiser: Path, codec: Path) -> None:
+def test_restoration_checkpoint_holds_only_the_new_encoder(denoiser: Path, codec: Path) -> None:
     saved = checkpoint(denoiser)
     own = read_codec(codec).model.encoder.state_dict()
     assert saved["state_dict"].keys() == {f"encoder.{name}" for name in own}
@@ -63,7 +63,7 @@ def test_a_restoration_run_keeps_the_new_encoder_only(denoiser: Path, codec: Pat
     assert {f"val/bpp{kind}/{k}" for k in range(4) for kind in ("", "_plain")} <= last.keys()
 
 
-def test_what_was_trained_writes_files_that_any_decoder_opens(
+def test_restoration_encoder_writes_files_that_the_codec_decodes(
     denoiser: Path, codec: Path, tmp_path: Path
 ) -> None:
     for half in (False, True):
@@ -81,9 +81,7 @@ def test_what_was_trained_writes_files_that_any_decoder_opens(
     assert sizes[0] < sizes[1] / 3
 
 
-def test_validation_degrades_a_image_in_the_same_way_each_time(
-    photos: Path, codec: Path, tmp_path: Path
-) -> None:
+def test_validation_degradation_is_repeatable(photos: Path, codec: Path, tmp_path: Path) -> None:
     cfg = compose(options(photos, tmp_path, codec, "restoration"))
     stage = instantiate(cfg.stage.module, _partial_=True)(codec=read_codec(codec))
     x = torch.zeros(1, 3, 32, 32)
@@ -94,16 +92,16 @@ def test_validation_degrades_a_image_in_the_same_way_each_time(
     assert all(p.requires_grad for p in stage.encoder.parameters())
 
 
-def test_another_codec_cannot_continue_a_run(
+def test_resuming_with_another_codec_is_refused(
     denoiser: Path, photos: Path, codec: Path, tmp_path: Path
 ) -> None:
     other = fixed_codec_weights(tmp_path / "other.safetensors", seed=1)
     values = options(photos, tmp_path, other, "restoration")
-    with pytest.raises(UsageError, match=r"was trained for the codec .* give that codec as init_from="):
+    with pytest.raises(UsageError, match=r"was trained for the codec .* set init_from= to that codec"):
         run({**values, "resume": str(denoiser / "checkpoints" / "last.ckpt")})
 
 
-def test_without_a_codec_the_fix_is_named(photos: Path, tmp_path: Path) -> None:
+def test_missing_codec_message_names_the_fix(photos: Path, tmp_path: Path) -> None:
     values = settings(photos, tmp_path, "none", "restoration")
     with pytest.raises(UsageError, match=r"stage=restoration starts from stage=joint.*init_from="):
         run(values)
@@ -111,20 +109,18 @@ def test_without_a_codec_the_fix_is_named(photos: Path, tmp_path: Path) -> None:
         run({**values, "init_from": "none"})
 
 
-def test_a_checkpoint_stands_for_the_codec_that_it_exports_to(
-    stages: dict[str, Path], tmp_path: Path
-) -> None:
+def test_checkpoint_loads_as_its_exported_codec(stages: dict[str, Path], tmp_path: Path) -> None:
     export(stages["joint"] / "checkpoints" / "last.ckpt", tmp_path / "codec.safetensors")
     assert read_codec(stages["joint"]).fingerprint == read_codec(tmp_path / "codec.safetensors").fingerprint
     image = Image.fromarray(fixed_image(64, 64))
-    made = glc.Codec(read_codec(stages["joint"]), "cpu").compress(image)
+    expected = glc.Codec(read_codec(stages["joint"]), "cpu").compress(image)
     last = stages["joint"] / "checkpoints" / "last.ckpt"
     for source in (tmp_path / "codec.safetensors", stages["joint"], last):
-        assert glc.load(source, "cpu").compress(image) == made
+        assert glc.load(source, "cpu").compress(image) == expected
 
 
 @pytest.fixture(scope="module")
-def painter(photos: Path, codec: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def stylizer(photos: Path, codec: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("style")
     rows = np.arange(80)[:, None] + np.arange(100)
     stripes = np.stack([(rows // 6 % 2) * 220, (rows // 9 % 2) * 90, 255 - (rows // 6 % 2) * 220], -1)
@@ -141,16 +137,16 @@ def painter(photos: Path, codec: Path, tmp_path_factory: pytest.TempPathFactory)
     return run({**options(photos, folder, codec, "stylization", steps=12), **more})
 
 
-def test_a_stylization_run_draws_the_same_files_in_the_style(
-    painter: Path, codec: Path, tmp_path: Path
+def test_stylization_decoder_renders_the_same_files_in_the_style(
+    stylizer: Path, codec: Path, tmp_path: Path
 ) -> None:
-    saved = checkpoint(painter)
+    saved = checkpoint(stylizer)
     assert {key.split(".")[0] for key in saved["state_dict"]} == {"decoder"}
-    rows = [row for row in figures(painter) if "val/loss" in row]
+    rows = [row for row in figures(stylizer) if "val/loss" in row]
     assert all(finite(row) for row in rows)
     assert rows[-1]["val/style"] < rows[-1]["val/style_plain"]
 
-    export(painter / "checkpoints" / "last.ckpt", tmp_path / "style.safetensors")
+    export(stylizer / "checkpoints" / "last.ckpt", tmp_path / "style.safetensors")
     label = read_label(tmp_path / "style.safetensors")
     assert (label.kind, label.about["style"]) == ("decoder", "stripes.png")
     styled = glc.load(codec, "cpu", decoder=tmp_path / "style.safetensors")
@@ -161,7 +157,7 @@ def test_a_stylization_run_draws_the_same_files_in_the_style(
     )
 
 
-def test_a_style_that_cannot_be_read_is_named(photos: Path, codec: Path, tmp_path: Path) -> None:
+def test_unreadable_style_image_is_named(photos: Path, codec: Path, tmp_path: Path) -> None:
     values = {
         **options(photos, tmp_path, codec, "stylization"),
         "stage.style": "none.png",

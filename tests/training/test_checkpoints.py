@@ -1,4 +1,4 @@
-"""Which checkpoint a run goes on from, and what is kept of what all devices saw."""
+"""Saving checkpoints, choosing the one to resume from, and per-device codebook state."""
 
 import csv
 import os
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from glc.errors import WeightsError
 from glc.io.checkpoint import Checkpoint, open_checkpoint, save_sealed
-from glc.training.callbacks.codebook import CodebookCare
+from glc.training.callbacks.codebook import CodebookRestart
 from glc.training.checkpoints import (
     LastCheckpoint,
     SavingError,
@@ -52,11 +52,11 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_the_one_before_is_kept(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_previous_checkpoint_is_kept(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert step_of(open_last(folder)) == 2
     assert step_of(folder / "previous.ckpt") == 1
     keep_previous(folder / "last.ckpt")
-    # Killed here, between the two: nothing is missing.
+    # A kill here, between link and save, loses nothing.
     assert step_of(folder / "last.ckpt") == step_of(folder / "previous.ckpt") == 2
     assert sorted(path.name for path in folder.iterdir()) == ["last.ckpt", "previous.ckpt"]
 
@@ -69,7 +69,7 @@ def test_the_one_before_is_kept(folder: Path, monkeypatch: pytest.MonkeyPatch) -
     assert step_of(open_last(folder)) == 3
 
 
-def test_a_damaged_checkpoint_is_named_and_the_one_before_used(
+def test_corrupt_checkpoint_falls_back_to_the_previous_one(
     folder: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     damage(folder / "last.ckpt")
@@ -77,15 +77,13 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_used(
     assert step_of(found) == 1
     assert "last.ckpt: damaged" in caplog.text
     assert "previous.ckpt" in caplog.text
-    # The next save must not push the good one out in favour of the damaged one.
+    # The next save must not replace the intact checkpoint by the corrupt one.
     keep_previous(folder / "last.ckpt")
     assert step_of(folder / "previous.ckpt") == 1
     assert (folder / "last.ckpt.damaged").is_file()
 
 
-def test_other_processes_of_a_run_leave_the_files_alone(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_other_ranks_do_not_rename_files(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     damage(folder / "last.ckpt")
     before = sorted(folder.iterdir())
     monkeypatch.setenv("RANK", "1")
@@ -93,7 +91,7 @@ def test_other_processes_of_a_run_leave_the_files_alone(
     assert sorted(folder.iterdir()) == before
 
 
-def test_two_damaged_checkpoints_are_an_error(folder: Path, tmp_path: Path) -> None:
+def test_two_corrupt_checkpoints_raise(folder: Path, tmp_path: Path) -> None:
     for name in ("last.ckpt", "previous.ckpt"):
         damage(folder / name)
     with pytest.raises(WeightsError, match=r"last\.ckpt: damaged.*previous\.ckpt: damaged"):
@@ -101,13 +99,13 @@ def test_two_damaged_checkpoints_are_an_error(folder: Path, tmp_path: Path) -> N
     assert open_last(tmp_path / "nowhere") is None
 
 
-def test_a_checkpoint_that_cannot_be_written(tmp_path: Path) -> None:
+def test_failed_write_raises_saving_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
-    with pytest.raises(SavingError, match=r"last\.ckpt.*not made.*resume=last|resume=last"):
+    with pytest.raises(SavingError, match=r"last\.ckpt.*rerun with resume=last"):
         SealedCheckpointIO().save_checkpoint({"a": 1}, tmp_path / "file" / "last.ckpt")
 
 
-def test_an_opened_checkpoint_is_handed_over_once_without_its_file(folder: Path) -> None:
+def test_opened_checkpoint_is_returned_once_without_reading_the_file(folder: Path) -> None:
     io = SealedCheckpointIO()
     io.opened = opened = open_last(folder)
     assert opened is not None
@@ -119,7 +117,7 @@ def test_an_opened_checkpoint_is_handed_over_once_without_its_file(folder: Path)
     assert io.load_checkpoint(folder / "previous.ckpt", weights_only=True)["global_step"] == 1
 
 
-def test_nothing_is_saved_between_the_batches_of_a_step(tmp_path: Path) -> None:
+def test_no_save_between_the_batches_of_a_step(tmp_path: Path) -> None:
     callback = LastCheckpoint(tmp_path, every_n_steps=2)
     saved: list[int] = []
     trainer: Any = SimpleNamespace(
@@ -130,7 +128,7 @@ def test_nothing_is_saved_between_the_batches_of_a_step(tmp_path: Path) -> None:
         save_checkpoint=lambda *_, **__: saved.append(trainer.global_step),
     )
     module: Any = None
-    callback.on_train_start(trainer, module)  # continued from step 4
+    callback.on_train_start(trainer, module)  # resumed at step 4
     callback.on_train_batch_end(trainer, module, None, None, 0)  # the first of two batches of step 5
     assert not saved
     trainer.global_step = 6
@@ -140,7 +138,7 @@ def test_nothing_is_saved_between_the_batches_of_a_step(tmp_path: Path) -> None:
 
 
 class Device(Stage):
-    """Of a training on several devices, one that already knows what the others have."""
+    """A stage on one of several devices; `all_gather` returns the given tensors."""
 
     def __init__(self, everyone: dict[int, Tensor]) -> None:
         torch.nn.Module.__init__(self)
@@ -154,35 +152,33 @@ class Device(Stage):
         return torch.device("cpu")
 
 
-def test_each_device_gets_back_what_it_had_seen() -> None:
+def test_each_device_restores_its_own_vectors() -> None:
     vectors = {rank: torch.rand(3, 5, 2) for rank in range(2)}  # batches, vectors, dimensions
     counts = {rank: torch.randint(9, (4,)) for rank in range(2)}
     saved: dict[str, Any] = {}
-    for rank in (1, 0):  # what the first process has is what is written
-        care = CodebookCare()
-        care._vectors["c"], care._counts["c"] = list(vectors[rank]), counts[rank]
-        saved = {"callbacks": {care.state_key: care.state_dict()}}
+    for rank in (1, 0):  # rank 0's state is written
+        restart = CodebookRestart()
+        restart._vectors["c"], restart._counts["c"] = list(vectors[rank]), counts[rank]
+        saved = {"callbacks": {restart.state_key: restart.state_dict()}}
         strategy = SimpleNamespace(reduce=lambda *_, **__: counts[0] + counts[1])
-        care.on_save_checkpoint(SimpleNamespace(strategy=strategy), Device(vectors), saved)  # type: ignore
+        restart.on_save_checkpoint(SimpleNamespace(strategy=strategy), Device(vectors), saved)  # type: ignore
     restored = []
     for rank in range(2):
-        care = CodebookCare()
-        care.load_state_dict(saved["callbacks"][care.state_key])
+        restart = CodebookRestart()
+        restart.load_state_dict(saved["callbacks"][restart.state_key])
         trainer: Any = SimpleNamespace(global_step=7, global_rank=rank, is_global_zero=rank == 0)
-        care.on_train_start(trainer, Device(vectors))
-        assert torch.equal(torch.stack(care._vectors["c"]), vectors[rank])
-        restored.append(care._counts["c"])
+        restart.on_train_start(trainer, Device(vectors))
+        assert torch.equal(torch.stack(restart._vectors["c"]), vectors[rank])
+        restored.append(restart._counts["c"])
     assert torch.equal(restored[0] + restored[1], counts[0] + counts[1])
 
 
-def test_rows_survive_a_kill_while_the_header_changes(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_rows_survive_a_kill_during_a_header_change(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     logger = RowLogger(tmp_path)
     for step in range(3):
         logger.log_metrics({"loss": 0.5 + step}, step)
     path = tmp_path / "csv" / "version_0" / "metrics.csv"
-    assert len(path.read_text().splitlines()) == 4  # at once, without a flush
+    assert len(path.read_text().splitlines()) == 4  # written at once, without a flush
 
     def killed(*_: Any) -> None:
         raise KeyboardInterrupt

@@ -1,4 +1,4 @@
-"""Two processes on the CPU: every stage trains, in step, and computes what one process computes."""
+"""Two processes on the CPU: every stage trains, ranks stay in sync, results equal those of one process."""
 
 from pathlib import Path
 
@@ -20,22 +20,22 @@ def folder(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("stage", [*STAGES, *UNEVEN])
-def test_ranks_see_different_images_and_stay_in_step(folder: Path, stage: str) -> None:
-    place = folder / "ranks" / stage
-    first, second = (torch.load(place / f"rank-{i}.pt", weights_only=True) for i in range(2))
+def test_ranks_get_different_images_and_equal_weights(folder: Path, stage: str) -> None:
+    run_folder = folder / "ranks" / stage
+    first, second = (torch.load(run_folder / f"rank-{i}.pt", weights_only=True) for i in range(2))
     assert len(first["seen"]) == len(second["seen"]) == 3
     assert not set(first["seen"]) & set(second["seen"])
     assert first["weights"].keys() == second["weights"].keys()
     for key, value in first["weights"].items():
         assert torch.equal(value, second["weights"][key]), key
-    saved = checkpoint(place)
+    saved = checkpoint(run_folder)
     assert saved["global_step"] == 3
     live = saved["current_model_state"]
     assert all(torch.equal(value, live[key]) for key, value in first["weights"].items())
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_figures_are_logged_once(folder: Path, stage: str) -> None:
+def test_metrics_are_logged_once(folder: Path, stage: str) -> None:
     rows = figures(folder / "ranks" / stage)
     training = [row for row in rows if "train/loss" in row]
     assert [row["step"] for row in training] == [0, 1, 2]
@@ -47,16 +47,16 @@ def test_figures_are_logged_once(folder: Path, stage: str) -> None:
     assert len([row for row in rows if "val/loss" in row]) == 1
 
 
-def test_two_processes_of_two_images_are_one_of_four(folder: Path, tmp_path: Path) -> None:
+def test_two_processes_with_two_images_equal_one_with_four(folder: Path, tmp_path: Path) -> None:
     one = update(tmp_path, "transform", batch=4)
     two = torch.load(folder / "update.pt", weights_only=True)
     assert difference(one, two) < 1e-5
     assert sum(bool(value.any()) for value in one.values()) > 20
-    # One rank's images alone lead elsewhere.
+    # One rank's images alone give another update.
     assert difference(one, update(tmp_path, "transform", batch=2, devices=1, first=2)) > 0.1
 
 
-def test_processes_talk_once_for_each_accumulated_step(folder: Path, tmp_path: Path) -> None:
+def test_gradients_are_reduced_once_per_accumulated_step(folder: Path, tmp_path: Path) -> None:
     one = update(tmp_path, "transform", batch=4)
     accumulated = torch.load(folder / "accumulated.pt", weights_only=True)
     assert difference(one, accumulated) < 1e-5
@@ -64,13 +64,13 @@ def test_processes_talk_once_for_each_accumulated_step(folder: Path, tmp_path: P
     assert once == twice > 0
 
 
-def test_four_images_have_four_rates() -> None:
+def test_four_images_have_four_rate_points() -> None:
     holder = type("", (), {"model": type("", (), {"num_rates": 4})})
-    assert sorted(FixedRates.draw_rates(holder, four_images()).tolist()) == [0, 1, 2, 3]
+    assert sorted(FixedRates.sample_rates(holder, four_images()).tolist()) == [0, 1, 2, 3]
 
 
 @pytest.mark.parametrize("stage", ["vqvae", "transform"])
-def test_accumulated_batches_are_one_large_batch(stage: str, tmp_path: Path) -> None:
+def test_accumulated_batches_equal_one_large_batch(stage: str, tmp_path: Path) -> None:
     whole = update(tmp_path, stage, batch=4)
     assert difference(whole, update(tmp_path, stage, batch=2, accumulate=2)) < 1e-5
     assert difference(whole, update(tmp_path, stage, batch=1, accumulate=4)) < 1e-5

@@ -1,4 +1,4 @@
-"""Starting a stage from the weights of another."""
+"""Warm start of a stage from the weights of another."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -49,12 +49,12 @@ def same(stage: Stage, name: str, state: dict[str, torch.Tensor], source: str) -
     return all(torch.equal(value, state[f"{source}.{key}"]) for key, value in weights.items())
 
 
-def test_every_stage_takes_what_it_shares(make: Make, stages: dict[str, Path]) -> None:
+def test_each_stage_loads_the_networks_that_it_shares(make: Make, stages: dict[str, Path]) -> None:
     first, second, third = (checkpoint(stages[s])["state_dict"] for s in ("vqvae", "transform", "joint"))
 
     transform = make("transform")
     assert start(transform, last(stages["vqvae"])) == ["model.encoder", "model.decoder", "quantizer"]
-    assert same(transform, "model.encoder", first, "autoencoder.encoder")  # the averaged weights
+    assert same(transform, "model.encoder", first, "autoencoder.encoder")  # the EMA weights
     assert same(transform, "model.decoder", first, "autoencoder.decoder")
     assert same(transform, "quantizer", first, "autoencoder.quantizer")
 
@@ -81,7 +81,7 @@ def test_every_stage_takes_what_it_shares(make: Make, stages: dict[str, Path]) -
     assert same(vqvae, "autoencoder.quantizer", first, "autoencoder.quantizer")
 
 
-def test_the_last_stage_gets_the_discriminator_of_the_first(make: Make, stages: dict[str, Path]) -> None:
+def test_stage_three_loads_the_discriminator_of_stage_one(make: Make, stages: dict[str, Path]) -> None:
     joint = make("joint")
     first = checkpoint(stages["vqvae"])["state_dict"]
     name = "adversarial.discriminator"
@@ -94,14 +94,14 @@ def test_the_last_stage_gets_the_discriminator_of_the_first(make: Make, stages: 
         start(other, discriminator=last(stages["vqvae"]))
 
 
-def test_the_first_stage_can_start_from_a_codec(make: Make, stages: dict[str, Path]) -> None:
+def test_stage_one_can_start_from_a_codec(make: Make, stages: dict[str, Path]) -> None:
     vqvae = make("vqvae")
     third = checkpoint(stages["joint"])["state_dict"]
     assert "autoencoder.encoder" in start(vqvae, last(stages["joint"]))
     assert same(vqvae, "autoencoder.encoder", third, "model.encoder")
 
 
-def test_of_several_files_the_first_that_has_a_network_gives_it(make: Make, stages: dict[str, Path]) -> None:
+def test_a_network_is_loaded_from_the_first_file_that_has_it(make: Make, stages: dict[str, Path]) -> None:
     first, third = (checkpoint(stages[s])["state_dict"] for s in ("vqvae", "joint"))
     transform = make("transform")
     loaded = start(transform, last(stages["vqvae"]), last(stages["joint"]))
@@ -111,7 +111,7 @@ def test_of_several_files_the_first_that_has_a_network_gives_it(make: Make, stag
     assert same(transform, "model.coder", third, "model.coder")
 
 
-def test_a_codec_goes_on_learning_without_code_prediction(
+def test_a_codec_can_be_trained_further_without_code_prediction(
     make: Make, stages: dict[str, Path], tmp_path: Path
 ) -> None:
     codec = tmp_path / "codec.safetensors"
@@ -120,30 +120,28 @@ def test_a_codec_goes_on_learning_without_code_prediction(
     with pytest.raises(TransferError, match=r"has no quantizer, .*model/variants=no_code_prediction"):
         start(make("joint", model__projected_codebooks=False), codec)
     for name in ("joint", "transform"):
-        stage = make(
-            name, variants="no_code_prediction", model__projected_codebooks=False
-        )  # as a codec has them
+        stage = make(name, variants="no_code_prediction", model__projected_codebooks=False)  # as in a codec
         assert set(start(stage, codec)) == {"model.encoder", "model.decoder", "model.coder"}
         assert same(stage, "model.decoder", weights, "model.decoder")
     joint = make("joint", variants="no_code_prediction", model__projected_codebooks=False)
     start(joint, codec)
-    # D_code is measured by the encoder as it came.
+    # E_VQ is the loaded encoder.
     assert same(joint, "vq_encoder", weights, "model.encoder")
 
 
-def test_a_codec_and_its_companion_give_all_that_a_stage_starts_from(
+def test_codec_and_training_weights_provide_all_networks(
     make: Make, stages: dict[str, Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    codec, companion = tmp_path / "codec.safetensors", tmp_path / "codec.training.safetensors"
+    codec, training = tmp_path / "codec.safetensors", tmp_path / "codec.training.safetensors"
     export(last(stages["joint"]), codec)
-    words = export_companion(last(stages["joint"]), companion)
+    words = export_companion(last(stages["joint"]), training)
     assert words == ["C", "the code predictor", "E_VQ", "the discriminator"]
     weights = checkpoint(stages["joint"])["state_dict"]
-    with safe_open(companion, "pt") as file:
+    with safe_open(training, "pt") as file:
         kept = {key for key in weights if not key.startswith(("model.", "quantizer.projection."))}
         assert set(file.keys()) == kept
     joint = make("joint", model__projected_codebooks=False)
-    assert set(start(joint, codec, companion)) == {
+    assert set(start(joint, codec, training)) == {
         "model.encoder",
         "model.decoder",
         "model.coder",
@@ -159,47 +157,45 @@ def test_a_codec_and_its_companion_give_all_that_a_stage_starts_from(
     start(whole, last(stages["joint"]))
     torch.testing.assert_close(joint.quantizer.codebook(), whole.quantizer.codebook())
     with pytest.raises(TransferError, match=r"has no model\.encoder, .*The file holds training weights"):
-        start(make("transform", model__projected_codebooks=False), companion)
+        start(make("transform", model__projected_codebooks=False), training)
     with pytest.raises(WeightsError, match=r"training needs besides a codec: use it with init_from=\[CODEC,"):
-        read_weights(companion)
-    assert "was made beside another codec" not in caplog.text
+        read_weights(training)
+    assert "was exported beside another codec" not in caplog.text
     export(last(stages["transform"]), codec, half=True)  # D is stage I's
-    start(make("joint", model__projected_codebooks=False), codec, companion)
-    assert "was made beside another codec" in caplog.text
+    start(make("joint", model__projected_codebooks=False), codec, training)
+    assert "was exported beside another codec" in caplog.text
     with pytest.raises(WeightsError, match="holds no codec with networks of its training"):
         export_companion(last(stages["vqvae"]), tmp_path / "no.safetensors")
     assert not (tmp_path / "no.safetensors").exists()
 
 
-def test_a_companion_in_half_precision_and_a_damaged_one(
+def test_training_weights_in_half_precision_and_corrupt_ones(
     make: Make, stages: dict[str, Path], tmp_path: Path
 ) -> None:
-    codec, companion = tmp_path / "codec.safetensors", tmp_path / "codec.training.safetensors"
+    codec, training = tmp_path / "codec.safetensors", tmp_path / "codec.training.safetensors"
     export(last(stages["joint"]), codec, half=True)
-    export_companion(last(stages["joint"]), companion, half=True)
+    export_companion(last(stages["joint"]), training, half=True)
     joint = make("joint", model__projected_codebooks=False)
-    start(joint, codec, companion)
+    start(joint, codec, training)
     weights = checkpoint(stages["joint"])["state_dict"]
     name = "adversarial.discriminator"
     assert same(joint, name, {key: t.half().float() for key, t in weights.items()}, name)
-    assert start(make("joint"), discriminator=companion)
-    with safe_open(companion, "pt") as file:
+    assert start(make("joint"), discriminator=training)
+    with safe_open(training, "pt") as file:
         tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
         metadata = file.metadata()
     tensors[f"{name}.layers.0.weight" if f"{name}.layers.0.weight" in tensors else max(tensors)].fill_(
         torch.nan
     )
-    save_file(tensors, companion, metadata)
-    with pytest.raises(WeightsError, match="damaged"):
-        start(joint, codec, companion)
+    save_file(tensors, training, metadata)
+    with pytest.raises(WeightsError, match="corrupt training weights"):
+        start(joint, codec, training)
 
 
-def test_a_codebook_that_was_only_drawn_is_no_codebook(
-    make: Make, stages: dict[str, Path], tmp_path: Path
-) -> None:
+def test_an_untrained_codebook_counts_as_missing(make: Make, stages: dict[str, Path], tmp_path: Path) -> None:
     untrained = tmp_path / "none.ckpt"
     content = torch.load(last(stages["transform"]), weights_only=True)
-    # As stage II with model/variants=no_code_prediction leaves it; the coder is of no interest here.
+    # As after stage II with model/variants=no_code_prediction; the coder is not needed here.
     content["state_dict"]["quantizer.initialized"].fill_(False)
     for key in [key for key in content["state_dict"] if key.startswith("model.coder.")]:
         del content["state_dict"][key]
@@ -210,14 +206,14 @@ def test_a_codebook_that_was_only_drawn_is_no_codebook(
             start(stage, untrained)
     with pytest.raises(TransferError, match="has no quantizer") as caught:
         start(make("transform", variants="[indices_map,no_code_prediction]"), untrained)
-    assert "model/variants=no_code_prediction" not in str(caught.value)  # which it has
-    # A C of stage I is one, however its codebook was started.
+    assert "model/variants=no_code_prediction" not in str(caught.value)  # already set
+    # C of stage I is always trained.
     stage = make("transform")
     start(stage, last(stages["vqvae"]))
     assert stage.quantizer.initialized
 
 
-def test_a_refiner_brings_its_codebook_and_the_first_file_decides(
+def test_the_refiner_provides_its_codebook_unless_an_earlier_file_has_one(
     make: Make, stages: dict[str, Path], tmp_path: Path
 ) -> None:
     network = make("transform", variants="refiner")
@@ -239,7 +235,7 @@ def test_a_refiner_brings_its_codebook_and_the_first_file_decides(
     assert "quantizer" in start(make("transform", variants="refiner"), other)
 
 
-def test_a_network_that_does_not_fit_is_named(make: Make, stages: dict[str, Path]) -> None:
+def test_error_names_the_network_that_does_not_fit(make: Make, stages: dict[str, Path]) -> None:
     stage = make("transform", model__decoder__channels=24)
     before = {key: value.clone() for key, value in stage.model.decoder.state_dict().items()}
     with pytest.raises(TransferError) as caught:
@@ -258,26 +254,26 @@ def test_a_network_that_does_not_fit_is_named(make: Make, stages: dict[str, Path
     assert all(torch.equal(value, before[k]) for k, value in stage.model.decoder.state_dict().items())
 
 
-def test_a_decoder_grows_fine_blocks_from_a_stage_without(make: Make, stages: dict[str, Path]) -> None:
+def test_refinement_blocks_are_added_to_a_decoder_without_them(make: Make, stages: dict[str, Path]) -> None:
     plain, fine = make("joint"), make("joint", **{"+model__decoder__fine_blocks": 1})
     start(plain, last(stages["joint"]))
     assert "model.decoder" in start(fine, last(stages["joint"]))
     latent = torch.randn(1, plain.model.decoder.latent_channels, 4, 3)
-    draw = [stage.model.decoder.eval() for stage in (plain, fine)]
-    torch.testing.assert_close(draw[1](latent), draw[0](latent))
-    assert len(draw[1].state_dict()) > len(draw[0].state_dict())
+    decoders = [stage.model.decoder.eval() for stage in (plain, fine)]
+    torch.testing.assert_close(decoders[1](latent), decoders[0](latent))
+    assert len(decoders[1].state_dict()) > len(decoders[0].state_dict())
 
     deep = make("joint", **{"+model__decoder__fine_blocks": 1, "model__decoder__num_blocks": 2})
     with pytest.raises(TransferError, match=r"model\.decoder does not fit: missing: blocks\."):
         start(deep, last(stages["joint"]))
 
 
-def test_another_depth_is_reported_by_keys(make: Make, stages: dict[str, Path]) -> None:
+def test_error_names_missing_keys_of_another_depth(make: Make, stages: dict[str, Path]) -> None:
     with pytest.raises(TransferError, match=r"model\.encoder does not fit: missing: blocks\."):
         start(make("transform", model__encoder__num_blocks=2), last(stages["vqvae"]))
 
 
-def test_networks_of_a_users_own_follow_by_name(make: Make, tmp_path: Path) -> None:
+def test_custom_networks_are_matched_by_name(make: Make, tmp_path: Path) -> None:
     own = {"stage__module___target_": "tests.training.own.FilteredStage", "variants": "no_code_prediction"}
     first, second = make("transform", **own), make("transform", **own)
     path = tmp_path / "own.ckpt"
@@ -292,27 +288,25 @@ def test_networks_of_a_users_own_follow_by_name(make: Make, tmp_path: Path) -> N
         start(other, path)
 
 
-def test_a_file_without_any_network_of_the_stage_is_refused(stages: dict[str, Path]) -> None:
+def test_file_without_any_network_of_the_stage_is_refused(stages: dict[str, Path]) -> None:
     plain = Plain()
     with pytest.raises(TransferError, match=r"has none of this stage's networks\. .* init_from=none"):
         start(plain, last(stages["vqvae"]))
 
 
-def test_a_checkpoint_without_what_is_needed(make: Make, stages: dict[str, Path]) -> None:
-    with pytest.raises(TransferError, match=r"has no model\.coder, which this stage starts from"):
+def test_checkpoint_without_a_required_network_is_refused(make: Make, stages: dict[str, Path]) -> None:
+    with pytest.raises(TransferError, match=r"has no model\.coder, which this stage needs"):
         start(make("joint"), last(stages["vqvae"]))
 
 
-def test_a_file_that_is_no_checkpoint(make: Make, tmp_path: Path) -> None:
+def test_missing_or_invalid_checkpoint_is_refused(make: Make, tmp_path: Path) -> None:
     (tmp_path / "text.ckpt").write_text("hello")
     for name in ("text", "missing"):
         with pytest.raises(WeightsError, match=rf"{name}\.ckpt: "):
             start(make("transform"), tmp_path / f"{name}.ckpt")
 
 
-def test_codebooks_of_indices_map_coding_come_from_the_first_stage(
-    make: Make, stages: dict[str, Path]
-) -> None:
+def test_indices_map_codebooks_are_derived_from_stage_one(make: Make, stages: dict[str, Path]) -> None:
     stage = make("transform", variants="indices_map")
     assert start(stage, last(stages["vqvae"])) == ["model.encoder", "model.decoder", "quantizer"]
     codes = stage.quantizer.codebook()
@@ -323,8 +317,8 @@ def test_codebooks_of_indices_map_coding_come_from_the_first_stage(
 
 
 @pytest.mark.parametrize(("variants", "factor"), [("[]", 1), ("indices_map", 250)])
-def test_codebooks_of_the_latent_weigh_as_its_distortion(make: Make, variants: str, factor: float) -> None:
-    """With lambda 250 it counts 250 times in indices-map coding; that of C_h counts once."""
+def test_latent_codebook_loss_is_weighted_by_lambda(make: Make, variants: str, factor: float) -> None:
+    """In indices-map coding the codebook term is multiplied by lambda; that of C_h is not."""
     stage = make("joint", variants=variants)
     coding = {name: torch.full((1,), 2.0, requires_grad=True) for name in ("rate_y", "rate_z", "codebook")}
     distortion = {name: torch.full((1,), 3.0, requires_grad=True) for name in stage.distortion_weights}
@@ -334,7 +328,7 @@ def test_codebooks_of_the_latent_weigh_as_its_distortion(make: Make, variants: s
     assert distortion["l1"].grad == 250 * stage.distortion_weights["l1"]
 
 
-# Published weights: model=natural and model=facial at the sizes of the stand-ins.
+# Third-party weights: model=natural and model=facial at the sizes of the stand-ins.
 SIZES = {
     "model__latent_channels": SMALL.latent_channels,
     "model__channels": SMALL.width,
@@ -360,7 +354,7 @@ def theirs(parameter: torch.Tensor, name: str) -> bool:
 @pytest.mark.parametrize("stage", ["vqvae", "transform"])
 @pytest.mark.parametrize("converted", [False, True])
 @pytest.mark.parametrize(("kind", "model"), [("taming", "natural"), ("codeformer", "facial")])
-def test_a_published_vqgan_starts_the_first_two_stages(
+def test_third_party_vqgan_starts_stages_one_and_two(
     make: Make, tmp_path: Path, kind: str, model: str, converted: bool, stage: str
 ) -> None:
     source = published(kind, tmp_path)
@@ -376,17 +370,17 @@ def test_a_published_vqgan_starts_the_first_two_stages(
     assert theirs(encoder.blocks[0].weight, f"encoder.{first}.weight")
     assert theirs(decoder.last_layer, f"{network}.{last}.weight")
     assert theirs(quantizer.codebook(), "quantize.embedding.weight")
-    assert quantizer.initialized  # the callback that places codes on data leaves them alone
+    assert quantizer.initialized  # so k-means does not run again
 
 
-def test_the_published_codec_starts_stages_two_and_three(make: Make, tmp_path: Path) -> None:
+def test_published_codec_starts_stages_two_and_three(make: Make, tmp_path: Path) -> None:
     source = published("glc", tmp_path)
     shared = {"model.encoder", "model.decoder", "quantizer", "model.coder", "code_loss.predictor"}
     joint = make("joint", model="natural", **SIZES)
     assert set(start(joint, source)) == shared
     assert theirs(joint.quantizer.codebook(), "vqgan.quantize.embedding.weight")
     assert theirs(joint.vq_encoder.blocks[0].weight, "vqgan.encoder.blocks.0.weight")
-    # The predictor that was trained on what this stage shows it.
+    # The predictor for latents of coded images.
     assert theirs(joint.code_loss.predictor.position, "code_pred_pix_loss.position_emb")
     assert joint.model.coder.hyper.quantizer.initialized
 
@@ -398,13 +392,13 @@ def test_the_published_codec_starts_stages_two_and_three(make: Make, tmp_path: P
     assert set(start(without, source)) == shared - {"code_loss.predictor"}
 
 
-def test_a_weights_file_lacks_what_training_needs(make: Make, tmp_path: Path) -> None:
+def test_weights_file_without_codebook_is_refused(make: Make, tmp_path: Path) -> None:
     convert(published("glc", tmp_path), tmp_path / "glc.safetensors")
     with pytest.raises(TransferError, match=r"has no quantizer, .* The file is a codec's weights file"):
         start(make("joint", model="natural", **SIZES), tmp_path / "glc.safetensors")
 
 
-def test_a_published_file_for_another_model(make: Make, tmp_path: Path) -> None:
+def test_third_party_file_for_another_model_is_refused(make: Make, tmp_path: Path) -> None:
     source = published("taming", tmp_path)
     with pytest.raises(TransferError, match=r"model\.encoder does not fit: .*The file is a VQGAN of taming"):
         start(make("transform"), source)

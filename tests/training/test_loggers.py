@@ -1,4 +1,4 @@
-"""The W&B logger: online or offline without ever asking, one identity per run."""
+"""The W&B logger: online or offline without prompting, one id per run."""
 
 import time
 from pathlib import Path
@@ -19,7 +19,7 @@ def make(folder: Path, resume: str | None = None) -> WandbLogger:
 
 
 def mode(logger: WandbLogger) -> str:
-    # What `wandb.init` will be called with; nothing has been started yet.
+    # The arguments of `wandb.init`, which is not called yet.
     return logger._wandb_init["mode"]
 
 
@@ -42,22 +42,22 @@ def test_online_when_logged_in(
     assert mode(make(tmp_path / "name" / "stage")) == expected
 
 
-def test_a_key_in_the_environment_is_a_login(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_api_key_in_the_environment_counts_as_login(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(wandb, "login", lambda **options: False)
     monkeypatch.setenv("WANDB_API_KEY", "k" * 40)
     assert mode(make(tmp_path / "name" / "stage")) == "online"
 
 
-def test_nobody_is_asked_who_is_not_logged_in(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_login_never_prompts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
     monkeypatch.setenv("WANDB_CONFIG_DIR", str(tmp_path))
-    monkeypatch.setattr("builtins.input", lambda *words: pytest.fail("it asked"))
+    monkeypatch.setattr("builtins.input", lambda *words: pytest.fail("it prompted"))
     assert not loggers.logged_in()
 
 
 @pytest.mark.parametrize("chosen", ["offline", "disabled", "online"])
 @pytest.mark.parametrize("logged_in", [True, False])
-def test_the_environment_decides(
+def test_wandb_mode_overrides_the_login(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, chosen: str, logged_in: bool
 ) -> None:
     monkeypatch.setattr(loggers, "logged_in", lambda: logged_in)
@@ -65,7 +65,7 @@ def test_the_environment_decides(
     assert mode(make(tmp_path / "name" / "stage")) == chosen
 
 
-def test_named_after_its_folder_and_grouped(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_run_is_named_after_its_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(loggers, "logged_in", lambda: False)
     chosen = make(tmp_path / "name" / "stage")._wandb_init
     assert (chosen["name"], chosen["group"], chosen["project"]) == ("name/stage", "group", "project")
@@ -74,7 +74,7 @@ def test_named_after_its_folder_and_grouped(monkeypatch: pytest.MonkeyPatch, tmp
     assert outside._wandb_init["name"] == "y"
 
 
-def test_a_resumed_run_keeps_its_identity(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_resumed_run_keeps_its_id(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(loggers, "logged_in", lambda: False)
     folder = tmp_path / "name" / "stage"
     first = make(folder)._wandb_init["id"]
@@ -84,7 +84,7 @@ def test_a_resumed_run_keeps_its_identity(monkeypatch: pytest.MonkeyPatch, tmp_p
 
 
 @pytest.mark.parametrize("name", ["RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID"])
-def test_only_the_first_process_gives_a_run_its_identity(
+def test_only_rank_zero_creates_the_run_id(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str
 ) -> None:
     monkeypatch.setattr(loggers, "logged_in", lambda: False)
@@ -98,13 +98,13 @@ def test_only_the_first_process_gives_a_run_its_identity(
 
 
 @pytest.mark.parametrize("unreachable", [False, True])
-def test_writes_offline_without_a_terminal_and_without_a_server(
+def test_writes_offline_when_the_server_is_unreachable(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture, unreachable: bool
 ) -> None:
-    """A real run, offline: it must neither ask nor fail where nobody can answer."""
+    """A real offline run: it must neither prompt nor fail."""
     monkeypatch.setattr(loggers, "logged_in", lambda: unreachable)
     monkeypatch.setattr(wandb, "init", without_server(wandb.init))
-    monkeypatch.setattr("builtins.input", lambda *words: pytest.fail("it asked"))
+    monkeypatch.setattr("builtins.input", lambda *words: pytest.fail("it prompted"))
     folder = tmp_path / "name" / "stage"
     logger = make(folder)
     logger.log_hyperparams({"seed": 3})
@@ -112,7 +112,7 @@ def test_writes_offline_without_a_terminal_and_without_a_server(
     logger.finalize("success")
     wandb.finish()
     assert ("W&B cannot be reached (no answer)" in caplog.text) == unreachable
-    assert (f"kept in {folder / 'wandb'}; send it later with `wandb sync`" in caplog.text) == unreachable
+    assert (f"stored in {folder / 'wandb'}; upload it later with `wandb sync`" in caplog.text) == unreachable
     (file,) = folder.glob("wandb/offline-run-*/run-*.wandb")
     deadline = time.monotonic() + 30  # another process writes it
     while b"train/loss" not in file.read_bytes() and time.monotonic() < deadline:

@@ -17,7 +17,7 @@ def flat(step: int) -> float:
 
 
 def parameters(*names: str) -> dict[str, nn.Parameter]:
-    """A matrix for each weight, a vector for all else."""
+    """A matrix for each weight, a vector for all other names."""
     return {name: nn.Parameter(torch.ones((2, 2) if name.endswith("weight") else 2)) for name in names}
 
 
@@ -25,11 +25,11 @@ NETWORKS = ("model.encoder.weight", "model.encoder.bias", "model.coder.weight")
 
 
 def options(optimizer: torch.optim.Optimizer, *keys: str) -> list[tuple[Any, ...]]:
-    """Number of parameters and some options of each group."""
+    """Return number of parameters and the given options of each group."""
     return [(len(group["params"]), *(group[key] for key in keys)) for group in optimizer.param_groups]
 
 
-def test_one_optimizer_of_one_group_by_default() -> None:
+def test_default_is_one_optimizer_with_one_group() -> None:
     networks = parameters(*NETWORKS)
     (optimizer,), (scheduler,) = Optimization(ADAMW, flat).make(networks, {})
     (group,) = optimizer.param_groups
@@ -39,7 +39,7 @@ def test_one_optimizer_of_one_group_by_default() -> None:
 
 
 @pytest.mark.parametrize("own", [None, partial(torch.optim.SGD, lr=0.4)])
-def test_the_discriminator_has_the_same_optimizer_or_its_own(own: Any) -> None:
+def test_discriminator_optimizer_defaults_to_the_networks_one(own: Any) -> None:
     optimizers, schedulers = Optimization(ADAMW, lambda step: 0.5, discriminator_optimizer=own).make(
         parameters(*NETWORKS), parameters("d.weight")
     )
@@ -49,7 +49,7 @@ def test_the_discriminator_has_the_same_optimizer_or_its_own(own: Any) -> None:
     assert len(schedulers) == 2
 
 
-def test_groups_take_the_first_entry_that_matches() -> None:
+def test_first_matching_group_is_used() -> None:
     groups = [
         {"match": "*", "max_dims": 1, "weight_decay": 0.0},
         {"match": ["model.coder.*", "d.*"], "lr": 0.3, "betas": [0.1, 0.2]},
@@ -71,16 +71,16 @@ def test_groups_take_the_first_entry_that_matches() -> None:
     [
         ({"lr": 0.1}, r"stage\.parameter_groups\[0\]\.match: give a pattern"),
         ({"match": "decoder.*"}, r"match=decoder\.\*: no parameter .* model\.encoder\.weight, "),
-        ({"match": "*", "weigth_decay": 0}, r"AdamW has no weigth_decay; it has lr_factor, lr, betas"),
+        ({"match": "*", "weigth_decay": 0}, r"AdamW has no option weigth_decay; it has lr_factor, lr, betas"),
     ],
 )
-def test_groups_that_mean_nothing_are_refused(group: dict[str, Any], message: str) -> None:
+def test_invalid_groups_are_refused(group: dict[str, Any], message: str) -> None:
     with pytest.raises(SettingError, match=message):
         Optimization(ADAMW, flat, parameter_groups=[group]).make(parameters(*NETWORKS), {})
 
 
 @pytest.mark.parametrize("kind", [torch.optim.SGD, torch.optim.RMSprop, torch.optim.Rprop])
-def test_other_optimizers_do_without_what_is_adamw_s(kind: type[torch.optim.Optimizer]) -> None:
+def test_other_optimizers_ignore_adamw_defaults(kind: type[torch.optim.Optimizer]) -> None:
     factory = partial(kind, lr=0.1, betas=[0.5, 0.9], weight_decay=0.0, fused=True)
     networks = parameters(*NETWORKS)
     (optimizer,), _ = Optimization(factory, flat).make(networks, {})
@@ -99,7 +99,7 @@ def test_other_optimizers_do_without_what_is_adamw_s(kind: type[torch.optim.Opti
             partial(torch.optim.Rprop, weight_decay=0.1),
             r"weight_decay: Rprop has no such option",
         ),
-        ("optimizer", partial(torch.optim.LBFGS, lr=0.1), r": LBFGS cannot be used: .* needs closure"),
+        ("optimizer", partial(torch.optim.LBFGS, lr=0.1), r": LBFGS is not supported: .* needs closure"),
         ("discriminator_optimizer", partial(torch.optim.SGD, fused=True, betas=[0, 1]), r"betas: SGD has no"),
         ("schedule", partial(lr_scheduler.CosineAnnealingLR, total=5), r": CosineAnnealingLR: .*'T_max'"),
         ("schedule", partial(lr_scheduler.ReduceLROnPlateau), r": ReduceLROnPlateau .* needs metrics"),
@@ -110,12 +110,14 @@ def test_other_optimizers_do_without_what_is_adamw_s(kind: type[torch.optim.Opti
         ),
     ],
 )
-def test_what_cannot_be_used_is_refused_at_once(key: str, factory: partial[Any], message: str) -> None:
+def test_unsupported_options_are_refused_at_construction(
+    key: str, factory: partial[Any], message: str
+) -> None:
     with pytest.raises(SettingError, match=rf"^stage\.{key}[.:]? ?.*{message}"):
         Optimization(**{"optimizer": ADAMW, "schedule": flat, key: factory})
 
 
-def test_schedulers_of_torch_go_in_steps() -> None:
+def test_torch_schedulers_are_stepped_per_step() -> None:
     schedule = partial(
         lr_scheduler.LinearLR, start_factor=0.5, total_iters=2, warmup=9, total=9, hold=0.7, floor=0
     )
@@ -128,9 +130,9 @@ def test_schedulers_of_torch_go_in_steps() -> None:
     assert rates == pytest.approx([0.05, 0.075, 0.1])
 
 
-def test_a_function_of_the_step_is_no_partial() -> None:
+def test_schedule_function_given_as_partial_is_refused() -> None:
     def factor(step: object, low: float) -> float:
         return low
 
-    with pytest.raises(SettingError, match=r"stage\.schedule: factor made a float, not a scheduler"):
+    with pytest.raises(SettingError, match=r"stage\.schedule: factor returned a float, not a scheduler"):
         Optimization(ADAMW, partial(factor, low=0.1)).make(parameters(*NETWORKS), {})

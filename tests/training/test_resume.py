@@ -1,4 +1,4 @@
-"""A run that was cut off and continued ends where one that was never cut off ends."""
+"""A resumed run ends with the same state as an uninterrupted one."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,7 +22,7 @@ class PowerCut(Exception):
 
 @pytest.fixture(scope="module", autouse=True)
 def one_thread() -> Iterator[None]:
-    """Sums have one order only."""
+    """One thread: sums have a fixed order."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -30,14 +30,14 @@ def one_thread() -> Iterator[None]:
 
 
 def options(images: Path, runs: Path, name: str, stage: str) -> dict[str, Any]:
-    """Two epochs of four batches; codes are revived from what three steps counted, across the cut."""
+    """Two epochs of four batches; dead codes restart every three steps, also across the interruption."""
     return {
         **settings(images, runs, name, stage, STEPS),
         "data.epoch_batches": 4,
         "model.projected_codebooks": "false",
         "stage.schedule.warmup": 2,
         "stage.optimizer.lr": 1e-3,
-        "callbacks.codebooks.revive_every": 3,
+        "callbacks.codebooks.restart_every": 3,
         "callbacks.ema.decay": 0.8,
         "callbacks.last.every_n_steps": SAVED,
         **({} if stage == "transform" else {"stage.discriminator_start": 3}),
@@ -45,43 +45,43 @@ def options(images: Path, runs: Path, name: str, stage: str) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def whole(images: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """The stages, each trained in one go."""
+def complete(images: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The stages, each trained without interruption."""
     runs = tmp_path_factory.mktemp("resume")
-    return {stage: run(options(images, runs, "whole", stage)) for stage in STAGES}
+    return {stage: run(options(images, runs, "complete", stage)) for stage in STAGES}
 
 
-def differences(a: Any, b: Any, place: str = "") -> list[str]:
-    """Name every place where two nested values differ, in bits."""
+def differences(a: Any, b: Any, path: str = "") -> list[str]:
+    """Return the paths at which two nested values are not bitwise equal."""
     if isinstance(a, Tensor):
         same = torch.equal(a, b) or (a.isnan().all() and b.isnan().all())
-        return [] if same else [place]
+        return [] if same else [path]
     if isinstance(a, dict):
         if a.keys() != b.keys():
-            return [f"{place}: {sorted(map(str, a.keys() ^ b.keys()))}"]
-        return [found for key in a for found in differences(a[key], b[key], f"{place}/{key}")]
+            return [f"{path}: {sorted(map(str, a.keys() ^ b.keys()))}"]
+        return [found for key in a for found in differences(a[key], b[key], f"{path}/{key}")]
     if isinstance(a, list | tuple):
         if len(a) != len(b):
-            return [place]
+            return [path]
         pairs = enumerate(zip(a, b, strict=True))
-        return [found for i, (one, other) in pairs for found in differences(one, other, f"{place}/{i}")]
-    return [] if a == b else [place]
+        return [found for i, (one, other) in pairs for found in differences(one, other, f"{path}/{i}")]
+    return [] if a == b else [path]
 
 
 SPEED = "train/images_per_second"
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_continues_as_if_never_cut_off(
-    whole: dict[str, Path], images: Path, monkeypatch: pytest.MonkeyPatch, stage: str
+def test_resumed_run_equals_an_uninterrupted_one(
+    complete: dict[str, Path], images: Path, monkeypatch: pytest.MonkeyPatch, stage: str
 ) -> None:
-    runs = whole[stage].parents[1]
+    runs = complete[stage].parents[1]
     chosen = options(images, runs, f"cut-{stage}", stage)
     if stage != "vqvae":
-        previous = whole[STAGES[STAGES.index(stage) - 1]]
+        previous = complete[STAGES[STAGES.index(stage) - 1]]
         chosen["init_from"] = previous / "checkpoints" / "last.ckpt"
     if stage == "joint":
-        chosen["stage.discriminator_from"] = whole["vqvae"] / "checkpoints" / "last.ckpt"
+        chosen["stage.discriminator_from"] = complete["vqvae"] / "checkpoints" / "last.ckpt"
 
     with monkeypatch.context() as patch:
         start_batch = Stage.on_train_batch_start
@@ -101,9 +101,9 @@ def test_continues_as_if_never_cut_off(
         "codebook" if stage == "vqvae" else "hyper_codebook"
     }
 
-    torch.rand(17)  # whatever happened meanwhile to the random numbers of the process does not matter
+    torch.rand(17)  # the state of the process's random generator must not matter
     run({**chosen, "resume": "last"})
-    resumed, expected = checkpoint(folder), checkpoint(whole[stage])
+    resumed, expected = checkpoint(folder), checkpoint(complete[stage])
     assert resumed["global_step"] == STEPS
     for part in (
         "state_dict",
@@ -119,43 +119,45 @@ def test_continues_as_if_never_cut_off(
     first, second = figures(folder, 0), figures(folder, 1)
     assert [row["step"] for row in first if "train/loss" in row] == [0, 1, 2, 3, 4]
     assert [row["step"] for row in second if "train/loss" in row] == [5, 6]
-    # The clock of the piece starts with it, also within an epoch.
+    # The throughput clock starts with the run, also within an epoch.
     speeds = [float(row[SPEED]) for row in first + second if row.get(SPEED)]
     assert min(speeds) > max(speeds) / 100
 
 
 @pytest.mark.parametrize("stage", ["vqvae"])
-def test_pieces_of_one_step_are_one_run(whole: dict[str, Path], images: Path, stage: str) -> None:
-    """Every place that a run can go on from: within epochs, at their ends, where a limit cut one."""
-    runs = whole[stage].parents[1]
+def test_run_resumed_after_every_step_equals_an_uninterrupted_one(
+    complete: dict[str, Path], images: Path, stage: str
+) -> None:
+    """Resume within epochs, at their ends, and after a time limit."""
+    runs = complete[stage].parents[1]
     chosen = {**options(images, runs, "pieces", stage), "resume": "auto", "max_minutes": 0}
     for _ in range(STEPS):
         folder = run(chosen)
-    resumed, expected = checkpoint(folder), checkpoint(whole[stage])
+    resumed, expected = checkpoint(folder), checkpoint(complete[stage])
     assert resumed["global_step"] == STEPS
     for part in ("state_dict", "current_model_state", "optimizer_states", "lr_schedulers"):
         assert not differences(resumed[part], expected[part], part)
     assert not differences(resumed["callbacks"]["CodebookCare"], expected["callbacks"]["CodebookCare"])
     logged = [row for i in range(STEPS) for row in figures(folder, i) if "train/loss" in row]
     assert [row["step"] for row in logged] == list(range(STEPS))
-    wanted = [row["train/loss"] for row in figures(whole[stage]) if "train/loss" in row]
+    wanted = [row["train/loss"] for row in figures(complete[stage]) if "train/loss" in row]
     assert [row["train/loss"] for row in logged] == wanted
 
 
-def test_pieces_end_after_steps_not_between_their_batches(whole: dict[str, Path], images: Path) -> None:
-    """A checkpoint keeps no gradients; an epoch of five batches has steps of two, two and one."""
-    runs = whole["vqvae"].parents[1]
+def test_time_limit_stops_after_complete_steps(complete: dict[str, Path], images: Path) -> None:
+    """A checkpoint holds no gradients; an epoch of five batches has steps of two, two and one."""
+    runs = complete["vqvae"].parents[1]
 
     def chosen(name: str) -> dict[str, Any]:
         return {
             **options(images, runs, name, "transform"),
-            "init_from": whole["vqvae"] / "checkpoints" / "last.ckpt",
+            "init_from": complete["vqvae"] / "checkpoints" / "last.ckpt",
             "stage.accumulate": 2,
             "data.epoch_batches": 5,
             "trainer.max_steps": 4,
         }
 
-    expected = checkpoint(run(chosen("steps-whole")))
+    expected = checkpoint(run(chosen("steps-complete")))
     for step in range(1, 5):
         folder = run({**chosen("steps"), "resume": "auto", "max_minutes": 0})
         resumed = checkpoint(folder)
@@ -166,12 +168,12 @@ def test_pieces_end_after_steps_not_between_their_batches(whole: dict[str, Path]
 
 
 @pytest.mark.parametrize(("processes", "every"), [(1, 1), (2, ASK_EVERY)])
-def test_the_clock_is_looked_at_after_steps_and_together_now_and_then(processes: int, every: int) -> None:
-    asked = []
+def test_time_limit_is_checked_after_steps_and_synchronised(processes: int, every: int) -> None:
+    checked = []
 
     def reduce(decision: bool, all: bool) -> bool:
-        asked.append(trainer.global_step)
-        return decision or trainer.global_step > 2 * ASK_EVERY  # another one's time is over
+        checked.append(trainer.global_step)
+        return decision or trainer.global_step > 2 * ASK_EVERY  # the time of another process is over
 
     strategy = SimpleNamespace(reduce_boolean_decision=reduce)
     trainer = SimpleNamespace(global_step=3, world_size=processes, strategy=strategy, should_stop=False)
@@ -182,13 +184,13 @@ def test_the_clock_is_looked_at_after_steps_and_together_now_and_then(processes:
         for last in (False, True):
             trainer.global_step += last
             limit.on_train_batch_end(trainer, None, None, None, 0)  # type: ignore[arg-type]
-    assert asked == [step for step in range(4, trainer.global_step + 1) if step % every == 0]
+    assert checked == [step for step in range(4, trainer.global_step + 1) if step % every == 0]
     assert trainer.global_step == (3 * ASK_EVERY if processes > 1 else 2 * ASK_EVERY + 1)
 
 
-def test_the_comparison_saw_moments_that_move(whole: dict[str, Path]) -> None:
+def test_compared_optimizer_states_are_not_zero(complete: dict[str, Path]) -> None:
     for stage in STAGES:
-        saved = checkpoint(whole[stage])
+        saved = checkpoint(complete[stage])
         for optimizer in saved["optimizer_states"]:
             moments = [state["exp_avg"].abs().max() for state in optimizer["state"].values()]
             assert len(moments) > 5

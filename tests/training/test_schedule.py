@@ -5,7 +5,7 @@ import pytest
 from glc.training.schedule import WarmupCosine
 
 
-def test_warmup_hold_descent() -> None:
+def test_warmup_hold_and_decay() -> None:
     schedule = WarmupCosine(warmup=4, total=24, floor=0.1, hold=0.5)
     assert [schedule(step) for step in range(4)] == [0.2, 0.4, 0.6, 0.8]
     assert [schedule(step) for step in (4, 10, 13)] == [1, 1, 1]  # held for half of the other 20 steps
@@ -15,15 +15,15 @@ def test_warmup_hold_descent() -> None:
     assert schedule(24) == schedule(1000) == pytest.approx(0.1)
 
 
-def test_plain_cosine() -> None:
+def test_cosine_without_warmup_and_hold() -> None:
     schedule = WarmupCosine(warmup=0, total=10)
     assert [schedule(step) for step in (0, 5, 10)] == pytest.approx([1, 0.5, 0])
 
 
-def test_hold_to_the_end_and_a_warmup_longer_than_the_run() -> None:
+def test_full_hold_and_warmup_longer_than_the_run() -> None:
     held = WarmupCosine(warmup=2, total=10, hold=1.0, floor=0.5)
     assert held(9) == 1
-    assert held(10) == 1  # the descent has no steps
+    assert held(10) == 1  # the decay has no steps
     assert WarmupCosine(warmup=9, total=4)(3) == pytest.approx(0.4)
 
 

@@ -1,4 +1,4 @@
-"""The three stages trained in a row: what moves, what is logged, what a checkpoint holds."""
+"""The three stages in sequence: trained weights, logged metrics, checkpoint contents."""
 
 from pathlib import Path
 from types import SimpleNamespace
@@ -54,12 +54,12 @@ def test_checkpoints_hold_tensors_and_plain_values(
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_checkpoints_hold_the_average_beside_the_live_weights(stages: dict[str, Path], stage: str) -> None:
+def test_checkpoints_hold_ema_and_live_weights(stages: dict[str, Path], stage: str) -> None:
     saved = checkpoint(stages[stage])
     average, live = saved["state_dict"], live_weights(saved)
     network = "autoencoder.encoder" if stage == "vqvae" else "model.coder"
     assert not equal(below(average, network), below(live, network))
-    # What does not move is exactly the same in both: averaging must not round it.
+    # Unchanged weights are equal in both: averaging must not round them.
     shared = "autoencoder.quantizer.embedding" if stage == "vqvae" else "quantizer.embedding"
     assert torch.equal(average[shared], live[shared])
 
@@ -68,14 +68,19 @@ COMMON = {"train/loss", "train/codebook", "train/grad_norm", "train/images_per_s
 USAGE = {"usage", "perplexity", "count"}
 PIXELS = {"train/l1", "train/lpips"}
 LATENT = {"train/rate_y", "train/rate_z", "train/code_ce", "train/latent_mse"}
-GAME = {"train/logits_real", "train/logits_fake", "train/discriminator", "train/grad_norm_discriminator"}
+ADVERSARIAL = {
+    "train/logits_real",
+    "train/logits_fake",
+    "train/discriminator",
+    "train/grad_norm_discriminator",
+}
 LOGGED = {
-    "vqvae": COMMON | PIXELS | GAME | {f"train/codebook_{figure}" for figure in USAGE},
+    "vqvae": COMMON | PIXELS | ADVERSARIAL | {f"train/codebook_{figure}" for figure in USAGE},
     "transform": COMMON | LATENT | {f"train/hyper_codebook_{figure}" for figure in USAGE},
     "joint": COMMON
     | PIXELS
     | LATENT
-    | GAME
+    | ADVERSARIAL
     | {"train/adversarial", "train/adversarial_weight"}
     | {f"train/hyper_codebook_{figure}" for figure in USAGE},
 }
@@ -97,11 +102,11 @@ def test_every_term_is_logged_from_the_first_step(stages: dict[str, Path], stage
 @pytest.mark.parametrize("stage", STAGES)
 def test_validation_is_logged_before_and_after_training(stages: dict[str, Path], stage: str) -> None:
     rows = [row for row in figures(stages[stage]) if "val/loss" in row]
-    assert [row["step"] for row in rows] == [0, STEPS - 1]  # the number of the step that came before
+    assert [row["step"] for row in rows] == [0, STEPS - 1]  # the number of the previous step
     suffixes = [""] if stage == "vqvae" else [f"/{k}" for k in range(4)]
     for row in rows:
         for suffix in suffixes:
-            # `lpips` is the loss term's, of the network that trains; `lpips_alex` the metric's.
+            # `lpips` is the loss term, `lpips_alex` the metric.
             wanted = {f"val/{name}{suffix}" for name in ("psnr", "ms_ssim", "lpips_alex", "loss")}
             assert wanted <= row.keys()
     if stage != "vqvae":
@@ -117,21 +122,21 @@ def test_panels_show_the_image_and_each_rate_point(stages: dict[str, Path], stag
         assert strip.size == (images * 192, 192)
 
 
-def test_stage_two_moves_the_coder_between_fixed_networks(stages: dict[str, Path]) -> None:
-    first = checkpoint(stages["vqvae"])["state_dict"]  # the average is what the next stage takes
+def test_stage_two_trains_only_the_coder(stages: dict[str, Path]) -> None:
+    first = checkpoint(stages["vqvae"])["state_dict"]  # the next stage loads the EMA
     saved = checkpoint(stages["transform"])
     for state in (saved["state_dict"], live_weights(saved)):
         assert equal(below(state, "model.encoder"), below(first, "autoencoder.encoder"))
         assert equal(below(state, "model.decoder"), below(first, "autoencoder.decoder"))
         assert equal(below(state, "quantizer"), below(first, "autoencoder.quantizer"))
-    # The average was already found to differ from the live weights, so the coder moves.
+    # Another test shows that EMA and live weights differ, so the coder is trained.
     trained = sum(len(group["params"]) for group in saved["optimizer_states"][0]["param_groups"])
     module = instantiate(OmegaConf.create(saved["glc"]["recipe"]["stage"]["module"]))
     ours = [*module.model.coder.parameters(), *module.code_loss.parameters()]
     assert trained == len(ours)
 
 
-def test_stage_three_moves_all_but_the_reference(stages: dict[str, Path]) -> None:
+def test_stage_three_trains_all_but_the_reference_encoder(stages: dict[str, Path]) -> None:
     first = checkpoint(stages["vqvae"])["state_dict"]
     second = checkpoint(stages["transform"])["state_dict"]
     live = live_weights(checkpoint(stages["joint"]))
@@ -143,7 +148,7 @@ def test_stage_three_moves_all_but_the_reference(stages: dict[str, Path]) -> Non
 
 
 @pytest.mark.parametrize("stage", ["transform", "joint"])
-def test_frozen_parts_stay_in_evaluation_mode(images: Path, tmp_path: Path, stage: str) -> None:
+def test_frozen_networks_stay_in_evaluation_mode(images: Path, tmp_path: Path, stage: str) -> None:
     module = instantiate(compose(settings(images, tmp_path, "frozen", stage)).stage.module)
     module.setup("fit")
     module.eval().train()
@@ -165,7 +170,7 @@ def test_randomness_is_a_function_of_seed_step_and_rank(
             self.fit_loop = self.epoch_loop = self
             self.total_batch_idx = step
 
-    def draw(seed: int, rank: int, step: int) -> Tensor:
+    def sample(seed: int, rank: int, step: int) -> Tensor:
         module.seed = seed
         monkeypatch.setattr(type(module), "trainer", Place(rank, step))
         monkeypatch.setattr(type(module), "global_rank", rank)
@@ -173,28 +178,28 @@ def test_randomness_is_a_function_of_seed_step_and_rank(
         return torch.rand(4)
 
     places = [(0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1), (0, 1, 1)]
-    drawn = [draw(*place) for place in places]
+    sampled = [sample(*place) for place in places]
     torch.rand(100)
-    assert all(torch.equal(draw(*place), value) for place, value in zip(places, drawn, strict=True))
-    assert len({tuple(value.tolist()) for value in drawn}) == len(places)
+    assert all(torch.equal(sample(*place), value) for place, value in zip(places, sampled, strict=True))
+    assert len({tuple(value.tolist()) for value in sampled}) == len(places)
 
 
-def test_balanced_images_weigh_by_the_mean_lambda_over_their_own(tmp_path: Path) -> None:
-    """One image, of the third rate point: its step is so many times the plain one."""
+def test_balance_scales_by_mean_lambda_over_lambda(tmp_path: Path) -> None:
+    """One image, at the third rate point: its update is mean(lambda) / lambda times the plain one."""
     plain = one_step.update(tmp_path, "transform", batch=1, first=1)
     balanced = one_step.update(tmp_path, "transform", batch=1, first=1, balance=True)
     lmbda = list(compose(settings(tmp_path, tmp_path, "one-step", "transform")).stage.lmbda)
     share = sum(lmbda) / len(lmbda) / lmbda[2]
     assert share != 1
-    # Buffers (how often codes were used) move by themselves.
+    # Buffers (code usage counts) change without a gradient.
     moved = {key for key, value in plain.items() if value.abs().max() > 0 and "analysis" in key}
     assert moved
     scaled = {key: share * plain[key] for key in moved}
     assert one_step.difference(scaled, {key: balanced[key] for key in moved}) < 1e-3
 
 
-def test_every_seed_has_numbers_of_its_own() -> None:
-    """Seeds of 32 bits, what `seed_everything` takes; times the step they are more than 64."""
+def test_different_seeds_give_different_random_numbers() -> None:
+    """32-bit seeds, as `seed_everything` accepts; times the step they exceed 64 bits."""
 
     def state(seed: int, batch: int) -> int:
         loop = SimpleNamespace(epoch_loop=SimpleNamespace(total_batch_idx=batch))
@@ -212,21 +217,21 @@ def test_every_seed_has_numbers_of_its_own() -> None:
     assert state(1, 4) == (1_000_003 + 5) * 65_537
 
 
-def test_the_share_that_is_drawn_unquantized(images: Path, tmp_path: Path) -> None:
-    def make(share: float) -> Any:
+def test_quantizer_bypass_is_sampled_with_its_probability(images: Path, tmp_path: Path) -> None:
+    def make(probability: float) -> Any:
         options = settings(images, tmp_path, "share", "vqvae")
-        return instantiate(compose({**options, "stage.unquantized": share}).stage.module)
+        return instantiate(compose({**options, "stage.quantizer_bypass": probability}).stage.module)
 
     x = torch.zeros(4000, 1)
-    assert make(0.0).draw_unquantized(x) is None
+    assert make(0.0).sample_bypass(x) is None
     torch.manual_seed(0)
-    assert make(0.25).draw_unquantized(x).float().mean().item() == pytest.approx(0.25, abs=0.03)
-    assert make(1.0).draw_unquantized(x).all()
-    with pytest.raises(Exception, match=r"stage\.unquantized is a share of the images, 0 to 1, got 1\.5"):
+    assert make(0.25).sample_bypass(x).float().mean().item() == pytest.approx(0.25, abs=0.03)
+    assert make(1.0).sample_bypass(x).all()
+    with pytest.raises(Exception, match=r"stage\.quantizer_bypass: must lie in \[0, 1\], got 1\.5"):
         make(1.5)
 
 
-def test_images_are_drawn_unquantized_in_training_only(
+def test_quantizer_bypass_is_used_in_training_only(
     images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: dict[bool, list[bool]] = {True: [], False: []}
@@ -237,8 +242,8 @@ def test_images_are_drawn_unquantized_in_training_only(
         return forward(self, x, unquantized)
 
     monkeypatch.setattr(VQAutoencoder, "forward", spy)
-    folder = run({**settings(images, tmp_path, "share", "vqvae", 2), "stage.unquantized": 1.0})
+    folder = run({**settings(images, tmp_path, "share", "vqvae", 2), "stage.quantizer_bypass": 1.0})
     assert seen[True] == [True, True]
     assert seen[False]
-    assert not any(seen[False])  # codes are what stage I is measured by
+    assert not any(seen[False])  # validation always uses codewords
     assert all(finite(row) for row in figures(folder))

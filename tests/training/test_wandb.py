@@ -1,4 +1,4 @@
-"""What a W&B sweep shows, read back from offline runs: docs/wandb.md promises it."""
+"""W&B content of a sweep, as documented in docs/wandb.md, read back from offline runs."""
 
 import json
 from pathlib import Path
@@ -18,7 +18,7 @@ HISTOGRAMS = "glc.training.callbacks.codebook.CodebookHistograms"
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """A sweep over lambda, as `python -m glc.launch.train -m` lays it out."""
+    """A sweep over lambda, with the folders of `python -m glc.launch.train -m`."""
     base = tmp_path_factory.mktemp("wandb")
     images = write_images(base / "images")
     found = []
@@ -30,7 +30,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
             "init_from": "none",
             "logger": "default",
             "metrics": "default",
-            # Replaces it where the default configuration has it already.
+            # `++` also replaces an existing entry.
             "++callbacks.histograms._target_": HISTOGRAMS,
         }
         found.append(run({**settings(images, base / "runs", "sweep", "transform", steps=2), **changes}))
@@ -52,16 +52,16 @@ def table_of(folder: Path, entry: Any) -> list[dict[str, Any]]:
     return [dict(zip(content["columns"], row, strict=True)) for row in content["data"]]
 
 
-def test_runs_of_a_sweep_stand_together(runs: list[OfflineRun]) -> None:
+def test_sweep_runs_share_project_group_and_tags(runs: list[OfflineRun]) -> None:
     assert {(run.project, run.group, run.job_type) for run in runs} == {("glc", "sweep", "transform")}
     assert {tuple(run.tags) for run in runs} == {("transform", "tiny")}
     assert [run.name for run in runs] == [f"sweep/transform/stage.lmbda-{i}" for i in range(2)]
     assert runs[0].identity != runs[1].identity
-    # What the table is sorted and coloured by.
+    # The table is sorted and coloured by lambda.
     assert [run.config["stage"]["lmbda"] for run in runs] == [0.5, [1, 2, 3, 4]]
 
 
-def test_one_column_for_each_figure(runs: list[OfflineRun]) -> None:
+def test_summary_has_mean_over_rate_points_and_best_loss(runs: list[OfflineRun]) -> None:
     for found in runs:
         for name in ("bpp", "psnr", "ms_ssim"):
             points = [found.summary[f"val/{name}/{k}"] for k in range(4)]
@@ -72,7 +72,7 @@ def test_one_column_for_each_figure(runs: list[OfflineRun]) -> None:
         assert found.summary["train/images_per_second"]["mean"] == pytest.approx(sum(speeds) / len(speeds))
 
 
-def test_the_table_has_a_row_for_each_rate_point(folders: list[Path], runs: list[OfflineRun]) -> None:
+def test_table_has_one_row_per_rate_point(folders: list[Path], runs: list[OfflineRun]) -> None:
     for folder, found, lambdas in zip(folders, runs, LAMBDAS.values(), strict=True):
         rows = table_of(folder, found.summary["rd/points"])
         assert [row["rate_point"] for row in rows] == [0, 1, 2, 3]
@@ -82,7 +82,7 @@ def test_the_table_has_a_row_for_each_rate_point(folders: list[Path], runs: list
                 assert row[name] == pytest.approx(found.summary[f"val/{name}/{k}"])
 
 
-def test_curves_are_of_the_table(folders: list[Path], runs: list[OfflineRun]) -> None:
+def test_curves_use_the_table_columns(folders: list[Path], runs: list[OfflineRun]) -> None:
     charts = runs[0].config["_wandb"]
     for name in ("psnr", "ms_ssim"):
         chart = charts["visualize"][f"rd/curve_{name}"]["panel_config"]
@@ -91,7 +91,7 @@ def test_curves_are_of_the_table(folders: list[Path], runs: list[OfflineRun]) ->
         assert len({row["bpp"] for row in rows}) == 4
 
 
-def test_histograms_and_panels(folders: list[Path], runs: list[OfflineRun]) -> None:
+def test_histograms_and_panels_are_logged(folders: list[Path], runs: list[OfflineRun]) -> None:
     for folder, found in zip(folders, runs, strict=True):
         chart = found.summary["val/hyper_codebook_histogram"]
         # z of 3 x 3 for two images of 192 pixels, at four rate points.
@@ -105,18 +105,18 @@ def test_histograms_and_panels(folders: list[Path], runs: list[OfflineRun]) -> N
             assert (file_of(folder).parent / "files" / name).is_file()
 
 
-def test_everything_goes_by_the_trainers_step(runs: list[OfflineRun]) -> None:
+def test_all_metrics_use_the_global_step(runs: list[OfflineRun]) -> None:
     for found in runs:
         assert found.definitions["*"]["step"] == "trainer/global_step"
         assert all("trainer/global_step" in row for row in found.history)
 
 
-def test_the_csv_has_the_same_figures(folders: list[Path], runs: list[OfflineRun]) -> None:
+def test_csv_and_wandb_have_the_same_values(folders: list[Path], runs: list[OfflineRun]) -> None:
     row = [row for row in figures(folders[0]) if "val/psnr/0" in row][-1]
     assert row["val/psnr/0"] == pytest.approx(runs[0].summary["val/psnr/0"])
 
 
-def test_rate_points_in_order_and_without_gaps() -> None:
+def test_rate_points_are_sorted_and_keep_common_metrics_only() -> None:
     metrics = {"val/bpp/1": 2.0, "val/bpp/0": 1.0, "val/psnr/0": 3.0, "val/psnr": 9.0, "train/bpp/0": 7.0}
     assert rate_points(metrics) == {0: {"bpp": 1.0}, 1: {"bpp": 2.0}}
     assert rate_points(metrics, [5, 6]) == {0: {"lambda": 5, "bpp": 1.0}, 1: {"lambda": 6, "bpp": 2.0}}
@@ -125,7 +125,7 @@ def test_rate_points_in_order_and_without_gaps() -> None:
 
 
 @pytest.mark.parametrize("size", [3, 256, 300, 16384])
-def test_histograms_keep_the_sum_and_the_order(size: int) -> None:
+def test_histogram_keeps_sum_and_order(size: int) -> None:
     counts = np.random.default_rng(0).integers(0, 50, size)
     values, edges = histogram(counts)
     assert len(edges) == len(values) + 1 <= 257

@@ -1,4 +1,4 @@
-"""Trains the stages on two forked processes: a program of its own, for forks want a fresh process.
+"""Train the stages on two forked processes: a separate program, because forking needs a fresh process.
 
 python -m tests.training.two_ranks IMAGES FOLDER
 """
@@ -14,7 +14,7 @@ from tests.short_runs import STAGES, run, settings
 from tests.training.one_step import update
 
 STEPS = 3
-# Parts of a model without a gradient, in some steps or in all: DDP waits for every parameter's.
+# Parameters without a gradient in some or all steps: DDP waits for a gradient of each.
 UNEVEN = {
     "network": {"model/variants": "refiner"},
     "indices": {"model/variants": "indices_map", "data.batch_size": 1},
@@ -23,7 +23,7 @@ UNEVEN = {
 
 
 class Probe(L.Callback):
-    """Keeps what each rank saw and what became of its weights."""
+    """Record each rank's batches and final weights."""
 
     def __init__(self, folder: str) -> None:
         self.folder = Path(folder)
@@ -32,7 +32,7 @@ class Probe(L.Callback):
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Note the batch; save the weights after the last one."""
+        """Record the batch; save the weights after the last step."""
         self.seen.append(float(batch.x.double().mean()))
         if trainer.global_step == STEPS:
             kept = {"seen": self.seen, "weights": pl_module.state_dict()}
@@ -49,15 +49,15 @@ def main(images: Path, folder: Path) -> None:
         options = {
             **settings(images, folder, "ranks", stage, STEPS),
             "dir": str(folder / "ranks" / name),
-            "data.val_limit": 3,  # does not divide by two
+            "data.val_limit": 3,  # not divisible by two
             "trainer.devices": 2,
             "trainer.strategy": "ddp_fork",
             "model.projected_codebooks": "false",
-            "callbacks.codebooks.revive_every": 2,
+            "callbacks.codebooks.restart_every": 2,
             "callbacks.last.every_n_steps": 2,
             "+callbacks.probe._target_": "tests.training.two_ranks.Probe",
             "+callbacks.probe.folder": str(folder / "ranks" / name),
-            # The game begins in the middle: both ways of going through a step are gone through.
+            # The discriminator starts in the middle, to cover steps with and without it.
             **({} if stage == "transform" else {"stage.discriminator_start": 1}),
             **changes,
         }

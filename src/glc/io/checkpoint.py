@@ -25,7 +25,7 @@ _DIGITS = 64
 _COMMENT = len(_MARK) + _DIGITS
 _CHUNK = 1 << 22
 
-# Modules that settings of version 0.1 name, and where their classes are now.
+# Modules named in settings of version 0.1, and their classes' present modules.
 _MOVED = {
     "glc.codec.export": "glc.codec.weights.export",
     "glc.losses.vq": "glc.losses.latent",
@@ -41,6 +41,19 @@ _MOVED = {
         for name in ("vqvae", "transform", "joint", "restoration", "stylization")
     },
 }
+# Classes that have another name since version 0.1.
+_RENAMED = {
+    "glc.losses.augment.RandomViews": "glc.losses.augment.RandomAugmentation",
+    "glc.training.callbacks.codebook.CodebookCare": "glc.training.callbacks.codebook.CodebookRestart",
+    "glc.training.callbacks.ema.MovingAverage": "glc.training.callbacks.ema.EMA",
+}
+# Their arguments, by present class, that have another name since version 0.1; None: the section `stage`.
+_ARGUMENTS = {
+    None: {"unquantized": "quantizer_bypass"},
+    "glc.losses.reconstruction.load_perceptual": {"views": "augment"},
+    "glc.training.callbacks.codebook.CodebookRestart": {"revive_every": "restart_every"},
+    "glc.training.stages.vqvae.VQVAEStage": {"unquantized": "quantizer_bypass"},
+}
 
 
 @dataclass(frozen=True)
@@ -51,7 +64,7 @@ class Checkpoint:
     content: dict[str, Any]
     """All that the file holds."""
     settings: dict[str, Any]
-    """The run's resolved configuration, as plain values; classes that moved have their present names."""
+    """The run's resolved configuration, as plain values; classes and keys have their present names."""
 
     @property
     def state_dict(self) -> dict[str, Tensor]:
@@ -150,7 +163,10 @@ def as_checkpoint(path: Path, content: Any) -> Checkpoint:
     settings = ours.get("recipe")
     if not isinstance(settings, dict) or not isinstance(content.get("state_dict"), dict):
         raise WeightsError(f"{path}: a damaged checkpoint, without its settings or its weights")
-    return Checkpoint(path, content, _with_present_names(settings))
+    present = _with_present_names(settings)
+    if isinstance(present.get("stage"), dict):
+        present["stage"] = _with_present_keys(present["stage"], _ARGUMENTS[None])
+    return Checkpoint(path, content, present)
 
 
 def label(settings: dict[str, Any]) -> dict[str, Any]:
@@ -164,14 +180,21 @@ def label(settings: dict[str, Any]) -> dict[str, Any]:
 
 def _with_present_names(node: Any) -> Any:
     if isinstance(node, dict):
-        return {key: _present(item) if key == "_target_" else _with_present_names(item)
-                for key, item in node.items()}  # fmt: skip
+        present = {key: _present(item) if key == "_target_" else _with_present_names(item)
+                   for key, item in node.items()}  # fmt: skip
+        target = present.get("_target_")
+        return _with_present_keys(present, _ARGUMENTS.get(target, {}) if isinstance(target, str) else {})
     return [_with_present_names(item) for item in node] if isinstance(node, list) else node
 
 
 def _present(target: Any) -> Any:
     module, _, name = target.rpartition(".") if isinstance(target, str) else ("", "", "")
-    return f"{_MOVED[module]}.{name}" if module in _MOVED else target
+    moved = f"{_MOVED[module]}.{name}" if module in _MOVED else target
+    return _RENAMED.get(moved, moved) if isinstance(moved, str) else moved
+
+
+def _with_present_keys(node: dict[str, Any], renamed: dict[str, str]) -> dict[str, Any]:
+    return {renamed.get(key, key): item for key, item in node.items()}
 
 
 class _Hashing:

@@ -123,6 +123,9 @@ RENAMED: dict[str, dict[str, str]] = {
         "experiment=paper_natural": "experiment=paper model=natural",
         "experiment=paper_facial": "experiment=paper model=facial",
         "experiment=paper_f8": "experiment=paper model=natural_f8",
+        "perceptual.views": "perceptual.augment",
+        "stage.unquantized": "stage.quantizer_bypass",
+        "callbacks.codebooks.revive_every": "callbacks.codebooks.restart_every",
         "trainer=bf16": "trainer.precision=bf16-mixed",
         "trainer=torchrun": "trainer=ddp",
         **{
@@ -132,7 +135,7 @@ RENAMED: dict[str, dict[str, str]] = {
     },
     "evaluate": {"data": "testset", "pictures": "testset"},
 }
-"""Words of 0.1 by primary configuration: a group or section, or an override in full, and what replaces it."""
+"""Words of 0.1 by primary configuration: a group, section, key or complete override, and its replacement."""
 
 
 def case(value: str, table: Mapping[str, Any], otherwise: Any) -> Any:
@@ -209,8 +212,9 @@ def _renamed(overrides: list[Override], config_name: str) -> str | None:
     table = RENAMED.get(config_name, {})
     for override in overrides:
         word = str(override.input_line).lstrip("+~")
-        section = override.key_or_group.partition(".")[0]
-        now = table.get(word) or (word.replace(section, table[section], 1) if section in table else None)
+        key = override.key_or_group
+        old = next((name for name in (key, key.partition(".")[0]) if name in table), None)
+        now = table.get(word) or (word.replace(old, table[old], 1) if old else None)
         if now:
             return f"{word} is now {now}"
     return None

@@ -1,1 +1,1 @@
-"""Losses as modules that return named terms: one value per image `[B]`, or one per batch."""
+"""Losses: modules that return named terms, one value per image `[B]` or one per batch."""

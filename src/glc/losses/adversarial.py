@@ -45,12 +45,12 @@ def adaptive_weight(
 class AdversarialLoss(nn.Module):
     """Hinge loss between a discriminator and a generator, balanced by gradient norms.
 
-    Before the step `start` the discriminator rests and the generator sees its reconstruction loss alone.
+    Before the step `start` the discriminator is not trained and the generator has no adversarial term.
 
     Args:
         discriminator: maps `[B, 3, H, W]` in [-1, 1] to logits.
         weight: of the adversarial term after balancing (0.8 in the paper).
-        start: first step at which it takes part.
+        start: first step with an adversarial term.
         limit: largest adaptive weight.
     """
 
@@ -64,14 +64,14 @@ class AdversarialLoss(nn.Module):
         self.limit = limit
 
     def active(self, step: int) -> bool:
-        """Say whether the adversarial game is on at a step."""
+        """Return whether the adversarial term is used at a step."""
         return self.weight > 0 and step >= self.start
 
     def discriminator_loss(self, x: Tensor, x_hat: Tensor, step: int) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the hinge loss that trains the discriminator, and `logits_real`, `logits_fake` to log.
 
-        Before `start` the loss is zero, with a path to every parameter: distributed training expects each
-        of them to take part in every step.
+        Before `start` the loss is zero, but connected to every parameter: DDP expects a gradient for each of
+        them in every step.
         """
         if not self.active(step):
             with torch.no_grad():
@@ -95,7 +95,7 @@ class AdversarialLoss(nn.Module):
         """Return a loss whose gradient is that of `mean(scale * (distortion + w * adversarial))`.
 
         Distortion and discriminator are differentiated once each, down to the pixels; the decoder then
-        gets the sum of both gradients in one pass. The value of the loss returned means nothing.
+        gets the sum of both gradients in one backward pass. The value of the returned loss has no meaning.
 
         Args:
             x_hat: the decoder's output `[B, 3, H, W]`, part of the graph.

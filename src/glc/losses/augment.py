@@ -1,27 +1,27 @@
-"""Images as a loss's network may see them: moved, mirrored, turned, made smaller at random."""
+"""Random augmentations for perceptual losses: crop, flips, transpose, downscaling."""
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 LEAST = 32
-"""Rows and columns that a view keeps: AlexNet sees no fewer than 31."""
+"""Smallest side after augmentation, in pixels: AlexNet needs at least 31."""
 
 
-class RandomViews(nn.Module):
-    """A perceptual distance that sees both images through the same random view while it is trained with.
+class RandomAugmentation(nn.Module):
+    """Apply the same random augmentation to both images of a perceptual distance during training.
 
-    A fixed network has blind spots that lie on the grid of its strides and at its own scale, and a decoder
-    finds them: what it draws there lowers this distance and no other. Views that change from step to step
-    take the grid away (the idea of E-LPIPS, Kettunen et al. 2019, with fewer kinds of views). In evaluation
-    mode the images are compared as they are.
+    A fixed network has blind spots that depend on the grid of its strides and on its scale, and a decoder
+    learns artefacts that lower this distance and no other. Augmentations that change at each step prevent
+    this (the idea of E-LPIPS, Kettunen et al. 2019, with fewer kinds of augmentation). In evaluation mode the
+    images are compared unchanged.
 
     Args:
         distance: maps two batches `[B, 3, H, W]` to distances `[B]`.
-        shift: up to so many rows and columns less one are cut off at the top and left.
-        smaller: how often images are made smaller, 0 to 1.
-        min_scale: the smallest scale then; the largest is the middle between it and 1.
-        generator: draws the views, on the CPU; None for torch's own.
+        shift: crop 0 to `shift - 1` rows at the top and columns at the left.
+        smaller: probability of downscaling, 0 to 1.
+        min_scale: smallest scale when downscaling; the largest is halfway between it and 1.
+        generator: random numbers, on the CPU; None for torch's default generator.
     """
 
     def __init__(
@@ -40,30 +40,30 @@ class RandomViews(nn.Module):
         self.generator = generator
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
-        """Distance between x and y `[B, 3, H, W]` in [-1, 1], `[B]`.
+        """Return the distances `[B]` between x and y `[B, 3, H, W]` in [-1, 1].
 
-        A side of less than twice `LEAST` is made smaller, or cut off, only as far as `LEAST`.
+        Cropping and downscaling leave at least `LEAST` pixels per side, or the whole side if it is shorter.
         """
-        return self.distance(*self.view(x, y)) if self.training else self.distance(x, y)
+        return self.distance(*self.augment(x, y)) if self.training else self.distance(x, y)
 
-    def view(self, *images: Tensor) -> tuple[Tensor, ...]:
-        """Return the images through one random view; its numbers are drawn on the CPU, so no GPU waits."""
+    def augment(self, *images: Tensor) -> tuple[Tensor, ...]:
+        """Apply one random augmentation to all images. Its parameters are sampled on the CPU: no GPU sync."""
         top, left = torch.randint(0, self.shift, (2,), generator=self.generator).tolist()
-        upside_down, mirrored, turned, smaller = (
+        flip_rows, flip_columns, transpose, downscale = (
             torch.rand(4, generator=self.generator) < torch.tensor([0.5, 0.5, 0.5, self.smaller])
         ).tolist()
         scale = self.min_scale + (1 - self.min_scale) / 2 * torch.rand((), generator=self.generator).item()
         height, width = images[0].shape[-2:]
         top, left = min(top, max(0, height - LEAST)), min(left, max(0, width - LEAST))
-        # Half a row more, since sides are rounded down.
+        # Half a row more, since interpolate rounds sides down.
         scale = min(1.0, max(scale, (LEAST + 0.5) / min(height - top, width - left)))
-        flipped = [-2] * upside_down + [-1] * mirrored
-        views = []
+        flipped = [-2] * flip_rows + [-1] * flip_columns
+        augmented = []
         for image in images:
-            seen = image[..., top:, left:].flip(flipped)
-            if turned:
-                seen = seen.transpose(-1, -2)
-            if smaller:
-                seen = F.interpolate(seen, scale_factor=scale, mode="bilinear", antialias=True)
-            views.append(seen)
-        return tuple(views)
+            out = image[..., top:, left:].flip(flipped)
+            if transpose:
+                out = out.transpose(-1, -2)
+            if downscale:
+                out = F.interpolate(out, scale_factor=scale, mode="bilinear", antialias=True)
+            augmented.append(out)
+        return tuple(augmented)

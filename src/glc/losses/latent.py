@@ -1,4 +1,4 @@
-"""Losses of the latent coder: rate, codebooks, distance of latents (paper sections 4.1 to 4.4)."""
+"""Losses of the latent coder: rate, codebooks, distance between latents (paper sections 4.1 to 4.4)."""
 
 import torch
 import torch.nn.functional as F
@@ -8,8 +8,8 @@ from torch import Tensor, nn
 class RateLoss(nn.Module):
     """Bits per latent position: the terms `rate_y` and `rate_z`.
 
-    The rate term R of the objective. Per latent position and not per pixel, a rate of a few bits stands
-    beside distortions of about 1, for any f; bits per pixel are `rate / f**2`.
+    The rate term R of the objective. Per latent position, not per pixel, so that for any f it is a few bits,
+    of the same order as the distortions (about 1); bits per pixel are `rate / f**2`.
     """
 
     def forward(self, bits_y: Tensor, bits_z: Tensor, latent: Tensor) -> dict[str, Tensor]:
@@ -21,7 +21,7 @@ class RateLoss(nn.Module):
 class CodebookLoss(nn.Module):
     """`|sg(v) - e|^2 + beta |v - sg(e)|^2`: codewords move to the vectors, vectors commit to their codewords.
 
-    Paper equation 4. beta weights the commitment, as there; the published code puts it on the other term.
+    Paper equation 4. beta weights the commitment term, as in the paper; the published code weights the other.
 
     Args:
         beta: weight of the commitment (0.25).
@@ -51,7 +51,7 @@ class CodePredictionLoss(nn.Module):
     per position would be C times as large). The paper weights them 0.5 and 1.
 
     Args:
-        predictor: CP, trained along; None leaves `code_ce` out (the ablation without code prediction).
+        predictor: CP, trained jointly; None omits `code_ce` (the ablation without code prediction).
     """
 
     def __init__(self, predictor: nn.Module | None) -> None:

@@ -1,8 +1,7 @@
-"""LPIPS as a loss and as a metric, and the search for the weights that it needs.
+"""LPIPS as a loss and as a metric, and the look-up of its weights.
 
-The computation and the calibrated heads come from the `lpips` package. What it lacks is here: a backbone
-that is looked for in the user's folder, in torch hub's cache, and only then on the network, with its hash
-checked.
+The computation and the calibrated heads come from the `lpips` package. The backbone is looked up here: in the
+user's folder, in torch hub's cache, then on the network, with its hash checked.
 """
 
 import hashlib
@@ -18,7 +17,7 @@ from torch import Tensor, nn
 
 from glc.layers.frozen import Frozen
 
-REACH_SECONDS = 4.0  # how long a download may take to answer at all before it counts as unreachable
+REACH_SECONDS = 4.0  # timeout of the first answer before a server counts as unreachable
 
 
 Net = Literal["vgg", "alex", "squeeze"]
@@ -30,8 +29,8 @@ class WeightsUnavailable(RuntimeError):
 
 
 class _Backbone(NamedTuple):
-    weights: str  # torchvision's enumeration of weights, which knows the address
-    pattern: str  # further file names that are accepted in a folder of the user's
+    weights: str  # torchvision's enumeration of weights, which has the URL
+    pattern: str  # further file names accepted in the user's folder
     not_pattern: str | None  # names that match `pattern` but hold another network
 
 
@@ -52,20 +51,20 @@ class LPIPS(nn.Module):
                               |--> squared difference --> 1x1 head --> mean over positions --> sum over maps
     ```
 
-    The network is `Frozen`: parameters fixed, evaluation mode whatever `.train()` says, invisible to
-    optimizers, moving averages and checkpoints, float32 weights on whatever device the parent moves to.
+    The network is `Frozen`: parameters fixed, evaluation mode even after `.train()`, invisible to
+    optimizers, EMA and checkpoints; its weights are float32 and follow the parent's device.
 
     Args:
         net: the backbone, `vgg`, `alex` or `squeeze`.
         weights_dir: a folder to look in first. It may hold torchvision's file (`vgg16-397923af.pth`) or one
             `vgg16*.pth`, `alexnet*.pth`, `squeezenet1_1*.pth`: a state dict of the network or of its
             features.
-        precision: `float32` computes in float32 also under autocast; `autocast` follows the surroundings.
+        precision: `float32` computes in float32 also under autocast; `autocast` follows the caller.
 
     Raises:
-        WeightsUnavailable: the backbone's weights cannot be had; the message says what was tried and the fix.
+        WeightsUnavailable: the backbone's weights were not found; the message lists the places tried.
         FileNotFoundError: `weights_dir` is given and is not a folder.
-        ValueError: `net` or `precision` is unknown, or a weights file is not what its name says.
+        ValueError: `net` or `precision` is unknown, or a weights file does not match its name.
     """
 
     def __init__(
@@ -83,7 +82,7 @@ class LPIPS(nn.Module):
         self.network = Frozen(_build(net, weights_dir))
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
-        """Distance between x and y, each float [B, 3, H, W] in [-1, 1], as a float tensor [B] (0: equal)."""
+        """Return the distances `[B]` (0: equal) between x and y, float `[B, 3, H, W]` in [-1, 1]."""
         if self.precision == "autocast":
             return self.network(x, y).flatten()
         with torch.autocast(x.device.type, enabled=False):
@@ -97,11 +96,11 @@ class LPIPS(nn.Module):
 
 
 def _build(net: str, weights_dir: str | Path | None) -> nn.Module:
-    import lpips  # here, because it is slow to import and no part of the core
+    import lpips  # slow to import, and an optional dependency
 
     path = find_weights(_torchvision_address(net), weights_dir, *_BACKBONES[net][1:])
-    # On the meta device, since every tensor is about to be replaced: the random numbers of the run are not
-    # consumed, and the classifier of VGG (0.5 GB) is never allocated.
+    # On the meta device, because every tensor is replaced below: consumes no random numbers and never
+    # allocates VGG's classifier (0.5 GB).
     with torch.device("meta"), warnings.catch_warnings():
         warnings.filterwarnings("ignore", category=UserWarning, module="torchvision")
         network = lpips.LPIPS(pretrained=False, pnet_rand=True, net=net, verbose=False)
@@ -113,7 +112,7 @@ def _build(net: str, weights_dir: str | Path | None) -> nn.Module:
 
 
 def _features_for(slices: nn.Module, path: Path) -> dict[str, Tensor]:
-    """The tensors of a torchvision file under the names of the `lpips` package, which cuts it in slices."""
+    """Return the tensors of a torchvision file under the names of the `lpips` package, which has slices."""
     found = _read_state_dict(path)
     renamed: dict[str, Tensor] = {}
     for name, wanted in slices.state_dict().items():
@@ -123,7 +122,7 @@ def _features_for(slices: nn.Module, path: Path) -> dict[str, Tensor]:
             got = "is missing" if tensor is None else f"has shape {tuple(tensor.shape)}"
             raise ValueError(
                 f"{path}: features.{layer} {got}, expected shape {tuple(wanted.shape)}; "
-                "this is not the network that the file's name says, replace it"
+                "the file holds another network than its name says; replace it"
             )
         renamed[name] = tensor
     return renamed
@@ -132,12 +131,12 @@ def _features_for(slices: nn.Module, path: Path) -> dict[str, Tensor]:
 def _read_state_dict(path: Path) -> dict[str, Tensor]:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises a different type for each way in which a file can be damaged
+    except Exception as error:  # torch raises a different type for each kind of damage
         raise ValueError(
             f"{path}: cannot be read as a file of tensors ({type(error).__name__}); replace it"
         ) from error
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise ValueError(f"{path}: holds no state dict (a dictionary of tensors); replace it")
+        raise ValueError(f"{path}: not a state dict (a dictionary of tensors); replace it")
     return state
 
 
@@ -147,13 +146,13 @@ def find_weights(
     pattern: str | None = None,
     not_pattern: str | None = None,
 ) -> Path:
-    """The local file with the weights published at `url`, downloaded into torch hub's cache if need be.
+    """Return the local file with the weights published at `url`, downloaded to torch hub's cache if needed.
 
-    Looked for in `weights_dir` under its own name, then as the one file that matches `pattern` and not
+    Looked up in `weights_dir` under its own name, then as the one file that matches `pattern` and not
     `not_pattern`; in `$TORCH_HOME/hub/checkpoints` under its own name; on the network unless `GLC_OFFLINE=1`.
 
     Raises:
-        WeightsUnavailable: nothing was found; the message says what was tried and the fix.
+        WeightsUnavailable: nothing was found; the message lists what was tried and the fix.
         FileNotFoundError: `weights_dir` is given and is not a folder.
         ValueError: a file has the published name but not its hash, or several files match `pattern`.
     """
@@ -162,9 +161,7 @@ def find_weights(
     if weights_dir is not None:
         folder = Path(weights_dir).expanduser()
         if not folder.is_dir():
-            raise FileNotFoundError(
-                f"weights_dir={str(folder)!r} is not a folder; correct it or leave it out"
-            )
+            raise FileNotFoundError(f"weights_dir={str(folder)!r} is not a folder; correct or omit it")
         if (folder / name).is_file():
             return _checked(folder / name)
         matches = sorted(folder.glob(pattern)) if pattern else []
@@ -184,7 +181,7 @@ def find_weights(
     tried.append(f"{url} ({failure})")
     raise WeightsUnavailable(
         f"no weights for {name}. Tried: {'; '.join(tried)}. "
-        f"Fix: put {name} into {cached.parent}, or name a folder that holds it (weights_dir), or go online."
+        f"Fix: put {name} into {cached.parent}, or set weights_dir to a folder that holds it, or go online."
     )
 
 
@@ -195,28 +192,28 @@ def _torchvision_address(net: str) -> str:
 
 
 def _checked(path: Path) -> Path:
-    """`path`, if its hash starts with the digits that published names end with (`vgg16-397923af.pth`)."""
+    """Return the path if its hash starts with the digits at the end of its name (`vgg16-397923af.pth`)."""
     digits = path.stem.rpartition("-")[2]
     with path.open("rb") as file:
         actual = hashlib.file_digest(file, "sha256").hexdigest()
     if not actual.startswith(digits):
         raise ValueError(
             f"{path}: its SHA-256 starts with {actual[: len(digits)]}, its name says {digits}; "
-            "the file is damaged or another one, delete it"
+            "the file is corrupt or another one; delete it"
         )
     return path
 
 
 def _download(url: str, destination: Path) -> str | None:
-    """Downloads `url`, whose name ends with its hash; None, or why it could not be done."""
+    """Download `url`, whose name ends with its hash; return None, or the reason of the failure."""
     if os.environ.get("GLC_OFFLINE", "0") not in ("", "0"):
-        return "not tried, GLC_OFFLINE is set"
+        return "not tried: GLC_OFFLINE is set"
     unreachable = _unreachable(url)
     if unreachable is not None:
         return unreachable
     try:
         destination.parent.mkdir(parents=True, exist_ok=True)
-        # It writes to a temporary file, checks the hash and renames, so ranks that race do no harm.
+        # Writes to a temporary file, checks the hash, then renames: safe when several ranks download at once.
         torch.hub.download_url_to_file(url, str(destination), hash_prefix=destination.stem.rpartition("-")[2])
     except (OSError, RuntimeError) as error:
         return f"download failed: {error}"
@@ -224,9 +221,9 @@ def _download(url: str, destination: Path) -> str | None:
 
 
 def _unreachable(url: str) -> str | None:
-    """None if the address answers within `REACH_SECONDS`, else the reason.
+    """Return None if the address answers within `REACH_SECONDS`, else the reason.
 
-    In a thread of its own, because the look-up of a host's name does not heed the timeout of a connection.
+    In a thread, because DNS look-up ignores the connection's timeout.
     """
     reason = [f"no answer within {REACH_SECONDS:.0f} s"]
 

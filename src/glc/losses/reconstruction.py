@@ -1,39 +1,39 @@
-"""How far a reconstruction is from the image, in pixels and to the eye (paper section 4.1)."""
+"""Reconstruction losses: L1 and LPIPS (paper section 4.1)."""
 
 import logging
 from collections.abc import Mapping
 
 from torch import Tensor, nn
 
-from glc.losses.augment import RandomViews
+from glc.losses.augment import RandomAugmentation
 from glc.losses.perceptual import LPIPS, Net, WeightsUnavailable
 
 log = logging.getLogger(__name__)
 
 
 def load_perceptual(
-    net: Net = "vgg", weights_dir: str | None = None, required: bool = True, views: bool = False
-) -> LPIPS | RandomViews | None:
-    """Return the perceptual distance, or None with a line in the log when its weights cannot be had.
+    net: Net = "vgg", weights_dir: str | None = None, required: bool = True, augment: bool = False
+) -> LPIPS | RandomAugmentation | None:
+    """Return the perceptual distance, or None with a warning when its weights are unavailable.
 
     Args:
         net: backbone, `vgg`, `alex` or `squeeze`.
-        weights_dir: folder with the backbone's weights; None for torch hub's cache, then a download.
-        required: raise instead of training without it.
-        views: let it see images through random views while training (`RandomViews`).
+        weights_dir: folder with the backbone's weights; None for torch hub's cache, then download.
+        required: raise instead of returning None.
+        augment: apply random augmentations during training (`RandomAugmentation`).
 
     Raises:
-        WeightsUnavailable: when it is required and its weights cannot be had.
+        WeightsUnavailable: required, and its weights are unavailable.
     """
     try:
         distance = LPIPS(net, weights_dir)
-        return RandomViews(distance) if views else distance
+        return RandomAugmentation(distance) if augment else distance
     except WeightsUnavailable as error:
         if required:
             raise WeightsUnavailable(
                 f"{error}\nTo train without the term `lpips`: perceptual.required=false"
             ) from None
-        log.warning("training goes on without the term `lpips`: %s", error)
+        log.warning("training without the term `lpips`: %s", error)
         return None
 
 
@@ -42,7 +42,7 @@ class ReconstructionLoss(nn.Module):
 
     Args:
         perceptual: maps two batches `[B, 3, H, W]` in [-1, 1] to distances `[B]`, such as
-            `glc.losses.perceptual.LPIPS`; None leaves the term `lpips` out.
+            `glc.losses.perceptual.LPIPS`; None omits the term `lpips`.
     """
 
     def __init__(self, perceptual: nn.Module | None = None) -> None:

@@ -1,16 +1,16 @@
-"""Content and style of images, from the features of a network (Gatys et al., CVPR 2016)."""
+"""Content and style losses on the features of a network (Gatys et al., CVPR 2016)."""
 
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
-from glc.losses.augment import RandomViews
+from glc.losses.augment import RandomAugmentation
 from glc.losses.perceptual import LPIPS
 
 
 def gram(features: Tensor) -> Tensor:
-    """Return the Gram matrices `[B, C, C]` of features `[B, C, h, w]`: channel products, mean over places."""
+    """Return the Gram matrices `[B, C, C]` of features `[B, C, h, w]`: mean channel products."""
     flat = features.flatten(2)
     return flat @ flat.transpose(1, 2) / flat.shape[2]
 
@@ -23,33 +23,37 @@ class StyleLoss(nn.Module):
     style:    |G_i(x_hat) - G_i(s)|^2 / |G_i(s)|^2        over all layers, G_i the Gram matrix of F_i
     ```
 
-    Relative errors give all layers one weight, whatever the magnitude of their features. Both terms are 1 for
-    an image without any feature.
+    Relative errors weigh all layers equally, whatever the magnitude of their features. Both terms are 1 for
+    an image whose features are all 0.
 
     Args:
-        perceptual: whose backbone computes the features: `LPIPS` of `vgg`, `alex` or `squeeze`.
-        content_layers: indices of the layers that hold the content, 0 the first.
+        perceptual: its backbone computes the features: `LPIPS` with `vgg`, `alex` or `squeeze`.
+        content_layers: indices of the layers compared for content, starting at 0.
 
     Raises:
-        ValueError: there is no network, or it sees random views, or it has no such layer.
+        ValueError: no network, one with random augmentations, or a layer that does not exist.
     """
 
-    def __init__(self, perceptual: LPIPS | RandomViews | None, content_layers: Sequence[int] = (2,)) -> None:
+    def __init__(
+        self, perceptual: LPIPS | RandomAugmentation | None, content_layers: Sequence[int] = (2,)
+    ) -> None:
         super().__init__()
         if perceptual is None:
             raise ValueError(
-                "content and style are compared by a network: perceptual.required=false is not possible"
+                "perceptual.required: content and style losses need the network; set perceptual.required=true"
             )
-        if isinstance(perceptual, RandomViews):
-            raise ValueError("content and style have no random views: set perceptual.views=false")
+        if isinstance(perceptual, RandomAugmentation):
+            raise ValueError(
+                "perceptual.augment: not supported by content and style losses; set perceptual.augment=false"
+            )
         self.perceptual = perceptual
         self.content_layers = tuple(content_layers)
         with torch.no_grad():
             count = len(perceptual.features(torch.zeros(1, 3, 64, 64)))
         if not self.content_layers or not all(0 <= layer < count for layer in self.content_layers):
             raise ValueError(
-                f"stage.content_layers must be indices below {count}, the layers of the network, "
-                f"got {list(content_layers)}"
+                f"stage.content_layers={list(content_layers)}: out of range; give indices of "
+                f"the network's layers, 0 to {count - 1}"
             )
 
     def features(self, x: Tensor) -> list[Tensor]:
@@ -58,11 +62,11 @@ class StyleLoss(nn.Module):
 
     @torch.no_grad()
     def style_of(self, image: Tensor) -> list[Tensor]:
-        """Return what `forward` needs to know of a style: the Gram matrices of an image `[1, 3, H, W]`."""
+        """Return the Gram matrices of a style image `[1, 3, H, W]`, for `forward`."""
         return [gram(f) for f in self.features(image)]
 
     def forward(self, x: Tensor, x_hat: Tensor, style: Sequence[Tensor]) -> dict[str, Tensor]:
-        """Compare x_hat with the content of x, both `[B, 3, H, W]` in [-1, 1], and with a style.
+        """Compare x_hat with the content of x, both `[B, 3, H, W]` in [-1, 1], and with a style (`style_of`).
 
         Returns:
             `content` and `style`, each `[B]`.

@@ -1,7 +1,7 @@
-"""Loss terms by name: how losses are added to a stage, and how terms become one objective.
+"""Named loss terms: losses added to a stage, and the weighted sum of terms.
 
-A loss is a module that returns `{name: value}`, a value per image `[B]` or a scalar. The names are the keys
-under which the terms are logged and weighted: every term has a weight, and a weight of 0 only logs the term.
+A loss is a module that returns `{name: value}`, one value per image `[B]` or a scalar. Terms are logged and
+weighted under these names: every term has a weight, and a weight of 0 only logs the term.
 """
 
 from collections.abc import Mapping
@@ -13,10 +13,10 @@ from glc.errors import SettingError
 
 
 class AddedLosses(nn.ModuleDict):
-    """The losses that a configuration adds to those of a stage (`stage.losses`).
+    """The losses that the configuration adds to those of a stage (`stage.losses`).
 
     Args:
-        losses: name to module; None leaves one out. The names are for messages, terms have their own.
+        losses: name to module; None omits a loss. The names are for messages; terms have their own names.
 
     Raises:
         SettingError: an entry is not a module.
@@ -26,18 +26,18 @@ class AddedLosses(nn.ModuleDict):
         given = {name: loss for name, loss in (losses or {}).items() if loss is not None}
         for name, loss in given.items():
             if not isinstance(loss, nn.Module):
-                raise SettingError(f"stage.losses.{name}: is a {type(loss).__name__}, not a torch module")
+                raise SettingError(f"stage.losses.{name}: is a {type(loss).__name__}; give a torch module")
         super().__init__(given)
 
     def forward(self, terms: Mapping[str, Tensor], *compared: Tensor) -> dict[str, Tensor]:
         """Return the stage's own terms with those of the added losses.
 
         Args:
-            terms: what the stage has by itself.
-            *compared: what every loss gets: target and estimate `[B, ...]`, images or latents.
+            terms: the stage's own.
+            *compared: inputs of every loss: target and estimate `[B, ...]`, images or latents.
 
         Raises:
-            SettingError: a loss returns something else than terms, or a name that is taken.
+            SettingError: a loss returns no terms, or a name that exists already.
         """
         found = dict(terms)
         for name, loss in self.items():
@@ -49,12 +49,12 @@ class AddedLosses(nn.ModuleDict):
                 )
             for term, value in added.items():
                 if term in found:
-                    raise SettingError(f"stage.losses.{name}: there is a term {term} already; rename it")
+                    raise SettingError(f"stage.losses.{name}: the term {term} exists already; rename it")
                 if not isinstance(value, Tensor) or value.shape not in ((), (len(compared[0]),)):
                     got = list(value.shape) if isinstance(value, Tensor) else type(value).__name__
                     raise SettingError(
                         f"stage.losses.{name}: {term} is {got}; "
-                        f"return a tensor of one value per image, [{len(compared[0])}], or a scalar"
+                        f"return a tensor with one value per image, [{len(compared[0])}], or a scalar"
                     )
                 found[term] = value
         return found
@@ -63,9 +63,9 @@ class AddedLosses(nn.ModuleDict):
 def weighted_sum(
     terms: Mapping[str, Tensor], weights: Mapping[str, float], key: str = "stage.weights"
 ) -> Tensor:
-    """Return the sum of the named terms times their weights; terms of weight 0 take no part.
+    """Return the weighted sum of named terms; terms of weight 0 are skipped.
 
-    With no weight other than 0 the sum is zero.
+    If all weights are 0, the sum is zero.
 
     Args:
         terms: name to value; shapes must broadcast.
@@ -73,17 +73,18 @@ def weighted_sum(
         key: the configuration key of the weights, for messages.
 
     Raises:
-        SettingError: a weight names no term, or a term has no weight.
+        SettingError: a weight without a term, or a term without a weight.
     """
     unknown = [name for name in weights if name not in terms]
     if unknown:
         known = ", ".join(sorted(terms)) or "none"
-        raise SettingError(f"{key}.{unknown[0]}: there is no such loss term; the terms are {known}")
+        raise SettingError(f"{key}.{unknown[0]}: no such loss term; the terms are {known}")
     missing = [name for name in terms if name not in weights]
     if missing:
         known = ", ".join(weights) or "none"
         raise SettingError(
-            f"{key}.{missing[0]}: give this loss term a weight (0 only logs it); there are weights of {known}"
+            f"{key}.{missing[0]}: this loss term has no weight; give one (0 only logs the term). "
+            f"There are weights for {known}"
         )
     used = {name: weight for name, weight in weights.items() if weight != 0}
     if not used:

@@ -1,8 +1,8 @@
-"""Checkpoints of a run: saving, which one a run resumes from, and the counters that resuming upsets.
+"""Checkpoints of a run: saving, choosing the one to resume from, and a fix of two counters on resume.
 
-Lightning resumes a checkpoint that was saved at the end of an epoch by ending that epoch a second time,
-without a batch (2.6). Two counters take that for an epoch and a batch of their own: the data would skip an
-epoch, and each logged step would be one too high. `count_batches` and `count_epochs` correct them.
+Lightning 2.6 resumes a checkpoint that was saved at the end of an epoch by ending that epoch a second time,
+without a batch. Two counters count this as an epoch and a batch: the data would skip an epoch, and each
+logged step would be one too high. `count_batches` and `count_epochs` correct them.
 """
 
 import logging
@@ -24,19 +24,18 @@ log = logging.getLogger(__name__)
 
 LAST = "last.ckpt"
 PREVIOUS = "previous.ckpt"
-"""The checkpoint before the last, for when the last is damaged."""
+"""The checkpoint before the last, used if the last is corrupt."""
 _DAMAGED = ".damaged"
 
 
 class SavingError(RuntimeError):
-    """A checkpoint could not be written; the message says what is left and what to do."""
+    """A checkpoint could not be written; the message says which files are left and what to do."""
 
 
 class SealedCheckpointIO(TorchCheckpointIO):
-    """Saves atomically and with a checksum (`glc.io.checkpoint`); does not read again what is already open.
+    """Save atomically with a checksum (`glc.io.checkpoint`); load an opened checkpoint without a second read.
 
-    Set `opened` to the checkpoint that `trainer.fit(ckpt_path=)` is about to ask for: it is handed over once,
-    then released.
+    Set `opened` to the checkpoint that `trainer.fit(ckpt_path=)` will load; it is returned once.
     """
 
     opened: Checkpoint | None = None
@@ -47,15 +46,15 @@ class SealedCheckpointIO(TorchCheckpointIO):
         """Write a checkpoint.
 
         Raises:
-            SavingError: it cannot be written; what was at `path` is as it was.
+            SavingError: it cannot be written; an existing file at `path` is unchanged.
         """
         try:
             save_sealed(checkpoint, path)
         except OSError as error:
-            left = "is as it was" if os.path.exists(path) else "was not made"
+            left = "is unchanged" if os.path.exists(path) else "was not created"
             raise SavingError(
                 f"{error.filename}: {error.strerror}; the file {left}, and the run's other checkpoints are "
-                "intact: free disk space, then continue with resume=last"
+                "intact; free disk space, then rerun with resume=last"
             ) from error
 
     def load_checkpoint(
@@ -64,7 +63,7 @@ class SealedCheckpointIO(TorchCheckpointIO):
         map_location: Any = lambda storage, loc: storage,
         weights_only: bool | None = None,
     ) -> dict[str, Any]:
-        """Return the content of a checkpoint; of the opened one without reading its file again."""
+        """Return the content of a checkpoint; for the opened one, without reading its file again."""
         opened, self.opened = self.opened, None
         if opened is not None and opened.path == Path(path):
             copy_to_memory(opened.content)
@@ -85,14 +84,14 @@ class RecordSettings(L.Callback):
     def on_save_checkpoint(
         self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Add them; a stage may add its own to the same dictionary."""
+        """Add the settings; a stage may add its own entries to the same dictionary."""
         checkpoint.setdefault("glc", {}).update(label(self.settings))
 
 
 def keep_previous(last: Path) -> None:
-    """Give the last checkpoint a second name, `previous.ckpt`, before another takes its place.
+    """Link the last checkpoint as `previous.ckpt` before it is replaced.
 
-    A link, so that at no moment there is no `last.ckpt`; where the file system has no links, a rename.
+    A hard link, so that `last.ckpt` always exists; a rename where the file system has no links.
     """
     if not last.is_file():
         return
@@ -109,17 +108,17 @@ def keep_previous(last: Path) -> None:
 def open_last(folder: Path) -> Checkpoint | None:
     """Open a run's last checkpoint, or the previous one where the last is missing or corrupt.
 
-    A corrupt one is named in a warning and renamed to `last.ckpt.damaged`; the previous one takes its name,
-    so that the next save does not push the good one out.
+    A corrupt `last.ckpt` is logged as a warning and renamed to `last.ckpt.damaged`; the previous one takes
+    its name, so that the next save does not replace the intact one by the corrupt one.
 
     Args:
-        folder: the folder of the checkpoints.
+        folder: of the checkpoints.
 
     Returns:
-        The checkpoint; None where there is neither.
+        The checkpoint; None if neither exists.
 
     Raises:
-        WeightsError: there are checkpoints, and none of them can be read.
+        WeightsError: checkpoints exist, but none can be read.
     """
     last, previous = folder / LAST, folder / PREVIOUS
     problems = [] if last.is_file() else [f"{last}: missing"]
@@ -138,8 +137,8 @@ def open_last(folder: Path) -> Checkpoint | None:
 
 
 def _promoted(previous: Checkpoint, last: Path, problem: str) -> Checkpoint:
-    """Give the previous checkpoint the name of the last one, where this process may."""
-    log.warning("%s; continuing from the previous one, %s", problem, previous.path)
+    """Link the previous checkpoint as the last one, on rank 0 only."""
+    log.warning("%s; resuming from the previous checkpoint, %s", problem, previous.path)
     if not is_first_process():
         return previous
     if last.is_file():
@@ -152,19 +151,19 @@ def _promoted(previous: Checkpoint, last: Path, problem: str) -> Checkpoint:
 
 
 def is_first_process() -> bool:
-    """Return whether this process is rank 0, before there is a trainer to ask.
+    """Return whether this process is rank 0, before a trainer exists.
 
-    Lightning's own launcher names the processes that it starts by `LOCAL_RANK` and leaves each node's first
-    alone, which is told its node by `NODE_RANK`; torchrun and SLURM name all of them.
+    Lightning's launcher sets `LOCAL_RANK` in the processes that it starts, but not in the first process of a
+    node, which has `NODE_RANK`; torchrun and SLURM set the variables of all processes.
     """
     names = ("RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID")
     return all(int(os.environ.get(name) or 0) == 0 for name in names)
 
 
 def count_batches(trainer: L.Trainer) -> int:
-    """Return how many batches this device has seen, the current one included; correct the logger's step.
+    """Return the number of batches on this device, including the current one; correct the logger's step.
 
-    Call it when a batch starts.
+    Call it at the start of a batch.
     """
     loop = trainer.fit_loop.epoch_loop
     loop._batches_that_stepped = loop.total_batch_idx
@@ -172,7 +171,7 @@ def count_batches(trainer: L.Trainer) -> int:
 
 
 def count_epochs(trainer: L.Trainer) -> None:
-    """Clamp processed epochs to started ones. Call it when an epoch ends, before anything is saved."""
+    """Clamp processed epochs to started ones. Call it at the end of an epoch, before saving."""
     progress = trainer.fit_loop.epoch_progress
     for tracker in (progress.total, progress.current):
         assert isinstance(tracker, _ProcessedTracker)
@@ -180,23 +179,22 @@ def count_epochs(trainer: L.Trainer) -> None:
 
 
 class DivergedError(RuntimeError):
-    """The loss or the gradients are no longer finite; the message says what can be done."""
+    """The loss or the gradients are no longer finite; the message says what to do."""
 
 
 class LastCheckpoint(callbacks.Checkpoint):
-    """Keep `last.ckpt` up to date: every so many steps, and at the end of each epoch and of the training.
+    """Save `last.ckpt` periodically, and at the end of each epoch and of training.
 
-    `resume=last` and the next stage start from it; `previous.ckpt` is the one before. As a `Checkpoint` it
-    runs after all other callbacks, so it holds the moving average of the very step; and it saves when the
-    last epoch ends rather than when training has ended, because by then the live weights have been replaced
-    by the average.
+    `resume=last` and the next stage start from it; `previous.ckpt` is the one before. A `Checkpoint` callback
+    runs after all others, so the file holds the EMA of the same step. It saves at the end of the last epoch,
+    not at the end of training, because by then the live weights have been replaced by the EMA.
 
     Args:
         dirpath: folder of the checkpoint.
-        every_n_steps: period within an epoch.
+        every_n_steps: period in steps within an epoch.
 
     Raises:
-        DivergedError: instead of replacing a good checkpoint by one of a training that diverged.
+        DivergedError: training diverged; the last checkpoint is not replaced.
     """
 
     def __init__(self, dirpath: str | Path, every_n_steps: int = 1000) -> None:
@@ -205,19 +203,19 @@ class LastCheckpoint(callbacks.Checkpoint):
         self._saved_step = -1
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Note where a run goes on: between two batches of one step there is nothing to save."""
+        """Record the step at which a run starts: nothing is saved between the batches of one step."""
         self._saved_step = trainer.global_step
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Save at the period."""
+        """Save periodically."""
         step = trainer.global_step
         if step > 0 and step % self.every_n_steps == 0 and not trainer.is_last_batch:
             self._save(trainer)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Save at the end of an epoch, which the end of training is too."""
+        """Save at the end of an epoch, which includes the end of training."""
         count_epochs(trainer)
         self._save(trainer)
 
@@ -228,7 +226,7 @@ class LastCheckpoint(callbacks.Checkpoint):
                 if value is not None and not value.isfinite():
                     raise DivergedError(
                         f"training diverged: {name} is {float(value)} at step {trainer.global_step}; "
-                        f"{self.path} is left as it was: continue from it with a smaller stage.optimizer.lr "
+                        f"{self.path} is unchanged; resume from it with a smaller stage.optimizer.lr "
                         "or stage.clip"
                     )
             self._saved_step = trainer.global_step
@@ -238,17 +236,17 @@ class LastCheckpoint(callbacks.Checkpoint):
 
 
 ASK_EVERY = 10
-"""Steps after which several processes look at their clocks together: each time, all wait for each other."""
+"""Steps between checks of the time limit on several processes: each check synchronises them."""
 
 
 class TimeLimit(L.Callback):
-    """Stop after a time, counted anew whenever a run is started or continued.
+    """Stop after a time, counted from the start or resume of the run.
 
-    Lightning's own `max_time` counts over all pieces of a run, so a continued run would stop at once. It ends
-    after a step, never between its accumulated batches: a checkpoint keeps no gradients.
+    Lightning's `max_time` counts over all parts of a run, so a resumed run would stop at once. Training ends
+    after a complete step, never between accumulated batches, because a checkpoint holds no gradients.
 
     Args:
-        minutes: the limit; None for none.
+        minutes: the limit; None for no limit.
     """
 
     def __init__(self, minutes: float | None = None) -> None:
@@ -261,13 +259,13 @@ class TimeLimit(L.Callback):
         self._start = time.monotonic()
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Note where the training starts or goes on."""
+        """Record the first step."""
         self._step = trainer.global_step
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """End the training when the time is over; all devices stop together."""
+        """Stop when the time is over; all devices stop at the same step."""
         stepped = trainer.global_step != self._step
         self._step = trainer.global_step
         if self.minutes is None or not stepped:

@@ -1,4 +1,4 @@
-"""Start a stage from the networks of other files (`init_from=`), and check what a run is resumed from."""
+"""Warm start of a stage from the networks in other files (`init_from=`), and checks before a run resumes."""
 
 import json
 import logging
@@ -18,13 +18,13 @@ from glc.io.checkpoint import Checkpoint
 from glc.models.autoencoder import Decoder
 from glc.models.quantizer import VectorQuantizer
 from glc.training.stages.base import Stage
-from glc.training.stages.finetune import PartStage
+from glc.training.stages.finetune import FineTuneStage
 
 log = logging.getLogger(__name__)
 
 DISCRIMINATOR = "adversarial.discriminator"
 NETWORKS = {
-    # network of the codec stages: the same network in stage I. C is the refiner's too: it comes after.
+    # network of the codec stages: the same network in stage I. The refiner shares C, so C is loaded after it.
     "model.encoder": "autoencoder.encoder",
     "model.decoder": "autoencoder.decoder",
     "model.coder": None,
@@ -34,10 +34,10 @@ NETWORKS = {
     "vq_encoder": None,
     DISCRIMINATOR: DISCRIMINATOR,
 }
-"""Networks that have another name in another stage or kind of file; all others go by their own name."""
+"""Networks with different names in different stages or kinds of file; all others are matched by name."""
 
 _PUBLISHED = {
-    # network in a published file: the same network of the codec stages
+    # network in a third-party checkpoint: the same network of the codec stages
     "encoder": "model.encoder",
     "decoder": "model.decoder",
     "quantizer": "quantizer",
@@ -47,8 +47,8 @@ _PUBLISHED = {
 }
 
 _NO_CODEBOOK = (
-    ". C gives the targets of code prediction: train without (model/variants=no_code_prediction), or add the "
-    "training weights that `glc export --training` wrote beside the codec (init_from=[CODEC,FILE])"
+    ". Code prediction needs C: train without it (model/variants=no_code_prediction), or add the training "
+    "weights that `glc export --training` wrote beside the codec (init_from=[CODEC,FILE])"
 )
 
 
@@ -62,11 +62,11 @@ MAY_DIFFER = (
     *("callbacks.last", "callbacks.milestones", "callbacks.time_limit", "callbacks.progress"),
     *("callbacks.learning_rate", "callbacks.throughput", "callbacks.panel", "callbacks.histograms"),
 )
-"""Settings that may change on resume without a warning, and such that follow from others."""
+"""Settings that may change on resume without a warning, and settings derived from others."""
 
 
 def check_resumable(stage: L.LightningModule, checkpoint: Checkpoint, settings: dict[str, Any]) -> list[str]:
-    """Check that the weights of a checkpoint are those of a stage, before a run is resumed from it.
+    """Check that a run can resume from a checkpoint: its weights must fit the stage.
 
     Args:
         stage: the stage.
@@ -74,23 +74,21 @@ def check_resumable(stage: L.LightningModule, checkpoint: Checkpoint, settings: 
         settings: of this run.
 
     Returns:
-        How the settings differ from those that the checkpoint was trained with, a line each.
+        One line for each setting that differs from the checkpoint's.
 
     Raises:
-        TransferError: when the weights differ: the first keys that do.
+        TransferError: the weights do not fit; the message names the first keys that differ.
     """
     path = checkpoint.path
     problem = difference(checkpoint.state_dict, stage.state_dict())
     if problem:
-        raise TransferError(
-            f"{path}: cannot be resumed by this model: {problem}. {_trained_model(checkpoint)}"
-        )
+        raise TransferError(f"{path}: does not fit this model: {problem}. {_trained_model(checkpoint)}")
     codec = checkpoint.content["glc"].get("part", {}).get("fingerprint")
-    wanted = stage.part["fingerprint"] if isinstance(stage, PartStage) else None
+    wanted = stage.variant["fingerprint"] if isinstance(stage, FineTuneStage) else None
     if codec != wanted:
         raise TransferError(
             f"{path}: was trained for the codec {str(codec)[:8]}, not for {str(wanted)[:8]}: "
-            "give that codec as init_from="
+            "set init_from= to that codec"
         )
     before, now = dict(_flat(checkpoint.settings)), dict(_flat(settings))
     return [
@@ -118,39 +116,39 @@ def _trained_model(checkpoint: Checkpoint) -> str:
 
 
 class _Given(NamedTuple):
-    """What a file gives."""
+    """The networks in a file."""
 
     source: Source
     networks: dict[str, dict[str, Tensor]]
-    """States by the networks' names in the codec stages, or by the names of the stage's own."""
+    """State dicts by the networks' names in the codec stages; for a stage's own networks, by those there."""
     origin: str
-    """What the file is, for messages."""
+    """Description of the file, for messages."""
 
 
 def warm_start(stage: L.LightningModule, *sources: Source, discriminator: Source | None = None) -> list[str]:
     """Load every network that a stage shares with files, each completely or not at all.
 
-    Networks are matched by name: those of `NETWORKS`, and any other submodule of the stage whose name a
-    checkpoint has too. EMA weights are taken where a file has them. A decoder without refinement blocks
-    becomes one that has them and decodes the same.
+    Networks are matched by name: those of `NETWORKS`, and any other submodule of the stage that a checkpoint
+    also has. EMA weights are used where a file has them. A decoder with refinement blocks can be loaded from
+    one without them: it decodes the same.
 
     Args:
-        stage: the stage to start; for a `Stage`, `missing` and `adopt` are called.
+        stage: the stage to start; for a `Stage`, `missing` and `on_weights_loaded` are called.
         *sources: opened checkpoints of this or another stage, third-party checkpoints, or weights files:
-            codecs, auto-encoders, training weights. Of several that have a network, the first gives it.
-        discriminator: a file that gives the discriminator alone, where no source has one.
+            codecs, auto-encoders, training weights. A network is loaded from the first file that has it.
+        discriminator: a file from which only the discriminator is loaded, if no source has one.
 
     Returns:
         The networks that were loaded, by their names in the stage.
 
     Raises:
-        WeightsError: a file is corrupt or of no known kind.
-        TransferError: a network differs (the first keys that do, and what the file's model was), or none is
-            shared.
+        WeightsError: a file is corrupt or of unknown kind.
+        TransferError: a network does not fit (the message names the first keys that differ and the file's
+            model), or none is shared.
     """
     target = stage.state_dict()
     own = _own_networks(stage)
-    # The authors trained two code predictors: one on coded latents, one on latents of coded images.
+    # The authors published two code predictors: one for coded latents, one for latents of coded images.
     pixels = bool(strip_prefix(target, "vq_encoder"))
     files = [_Given(source, *_networks(source, own, pixels)) for source in sources]
     if discriminator is not None:
@@ -169,7 +167,7 @@ def warm_start(stage: L.LightningModule, *sources: Source, discriminator: Source
             raise TransferError(f"{giver.source.path}: {here} does not fit: {problem}. {giver.origin}")
         network.load_state_dict(weights)
         if isinstance(network, VectorQuantizer):
-            # However it was trained: this C is not one that was only initialised at random.
+            # Whatever the file says: a loaded codebook must not be initialised again by k-means.
             network.initialized.fill_(True)
         taken[str(giver.source.path)].append(here)
     loaded = [name for names in taken.values() for name in names]
@@ -178,16 +176,16 @@ def warm_start(stage: L.LightningModule, *sources: Source, discriminator: Source
     _check_training_weights(files)
     for path, names in taken.items():
         if names:
-            log.info("starting from %s: %s", path, ", ".join(names))
+            log.info("loaded from %s: %s", path, ", ".join(names))
         else:
-            log.warning("%s: gave nothing that is not in the files before it, or that this stage has", path)
+            log.warning("%s: nothing loaded: no network that this stage needs and earlier files lack", path)
     if isinstance(stage, Stage):
         stage.on_weights_loaded(loaded)
     return loaded
 
 
 def _own_networks(stage: nn.Module) -> list[str]:
-    """Return the submodules that `NETWORKS` does not name, as far up as they hold none that it does."""
+    """Return the outermost submodules that are not in `NETWORKS` and contain none that is."""
     known = {name for pair in NETWORKS.items() for name in pair if name is not None}
     there = {name for name, _ in stage.named_modules() if name in known}
 
@@ -203,24 +201,24 @@ def _own_networks(stage: nn.Module) -> list[str]:
 
 
 def _check_needs(stage: L.LightningModule, loaded: list[str], files: Sequence[_Given]) -> None:
-    """Refuse files that lack what a stage starts from, or that have nothing of it."""
+    """Raise if the files lack a network that the stage needs, or have none of its networks."""
     missing = stage.missing(loaded) if isinstance(stage, Stage) else []
     names = ", ".join(str(file.source.path) for file in files)
     if missing:
         predicts = getattr(getattr(stage, "code_loss", None), "predictor", None) is not None
         remedy = _NO_CODEBOOK if missing == ["quantizer"] and predicts else ""
         raise TransferError(
-            f"{names}: has no {', '.join(missing)}, which this stage starts from. {files[0].origin}{remedy}"
+            f"{names}: has no {', '.join(missing)}, which this stage needs. {files[0].origin}{remedy}"
         )
     if not loaded:
         raise TransferError(
-            f"{names}: has none of this stage's networks. {files[0].origin}; to start from nothing, give "
+            f"{names}: has none of this stage's networks. {files[0].origin}; to train from scratch, set "
             "init_from=none"
         )
 
 
 def _check_training_weights(files: Sequence[_Given]) -> None:
-    """Warn of training weights that were exported beside another codec than the one given with them."""
+    """Warn if training weights were exported beside another codec than the given one."""
     decoder = next((f.networks["model.decoder"] for f in files if "model.decoder" in f.networks), None)
     for file in files:
         about = file.source.metadata.get(TrainingLabel.MARK)
@@ -228,28 +226,29 @@ def _check_training_weights(files: Sequence[_Given]) -> None:
             continue
         with suppress(KeyError, TypeError, ValueError):
             if json.loads(about)["decoder"] != decoder_digest(decoder):
-                log.warning("%s: was made beside another codec than the one given with it", file.source.path)
+                log.warning("%s: was exported beside another codec than the given one", file.source.path)
 
 
 def has_discriminator(source: Source) -> bool:
-    """Return whether a file gives a discriminator."""
+    """Return whether a file has a discriminator."""
     return any(name.startswith(f"{DISCRIMINATOR}.") for name in source.tensors)
 
 
 def _networks(source: Source, own: Sequence[str], pixels: bool) -> tuple[dict[str, dict[str, Tensor]], str]:
-    """Return the networks in a file by their names in the codec stages, and what the file is.
+    """Return the networks in a file, by their names in the codec stages, and a description of the file.
 
     Args:
         source: the file.
-        own: further names to look for in a checkpoint.
-        pixels: take the code predictor for latents of coded images where there are two.
+        own: further names to look up in a checkpoint.
+        pixels: of two code predictors, use the one for latents of coded images.
     """
     if TrainingLabel.MARK in source.metadata:
         found = {name: strip_prefix(source.tensors, name) for name in TRAINING_NETWORKS}
         damaged = [key for key, tensor in source.tensors.items() if not tensor.isfinite().all()]
         if damaged or not any(found.values()):
             raise WeightsError(
-                f"{source.path}: damaged: {damaged[0] if damaged else 'no network'} in it can be used"
+                f"{source.path}: corrupt training weights: "
+                + (f"{damaged[0]} has non-finite values" if damaged else "no known network")
             )
         return {name: state for name, state in found.items() if state}, "The file holds training weights"
     if source.checkpoint is not None:
@@ -260,7 +259,7 @@ def _networks(source: Source, own: Sequence[str], pixels: bool) -> tuple[dict[st
                 found[codec_name] = strip_prefix(state, vqvae_name)
         untrained = "quantizer.initialized" in state and not state["quantizer.initialized"]
         if untrained and strip_prefix(state, "model"):
-            found["quantizer"] = {}  # of a run without code prediction, which never trained it
+            found["quantizer"] = {}  # a run without code prediction never trained it
         return _completed(found), _trained_model(source.checkpoint)
     published, title = foreign_networks(source)
     predictor = published.pop("pixel_predictor", None)
@@ -272,7 +271,7 @@ def _networks(source: Source, own: Sequence[str], pixels: bool) -> tuple[dict[st
 
 
 def _completed(found: dict[str, dict[str, Tensor]]) -> dict[str, dict[str, Tensor]]:
-    """Return the networks that are there; C and CP are a refiner's where they are not by themselves."""
+    """Return the networks found; C and CP are taken from the refiner if the file has them only there."""
     refiner = found.get("model.refiner", {})
     for name, inside in (("quantizer", "quantizer"), ("code_loss.predictor", "predictor")):
         if not found.get(name):
@@ -281,8 +280,8 @@ def _completed(found: dict[str, dict[str, Tensor]]) -> dict[str, dict[str, Tenso
 
 
 def _fitting(weights: dict[str, Tensor], network: nn.Module) -> dict[str, Tensor]:
-    """Return the weights, grown where they are of a decoder without the fine blocks that the network has."""
+    """Return the weights, with refinement blocks added if the decoder has them and the file does not."""
     if isinstance(network, Decoder) and network.fine_blocks and len(weights) < len(network.state_dict()):
-        with suppress(KeyError, RuntimeError):  # of another decoder: what differs is said later
+        with suppress(KeyError, RuntimeError):  # another decoder: `difference` reports it later
             return network.grown(weights)
     return weights

@@ -1,12 +1,12 @@
-"""Rebuild a trained stage from its checkpoint, in Python, without Hydra.
+"""Rebuild a trained stage from its checkpoint in Python, without Hydra.
 
 ```
 stage = VQVAEStage.load_from_checkpoint("runs/mine/vqvae/checkpoints/last.ckpt")
-stage = glc.training.load_stage("runs/mine/joint")  # of whatever class
+stage = glc.training.load_stage("runs/mine/joint")  # any class
 ```
 
-A checkpoint names the classes that it needs, and may come from anywhere. So only glc's own classes and
-functions and torch's classes are called; other packages must be trusted by name.
+A checkpoint names the classes to build and may come from an untrusted source. Therefore only classes and
+functions of glc and classes of torch are called; other packages must be trusted by name.
 """
 
 import inspect
@@ -29,7 +29,7 @@ _BUILT = (
     *("glc.training.optimization", "glc.training.schedule", "glc.training.stages"),
     *("torch.nn", "torch.optim"),
 )
-"""Packages whose classes, and of glc also functions, a checkpoint may name: none of them writes a file."""
+"""Packages whose classes (of glc also functions) a checkpoint may name. None of them writes a file."""
 
 
 def load_stage(
@@ -37,8 +37,8 @@ def load_stage(
 ) -> L.LightningModule:
     """Return a trained stage with its weights (the EMA weights where it has them), in evaluation mode.
 
-    Without the weights of a perceptual network at hand, a stage comes without the term `lpips`; a line in the
-    log says so. The codec of stage=restoration or stage=stylization is found where the run found it.
+    If the weights of the perceptual network are unavailable, the stage has no term `lpips`; this is logged.
+    The codec of stage=restoration or stage=stylization is loaded from the run's `init_from`.
 
     Args:
         source: a checkpoint or the folder of a run.
@@ -47,12 +47,14 @@ def load_stage(
         **given: constructor arguments of the stage that replace the recorded ones, such as `codec`.
 
     Raises:
-        WeightsError: the checkpoint cannot be read, names what is not trusted, or does not fit the stage.
+        WeightsError: the checkpoint cannot be read, names an untrusted class, or does not fit the stage.
     """
     checkpoint = _opened(source)
     module = checkpoint.settings.get("stage", {}).get("module")
     if not isinstance(module, Mapping) or "_target_" not in module:
-        raise WeightsError(f"{checkpoint.path}: does not say which class its stage is")
+        raise WeightsError(
+            f"{checkpoint.path}: its settings have no stage.module._target_, the class of the stage"
+        )
     arguments = {key: value for key, value in module.items() if key not in ("codec", *given)}
     if "part" in checkpoint.content["glc"] and "codec" not in given:
         given = {**given, "codec": _codec(checkpoint)}
@@ -72,24 +74,24 @@ def _opened(source: str | Path | Checkpoint) -> Checkpoint:
         return open_checkpoint(source)
     found = open_last(Path(source) / "checkpoints") or open_last(Path(source))
     if found is None:
-        raise WeightsError(f"{source}: has no checkpoints; give a checkpoint or the folder of a run")
+        raise WeightsError(f"{source}: no checkpoints found; give a checkpoint or the folder of a run")
     return found
 
 
 def _codec(checkpoint: Checkpoint) -> Any:
-    """Return the codec that a stage was trained for, from where `init_from` found it."""
+    """Return the codec that a stage was trained for, from the run's `init_from`."""
     named = checkpoint.settings.get("init_from")
-    problem = "was made for a codec of its own run"
+    problem = "its setting init_from does not name the codec"
     if isinstance(named, str):
         codec = read_codec(named)
         if codec.fingerprint == checkpoint.content["glc"]["part"].get("fingerprint"):
             return codec
-        problem = f"was made for another codec than {named} is now"
-    raise WeightsError(f"{checkpoint.path}: {problem}; give it as codec=read_codec(FILE)")
+        problem = f"was trained for another codec than {named} now holds"
+    raise WeightsError(f"{checkpoint.path}: {problem}; pass codec=read_codec(FILE)")
 
 
 def _build(path: Path, node: Any, packages: Sequence[str]) -> Any:
-    """Make the objects that nested settings name under `_target_`, innermost first."""
+    """Build the objects that nested settings name under `_target_`, innermost first."""
     if isinstance(node, list):
         return [_build(path, item, packages) for item in node]
     if not isinstance(node, Mapping):
@@ -113,18 +115,17 @@ _DIRECTIVES = ("_target_", "_partial_", "_args_", "_convert_", "_recursive_")
 
 
 def _find(path: Path, name: Any, packages: Sequence[str]) -> Any:
-    """Return the class or function of a name, from the packages that may be named."""
+    """Return the class or function of a name in an allowed package."""
     package = str(name).partition(".")[0]
     if not _below(str(name), packages):
         raise WeightsError(
-            f"{path}: names {name}, which loading it would run; if you trust {package!r}, "
-            f"give trust={package!r}"
+            f"{path}: names {name}, which loading would run; if you trust {package!r}, pass trust={package!r}"
         )
     try:
         found = resolve_name(str(name))
     except (ImportError, AttributeError, ValueError) as error:
         raise WeightsError(f"{path}: names {name}, which cannot be imported ({error})") from error
-    # A module also holds what it imported itself, such as `os`.
+    # A module's namespace also holds its imports, such as `os`.
     kind = inspect.isclass(found) or (inspect.isfunction(found) and package != "torch")
     if not kind or not _below(f"{found.__module__}.{found.__qualname__}", packages):
         raise WeightsError(f"{path}: names {name}, which is not a class that {package!r} defines")

@@ -1,4 +1,4 @@
-"""Loggers."""
+"""Loggers: CSV and W&B."""
 
 import csv
 import logging
@@ -23,11 +23,11 @@ _log = logging.getLogger(__name__)
 STEP = "trainer/global_step"
 _AT_RATE = re.compile(r"val/(?P<name>.+)/(?P<rate>\d+)")
 _CHARTS = ("psnr", "ms_ssim", "lpips_alex")
-"""Metrics that are drawn over the rate, where they are measured."""
+"""Metrics plotted over the rate, where they are measured."""
 
 
 class _WholeRows(ExperimentWriter):
-    """Writes rows as Lightning does, but never empties a file that it has yet to fill again."""
+    """Write rows as Lightning does, but replace the file atomically when its header changes."""
 
     def _rewrite_with_new_header(self, fieldnames: list[str]) -> None:
         path = Path(self.metrics_file_path)
@@ -40,7 +40,7 @@ class _WholeRows(ExperimentWriter):
 
 
 class RowLogger(CSVLogger):
-    """Lightning's CSV logger that loses nothing to a kill: each row is written at once.
+    """Lightning's CSV logger, but each row is written at once: a killed run loses nothing.
 
     Args:
         save_dir: folder of the run.
@@ -48,13 +48,13 @@ class RowLogger(CSVLogger):
     """
 
     def __init__(self, save_dir: str | Path, name: str = "csv") -> None:
-        # No version is given: one file for each start, so a continued run adds version_1, and so on.
+        # Without a version there is one file per start: a resumed run adds version_1, and so on.
         super().__init__(save_dir, name, flush_logs_every_n_steps=1)
 
     @property
     @rank_zero_experiment
     def experiment(self) -> ExperimentWriter:
-        """What writes the rows."""
+        """The writer of the rows."""
         if self._experiment is None:
             Path(self.root_dir).mkdir(parents=True, exist_ok=True)
             self._experiment = _WholeRows(log_dir=self.log_dir)
@@ -62,12 +62,12 @@ class RowLogger(CSVLogger):
 
 
 class RateDistortionLogger(WandbLogger):
-    """A W&B logger that makes tables, curves and means of what is validated at several rate points.
+    """A W&B logger that adds tables, curves and means for metrics validated at several rate points.
 
     From `val/NAME/K`, K a rate point:
 
-    - `val/NAME`: the mean over the points, one column for each run of a sweep;
-    - `rd/points`: a table with a row for each point;
+    - `val/NAME`: the mean over the points, one column per run of a sweep;
+    - `rd/points`: a table with one row per point;
     - `rd/curve_NAME`: PSNR, MS-SSIM and LPIPS over the rate.
     """
 
@@ -76,7 +76,7 @@ class RateDistortionLogger(WandbLogger):
     @property
     @rank_zero_experiment
     def experiment(self) -> Any:
-        """The W&B run; it is kept on the disk when the server cannot be reached."""
+        """The W&B run; stored locally if the server cannot be reached."""
         try:
             return super().experiment
         except wandb.errors.CommError as error:
@@ -86,17 +86,17 @@ class RateDistortionLogger(WandbLogger):
 
     @rank_zero_only
     def log_hyperparams(self, params: Any) -> None:
-        """Log the recipe, and say how summaries are made of histories."""
+        """Log the configuration, and define the summaries of metrics."""
         super().log_hyperparams(params)
         stage = params.get("stage") if isinstance(params, Mapping) else None
         self._lmbda = stage.get("lmbda") if isinstance(stage, Mapping) else None
-        # The best is what a sweep is sorted by, the last what a checkpoint holds.
+        # Sweeps are sorted by the minimum; a checkpoint has the last value.
         self.experiment.define_metric("val/loss", step_metric=STEP, summary="min,last")
         self.experiment.define_metric("train/images_per_second", step_metric=STEP, summary="mean")
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        """Log scalars, and what follows from those at rate points."""
+        """Log scalars, with means, table and curves of those at rate points."""
         points = rate_points(metrics, self._lmbda)
         if "bpp" not in points.get(0, {}):
             super().log_metrics(metrics, step)
@@ -115,11 +115,11 @@ class RateDistortionLogger(WandbLogger):
 
 
 def rate_points(metrics: Mapping[str, float], lmbda: Any = None) -> dict[int, dict[str, float]]:
-    """Return what is measured at each rate point, in order: names of `val/NAME/K` with their values.
+    """Return the metrics at each rate point, in order: NAME and value of each `val/NAME/K`.
 
     Args:
-        metrics: scalars by their keys.
-        lmbda: lambda of the training, one or one per rate point, to go with them; None when not known.
+        metrics: scalars by key.
+        lmbda: lambda of the training run, one value or one per rate point, to add; None if unknown.
     """
     found: dict[int, dict[str, float]] = {}
     for key, value in metrics.items():
@@ -127,7 +127,7 @@ def rate_points(metrics: Mapping[str, float], lmbda: Any = None) -> dict[int, di
         if match:
             found.setdefault(int(match["rate"]), {})[match["name"]] = value
     points = {k: found[k] for k in sorted(found)}
-    # A metric that some point lacks has no mean.
+    # Only metrics that all points have: others have no mean.
     shared = set.intersection(*map(set, points.values())) if points else set()
     values = lmbda if isinstance(lmbda, Sequence) else [lmbda] * len(points)
     for k, point in points.items():
@@ -137,15 +137,15 @@ def rate_points(metrics: Mapping[str, float], lmbda: Any = None) -> dict[int, di
 
 
 def logged_in() -> bool:
-    """Say whether W&B has a key: in the environment or kept by `wandb login`."""
+    """Return whether W&B has an API key, in the environment or stored by `wandb login`."""
     return bool(os.environ.get("WANDB_API_KEY")) or wandb.login(prompt=False, verify=False)
 
 
 def give_up(error: Exception, folder: str | Path) -> None:
-    """Warn that W&B cannot be reached and that a run, to be made offline now, is kept below a folder."""
-    wandb.teardown(1)  # what serves the run would not let go of its name
+    """Warn that W&B cannot be reached and that the run is stored offline below a folder."""
+    wandb.teardown(1)  # else the service process keeps the run's id
     _log.warning(
-        "W&B cannot be reached (%s): the run is kept in %s; send it later with `wandb sync`",
+        "W&B cannot be reached (%s): the run is stored in %s; upload it later with `wandb sync`",
         " ".join(str(error).split())[:200],
         Path(folder) / "wandb",
     )
@@ -161,18 +161,16 @@ def wandb_logger(
 ) -> RateDistortionLogger:
     """Return a W&B logger that never prompts: online when the user is logged in, offline otherwise.
 
-    The run's type is its stage, from the folder's place `NAME/STAGE` below `runs_dir`.
-
-    `WANDB_MODE` in the environment decides when it is set. The run is called after its folder below
-    `runs_dir`. Its identity is kept in that folder, so a resumed run continues its W&B run.
+    `WANDB_MODE` overrides this. The run is named after its folder below `runs_dir`, `NAME/STAGE`; its job
+    type is STAGE. Its id is stored in that folder, so a resumed run continues its W&B run.
 
     Args:
         project: W&B project.
-        group: runs of one group stand together, such as those of a sweep.
+        group: W&B group, such as a sweep.
         dir: the run's folder.
         runs_dir: the folder of all runs.
-        tags: labels.
-        resume: not None when the training run is continued.
+        tags: W&B tags.
+        resume: not None if the training run is resumed.
     """
     folder = Path(dir).resolve()
     root = Path(runs_dir).resolve()

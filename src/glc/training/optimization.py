@@ -1,4 +1,4 @@
-"""How a stage is optimised: an optimizer for the networks, one for the discriminator, and their schedules."""
+"""Optimizers of a stage, for the networks and for the discriminator, and their schedules."""
 
 import inspect
 import logging
@@ -17,11 +17,11 @@ from glc.errors import SettingError
 log = logging.getLogger(__name__)
 
 OptimizerFactory = Callable[[Any], Optimizer]
-"""Makes an optimizer from parameters, or from groups of them."""
+"""Creates an optimizer from parameters or parameter groups."""
 Schedule = Callable[[int], float] | partial[LRScheduler]
-"""Factor on the learning rate as a function of the step, or a partial that makes a scheduler."""
+"""Factor on the learning rate as a function of the step, or a partial that creates a scheduler."""
 
-# What the configuration sets for its AdamW and WarmupCosine, and other optimizers and schedulers may lack.
+# Options that the configuration sets for AdamW and WarmupCosine, and that other classes may lack.
 _DEFAULTS = {
     "optimizer": {"betas", "fused", "weight_decay"},
     "discriminator_optimizer": set(),
@@ -31,23 +31,23 @@ _DEFAULTS = {
 
 @dataclass
 class Optimization:
-    """How a stage is optimised.
+    """Optimizers, schedule, clipping and accumulation of a stage.
 
     Args:
-        optimizer: makes the optimizer of the networks, and the discriminator's where it has none of its own.
+        optimizer: creates the optimizer of the networks, and by default the discriminator's.
         schedule: factor on the learning rate as a function of the step, such as
             `glc.training.schedule.WarmupCosine`; or a partial of a class of `torch.optim.lr_scheduler`, which
-            gets the optimizer and is stepped once per step.
-        clip: largest gradient norm of the networks, and of the discriminator; 0 for no clipping.
-        accumulate: batches per step, so that the paper's batch is kept on fewer devices.
-        discriminator_optimizer: makes the discriminator's optimizer; None for `optimizer`.
-        parameter_groups: options of some parameters, None for none. Each entry has `match`, a pattern of
+            takes the optimizer and is stepped once per training step.
+        clip: maximum gradient norm, of the networks and of the discriminator; 0 for no clipping.
+        accumulate: batches per step, to reach the paper's batch size on fewer devices.
+        discriminator_optimizer: creates the discriminator's optimizer; None for `optimizer`.
+        parameter_groups: options of groups of parameters, None for none. Each entry has `match`, a pattern of
             parameter names such as `model.decoder.*` or a list of them; optionally `max_dims`, to take only
             parameters of at most so many dimensions (1: biases and norms); and any options of the optimizer,
             or `lr_factor`, which multiplies its learning rate. The first entry that matches counts.
 
     Raises:
-        SettingError: an option does not exist, or an optimizer or a scheduler cannot be used here.
+        SettingError: an option does not exist, or the optimizer or scheduler is not supported.
     """
 
     optimizer: OptimizerFactory
@@ -71,16 +71,16 @@ class Optimization:
         discriminator: Mapping[str, nn.Parameter],
         frozen: Mapping[str, nn.Parameter] | None = None,
     ) -> tuple[list[Optimizer], list[LRScheduler]]:
-        """Make the optimizer of the networks and the discriminator's, with a scheduler each.
+        """Create the optimizers of the networks and of the discriminator, with a scheduler each.
 
         Args:
             networks: name to parameter.
             discriminator: the same; empty without a discriminator.
-            frozen: parameters of the stage that are not trained. A group may name them: an experiment has the
-                same groups in all stages.
+            frozen: parameters that are not trained. Groups may match them, because an experiment has the same
+                groups in all stages.
 
         Raises:
-            SettingError: a parameter group matches nothing or has an unknown option, or `schedule` makes no
+            SettingError: a parameter group matches nothing or has an unknown option, or `schedule` returns no
                 scheduler.
         """
         for i, group in enumerate(self.parameter_groups or []):
@@ -88,8 +88,8 @@ class Optimization:
             if not any(_matches(group, name, p) for name, p in known.items()):
                 examples = ", ".join(list(networks)[:3])
                 raise SettingError(
-                    f"stage.parameter_groups[{i}].match={group['match']}: no parameter has such a "
-                    f"name; names are {examples}, ..."
+                    f"stage.parameter_groups[{i}].match={group['match']}: no parameter matches; "
+                    f"names are {examples}, ..."
                 )
         optimizers = [self._optimizer(self.optimizer, networks)]
         if discriminator:
@@ -114,7 +114,9 @@ class Optimization:
             if unknown:
                 known = ", ".join(["lr_factor", *optimizer.defaults])
                 name = type(optimizer).__name__
-                raise SettingError(f"stage.parameter_groups: {name} has no {unknown[0]}; it has {known}")
+                raise SettingError(
+                    f"stage.parameter_groups: {name} has no option {unknown[0]}; it has {known}"
+                )
         return optimizer
 
     def _scheduler(self, optimizer: Optimizer) -> LRScheduler:
@@ -123,8 +125,8 @@ class Optimization:
         scheduler = self.schedule(optimizer)
         if not isinstance(scheduler, LRScheduler):
             raise SettingError(
-                f"stage.schedule: {_name(self.schedule)} made a {type(scheduler).__name__}, not a scheduler; "
-                "a function of the step is given without _partial_"
+                f"stage.schedule: {_name(self.schedule)} returned a {type(scheduler).__name__}, "
+                "not a scheduler; for a function of the step, omit _partial_"
             )
         return scheduler
 
@@ -140,10 +142,10 @@ def _name(factory: partial[Any]) -> str:
 
 
 def _usable(key: str, factory: Any, defaults: set[str]) -> Any:
-    """Return a partial without the defaults that its class does not have; anything else as it is.
+    """Return a partial without the defaults that its class does not accept; anything else unchanged.
 
     Raises:
-        SettingError: another option does not exist, one is missing, or the result could not be stepped.
+        SettingError: an option does not exist or is missing, or `step()` needs arguments.
     """
     if not isinstance(factory, partial):
         return factory
@@ -155,7 +157,7 @@ def _usable(key: str, factory: Any, defaults: set[str]) -> Any:
             known = ", ".join(list(parameters)[1:])
             raise SettingError(f"{key}.{wrong[0]}: {_name(factory)} has no such option; it has {known}")
         if unknown:
-            log.info("%s: %s has no %s; left out", key, _name(factory), ", ".join(unknown))
+            log.info("%s: %s has no option %s; ignored", key, _name(factory), ", ".join(unknown))
         factory = partial(
             factory.func, *factory.args, **{k: v for k, v in factory.keywords.items() if k not in unknown}
         )
@@ -166,7 +168,5 @@ def _usable(key: str, factory: Any, defaults: set[str]) -> Any:
     step = inspect.signature(getattr(factory.func, "step", lambda self: None))
     needed = [p.name for p in list(step.parameters.values())[1:] if p.default is p.empty]
     if needed:
-        raise SettingError(
-            f"{key}: {_name(factory)} cannot be used: its step() needs {needed[0]}, which no stage gives"
-        )
+        raise SettingError(f"{key}: {_name(factory)} is not supported: its step() needs {needed[0]}")
     return factory

@@ -4,16 +4,16 @@ import math
 
 
 class WarmupCosine:
-    """Linear warm-up, a constant part, then half a cosine down to a floor.
+    """Linear warm-up, a constant part, then cosine decay to a floor.
 
     Args:
-        warmup: steps of warm-up; the first step already has a rate above zero.
+        warmup: steps of warm-up; the first step has a rate above zero.
         total: the step at which the floor is reached.
         floor: the last factor, in [0, 1].
-        hold: share of the steps after warm-up at the full rate before the descent, in [0, 1].
+        hold: fraction of the steps after warm-up at the full rate, before the decay, in [0, 1].
 
     Raises:
-        ValueError: when a value is out of range.
+        ValueError: a value is out of range.
     """
 
     def __init__(self, warmup: int, total: int, floor: float = 0.0, hold: float = 0.0) -> None:

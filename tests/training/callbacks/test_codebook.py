@@ -1,4 +1,4 @@
-"""CodebookCare on a stage of one codebook, without a trainer."""
+"""CodebookRestart on a stage of one codebook, without a trainer."""
 
 from types import SimpleNamespace
 from typing import Any
@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from glc.models.quantizer import VectorQuantizer
-from glc.training.callbacks.codebook import CodebookCare
-from glc.training.callbacks.ema import MovingAverage
+from glc.training.callbacks.codebook import CodebookRestart
+from glc.training.callbacks.ema import EMA
 from glc.training.stages.base import Observation, Optimization, Stage
 
 
@@ -23,11 +23,11 @@ class OneCodebook(Stage):
 
 
 class Driver:
-    """Calls the callback as a trainer of one device does."""
+    """Calls the callback as a trainer with one device does."""
 
-    def __init__(self, quantizer: VectorQuantizer, care: CodebookCare) -> None:
+    def __init__(self, quantizer: VectorQuantizer, callback: CodebookRestart) -> None:
         self.stage = OneCodebook(quantizer)
-        self.care = care
+        self.callback = callback
         self.trainer = SimpleNamespace(
             global_step=0,
             world_size=1,
@@ -38,12 +38,12 @@ class Driver:
         )
 
     def step(self, vectors: Tensor, accumulated: bool = False) -> None:
-        """Go through a batch with vectors `[N, D]`, the last of its step unless it is accumulated."""
+        """Run a batch with vectors `[N, D]`; unless `accumulated`, it is the last of its step."""
         maps = vectors.T.reshape(1, vectors.shape[1], -1, 1)
         quantizer = self.stage.quantizer
         self.stage.observations["c"] = Observation(quantizer, maps, quantizer.encode(maps))
         self.trainer.global_step += not accumulated
-        self.care.on_train_batch_end(self.trainer, self.stage, None, None, 0)  # type: ignore[arg-type]
+        self.callback.on_train_batch_end(self.trainer, self.stage, None, None, 0)  # type: ignore[arg-type]
 
 
 def clusters(count: int = 4, each: int = 20) -> tuple[Tensor, Tensor]:
@@ -59,10 +59,10 @@ def among(codes: Tensor, vectors: Tensor) -> bool:
     return bool((codes[:, None] == vectors).all(2).any(1).all())
 
 
-def test_a_fresh_codebook_starts_on_the_data() -> None:
+def test_new_codebook_is_initialised_on_the_data() -> None:
     centres, vectors = clusters()
     quantizer = VectorQuantizer(8, 4)
-    driver = Driver(quantizer, CodebookCare(initialize_after=1))
+    driver = Driver(quantizer, CodebookRestart(initialize_after=1))
     driver.step(vectors[:40])
     assert not quantizer.initialized
     assert distances(centres, quantizer.embedding).min() > 9
@@ -74,11 +74,11 @@ def test_a_fresh_codebook_starts_on_the_data() -> None:
     assert torch.equal(quantizer.embedding, placed)
 
 
-def test_a_projected_codebook_is_stretched_over_the_data() -> None:
+def test_projected_codebook_is_scaled_to_the_data() -> None:
     vectors = torch.randn(4096, 4) * torch.tensor([1.0, 2.0, 3.0, 4.0]) + 7
     quantizer = VectorQuantizer(4096, 4, projected=True)
     fixed = quantizer.embedding.clone()
-    Driver(quantizer, CodebookCare(initialize_after=0)).step(vectors)
+    Driver(quantizer, CodebookRestart(initialize_after=0)).step(vectors)
     codes = quantizer.codebook()
     torch.testing.assert_close(codes.std(0), vectors.std(0), rtol=0.1, atol=0)
     torch.testing.assert_close(codes.mean(0), vectors.mean(0), rtol=0, atol=0.3)
@@ -86,34 +86,34 @@ def test_a_projected_codebook_is_stretched_over_the_data() -> None:
 
 
 @pytest.mark.parametrize("after", [0, None])
-def test_a_loaded_or_unwanted_codebook_is_left_alone(after: int | None) -> None:
+def test_loaded_codebook_is_not_initialised(after: int | None) -> None:
     _, vectors = clusters()
     source = VectorQuantizer(8, 4)
     if after is not None:
         source.initialize(torch.randn(64, 4))
     quantizer = VectorQuantizer(8, 4)
     quantizer.load_state_dict(source.state_dict())
-    Driver(quantizer, CodebookCare(initialize_after=after)).step(vectors)
+    Driver(quantizer, CodebookRestart(initialize_after=after)).step(vectors)
     assert torch.equal(quantizer.embedding, source.embedding)
 
 
-def test_a_frozen_codebook_is_left_alone() -> None:
+def test_frozen_codebook_is_unchanged() -> None:
     _, vectors = clusters()
     quantizer = VectorQuantizer(8, 4).requires_grad_(False)
     before = quantizer.embedding.clone()
-    driver = Driver(quantizer, CodebookCare(initialize_after=0, revive_every=1))
+    driver = Driver(quantizer, CodebookRestart(initialize_after=0, restart_every=1))
     driver.step(vectors)
     assert torch.equal(quantizer.embedding, before)
     assert not quantizer.initialized
 
 
-def test_only_dead_codes_move() -> None:
+def test_only_dead_codewords_restart() -> None:
     quantizer = VectorQuantizer(6, 4)
     quantizer.initialize(torch.randn(64, 4))
     with torch.no_grad():
         quantizer.embedding[:4] = torch.eye(4) * 10
         quantizer.embedding[4:] = -100.0
-    driver = Driver(quantizer, CodebookCare(initialize_after=None, revive_every=2))
+    driver = Driver(quantizer, CodebookRestart(initialize_after=None, restart_every=2))
     _, vectors = clusters()
     before = quantizer.embedding.clone()
     driver.step(vectors[:40])  # codes 0 and 1
@@ -122,44 +122,44 @@ def test_only_dead_codes_move() -> None:
     after = quantizer.embedding
     assert torch.equal(after[:4], before[:4])
     assert among(after[4:], vectors[40:])
-    # Counting starts anew: now 0 and 1 are dead, and the revived take part.
+    # Counts were reset: now 0 and 1 are dead, and the restarted codes are used.
     driver.step(vectors[40:])
     driver.step(vectors[40:])
     assert among(quantizer.embedding[:2], vectors[40:])
     assert torch.equal(quantizer.embedding[2:4], before[2:4])
 
 
-def test_counts_survive_a_checkpoint() -> None:
+def test_counts_are_restored_from_a_checkpoint() -> None:
     quantizer = VectorQuantizer(4, 4)
     quantizer.initialize(clusters()[1])
     _, vectors = clusters()
-    first = Driver(quantizer, CodebookCare(revive_every=2))
+    first = Driver(quantizer, CodebookRestart(restart_every=2))
     first.step(vectors)
-    second = Driver(quantizer, CodebookCare(revive_every=2))
-    saved = {"callbacks": {first.care.state_key: first.care.state_dict()}}
-    first.care.on_save_checkpoint(first.trainer, first.stage, saved)  # type: ignore[arg-type]
-    second.care.load_state_dict(saved["callbacks"][first.care.state_key])
+    second = Driver(quantizer, CodebookRestart(restart_every=2))
+    saved = {"callbacks": {first.callback.state_key: first.callback.state_dict()}}
+    first.callback.on_save_checkpoint(first.trainer, first.stage, saved)  # type: ignore[arg-type]
+    second.callback.load_state_dict(saved["callbacks"][first.callback.state_key])
     second.trainer.global_step = 1
-    second.care.on_train_start(second.trainer, second.stage)  # type: ignore[arg-type]
+    second.callback.on_train_start(second.trainer, second.stage)  # type: ignore[arg-type]
     before = quantizer.embedding.clone()
-    second.step(vectors[:20])  # one code only, but the others were used before the cut
+    second.step(vectors[:20])  # one code only, but the others were used before the interruption
     assert torch.equal(quantizer.embedding, before)
 
 
-def test_the_start_keeps_no_more_vectors_than_asked() -> None:
+def test_initialisation_keeps_at_most_max_vectors() -> None:
     quantizer = VectorQuantizer(4, 4)
-    driver = Driver(quantizer, CodebookCare(initialize_after=5, max_vectors=50))
+    driver = Driver(quantizer, CodebookRestart(initialize_after=5, max_vectors=50))
     _, vectors = clusters()
     for _ in range(4):
         driver.step(vectors[:20] - 50)
     driver.step(vectors[20:])
-    assert sum(len(kept) for kept in driver.care._vectors["c"]) <= 60
+    assert sum(len(kept) for kept in driver.callback._vectors["c"]) <= 60
     driver.step(vectors[:20])
     assert quantizer.initialized
-    assert quantizer.embedding.min() > -5  # what came first was forgotten
+    assert quantizer.embedding.min() > -5  # the oldest vectors were dropped
 
 
-def test_folding_keeps_the_codes() -> None:
+def test_folding_keeps_the_codewords() -> None:
     quantizer = VectorQuantizer(16, 4, projected=True)
     quantizer.initialize(torch.randn(64, 4))
     codes = quantizer.codebook().detach().clone()
@@ -172,17 +172,17 @@ def test_folding_keeps_the_codes() -> None:
     plain = VectorQuantizer(16, 4)
     plain.load_state_dict(quantizer.state_dict())
     assert torch.equal(plain.decode(indices), quantizer.decode(indices))
-    quantizer.fold()  # once more is harmless
+    quantizer.fold()  # a second call changes nothing
     assert torch.equal(quantizer.codebook(), codes)
 
 
-def test_accumulated_batches_count_but_move_nothing() -> None:
+def test_accumulated_batches_are_counted_without_a_restart() -> None:
     centres, _ = clusters()
     quantizer = VectorQuantizer(4, 4)
     with torch.no_grad():
         quantizer.embedding.copy_(centres)
     quantizer.initialized.fill_(True)
-    driver = Driver(quantizer, CodebookCare(revive_every=2))
+    driver = Driver(quantizer, CodebookRestart(restart_every=2))
     driver.step(centres[:1])
     driver.step(centres[1:2], accumulated=True)
     driver.step(centres[2:3], accumulated=True)
@@ -196,19 +196,19 @@ def test_accumulated_batches_count_but_move_nothing() -> None:
     assert 0 <= used < 4
 
 
-def test_revived_codes_differ_from_each_other() -> None:
+def test_restarted_codewords_are_distinct() -> None:
     quantizer = VectorQuantizer(16, 4)
     quantizer.initialized.fill_(True)
     vectors = 5 + torch.randn(6, 4)
-    Driver(quantizer, CodebookCare(revive_every=1)).step(vectors)
+    Driver(quantizer, CodebookRestart(restart_every=1)).step(vectors)
     moved = quantizer.embedding[(quantizer.embedding.abs() > 1).any(1)]
     assert len(moved) >= 5
     assert len(torch.unique(moved, dim=0)) == len(moved)
     assert among(moved.detach(), vectors)
 
 
-class Averaged(MovingAverage):
-    """An average that is there."""
+class Averaged(EMA):
+    """An EMA with a given counterpart."""
 
     def __init__(self, quantizer: VectorQuantizer) -> None:
         super().__init__()
@@ -218,10 +218,10 @@ class Averaged(MovingAverage):
         return self.quantizer
 
 
-def test_moved_codes_become_those_of_the_first_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Tensor by tensor and in place: pickled, those of a GPU would all come to lie on the first one."""
+def test_moved_codewords_are_broadcast_from_rank_zero(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In place: pickled tensors would be unpickled on rank 0's GPU."""
     quantizer, average = VectorQuantizer(8, 4), VectorQuantizer(8, 4)
-    driver = Driver(quantizer, CodebookCare(initialize_after=0))
+    driver = Driver(quantizer, CodebookRestart(initialize_after=0))
     driver.trainer.world_size = 2
     driver.trainer.callbacks = [Averaged(average)]
     sent: list[Tensor] = []
@@ -229,7 +229,7 @@ def test_moved_codes_become_those_of_the_first_process(monkeypatch: pytest.Monke
     def broadcast(tensor: Tensor, src: int) -> None:
         assert src == 0
         sent.append(tensor)
-        tensor.add_(1)  # what came is another's
+        tensor.add_(1)  # stands for rank 0's values
 
     monkeypatch.setattr(torch.distributed, "broadcast", broadcast)
     _, vectors = clusters()

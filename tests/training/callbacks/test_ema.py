@@ -3,11 +3,11 @@ import pytest
 import torch
 from torch import nn
 
-from glc.training.callbacks.ema import MovingAverage
+from glc.training.callbacks.ema import EMA
 
 
 class Moving(L.LightningModule):
-    """One weight that is 1, 2, 3, ... after each step, beside one that never moves."""
+    """One weight that is 1, 2, 3, ... after each step, beside one that never changes."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -24,7 +24,7 @@ class Moving(L.LightningModule):
         return torch.optim.SGD([self.moving], lr=1.0)
 
 
-def test_averages_what_moves_and_leaves_the_rest_exactly(tmp_path) -> None:
+def test_unchanged_weights_keep_their_exact_values(tmp_path) -> None:
     module = Moving()
     still = module.still.clone()
     trainer = L.Trainer(
@@ -35,7 +35,7 @@ def test_averages_what_moves_and_leaves_the_rest_exactly(tmp_path) -> None:
         enable_progress_bar=False,
         enable_model_summary=False,
         default_root_dir=tmp_path,
-        callbacks=[MovingAverage(decay=0.9)],
+        callbacks=[EMA(decay=0.9)],
     )
     trainer.fit(module, torch.utils.data.DataLoader(torch.zeros(300), batch_size=1))
     # a_1 = 1, a_t = 0.9 a_(t-1) + 0.1 t, which tends to t - 9; it replaces the weights at the end.
@@ -44,7 +44,7 @@ def test_averages_what_moves_and_leaves_the_rest_exactly(tmp_path) -> None:
 
 
 class Rearranged(L.LightningModule):
-    """Changes its memory format as the stages do, when the average lies in the old one."""
+    """Changes its memory format in `setup`, as the stages do, after the average was created."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -54,8 +54,8 @@ class Rearranged(L.LightningModule):
         self.to(memory_format=torch.channels_last)
 
 
-def test_lies_in_memory_as_the_weights_do() -> None:
-    module, average = Rearranged(), MovingAverage(decay=0.9)
+def test_average_has_the_memory_format_of_the_weights() -> None:
+    module, average = Rearranged(), EMA(decay=0.9)
     trainer = L.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
     average.setup(trainer, module, "fit")
     module.setup("fit")
@@ -68,6 +68,6 @@ def test_lies_in_memory_as_the_weights_do() -> None:
 
 
 @pytest.mark.parametrize("decay", [-0.1, 1.0, 1.5])
-def test_refuses_a_decay_that_is_none(decay: float) -> None:
+def test_decay_out_of_range_is_refused(decay: float) -> None:
     with pytest.raises(ValueError, match=r"callbacks\.ema\.decay"):
-        MovingAverage(decay)
+        EMA(decay)

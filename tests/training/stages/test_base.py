@@ -1,4 +1,4 @@
-"""What a configuration adds to the stages: losses, metrics of whole sets, optimizers, groups, schedulers."""
+"""Losses, metrics, optimizers, groups and schedulers that a configuration adds to the stages."""
 
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ HERE = __name__
 
 
 class Edge(nn.Module):
-    """A loss of whatever is compared: the mean absolute difference of the differences along rows."""
+    """A loss: mean absolute error of horizontal differences."""
 
     def forward(self, x: Tensor, x_hat: Tensor) -> dict[str, Tensor]:
         """Return the term `edge` `[B]`."""
@@ -24,7 +24,7 @@ class Edge(nn.Module):
 
 
 class Widest(Metric):
-    """A metric of a whole set: the largest error of any sample since the last reset, and the images seen."""
+    """A metric over a set: the largest error since the last reset, and the number of images."""
 
     full_state_update = False
     error: Tensor
@@ -37,17 +37,17 @@ class Widest(Metric):
         self.network = nn.Conv2d(3, 3, 1)
 
     def update(self, x: Tensor, x_hat: Tensor) -> None:
-        """Take in images."""
+        """Add a batch."""
         self.error = torch.maximum(self.error, (x - x_hat).abs().max())
         self.seen += len(x)
 
     def compute(self) -> Tensor:
-        """Images seen, plus the largest error over 1000."""
+        """Return the number of images plus the largest error / 1000."""
         return self.seen + self.error / 1000
 
 
 def short(images: Path, folder: Path, stage: str, **changes: Any) -> dict[str, Any]:
-    """A run of two steps from nothing."""
+    """A run of two steps from scratch."""
     return {**settings(images, folder, "short", stage, 2), "init_from": "none", **changes}
 
 
@@ -55,7 +55,7 @@ EDGE = {"+stage.losses.edge._target_": f"{HERE}.Edge"}
 
 
 @pytest.mark.parametrize("stage", ["vqvae", "transform", "joint"])
-def test_an_added_loss_is_logged_and_weighted(images: Path, tmp_path: Path, stage: str) -> None:
+def test_added_loss_is_logged_and_weighted(images: Path, tmp_path: Path, stage: str) -> None:
     logged, weighted = (
         run(short(images, tmp_path / str(w), stage, **EDGE, **{"+stage.distortion_weights.edge": w}))
         for w in (0, 3.0)
@@ -64,7 +64,7 @@ def test_an_added_loss_is_logged_and_weighted(images: Path, tmp_path: Path, stag
         next(row for row in figures(folder) if "train/loss" in row)
         for folder in (run(short(images, tmp_path / "plain", stage)), logged, weighted)
     )
-    # Weight 0 only logs; the other adds 3 x edge, times lambda where there is one.
+    # Weight 0 only logs; weight 3 adds 3 x edge, times lambda in stages with lambda.
     speed = "train/images_per_second"
     assert {**first, speed: 0} == {**plain, speed: 0, "train/edge": first["train/edge"]}
     assert first["train/edge"] == other["train/edge"] > 0
@@ -79,20 +79,25 @@ def test_an_added_loss_is_logged_and_weighted(images: Path, tmp_path: Path, stag
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        (EDGE, r"^stage\.distortion_weights\.edge: give this loss term a weight"),
+        (EDGE, r"^stage\.distortion_weights\.edge: this loss term has no weight"),
         (
             {"+stage.distortion_weights.egde": 1},
-            r"^stage\.distortion_weights\.egde: there is no such loss term; the terms are l1$",
+            r"^stage\.distortion_weights\.egde: no such loss term; the terms are l1$",
+        ),
+        ({"stage.optimizer._target_": "torch.optim.LBFGS"}, r"^stage\.optimizer: LBFGS is not supported"),
+        (
+            {"stage.parameter_groups": "[{match: x}]"},
+            r"^stage\.parameter_groups\[0\]\.match=x: no parameter matches",
         ),
         ({"stage.optimizer._target_": "torch.optim.LBFGS"}, r"^stage\.optimizer: LBFGS cannot be used"),
         ({"stage.parameter_groups": "[{match: x}]"}, r"^stage\.parameter_groups\[0\]\.match=x: no parameter"),
         (
             {"+metrics.metrics.l1._target_": f"{HERE}.Widest"},
-            r"^metrics\.metrics\.l1: a loss term has this name",
+            r"^metrics\.metrics\.l1: a loss term has the same name",
         ),
     ],
 )
-def test_what_does_not_fit_is_one_line(
+def test_invalid_settings_raise_a_one_line_message(
     images: Path, tmp_path: Path, changes: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(ValueError, match=message) as caught:
@@ -101,7 +106,7 @@ def test_what_does_not_fit_is_one_line(
 
 
 @pytest.mark.parametrize(("stage", "rates"), [("vqvae", [""]), ("transform", ["/0", "/1", "/2", "/3"])])
-def test_a_metric_of_a_whole_set_is_logged_per_rate_and_reset(
+def test_set_metric_is_logged_per_rate_point_and_reset(
     images: Path, tmp_path: Path, stage: str, rates: list[str]
 ) -> None:
     metric = {"+metrics.metrics.widest._target_": f"{HERE}.Widest", "data.epoch_batches": 1}
@@ -111,11 +116,11 @@ def test_a_metric_of_a_whole_set_is_logged_per_rate_and_reset(
     for row in rows:
         values = [row[f"val/widest{rate}"] for rate in rates]
         assert all(2 < value <= 2.002 for value in values)  # two images each time
-    # It holds a network, which no checkpoint, optimizer or average sees.
+    # The metric's network is not part of checkpoints, optimizers or EMA.
     assert not [key for key in checkpoint(folder)["state_dict"] if "widest" in key or "qualit" in key]
 
 
-def test_metrics_share_their_networks_and_not_their_counts() -> None:
+def test_metric_copies_share_networks_but_not_state() -> None:
     stage = Stage(None, quality=QualityMetrics({"widest": Widest()}))  # type: ignore[arg-type]
     x = torch.zeros(2, 3, 8, 8)
     stage.log_quality(x, x, "/0")
@@ -128,7 +133,7 @@ def test_metrics_share_their_networks_and_not_their_counts() -> None:
     assert networks[0] is networks[1] is networks[2]
 
 
-def test_optimizers_groups_and_schedulers_by_yaml_alone(images: Path, tmp_path: Path) -> None:
+def test_optimizers_groups_and_schedulers_from_yaml(images: Path, tmp_path: Path) -> None:
     changes = {
         "stage.optimizer._target_": "torch.optim.SGD",
         "stage.optimizer.lr": 0.01,

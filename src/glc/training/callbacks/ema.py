@@ -1,4 +1,4 @@
-"""A moving average of the weights."""
+"""Exponential moving average (EMA) of the weights."""
 
 from collections import defaultdict
 from itertools import chain
@@ -11,18 +11,17 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 
-class MovingAverage(WeightAveraging):
-    """Keep an exponential moving average of all weights: what validation, checkpoints and export use.
+class EMA(WeightAveraging):
+    """Keep an exponential moving average of all weights, which validation, checkpoints and export use.
 
-    Unlike Lightning's `EMAWeightAveraging` it leaves exactly alone what does not move. Frozen networks are
-    part of the average, and `decay * a + (1 - decay) * a` differs from `a` in its last digits; over a
-    training these differences add up to 1e-4 of a weight. Interpolating, as here, gives `a`.
-
-    And it lies where the weights lie: Lightning's is made before they are moved to their device and stays
-    behind, so that each step would wait for all weights to come to it.
+    Two differences from Lightning's `EMAWeightAveraging`. Weights that do not change keep their exact values:
+    `decay * a + (1 - decay) * a` differs from `a` in its last digits, which adds up to 1e-4 of a frozen
+    weight over a training run; interpolation gives `a`. And the average is on the device of the weights:
+    Lightning creates it before they are moved and leaves it on the CPU, so that each step would
+    copy all weights there.
 
     Args:
-        decay: share of the old average, per step, in [0, 1).
+        decay: weight of the old average per step, in [0, 1).
 
     Raises:
         ValueError: when decay is out of range.
@@ -34,11 +33,16 @@ class MovingAverage(WeightAveraging):
         super().__init__()
         self._interpolate = get_ema_multi_avg_fn(decay)
 
-    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Follow the weights to their device; the count of steps stays where looking at it costs nothing.
+    @property
+    def state_key(self) -> str:
+        """Key of the state in checkpoints, that of version 0.1, whose checkpoints can be resumed."""
+        return "MovingAverage"
 
-        And into their memory format, which they got after the average was made: between unlike formats an
-        update is one call per weight instead of one for all.
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Move the average to the device of the weights; the step counter stays on the CPU (no GPU sync).
+
+        Also convert it to their memory format, which was set after the average was created: with different
+        formats an update is one call per weight instead of one for all.
         """
         if self._average_model is not None:
             average = self._average_model.module.to(pl_module.device)
@@ -48,7 +52,7 @@ class MovingAverage(WeightAveraging):
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Take in the weights after a step."""
+        """Update the average after a step."""
         if trainer.global_step > self._latest_update_step:
             self._update(pl_module)
             self._latest_update_step = trainer.global_step
@@ -71,7 +75,7 @@ class MovingAverage(WeightAveraging):
         average.n_averaged += 1
 
     def counterpart(self, module: L.LightningModule, part: nn.Module) -> nn.Module | None:
-        """Return the average of a submodule, None before there is one."""
+        """Return the averaged copy of a submodule; None before the average exists."""
         if self._average_model is None:
             return None
         name = next(name for name, candidate in module.named_modules() if candidate is part)

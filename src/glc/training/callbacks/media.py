@@ -1,4 +1,4 @@
-"""A fixed panel of validation images and their reconstructions."""
+"""Panels of validation images and their reconstructions."""
 
 from pathlib import Path
 from typing import Any
@@ -11,11 +11,11 @@ from torchvision.utils import save_image
 
 
 class ReconstructionPanel(L.Callback):
-    """Save the first validation images beside their reconstructions, and send them to W&B.
+    """Save the first validation images beside their reconstructions, and log them to W&B.
 
-    Each image becomes one strip: the original, then its reconstructions. They are what `validation_step`
-    returns: a dict of names to images `[B, 3, H, W]` in [-1, 1], the original first. There is no panel for a
-    module that returns anything else.
+    Each image becomes one strip: the original, then its reconstructions. `validation_step` must return them:
+    a dict of names to images `[B, 3, H, W]` in [-1, 1], the original first. For a module that returns
+    anything else there is no panel.
 
     Args:
         dirpath: folder of `NN-step-SSSSSS.png`.
@@ -28,7 +28,7 @@ class ReconstructionPanel(L.Callback):
         self._strips: list[Tensor] = []
 
     def on_validation_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Forget the strips of the last validation."""
+        """Clear the strips of the last validation."""
         self._strips = []
 
     def on_validation_batch_end(
@@ -40,7 +40,7 @@ class ReconstructionPanel(L.Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Keep the first images of what `validation_step` returned."""
+        """Keep the first images that `validation_step` returned."""
         if not trainer.is_global_zero or not isinstance(outputs, dict):
             return
         columns = [images for images in outputs.values() if isinstance(images, Tensor) and images.ndim == 4]

@@ -10,14 +10,14 @@ from glc.errors import SettingError
 
 
 class Throughput(L.Callback):
-    """Log `train/images_per_second` over all devices, waiting for data included."""
+    """Log `train/images_per_second` over all devices, including the time spent waiting for data."""
 
     def __init__(self) -> None:
         self._images = 0
         self._since = 0.0
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Start the clock; a run resumed within an epoch has no start of one."""
+        """Start the clock; a run resumed within an epoch has no epoch start."""
         self._images, self._since = 0, time.perf_counter()
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -29,7 +29,7 @@ class Throughput(L.Callback):
     ) -> None:
         """Count the batch; log at the trainer's period, and after the first batch.
 
-        Batches of a user's own module that hold no images are not counted, and nothing is logged.
+        Batches without images (of a custom module) are not counted, and nothing is logged.
         """
         try:
             self._images += len(images_of(batch)) * trainer.world_size

@@ -1,4 +1,4 @@
-"""What all training stages share: optimisation, logging, frozen networks, randomness, checkpoints."""
+"""Base class of the training stages: optimisation, logging, frozen networks, randomness, checkpoints."""
 
 import random
 from collections.abc import Mapping, Sequence
@@ -25,10 +25,10 @@ __all__ = ["Observation", "Optimization", "Stage"]
 
 
 class Observation(NamedTuple):
-    """What a quantiser saw in the current batch, for callbacks that look after codebooks."""
+    """Inputs and indices of a quantizer in the current batch, for codebook callbacks."""
 
     quantizer: nn.Module
-    """Has `size`, the number of codewords; a `glc.models.quantizer.VectorQuantizer` unless a user's own."""
+    """Has `size`, the number of codewords; usually a `glc.models.quantizer.VectorQuantizer`."""
     vectors: Tensor
     """`[B, D, H, W]`, without gradient."""
     indices: Tensor
@@ -36,7 +36,7 @@ class Observation(NamedTuple):
 
 
 class Stage(L.LightningModule):
-    """Base of the stages. A stage declares its networks below and defines two methods:
+    """Base of the stages. A stage sets the class attributes below and defines two methods:
 
     ```
     training_step:    forward -> loss terms -> optimize(total) -> log_terms("train", terms)
@@ -44,13 +44,13 @@ class Stage(L.LightningModule):
     ```
 
     Optimisation is manual in all stages, so that one batch is one step with one or two optimizers. All
-    randomness within a step is a function of the seed, the step and the rank: a resumed run draws the
-    same numbers as one that was never interrupted.
+    randomness within a step is a function of the seed, the step and the rank: a resumed run samples the same
+    numbers as an uninterrupted one.
 
     Args:
-        optimization: how to optimise.
-        losses: losses that the configuration adds to the stage's own, by name. What they compare is up to the
-            stage: images x and x_hat, or latents.
+        optimization: optimizers and schedule.
+        losses: additional losses of the configuration, by name. The stage defines their inputs: images x and
+            x_hat, or latents.
         quality: metrics of validation reconstructions.
         seed: of the randomness within steps.
         channels_last: keep weights and images in channels-last memory (faster convolutions).
@@ -58,7 +58,7 @@ class Stage(L.LightningModule):
     """
 
     frozen: tuple[str, ...] = ()
-    """Submodules that are never trained: no gradients, and in evaluation mode whatever `train()` says."""
+    """Submodules that are never trained: no gradients, and in evaluation mode even after `train()`."""
 
     needs: tuple[str, ...] = ()
     """Submodules that `init_from` must provide."""
@@ -67,7 +67,7 @@ class Stage(L.LightningModule):
     """Submodules to compile."""
 
     discriminator: str | None = None
-    """The submodule that is trained by the second optimizer; None without an adversarial loss."""
+    """The submodule trained by the second optimizer; None without an adversarial loss."""
 
     def __init__(
         self,
@@ -87,21 +87,21 @@ class Stage(L.LightningModule):
         self.channels_last = channels_last
         self.compile_networks = compile
         self.observations: dict[str, Observation] = {}
-        """Codebook name to what it saw in the current batch."""
+        """Codebook name to its inputs and indices in the current batch."""
         self.usage = nn.ModuleDict()
         """`NAME_train` and `NAME_val` to the usage of a codebook since it was last logged."""
         self.qualities = nn.ModuleDict()
-        """`val` + suffix of the log's names to the metrics of the current validation."""
+        """`val` + suffix of the logged names to the metrics of the current validation."""
         self._val_terms: set[str] = set()
         self.position = 0
-        """Batches seen by this device, over all epochs."""
+        """Batches on this device so far, over all epochs."""
         self.accumulated = 0
         """Batches of the current step before the current one."""
 
     # Networks -------------------------------------------------------------------------------------
 
     def missing(self, loaded: list[str]) -> list[str]:
-        """Return the networks that `init_from` had to provide and did not.
+        """Return the required networks that `init_from` did not provide.
 
         Args:
             loaded: names of the networks that were loaded.
@@ -109,14 +109,14 @@ class Stage(L.LightningModule):
         return [name for name in self.needs if name not in loaded]
 
     def on_weights_loaded(self, loaded: list[str]) -> None:
-        """Derive weights from those of another stage; called once, when a run starts and is not resumed.
+        """Derive weights from those of another stage; called once, when a run starts (not on resume).
 
         Args:
-            loaded: names of the networks that `init_from` gave.
+            loaded: names of the networks that were loaded from `init_from`.
         """
 
     def setup(self, stage: str) -> None:
-        """Freeze, apply the memory format and compile, once the weights are in place."""
+        """Freeze, apply the memory format and compile, after the weights are loaded."""
         for name in self.frozen:
             self.get_submodule(name).requires_grad_(False).eval()
         if self.channels_last:
@@ -126,7 +126,7 @@ class Stage(L.LightningModule):
                 self.get_submodule(name).compile()
 
     def train(self, mode: bool = True) -> "Stage":
-        """Switch the mode; frozen networks stay in evaluation mode."""
+        """Set the mode; frozen networks stay in evaluation mode."""
         super().train(mode)
         for name in self.frozen:
             self.get_submodule(name).eval()
@@ -140,7 +140,7 @@ class Stage(L.LightningModule):
     # Optimisation ---------------------------------------------------------------------------------
 
     def configure_optimizers(self) -> Any:
-        """Make one optimizer for the networks and one for the discriminator, each with the schedule."""
+        """Create the optimizers of the networks and of the discriminator, each with the schedule."""
         parameters = dict(self.named_parameters())
         networks = {name: p for name, p in parameters.items() if p.requires_grad}
         frozen = {name: p for name, p in parameters.items() if not p.requires_grad}
@@ -153,23 +153,23 @@ class Stage(L.LightningModule):
         """Accumulate the gradient of a loss; at the end of a step, clip it and update the weights.
 
         Args:
-            loss: of all networks together. One backward pass per batch is what plain DDP supports.
+            loss: of all networks together, because plain DDP supports one backward pass per batch.
             batch_idx: position of the batch in the epoch.
         """
         accumulate = self.optimization.accumulate
         if self.trainer.world_size > 1:
-            # DDP waits for a gradient of every parameter, also of one that a weight of 0 or the rate points
-            # of this batch leave out.
+            # DDP waits for a gradient of every parameter, also of those unused in this batch (a weight of 0,
+            # or rate points that are not in the batch).
             loss = loss + sum(0.0 * p.sum() for p in self.parameters() if p.requires_grad)
         if (batch_idx + 1) % accumulate and not self.trainer.is_last_batch:
-            # Devices talk once per step; until then each adds to its own gradient.
+            # Gradients are exchanged once per step; until then each device accumulates its own.
             with self._without_synchronisation():
                 self.manual_backward(loss / accumulate)
             return
         self.manual_backward(loss / accumulate)
         counted = self.optimizers()
         counted = counted if isinstance(counted, list) else [counted]
-        # Only the first goes through Lightning's wrapper, which counts steps: one batch is one step.
+        # Only the first uses Lightning's wrapper, which counts steps: two would count each step twice.
         raw = [optimizer.optimizer for optimizer in counted]
         names = ("grad_norm", "grad_norm_discriminator")
         for i, (optimizer, name) in enumerate(zip(raw, names, strict=False)):
@@ -184,17 +184,17 @@ class Stage(L.LightningModule):
 
     def _without_synchronisation(self) -> AbstractContextManager[Any]:
         strategy = self.trainer.strategy
-        # Without a gradient to reduce, no wrapper has a switch for it.
+        # Other strategies do not reduce gradients and have no such method.
         return strategy.block_backward_sync() if isinstance(strategy, ParallelStrategy) else nullcontext()
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Seed the randomness of this batch."""
         self.position = count_batches(self.trainer)
         self.accumulated = batch_idx % self.optimization.accumulate
-        # Large seeds would be more than torch takes.
+        # Modulo, because torch accepts 64-bit seeds only.
         number = ((self.seed * 1_000_003 + self.position) * 65_537 + self.global_rank) % 2**64
         torch.manual_seed(number)
-        # Nothing here draws from these two; what a user adds may.
+        # glc does not use these two generators; custom code may.
         random.seed(number)
         np.random.seed(number % 2**32)  # noqa: NPY002 (the global state is the point)
 
@@ -214,25 +214,25 @@ class Stage(L.LightningModule):
             )
 
     def log_quality(self, x: Tensor, x_hat: Tensor, suffix: str = "") -> None:
-        """Count reconstructions into the metrics, which are logged as `val/NAME` + suffix after validation.
+        """Update the quality metrics, which are logged as `val/NAME` + suffix after validation.
 
         Args:
             x: images `[B, 3, H, W]` in [-1, 1].
             x_hat: their reconstructions.
-            suffix: keeps reconstructions apart, such as `/2` for rate point 2.
+            suffix: of the logged names, such as `/2` for rate point 2.
         """
         if self.quality is None:
             return
-        key = f"val{suffix}"  # a ModuleDict takes no empty name
+        key = f"val{suffix}"  # a ModuleDict rejects an empty name
         if key not in self.qualities:
             self.qualities[key] = self.quality.empty_copy().to(self.device)
         cast(QualityMetrics, self.qualities[key]).update(x, x_hat)
 
     def observe(self, name: str, quantizer: nn.Module, vectors: Tensor, indices: Tensor) -> None:
-        """Note what a quantiser saw, for the figures of its usage and for callbacks.
+        """Record inputs and indices of a quantizer, for usage metrics and for callbacks.
 
         Args:
-            name: of the codebook in the log.
+            name: of the codebook in the logs.
             quantizer: has `size`, the number of codewords.
             vectors: `[B, D, H, W]`.
             indices: `[B, H, W]`.
@@ -247,29 +247,29 @@ class Stage(L.LightningModule):
         for key, metric in self.usage.items():
             name, _, owner = key.rpartition("_")
             if owner == split and isinstance(metric, CodebookUsage) and metric.update_called:
-                for figure, value in metric.compute().items():
-                    self.log(f"{split}/{name}_{figure}", value)
+                for measure, value in metric.compute().items():
+                    self.log(f"{split}/{name}_{measure}", value)
                 metric.reset()
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Log the codebooks' usage since the last time."""
+        """Log the codebooks' usage since it was last logged."""
         if batch_idx == 0 or (batch_idx + 1) % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
             self._log_usage("train")
 
     def on_train_epoch_end(self) -> None:
-        """Count epochs; callbacks that save come after this."""
+        """Correct the epoch counter; callbacks that save run after this."""
         count_epochs(self.trainer)
 
     def on_validation_epoch_end(self) -> None:
-        """Log the metrics of the validation images and the codebooks' usage over them; forget both."""
+        """Log and reset the metrics of the validation images and the codebooks' usage over them."""
         for key, quality in self.qualities.items():
             assert isinstance(quality, QualityMetrics)
-            # Equal on all devices, and so are the names: `compute` has talked to all of them.
+            # `compute` reduces over all devices, so names and values are the same on each.
             for name, value in quality.compute().items():
                 logged = f"{name}{key.removeprefix('val')}"
                 if logged in self._val_terms:
                     raise SettingError(
-                        f"metrics.metrics.{name}: a loss term has this name; rename the metric"
+                        f"metrics.metrics.{name}: a loss term has the same name; rename the metric"
                     )
                 self.log(f"val/{logged}", value)
             quality.reset()
@@ -291,15 +291,15 @@ class Stage(L.LightningModule):
         Args:
             checkpoint_path: a checkpoint or the folder of a run.
             map_location: device of the stage; None for the CPU.
-            trust: further packages whose classes the checkpoint may name; that of this class may always be.
+            trust: packages, besides that of this class, whose classes the checkpoint may name.
             **given: constructor arguments that replace the recorded ones.
 
         Raises:
-            WeightsError: the checkpoint cannot be read, is another class's, or names what is not trusted.
+            WeightsError: the checkpoint cannot be read, has another class, or names an untrusted class.
         """
         package = cls.__module__.partition(".")[0]
         own = [] if package == "glc" else [package]
         stage = load_stage(checkpoint_path, [*own, *([trust] if isinstance(trust, str) else trust)], **given)
         if not isinstance(stage, cls):
-            raise WeightsError(f"{checkpoint_path}: of a {type(stage).__name__}, not of a {cls.__name__}")
+            raise WeightsError(f"{checkpoint_path}: holds a {type(stage).__name__}, not a {cls.__name__}")
         return stage if map_location is None else stage.to(map_location)

@@ -1,4 +1,4 @@
-"""What the stages share that train a whole codec: rate points, objective, validation at every rate."""
+"""Base class of stages II and III: rate points, objective, validation at every rate point."""
 
 import math
 from abc import abstractmethod
@@ -17,20 +17,20 @@ from glc.training.stages.base import Optimization, Stage
 
 
 class CodecStage(Stage):
-    """Base of the stages that train a whole codec: rates, lambdas and validation at every rate point.
+    """Base of the stages that train the latent coder: rate points, lambdas, validation at every rate point.
 
     Args:
         model: the codec.
-        quantizer: C, the auxiliary codebook of the targets M_l; never trained here.
+        quantizer: C, the codebook of the targets M_l; not trained here.
         predictor: CP, or None for the ablation without it. A model with a refiner uses the refiner's.
         codebook: loss of the hyperprior's codebook C_h.
         lmbda: lambda, one value or one per rate point, lowest rate first.
         weights: weights of rate and codebook terms.
         distortion_weights: weights of the distortion terms, added losses among them, which lambda multiplies.
-        optimization: how to optimise.
+        optimization: optimizers and schedule.
         noise: estimate the rate with uniform noise instead of rounding.
-        balance: weigh each image's objective by the mean lambda over its own, so that a rate point with a
-            large lambda does not outvote the others in what they share. Each point's optimum stays as it is.
+        balance: scale each image's objective by mean(lambda) / lambda, so that rate points with a large
+            lambda do not dominate the gradient of shared weights. The optimum of each point is unchanged.
         **options: see `Stage`.
     """
 
@@ -56,7 +56,7 @@ class CodecStage(Stage):
         self.model = model
         self.quantizer = quantizer
         if model.refiner is not None:
-            # One C: the codewords that the decoder sees are those whose indices CP learns to predict.
+            # The refiner shares C: the decoder's codewords are those whose indices CP learns to predict.
             model.refiner.quantizer = quantizer
         self.code_loss = CodePredictionLoss(predictor if model.refiner is None else model.refiner.predictor)
         self.rate_loss = RateLoss()
@@ -72,26 +72,26 @@ class CodecStage(Stage):
 
     @property
     def codes_latents(self) -> bool:
-        """Whether the coder quantises l itself, with codebooks that it derives from C (`initialize`)."""
+        """Whether the coder quantises l itself, with codebooks derived from C (`initialize`)."""
         return hasattr(self.model.coder, "initialize")
 
     def missing(self, loaded: list[str]) -> list[str]:
-        """Return the networks that `init_from` had to provide and did not; C where something needs it."""
+        """Return the required networks that `init_from` did not provide; C only if it is used."""
         missing = super().missing(loaded)
         derived = self.codes_latents and "model.coder" not in loaded
         if self.code_loss.predictor is None and not derived:
-            # A codec's weights file, which has no C, will do.
+            # A codec's weights file has no C and is sufficient.
             missing = [name for name in missing if name != "quantizer"]
         return missing
 
-    def draw_rates(self, x: Tensor) -> Tensor:
-        """Draw a rate point for each image of a batch: a share of one draw for the step on all devices."""
+    def sample_rates(self, x: Tensor) -> Tensor:
+        """Sample a rate point for each image `[B]`: this device's part of one sample for the whole step."""
         b, world, accumulate = len(x), self.trainer.world_size, self.optimization.accumulate
         step = self.position - self.accumulated  # the position of the step's first batch
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + step)
-        drawn = draw_rates(b * world * accumulate, self.model.num_rates, x.device, generator)
+        rates = sample_rates(b * world * accumulate, self.model.num_rates, x.device, generator)
         start = (self.accumulated * world + self.global_rank) * b
-        return drawn[start : start + b]
+        return rates[start : start + b]
 
     def coding_terms(self, out: CoderOutput) -> dict[str, Tensor]:
         """Return the terms `rate_y`, `rate_z` and, where a codebook is trained, `codebook`."""
@@ -109,8 +109,8 @@ class CodecStage(Stage):
     ) -> Tensor:
         """Return the objective `[B]`: weighted rate and codebook terms + lambda x weighted distortion.
 
-        Where the codebooks are the latent's own, their term belongs to the distortion, as in stage I. Beside
-        a distortion times lambda it would hold nothing: E would leave its codewords.
+        If the coder quantises l itself (`codes_latents`), the codebook term is part of the distortion, as in
+        stage I: without the factor lambda it would be too weak to keep E's vectors near their codewords.
         """
         weights = {name: w for name, w in self.weights.items() if name != "codebook" or name in coding}
         if distortion_weights is None:
@@ -123,7 +123,7 @@ class CodecStage(Stage):
         return weighted_sum(coding, weights, "stage.weights") + lmbda * distorted
 
     def observe_hyper(self, z: Tensor, indices: Tensor) -> None:
-        """Note what C_h saw, where the hyperprior has a codebook (`quantizer`)."""
+        """Record inputs and indices of C_h, if the hyperprior has a codebook (`quantizer`)."""
         quantizer = getattr(getattr(self.model.coder, "hyper", None), "quantizer", None)
         if quantizer is not None:
             self.observe("hyper_codebook", quantizer, z, indices)
@@ -153,30 +153,30 @@ def lambdas(values: float | Sequence[float], num_rates: int) -> Tensor:
     """Return one lambda per rate point `[K]` from one value for all or a list.
 
     Raises:
-        ValueError: when the list has another length, or a value is not positive and finite.
+        ValueError: the list has another length, or a value is not positive and finite.
     """
     listed = list(values) if isinstance(values, Sequence) else [values] * num_rates
     if len(listed) != num_rates:
         raise ValueError(
-            f"stage.lmbda has {len(listed)} values for the model's {num_rates} rate points: "
+            f"stage.lmbda: {len(listed)} values for the model's {num_rates} rate points; "
             f"give one value, or {num_rates} (model.num_rates)"
         )
     if not all(0 < value < math.inf for value in listed):
-        raise ValueError(f"stage.lmbda must be positive and finite, got {listed}")
+        raise ValueError(f"stage.lmbda: must be positive and finite, got {listed}")
     return torch.tensor([float(value) for value in listed])
 
 
-def draw_rates(
+def sample_rates(
     batch_size: int, num_rates: int, device: torch.device, generator: torch.Generator | None = None
 ) -> Tensor:
-    """Draw a rate point for each image `[B]`, int64, such that all points are equally frequent in a batch.
+    """Sample a rate point for each image `[B]`, int64, such that all points are equally frequent in a batch.
 
-    A batch smaller than the number of points sees that many different ones.
+    In a batch smaller than the number of points, all rate points are different.
     """
     rounds = -(-batch_size // num_rates)
     points = torch.cat([torch.randperm(num_rates, generator=generator) for _ in range(rounds)])
     points = points[:batch_size]
     if device.type == "cuda":
-        # From pinned memory the copy goes on by itself; from any other the step would wait for it.
+        # Only a copy from pinned memory is asynchronous.
         return points.pin_memory().to(device, non_blocking=True)
     return points.to(device)

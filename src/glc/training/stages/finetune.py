@@ -1,4 +1,4 @@
-"""What the stages share that train one network for a finished codec: an encoder or a decoder in its place."""
+"""Base class of fine-tune stages: train an encoder or decoder variant for a finished codec."""
 
 import copy
 from typing import Any
@@ -13,14 +13,14 @@ from glc.models.glc import GLC
 from glc.training.stages.base import Optimization, Stage
 
 
-class PartStage(Stage):
-    """Base of the applications: one network is trained, started from the codec's own; the codec stays fixed.
+class FineTuneStage(Stage):
+    """Base of the applications: train one network, initialised from the codec's; the codec is fixed.
 
-    The codec is `Frozen`: checkpoints hold the new network only, and name the codec by its fingerprint.
+    The codec is `Frozen`: checkpoints hold only the new network and the codec's fingerprint.
 
     Args:
         codec: the finished codec.
-        optimization: how to optimise.
+        optimization: optimizers and schedule.
         **options: see `Stage`.
     """
 
@@ -31,7 +31,7 @@ class PartStage(Stage):
         own = copy.deepcopy(getattr(codec.model, self.kind))
         self.codec = Frozen(codec.model)
         setattr(self, self.kind, own.requires_grad_(True).train())
-        self.part = {
+        self.variant = {
             "kind": self.kind,
             "fingerprint": codec.fingerprint,
             "description": codec.description[self.kind],
@@ -45,19 +45,19 @@ class PartStage(Stage):
 
     @property
     def own(self) -> Encoder | Decoder:
-        """The network that is trained."""
+        """The trained network."""
         return getattr(self, self.kind)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add what `glc export` needs to make the network's file."""
-        checkpoint.setdefault("glc", {})["part"] = {**self.part, "about": self.about()}
+        """Add the data that `glc export` needs for the variant's file."""
+        checkpoint.setdefault("glc", {})["part"] = {**self.variant, "about": self.about()}
 
     def about(self) -> dict[str, Any]:
-        """Return what the settings do not say of the network's training, as plain values, for its file."""
+        """Return training data that is not in the settings, as plain values, for the variant's file."""
         return {"steps": self.global_step}
 
     def fixed_generator(self, batch_idx: int) -> Generator:
-        """Return randomness for validation: the same for a batch whenever it is seen."""
+        """Return a generator for validation, seeded by the batch index: the same in every validation."""
         return torch.Generator().manual_seed(self.seed * 1_000_003 + batch_idx)
 
     def log_coded(self, x: Tensor, latent: Tensor, suffix: str = "") -> dict[int, Tensor]:

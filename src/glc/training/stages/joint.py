@@ -1,4 +1,4 @@
-"""Stage III: the whole codec together, on pixels (paper section 4.4)."""
+"""Stage III: joint training of the codec on pixels (paper section 4.4)."""
 
 from typing import Any
 
@@ -14,13 +14,13 @@ from glc.training.stages.codec import CodecStage
 
 
 class JointStage(CodecStage):
-    """Train it all: R + lambda x [L1 + LPIPS + 0.8 adversarial + 0.05 D_code] + codebook loss of C_h.
+    """Train all networks: R + lambda x [L1 + LPIPS + 0.8 adversarial + 0.05 D_code] + codebook loss of C_h.
 
-    D_code compares E_VQ(x) and E_VQ(x_hat), where E_VQ is the encoder as stage I left it: the codewords of
-    the reconstruction shall be those of the image.
+    D_code compares E_VQ(x) and E_VQ(x_hat), where E_VQ is stage I's encoder, so that the reconstruction has
+    the same codewords as the image.
 
     Args:
-        vq_encoder: E_VQ, of the encoder's architecture; takes the encoder's weights at the start.
+        vq_encoder: E_VQ, with the encoder's architecture; initialised with the encoder's weights.
         reconstruction: terms `l1` and `lpips`.
         adversarial: the adversarial loss with its discriminator.
         **options: see `CodecStage`.
@@ -45,22 +45,22 @@ class JointStage(CodecStage):
         self.distortion_weights = reconstruction.usable(self.distortion_weights)
 
     def on_weights_loaded(self, loaded: list[str]) -> None:
-        """Take the encoder of the stage before, which is stage I's, as E_VQ."""
+        """Copy the loaded encoder to E_VQ; after stage II it still is stage I's."""
         if "vq_encoder" not in loaded:
             self.vq_encoder.load_state_dict(self.model.encoder.state_dict())
 
     def training_step(self, batch: Any, batch_idx: int) -> None:
         """Do one step on a batch of images, each at its own rate point."""
         x = self.images(batch)
-        rate = self.draw_rates(x)
+        rate = self.sample_rates(x)
         lmbda, share = self.lmbda[rate], self.share[rate]
         out = self.model(x, rate, self.noise)
         self.observe_hyper(out.z, out.z_indices)
 
         loss_d, terms_d = self.adversarial.discriminator_loss(x, out.x_hat, self.global_step)
 
-        # L1, LPIPS and the discriminator are differentiated down to the pixels (see AdversarialLoss); the
-        # code loss trains its predictor too, so it stays in the graph.
+        # L1, LPIPS and the adversarial loss are differentiated with respect to the pixels (see
+        # AdversarialLoss). The code loss stays in the graph, because it also trains its predictor.
         pixels = out.x_hat.detach().requires_grad_()
         visible = self.pixel_terms(x, pixels)
         hidden = self.code_terms(x, out.x_hat)

@@ -11,10 +11,10 @@ from glc.data.degradations import Degradation
 from glc.losses.terms import weighted_sum
 from glc.models.autoencoder import Encoder
 from glc.training.stages.base import Optimization
-from glc.training.stages.finetune import PartStage
+from glc.training.stages.finetune import FineTuneStage
 
 
-class RestorationStage(PartStage):
+class RestorationStage(FineTuneStage):
     """Train an encoder that maps a degraded image to the clean image's latent.
 
     ```
@@ -22,13 +22,14 @@ class RestorationStage(PartStage):
     x --E (fixed)------------------------------------> l  ---+--> latent_mse = mean |l - l_r|^2
     ```
 
-    It starts as E. Transform, entropy model and D do not change, so its files are ordinary ones of the codec.
+    It is initialised from E. Transform, entropy model and D do not change, so any decoder of the codec can
+    decode its files.
 
     Args:
-        codec: the finished codec, whose encoder teaches.
-        degradation: what the images suffer.
+        codec: the finished codec; its encoder is the teacher.
+        degradation: applied to the images.
         weights: weights of `latent_mse` and of the added losses of l and l_r.
-        optimization: how to optimise.
+        optimization: optimizers and schedule.
         **options: see `Stage`.
     """
 
@@ -64,14 +65,14 @@ class RestorationStage(PartStage):
         return {**terms, "loss": weighted_sum(terms, self.weights)}
 
     def validation_step(self, batch: Any, batch_idx: int) -> dict[str, Tensor]:
-        """Restore validation images, and code them as the codec's own encoder would (`_plain`)."""
+        """Restore validation images; also code them with the codec's own encoder (`_plain`)."""
         x = self.images(batch)
         degraded = self.degradation(x, self.fixed_generator(batch_idx))
         target, plain, latent = self.model.encoder(x), self.model.encoder(degraded), self.encoder(degraded)
         terms = {f"{name}_plain": value for name, value in self.terms(target, plain).items()}
         self.log_terms("val", {**self.terms(target, latent), **terms}, len(x))
         best = self.model.num_rates - 1
-        drawn = {"x": x, "degraded": degraded}
+        images = {"x": x, "degraded": degraded}
         for name, own in (("_plain", plain), ("", latent)):
-            drawn[f"x_hat{name}"] = self.model.decode_latent(self.log_coded(x, own, name)[best])
-        return drawn
+            images[f"x_hat{name}"] = self.model.decode_latent(self.log_coded(x, own, name)[best])
+        return images

@@ -1,4 +1,4 @@
-"""Style: a new decoder that draws a codec's latents in the manner of an image (paper sections 6 and 11)."""
+"""Stylization: a decoder that renders latents in the style of an image (paper sections 6 and 11)."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,19 +14,19 @@ from glc.losses.style import StyleLoss
 from glc.losses.terms import weighted_sum
 from glc.models.autoencoder import Decoder
 from glc.training.stages.base import Optimization
-from glc.training.stages.codec import draw_rates
-from glc.training.stages.finetune import PartStage
+from glc.training.stages.codec import sample_rates
+from glc.training.stages.finetune import FineTuneStage
 
 SHORTEST = 64
-"""Pixels; much below, a network of `StyleLoss` has no place left in its last layer."""
+"""Shortest side in pixels: for much smaller images the last layer of `StyleLoss` would be empty."""
 
 
 def read_style(path: str | Path, side: int) -> Tensor:
-    """Return the image of a style `[1, 3, H, W]` in [-1, 1], its short side `side` pixels.
+    """Return the style image `[1, 3, H, W]` in [-1, 1], resized to a short side of `side` pixels.
 
     Raises:
         ImageError: it cannot be read.
-        ValueError: the side is too short for the networks that look at it.
+        ValueError: the side is too short for the networks.
     """
     if side < SHORTEST:
         raise ValueError(f"stage.style_size={side}: give {SHORTEST} pixels or more")
@@ -37,8 +37,8 @@ def read_style(path: str | Path, side: int) -> Tensor:
     return F.interpolate(x, size, mode="bicubic", antialias=True).clamp(-1, 1)
 
 
-class StylizationStage(PartStage):
-    """Train a decoder that draws what the coder sends with the content of x and the style of one image.
+class StylizationStage(FineTuneStage):
+    """Train a decoder that renders coded latents with the content of x and the style of one image.
 
     ```
     x --E, g_a, Q, g_s (fixed)--> l_hat --decoder (trained)--> x_hat --.
@@ -46,19 +46,19 @@ class StylizationStage(PartStage):
     style image ------------------------------------- style of ------'
     ```
 
-    It starts as D. Encoder and files do not change: any file of the codec can be drawn in the style.
+    It is initialised from D. Encoder and files do not change: any file can be rendered in the style.
 
     Args:
         codec: the finished codec.
-        style: file of the style's image.
-        style_size: short side, in pixels, at which the image is looked at: strokes are as large as there.
+        style: file of the style image.
+        style_size: short side of the style image in pixels; it sets the size of strokes.
         loss: terms `content` and `style`.
         weights: their weights, and those of the added losses of x and x_hat.
-        optimization: how to optimise.
+        optimization: optimizers and schedule.
         **options: see `Stage`.
 
     Raises:
-        ImageError: the style's image cannot be read.
+        ImageError: the style image cannot be read.
         ValueError: style_size is too small.
     """
 
@@ -84,7 +84,7 @@ class StylizationStage(PartStage):
         self.style_name = Path(style).name
 
     def about(self) -> dict[str, Any]:
-        """Name the style, too."""
+        """Add the file name of the style."""
         return {**super().about(), "style": self.style_name}
 
     @property
@@ -96,14 +96,14 @@ class StylizationStage(PartStage):
         """Do one step on a batch of images, each at its own rate point."""
         x = self.images(batch)
         with torch.no_grad():
-            rate = draw_rates(len(x), self.model.num_rates, x.device)
+            rate = sample_rates(len(x), self.model.num_rates, x.device)
             latent_hat = self.refined(self.model.coder(self.model.encoder(x), rate).latent_hat)
         terms = self.terms(x, self.decoder(latent_hat))
         self.optimize(terms["loss"].mean(), batch_idx)
         self.log_terms("train", terms, len(x))
 
     def refined(self, latent_hat: Tensor) -> Tensor:
-        """Return what the decoder gets for l_hat: itself, but in the ablation with a refiner."""
+        """Return the decoder's input: l_hat, or its refinement in the ablation with a refiner."""
         return latent_hat if self.model.refiner is None else self.model.refiner(latent_hat)
 
     def terms(self, x: Tensor, x_hat: Tensor) -> dict[str, Tensor]:
@@ -112,7 +112,7 @@ class StylizationStage(PartStage):
         return {**terms, "loss": weighted_sum(terms, self.weights)}
 
     def validation_step(self, batch: Any, batch_idx: int) -> dict[str, Tensor]:
-        """Draw validation images at the best rate point, also by the codec's own decoder (`_plain`)."""
+        """Render validation images at the highest rate; also with the codec's own decoder (`_plain`)."""
         x = self.images(batch)
         out = self.model.coder(self.model.encoder(x), self.model.num_rates - 1)
         plain, styled = self.model.decode_latent(out.latent_hat), self.decoder(self.refined(out.latent_hat))

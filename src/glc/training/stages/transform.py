@@ -1,4 +1,4 @@
-"""Stage II: the latent transform coder between a fixed E and D (paper section 4.2)."""
+"""Stage II: the transform coder of latents, between fixed E and D (paper section 4.2)."""
 
 from typing import Any, cast
 
@@ -19,14 +19,14 @@ class TransformStage(CodecStage):
     frozen = ("model.encoder", "model.decoder", "quantizer")
 
     def on_weights_loaded(self, loaded: list[str]) -> None:
-        """Derive the coder's codebooks from C, where it has such."""
+        """Derive the coder's codebooks from C, if it quantises l itself."""
         if self.codes_latents and "model.coder" not in loaded:
             cast(Any, self.model.coder).initialize(self.quantizer.codebook())
 
     def training_step(self, batch: Any, batch_idx: int) -> None:
         """Do one step on a batch of images, each at its own rate point."""
         x = self.images(batch)
-        rate = self.draw_rates(x)
+        rate = self.sample_rates(x)
         with torch.no_grad():
             latent = self.model.encoder(x)
             indices = self.quantizer.encode(latent)

@@ -26,11 +26,10 @@ class VQVAEStage(Stage):
         adversarial: the adversarial loss with its discriminator.
         codebook: term `codebook`.
         distortion_weights: weights of the terms of `reconstruction` and of the added losses of x and x_hat.
-        optimization: how to optimise.
+        optimization: optimizers and schedule.
         codebook_weight: weight of the codebook loss.
-        unquantized: quantizer bypass probability: share of the training images, 0 to 1, that D decodes from l
-            itself, not from its codewords. The coder of stage II hands D latents between the two; the
-            paper's D has seen codewords only (0).
+        quantizer_bypass: probability, 0 to 1, that D decodes a training image from l itself, not from its
+            codewords. Stage II gives D latents between the two; the paper trains D on codewords only (0).
         **options: see `Stage`.
     """
 
@@ -48,11 +47,11 @@ class VQVAEStage(Stage):
         distortion_weights: Mapping[str, float],
         optimization: Optimization,
         codebook_weight: float = 1.0,
-        unquantized: float = 0.0,
+        quantizer_bypass: float = 0.0,
         **options: Any,
     ) -> None:
-        if not 0 <= unquantized <= 1:
-            raise ValueError(f"stage.unquantized is a share of the images, 0 to 1, got {unquantized}")
+        if not 0 <= quantizer_bypass <= 1:
+            raise ValueError(f"stage.quantizer_bypass: must lie in [0, 1], got {quantizer_bypass}")
         super().__init__(optimization, **options)
         self.autoencoder = VQAutoencoder(encoder, decoder, quantizer)
         self.reconstruction = reconstruction
@@ -60,21 +59,23 @@ class VQVAEStage(Stage):
         self.codebook = codebook
         self.distortion_weights = reconstruction.usable(distortion_weights)
         self.codebook_weight = codebook_weight
-        self.unquantized = unquantized
+        self.quantizer_bypass = quantizer_bypass
 
     def distortion(self, x: Tensor, x_hat: Tensor) -> tuple[dict[str, Tensor], Tensor]:
         """Compare images `[B, 3, H, W]`; returns the terms and their weighted sum `[B]`."""
         terms = self.losses(self.reconstruction(x, x_hat), x, x_hat)
         return terms, weighted_sum(terms, self.distortion_weights, "stage.distortion_weights")
 
-    def draw_unquantized(self, x: Tensor) -> Tensor | None:
-        """Draw which images of a batch bypass the quantizer, `[B]`; None where none ever does."""
-        return torch.rand(len(x), device=x.device) < self.unquantized if self.unquantized > 0 else None
+    def sample_bypass(self, x: Tensor) -> Tensor | None:
+        """Sample which images of a batch bypass the quantizer, bool `[B]`; None if the probability is 0."""
+        if self.quantizer_bypass == 0:
+            return None
+        return torch.rand(len(x), device=x.device) < self.quantizer_bypass
 
     def training_step(self, batch: Any, batch_idx: int) -> None:
         """Do one step on a batch of images."""
         x = self.images(batch)
-        out = self.autoencoder(x, self.draw_unquantized(x))
+        out = self.autoencoder(x, self.sample_bypass(x))
         self.observe("codebook", self.autoencoder.quantizer, out.latent, out.quantized.indices)
 
         loss_d, terms_d = self.adversarial.discriminator_loss(x, out.x_hat, self.global_step)
