@@ -100,14 +100,14 @@ def test_holes_are_grey_and_the_rest_is_untouched(boxes: float) -> None:
 def test_crops_have_the_holes_of_whole_images() -> None:
     """Cut from masks of 512 pixels: the same share is lost on average, some crops lose nothing, some all."""
     generator = seeded(0)
-    lost = torch.stack([Mask(0.5, boxes=1.0).draw(48, 64, generator) for _ in range(120)])
+    lost = torch.stack([Mask(0.5, boxes=1.0).sample_mask(48, 64, generator) for _ in range(120)])
     shares = lost.float().mean((1, 2))
     assert lost.shape == (120, 48, 64)
     assert 0.35 < shares.mean() < 0.75
     assert (shares == 0).sum() > 10
     assert (shares == 1).sum() > 10
     # An image that is no smaller has its own holes, of the share asked for.
-    whole = Mask(0.3, boxes=1.0).draw(512, 520, generator).float().mean()
+    whole = Mask(0.3, boxes=1.0).sample_mask(512, 520, generator).float().mean()
     assert 0.3 <= whole < 0.6
 
 
