@@ -111,7 +111,7 @@ def test_crops_have_the_holes_of_whole_images() -> None:
     assert 0.3 <= whole < 0.6
 
 
-def test_a_mixture_draws_by_weight() -> None:
+def test_a_mixture_samples_by_weight() -> None:
     x = torch.full((200, 3, 16, 16), HOLE)
     parts = {"gaussian_noise": GaussianNoise(20), "blur": Blur(1.0), "mask": None}
     noisy = (Mixture(parts, {"blur": 3.0})(x, seeded(0)) != x).flatten(1).any(1)  # a blur leaves grey grey
@@ -132,8 +132,8 @@ def test_a_mixture_draws_by_weight() -> None:
         (lambda: Mask(1.0), r"degradation\.share"),
         (lambda: Mask(0.1, boxes=2), r"degradation\.boxes"),
         (lambda: Mask(0.1, canvas=0), r"degradation\.canvas"),
-        (lambda: Mixture({"blur": None}), r"degradation\.weights must be positive"),
-        (lambda: Mixture({"blur": Blur()}, {"blurr": 1}), r"degradation\.weights: no part is named blurr"),
+        (lambda: Mixture({"blur": None}), r"degradation\.weights: at least one must be positive"),
+        (lambda: Mixture({"blur": Blur()}, {"blurr": 1}), r"degradation\.weights: unknown name blurr"),
     ],
 )
 def test_parameters_out_of_range_are_refused(make: Callable[[], Degradation], message: str) -> None:

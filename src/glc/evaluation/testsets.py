@@ -217,13 +217,13 @@ class ShardSet:
         self.missing: list[tuple[str, str]] = []
         if not any(shard.path.exists() for shard in self.shards):
             raise SetError(
-                f"testset.path: none of {len(self.shards)} shards exists, such as {self.shards[0].path}; "
+                f"testset.path: none of {len(self.shards)} shards exists (e.g. {self.shards[0].path}); "
                 "correct the path"
             )
 
 
 def are_shards(path: Any) -> bool:
-    """Whether a path names shards: a list, a name that ends in .tar, or a folder of tar files and no images."""
+    """Whether a path names shards: a list, a name ending in .tar, or a folder of tar files without images."""
     if not isinstance(path, str | os.PathLike):
         return path is not None
     folder = Path(path).expanduser()

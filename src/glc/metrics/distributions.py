@@ -117,7 +117,7 @@ class _FeatureSets(Metric):
         super().sync(*args, **kwargs)
 
     def _sets(self, least: int, advice: str = "") -> tuple[Tensor, Tensor]:
-        """Return both sets [N, D], float64, in an order independent of the images' distribution to processes."""
+        """Return both sets [N, D], float64, in an order that does not depend on the number of processes."""
         real, fake = dim_zero_cat(self.real), dim_zero_cat(self.fake)
         if len(real) < least:
             need = f"{type(self).__name__} needs at least {least} patches of {self.size} pixels"
