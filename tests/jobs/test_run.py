@@ -48,7 +48,8 @@ def test_a_killed_process_is_replaced_and_its_item_tried_again(task: NumberTask)
 
 def test_an_item_that_kills_every_process_is_given_up_and_the_others_are_done(task: NumberTask) -> None:
     (task.folder / "kill-1").touch()
-    message = r"1 of 6 numbers are not finished \(a worker process was killed by SIGKILL, possibly out of memory\); run"
+    reason = r"a worker process was killed by SIGKILL, possibly out of memory"
+    message = rf"1 of 6 numbers are not finished \({reason}\); run"
     with pytest.raises(UnfinishedError, match=message):
         run(task, processes=2, quiet=True)
     assert sorted(task.recorded) == [entry for entry in SQUARES if entry[0] != 1]
