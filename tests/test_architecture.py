@@ -43,7 +43,7 @@ MAY_IMPORT: dict[str, str] = {
     "__main__": "cli",
 }
 # What installing glc without extras brings, by import name, and the packages that need no more.
-CORE = {"torch", "numpy", "PIL", "safetensors", "constriction", "click", "tqdm"}
+CORE = {"torch", "numpy", "PIL", "safetensors", "constriction", "click", "tqdm", "braceexpand"}
 CORE_PARTS = {"", "errors", "io", "layers", "models", "codec", "pretrained", "data.images"}
 CONFIGURATION = {"hydra", "omegaconf", "hydra_plugins"}
 LIGHTNING = {"lightning", "pytorch_lightning", "lightning_fabric"}

@@ -71,7 +71,7 @@ def test_what_cannot_be_started(glc: Glc, shards: Path, tmp_path: Path) -> None:
     assert "--processes goes with --shards" in refused("0-0.png", "--processes", 2)
     assert "none of 3 shards" in refused("--shards", "on-{0..2}.tar", "-o", "out")
     assert "not a number" in refused("--shards", "in", "-o", "out", "--quality", "nan")
-    assert "written over" in refused("--shards", "in", "-o", "in")
+    assert "overwritten" in refused("--shards", "in", "-o", "in")
     # A file where the folder would be stands for a place that cannot be written to.
     assert "0-0.png" in refused("--shards", "in", "-o", "0-0.png")
 

@@ -100,18 +100,18 @@ def test_holes_are_grey_and_the_rest_is_untouched(boxes: float) -> None:
 def test_crops_have_the_holes_of_whole_images() -> None:
     """Cut from masks of 512 pixels: the same share is lost on average, some crops lose nothing, some all."""
     generator = seeded(0)
-    lost = torch.stack([Mask(0.5, boxes=1.0).draw(48, 64, generator) for _ in range(120)])
+    lost = torch.stack([Mask(0.5, boxes=1.0).sample_mask(48, 64, generator) for _ in range(120)])
     shares = lost.float().mean((1, 2))
     assert lost.shape == (120, 48, 64)
     assert 0.35 < shares.mean() < 0.75
     assert (shares == 0).sum() > 10
     assert (shares == 1).sum() > 10
     # An image that is no smaller has its own holes, of the share asked for.
-    whole = Mask(0.3, boxes=1.0).draw(512, 520, generator).float().mean()
+    whole = Mask(0.3, boxes=1.0).sample_mask(512, 520, generator).float().mean()
     assert 0.3 <= whole < 0.6
 
 
-def test_a_mixture_draws_by_weight() -> None:
+def test_a_mixture_samples_by_weight() -> None:
     x = torch.full((200, 3, 16, 16), HOLE)
     parts = {"gaussian_noise": GaussianNoise(20), "blur": Blur(1.0), "mask": None}
     noisy = (Mixture(parts, {"blur": 3.0})(x, seeded(0)) != x).flatten(1).any(1)  # a blur leaves grey grey
@@ -132,8 +132,8 @@ def test_a_mixture_draws_by_weight() -> None:
         (lambda: Mask(1.0), r"degradation\.share"),
         (lambda: Mask(0.1, boxes=2), r"degradation\.boxes"),
         (lambda: Mask(0.1, canvas=0), r"degradation\.canvas"),
-        (lambda: Mixture({"blur": None}), r"degradation\.weights must be positive"),
-        (lambda: Mixture({"blur": Blur()}, {"blurr": 1}), r"degradation\.weights: no part is named blurr"),
+        (lambda: Mixture({"blur": None}), r"degradation\.weights: at least one must be positive"),
+        (lambda: Mixture({"blur": Blur()}, {"blurr": 1}), r"degradation\.weights: unknown name blurr"),
     ],
 )
 def test_parameters_out_of_range_are_refused(make: Callable[[], Degradation], message: str) -> None:

@@ -61,7 +61,7 @@ def test_cache_changes_nothing_for_a_folder(images):
     assert content(plain.train_dataloader()) == content(cached.train_dataloader())
 
 
-def test_cache_leaves_bad_images_out_and_refuses_what_does_not_fit(images, tmp_path, monkeypatch, caplog):
+def test_cache_skips_bad_images_and_enforces_its_limit(images, tmp_path, monkeypatch, caplog):
     (tmp_path / "bad.png").write_bytes(b"junk")
     (tmp_path / "good.png").write_bytes((images / "n01.png").read_bytes())
     assert set(chain(*keys(module(tmp_path, images, cache=True).train_dataloader()))) == {"good.png"}
@@ -115,7 +115,7 @@ def test_missing_data_name_their_key(shards, images, tmp_path):
     with pytest.raises(ValueError, match=r"^data\.val: .*nowhere"):
         module(shards, tmp_path / "nowhere").setup("fit")
     (tmp_path / "void-000000.tar").write_bytes(b"\0" * 10240)
-    with pytest.raises(ValueError, match=r"^data\.val: the shards in .* hold no image"):
+    with pytest.raises(ValueError, match=r"^data\.val: the shards in .* contain no image"):
         module(shards, tmp_path).setup("validate")
 
 
@@ -162,7 +162,7 @@ def fit(data, folder, stop_at=None, ckpt=None, every=3, **options):
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_a_killed_fit_goes_on_with_the_very_next_batch(workers, shards, images, tmp_path):
+def test_a_killed_fit_resumes_with_the_next_batch(workers, shards, images, tmp_path):
     def data():
         return module(shards, images, num_workers=workers, val_limit=2)
 
@@ -189,7 +189,7 @@ def test_resuming_at_the_end_of_an_epoch(shards, images, tmp_path):
     assert resumed.seen == whole.seen[5:]
 
 
-def test_lightning_has_nothing_to_warn_about_the_data(shards, images, tmp_path):
+def test_lightning_does_not_warn_about_the_data(shards, images, tmp_path):
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         fit(module(shards, images, num_workers=1), tmp_path)
@@ -260,7 +260,7 @@ def test_each_config_fits_the_constructor(name, shards, images):
     assert batch.x.shape[-1] % data.stride == 0
 
 
-def test_environment_moves_the_data(monkeypatch):
+def test_environment_variable_sets_the_data_folder(monkeypatch):
     monkeypatch.setenv("GLC_DATA", "/big/disk")
     with initialize_config_dir(str(CONF), version_base="1.3"):
         config = compose("train", ["stage=vqvae", "data=openimages"]).data

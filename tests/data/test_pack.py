@@ -88,7 +88,7 @@ def test_plain_jpeg_keeps_its_bytes_and_png_its_pixels(folder: Path, tmp_path: P
         assert (note["width"], note["height"]) == (24, 16)
 
 
-def test_what_must_change_is_reencoded_upright_rgb(tmp_path: Path) -> None:
+def test_other_images_are_reencoded_as_upright_rgb(tmp_path: Path) -> None:
     source = tmp_path / "odd"
     source.mkdir()
     exif = Image.Exif()
@@ -127,7 +127,7 @@ def test_resizing_shrinks_the_short_side_and_never_enlarges(tmp_path: Path) -> N
     assert stored == {"large.jpg": (50, 30), "tall.png": (30, 50), "small.jpg": (24, 16)}
 
 
-def test_bad_images_are_left_out_with_name_and_reason(folder: Path, tmp_path: Path) -> None:
+def test_bad_images_are_skipped_with_name_and_reason(folder: Path, tmp_path: Path) -> None:
     image(9, 8, 40).save(folder / "narrow.png")
     (folder / "broken.jpg").write_bytes((folder / "p0.jpg").read_bytes()[:-40])
     (folder / "fake.png").write_bytes(b"no image")
@@ -206,7 +206,7 @@ def test_finished_shard_that_was_damaged_is_written_again(
     assert (dest / "set-000001.tar").read_bytes() == whole
 
 
-def test_complete_set_is_left_alone(folder: Path, tmp_path: Path) -> None:
+def test_complete_set_is_not_rewritten(folder: Path, tmp_path: Path) -> None:
     run(folder, tmp_path / "set", workers=1)
     before = (tmp_path / "set" / "set-000000.tar").stat().st_mtime_ns
     run(folder, tmp_path / "set", workers=1)
@@ -233,7 +233,7 @@ def test_foreign_shards_are_not_overwritten(folder: Path, tmp_path: Path) -> Non
     dest = tmp_path / "set"
     dest.mkdir()
     (dest / "set-000000.tar").write_bytes(b"precious")
-    with pytest.raises(PackError, match="no manifest"):
+    with pytest.raises(PackError, match="without a manifest"):
         run(folder, dest, workers=1)
     assert (dest / "set-000000.tar").read_bytes() == b"precious"
 
@@ -274,10 +274,10 @@ def test_mixed_order_separates_neighbours_and_is_the_default(folder: Path, tmp_p
     assert sorted(mixed) == kept
 
 
-def test_empty_and_hopeless_sources(tmp_path: Path) -> None:
+def test_empty_and_unreadable_sources_are_refused(tmp_path: Path) -> None:
     empty = tmp_path / "empty"
     empty.mkdir()
-    with pytest.raises(ListingError, match="empty: no images"):
+    with pytest.raises(ListingError, match="empty: contains no images"):
         run(empty, tmp_path / "set")
     assert not (tmp_path / "set").exists()
     (empty / "bad.png").write_bytes(b"x")

@@ -47,7 +47,7 @@ def cut_in_third_image(shards, tmp_path):
 
 
 @pytest.mark.parametrize("shuffle", [0, 6])
-def test_shard_stream_is_a_function_of_its_numbers(shards, shuffle):
+def test_shard_stream_depends_only_on_its_numbers(shards, shuffle):
     source = ShardSource(urls(shards), shuffle)
     base = keys(source, 40, 7, 0, 0, 2)
     assert keys(ShardSource(urls(shards), shuffle), 40, 7, 0, 0, 2) == base
@@ -71,7 +71,7 @@ def test_more_consumers_than_shards(shards):
     assert len({tuple(sequence) for sequence in drawn}) == 6
 
 
-def test_truncated_shard_is_named_once_and_passed_over(shards, tmp_path, caplog):
+def test_truncated_shard_is_named_once_and_skipped(shards, tmp_path, caplog):
     names, cut = urls(shards), cut_in_third_image(shards, tmp_path)
     with caplog.at_level(logging.WARNING):
         drawn = keys(ShardSource([str(cut), names[1]], 0), 100, 0, 0, 0, 1)
@@ -82,11 +82,11 @@ def test_truncated_shard_is_named_once_and_passed_over(shards, tmp_path, caplog)
 
 def test_shards_without_any_image_end_in_an_error(tmp_path):
     (tmp_path / "junk.tar").write_bytes(b"junk" * 1000)
-    with pytest.raises(RuntimeError, match=r"held no readable image.*junk\.tar"):
+    with pytest.raises(RuntimeError, match=r"contain no readable image.*junk\.tar"):
         keys(ShardSource([str(tmp_path / "junk.tar")], 0), 1, 0, 0, 0, 1)
 
 
-def test_list_deals_each_pass_out_without_repeats():
+def test_list_is_divided_without_repeats_in_each_pass():
     source = ListSource([Record(str(i), b"") for i in range(10)])
     dealt = [keys(source, 10, 3, 0, consumer, 4) for consumer in range(4)]
     merged = [key for turn in zip(*dealt, strict=True) for key in turn]
@@ -109,7 +109,7 @@ def test_index_keeps_the_order_and_stops_at_the_limit(shards, images):
     assert len(index_shards(urls(shards), limit=5)) == 5
 
 
-def test_index_of_a_truncated_shard_lists_what_is_whole(shards, tmp_path, caplog):
+def test_index_of_a_truncated_shard_lists_complete_images(shards, tmp_path, caplog):
     records = index_shards([str(cut_in_third_image(shards, tmp_path))])
     assert [record.key[-3:] for record in records] == ["n00", "n01"]
     assert "cut.tar" in caplog.text

@@ -102,7 +102,7 @@ def test_state_of_one_rank_serves_another_even_with_bad_images(images):
     assert plain(resumed) == whole[4:]
 
 
-def test_other_layout_on_resume_goes_on_with_a_warning(source, caplog):
+def test_resuming_with_another_layout_warns(source, caplog):
     loader = TrainLoader(stream(source), 0)
     next(iter(loader))
     other = TrainLoader(stream(source), 2)
@@ -132,13 +132,13 @@ def test_position_follows_the_trainer_when_there_is_one(source):
     assert plain(loader) == epochs[3]
 
 
-def test_iterator_that_was_not_used_costs_no_epoch(source):
+def test_unused_iterator_does_not_advance_the_epoch(source):
     loader, reference = TrainLoader(stream(source)), TrainLoader(stream(source))
     iter(loader)
     assert plain(loader) == plain(reference)
 
 
-def test_global_random_state_is_left_alone(source):
+def test_global_random_state_is_unchanged(source):
     torch.manual_seed(0)
     expected = torch.rand(3)
     torch.manual_seed(0)
@@ -166,7 +166,7 @@ def test_nothing_readable_is_an_error_not_an_endless_loop():
         next(iter(loader))
 
 
-def test_fixed_list_is_centred_and_replaces_what_is_unreadable(images, caplog):
+def test_fixed_list_is_centre_cropped_and_replaces_unreadable_images(images, caplog):
     records = [
         Record("n01", images / "n01.png"),
         Record("gone", images / "gone.png"),
@@ -193,7 +193,7 @@ def test_images_of_a_batch_of_any_kind():
     ("batch", "got"), [({"image": 1}, "dict"), ([], "list"), (torch.zeros(2, 1, 4, 4), "\\[2, 1")]
 )
 def test_a_batch_without_images_is_refused(batch, got):
-    with pytest.raises(SettingError, match=f"^data: a batch holds {got}.*give ImageBatch"):
+    with pytest.raises(SettingError, match=f"^data: a batch contains {got}.*give ImageBatch"):
         images_of(batch)
 
 

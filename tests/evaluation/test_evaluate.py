@@ -70,7 +70,7 @@ def interrupted(after: int, device: str) -> ImageCodec:
     return Interrupted(after)
 
 
-def test_numbers_are_of_the_files_on_the_disk(finished: Path, images: Path) -> None:
+def test_results_are_those_of_the_files_on_disk(finished: Path, images: Path) -> None:
     summary, rows = results(finished)
     assert [row["image"] + row["label"] for row in rows] == [
         f"p{i}{label}" for i in range(4) for label in ("q10", "q50")
@@ -137,7 +137,7 @@ def test_a_run_that_was_killed_resumes_to_the_same_results(
     assert ((tmp_path / "summary.json").read_bytes(), (tmp_path / "per_image.csv").read_bytes()) == before
 
 
-def test_a_file_that_is_gone_is_made_again(images: Path, finished: Path, tmp_path: Path) -> None:
+def test_a_missing_file_is_written_again(images: Path, finished: Path, tmp_path: Path) -> None:
     evaluation(tmp_path, images).run()
     (tmp_path / "reconstructions" / "q50" / "p1.png").unlink()
     (tmp_path / "files" / "q10" / "p2.jpg").write_bytes(b"short")
@@ -235,7 +235,7 @@ def test_images_that_fail_are_named_and_the_others_measured(tmp_path: Path) -> N
     assert not [entry for entry in journal if "failed" in entry]
 
 
-def test_rates_are_met_or_said_not_to_be(images: Path, tmp_path: Path) -> None:
+def test_missed_target_rates_are_noted(images: Path, tmp_path: Path) -> None:
     def codec(device: str) -> ImageCodec:
         return StillCodec("JPEG", ".jpg", lowest=1, highest=95, target_bpp=(3.0, 100.0, 0.1))
 
@@ -271,7 +271,9 @@ def finished_shards(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> P
     return out
 
 
-def test_the_figures_are_those_of_a_folder(finished_shards: Path, images: Path, tmp_path: Path) -> None:
+def test_results_of_shards_equal_those_of_a_folder(
+    finished_shards: Path, images: Path, tmp_path: Path
+) -> None:
     evaluation(tmp_path / "folder", images).run()
     expected, expected_rows = results(tmp_path / "folder")
     summary, rows = results(finished_shards)
@@ -290,7 +292,7 @@ def test_the_figures_are_those_of_a_folder(finished_shards: Path, images: Path, 
     assert f"{summary['points'][0]['psnr']:.2f}" in build_report([read_results(finished_shards)])
 
 
-def test_each_shard_has_its_line_and_all_adds_up(finished_shards: Path) -> None:
+def test_each_shard_has_its_row_and_the_totals_add_up(finished_shards: Path) -> None:
     _, rows = results(finished_shards)
     with (finished_shards / "per_shard.csv").open(newline="") as file:
         lines = list(csv.DictReader(file))
@@ -359,7 +361,7 @@ def test_shards_killed_anywhere_resume_and_measure_each_image_once(
     assert counter["measured"] <= 4 + survived
 
 
-def test_what_is_finished_is_left_alone_and_what_is_gone_is_made_again(
+def test_finished_shards_are_kept_and_missing_ones_written_again(
     shards: Path, finished_shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     evaluation(tmp_path / "out", shards).run()
@@ -403,7 +405,7 @@ class Halved(ImageCodec):
         return {}
 
 
-def test_what_fails_is_told_of_and_means_are_over_the_same_images(
+def test_failures_are_reported_and_means_are_over_the_same_images(
     shards: Path, images: Path, tmp_path: Path
 ) -> None:
     whole = (shards / "val-1.tar").read_bytes()
@@ -430,7 +432,7 @@ def test_shards_that_cannot_be_evaluated_are_refused(
 ) -> None:
     with pytest.raises(JobError, match=r"settings was .*give another out=, or overwrite=true"):
         evaluation(finished_shards, shards, make_codec=partial(make_jpeg, (10,))).run()
-    with pytest.raises(ValueError, match="written over"):
+    with pytest.raises(ValueError, match="overwritten"):
         evaluation(shards, shards).run()
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "run.json").touch()

@@ -49,12 +49,12 @@ def test_published_points_look_published(folder: Path) -> None:
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["glc", "Paper (published)"]
 
 
-def test_what_lacks_the_metric_is_left_out(folder: Path) -> None:
+def test_runs_without_the_metric_are_omitted(folder: Path) -> None:
     assert set(lines(rd_figure([read_results(folder)], "psnr", [PAPER]))) == {"glc"}
     assert not lines(rd_figure([read_results(folder)], "dists"))
 
 
-def test_infinite_quality_is_not_drawn(tmp_path: Path) -> None:
+def test_infinite_quality_is_omitted(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "run", curve=[*CURVE, {"bpp": 9.0, "psnr": math.inf}])
     drawn = lines(rd_figure([read_results(folder)], "psnr"))
     assert len(drawn["glc"].get_xydata()) == len(CURVE)

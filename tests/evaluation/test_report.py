@@ -77,7 +77,7 @@ def runs_of(tmp_path: Path) -> list[Results]:
     ]
 
 
-def test_a_whole_page(tmp_path: Path) -> None:
+def test_the_page_is_complete(tmp_path: Path) -> None:
     text = build_report(runs_of(tmp_path))
     page = Page(text)
     assert page.texts["title"] == ["Evaluation on kodak"]
@@ -118,7 +118,7 @@ def test_without_published_points(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("bad", ['<img src="x">', "</script><b>", "a & b", '" onload="x'])
-def test_any_text_is_text(tmp_path: Path, bad: str) -> None:
+def test_text_is_escaped(tmp_path: Path, bad: str) -> None:
     folder = write_run(
         tmp_path / "a",
         name=bad,
@@ -195,7 +195,7 @@ def test_worst_images_by_lpips(tmp_path: Path) -> None:
     assert captions[0].startswith("p6: glc, q0: 0.0200 bpp")
 
 
-def test_without_lpips_another_metric_judges(tmp_path: Path) -> None:
+def test_without_lpips_another_metric_selects_the_worst(tmp_path: Path) -> None:
     run = read_results(
         write_run(tmp_path / "a", curve=[{"bpp": 0.1, "psnr": 20.0}, {"bpp": 0.2, "psnr": 30.0}])
     )
@@ -222,9 +222,9 @@ def test_failures_are_named(tmp_path: Path) -> None:
     assert "glc: 2 of 3 images failed." in page.texts["p"]
 
 
-def test_refuses_runs_of_several_sets(tmp_path: Path) -> None:
+def test_refuses_runs_on_different_sets(tmp_path: Path) -> None:
     runs = [read_results(write_run(tmp_path / name, data=name)) for name in ("kodak", "div2k")]
-    with pytest.raises(ResultsError, match="one report for each set"):
+    with pytest.raises(ResultsError, match="one report per set"):
         build_report(runs)
     with pytest.raises(ResultsError, match="at least one"):
         build_report([])
@@ -233,7 +233,7 @@ def test_refuses_runs_of_several_sets(tmp_path: Path) -> None:
 def test_the_anchor(tmp_path: Path) -> None:
     runs = runs_of(tmp_path)
     assert "−9.1" in build_report(runs, anchor="wide")
-    with pytest.raises(ResultsError, match="'fat'; choose the anchor from slim, wide"):
+    with pytest.raises(ResultsError, match="unknown anchor 'fat'; choose one of slim, wide"):
         build_report(runs, anchor="fat")
 
 
@@ -241,10 +241,10 @@ def test_missing_and_broken_images_are_named(tmp_path: Path) -> None:
     run = read_results(write_run(tmp_path / "a"))
     path = run.reconstruction(run.rows[0])
     path.write_bytes(path.read_bytes()[:60])
-    with pytest.raises(ResultsError, match=f"{path.name} is no image"):
+    with pytest.raises(ResultsError, match=f"{path.name}: not a readable image"):
         build_report([run])
     path.unlink()
-    with pytest.raises(ResultsError, match=f"{path.name} does not exist"):
+    with pytest.raises(ResultsError, match=f"{path.name}: does not exist"):
         build_report([run])
 
 
@@ -271,7 +271,7 @@ def test_command_fails_with_one_line_and_writes_nothing(tmp_path: Path) -> None:
     out = tmp_path / "report.html"
     done = CliRunner().invoke(main, ["report", *folders, "-o", str(out), "--tables", str(tmp_path / "t")])
     assert done.exit_code == 1
-    assert "summary.json does not exist" in done.output
+    assert "summary.json: does not exist" in done.output
     assert not out.exists()
     assert not (tmp_path / "t").exists()
 

@@ -1,4 +1,4 @@
-"""Reading what a run left: what it says is taken over, and what cannot be meant is refused with its place."""
+"""Reading result files: values are taken over, invalid ones are refused with file and key."""
 
 import json
 import math
@@ -38,7 +38,7 @@ def test_points_and_rows(tmp_path: Path) -> None:
     assert run.metrics() == ["psnr", "ms_ssim", "lpips"]
 
 
-def test_a_metric_without_a_value_is_not_there(tmp_path: Path) -> None:
+def test_a_metric_without_a_value_is_omitted(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "a")
     change(folder, lambda summary: summary["points"][0].update(dists=None, fid=math.nan))
     run = read_results(folder)
@@ -48,6 +48,28 @@ def test_a_metric_without_a_value_is_not_there(tmp_path: Path) -> None:
     path = folder / "per_image.csv"
     path.write_text(path.read_text().replace(",0.7,", ",,"))
     assert "ms_ssim" not in next(row for row in read_results(folder).rows if row.label == "q0").values
+
+
+def test_results_of_version_0_1_are_read(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "a")
+
+    def fail(summary: Any) -> None:
+        summary["failed"].append({"image": "quay", "reason": "corrupt"})
+
+    change(folder, fail)
+    expected = read_results(folder)
+    for name, columns in (("summary.json", False), ("per_image.csv", True)):
+        path = folder / name
+        text = path.read_text()
+        if columns:
+            header, _, rest = text.partition("\n")
+            text = header.replace("image", "picture") + "\n" + rest
+        else:
+            text = text.replace('"images":', '"pictures":').replace('"image":', '"picture":')
+        assert "picture" in text
+        path.write_text(text)
+    assert read_results(folder) == expected
+    assert [failure["image"] for failure in expected.failed] == ["quay"]
 
 
 def missing(*keys: Any) -> Any:
@@ -69,14 +91,14 @@ def missing(*keys: Any) -> Any:
         (missing("points", 1, "bpp"), "points[1].bpp is missing"),
         (lambda s: s["points"][2].update(psnr="good"), "points[2].psnr must be a number"),
         (lambda s: s["points"][2].update(bpp=0), "points[2].bpp must be positive"),
-        (lambda s: s["points"][2].update(label="../q"), "no name of a folder"),
+        (lambda s: s["points"][2].update(label="../q"), "not a valid folder name"),
         (lambda s: s["points"][2].update(label="q0"), "two points have the label 'q0'"),
         (lambda s: s["points"].clear(), "points is empty"),
-        (lambda s: s["failed"].append({"image": "x"}), "failed[0] needs"),
+        (lambda s: s["failed"].append({"image": "x"}), "failed[0] must have"),
         (lambda s: s["points"].pop(), "no point of summary.json has the label 'q3'"),
     ],
 )
-def test_names_the_file_and_the_key(tmp_path: Path, edit: Any, words: str) -> None:
+def test_errors_name_the_file_and_the_key(tmp_path: Path, edit: Any, words: str) -> None:
     folder = write_run(tmp_path / "a")
     change(folder, edit)
     with pytest.raises(ResultsError) as caught:
@@ -88,13 +110,13 @@ def test_names_the_file_and_the_key(tmp_path: Path, edit: Any, words: str) -> No
 @pytest.mark.parametrize(
     ("old", "new", "words"),
     [
-        ("harbour,48", "/etc/x,48", "line 2: '/etc/x' is no name"),
-        ("harbour,48", "a/../../x,48", "is no name of an image"),
-        ("harbour,48,32,q0,100", "harbour,48,32,q0,many", "line 2: bytes is no number: 'many'"),
+        ("harbour,48", "/etc/x,48", "line 2: '/etc/x' is not a valid"),
+        ("harbour,48", "a/../../x,48", "is not a valid image name"),
+        ("harbour,48,32,q0,100", "harbour,48,32,q0,many", "line 2: bytes is not a number: 'many'"),
         ("label", "setting", "column label is missing"),
     ],
 )
-def test_names_the_line_of_the_table(tmp_path: Path, old: str, new: str, words: str) -> None:
+def test_errors_name_the_line_of_the_table(tmp_path: Path, old: str, new: str, words: str) -> None:
     folder = write_run(tmp_path / "a")
     path = folder / "per_image.csv"
     path.write_text(path.read_text().replace(old, new, 1))
@@ -104,7 +126,7 @@ def test_names_the_line_of_the_table(tmp_path: Path, old: str, new: str, words: 
 
 
 @pytest.mark.parametrize("content", [None, "{", "[]", "\udc00"])
-def test_no_run(tmp_path: Path, content: str | None) -> None:
+def test_a_missing_or_invalid_summary_is_refused(tmp_path: Path, content: str | None) -> None:
     folder = write_run(tmp_path / "a")
     path = folder / "summary.json"
     path.unlink()
@@ -114,14 +136,14 @@ def test_no_run(tmp_path: Path, content: str | None) -> None:
         read_results(folder)
 
 
-def test_runs_of_one_name_are_told_apart(tmp_path: Path) -> None:
+def test_equal_names_of_runs_are_made_unique(tmp_path: Path) -> None:
     folders = [write_run(tmp_path / "slow"), write_run(tmp_path / "fast"), write_run(tmp_path / "x", "jpeg")]
     assert [run.name for run in read_runs(folders)] == ["glc (slow)", "glc (fast)", "jpeg"]
     same = read_runs([folders[0], folders[0]])
     assert len({run.name for run in same}) == 2
 
 
-def test_metrics_in_the_usual_order(tmp_path: Path) -> None:
+def test_metrics_are_in_the_usual_order(tmp_path: Path) -> None:
     def run(**values: float) -> Results:
         folder = tmp_path / "-".join(values)
         return read_results(write_run(folder, curve=[{"bpp": 0.1, **values}]))
@@ -130,7 +152,7 @@ def test_metrics_in_the_usual_order(tmp_path: Path) -> None:
     assert all_metrics(runs) == ["psnr", "lpips", "fid_256", "fid_64", "kid_64", "zeal"]
 
 
-def test_which_way_is_better() -> None:
+def test_direction_of_metrics() -> None:
     better = {name: metric(name).higher_is_better for name in ("psnr", "ms_ssim", "fid_64", "cmmd", "zeal")}
     assert better == {"psnr": True, "ms_ssim": True, "fid_64": False, "cmmd": False, "zeal": None}
     assert metric("fid_64").heading == "FID, 64 ↓"

@@ -1,7 +1,7 @@
-"""Tables, BD-rates and published figures.
+"""Tables, BD-rates and published results.
 
 The figures stand where they belong, whatever text is in the cells; a BD-rate has the right sign on both kinds
-of metrics; published figures have a source and the names that runs use.
+of metrics; published results have a source and the names that runs use.
 """
 
 import math
@@ -74,7 +74,7 @@ def test_points_and_published_points(tmp_path: Path) -> None:
     assert "somebody, table 1" in note
 
 
-def test_what_is_published_of_other_metrics_has_no_rows(tmp_path: Path) -> None:
+def test_published_points_without_the_metrics_are_omitted(tmp_path: Path) -> None:
     run = read_results(write_run(tmp_path / "a"))
     other = PublishedCurve("Other", "x", "eye", [{"bpp": 0.01, "fid": 3.0}])
     table = points_table([run], [other])
@@ -100,7 +100,7 @@ def test_means_over_fewer_images_are_named(tmp_path: Path) -> None:
     assert "fid was not measured (by any run)" in " ".join(points_table(runs[:1]).notes)
 
 
-def test_delta_rates_against_the_anchor(tmp_path: Path) -> None:
+def test_bd_rates_against_the_anchor(tmp_path: Path) -> None:
     runs = [
         read_results(write_run(tmp_path / "a", "slim", at_rates(0.75))),
         read_results(write_run(tmp_path / "b", "wide")),
@@ -115,7 +115,7 @@ def test_delta_rates_against_the_anchor(tmp_path: Path) -> None:
     assert bd_rate_table(runs, anchor=0).rows == [["wide", "+33.3", "+33.3", "+33.3"]]
 
 
-def test_why_there_is_no_delta_rate(tmp_path: Path) -> None:
+def test_reasons_for_missing_bd_rates(tmp_path: Path) -> None:
     runs = [
         read_results(write_run(tmp_path / "a")),
         read_results(write_run(tmp_path / "b", "short", CURVE[:2])),
@@ -126,7 +126,7 @@ def test_why_there_is_no_delta_rate(tmp_path: Path) -> None:
     assert table.rows[1][1] == NOTHING
     text = "\n".join(table.notes)
     assert "The codec has fewer than 3 points: short (PSNR, MS-SSIM, LPIPS)." in text
-    assert re.search(r"The curves share no quality: sharp \(PSNR\)\.", text)
+    assert re.search(r"The quality ranges do not overlap: sharp \(PSNR\)\.", text)
 
 
 RATES = (0.02, 0.03, 0.05, 0.08)
@@ -147,7 +147,7 @@ def test_the_same_quality_at_other_rates(name: str, values: tuple[float, ...], f
 
 
 @pytest.mark.parametrize(("name", "sign"), [("psnr", 1), ("lpips", -1)])
-def test_a_figure_by_hand(name: str, sign: int) -> None:
+def test_a_bd_rate_computed_by_hand(name: str, sign: int) -> None:
     """Straight lines of log rate over quality, so that the mean distance over the shared part is exact."""
     base = 1.0 if sign == 1 else 100.0
     anchor = [(10 ** (-2 + 0.1 * q), base + sign * q) for q in (0, 1, 2, 3)]
@@ -177,13 +177,13 @@ def test_the_order_of_points_does_not_matter() -> None:
     [
         (curve(PSNR)[:2], curve(PSNR), "psnr", "the anchor has fewer than 3 points"),
         (curve(PSNR), curve(PSNR)[:1], "psnr", "the codec has fewer than 3 points"),
-        (curve(PSNR), [(r, v + 10) for r, v in curve(PSNR)], "psnr", "share no quality"),
-        (curve(PSNR), [*curve(PSNR)[:3], (0.08, 23.9)], "psnr", "does not grow from 0.0500 to 0.0800"),
-        (curve(PSNR), curve(PSNR), "zeal", "is not known"),
+        (curve(PSNR), [(r, v + 10) for r, v in curve(PSNR)], "psnr", "do not overlap"),
+        (curve(PSNR), [*curve(PSNR)[:3], (0.08, 23.9)], "psnr", "does not increase from 0.0500 to 0.0800"),
+        (curve(PSNR), curve(PSNR), "zeal", "unknown whether higher"),
         (curve(PSNR), [*curve(PSNR)[:2], (0.05, math.inf)], "psnr", "fewer than 3 points"),
     ],
 )
-def test_no_figure_without_a_reason(
+def test_undefined_bd_rates_have_a_reason(
     anchor: list[tuple[float, float]], test: list[tuple[float, float]], name: str, words: str
 ) -> None:
     found = bd_rate(anchor, test, name)
@@ -197,7 +197,7 @@ def test_caveats() -> None:
     assert few.note == "from 3 points"
     apart = bd_rate(curve(PSNR), [(rate, value + 2) for rate, value in curve(PSNR)], "psnr")
     assert apart.percent is not None
-    assert apart.note == "over 20 % of the range of quality"
+    assert apart.note == "over 20 % of the quality range"
 
 
 def test_rates_must_be_positive() -> None:
@@ -218,7 +218,7 @@ RANGES = {
 
 
 @pytest.mark.parametrize("data", SETS)
-def test_figures_are_plausible_and_have_sources(data: str) -> None:
+def test_published_results_are_plausible_and_have_sources(data: str) -> None:
     curves = published_curves(data)
     assert curves[0].codec == "GLC"
     for entry in curves:
@@ -230,7 +230,7 @@ def test_figures_are_plausible_and_have_sources(data: str) -> None:
             assert all(RANGES[key][0] < value < RANGES[key][1] for key, value in point.items())
 
 
-def test_nothing_is_known_of_other_sets() -> None:
+def test_other_sets_have_no_published_results() -> None:
     assert not published_curves("folder")
 
 

@@ -17,7 +17,7 @@ def write(path: Path, width: int = 8, height: int = 6) -> Path:
     return path
 
 
-def test_names_are_paths_without_suffix_where_that_tells_them_apart(tmp_path: Path) -> None:
+def test_names_are_paths_without_suffix_unless_ambiguous(tmp_path: Path) -> None:
     for name in ("b.png", "a.png", "c/a.png", "a.jpg", ".hidden.png"):
         write(tmp_path / name)
     (tmp_path / "notes.txt").write_text("none")
@@ -29,16 +29,16 @@ def test_names_are_paths_without_suffix_where_that_tells_them_apart(tmp_path: Pa
     assert names == ["a.jpg", "a.png", "a.png.bmp", "b.png", "c/a.png"]
 
 
-def test_a_folder_that_is_not_there_or_empty(tmp_path: Path) -> None:
+def test_missing_and_empty_folders_are_refused(tmp_path: Path) -> None:
     with pytest.raises(SetError, match="no such folder; get kodak from https://x"):
         ImageSet(tmp_path / "no", name="kodak", source="https://x")
-    with pytest.raises(SetError, match="no images in it"):
+    with pytest.raises(SetError, match="contains no images"):
         ImageSet(tmp_path)
-    with pytest.raises(SetError, match=r"testset\.path is not given"):
+    with pytest.raises(SetError, match=r"testset\.path: not set"):
         ImageSet(None)
 
 
-def test_missing_images_are_named_and_strangers_refused(tmp_path: Path) -> None:
+def test_missing_images_are_named_and_unknown_ones_refused(tmp_path: Path) -> None:
     for k in (1, 2, 4):
         write(tmp_path / f"kodim{k:02d}.png")
     known = {"name": "kodak", "count": 4, "pattern": "kodim{:02d}"}
@@ -47,14 +47,14 @@ def test_missing_images_are_named_and_strangers_refused(tmp_path: Path) -> None:
     ((name, reason),) = ImageSet(tmp_path, name="clic", count=428).missing
     assert name == "425 unnamed"
     assert "has 3 of the 428 images of clic" in reason
-    with pytest.raises(SetError, match="3 images, and kodak has 2"):
+    with pytest.raises(SetError, match="contains 3 images, but kodak has 2"):
         ImageSet(tmp_path, name="kodak", count=2)
     write(tmp_path / "other.png")
-    with pytest.raises(SetError, match="other is none of kodak, whose images are called kodim01 to kodim04"):
+    with pytest.raises(SetError, match="other does not belong to kodak, whose images are kodim01 to kodim04"):
         ImageSet(tmp_path, **known)
 
 
-def test_images_are_scaled_and_cut_in_the_centre(tmp_path: Path) -> None:
+def test_images_are_scaled_and_centre_cropped(tmp_path: Path) -> None:
     pixels = np.zeros((40, 80, 3), dtype=np.uint8)
     pixels[:, 20:60] = 200  # the middle half
     Image.fromarray(pixels).save(tmp_path / "a.png")
@@ -65,14 +65,14 @@ def test_images_are_scaled_and_cut_in_the_centre(tmp_path: Path) -> None:
     whole = ImageSet(tmp_path)
     np.testing.assert_array_equal(np.asarray(whole.read(whole.images[0])), pixels)
     large = ImageSet(tmp_path, center_crop=50)
-    with pytest.raises(ImageError, match=r"a\.png: 80x40 pixels, less than the crop of 50"):
+    with pytest.raises(ImageError, match=r"a\.png: 80x40 pixels, below the crop of 50"):
         large.read(large.images[0])
     wrong = ImageSet(tmp_path, name="kodak", sizes=[[768, 512], [512, 768]])
-    with pytest.raises(ImageError, match="80x40 pixels, those of kodak have 768x512 or 512x768"):
+    with pytest.raises(ImageError, match="80x40 pixels, images of kodak have 768x512 or 512x768"):
         wrong.read(wrong.images[0])
 
 
-def test_a_sample_depends_on_names_and_seed_alone(tmp_path: Path) -> None:
+def test_a_sample_depends_only_on_names_and_seed(tmp_path: Path) -> None:
     for k in range(20):
         write(tmp_path / f"{k:02d}.png")
 
@@ -89,7 +89,7 @@ def test_a_sample_depends_on_names_and_seed_alone(tmp_path: Path) -> None:
         drawn(0)
 
 
-def test_hashes_tell_contents_apart(tmp_path: Path) -> None:
+def test_hashes_depend_on_the_content(tmp_path: Path) -> None:
     write(tmp_path / "a.png")
     write(tmp_path / "b.png")
     write(tmp_path / "c.png", 9)
@@ -116,10 +116,10 @@ def test_a_path_names_a_folder_or_shards(tmp_path: Path) -> None:
     assert open_testset(str(shard), name="mine").name == "mine"
 
 
-def test_shards_refuse_what_needs_all_names(tmp_path: Path) -> None:
+def test_shards_refuse_options_of_folders(tmp_path: Path) -> None:
     shard = str(write_tar(tmp_path / "val-0.tar", []))
     for key, value in (("limit", 3), ("pattern", "kodim{:02d}")):
-        with pytest.raises(SetError, match=rf"testset\.{key} goes with a folder"):
+        with pytest.raises(SetError, match=rf"testset\.{key}: only applies to folders"):
             open_testset(shard, **{key: value})
-    with pytest.raises(SetError, match="nor any of 2 shards"):
+    with pytest.raises(SetError, match="none of 2 shards exists"):
         ShardSet("missing-{0..1}.tar")

@@ -11,7 +11,7 @@ SOURCE = {"bytes": 100, "mtime_ns": 5}
 
 
 @pytest.mark.parametrize("damage", [b'{"key": 3', b"no json\n", b"[1]\n", b""], ids=str)
-def test_a_log_is_cut_after_its_last_whole_line(tmp_path: Path, damage: bytes) -> None:
+def test_a_log_is_truncated_after_its_last_complete_line(tmp_path: Path, damage: bytes) -> None:
     log = Log(tmp_path / "log", fsync=True)
     for key in range(3):
         log.append({"key": key})
@@ -26,7 +26,7 @@ def test_a_log_is_cut_after_its_last_whole_line(tmp_path: Path, damage: bytes) -
     assert (tmp_path / "log").read_text() == '{"key": 0}\n{"key": "new"}\n'
 
 
-def test_a_damaged_line_costs_what_follows_it(tmp_path: Path) -> None:
+def test_lines_after_a_corrupt_line_are_dropped(tmp_path: Path) -> None:
     (tmp_path / "log").write_text('{"key": 0}\n{"ke\n{"key": 2}\n')
     log = Log(tmp_path / "log")
     log.close()
@@ -46,7 +46,7 @@ def write(folder: Path, samples: int) -> Journal:
     return found
 
 
-def test_a_torn_journal_costs_what_is_torn(tmp_path: Path) -> None:
+def test_samples_incomplete_in_shard_or_journal_are_dropped(tmp_path: Path) -> None:
     written = write(tmp_path, 4)
     ends = [line["end"] for line in written.samples]
     good_part, good_notes = written.part.read_bytes(), written.notes.read_bytes()
@@ -68,7 +68,7 @@ def test_a_torn_journal_costs_what_is_torn(tmp_path: Path) -> None:
     assert kept(source={**SOURCE, "mtime_ns": 6}) == 0
 
 
-def test_a_shard_is_published_with_the_hash_of_what_was_written(tmp_path: Path) -> None:
+def test_a_shard_is_published_with_the_hash_of_its_bytes(tmp_path: Path) -> None:
     write(tmp_path, 2)
     resumed = journal(tmp_path)
     size, sha256 = resumed.publish()

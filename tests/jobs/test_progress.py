@@ -8,7 +8,7 @@ from glc.jobs.tar_shards import find_shards
 from tests.jobs.stand_ins import code
 
 
-def test_it_counts_finished_shards_and_what_is_read_of_others(shards: Path, tmp_path: Path) -> None:
+def test_progress_counts_finished_and_partly_read_shards(shards: Path, tmp_path: Path) -> None:
     code(shards, tmp_path / "out")
     found = find_shards([str(shards)])
     folder = Folder(tmp_path / "out")

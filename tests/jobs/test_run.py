@@ -46,11 +46,10 @@ def test_a_killed_process_is_replaced_and_its_item_tried_again(task: NumberTask)
     assert sorted(task.recorded) == SQUARES
 
 
-def test_an_item_that_kills_every_process_is_left_and_the_others_are_done(task: NumberTask) -> None:
+def test_an_item_that_kills_every_process_is_given_up_and_the_others_are_done(task: NumberTask) -> None:
     (task.folder / "kill-1").touch()
-    message = (
-        r"1 of 6 numbers are not finished \(a process was ended by SIGKILL, perhaps out of memory\): run"
-    )
+    reason = r"a worker process was killed by SIGKILL, possibly out of memory"
+    message = rf"1 of 6 numbers are not finished \({reason}\); run"
     with pytest.raises(UnfinishedError, match=message):
         run(task, processes=2, quiet=True)
     assert sorted(task.recorded) == [entry for entry in SQUARES if entry[0] != 1]
@@ -59,7 +58,7 @@ def test_an_item_that_kills_every_process_is_left_and_the_others_are_done(task: 
     assert task.recorded[-1] == SQUARES[1]
 
 
-def test_others_take_over_from_a_process_that_cannot_go_on(task: NumberTask) -> None:
+def test_others_take_over_from_a_process_that_reports_an_error(task: NumberTask) -> None:
     (task.folder / "error-once-1").touch()
     run(task, processes=2, quiet=True)
     assert sorted(task.recorded) == SQUARES
@@ -76,7 +75,7 @@ def test_an_error_of_every_process_is_reported_with_its_file(task: NumberTask, p
 
 
 @pytest.mark.parametrize("processes", [1, 2])
-def test_a_deferred_item_holds_up_no_other(task: NumberTask, processes: int) -> None:
+def test_a_deferred_item_does_not_stop_the_others(task: NumberTask, processes: int) -> None:
     (task.folder / "defer-0").touch()
     with pytest.raises(UnfinishedError, match=r"1 of 6 .*0: not enough memory"):
         run(task, processes=processes, quiet=True)
@@ -84,7 +83,7 @@ def test_a_deferred_item_holds_up_no_other(task: NumberTask, processes: int) -> 
 
 
 @pytest.mark.parametrize("processes", [1, 2])
-def test_an_item_that_another_command_holds_comes_again(task: NumberTask, processes: int) -> None:
+def test_an_item_locked_by_another_command_is_tried_again(task: NumberTask, processes: int) -> None:
     (task.folder / "held-once-0").touch()
     (task.folder / "held-once-5").touch()
     run(task, processes=processes, quiet=True)
@@ -92,7 +91,7 @@ def test_an_item_that_another_command_holds_comes_again(task: NumberTask, proces
     assert processes > 1 or task.recorded[-2:] == [SQUARES[0], SQUARES[5]]
 
 
-def test_ranks_begin_at_different_items(task: NumberTask, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ranks_start_at_different_items(task: NumberTask, monkeypatch: pytest.MonkeyPatch) -> None:
     for key, value in {"RANK": "1", "WORLD_SIZE": "3", "LOCAL_RANK": "1"}.items():
         monkeypatch.setenv(key, value)
     run(task, quiet=True)
@@ -110,9 +109,7 @@ def test_an_interrupted_run_ends_its_processes(task: NumberTask, monkeypatch: py
     assert not multiprocessing.active_children()
 
 
-def test_a_worker_that_cannot_be_made_is_the_users_to_mend(
-    task: NumberTask, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_error_in_make_worker_is_raised(task: NumberTask, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(self: NumberWorker, folder: Path, local_rank: int) -> None:
         raise ValueError("no such weights")
 

@@ -1,4 +1,4 @@
-"""Which shards names stand for, what samples they hold, and the bytes of those that are written."""
+"""Finding shards, reading their samples, and encoding members."""
 
 import io
 import random
@@ -15,7 +15,7 @@ def names(path: Path) -> list[tuple[str, list[str], str | None]]:
     return [(s.key, [suffix for suffix, _ in s.files], s.problem) for s in read_samples(path)]
 
 
-def test_patterns_folders_and_stars(tmp_path: Path) -> None:
+def test_finds_shards_by_braces_folder_and_glob(tmp_path: Path) -> None:
     for name in ("a-000.tar", "a-001.tar", "b-000.tar"):
         (tmp_path / name).touch()
 
@@ -26,7 +26,7 @@ def test_patterns_folders_and_stars(tmp_path: Path) -> None:
     assert found("{b,a}-000.tar") == ["b-000.tar", "a-000.tar"]
     assert found("*-000.tar") == ["a-000.tar", "b-000.tar"]
     assert found("") == ["a-000.tar", "a-001.tar", "b-000.tar"]
-    # One that is missing is told of when its turn comes.
+    # A missing shard is reported when it is read.
     assert found("a-{000..002}.tar")[-1] == "a-002.tar"
     assert find_shards([str(tmp_path / "a-{000..002}.tar")])[-1].stamp() is None
     for given, message in (
@@ -59,14 +59,14 @@ def test_samples_are_files_that_share_a_key(tmp_path: Path) -> None:
         ("x/1", ["jpg", "seg.png"], None),
         ("x/2", ["v1.jpg"], None),
         ("y/2", ["txt"], None),
-        ("x/1", [], "its key has come before in this shard"),
+        ("x/1", [], "duplicate key in this shard"),
     ]
     skipped = list(read_samples(path, skip=2))
     assert [len(sample.files) for sample in skipped] == [0, 0, 1, 0]
     assert [s.end for s in skipped] == [s.end for s in read_samples(path)]
 
 
-def test_names_and_files_that_lead_elsewhere(tmp_path: Path) -> None:
+def test_unsafe_paths_and_links_are_problems(tmp_path: Path) -> None:
     path = tmp_path / "s.tar"
     with tarfile.open(path, "w") as tar:
         for name, kind in (("../up.jpg", tarfile.REGTYPE), ("/etc/x.jpg", tarfile.REGTYPE)):
@@ -83,8 +83,8 @@ def test_names_and_files_that_lead_elsewhere(tmp_path: Path) -> None:
     assert len(found) == 3
     assert all(files == [] for _, files, _ in found)
     assert all(problem for _, _, problem in found)
-    assert "leads out of the shard" in str(found[0][2])
-    assert "no ordinary file" in str(found[2][2])
+    assert "unsafe path" in str(found[0][2])
+    assert "not a regular file" in str(found[2][2])
 
 
 def test_a_sparse_file_cannot_take_more_memory_than_the_shard_has(tmp_path: Path) -> None:
@@ -99,15 +99,15 @@ def test_a_sparse_file_cannot_take_more_memory_than_the_shard_has(tmp_path: Path
     (tmp_path / "s.tar").write_bytes(bytes(raw) + closing_bytes(512))
     ((_, files, problem),) = names(tmp_path / "s.tar")
     assert files == []
-    assert "no ordinary file" in str(problem)
+    assert "not a regular file" in str(problem)
 
 
-def test_a_shard_that_breaks_off_or_is_damaged_says_so(tmp_path: Path) -> None:
+def test_truncated_and_damaged_shards_raise(tmp_path: Path) -> None:
     path = write_tar(tmp_path / "s.tar", [(f"{i}.txt", bytes([i]) * 700) for i in range(6)])
     good = path.read_bytes()
     end = 6 * (512 + 1024)
     rng = random.Random(0)
-    # Wherever it is cut, even between two files: nothing is lost without a word.
+    # Wherever it is truncated, even between two files, the loss is reported.
     for size in [0, 1, 512, 1536, 1537, end, *(rng.randrange(end) for _ in range(30))]:
         path.write_bytes(good[:size])
         found = []
@@ -127,7 +127,7 @@ def test_a_shard_that_breaks_off_or_is_damaged_says_so(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["more memory than there is", "no length", "deep"])
-def test_a_header_that_tarfile_trips_over_is_damage(tmp_path: Path, kind: str) -> None:
+def test_a_header_that_tarfile_cannot_parse_raises_shard_error(tmp_path: Path, kind: str) -> None:
     header = tarfile.TarInfo("pax")
     header.type = tarfile.XHDTYPE
     if kind == "deep":
@@ -136,7 +136,7 @@ def test_a_header_that_tarfile_trips_over_is_damage(tmp_path: Path, kind: str) -
     else:
         header.size = 1 << 45 if kind == "more memory than there is" else 1 << 64
         hostile = header.tobuf(tarfile.GNU_FORMAT)
-    good = member_bytes("0.txt", b"good") + member_bytes("1.txt", b"its files may go on")
+    good = member_bytes("0.txt", b"good") + member_bytes("1.txt", b"more files may follow")
     for before, found in ((b"", []), (good, ["0"])):
         path = tmp_path / "s.tar"
         path.write_bytes(before + hostile + closing_bytes(0))
@@ -146,21 +146,21 @@ def test_a_header_that_tarfile_trips_over_is_damage(tmp_path: Path, kind: str) -
             next(samples)
 
 
-def test_an_error_of_who_takes_samples_is_not_the_shards(tmp_path: Path) -> None:
+def test_errors_of_the_caller_are_not_shard_errors(tmp_path: Path) -> None:
     samples = read_samples(write_tar(tmp_path / "s.tar", [("0.txt", b""), ("1.txt", b"")]))
     next(samples)
     with pytest.raises(MemoryError):
         samples.throw(MemoryError)
 
 
-def test_what_is_written_is_a_tar_of_fixed_bytes() -> None:
+def test_written_shards_equal_those_of_tarfile() -> None:
     files = [("0.glc", b"GLC" * 300), ("deep/" * 40 + "é.json", b"{}"), ("n.txt", b"")]
     content = b"".join(member_bytes(name, data) for name, data in files)
-    whole = content + closing_bytes(len(content))
+    written = content + closing_bytes(len(content))
     expected = io.BytesIO()
     with tarfile.open(fileobj=expected, mode="w", format=tarfile.PAX_FORMAT) as tar:
         for name, data in files:
             member = tarfile.TarInfo(name)
             member.size = len(data)
             tar.addfile(member, io.BytesIO(data))
-    assert whole == expected.getvalue()
+    assert written == expected.getvalue()

@@ -47,7 +47,7 @@ def fail_at(patch: pytest.MonkeyPatch, key: str) -> None:
     patch.setattr(Journal, "add", full)
 
 
-def test_every_sample_once_and_a_manifest_that_adds_up(shards: Path, tmp_path: Path) -> None:
+def test_every_sample_is_processed_once_and_the_totals_add_up(shards: Path, tmp_path: Path) -> None:
     totals = code(shards, tmp_path / "out")
     assert (totals["samples"], totals["done"], totals["failed"]) == (15, 13, 2)
     assert totals["coded_bytes"] == 13 * len("text 0 0")
@@ -69,7 +69,7 @@ def test_other_files_are_kept_only_when_asked_for(shards: Path, tmp_path: Path) 
     assert set(read_tar(tmp_path / "out" / "in-0.tar")) == {f"0-{i}.rev" for i in range(5)}
 
 
-def test_a_kill_at_any_write_costs_one_sample_at_most(
+def test_a_kill_at_any_write_loses_at_most_one_sample(
     shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, coded: list[str]
 ) -> None:
     code(shards, tmp_path / "whole")
@@ -167,7 +167,7 @@ def test_processes_share_the_shards_and_outlive_one_another(
     assert contents(tmp_path / "out") == contents(tmp_path / "alone")
 
 
-def test_missing_and_broken_shards_are_reported_and_done_once_mended(shards: Path, tmp_path: Path) -> None:
+def test_missing_and_truncated_shards_are_reported_and_done_once_fixed(shards: Path, tmp_path: Path) -> None:
     code(shards, tmp_path / "whole")
     good = {path.name: path.read_bytes() for path in shards.iterdir()}
     # Of a sample before the cut nobody knows whether it is whole.
@@ -200,7 +200,7 @@ def test_a_full_disk_stops_and_loses_nothing(
 
 
 @pytest.mark.parametrize("shortage", [MemoryLimitError("9 GB: allow more with --memory"), MemoryError()])
-def test_a_sample_that_lacks_memory_holds_up_no_other_shard(
+def test_a_sample_without_memory_does_not_stop_other_shards(
     shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shortage: Exception
 ) -> None:
     code(shards, tmp_path / "whole")
@@ -220,7 +220,7 @@ def test_a_sample_that_lacks_memory_holds_up_no_other_shard(
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")
 
 
-def test_another_source_of_the_same_size_is_done_again(shards: Path, tmp_path: Path) -> None:
+def test_a_changed_source_of_the_same_size_is_processed_again(shards: Path, tmp_path: Path) -> None:
     code(shards, tmp_path / "out")
     good = contents(tmp_path / "out")
     shard = shards / "in-0.tar"
@@ -234,7 +234,7 @@ def test_another_source_of_the_same_size_is_done_again(shards: Path, tmp_path: P
 
 
 @pytest.mark.parametrize("kind", ["json", "journal"])
-def test_notes_of_an_older_version_without_a_time_go_by_size(
+def test_records_of_older_versions_without_mtime_are_compared_by_size(
     shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, coded: list[str], kind: str
 ) -> None:
     with monkeypatch.context() as patch:
@@ -256,7 +256,7 @@ def test_notes_of_an_older_version_without_a_time_go_by_size(
     assert coded == ["2-4.txt"]
 
 
-def test_force_does_again_what_was_finished_before_this_command(
+def test_force_repeats_a_job_finished_before_this_command(
     shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, coded: list[str]
 ) -> None:
     def again(**options: Any) -> int:
@@ -281,7 +281,7 @@ def test_force_does_again_what_was_finished_before_this_command(
     assert contents(tmp_path / "out") == whole
 
 
-def test_settings_with_which_nothing_was_begun_are_replaced(shards: Path, tmp_path: Path) -> None:
+def test_settings_of_a_job_that_did_not_start_are_replaced(shards: Path, tmp_path: Path) -> None:
     def fails(local_rank: int) -> Reverser:
         raise LookupError
 
@@ -292,7 +292,7 @@ def test_settings_with_which_nothing_was_begun_are_replaced(shards: Path, tmp_pa
         code(shards, tmp_path / "out", settings={"command": "typo"})
 
 
-def test_of_two_commands_that_begin_together_one_is_refused(shards: Path, tmp_path: Path) -> None:
+def test_of_two_commands_that_start_together_one_is_refused(shards: Path, tmp_path: Path) -> None:
     def slow_to_load(local_rank: int) -> Reverser:
         code(shards, tmp_path / "out")
         return Reverser(keep=True)
@@ -306,7 +306,7 @@ def test_of_two_commands_that_begin_together_one_is_refused(shards: Path, tmp_pa
         code(shards, tmp_path / "out", settings={"command": "other"})
 
 
-def test_a_folder_holds_shards_of_one_setting(shards: Path, tmp_path: Path) -> None:
+def test_a_folder_has_shards_of_one_setting(shards: Path, tmp_path: Path) -> None:
     code(shards, tmp_path / "out")
     with pytest.raises(JobError, match=r"keep was true, is false.*--force"):
         code(shards, tmp_path / "out", keep=False)

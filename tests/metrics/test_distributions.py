@@ -98,7 +98,7 @@ def test_kid_over_all_patches_equals_an_independent_computation_and_torchmetrics
     assert theirs.compute()[0].item() == pytest.approx(expected, rel=1e-3)
 
 
-def test_kid_draws_its_subsets_from_its_seed_alone() -> None:
+def test_kid_subsets_depend_only_on_its_seed() -> None:
     x, x_hat = images()
 
     def value(order: list[int], seed: int, **options: int) -> float:
@@ -157,7 +157,7 @@ def metrics_of_sets(**options: int) -> dict[str, Metric]:
     }
 
 
-def test_too_few_patches_are_a_reason_and_not_a_figure() -> None:
+def test_too_few_patches_are_not_measurable() -> None:
     x, x_hat = images()
     metrics = QualityMetrics(metrics_of_sets())
     metrics.update(x[:1, :, :SIZE, :SIZE], x_hat[:1, :, :SIZE, :SIZE])
@@ -182,7 +182,7 @@ def test_images_smaller_than_a_patch_are_named() -> None:
     assert torch.equal(metric.compute(), expected)
 
 
-def test_a_diverged_model_shows() -> None:
+def test_nan_reaches_the_metrics() -> None:
     x, x_hat = images()
     x_hat[1, 0, 40, 40] = float("nan")
     metrics = QualityMetrics(metrics_of_sets())

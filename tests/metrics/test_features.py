@@ -116,9 +116,9 @@ class Trap:
         return Path.touch, (self.path,)
 
 
-def test_a_file_of_weights_is_not_executed(tmp_path: Path) -> None:
+def test_code_in_a_weights_file_is_not_executed(tmp_path: Path) -> None:
     torch.save({"fc.weight": Trap(tmp_path / "sprung")}, tmp_path / "weights-inception-x.pth")
-    with pytest.raises(ValueError, match="cannot be read as a file of tensors"):
+    with pytest.raises(ValueError, match="not a readable file of tensors"):
         features.inception(tmp_path)
     assert not (tmp_path / "sprung").exists()
 
@@ -155,7 +155,7 @@ def test_clip_takes_the_published_file_only(tmp_path: Path, monkeypatch: pytest.
     torch.testing.assert_close(network(some), expected, rtol=1e-2, atol=1e-2)  # stored as half precision
 
 
-def test_dinov2_says_what_it_lacks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_dinov2_names_missing_package_and_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "timm", None)
     with pytest.raises(WeightsUnavailable, match="Fix: pip install timm"):
         features.dinov2(tmp_path)
@@ -167,6 +167,6 @@ def test_dinov2_says_what_it_lacks(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 
 @pytest.mark.parametrize("make", [features.inception, features.clip])
-def test_a_folder_that_is_none_is_named(make: type, tmp_path: Path) -> None:
+def test_a_missing_weights_folder_is_named(make: type, tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="nowhere' is not a folder"):
         make(tmp_path / "nowhere")

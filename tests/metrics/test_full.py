@@ -23,7 +23,7 @@ def make(*overrides: str) -> QualityMetrics:
 
 
 @pytest.mark.parametrize(("choice", "names"), [("full", FULL), ("full_64", FULL | {"fid_64", "kid_64"})])
-def test_what_cannot_be_had_is_a_reason_and_the_rest_goes_on(
+def test_unavailable_metrics_have_a_reason_and_the_rest_is_measured(
     choice: str, names: set[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("GLC_OFFLINE", "1")

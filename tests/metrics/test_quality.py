@@ -96,11 +96,11 @@ def test_ms_ssim_equals_an_independent_computation(size: tuple[int, int]) -> Non
     np.testing.assert_allclose(got, expected, atol=2e-4)
 
 
-def test_small_images_are_left_out_with_the_reason() -> None:
+def test_small_images_are_skipped_with_the_reason() -> None:
     with pytest.raises(NotMeasurable, match="at least 176 pixels, got images of 180x175"):
         MSSSIM()(*images(1, (175, 180)))
     metrics = QualityMetrics({"psnr": PSNR(), "ms_ssim": MSSSIM()})
-    with pytest.warns(UserWarning, match="ms_ssim leaves images out"):
+    with pytest.warns(UserWarning, match="ms_ssim is not measured for some images"):
         assert set(metrics.update(*images(2, (64, 64)))) == {"psnr"}
     assert set(metrics.compute()) == {"psnr"}
     assert "64x64" in metrics.unavailable["ms_ssim"]
@@ -129,7 +129,7 @@ def test_means_count_images_not_batches() -> None:
     torch.testing.assert_close(metrics.compute()["psnr"], torch.cat([first, rest]).mean())
 
 
-def test_missing_weights_leave_a_metric_out_and_other_errors_do_not() -> None:
+def test_metrics_without_weights_are_omitted_and_other_errors_raised() -> None:
     def unavailable() -> nn.Module:
         raise WeightsUnavailable("no weights for vgg; fix: ...")
 
@@ -144,7 +144,7 @@ def test_missing_weights_leave_a_metric_out_and_other_errors_do_not() -> None:
         QualityMetrics({"psnr": lambda: nn.Linear(1, 1 // 0)})
 
 
-def test_a_diverged_model_shows() -> None:
+def test_nan_reaches_the_metrics() -> None:
     x, x_hat = images()
     x_hat[1, 0, 0, 0] = float("nan")
     metrics = QualityMetrics({"psnr": PSNR()})
@@ -152,7 +152,7 @@ def test_a_diverged_model_shows() -> None:
     assert metrics.compute()["psnr"].isnan()
 
 
-def test_autocast_does_not_change_the_figures() -> None:
+def test_autocast_does_not_change_the_values() -> None:
     x, x_hat = images(1, (176, 176))
     metrics = QualityMetrics({"ms_ssim": MSSSIM()})
     expected = metrics.measure(x, x_hat)["ms_ssim"]
@@ -178,7 +178,7 @@ class Spread(Metric):
         return errors.max() - errors.min()
 
 
-def test_metrics_of_a_whole_set_fit_in_and_networks_stay_hidden() -> None:
+def test_set_metrics_are_supported_and_networks_stay_hidden() -> None:
     metrics = QualityMetrics({"psnr": PSNR(), "spread": Spread()}, eight_bit=False)
     x, x_hat = images()
     x_hat = x_hat.clamp(-1, 1)
@@ -190,7 +190,7 @@ def test_metrics_of_a_whole_set_fit_in_and_networks_stay_hidden() -> None:
     assert not list(metrics.parameters())
 
 
-def test_mistakes_are_named() -> None:
+def test_invalid_arguments_are_refused() -> None:
     x, x_hat = images()
     metrics = QualityMetrics({})
     with pytest.raises(ValueError, match=r"\[3, 3, 48, 64\] and \[3, 3, 48, 32\]"):
@@ -244,7 +244,7 @@ def test_two_processes_compute_what_one_does(tmp_path: Path) -> None:
     try:
         torch.distributed.init_process_group("gloo", init_method=address, rank=0, world_size=2)
         metrics = QualityMetrics({"psnr": PSNR(), "ms_ssim": MSSSIM()})
-        with pytest.warns(UserWarning, match="ms_ssim leaves images out"):
+        with pytest.warns(UserWarning, match="ms_ssim is not measured for some images"):
             metrics.update(x[:1], x_hat[:1], bits[:1])
         first = {name: value.item() for name, value in metrics.compute().items()}
     finally:

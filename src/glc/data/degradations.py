@@ -1,9 +1,9 @@
-"""What images suffer before a restoration encoder sees them: noise, blur, JPEG, lost resolution, holes.
+"""Degradations to train restoration encoders with: noise, blur, JPEG, downsampling, holes.
 
-Each is a module that maps x `[B, 3, H, W]` in [-1, 1] to a degraded image of the same shape, as it would
-be saved: on 8-bit levels. A parameter is one number, or a pair `[low, high]` from which each image draws
-its own. All random numbers come from `generator`, else from torch's global generator on the CPU, so that
-what an image suffers does not depend on the device.
+Each is a module that maps x `[B, 3, H, W]` in [-1, 1] to degraded images of the same shape, rounded to
+8-bit levels. A parameter is one number, or a pair `[low, high]` from which a value is sampled for each
+image. All random numbers come from `generator`, else from torch's global generator on the CPU, so that the
+degradation does not depend on the device.
 """
 
 import io
@@ -22,14 +22,14 @@ from glc.data.images import from_uint8, stack_images, to_image, to_uint8
 Range = float | Sequence[float]
 
 HOLE = float(from_uint8(torch.tensor(128)))
-"""What holes are filled with: mid grey, level 128 of 255 in all channels."""
+"""Value of pixels in holes: mid grey, level 128 of 255 in all channels."""
 
 
 def _range(key: str, value: Range, low: float, high: float) -> tuple[float, float]:
     """Return a parameter as a pair.
 
     Raises:
-        ValueError: when it is no number or pair within the limits.
+        ValueError: it is not a number or pair within the limits.
     """
     pair = (value, value) if isinstance(value, int | float) else tuple(value)
     if len(pair) != 2 or not low <= pair[0] <= pair[1] <= high:
@@ -37,15 +37,15 @@ def _range(key: str, value: Range, low: float, high: float) -> tuple[float, floa
     return float(pair[0]), float(pair[1])
 
 
-def _draw(pair: tuple[float, float], generator: Generator | None) -> float:
+def _sample(pair: tuple[float, float], generator: Generator | None) -> float:
     return pair[0] + (pair[1] - pair[0]) * torch.rand((), generator=generator).item()
 
 
 class Degradation(nn.Module):
-    """Base: `degrade` does it to one image, `forward` to each of a batch."""
+    """Base class: `degrade` handles one image, `forward` a batch."""
 
     def forward(self, x: Tensor, generator: Generator | None = None) -> Tensor:
-        """Degrade x `[B, 3, H, W]` in [-1, 1], each image by its own draw.
+        """Degrade x `[B, 3, H, W]` in [-1, 1], each image with its own random parameters.
 
         Args:
             x: the images, on any device.
@@ -72,7 +72,7 @@ class GaussianNoise(Degradation):
 
     def degrade(self, x: Tensor, generator: Generator | None) -> Tensor:
         """Add noise to an image."""
-        sigma = _draw(self.sigma, generator) / 127.5
+        sigma = _sample(self.sigma, generator) / 127.5
         return x + sigma * torch.randn(x.shape, generator=generator).to(x.device)
 
 
@@ -88,14 +88,14 @@ class Blur(Degradation):
         self.sigma = _range("degradation.sigma", sigma, 0.1, 20)
 
     def degrade(self, x: Tensor, generator: Generator | None) -> Tensor:
-        """Blur an image; its edges are reflected as far as they reach."""
-        sigma = _draw(self.sigma, generator)
+        """Blur an image with reflected edges; the kernel is limited by the image size."""
+        sigma = _sample(self.sigma, generator)
         radius = min(math.ceil(3 * sigma), min(x.shape[-2:]) - 1)
         return gaussian_blur(x, [2 * radius + 1, 2 * radius + 1], [sigma, sigma])
 
 
 class JPEG(Degradation):
-    """JPEG's artefacts, with colour at half the resolution.
+    """JPEG artefacts, with 4:2:0 chroma subsampling.
 
     Args:
         quality: Pillow's scale, within [1, 95].
@@ -108,15 +108,15 @@ class JPEG(Degradation):
     def degrade(self, x: Tensor, generator: Generator | None) -> Tensor:
         """Write an image as JPEG and read it back, on the CPU."""
         stream = io.BytesIO()
-        to_image(x.float().cpu()).save(stream, "JPEG", quality=round(_draw(self.quality, generator)))
+        to_image(x.float().cpu()).save(stream, "JPEG", quality=round(_sample(self.quality, generator)))
         return stack_images([Image.open(stream)])[0].to(x)
 
 
 class Downsample(Degradation):
-    """Resolution lost and interpolated: bicubic down with anti-aliasing, bicubic up.
+    """Bicubic downsampling with anti-aliasing, then bicubic upsampling to the original size.
 
     Args:
-        factor: by which sides shrink, within [1, 16].
+        factor: the sides are divided by it, within [1, 16].
     """
 
     def __init__(self, factor: Range = (2.0, 4.0)) -> None:
@@ -125,7 +125,7 @@ class Downsample(Degradation):
 
     def degrade(self, x: Tensor, generator: Generator | None) -> Tensor:
         """Shrink an image and enlarge it again."""
-        factor = _draw(self.factor, generator)
+        factor = _sample(self.factor, generator)
         height, width = x.shape[-2:]
         small = (max(1, round(height / factor)), max(1, round(width / factor)))
         shrunk = F.interpolate(x[None].float(), small, mode="bicubic", antialias=True)
@@ -152,25 +152,25 @@ class Mask(Degradation):
 
     def degrade(self, x: Tensor, generator: Generator | None) -> Tensor:
         """Cut holes into an image and fill them."""
-        return x.masked_fill(self.draw(x.shape[-2], x.shape[-1], generator).to(x.device), HOLE)
+        return x.masked_fill(self.sample_mask(x.shape[-2], x.shape[-1], generator).to(x.device), HOLE)
 
-    def draw(self, height: int, width: int, generator: Generator | None = None) -> Tensor:
+    def sample_mask(self, height: int, width: int, generator: Generator | None = None) -> Tensor:
         """Return a random mask `[height, width]`, bool, true where the image is lost."""
         rows, columns = max(height, self.canvas), max(width, self.canvas)
-        lost = self._draw_whole(rows, columns, generator)
+        lost = self._canvas_mask(rows, columns, generator)
         if (rows, columns) == (height, width):
             return lost
-        top = round(_draw((0, rows - height), generator))
-        left = round(_draw((0, columns - width), generator))
+        top = round(_sample((0, rows - height), generator))
+        left = round(_sample((0, columns - width), generator))
         return lost[top : top + height, left : left + width]
 
-    def _draw_whole(self, height: int, width: int, generator: Generator | None) -> Tensor:
-        wanted = _draw(self.share, generator) * height * width
+    def _canvas_mask(self, height: int, width: int, generator: Generator | None) -> Tensor:
+        wanted = _sample(self.share, generator) * height * width
         canvas = Image.new("1", (width, height))
         pen = ImageDraw.Draw(canvas)
         lost = torch.zeros(height, width, dtype=torch.bool)
         while lost.sum() < wanted:
-            if _draw((0, 1), generator) < self.boxes:
+            if _sample((0, 1), generator) < self.boxes:
                 self._box(pen, height, width, generator)
             else:
                 self._stroke(pen, height, width, generator)
@@ -180,34 +180,34 @@ class Mask(Degradation):
 
     @staticmethod
     def _box(pen: ImageDraw.ImageDraw, height: int, width: int, generator: Generator | None) -> None:
-        left, top = (_draw((-0.1, 0.9), generator) for _ in range(2))
-        across, down = (_draw((0.08, 0.3), generator) for _ in range(2))
+        left, top = (_sample((-0.1, 0.9), generator) for _ in range(2))
+        across, down = (_sample((0.08, 0.3), generator) for _ in range(2))
         pen.rectangle((left * width, top * height, (left + across) * width, (top + down) * height), fill=1)
 
     @staticmethod
     def _stroke(pen: ImageDraw.ImageDraw, height: int, width: int, generator: Generator | None) -> None:
         side = min(height, width)
-        thick = max(1, round(_draw((0.02, 0.06), generator) * side))
-        x, y = _draw((0, width), generator), _draw((0, height), generator)
-        turn = _draw((0, 2 * math.pi), generator)
+        thick = max(1, round(_sample((0.02, 0.06), generator) * side))
+        x, y = _sample((0, width), generator), _sample((0, height), generator)
+        turn = _sample((0, 2 * math.pi), generator)
         points = [(x, y)]
-        for _ in range(2 + int(_draw((0, 5), generator))):
-            turn += _draw((-1, 1), generator)
-            reach = _draw((0.08, 0.25), generator) * side
-            x, y = x + reach * math.cos(turn), y + reach * math.sin(turn)
+        for _ in range(2 + int(_sample((0, 5), generator))):
+            turn += _sample((-1, 1), generator)
+            length = _sample((0.08, 0.25), generator) * side
+            x, y = x + length * math.cos(turn), y + length * math.sin(turn)
             points.append((x, y))
         pen.line(points, fill=1, width=thick, joint="curve")
 
 
 class Mixture(Degradation):
-    """One of several degradations, drawn for each image.
+    """One of several degradations, chosen at random for each image.
 
     Args:
-        parts: name to degradation; a part that is None is left out.
-        weights: name to how often it is drawn, relative to the others; 1 where a name is missing.
+        parts: name to degradation; None is omitted.
+        weights: name to relative probability; 1 where a name is missing.
 
     Raises:
-        ValueError: when there is nothing to draw, or a weight is negative or names no part.
+        ValueError: there are no parts with a positive weight, or a weight is negative or has an unknown name.
     """
 
     def __init__(self, parts: dict[str, Degradation | None], weights: dict[str, float] | None = None) -> None:
@@ -216,14 +216,16 @@ class Mixture(Degradation):
         given = dict(weights or {})
         unknown = sorted(given.keys() - parts.keys())
         if unknown:
-            raise ValueError(f"degradation.weights: no part is named {', '.join(unknown)}")
+            raise ValueError(f"degradation.weights: unknown name {', '.join(unknown)}")
         shares = [float(given.get(name, 1.0)) for name in self.parts]
         if not shares or min(shares) < 0 or sum(shares) <= 0:
-            raise ValueError(f"degradation.weights must be positive for some part, got {given}")
+            raise ValueError(
+                f"degradation.weights: at least one must be positive and none negative, got {given}"
+            )
         self.shares = torch.tensor(shares)
 
     def degrade(self, x: Tensor, generator: Generator | None) -> Tensor:
-        """Let an image suffer one of the parts."""
+        """Apply one of the parts to an image."""
         chosen = int(torch.multinomial(self.shares, 1, generator=generator))
         part = list(self.parts.values())[chosen]
         assert isinstance(part, Degradation)

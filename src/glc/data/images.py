@@ -1,23 +1,23 @@
-"""Reading images and converting ranges: the only place where either happens.
+"""Read images as 8-bit RGB and convert ranges; no other module does either.
 
 Needs Pillow, numpy and torch (imported on first use, so that tools which only read images start fast).
 
-What each kind of image becomes (all end as 8-bit RGB; colour profiles are ignored):
+Conversion to 8-bit RGB (colour profiles are ignored):
 
-| image                                | treatment                                                       |
+| image                                  | treatment                                                       |
 |----------------------------------------|-----------------------------------------------------------------|
-| 8-bit RGB                              | as it is                                                        |
+| 8-bit RGB                              | unchanged                                                       |
 | grey, 1-bit                            | the grey value in all three channels                            |
 | palette                                | looked up                                                       |
 | CMYK, YCbCr, HSV                       | Pillow's conversion                                             |
 | alpha (RGBA, LA, transparent palette)  | composited on white                                             |
 | 16-bit grey                            | divided by 257 and rounded: 0..65535 becomes 0..255             |
-| 16-bit colour                          | the high byte of each channel (so Pillow reads it)              |
+| 16-bit colour                          | the high byte of each channel (as Pillow reads it)              |
 | 32-bit integer grey                    | the same when all values lie in 0..65535, else an error         |
 | float grey                             | 0..1 becomes 0..255; values outside (or NaN) are an error       |
 | animation, several pages               | the first frame                                                 |
 | EXIF orientation                       | applied                                                         |
-| truncated, corrupt, not an image      | `ImageError`                                                    |
+| truncated, corrupt, not an image       | `ImageError`                                                    |
 | more than `MAX_PIXELS` pixels          | `ImageError`, before anything is decoded                        |
 """
 
@@ -77,7 +77,7 @@ def open_image(source: ImageSource, name: str | None = None) -> Image.Image:
     """Open an image without decoding its pixels; size and format are known, the format is an allowed one.
 
     Raises:
-        ImageError: cannot be opened, is no image, or has more than `MAX_PIXELS` pixels.
+        ImageError: cannot be opened, is not an image, or has more than `MAX_PIXELS` pixels.
     """
     name = name or describe(source)
     try:
@@ -105,11 +105,11 @@ def open_image(source: ImageSource, name: str | None = None) -> Image.Image:
 
 
 def read_rgb(source: ImageSource, name: str | None = None) -> Image.Image:
-    """Read any supported image as 8-bit RGB; see the module's table for what becomes of each kind.
+    """Read any supported image as 8-bit RGB; see the module's table for the conversions.
 
     Args:
         source: a path, the file's bytes, a binary file, or an open image (which is not changed).
-        name: what to call it in messages; its path by default.
+        name: its name in messages; its path by default.
 
     Returns:
         A new image, mode RGB, upright.

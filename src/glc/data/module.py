@@ -38,7 +38,7 @@ _CACHE_LIMIT = 8 << 30  # bytes of decoded images
 class ImageDataModule(L.LightningDataModule):
     """Random crops to train on and a fixed list to validate on, as `ImageBatch`es in [-1, 1].
 
-    The training loader itself gives uint8 levels; they become floats once the trainer has them on the device.
+    The training loader yields uint8 levels; they become floats once the trainer has moved them to the device.
 
     Raises:
         ValueError: an argument is out of range, or (in `setup`) nothing is found; the message starts with the
@@ -56,27 +56,27 @@ class ImageDataModule(L.LightningDataModule):
     epoch_batches: int = 1000
     """Batches that make one epoch; the stream has no end of its own."""
     val_crop: int | None = None
-    """Side of the validation crops; None takes the largest centred crop with sides divisible by `stride`, one
+    """Side of the validation crops; None: the largest centred crop with sides divisible by `stride`, one
     image per batch."""
     stride: int = 64
-    """What the sides of every image must be divisible by."""
+    """The sides of every image must be divisible by this."""
     val_batch_size: int | None = None
-    """Images per validation batch; None takes `batch_size`, or 1 when `val_crop` is None."""
+    """Images per validation batch; None: `batch_size`, or 1 when `val_crop` is None."""
     val_limit: int | None = None
-    """Use only the first so many validation images."""
+    """Use only the first `val_limit` validation images; None: all."""
     num_workers: int = 4
     """Worker processes per loader and rank."""
     shuffle: int = 1000
     """Images in each worker's shuffle buffer (shards only; 0 or 1 turns it off)."""
     min_scale: float = 1.0
-    """Least factor of the random rescaling before the crop. Images smaller than the crop are always scaled up
-    to it."""
+    """Smallest factor of the random rescaling before the crop. Images smaller than the crop are always scaled
+    up to it."""
     max_scale: float = 1.0
-    """Largest factor; 1 and 1 turn the rescaling off."""
+    """Largest factor; with both factors 1 nothing is rescaled."""
     flip: bool = True
     """Mirror half of the training crops."""
     seed: int = 0
-    """Of everything random here."""
+    """Seed of crops, shuffling and order."""
     cache: bool = False
     """Keep the decoded training images in memory (per rank); for small sets, at most 8 GiB."""
 
@@ -105,14 +105,16 @@ class ImageDataModule(L.LightningDataModule):
         if not 0 < self.min_scale <= self.max_scale:
             raise ValueError(f"data.min_scale, data.max_scale: need 0 < {self.min_scale} <= {self.max_scale}")
         if self.val_crop is None and self.val_batch_size not in (None, 1):
-            raise ValueError("data.val_batch_size: whole images differ in size; use 1, or set data.val_crop")
+            raise ValueError(
+                "data.val_batch_size: uncropped images differ in size; use 1, or set data.val_crop"
+            )
         if self.val_batch_size is None:
             self.val_batch_size = 1 if self.val_crop is None else self.batch_size
         self._train_source: RecordSource | None = None
         self._val_records: list[Record] = []
 
     def setup(self, stage: str | None = None) -> None:
-        """Find the files (and fill the cache); called by the trainer, once more is harmless."""
+        """Find the files and fill the cache. The trainer calls it; a second call does nothing."""
         if self._train_source is None and stage in (None, "fit"):
             found = resolve(self.train, "data.train")
             if self.cache:
@@ -125,13 +127,13 @@ class ImageDataModule(L.LightningDataModule):
             found = resolve(self.val, "data.val")
             self._val_records = _listed(found, self.val_limit)
             if not self._val_records:
-                raise ValueError(f"data.val: the shards in {self.val} hold no image; pack them again")
+                raise ValueError(f"data.val: the shards in {self.val} contain no image; pack them again")
 
     def train_dataloader(self) -> TrainLoader:
         """Loader of this rank's stream, `epoch_batches` long; it can save and restore its position."""
         self.setup("fit")
         assert self._train_source is not None
-        # Lightning warns about any iterable with a length; this one's workers do share its batches out.
+        # Lightning warns about any iterable with a length; here the workers do divide the batches.
         warnings.filterwarnings("ignore", message="Your `IterableDataset` has `__len__` defined")
         rank, ranks = self._rank_and_ranks()
         stream = TrainStream(
@@ -165,11 +167,11 @@ class ImageDataModule(L.LightningDataModule):
         )
 
     def on_after_batch_transfer(self, batch: ImageBatch, dataloader_idx: int) -> ImageBatch:
-        """Make floats in [-1, 1] of a training batch, on the device where it is used."""
+        """Convert a training batch to floats in [-1, 1], on the device."""
         return batch._replace(x=from_uint8(batch.x)) if batch.x.dtype == torch.uint8 else batch
 
     def _trainer_epoch(self) -> int | None:
-        # Epochs that are over. One that a time limit cut short is gone on with, so it is not over yet.
+        # Completed epochs. An epoch that a time limit interrupted is resumed, so it is not counted.
         return None if self.trainer is None else self.trainer.current_epoch
 
     def _rank_and_ranks(self) -> tuple[int, int]:
@@ -187,7 +189,7 @@ def _listed(found: Sources, limit: int | None) -> list[Record]:
 
 
 def _decoded(found: Sources) -> list[Record]:
-    """All training images in memory, in order; unreadable ones are left out with a warning."""
+    """Decode all training images into memory, in order; unreadable ones are skipped with a warning."""
 
     def decode(record: Record) -> tuple[Record, Image.Image] | ImageError:
         try:
@@ -212,12 +214,12 @@ def _decoded(found: Sources) -> list[Record]:
                     "set data.cache=false, or pack them smaller (glc pack --size)"
                 )
     if not kept:
-        raise ValueError("data.train: no image in it can be read")
+        raise ValueError("data.train: none of its images can be read; check the files")
     return kept
 
 
 def _in_order(pool: ThreadPoolExecutor, function: Callable[[A], B], items: Iterable[A]) -> Iterator[B]:
-    """Map with a bounded number of results in flight, so that the limit stops it in time."""
+    """Map in order with at most 32 results in flight, so that the cache limit is checked in time."""
     waiting: deque[Future[B]] = deque()
     for item in items:
         waiting.append(pool.submit(function, item))

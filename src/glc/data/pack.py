@@ -1,4 +1,4 @@
-"""`pack`: folders or lists of images become WebDataset shards with a manifest.
+"""`pack`: write folders or lists of images as WebDataset shards with a manifest.
 
 Layout of a packed folder, NAME being the folder's own name:
 
@@ -6,8 +6,8 @@ Layout of a packed folder, NAME being the folder's own name:
     manifest.json                          written last: its presence means the set is complete
     .packing/                              while packing: the state of the job (glc.jobs)
 
-The shard of an image and its place there follow from the list of names alone, so an interrupted run resumes
-where it stopped and ends with the same bytes.
+The shard and position of an image depend only on the list of names, so an interrupted run resumes where it
+stopped and produces the same bytes.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ from glc.jobs.worker import Processed, ShardTask
 
 @dataclass(frozen=True)
 class PlannedShard:
-    """A shard to be packed, and the images that belong into it."""
+    """A shard to write and its images."""
 
     name: str
     entries: Sequence[Entry]
@@ -52,7 +52,7 @@ class PlannedShard:
         return len(self.entries)
 
     def stamp(self) -> Stamp:
-        """Return the number of its images; the settings of the set say which ones they are."""
+        """Return the number of its images; the settings of the set identify them."""
         return Stamp(len(self.entries), 0)
 
     def samples(self, skip: int) -> Iterator[Entry]:
@@ -62,7 +62,7 @@ class PlannedShard:
 
 @dataclass(frozen=True)
 class Packer:
-    """Makes samples of images. Called in each worker process, it returns itself."""
+    """Encodes images as samples. Called in each worker process, it returns itself."""
 
     encoding: Encoding
 
@@ -83,7 +83,7 @@ def _plan(
     images: Sequence[tuple[str, Path]], name: str, images_per_shard: int, mix: bool
 ) -> list[PlannedShard]:
     if mix:
-        # By the hash of the name: neighbours in a folder (one class, one scene) land in different shards.
+        # Ordered by a hash of the name: neighbours in a folder (one class, one scene) go to different shards.
         def rank(item: tuple[int, tuple[str, Path]]) -> tuple[bytes, int]:
             return hashlib.sha256(item[1][0].encode("utf-8", "surrogateescape")).digest(), item[0]
 
@@ -122,22 +122,22 @@ def pack(
 
     Args:
         sources: folders, text files that list images, or images; see `list_sources`.
-        dest: folder to write; its last part names the shards.
+        dest: folder to write to; its name is the prefix of the shards' names.
         images_per_shard: images per shard, before images are skipped.
-        size: scale images down so that their short side has this many pixels; never up. None leaves them.
+        size: scale images down to this short side, in pixels; never up. None: keep the size.
         min_side: skip images whose short side is below this, in pixels.
-        quality: JPEG quality of lossy images that had to be changed (stored with full-resolution colour).
-        mix: order images by a hash of their name, else as listed (folders sorted).
-        workers: processes; None takes one per core. The result does not depend on it.
-        force: replace what was packed there with other settings or other images.
+        quality: JPEG quality of lossy images that are re-encoded (4:4:4 chroma).
+        mix: order images by a hash of their name, otherwise as listed (folders sorted).
+        workers: processes; None: one per core. The result does not depend on it.
+        force: replace a set that was packed there with other settings or images.
         progress: show progress on stderr.
 
     Returns:
-        The manifest. If this very set is complete already, nothing is written.
+        The manifest. If the same set is already complete, nothing is written.
 
     Raises:
-        ListingError: a source does not exist or holds no image.
-        PackError, JobError: bad arguments, no readable image, or `dest` holds another set and `force` is off.
+        ListingError: a source does not exist or contains no image.
+        PackError, JobError: bad arguments, no readable image, or `dest` contains another set without `force`.
         UnfinishedError: some shards could not be written; the next call resumes.
         OSError: a list cannot be read, or `dest` cannot be written to.
     """
@@ -145,7 +145,9 @@ def pack(
     dest = Path(dest)
     name = dest.resolve().name
     if not name or any(letter in name for letter in "{},*?[]:"):
-        raise PackError(f"{dest}: its last part names the shards, so it needs one without any of {{}},*?[]:")
+        raise PackError(
+            f"{dest}: the last part of the path names the shards; give one without any of {{}},*?[]:"
+        )
     images = list_sources(sources)
     settings = {
         "images_per_shard": images_per_shard,
@@ -178,7 +180,9 @@ def pack(
     if manifest.count == 0:
         first = manifest.skipped[0]
         _clear(dest, name)
-        raise PackError(f"none of {len(images)} images could be packed; {first['name']}: {first['reason']}")
+        raise PackError(
+            f"{dest}: none of {len(images)} images could be packed; {first['name']}: {first['reason']}"
+        )
     write_text(dest / MANIFEST, manifest.to_json(), fsync=True)
     shutil.rmtree(folder.notes)
     return manifest
@@ -211,10 +215,10 @@ def _clear(dest: Path, name: str) -> None:
 
 
 def _check_packed(folder: Folder, name: str, settings: dict[str, Any], force: bool) -> Manifest | None:
-    """Return the manifest of a folder that holds this very set; with `force`, clear it of another set."""
+    """Return the manifest of a folder that contains this set; with `force`, remove another set from it."""
     dest = folder.path
     if dest.exists() and not dest.is_dir():
-        raise PackError(f"{dest}: is a file; the destination must be a folder")
+        raise PackError(f"{dest}: is a file; choose a folder as the destination")
     problem = None
     if (dest / MANIFEST).is_file():
         manifest = read_manifest(dest)
@@ -223,19 +227,21 @@ def _check_packed(folder: Folder, name: str, settings: dict[str, Any], force: bo
             differ = describe_differences(
                 {**manifest.settings, "source_sha256": ""}, {**settings, "source_sha256": ""}
             )
-            problem = f"{dest}: holds other shards ({differ or 'the source images changed'}); {_REMEDY}"
+            problem = f"{dest}: contains other shards ({differ or 'the source images changed'}); {_REMEDY}"
         elif damaged:
-            problem = f"{dest / damaged[0]}: missing or damaged since it was packed; --force packs anew"
+            problem = f"{dest / damaged[0]}: missing or changed since it was packed; pack again with --force"
         else:
-            shutil.rmtree(folder.notes, ignore_errors=True)  # of a run that was killed at its very end
+            shutil.rmtree(
+                folder.notes, ignore_errors=True
+            )  # left by a run that was killed after the manifest
             return manifest
     elif folder.settings_path.is_file():
-        # Unfinished: `folder.prepare` refuses other settings, and forgets them with `force`.
+        # Unfinished: `folder.prepare` refuses other settings unless `force` is set.
         if force and not folder.is_ours():
             _clear(dest, name)
         return None
     elif _shards_in(dest, name):
-        problem = f"{dest}: holds shards {name}-*.tar that no manifest describes; {_REMEDY}"
+        problem = f"{dest}: contains shards {name}-*.tar without a manifest; {_REMEDY}"
     if problem is not None and not force:
         raise PackError(problem)
     if problem is not None:

@@ -1,9 +1,8 @@
-"""What a packed set consists of: its samples, made from images, and its manifest.
+"""Samples and manifest of a packed data set.
 
 A sample is two members of a shard, `KEY.jpg` or `KEY.png` and `KEY.json` (original name; width and height as
-stored). Nothing of the moment or the machine enters them (no times, owners, process ids), so the same images
-with the same settings always give the same bytes. The manifest is what `glc pack` writes last and what
-readers check shards against.
+stored). Samples contain no times, owners or process ids, so the same images with the same settings always
+give the same bytes. `glc pack` writes the manifest last; readers check shards against it.
 """
 
 from __future__ import annotations
@@ -29,17 +28,17 @@ class Entry:
     """An image to pack."""
 
     key: str
-    """Of its sample."""
+    """Key of its sample."""
     name: str
-    """That is kept in the sample."""
+    """Name stored in the sample."""
     path: str
     end: int
-    """Its place in its shard, from 1."""
+    """Position in its shard, from 1."""
 
 
 @dataclass(frozen=True)
 class Encoding:
-    """What decides a sample's bytes: `size` and `min_side` in pixels of the short side, JPEG `quality`."""
+    """Settings of a sample: `size` and `min_side` in pixels of the short side, JPEG `quality`."""
 
     size: int | None = None
     min_side: int = 0
@@ -54,7 +53,7 @@ def make_key(position: int, name: str) -> str:
 
 
 def encode_sample(entry: Entry, encoding: Encoding) -> list[tuple[str, bytes]]:
-    """Read an image and return the files of its sample, names and contents.
+    """Read an image and return its sample as (file name, content) pairs.
 
     A plain JPEG (8-bit RGB, upright, not to be resized) keeps its bytes. Everything else becomes PNG, or,
     when it came from a lossy format, JPEG of the given quality with full-resolution colour.
@@ -71,7 +70,7 @@ def encode_sample(entry: Entry, encoding: Encoding) -> list[tuple[str, bytes]]:
     plain = source_format == "JPEG" and header.mode == "RGB" and orientation(header) == 1
     if min(header.size) < encoding.min_side:
         raise ImageError(f"{entry.name}: short side {min(header.size)} is below {encoding.min_side}")
-    image = read_rgb(data, entry.name)  # decodes everything, so that no broken file enters a shard
+    image = read_rgb(data, entry.name)  # decodes all pixels, so that no corrupt file enters a shard
     resized = _fit_short_side(image, encoding.size)
     lossy = source_format in _LOSSY
     if not plain or resized is not image:
@@ -99,12 +98,12 @@ MANIFEST = "manifest.json"
 
 
 class PackError(ValueError):
-    """Packing cannot start, or a packed set is damaged; the message says why and what to do."""
+    """Packing cannot start, or a packed set is damaged; the message names the cause and the fix."""
 
 
 @dataclass
 class ShardRecord:
-    """One shard: file name, images in it, bytes, hash; `skipped` has name and reason of those left out."""
+    """One shard: file name, images in it, bytes, hash; `skipped` has name and reason of omitted images."""
 
     name: str
     count: int
@@ -115,7 +114,7 @@ class ShardRecord:
 
 @dataclass(frozen=True)
 class Manifest:
-    """A packed set: the settings that made it and its shards, in order."""
+    """A packed set: its settings and its shards, in order."""
 
     name: str
     settings: dict[str, Any]
@@ -133,7 +132,7 @@ class Manifest:
 
     @property
     def skipped(self) -> list[dict[str, str]]:
-        """Images left out, in order: dicts with `name` and `reason`."""
+        """Images omitted, in order: dicts with `name` and `reason`."""
         return [image for shard in self.shards for image in shard.skipped]
 
     def to_json(self) -> str:
@@ -158,14 +157,16 @@ def read_manifest(folder: str | os.PathLike[str]) -> Manifest:
     """Read a folder's `manifest.json`.
 
     Raises:
-        FileNotFoundError: there is none.
+        FileNotFoundError: the file does not exist.
         PackError: it is damaged, or of a newer format.
     """
     path = Path(folder) / MANIFEST
     content = load_json(path)
     version = content.get("format_version")
     if version != FORMAT_VERSION:
-        raise PackError(f"{path}: format version {version}, this program reads {FORMAT_VERSION}")
+        raise PackError(
+            f"{path}: format version is {version}, expected {FORMAT_VERSION}; update glc or pack again"
+        )
     try:
         shards = [ShardRecord(**shard) for shard in content["shards"]]
         return Manifest(content["name"], content["settings"], shards)
@@ -177,13 +178,13 @@ def load_json(path: Path) -> dict[str, Any]:
     """Read a JSON file that holds an object.
 
     Raises:
-        FileNotFoundError: there is none.
-        PackError: it holds something else; the message names it.
+        FileNotFoundError: the file does not exist.
+        PackError: it is not JSON, or not an object.
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise PackError(f"{path}: not readable as JSON ({error}); remove it and pack again") from error
+        raise PackError(f"{path}: not valid JSON ({error}); remove it and pack again") from error
     if not isinstance(content, dict):
-        raise PackError(f"{path}: unexpected content; remove it and pack again")
+        raise PackError(f"{path}: not a JSON object; remove it and pack again")
     return content

@@ -1,7 +1,7 @@
 """Endless, reproducible streams of undecoded images, from shards or from a list.
 
-Both kinds answer `records(seed, epoch, consumer, consumers)`: `consumers` is ranks x workers, and each
-consumer draws a sequence of its own that is a function of these four numbers and nothing else.
+Both kinds implement `records(seed, epoch, consumer, consumers)`: `consumers` is ranks x workers, and each
+consumer gets a sequence of its own that depends only on these four numbers.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class FileSlice:
-    """A stretch of a local file: where a shard's member lies."""
+    """Byte range of a shard's member in a local file."""
 
     path: str
     start: int
     size: int
 
     def read(self) -> bytes:
-        """Its bytes; fewer if the file ends early."""
+        """Return its bytes; fewer if the file is truncated."""
         with open(self.path, "rb") as file:
             file.seek(self.start)
             return file.read(self.size)
@@ -56,7 +56,7 @@ class Record:
         return f"{self.where}: {self.key}" if self.where else self.key
 
     def decode(self) -> Image.Image:
-        """Read it as 8-bit RGB (an image in memory is returned as it is, to be read only).
+        """Read it as 8-bit RGB. An image in memory is returned itself, not a copy: do not modify it.
 
         Raises:
             ImageError: unreadable; the message names file, or shard and key.
@@ -73,12 +73,12 @@ class Record:
 
 
 class RecordSource(Protocol):
-    """Anything that gives each consumer its endless sequence of records."""
+    """Provides each consumer with an endless sequence of records."""
 
     def records(
         self, seed: int, epoch: int, consumer: int, consumers: int, skip: int = 0
     ) -> Iterator[Record]:
-        """Endless sequence of one consumer in one epoch, from its element number `skip` on."""
+        """Endless sequence of one consumer in one epoch, starting at element `skip`."""
         ...
 
 
@@ -86,7 +86,7 @@ def read_shard(url: str) -> Iterator[Record]:
     """Read a shard's images in order, local or by URL.
 
     Raises:
-        OSError, tarfile.TarError, ValueError: it cannot be opened or breaks off; what came before is good.
+        OSError, tarfile.TarError, ValueError: it cannot be opened or is truncated; earlier images are valid.
     """
     for sample in tarfile_samples(iter([{"url": url}])):
         for name, data in sample.items():
@@ -96,11 +96,11 @@ def read_shard(url: str) -> Iterator[Record]:
 
 
 class ShardSource:
-    """Shards drawn at random with replacement, their images shuffled through a buffer.
+    """Shards sampled at random with replacement, their images shuffled through a buffer.
 
-    Drawing with replacement needs no agreement between ranks: any number of shards serves any number of
-    consumers, and all of them have the same number of batches. A shard that cannot be read, or breaks off, is
-    named in a warning (once) and passed over.
+    Sampling with replacement needs no coordination between ranks: any number of shards serves any number of
+    consumers, and all have the same number of batches. A shard that cannot be read, or is truncated, is named
+    in a warning (once) and skipped.
     """
 
     def __init__(self, urls: Sequence[str], shuffle: int) -> None:
@@ -111,10 +111,10 @@ class ShardSource:
     def records(
         self, seed: int, epoch: int, consumer: int, consumers: int, skip: int = 0
     ) -> Iterator[Record]:
-        """Endless sequence of one consumer; skipping reads the shards but decodes nothing.
+        """Endless sequence of one consumer; skipping reads the shards without decoding.
 
         Raises:
-            RuntimeError: many shards in a row gave no image at all.
+            RuntimeError: many shards in a row contain no image.
         """
         state = np.random.SeedSequence([seed, epoch, consumer, consumers]).generate_state(2, np.uint64)
         records = self._resampled(random.Random(int(state[0])))
@@ -132,7 +132,10 @@ class ShardSource:
             for record in self._readable(url):
                 barren = 0
                 yield record
-        raise RuntimeError(f"{barren} shards in a row held no readable image; the last one was {url}")
+        raise RuntimeError(
+            f"data.train: {barren} shards in a row contain no readable image, the last is {url}; "
+            "pack them again"
+        )
 
     def _readable(self, url: str) -> Iterator[Record]:
         try:
@@ -140,13 +143,11 @@ class ShardSource:
         except (OSError, tarfile.TarError, ValueError, EOFError) as error:
             if url not in self._warned:
                 self._warned.add(url)
-                _log.warning(
-                    "shard %s is missing, truncated or damaged (%s); going on with others", url, error
-                )
+                _log.warning("shard %s is missing, truncated or corrupt (%s); skipping it", url, error)
 
 
 class ListSource:
-    """A fixed list of records: whole permutations, one after another, dealt out among the consumers."""
+    """A fixed list of records: one random permutation after another, divided among the consumers."""
 
     def __init__(self, records: Sequence[Record]) -> None:
         if not records:
@@ -159,27 +160,27 @@ class ListSource:
     def records(
         self, seed: int, epoch: int, consumer: int, consumers: int, skip: int = 0
     ) -> Iterator[Record]:
-        """Endless sequence of one consumer; skipping costs nothing."""
+        """Endless sequence of one consumer; skipping takes no time."""
         size = len(self._records)
-        place = consumer + skip * consumers
+        position = consumer + skip * consumers
         current, order = -1, np.empty(0, np.int64)
         while True:
-            if place // size != current:
-                current = place // size
+            if position // size != current:
+                current = position // size
                 # The permutation is the same for all consumers: together they see each image once per pass.
                 order = np.random.default_rng([seed, epoch, current]).permutation(size)
-            yield self._records[order[place % size]]
-            place += consumers
+            yield self._records[order[position % size]]
+            position += consumers
 
 
 def index_shards(urls: Sequence[str], limit: int | None = None) -> list[Record]:
-    """List the images of shards in order: of local ones their place in the file, of URLs their bytes.
+    """List the images of shards in order: as byte ranges of local files, as bytes from URLs.
 
     Args:
         urls: local paths and URLs.
         limit: stop after this many images.
 
-    A shard that breaks off is named in a warning, and what is whole in it is listed.
+    A truncated shard is named in a warning, and its complete images are listed.
     """
     found: list[Record] = []
     for url in urls:
@@ -189,7 +190,9 @@ def index_shards(urls: Sequence[str], limit: int | None = None) -> list[Record]:
                     return found
                 found.append(record)
         except (OSError, tarfile.TarError, ValueError, EOFError) as error:
-            _log.warning("shard %s is missing, truncated or damaged (%s); using what is readable", url, error)
+            _log.warning(
+                "shard %s is missing, truncated or corrupt (%s); using its readable part", url, error
+            )
     return found
 
 

@@ -1,16 +1,16 @@
-"""Where images come from: what `data.train` and `data.val` may name, lists of images, sample photographs.
+"""Sources of images: values of `data.train` and `data.val`, lists of images, sample photographs.
 
-| given                                              | taken as                                       |
+| given                                              | read as                                        |
 |----------------------------------------------------|------------------------------------------------|
 | folder with .tar files                             | shards; checked against manifest.json if there |
 | other folder                                       | a plain image folder, recursive                |
 | .tar file, pattern with {000..009} or * and ?      | shards                                         |
-| URL (https://, gs://, file://, pipe: ...)          | shards, braces expanded; opened when read      |
-| image                                              | itself                                         |
+| URL (https://, gs://, file://, pipe: ...)          | shards; braces are expanded, opened when read  |
+| image                                              | the image                                      |
 | other file                                         | a text file that lists images                  |
 
-Several may be given as a list, as long as all are shards or none is. `list_sources` is the part of it for
-images alone. `sample_paths` finds photographs inside installed packages, for the demo and for tests.
+A list may name several, either all shards or all images. `list_sources` handles images only.
+`sample_paths` finds photographs inside installed packages, for the demo and for tests.
 """
 
 from __future__ import annotations
@@ -25,11 +25,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, get_args
 
-from braceexpand import braceexpand
-
 from glc.data.images import is_image_name, list_images
 from glc.data.shard_writer import MANIFEST, PackError, read_manifest
 from glc.errors import ListingError
+from glc.io.patterns import expand_braces
 
 _log = logging.getLogger(__name__)
 _URL = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]+:")
@@ -38,14 +37,14 @@ _HOW_TO_PACK = "make them with `glc pack SOURCE DEST`, or correct the path"
 
 @dataclass
 class Sources:
-    """What was found: shards (local absolute paths and URLs), or images as (name, path); never both."""
+    """Shards (local absolute paths and URLs) or images as (name, path); never both."""
 
     shards: list[str] = field(default_factory=list)
     images: list[tuple[str, Path]] = field(default_factory=list)
 
 
 def is_url(name: str) -> bool:
-    """Whether a shard's name is a URL and not a local path."""
+    """Whether a shard's name is a URL, not a local path."""
     return _URL.match(name) is not None
 
 
@@ -53,16 +52,16 @@ def resolve(given: str | os.PathLike[str] | Iterable[str | os.PathLike[str]] | N
     """Find the shards or images that a config value names.
 
     Args:
-        given: one name or several, or nothing, which is an error; see the module's table.
+        given: one name or several; see the module's table.
         key: the config key, for messages, such as "data.train".
 
     Raises:
         ValueError: nothing given, nothing found, a local shard is missing, or shards are mixed with images.
-            The message starts with the key and says what to do.
+            The message starts with the key and names the fix.
     """
     items = [given] if isinstance(given, (str, os.PathLike)) else list(given or [])
     if not items or not all(str(item) for item in items):
-        raise ValueError(f"{key}: is empty; give shards, a folder of images or a list")
+        raise ValueError(f"{key}: empty; give shards, a folder of images or a list")
     found = Sources()
     missing: list[str] = []
     for item in items:
@@ -71,7 +70,7 @@ def resolve(given: str | os.PathLike[str] | Iterable[str | os.PathLike[str]] | N
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
         raise ValueError(f"{key}: {missing[0]}{more}: no such file or folder; {_HOW_TO_PACK}")
     if found.shards and found.images:
-        raise ValueError(f"{key}: mixes shards with images; pack the images, or list the two in two runs")
+        raise ValueError(f"{key}: mixes shards with images; pack the images, or use only one kind")
     if not found.shards and not found.images:
         raise ValueError(f"{key}: no shards match {', '.join(map(str, items))}; {_HOW_TO_PACK}")
     return found
@@ -81,9 +80,9 @@ def _add(item: str, key: str, found: Sources, missing: list[str]) -> None:
     if os.path.exists(item):
         return _add_local(Path(item), key, found)
     try:
-        names = list(braceexpand(item))
+        names = expand_braces(item)
     except ValueError as error:
-        raise ValueError(f"{key}: unbalanced braces in {item}") from error
+        raise ValueError(f"{key}: unbalanced braces in {item}; correct the pattern") from error
     for name in names:
         if is_url(name):
             found.shards.append(name)
@@ -100,7 +99,7 @@ def _add_local(path: Path, key: str, found: Sources) -> None:
     if path.is_dir():
         shards = sorted(path.glob("*.tar"))
         if (path / ".packing").is_dir():
-            raise ValueError(f"{key}: {path} was not packed to the end; run the same `glc pack` again")
+            raise ValueError(f"{key}: {path} is not completely packed; run the same `glc pack` again")
         if shards or (path / MANIFEST).is_file():
             found.shards += _checked(path, shards, key)
             return
@@ -127,23 +126,23 @@ def _checked(folder: Path, shards: Sequence[Path], key: str) -> list[str]:
         path = folder / shard.name
         if not path.is_file():
             raise ValueError(
-                f"{key}: {path} is missing, though {MANIFEST} lists it; copy it again, or pack with --force"
+                f"{key}: {path} is missing but listed in {MANIFEST}; copy it again, or pack with --force"
             )
         size = path.stat().st_size
         if size != shard.bytes:
-            _log.warning("%s: %s has %d bytes, %s says %d; using what is readable of it",
+            _log.warning("%s: %s has %d bytes, %s lists %d; using its readable part",
                          key, path, size, MANIFEST, shard.bytes)  # fmt: skip
     return [str((folder / shard.name).absolute()) for shard in manifest.shards if shard.count]
 
 
 def list_sources(sources: Sequence[str | os.PathLike[str]]) -> list[tuple[str, Path]]:
-    """Expand sources to (name to keep, path) pairs.
+    """Expand sources to (name, path) pairs.
 
     A folder stands for the images under it, an image for itself, any other file for a list: one path per
     line, relative to the list's folder; empty lines and lines starting with `#` are skipped.
 
     Raises:
-        ListingError: a source or a listed file does not exist, or a source holds no image.
+        ListingError: a source or a listed file does not exist, or a source contains no image.
     """
     images: list[tuple[str, Path]] = []
     for source in map(Path, sources):
@@ -156,7 +155,7 @@ def list_sources(sources: Sequence[str | os.PathLike[str]]) -> list[tuple[str, P
         else:
             found = list(read_list(source))
         if not found:
-            raise ListingError(f"{source}: no images in it (looked for .jpg, .png, .webp, .tif and the like)")
+            raise ListingError(f"{source}: contains no images (.jpg, .png, .webp, .tif, ...)")
         prefix = f"{source.resolve().name}/" if source.is_dir() and len(sources) > 1 else ""
         images += [(prefix + name, path) for name, path in found]
     if not images:
@@ -165,7 +164,7 @@ def list_sources(sources: Sequence[str | os.PathLike[str]]) -> list[tuple[str, P
 
 
 def read_list(source: Path) -> Iterator[tuple[str, Path]]:
-    """Read a text file that lists images as (name to keep, path) pairs; the format is `list_sources`'.
+    """Read a text file that lists images, in the format of `list_sources`, as (name, path) pairs.
 
     Raises:
         ListingError: not a text file, or a listed file does not exist.
@@ -181,7 +180,7 @@ def read_list(source: Path) -> Iterator[tuple[str, Path]]:
         path = source.parent / name
         if not path.is_file():
             raise ListingError(f"{source}, line {number}: no such file: {name}")
-        # Absolute paths say something about the machine, so only the file's name is kept of them.
+        # Absolute paths are specific to the machine, so only the file's name is kept.
         yield (Path(name).name if Path(name).is_absolute() else name), path
 
 
@@ -210,14 +209,14 @@ _SAMPLES: dict[str, list[tuple[tuple[str, str, str], str]]] = {
 
 
 def sample_paths(split: Split) -> list[Path]:
-    """Paths of the photographs of one side of the split, always in the same order.
+    """Return the paths of the photographs of one split, always in the same order.
 
-    Only the files are looked up; the packages are not imported. The split is fixed and the two sides share no
-    scene (the left and the right motorcycle are one scene).
+    Only the files are looked up; the packages are not imported. The splits are fixed and have no scene
+    in common (the left and the right motorcycle are one scene).
 
     Raises:
         ValueError: unknown split.
-        FileNotFoundError: a package that holds some of them is missing; the message says what to install.
+        FileNotFoundError: a package that contains some of them is missing; the message names it.
     """
     if split not in _SAMPLES:
         raise ValueError(f"unknown split {split!r}: choose one of {', '.join(get_args(Split))}")
@@ -228,10 +227,10 @@ def _locate(module: str, distribution: str, folder: str, name: str) -> Path:
     spec = importlib.util.find_spec(module)
     if spec is None or spec.origin is None:
         raise FileNotFoundError(
-            f"the sample photograph {name} comes inside {distribution}, which is not installed: "
+            f"sample photograph {name}: its package {distribution} is not installed; run "
             f"pip install {distribution}"
         )
     path = Path(spec.origin).parent / folder.format(name)
     if not path.is_file():
-        raise FileNotFoundError(f"{path}: this version of {distribution} lacks it; install another")
+        raise FileNotFoundError(f"{path}: missing in this version of {distribution}; install another version")
     return path

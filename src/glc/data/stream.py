@@ -1,13 +1,14 @@
-"""From records to batches: a stream of random crops that can be resumed, and the fixed validation list.
+"""Batches of records: a resumable stream of random crops, and the fixed validation list.
 
-Where a batch of the training stream comes from, for one rank and W workers:
+How a batch of the training stream is made, for one rank and W workers:
 
     batch b of epoch e  <-  role b % W, its batch number b // W  <-  slots of that role
     slot p              <-  record p of `source.records(seed, e, rank * W + role, ranks * W)`
                             cropped with a generator seeded by the same numbers and p
 
-So a position in the stream is (epoch, batch) and nothing else, the same on every rank, and a loader can start
-at any. A slot whose record cannot be decoded takes the next record that can; no other slot moves.
+A position in the stream is the pair (epoch, batch), the same on every rank, and a loader can start at any
+position. If a slot's record cannot be decoded, the next readable record takes its place; the other slots do
+not change.
 """
 
 from __future__ import annotations
@@ -30,11 +31,11 @@ from glc.errors import ImageError, SettingError
 
 _log = logging.getLogger(__name__)
 
-_GIVE_UP_AFTER = 1000  # unreadable images in a row: by then it is no accident
+_GIVE_UP_AFTER = 1000  # unreadable images in a row: the data set is unusable
 
 
 class ImageBatch(NamedTuple):
-    """`x`: float32 [B, 3, H, W] in [-1, 1], or uint8 levels on the way there; `key`: B names."""
+    """`x`: float32 [B, 3, H, W] in [-1, 1], or uint8 levels before the transfer; `key`: B names."""
 
     x: Tensor
     key: list[str]
@@ -44,13 +45,13 @@ def images_of(batch: Any) -> Tensor:
     """Return the images `[B, 3, H, W]` of a batch: its `x`, the batch itself or the first of a sequence.
 
     Raises:
-        SettingError: it holds no such tensor.
+        SettingError: it contains no such tensor.
     """
     x = getattr(batch, "x", batch[0] if isinstance(batch, (tuple, list)) and batch else batch)
     if not isinstance(x, Tensor) or x.ndim != 4 or x.shape[1] != 3:
         got = list(x.shape) if isinstance(x, Tensor) else type(x).__name__
         raise SettingError(
-            f"data: a batch holds {got} where its images should be; give ImageBatch(x, keys), a tensor or "
+            f"data: a batch contains {got} instead of images; give ImageBatch(x, keys), a tensor or "
             "(tensor, ...), the tensor [B, 3, H, W] of floats in [-1, 1]"
         )
     return x
@@ -89,7 +90,7 @@ class TrainStream(IterableDataset[ImageBatch]):
         self.crop, self.batch_size, self.epoch_batches = crop, batch_size, epoch_batches
         self.seed, self.rank, self.ranks = seed, rank, ranks
         self.min_scale, self.max_scale, self.flip = min_scale, max_scale, flip
-        # In shared memory: workers that live through several epochs read it when an epoch starts.
+        # In shared memory: persistent workers read it when an epoch starts.
         self._position = torch.zeros(2, dtype=torch.int64).share_memory_()
         self._bad = _UnreadableImages()
 
@@ -101,13 +102,13 @@ class TrainStream(IterableDataset[ImageBatch]):
         info = get_worker_info()
         worker, workers = (info.id, info.num_workers) if info is not None else (0, 1)
         epoch, start = self._position.tolist()
-        # The loader asks worker 0 first, whatever the batch it starts with.
+        # The loader asks worker 0 first, whichever batch it starts with.
         first = start + worker
         role = first % workers
         crops = self._crops(epoch, role, workers, skip=first // workers * self.batch_size)
         for _ in range(first, self.epoch_batches, workers):
             keys, cuts = zip(*itertools.islice(crops, self.batch_size), strict=True)
-            # As levels: a quarter of the bytes on the way out of a worker and to the device.
+            # As uint8: a quarter of the bytes to transfer from the worker to the device.
             yield ImageBatch(stack_levels(cuts), list(keys))
 
     def _crops(self, epoch: int, role: int, workers: int, skip: int) -> Iterator[tuple[str, Image.Image]]:
@@ -128,28 +129,31 @@ class TrainStream(IterableDataset[ImageBatch]):
                     self._bad.report(str(record), error)
                     ahead.append(None)
                 if len(ahead) > _GIVE_UP_AFTER:
-                    raise RuntimeError(f"{_GIVE_UP_AFTER} images in a row are unreadable; the last: {record}")
+                    raise RuntimeError(
+                        f"data.train: {_GIVE_UP_AFTER} images in a row are unreadable, the last is {record}; "
+                        "check the files"
+                    )
             good = ahead[-1]
             assert good is not None
             yield good
             ahead.popleft()
 
 
-def _as_it_is(batch: Any) -> Any:
+def _identity(batch: Any) -> Any:
     return batch
 
 
 class TrainLoader(DataLoader[ImageBatch]):
-    """Loader of a `TrainStream` whose position is saved and restored exactly, within an epoch too.
+    """Loader of a `TrainStream` whose position is saved and restored exactly, also within an epoch.
 
-    The state is (epoch, batches delivered): equal on all ranks, so the one copy in a checkpoint serves every
-    rank, and independent of what workers had prepared ahead.
+    The state is (epoch, batches delivered). It is equal on all ranks, so one copy in a checkpoint serves all,
+    and it does not depend on batches that workers have prefetched.
 
     Args:
         dataset: the stream.
         num_workers: worker processes.
-        current_epoch: tells the trainer's epoch, or None when there is no trainer; then each iteration that
-            follows a used one is the next epoch.
+        current_epoch: returns the trainer's epoch, or None without a trainer; then each iteration that
+            delivered a batch is followed by the next epoch.
     """
 
     dataset: TrainStream
@@ -164,11 +168,11 @@ class TrainLoader(DataLoader[ImageBatch]):
         super().__init__(
             dataset,
             batch_size=None,
-            collate_fn=_as_it_is,
+            collate_fn=_identity,
             num_workers=num_workers,
             persistent_workers=num_workers > 0,
             pin_memory=pin_memory,
-            # Its own: starting workers would otherwise draw from the global generator.
+            # A generator of its own: starting workers would otherwise advance the global one.
             generator=torch.Generator().manual_seed(dataset.seed),
         )
         self._current_epoch = current_epoch
@@ -196,7 +200,7 @@ class TrainLoader(DataLoader[ImageBatch]):
             epoch, batch = self._restored
             if batch >= len(self):  # saved after an epoch's last batch
                 epoch, batch = epoch + 1, 0
-            # A trainer that is further ahead had cut its epochs short.
+            # A trainer that is further ahead ended its epochs early.
             if trainer_epoch is not None and trainer_epoch > epoch:
                 return trainer_epoch, 0
             return epoch, batch
@@ -219,13 +223,13 @@ class TrainLoader(DataLoader[ImageBatch]):
         return {"epoch": epoch, "batch": batch, **self._layout()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Make the next iteration go on after the saved batch.
+        """Make the next iteration resume after the saved batch.
 
-        With another number of workers or ranks, another seed or batch size, it goes on at that place of
+        With another number of workers or ranks, another seed or batch size, it resumes at that position of
         another stream, with a warning.
 
         Raises:
-            ValueError: the state is not one of this loader.
+            ValueError: it is not the state of a training loader.
         """
         if not {"epoch", "batch"} <= state.keys():
             raise ValueError(f"not the state of a training loader: keys {sorted(state)}")
@@ -242,8 +246,8 @@ class TrainLoader(DataLoader[ImageBatch]):
 class FixedImages(Dataset[tuple[Tensor, str]]):
     """A fixed list of images, centre-cropped: items are (float32 [3, H, W] in [-1, 1], key).
 
-    An unreadable image is replaced by the next readable one (with a warning), so that every rank keeps the
-    same number of batches.
+    An unreadable image is replaced by the next readable one, with a warning, so that all ranks have the same
+    number of batches.
     """
 
     def __init__(self, records: Sequence[Record], crop: int | None, stride: int) -> None:
@@ -263,7 +267,9 @@ class FixedImages(Dataset[tuple[Tensor, str]]):
                 self._bad.report(str(record), error)
                 continue
             return to_tensor(centre_crop(image, self._crop, self._stride)), record.key
-        raise RuntimeError(f"none of the {len(self)} validation images can be read (data.val)")
+        raise RuntimeError(
+            f"data.val: none of the {len(self)} validation images can be read; check the files"
+        )
 
 
 def collate_images(items: Sequence[tuple[Tensor, str]]) -> ImageBatch:
@@ -279,41 +285,39 @@ def random_crop(
     max_scale: float = 1.0,
     flip: bool = True,
 ) -> Image.Image:
-    """Cut a random square out of an image, scaled by a random factor before.
+    """Scale an image by a random factor and cut out a random square.
 
-    The factor is drawn log-uniformly from [min_scale, max_scale] and raised where the scaled image would be
-    smaller than the crop: such an image ends with its short side equal to the crop. Four draws of `rng`.
+    The factor is log-uniform in [min_scale, max_scale]. It is raised where the scaled image would be smaller
+    than the crop, so that the short side equals the crop. Uses four samples of `rng`.
 
     Returns:
         RGB image of crop x crop pixels, mirrored in half of the cases if `flip`.
     """
-    draw_scale, draw_x, draw_y, draw_flip = rng.random(4)
-    scale = min_scale * (max_scale / min_scale) ** draw_scale
+    u_scale, u_x, u_y, u_flip = rng.random(4)
+    scale = min_scale * (max_scale / min_scale) ** u_scale
     scale = max(scale, crop / min(image.size))
     if scale == 1.0:
-        left = int(draw_x * (image.width - crop + 1))
-        top = int(draw_y * (image.height - crop + 1))
+        left = int(u_x * (image.width - crop + 1))
+        top = int(u_y * (image.height - crop + 1))
         cut = image.crop((left, top, left + crop, top + crop))
     else:
-        # Resampling only the part that stays: cheaper than scaling everything first.
+        # Resample only the crop: cheaper than scaling the image first.
         side = min(crop / scale, *image.size)
-        left, top = draw_x * (image.width - side), draw_y * (image.height - side)
+        left, top = u_x * (image.width - side), u_y * (image.height - side)
         box = (left, top, min(left + side, image.width), min(top + side, image.height))
         cut = image.resize((crop, crop), Image.Resampling.BICUBIC, box=box)
-    if flip and draw_flip < 0.5:
+    if flip and u_flip < 0.5:
         return cut.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     return cut
 
 
 def centre_crop(image: Image.Image, crop: int | None, stride: int) -> Image.Image:
-    """Cut the middle out of an image.
+    """Crop the centre of an image; an image that is too small is scaled up until its short side fits.
 
     Args:
         image: RGB.
         crop: side of the square to cut, or None for the largest rectangle with sides divisible by `stride`.
         stride: see `crop`.
-
-    An image too small for it is scaled up until its short side fits.
     """
     least = stride if crop is None else crop
     if min(image.size) < least:

@@ -1,7 +1,4 @@
-"""What a codec costs: parameters and operations by part, seconds and memory by size and device.
-
-Where the time of a codec goes, and how much memory it takes.
-"""
+"""Complexity of a codec: parameters and operations by network, time and memory by image size and device."""
 
 import platform
 import statistics
@@ -29,9 +26,9 @@ from glc.models.glc import GLC, count_parameters
 
 FORMAT = 1
 ENCODES = ("E", "g_a", "h_a", "C_h", "h_s", "context", "coder")
-"""Parts that work when an image is compressed: an encoder has to know what the decoder will predict."""
+"""Networks used in compression; the encoder also runs the decoder's prediction."""
 DECODES = ("h_s", "context", "g_s", "refiner", "D")
-"""Parts that work when a file is decompressed."""
+"""Networks used in decompression."""
 
 Size = tuple[int, int]
 """Width and height in pixels."""
@@ -39,12 +36,12 @@ Size = tuple[int, int]
 
 @dataclass(frozen=True)
 class Seconds:
-    """Medians over the repeats."""
+    """Median wall-clock times over repeated calls."""
 
     total: float
-    """From an image in memory to a file in memory, or back."""
+    """From image to file in memory, or back."""
     entropy_coding: float
-    """Of the total."""
+    """Part of the total."""
 
     @property
     def networks(self) -> float:
@@ -54,7 +51,7 @@ class Seconds:
 
 @dataclass(frozen=True)
 class Measurement:
-    """A size on a device."""
+    """Time and memory for an image size on a device."""
 
     device: str
     device_name: str
@@ -65,24 +62,24 @@ class Measurement:
     encode: Seconds
     decode: Seconds
     peak_memory_bytes: int | None
-    """GPU: allocated by torch; CPU: resident memory of the whole process; None: cannot be had here."""
+    """GPU: allocated by torch; CPU: resident memory of the process; None: not available."""
 
 
 @dataclass(frozen=True)
 class Complexity:
-    """All figures of a codec."""
+    """All measurements of a codec."""
 
     model: str
     fingerprint: str
     quality: float
     parameters: Mapping[str, int]
     macs: Mapping[str, Mapping[str, int]]
-    """By size, as `768x512`, then by part."""
+    """By size, such as `768x512`, then by network."""
     measurements: Sequence[Measurement]
     versions: Mapping[str, str] = field(default_factory=lambda: {"torch": torch.__version__})
 
     def to_json(self) -> dict[str, Any]:
-        """Return plain values."""
+        """Return JSON-serialisable values."""
         found = {"format": FORMAT, **asdict(self)}
         for size, parts in self.macs.items():
             found["macs"][size] = {**parts, "encode": total(parts, ENCODES), "decode": total(parts, DECODES)}
@@ -90,7 +87,7 @@ class Complexity:
 
 
 def parts_of(model: GLC) -> dict[str, nn.Module]:
-    """Return the networks of a codec by their names in the paper, in the order of the data."""
+    """Return the networks of a codec by their names in the paper, in the order of data flow."""
     coder = model.coder
     parts: dict[str, nn.Module] = {"E": model.encoder}
     if isinstance(coder, TransformCoder):
@@ -107,25 +104,25 @@ def parts_of(model: GLC) -> dict[str, nn.Module]:
 
 
 def parameters_by_part(model: GLC) -> dict[str, int]:
-    """Return the parameters of each part, and `other` for those of none, such as a factorised density."""
+    """Return the parameters of each network, and `other` for the rest, such as a factorised density."""
     found = {name: count_parameters(part) for name, part in parts_of(model).items()}
     rest = count_parameters(model) - sum(found.values())
     return {**found, "other": rest} if rest else found
 
 
 def macs_by_part(model: GLC, size: Size) -> dict[str, int]:
-    """Return the multiply-accumulate operations of each part for one image.
+    """Return the multiply-accumulate operations of each network for one image.
 
-    Those of convolutions, matrix products and attention count, at the padded size, each part once.
+    Counts convolutions, matrix products and attention, at the padded size, each network once.
 
     Args:
-        model: the networks; nothing is computed with their weights.
-        size: of the image, width and height.
+        model: the networks; only their shapes are used.
+        size: width and height of the image.
     """
     height, width = padded_size(size[1], size[0], model.stride)
     counter = FlopCounterMode(display=False)
     device = next(model.parameters()).device
-    # Shapes are all that counts: nothing is computed.
+    # Fake tensors: only shapes are propagated.
     with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad(), counter:
         model(torch.zeros(1, 3, height, width, device=device), 0)
     counts = counter.get_flop_counts()
@@ -138,20 +135,20 @@ def macs_by_part(model: GLC, size: Size) -> dict[str, int]:
 
 
 def total(parts: Mapping[str, int], names: Sequence[str]) -> int:
-    """Return the sum over those of the named parts that there are."""
+    """Return the sum over the named parts that exist."""
     return sum(parts.get(name, 0) for name in names)
 
 
 def measure(codec: Codec, size: Size, quality: float = 50, repeats: int = 3) -> Measurement:
-    """Return seconds and memory of one size on the codec's device.
+    """Measure time and memory for one image size on the codec's device.
 
-    The image is smooth random noise, seeded. One call in each direction comes before those that count.
+    The image is smooth random noise, seeded. One warm-up call per direction is not counted.
 
     Args:
-        codec: what to measure.
-        size: of the image, width and height.
+        codec: the codec to measure.
+        size: width and height of the image.
         quality: 0 to 100.
-        repeats: calls of which the median is taken.
+        repeats: number of calls; the median is returned.
     """
     image = _image(size)
     data = codec.compress(image, quality)
@@ -180,7 +177,7 @@ def _time(codec: Codec, call: Callable[[], object], repeats: int) -> Seconds:
         call()
         wait(codec.device)
         totals.append(time.perf_counter() - start)
-    # Apart, since waiting for the device at each part costs time of its own.
+    # Separately, because synchronising the device at each stage takes time.
     with watched(codec) as stopwatch:
         for _ in range(repeats):
             stopwatch.seconds.clear()
@@ -196,7 +193,7 @@ def _image(size: Size) -> Image.Image:
 
 
 def device_name(device: torch.device) -> str:
-    """Return what a device calls itself."""
+    """Return the model name of a device."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     try:
@@ -209,17 +206,17 @@ def device_name(device: torch.device) -> str:
 
 
 def devices_present() -> list[str]:
-    """Return `cpu`, and `cuda` where there is one."""
+    """Return `cpu`, and `cuda` if available."""
     return ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
 
 
 def name_of(size: Size) -> str:
-    """Return a size as it is written in tables: `768x512`."""
+    """Format a size for tables: `768x512`."""
     return f"{size[0]}x{size[1]}"
 
 
 def tables(found: Complexity, published: bool = True) -> list[tuple[str, ResultTable]]:
-    """Return the figures as tables with their headings."""
+    """Return the measurements as tables with headings."""
     sizes = list(found.macs)
     rows = []
     for part in [*found.parameters, "all"]:
@@ -254,7 +251,7 @@ def tables(found: Complexity, published: bool = True) -> list[tuple[str, ResultT
         for m in found.measurements
     ]
     devices = {m.device: f"{m.device}: {m.device_name}, {m.threads} threads." for m in found.measurements}
-    memory = "Peak memory: on a CPU that of the whole process, on a GPU what torch allocated there."
+    memory = "Peak memory: CPU: resident memory of the process; GPU: allocated by torch."
     made.append(("Time and memory", ResultTable(header, rows, 2, [*devices.values(), memory])))
     if published:
         latencies = published_latencies()
@@ -274,7 +271,7 @@ def tables(found: Complexity, published: bool = True) -> list[tuple[str, ResultT
 
 
 def to_markdown(found: Complexity, published: bool = True) -> str:
-    """Return the figures as Markdown."""
+    """Return the measurements as Markdown."""
     intro = f"Model {found.model}, weights {found.fingerprint[:16]}, quality {found.quality:g}.\n"
     sections = (f"## {heading}\n\n{table.to_markdown()}" for heading, table in tables(found, published))
     return "\n".join([f"# Complexity\n\n{intro}", *sections])
@@ -285,10 +282,10 @@ _CLEAR = Path("/proc/self/clear_refs")
 
 
 class Stopwatch:
-    """Sums the wall time of stages; time inside an inner one does not count for the outer.
+    """Sums the wall-clock time of stages; the time of an inner stage is not counted in the outer one.
 
     Args:
-        device: waited for before and after each stage, where it works on its own.
+        device: synchronised before and after each stage.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -306,13 +303,13 @@ class Stopwatch:
             yield
         finally:
             wait(self._device)
-            whole = time.perf_counter() - start
-            self.seconds[name] += whole - self._inner.pop()
-            self._inner[-1] += whole
+            elapsed = time.perf_counter() - start
+            self.seconds[name] += elapsed - self._inner.pop()
+            self._inner[-1] += elapsed
 
 
 def wait(device: torch.device) -> None:
-    """Wait until a device has done what it was told."""
+    """Wait until a device has finished its queued work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
@@ -326,13 +323,13 @@ def watched(codec: Codec) -> Iterator[Stopwatch]:
 
 
 class PeakMemory:
-    """The most memory that was held since it was made.
+    """Peak memory since the object was created.
 
-    On a GPU: torch's allocations there. On a CPU: the process's resident memory, with the libraries and the
-    weights in it; only where the system lets a process forget its last peak (Linux).
+    GPU: torch's allocations. CPU: resident memory of the process, including libraries and weights; only on
+    Linux, which can reset the peak.
 
     Args:
-        device: whose memory.
+        device: the device to watch.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -348,7 +345,7 @@ class PeakMemory:
                 self._possible = False
 
     def bytes(self) -> int | None:
-        """Return the peak so far; None where it cannot be had."""
+        """Return the peak so far; None if not available."""
         if not self._possible:
             return None
         if self._device.type == "cuda":

@@ -1,17 +1,17 @@
-"""An evaluation: every image to bytes, back from these bytes, and measured.
+"""Evaluation: encode every image, decode its file, measure the reconstruction.
 
 ```
 image --> codec --> file --> codec --> reconstruction --> scores --> journal --+
-                                            '--> metrics of the whole set -----+--> summary, per_image
+                                            '--> set metrics ------------------+--> summary, per_image
 ```
 
-A folder of images is one virtual shard: its images are shared out to the processes, and its journal has a
-line for each that is done. Tar shards are shared out whole, to any number of machines.
+A folder of images is one virtual shard: its images are distributed over the processes, and its journal has
+one line per finished image. Of tar shards, complete shards are distributed over any number of machines.
 
 ```
-OUT/run.json        what decides the numbers: codec, settings, images, protocol, versions
-OUT/journal.jsonl   the finished pieces of work of a folder's evaluation
-OUT/.glc            the state of shards (glc.jobs), beside the shards with each sample's figures
+OUT/run.json        everything that determines the results: codec, settings, images, protocol, versions
+OUT/journal.jsonl   finished items of a folder's evaluation
+OUT/.glc            state of the job (glc.jobs), beside the shards with the measurements of each sample
 ```
 """
 
@@ -62,24 +62,24 @@ from glc.jobs.worker import run_shards
 IDENTITY = "run.json"
 JOURNAL = "journal.jsonl"
 REMEDY = "give another out=, or overwrite=true"
-NOT_OVER_SHARDS = "not computed over shards: it needs all images of the set in one place"
+NOT_OVER_SHARDS = "not computed over shards, because it needs all images in one place"
 _PACKAGES = ("torchmetrics", "torchvision", "lpips", "numpy", "pillow")
 
 
 @dataclass
 class FolderTask(Task):
-    """The images of a folder at all settings: one virtual shard, with one journal."""
+    """The images of a folder at all settings: one virtual shard with one journal."""
 
     log: Log
     found: dict[Item, dict[str, Any]]
-    """What the journal and this run have of each item."""
+    """Entries of finished items, from the journal and from this run."""
 
     def outcome(self, item: Item) -> dict[str, Any] | None:
-        """Return the entry of an item that is done, else None."""
+        """Return the entry of a finished item, else None."""
         return self.found.get(item)
 
     def record(self, item: Item, outcome: dict[str, Any]) -> None:
-        """Note an entry. Failures are not kept in the journal: a later run tries and reports them again."""
+        """Record an entry. Failures are not written to the journal, so that a later run retries them."""
         if "failed" in outcome:
             tqdm.write(f"{outcome['image']}, {outcome['label']}: {outcome['failed']}", file=sys.stderr)
         else:
@@ -87,7 +87,7 @@ class FolderTask(Task):
         self.found[item] = outcome
 
     def look(self) -> Done:
-        """Return how many are done."""
+        """Return the number of finished items."""
         return Done(len(self.found), len(self.found))
 
 
@@ -95,23 +95,23 @@ class FolderTask(Task):
 class Evaluation:
     """One codec on one set of images, in a folder or in tar shards.
 
-    The same command resumes a run that was interrupted. Over shards, all processes of all machines are given
-    the same command, and metrics of a whole set are not computed: they need all images in one place.
+    The same command resumes an interrupted run. For shards, start the same command on all machines; set
+    metrics are not computed, because they need all images in one place.
 
     Args:
-        out: the run's folder.
-        images: the set.
+        out: output folder.
+        images: the test set.
         make_codec: makes the codec on a device, in any process.
-        make_metrics: makes the metrics but some, in any process.
-        metrics: names of all metrics asked for.
-        protocol: how they are configured, in JSON's types, for the record.
+        make_metrics: makes the metrics, in any process.
+        metrics: names of all requested metrics.
+        protocol: their configuration, in JSON's types, for `run.json`.
         device: `auto`, `cpu`, `cuda`, or several of them for several processes.
-        processes: of this command; each takes the next image, or shard, that is left.
-        threads: of each process. The results of networks may differ in the last digits with it.
-        seed: of everything that is drawn at random.
-        overwrite: start anew although the folder has results; shards that are not finished are resumed.
-        progress: False shows none.
-        keep: of shards: keep each image's files and reconstructions in the shards that are written.
+        processes: number of processes of this command.
+        threads: threads per process. Results of networks may differ in the last digits with it.
+        seed: seed of everything random.
+        overwrite: replace existing results; unfinished shards are resumed.
+        progress: False: show no progress.
+        keep: for shards: write each image's files and reconstructions into the output shards.
     """
 
     out: Path
@@ -129,39 +129,41 @@ class Evaluation:
     keep: bool = False
 
     def run(self) -> dict[str, Any]:
-        """Measure what is left to measure, and write `summary.json` and `per_image.csv`.
+        """Measure the unfinished images and write `summary.json` and `per_image.csv`.
 
         Returns:
             The summary.
 
         Raises:
             JobError: the folder belongs to another evaluation or is in use.
-            UnfinishedError: something is not done; the same command resumes.
-            CodecUnavailable, WeightsError, ValueError, OSError: nothing could be started, or written.
+            UnfinishedError: some items are not finished; the same command resumes.
+            CodecUnavailable, WeightsError, ValueError, OSError: the codec cannot be used, or writing failed.
         """
         began = time.time()
         if self.processes < 1 or self.threads < 1:
             counts = f"processes={self.processes} and threads={self.threads}"
-            raise ValueError(f"{counts} must be positive whole numbers")
+            raise ValueError(f"{counts} must be positive integers")
         if isinstance(self.images, ShardSet):
             if (self.out / IDENTITY).exists():
-                raise JobError(f"{self.out}: holds the evaluation of a folder of images; give another out=")
+                raise JobError(
+                    f"{self.out}: contains the evaluation of a folder of images; give another out="
+                )
             refuse_overwriting(self.images.shards, self.out, "give another out=")
             return self._run_shards(self.images, began)
         return self._run_folder(self.images)
 
     def _evaluator(self) -> tuple[Evaluator, EvaluatorSpec, list[str]]:
-        """Return an evaluator, what makes those of other processes, and the metrics of the whole set."""
+        """Return this process's evaluator, the spec for other processes, and the names of the set metrics."""
         devices = choose_devices(self.device, self.processes > 1 or dist_info()[1] > 1)
         spec = EvaluatorSpec(self.make_codec, self.make_metrics, (), devices, self.threads, self.seed)
         here = spec(local_rank_of(0, self.processes))
         known = {*here.metrics.names, *here.metrics.unavailable}
         in_set = [name for name in self.metrics if name not in known]
-        # What cannot be had is looked for once only: it takes seconds when there is no network.
-        return here, replace(spec, left_out=(*in_set, *here.metrics.unavailable)), in_set
+        # Workers do not retry unavailable metrics: a failed download takes seconds.
+        return here, replace(spec, omitted=(*in_set, *here.metrics.unavailable)), in_set
 
     def _identity(self, here: Evaluator, data: Mapping[str, Any], measured: Sequence[str]) -> dict[str, Any]:
-        """Return all that decides the numbers, in JSON's types."""
+        """Return everything that determines the results, in JSON's types."""
         codec = here.codec
         packages = {name: found for name in _PACKAGES if (found := _version(name))}
         return {
@@ -201,7 +203,7 @@ class Evaluation:
         }
         identity = {"command": "eval", **self._identity(here, data, names), "files": self.keep, "keep": False}
         reused = here if self.processes == 1 else None
-        del here  # each of several processes makes its own
+        del here  # each worker process makes its own
         make_evaluator = spec if reused is None else lambda rank: reused
         totals = run_shards(
             images.shards,
@@ -257,7 +259,7 @@ class Evaluation:
 
     @contextmanager
     def _open_log(self, identity: Mapping[str, Any]) -> Iterator[Log]:
-        """Open the journal of the run's folder for this process alone, begun before with the same settings.
+        """Lock the output folder and open its journal; check that it has the same settings.
 
         Raises:
             JobError: the folder is in use, or belongs to another evaluation.
@@ -276,14 +278,14 @@ class Evaluation:
                 try:
                     before = json.loads(known.read_text("utf-8"))
                 except ValueError:
-                    raise JobError(f"{known}: cannot be read; {REMEDY}") from None
+                    raise JobError(f"{known}: not valid JSON; {REMEDY}") from None
                 if before != now:
                     differ = describe_differences(before, now)
-                    raise JobError(f"{self.out}: begun with other settings ({differ}); {REMEDY}")
+                    raise JobError(f"{self.out}: contains results with other settings ({differ}); {REMEDY}")
             elif path.exists() and path.stat().st_size:
-                raise JobError(f"{self.out}: has {JOURNAL} and no {IDENTITY}; {REMEDY}")
+                raise JobError(f"{self.out}: contains {JOURNAL} but no {IDENTITY}; {REMEDY}")
             write_text(known, json.dumps(now, indent=1), fsync=True)
-            for left in self.out.glob("*/**/.*.part"):  # of a run that was killed while it wrote
+            for left in self.out.glob("*/**/.*.part"):  # left by a run that was killed while writing
                 left.unlink(missing_ok=True)
             log = Log(path, fsync=True)
             try:
@@ -292,7 +294,7 @@ class Evaluation:
                 log.close()
 
     def _has_files(self, entry: Mapping[str, Any], image: ImageFile, setting: Setting, suffix: str) -> bool:
-        """Whether the files of a finished entry are still what the entry says."""
+        """Whether the files of a finished entry exist, with the recorded size."""
         path = file_path(self.out, setting, image, suffix)
         same = path.is_file() and path.stat().st_size == entry["bytes"]
         return same and reconstruction_path(self.out, setting, image).is_file()
@@ -305,10 +307,10 @@ class Evaluation:
         entries: Mapping[tuple[str, str], Mapping[str, Any]],
         in_set: Sequence[str],
     ) -> dict[str, dict[str, float]]:
-        """Return the metrics of the whole set, by label.
+        """Return the set metrics, by label.
 
-        They are computed from the reconstructions in their files by this process, in the order of the names,
-        so that the numbers do not depend on how the images were shared out.
+        This process computes them from the reconstruction files, sorted by name, so that the results do not
+        depend on how the images were distributed over processes.
         """
         if not in_set:
             return {}

@@ -1,4 +1,4 @@
-"""One process of an evaluation: an image to bytes, back from these bytes, and measured."""
+"""One process of an evaluation: encode an image, decode its file, measure the result."""
 
 import io
 import json
@@ -15,28 +15,28 @@ from PIL import Image
 from glc.codec.codec import TargetWarning, choose_device
 from glc.data.images import is_image_name, read_rgb, stack_images
 from glc.evaluation.codecs.base import CodecUnavailable, ImageCodec, Setting
-from glc.evaluation.summary import FIGURES
+from glc.evaluation.summary import MEASUREMENTS
 from glc.evaluation.testsets import ImageFile, ImageSet, Preprocess
 from glc.io.atomic import write_bytes
 from glc.jobs.worker import FileProcessor, Processed
 from glc.metrics.quality import QualityMetrics
 
 MakeCodec = Callable[[str], ImageCodec]
-"""Makes the codec on a device."""
+"""Makes the codec on a given device."""
 MakeMetrics = Callable[[Sequence[str]], QualityMetrics]
-"""Makes the metrics but those of the given names."""
+"""Makes the metrics without those of the given names."""
 
-_DIGITS = 9  # all that float32 holds, and no more
+_DIGITS = 9  # enough to represent any float32 exactly
 
 
 @dataclass
 class Evaluator:
-    """Puts images through a codec and measures what comes back.
+    """Encodes and decodes images and measures the reconstructions.
 
     Args:
-        codec: under test.
-        metrics: scores of single images.
-        device: where the scores are computed.
+        codec: the codec to evaluate.
+        metrics: per-image metrics.
+        device: device of the metrics.
     """
 
     codec: ImageCodec
@@ -44,7 +44,7 @@ class Evaluator:
     device: str
 
     def encode(self, original: Image.Image, setting: Setting) -> tuple[bytes, dict[str, Any]]:
-        """Return an image's file, and `encode_seconds` with a `note` where there is one."""
+        """Return an image's file, and `encode_seconds` plus a `note` if the codec warned."""
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("ignore")
             warnings.simplefilter("always", TargetWarning)
@@ -57,10 +57,10 @@ class Evaluator:
     def decode(
         self, data: bytes, original: Image.Image, where: str | Path
     ) -> tuple[Image.Image, dict[str, Any]]:
-        """Return the decoded image and how good it is: sizes, `bpp`, `scores`, `decode_seconds`.
+        """Return the decoded image and its measurements: sizes, `bpp`, `scores`, `decode_seconds`.
 
         Raises:
-            ValueError: it has another size than the original, which was read from `where`.
+            ValueError: its size differs from the original's, which was read from `where`.
         """
         start = time.perf_counter()
         decoded = self.codec.decode(data)
@@ -82,29 +82,29 @@ class Evaluator:
     def _score(self, original: Image.Image, decoded: Image.Image) -> dict[str, float]:
         x, x_hat = (stack_images([image]).to(self.device) for image in (original, decoded))
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about images that are left out; the summary says how many
+            warnings.simplefilter("ignore")  # about skipped images; the summary has their number
             values = self.metrics.measure(x, x_hat)
         return {name: rounded(value) for name, value in values.items()}
 
 
 @dataclass(frozen=True)
 class EvaluatorSpec:
-    """Makes the evaluator of a process; travels to it."""
+    """Makes the evaluator of a process; picklable."""
 
     make_codec: MakeCodec
     make_metrics: MakeMetrics
-    left_out: Sequence[str]
-    """Names of the metrics that are not made: those of the whole set, and those that cannot be had."""
+    omitted: Sequence[str]
+    """Names of the metrics that are not made: set metrics and unavailable ones."""
     devices: Sequence[str]
     threads: int
     seed: int
 
     def __call__(self, rank: int) -> Evaluator:
-        """Make codec and metrics on the device whose turn it is."""
+        """Make codec and metrics on the device of a rank (round robin)."""
         device = self.devices[rank % len(self.devices)]
         torch.set_num_threads(self.threads)
         torch.manual_seed(self.seed)
-        return Evaluator(self.make_codec(device), self.make_metrics(self.left_out).to(device), device)
+        return Evaluator(self.make_codec(device), self.make_metrics(self.omitted).to(device), device)
 
 
 Item = tuple[ImageFile, Setting]
@@ -112,17 +112,17 @@ Item = tuple[ImageFile, Setting]
 
 @dataclass(frozen=True)
 class FolderWorker:
-    """Measures images of a folder, each at one setting."""
+    """Measures images of a folder, one setting per item."""
 
     out: Path
     images: ImageSet
     evaluator: Evaluator
 
     def run_one(self, item: Item) -> dict[str, Any]:
-        """Compress an image into a file, decompress the file, score the result.
+        """Compress an image to a file, decompress the file, score the result.
 
         Returns:
-            What the journal keeps: `image`, `label` and either the row's values or `failed`, the reason.
+            The journal entry: `image`, `label` and either the measurements or `failed`, the reason.
         """
         image, setting = item
         entry: dict[str, Any] = {"image": image.name, "label": setting.label}
@@ -130,8 +130,7 @@ class FolderWorker:
             return entry | self._measure(image, setting)
         except CodecUnavailable:
             raise
-        # An image that fails is reported with its name and leaves the others alone; decoders of all kinds
-        # raise nearly anything.
+        # A failed image is reported by name and does not affect others; decoders raise many types.
         except Exception as error:
             return entry | {"failed": _one_line(error)}
 
@@ -140,7 +139,7 @@ class FolderWorker:
         data, encoded = self.evaluator.encode(original, setting)
         path = file_path(self.out, setting, image, self.evaluator.codec.suffix)
         write_bytes(path, data)
-        data = path.read_bytes()  # what is decoded is what lies in the file
+        data = path.read_bytes()  # decode the bytes that are on the disk
         decoded, measured = self.evaluator.decode(data, original, image.path)
         write_bytes(reconstruction_path(self.out, setting, image), png_bytes(decoded))
         return {**measured, **encoded}
@@ -155,49 +154,50 @@ class ImageProcessor(FileProcessor):
     keep_files: bool
 
     def accepts(self, name: str) -> bool:
-        """Whether it is an image."""
+        """Whether the name is that of an image."""
         return is_image_name(name)
 
     def process_file(self, data: bytes, name: str) -> Processed:
-        """Return the figures of an image, and with `keep_files` its files and their reconstructions.
+        """Return the measurements of an image; with `keep_files` also its files and reconstructions.
 
-        An image that fails at one setting has failed, so that all means are over the same images.
+        An image that fails at one setting counts as failed, so that all means are over the same images.
         """
         original = self.preprocess.apply(read_rgb(data, name), name)
         codec = self.evaluator.codec
-        figures: dict[str, Any] = {}
+        measurements: dict[str, Any] = {}
         kept: list[tuple[str, bytes]] = []
         for setting in codec.settings:
             try:
                 coded, encoded = self.evaluator.encode(original, setting)
                 decoded, measured = self.evaluator.decode(coded, original, name)
-            except Exception as error:  # decoders of all kinds raise nearly anything
+            except Exception as error:  # decoders raise many types
                 if "CUDA error" in str(error):
                     raise
                 raise ValueError(f"{setting.label}: {_one_line(error)}") from error
-            # Times of many processes on one machine say little, and no two runs have the same.
+            # Times are omitted: they are unreliable with many processes and not reproducible.
             entry = {key: value for key, value in {**measured, **encoded}.items() if "seconds" not in key}
-            figures[setting.label] = entry
+            measurements[setting.label] = entry
             if self.keep_files:
                 kept.append((f"{setting.label}{codec.suffix}", coded))
                 kept.append((f"{setting.label}.png", png_bytes(decoded)))
-        text = json.dumps(figures).encode() + b"\n"
-        pixels = sum(entry["width"] * entry["height"] for entry in figures.values())
-        return Processed([(FIGURES, text), *kept], pixels, sum(e["bytes"] for e in figures.values()))
+        text = json.dumps(measurements).encode() + b"\n"
+        pixels = sum(entry["width"] * entry["height"] for entry in measurements.values())
+        size = sum(entry["bytes"] for entry in measurements.values())
+        return Processed([(MEASUREMENTS, text), *kept], pixels, size)
 
 
 def file_path(folder: Path, setting: Setting, image: ImageFile, suffix: str) -> Path:
-    """Return where an image's compressed file lies."""
+    """Return the path of an image's compressed file."""
     return folder / "files" / setting.label / f"{image.name}{suffix}"
 
 
 def reconstruction_path(folder: Path, setting: Setting, image: ImageFile) -> Path:
-    """Return where the image that was decoded from it lies."""
+    """Return the path of an image's reconstruction."""
     return folder / "reconstructions" / setting.label / f"{image.name}.png"
 
 
 def png_bytes(image: Image.Image) -> bytes:
-    """Return a decoded image's file: plain pixels, without what a decoder attached, such as a profile."""
+    """Encode a decoded image as PNG, without metadata such as ICC profiles."""
     stream = io.BytesIO()
     plain = Image.frombytes("RGB", image.size, image.convert("RGB").tobytes())
     plain.save(stream, "PNG", compress_level=3)
@@ -205,14 +205,14 @@ def png_bytes(image: Image.Image) -> bytes:
 
 
 def choose_devices(device: str | Sequence[str], several: bool) -> list[str]:
-    """Return the devices that processes take in turn.
+    """Return the devices to distribute processes over.
 
     Args:
         device: `auto`, `cpu`, `cuda`, or several of them.
-        several: whether there are several processes, which use all GPUs where none is named.
+        several: whether there are several processes, which then use all GPUs.
 
     Raises:
-        ValueError: there is no such device.
+        ValueError: a device does not exist.
     """
     names = [device] if isinstance(device, str) else list(device)
     if names == ["auto"] and torch.cuda.is_available():
@@ -223,7 +223,7 @@ def choose_devices(device: str | Sequence[str], several: bool) -> list[str]:
 
 
 def rounded(value: torch.Tensor) -> float:
-    """Return a metric's value with as many digits as the record has."""
+    """Round a metric's value to 9 significant digits."""
     return float(f"{value.item():.{_DIGITS}g}")
 
 

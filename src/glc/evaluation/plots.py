@@ -1,4 +1,4 @@
-"""Rate-distortion plots: measured curves, and published points that nobody can take for measured ones."""
+"""Rate-distortion plots of measured curves and, in another style, published points."""
 
 import io
 import math
@@ -15,18 +15,18 @@ from glc.evaluation.results import Results, all_metrics, metric
 from glc.evaluation.tables import PUBLISHED, PublishedCurve, curve_of
 from glc.io.atomic import write_bytes
 
-# Told apart also by who does not see colours: by the marker.
+# Markers distinguish curves without colour vision.
 MARKERS = "osD^vP*Xhd"
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#5b3a9b", "#8c564b", "#333333")
 LOG_FROM = 5.0
-"""Ratio of the largest rate to the smallest from which the axis of rates is logarithmic."""
+"""Ratio of largest to smallest rate above which the rate axis is logarithmic."""
 
 
 def rd_figure(runs: Sequence[Results], name: str, published: Sequence[PublishedCurve] = ()) -> Figure:
-    """Return a metric over the rate: a solid line for each run, dashed and hollow for what was published.
+    """Plot a metric over the rate: solid lines for runs, dashed with hollow markers for published curves.
 
     Args:
-        runs: measured; those without the metric are left out.
+        runs: measured runs; those without the metric are omitted.
         name: the metric's key.
         published: curves on the same set.
     """
@@ -36,12 +36,12 @@ def rd_figure(runs: Sequence[Results], name: str, published: Sequence[PublishedC
 def rd_panels(
     runs: Sequence[Results], names: Sequence[str], published: Sequence[PublishedCurve] = ()
 ) -> Figure:
-    """Return several metrics over the rate beside each other, as `rd_figure` draws one, with one legend."""
+    """Plot several metrics side by side, in the style of `rd_figure`, with one legend."""
     figure = Figure(figsize=(2.2 + 5.0 * len(names), 4.4), layout="constrained")
     entries: dict[str, Artist] = {}
     for k, name in enumerate(names):
         axes = figure.add_subplot(1, len(names), k + 1)
-        _draw(axes, runs, name, published)
+        _plot_panel(axes, runs, name, published)
         for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
             entries.setdefault(label, handle)
     if entries:
@@ -49,7 +49,7 @@ def rd_panels(
     return figure
 
 
-def _draw(axes: Axes, runs: Sequence[Results], name: str, published: Sequence[PublishedCurve]) -> None:
+def _plot_panel(axes: Axes, runs: Sequence[Results], name: str, published: Sequence[PublishedCurve]) -> None:
     rates: list[float] = []
     for i, run in enumerate(runs):
         curve = _finite(curve_of(run, name))
@@ -57,7 +57,7 @@ def _draw(axes: Axes, runs: Sequence[Results], name: str, published: Sequence[Pu
             colour, marker = COLOURS[i % len(COLOURS)], MARKERS[i % len(MARKERS)]
             axes.plot(*zip(*curve, strict=True), "-", color=colour, marker=marker, ms=6, label=run.name)
             rates += [rate for rate, _ in curve]
-    # A curve looks the same in every panel: those of other metrics count, too.
+    # Enumerate all curves, also those without this metric: a curve has one style in all panels.
     for i, (codec, curve) in enumerate((entry.codec, entry.curve(name)) for entry in published):
         if not curve:
             continue
@@ -100,23 +100,23 @@ def save_plots(runs: Sequence[Results], folder: Path, published: Sequence[Publis
 
 
 def png(figure: Figure) -> bytes:
-    """Return a figure as a PNG file."""
+    """Encode a figure as PNG."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=150, metadata={"Software": None})
     return buffer.getvalue()
 
 
 def svg(figure: Figure, salt: str, inline: bool = False) -> str:
-    """Return a figure as SVG with its text as text, the same for the same figure.
+    """Encode a figure as reproducible SVG, with text as text elements.
 
     Args:
-        figure: what to draw.
-        salt: makes identifiers; images within one page need one each.
-        inline: without what only a file needs, to stand in a page.
+        figure: the figure.
+        salt: seed of element identifiers; figures on one page need different ones.
+        inline: omit the XML header, for embedding in HTML.
     """
     buffer = io.StringIO()
     with rc_context({"svg.hashsalt": salt, "svg.fonttype": "none"}):
-        # matplotlib's metadata would name addresses.
+        # Omit matplotlib's metadata: it has the date and URLs.
         nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
         figure.savefig(buffer, format="svg", metadata=nothing)
     text = buffer.getvalue()

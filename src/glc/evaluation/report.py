@@ -1,4 +1,4 @@
-"""One HTML page about evaluation runs that opens anywhere: nothing in it is loaded from elsewhere."""
+"""Self-contained HTML report of evaluation runs; it loads nothing from the network."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ from glc.io.atomic import write_text
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".ppm")
 WEBP_QUALITY = 88
-"""High enough that what one sees is the codec's doing."""
+"""High enough that visible artefacts come from the codec under test."""
 SLIDER_SIDE = 1024
-"""Longest side of the slider's images in pixels."""
+"""Longest side of images in the slider, in pixels."""
 CASE_SIDE = 512
-"""The same of failure cases."""
+"""Longest side of images of failure cases, in pixels."""
 NEAR_PERCENT = 15
-"""Two rates that differ by more are marked."""
+"""Rates of two images that differ by more are marked."""
 
 _SLIDER = """
 <div id="slider">
@@ -58,17 +58,17 @@ def build_report(
     with_published: bool = True,
     anchor: str | None = None,
 ) -> str:
-    """Return the page.
+    """Return the report as HTML.
 
     Args:
-        runs: at least one, all of one set.
-        originals: folder of the set's images, shown beside reconstructions where it is given.
+        runs: at least one, all on the same set.
+        originals: folder of the set's images, to show beside reconstructions; None: not shown.
         images: largest number of images in the slider.
-        with_published: draw published points where there are any for the set.
-        anchor: name of the run that BD-rates are against; None: the first.
+        with_published: add published results on the set.
+        anchor: name of the anchor of BD-rates; None: the first run.
 
     Raises:
-        ResultsError: when the runs are of several sets, the anchor is none of them, or an image is missing.
+        ResultsError: the runs are on different sets, the anchor is not one of them, or an image is missing.
     """
     check_comparable(runs)
     published = published_curves(runs[0].data_name) if with_published else []
@@ -79,13 +79,13 @@ def build_report(
         ("summary", "Summary", _summary(runs)),
         ("plots", "Rate and quality", _plots(runs, published)),
         ("points", "Points", points_table(runs, published).to_html()),
-        ("bd-rate", "BD-rate", bd_rate_table(runs, place(runs, anchor), published).to_html()),
+        ("bd-rate", "BD-rate", bd_rate_table(runs, anchor_index(runs, anchor), published).to_html()),
         (
             "compare",
-            "Images at nearly equal rate",
+            "Images at similar rate",
             _slider(shown, found, images),
         ),
-        ("failures", "Where each codec does worst", _failures(runs, found)),
+        ("failures", "Worst images of each codec", _failures(runs, found)),
         ("settings", "Settings and versions", _settings(runs)),
     ]
     links = "".join(f'<a href="#{key}">{html.escape(name)}</a>' for key, name, _ in sections)
@@ -96,7 +96,7 @@ def build_report(
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        # What the page has it has within; a browser need not ask anybody for more.
+        # The page is self-contained: the browser need not load anything.
         '<meta http-equiv="Content-Security-Policy" content="default-src \'none\'; img-src data:; '
         "style-src 'unsafe-inline'; script-src 'unsafe-inline'\">\n"
         f"<title>{html.escape(title)}</title>\n<style>\n{_asset('style.css')}</style>\n</head>\n<body>\n"
@@ -106,32 +106,32 @@ def build_report(
 
 
 def check_comparable(runs: Sequence[Results]) -> None:
-    """Refuse runs that cannot stand in one table.
+    """Check that runs can be compared in one table.
 
     Raises:
-        ResultsError: when there is none, or they are of several sets.
+        ResultsError: there are no runs, or they are on different sets.
     """
     if not runs:
-        raise ResultsError("give the folder of at least one evaluation")
+        raise ResultsError("no runs: give the folder of at least one evaluation")
     for run in runs[1:]:
         if run.data_name != runs[0].data_name:
             raise ResultsError(
-                f"{runs[0].folder} is of the set {runs[0].data_name!r} and {run.folder} of "
-                f"{run.data_name!r}: make one report for each set"
+                f"{run.folder}: evaluated on {run.data_name!r}, but {runs[0].folder} on "
+                f"{runs[0].data_name!r}; make one report per set"
             )
 
 
-def place(runs: Sequence[Results], anchor: str | None) -> int:
-    """Return where the anchor stands among runs.
+def anchor_index(runs: Sequence[Results], anchor: str | None) -> int:
+    """Return the index of the anchor; None is the first run.
 
     Raises:
-        ResultsError: when none has its name.
+        ResultsError: no run has its name.
     """
     names = [run.name for run in runs]
     if anchor is None:
         return 0
     if anchor not in names:
-        raise ResultsError(f"no run is of the codec {anchor!r}; choose the anchor from {', '.join(names)}")
+        raise ResultsError(f"unknown anchor {anchor!r}; choose one of {', '.join(names)}")
     return names.index(anchor)
 
 
@@ -145,21 +145,21 @@ def _summary(runs: Sequence[Results]) -> str:
     if len(counts) > 1:
         each = ", ".join(f"{run.name}: {run.images}" for run in runs)
         parts.append(_warning(f"The runs have different numbers of images ({each})."))
-    # Where and on which metrics the runs worked need not be the same.
-    free = ("device", "threads", "measured")
+    # Device, threads and set of metrics may differ.
+    ignored = ("device", "threads", "measured")
     protocols = {
-        json.dumps({key: v for key, v in run.summary.get("protocol", {}).items() if key not in free})
+        json.dumps({key: v for key, v in run.summary.get("protocol", {}).items() if key not in ignored})
         for run in runs
     }
     if len(protocols) > 1:
-        parts.append(_warning("The runs were measured by different protocols; see the settings below."))
+        parts.append(_warning("The runs used different protocols; see the settings below."))
     for run in runs:
         if run.failed:
             failed = len({failure["image"] for failure in run.failed})
             parts.append(_warning(f"{run.name}: {failed} of {run.images} images failed."))
     lines = "".join(
         f"<li>{html.escape(run.name)}: {len(run.points)} settings, {run.points[0].bpp:.4f} to "
-        f"{run.points[-1].bpp:.4f} bpp of real files, {run.images} images</li>\n"
+        f"{run.points[-1].bpp:.4f} bpp from file sizes, {run.images} images</li>\n"
         for run in runs
     )
     return "\n".join([*parts, f"<ul>\n{lines}</ul>\n"])
@@ -179,7 +179,7 @@ def _plots(runs: Sequence[Results], published: Sequence[PublishedCurve]) -> str:
     joined = "\n".join(figures)
     return (
         f'<div class="plots">\n{joined}\n</div>\n<p class="note">Solid lines were measured here. '
-        "Dashed lines with hollow markers are published figures, not measured here.</p>\n"
+        "Dashed lines with hollow markers are published results.</p>\n"
     )
 
 
@@ -191,15 +191,15 @@ def _slider(runs: Sequence[Results], originals: Originals, limit: int) -> str:
     for choice in choices:
         entries: list[dict[str, Any] | None] = []
         size = (0, 0)
-        some: Row | None = None
+        sample: Row | None = None
         for run, row in zip(runs, choice.rows, strict=True):
             if row is None:
                 entries.append(None)
                 continue
-            image, some = read_image(run.reconstruction(row)), row
+            image, sample = read_image(run.reconstruction(row)), row
             size = image.size
             entries.append({"data": embed(image, SLIDER_SIDE), "caption": caption(run, row), "bpp": row.bpp})
-        original = originals.find(some) if some else None
+        original = originals.find(sample) if sample else None
         if original is not None:
             with_original = True
             entries.append({"data": embed(original, SLIDER_SIDE), "caption": "original"})
@@ -207,8 +207,9 @@ def _slider(runs: Sequence[Results], originals: Originals, limit: int) -> str:
             entries.append(None)
         shown.append({"name": choice.image, "width": size[0], "height": size[1], "entries": entries})
     if not shown:
-        return '<p>No image is in two runs.</p>\n<script type="application/json" id="slider-data">' + (
-            '{"images": []}</script>\n'
+        return (
+            '<p>No image was measured by two runs.</p>\n<script type="application/json" id="slider-data">'
+            + ('{"images": []}</script>\n')
         )
     if with_original:
         codecs.append("original")
@@ -217,9 +218,9 @@ def _slider(runs: Sequence[Results], originals: Originals, limit: int) -> str:
     text = json.dumps(data, ensure_ascii=False).replace("<", "\\u003c")
     return (
         f"{_SLIDER}"
-        '<p class="note">Of each codec the setting whose file is nearest in size is shown. To keep the page '
-        f"small, images here are WebP of quality {WEBP_QUALITY}, at most {SLIDER_SIDE} pixels a side; "
-        "the figures are of the decoded images themselves.</p>\n"
+        '<p class="note">For each codec the setting with the closest file size is shown. Images here are '
+        f"WebP of quality {WEBP_QUALITY}, at most {SLIDER_SIDE} pixels a side; "
+        "the metrics were measured on the decoded images.</p>\n"
         f'<script type="application/json" id="slider-data">{text}</script>\n'
     )
 
@@ -230,15 +231,15 @@ def _failures(runs: Sequence[Results], originals: Originals) -> str:
         parts.append(f"<h3>{html.escape(run.name)}</h3>")
         if run.failed:
             items = "".join(f"<li>{html.escape(_failure(failure))}</li>\n" for failure in run.failed)
-            parts.append(f"<p>Failed, and in none of the means:</p>\n<ul>\n{items}</ul>")
+            parts.append(f"<p>Failed, not included in the means:</p>\n<ul>\n{items}</ul>")
         if not run.has_images:
-            parts.append("<p>An evaluation of shards, without images to show.</p>")
+            parts.append("<p>Evaluation of shards: no decoded images to show.</p>")
             continue
         name, rows = worst(run)
         if not rows:
-            parts.append("<p>No metric of single images was measured.</p>")
+            parts.append("<p>No per-image metric was measured.</p>")
             continue
-        parts.append(f"<p>Worst by {html.escape(metric(name).title)}, each image once:</p>")
+        parts.append(f"<p>Worst images by {html.escape(metric(name).title)}:</p>")
         cases = []
         for row in rows:
             images = [(embed(read_image(run.reconstruction(row)), CASE_SIDE), "decoded")]
@@ -272,17 +273,17 @@ def _settings(runs: Sequence[Results]) -> str:
 def write_tables(
     runs: Sequence[Results], folder: Path, with_published: bool = True, anchor: str | None = None
 ) -> list[Path]:
-    """Write the plots and the tables of a report as files, its arguments as in `build_report`; return them.
+    """Write plots and tables of a report as files and return their paths; arguments as in `build_report`.
 
     Raises:
-        ResultsError: when the runs are of several sets, or the anchor is none of them.
+        ResultsError: the runs are on different sets, or the anchor is not one of them.
     """
     check_comparable(runs)
     published = published_curves(runs[0].data_name) if with_published else []
     written = save_plots(runs, folder, published)
     for stem, table in (
         ("points", points_table(runs, published)),
-        ("bd_rate", bd_rate_table(runs, place(runs, anchor), published)),
+        ("bd_rate", bd_rate_table(runs, anchor_index(runs, anchor), published)),
     ):
         for suffix, text in ((".md", table.to_markdown()), (".tex", table.to_latex())):
             path = folder / (stem + suffix)
@@ -293,21 +294,21 @@ def write_tables(
 
 @dataclass(frozen=True)
 class Choice:
-    """An image and the row of each run that is shown of it."""
+    """An image and the row that is shown for each run."""
 
     image: str
     rows: Sequence[Row | None]
-    """One per run; None where the run has no result for the image."""
+    """One per run; None if the run has no result for the image."""
 
 
 def at_equal_rate(runs: Sequence[Results], limit: int) -> list[Choice]:
-    """Return for some images the setting of each run whose files come nearest to one rate.
+    """Return images and, for each run, the setting with the closest rate.
 
-    The rate is that of the setting of the first run to which the other runs have the nearest settings.
-    Images are spread evenly over the sorted names of those that two runs have at least.
+    The target is the setting of the first run that has the closest matches in the other runs. Images are
+    spaced evenly over the sorted names of images in at least two runs.
 
     Args:
-        runs: of one set.
+        runs: runs on the same set.
         limit: largest number of images.
     """
 
@@ -349,9 +350,10 @@ def _spread(names: Sequence[str], limit: int) -> list[str]:
 
 
 def worst(run: Results, count: int = 5) -> tuple[str, list[Row]]:
-    """Return the metric that judged, and the worst row of each of the worst images, worst first.
+    """Return a metric and the worst row of each of the worst images, worst first.
 
-    LPIPS judges where it was measured, another metric of single images otherwise; none: no rows.
+    The metric is LPIPS if measured, otherwise the first measured one of LPIPS (AlexNet), DISTS, MS-SSIM and
+    PSNR; without any of them there are no rows.
     """
     for name in ("lpips", "lpips_alex", "dists", "ms_ssim", "psnr"):
         rows = [row for row in run.rows if name in row.values]
@@ -366,34 +368,34 @@ def worst(run: Results, count: int = 5) -> tuple[str, list[Row]]:
 
 
 def caption(run: Results, row: Row) -> str:
-    """Return a row's figures in one line."""
-    figures = [f"{number(row.bpp, 4)} bpp"]
+    """Format the measurements of a row in one line."""
+    parts = [f"{number(row.bpp, 4)} bpp"]
     for name in run.metrics():
         if name in row.values:
             of = metric(name)
-            figures.append(f"{of.title} {number(row.values[name], of.digits)} {of.unit}".rstrip())
-    return f"{run.name}, {row.label}: {', '.join(figures)}"
+            parts.append(f"{of.title} {number(row.values[name], of.digits)} {of.unit}".rstrip())
+    return f"{run.name}, {row.label}: {', '.join(parts)}"
 
 
 def read_image(path: Path) -> Image.Image:
-    """Return an image in RGB.
+    """Read an image as RGB.
 
     Raises:
-        ResultsError: when it is missing or broken.
+        ResultsError: it is missing or corrupt.
     """
     try:
         with Image.open(path) as image:
             return image.convert("RGB")
     except FileNotFoundError:
         raise ResultsError(
-            f"{path} does not exist: keep a run's reconstructions beside its summary.json"
+            f"{path}: does not exist; keep a run's reconstructions beside its summary.json"
         ) from None
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise ResultsError(f"{path} is no image: {error}") from error
+        raise ResultsError(f"{path}: not a readable image ({error}); run the evaluation again") from error
 
 
 def embed(image: Image.Image, side: int) -> str:
-    """Return an image as a WebP `data:` address, made smaller where it is longer than `side` pixels."""
+    """Encode an image as a WebP `data:` URL, downscaled to at most `side` pixels."""
     if max(image.size) > side:
         image = image.copy()
         image.thumbnail((side, side), Image.Resampling.LANCZOS)
@@ -403,13 +405,13 @@ def embed(image: Image.Image, side: int) -> str:
 
 
 class Originals:
-    """Finds the originals of images by name, with or without their suffix.
+    """Finds original images by name, with or without suffix.
 
     Args:
-        folder: where they lie; None: there are none.
+        folder: folder of the originals; None: no originals.
 
     Raises:
-        ResultsError: when the folder does not exist.
+        ResultsError: the folder does not exist.
     """
 
     def __init__(self, folder: Path | None) -> None:
@@ -417,7 +419,7 @@ class Originals:
         if folder is None:
             return
         if not folder.is_dir():
-            raise ResultsError(f"{folder} is not a folder: give the one of the set's images")
+            raise ResultsError(f"{folder}: not a folder; give the folder of the set's images")
         for path in sorted(folder.rglob("*")):
             if path.suffix.lower() in IMAGE_SUFFIXES:
                 name = path.relative_to(folder)
@@ -425,10 +427,10 @@ class Originals:
                     self._paths.setdefault(key, path)
 
     def find(self, row: Row) -> Image.Image | None:
-        """Return the original of a row; None when there is none of its name and size."""
+        """Return the original of a row; None if none has its name and size."""
         path = self._paths.get(row.image)
         if path is None:
             return None
         image = read_image(path)
-        # One of another size was cropped or scaled for the evaluation, and is not what was coded.
+        # Another size means that the evaluation cropped or scaled the image before coding.
         return image if row.width in (0, image.width) and row.height in (0, image.height) else None

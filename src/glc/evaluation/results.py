@@ -1,4 +1,4 @@
-"""What an evaluation run left in its folder, read back and checked."""
+"""Read and check the result files of an evaluation."""
 
 import csv
 import json
@@ -14,27 +14,29 @@ PER_IMAGE = "per_image.csv"
 SECONDS = ("encode_seconds", "decode_seconds")
 _NOT_A_VALUE = ("setting", "label", "images")
 _NO_METRIC = ("image", "label", "width", "height", "bytes")
+_OLD_NAMES = {"picture": "image", "pictures": "images"}
+"""Keys and columns that glc 0.1 wrote under another name."""
 
 
 class ResultsError(ValueError):
-    """A run's folder cannot be used; the message names the file, the key and what to do."""
+    """A run's folder cannot be used; the message names the file, the key and the fix."""
 
 
 @dataclass(frozen=True)
 class Metric:
-    """How a metric is called and read."""
+    """Title, direction and format of a metric."""
 
     name: str
     title: str
     higher_is_better: bool | None
-    """None where it is not known."""
+    """None if unknown."""
     digits: int
     """Decimals in tables."""
     unit: str = ""
 
     @property
     def heading(self) -> str:
-        """The title with the unit, and an arrow that says which way is better."""
+        """Title with the unit and an arrow towards better values."""
         unit = f" ({self.unit})" if self.unit else ""
         arrow = "" if self.higher_is_better is None else " ↑" if self.higher_is_better else " ↓"
         return f"{self.title}{unit}{arrow}"
@@ -54,7 +56,7 @@ _METRICS = (
 
 
 def metric(name: str) -> Metric:
-    """Return how to read the metric of a key; `fid_64` is read as `fid`."""
+    """Return the metric of a key; `fid_64` is a variant of `fid`."""
     base = _base(name)
     if base is None:
         return Metric(name, name, None, 4)
@@ -69,24 +71,24 @@ def _base(name: str) -> Metric | None:
 
 
 def _in_order(names: Iterable[str]) -> list[str]:
-    def place(name: str) -> tuple[int, str]:
+    def rank(name: str) -> tuple[int, str]:
         base = _base(name)
         return (_METRICS.index(base) if base else len(_METRICS), name)
 
-    return sorted(set(names) - set(SECONDS), key=place)
+    return sorted(set(names) - set(SECONDS), key=rank)
 
 
 @dataclass(frozen=True)
 class Point:
-    """The means of one setting of a codec over a set."""
+    """Means of one setting of a codec over a set."""
 
     label: str
     setting: Mapping[str, Any]
     images: int
-    """How many images the means are over."""
+    """Number of images in the means."""
     bpp: float
     values: Mapping[str, float]
-    """Metrics and median seconds, by their keys; one that was not measured is not there."""
+    """Metrics and median seconds, by key; missing if not measured."""
 
 
 @dataclass(frozen=True)
@@ -110,7 +112,7 @@ class Results:
     name: str
     kind: str
     summary: Mapping[str, Any]
-    """The whole of `summary.json`."""
+    """Content of `summary.json`."""
     points: Sequence[Point]
     """By rate, lowest first."""
     rows: Sequence[Row]
@@ -122,87 +124,89 @@ class Results:
 
     @property
     def images(self) -> int:
-        """Images of the run, those that failed included where the set's size is known."""
+        """Number of images, including failed ones if the set's size is known."""
         return int(self.summary["data"].get("count") or self.summary["images"])
 
     @property
     def failed(self) -> Sequence[Mapping[str, str]]:
-        """Images without results: `image` and `reason` each."""
+        """Failed images: `image` and `reason` each."""
         return list(self.summary["failed"])
 
     @property
     def unavailable(self) -> Mapping[str, str]:
-        """Metrics that could not be measured, with the reason."""
+        """Metrics that were not measured, with the reason."""
         return dict(self.summary["unavailable"])
 
     @property
     def incomplete(self) -> Mapping[str, str]:
-        """Means that lack images or are missing, by `metric, label`, with the reason."""
+        """Means without some or all images, by `metric, label`, with the reason."""
         return dict(self.summary.get("incomplete") or {})
 
     @property
     def has_images(self) -> bool:
-        """Whether decoded images lie beside the results; an evaluation of shards has none there."""
+        """Whether the folder has decoded images; evaluations of shards do not."""
         return "shards" not in self.summary["data"]
 
     def metrics(self) -> list[str]:
-        """Return the keys of the metrics that some point has, in the usual order."""
+        """Return the keys of the metrics of all points, in the usual order."""
         return _in_order(key for point in self.points for key in point.values)
 
     def reconstruction(self, row: Row) -> Path:
-        """Return where the decoded image of a row lies."""
+        """Return the path of the decoded image of a row."""
         return self.folder / "reconstructions" / row.label / f"{row.image}.png"
 
 
 def all_metrics(runs: Sequence[Results]) -> list[str]:
-    """Return the metrics that some of the runs have, in the usual order."""
+    """Return the keys of the metrics of all runs, in the usual order."""
     return _in_order(key for run in runs for key in run.metrics())
 
 
 def read_runs(folders: Sequence[str | Path]) -> list[Results]:
-    """Return the runs of folders; those of one name are told apart by their folders' names.
+    """Read several runs; equal names are made unique by the folders' names.
 
     Raises:
-        ResultsError: when a folder is none of a finished run.
+        ResultsError: a folder is not that of a finished run.
     """
     runs = [read_results(folder) for folder in folders]
     names = [run.name for run in runs]
     if len(set(names)) == len(names):
         return runs
-    told_apart: list[Results] = []
+    renamed: list[Results] = []
     for i, run in enumerate(runs):
         name = run.name
         if names.count(name) > 1:
             name = f"{name} ({run.folder.resolve().name})"
-            if any(other.name == name for other in told_apart):
+            if any(other.name == name for other in renamed):
                 name = f"{run.name} ({i + 1})"
-        told_apart.append(replace(run, name=name))
-    return told_apart
+        renamed.append(replace(run, name=name))
+    return renamed
 
 
 def read_results(folder: str | Path) -> Results:
-    """Return the run of a folder.
+    """Read the run of a folder.
 
     Raises:
-        ResultsError: when it is none of a finished run.
+        ResultsError: it is not the folder of a finished run.
     """
     folder = Path(folder)
     path = folder / SUMMARY
     summary = _read_json(path)
     found = summary.get("format")
     if found != FORMAT:
-        raise ResultsError(f"{path}: format is {found!r}, this version of glc reads {FORMAT}")
+        raise ResultsError(
+            f"{path}: format is {found!r}, expected {FORMAT}; update glc or run the evaluation again"
+        )
     codec = _get(path, summary, "codec", dict)
     data = _get(path, summary, "data", dict)
     _get(path, summary, "unavailable", dict)
     _get(path, summary, "images", int)
     for i, failure in enumerate(_get(path, summary, "failed", list)):
         if not isinstance(failure, dict) or {"image", "reason"} - failure.keys():
-            raise ResultsError(f"{path}: failed[{i}] needs the keys image and reason")
+            raise ResultsError(f"{path}: failed[{i}] must have the keys image and reason")
     _get(path, data, "name", str, "data.")
     points = [_point(path, i, point) for i, point in enumerate(_get(path, summary, "points", list))]
     if not points:
-        raise ResultsError(f"{path}: points is empty: no image was coded")
+        raise ResultsError(f"{path}: points is empty, no image was coded; run the evaluation again")
     labels = [point.label for point in points]
     for label in labels:
         if labels.count(label) > 1:
@@ -222,15 +226,25 @@ def _read_json(path: Path) -> dict[str, Any]:
         content = json.loads(path.read_text("utf-8"))
     except FileNotFoundError:
         raise ResultsError(
-            f"{path} does not exist: give the folder of a finished evaluation (its out=)"
+            f"{path}: does not exist; give the folder of a finished evaluation (its out=)"
         ) from None
     except NotADirectoryError:
-        raise ResultsError(f"{path.parent} is a file: give the folder of an evaluation") from None
+        raise ResultsError(f"{path.parent}: is a file; give the folder of an evaluation") from None
     except (ValueError, OSError) as error:
-        raise ResultsError(f"{path} cannot be read ({error}): run the evaluation again") from error
+        raise ResultsError(f"{path}: cannot be read ({error}); run the evaluation again") from error
     if not isinstance(content, dict):
-        raise ResultsError(f"{path} is not a JSON object: run the evaluation again")
-    return content
+        raise ResultsError(f"{path}: not a JSON object; run the evaluation again")
+    renamed: dict[str, Any] = _with_new_names(content)
+    return renamed
+
+
+def _with_new_names(value: Any) -> Any:
+    """Return the content of a result file with the keys of glc 0.1 renamed, at every depth."""
+    if isinstance(value, dict):
+        return {_OLD_NAMES.get(key, key): _with_new_names(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_with_new_names(inner) for inner in value]
+    return value
 
 
 def _get(path: Path, holder: Mapping[str, Any], key: str, kind: type, prefix: str = "") -> Any:
@@ -269,9 +283,9 @@ def _point(path: Path, i: int, point: Any) -> Point:
 
 
 def _label(path: Path, where: str, label: str) -> str:
-    # Labels and images' names become parts of paths.
+    # Labels and image names become parts of paths.
     if not label or label in (".", "..") or set("/\\\0") & set(label):
-        raise ResultsError(f"{path}: {where}label {label!r} is no name of a folder")
+        raise ResultsError(f"{path}: {where}label {label!r} is not a valid folder name")
     return label
 
 
@@ -279,17 +293,18 @@ def _rows(path: Path, labels: set[str]) -> list[Row]:
     try:
         with path.open(newline="", encoding="utf-8") as file:
             reader = csv.DictReader(file)
+            reader.fieldnames = [_OLD_NAMES.get(name, name) for name in reader.fieldnames or ()]
             missing = {"image", "label", "bytes", "bpp"} - set(reader.fieldnames or ())
             if missing:
                 raise ResultsError(f"{path}: the column {sorted(missing)[0]} is missing")
             rows = [_row(path, line, found) for line, found in enumerate(reader, start=2)]
     except FileNotFoundError:
-        raise ResultsError(f"{path} does not exist: run the evaluation again") from None
+        raise ResultsError(f"{path}: does not exist; run the evaluation again") from None
     except (OSError, csv.Error, UnicodeError) as error:
-        raise ResultsError(f"{path} cannot be read ({error}): run the evaluation again") from error
-    strange = {row.label for row in rows} - labels
-    if strange:
-        raise ResultsError(f"{path}: no point of {SUMMARY} has the label {sorted(strange)[0]!r}")
+        raise ResultsError(f"{path}: cannot be read ({error}); run the evaluation again") from error
+    unknown = {row.label for row in rows} - labels
+    if unknown:
+        raise ResultsError(f"{path}: no point of {SUMMARY} has the label {sorted(unknown)[0]!r}")
     return rows
 
 
@@ -298,11 +313,11 @@ def _row(path: Path, line: int, found: Mapping[str, str | None]) -> Row:
         try:
             return float(text or "")
         except ValueError:
-            raise ResultsError(f"{path}, line {line}: {key} is no number: {text!r}") from None
+            raise ResultsError(f"{path}, line {line}: {key} is not a number: {text!r}") from None
 
     image = found["image"] or ""
     if not image or image.startswith("/") or "\\" in image or ".." in image.split("/"):
-        raise ResultsError(f"{path}, line {line}: {image!r} is no name of an image")
+        raise ResultsError(f"{path}, line {line}: {image!r} is not a valid image name")
     texts = {key: text for key, text in found.items() if key and key not in _NO_METRIC and text}
     values = {key: number(key, text) for key, text in texts.items()}
     values = {key: value for key, value in values.items() if not math.isnan(value)}

@@ -1,9 +1,8 @@
-"""The result files of a run: `summary.json` and `per_image.csv`, of shards also `per_shard.csv`.
+"""Result files of a run: `summary.json` and `per_image.csv`, of shards also `per_shard.csv`.
 
-Nothing in them depends on when, in how many pieces or by how many processes the images were measured, but the
-columns `encode_seconds` and `decode_seconds`, which those of shards do not have. The figures of shards are
-read from the shards that were written, one sample at a time, in the order of their names: memory does not
-depend on how many there are.
+They do not depend on time, interruptions or the number of processes, except for the columns `encode_seconds`
+and `decode_seconds`, which results of shards omit. The measurements of shards are read from the output shards
+one sample at a time, sorted by name, so that memory does not grow with their number.
 """
 
 import csv
@@ -27,10 +26,10 @@ from glc.jobs.manifest import FAILURES, MANIFEST, Folder, JobError
 from glc.jobs.tar_shards import Shard, split_name
 from glc.metrics.quality import QualityMetrics
 
-FIGURES = "json"
-"""Suffix of a sample's figures in the shards that are written."""
+MEASUREMENTS = "json"
+"""Suffix of a sample's measurements in the output shards."""
 _LISTED = 1000
-"""Failures and notes in the summary; the rest is in `failures.jsonl` and in the shards."""
+"""Largest number of failures and notes in the summary; `failures.jsonl` and the shards have all."""
 _FIRST = ("image", "width", "height", "label", "bytes", "bpp")
 
 Entry = Mapping[str, Any]
@@ -38,10 +37,10 @@ Entries = Mapping[tuple[str, str], Entry]
 
 
 class Means:
-    """The means of images at one setting, of any number of them in little memory.
+    """Means over images at one setting, in constant memory.
 
     Args:
-        names: of the metrics of single images, in the order of the columns.
+        names: per-image metrics, in the order of the columns.
     """
 
     _AT_ONCE = 1 << 16
@@ -50,14 +49,14 @@ class Means:
         self.images = 0
         self._values: dict[str, list[float]] = {name: [] for name in ("bpp", *names)}
         self._counts = dict.fromkeys(self._values, 0)
-        self._strange: dict[str, list[str]] = {name: [] for name in names}
+        self._not_finite: dict[str, list[str]] = {name: [] for name in names}
 
     def add(self, name: str, entry: Entry) -> None:
-        """Count an image of a name in."""
+        """Add an image."""
         self.images += 1
         for key, value in {"bpp": entry["bpp"], **entry["scores"]}.items():
             if not math.isfinite(value):
-                self._strange[key].append(name)
+                self._not_finite[key].append(name)
                 continue
             values = self._values[key]
             values.append(value)
@@ -66,28 +65,28 @@ class Means:
                 values[:] = [math.fsum(values)]
 
     def point(self, setting: Setting) -> dict[str, Any]:
-        """Return the beginning of a point of the summary: the setting and its means."""
+        """Return a point of the summary: the setting and its means."""
         values = {key: math.fsum(self._values[key]) / count for key, count in self.counts().items() if count}
         return {"setting": setting.as_dict(), "label": setting.label, "images": self.images, **values}
 
     def counts(self) -> dict[str, int]:
-        """Return over how many images each mean is."""
-        return {key: 0 if self._strange.get(key) else count for key, count in self._counts.items()}
+        """Return the number of images in each mean."""
+        return {key: 0 if self._not_finite.get(key) else count for key, count in self._counts.items()}
 
     def incomplete(self, label: str) -> dict[str, str]:
-        """Return why a mean is not over all images, by `metric, label`."""
+        """Return why means do not include all images, by `metric, label`."""
         reasons = {}
-        for key, strange in self._strange.items():
-            whole = self.images
-            if strange:
-                # A mean that leaves them out would flatter or hide; one that has them in is no number.
+        for key, not_finite in self._not_finite.items():
+            if not_finite:
+                # Omitting these images would bias the mean; including them makes it infinite or NaN.
                 reasons[key] = (
-                    f"no mean: not finite for {len(strange)} of {whole} images, such as {strange[0]}"
+                    f"no mean: not finite for {len(not_finite)} of {self.images} images, "
+                    f"such as {not_finite[0]}"
                 )
             elif not self._counts[key]:
                 reasons[key] = "not defined for images of these sizes"
             elif self._counts[key] < self.images:
-                over = f"over {self._counts[key]} of {whole} images"
+                over = f"over {self._counts[key]} of {self.images} images"
                 reasons[key] = f"{over}: not defined for the sizes of the others"
         return {f"{key}, {label}": reason for key, reason in reasons.items()}
 
@@ -105,14 +104,14 @@ def write_results(
     """Write both files of a finished run and return the summary.
 
     Args:
-        out: the run's folder.
-        identity: what decided the numbers.
-        settings: of the codec.
-        images: the set.
-        entries: what came of each image, by its name and the setting's label.
-        sets: metrics of the whole set, by label.
-        metrics: of single images, in the order of the columns, and which could not be made.
-        in_set: names of the metrics of the whole set.
+        out: output folder.
+        identity: everything that determined the results.
+        settings: settings of the codec.
+        images: the test set.
+        entries: outcome of each image, by its name and the setting's label.
+        sets: set metrics, by label.
+        metrics: per-image metrics, in the order of the columns, with those unavailable.
+        in_set: names of the set metrics.
     """
     names = metrics.names
     labels = [setting.label for setting in settings]
@@ -136,7 +135,7 @@ def write_results(
         points.append(point)
         measured[setting.label] = counts
     failed = _failures(images, entries, labels)
-    at_fault = {failure["image"] for failure in failed}
+    failed_names = {failure["image"] for failure in failed}
     notes = [
         {"image": name, "label": label, "note": entry["note"]}
         for (name, label), entry in sorted(entries.items())
@@ -144,7 +143,7 @@ def write_results(
     ]
     summary = _summarise(
         identity,
-        images=sum(image.name not in at_fault for image in images.images),
+        images=sum(image.name not in failed_names for image in images.images),
         failed=failed,
         unavailable=dict(metrics.unavailable),
         incomplete=partial,
@@ -166,14 +165,14 @@ def write_results(
 
 
 def _summarise(identity: Mapping[str, Any], **found: Any) -> dict[str, Any]:
-    """Return the summary of a run: what decided the numbers, then what was found."""
+    """Return the summary of a run: its identity, then its results."""
     data = {key: value for key, value in identity["data"].items() if key != "sha256"}
-    decided = {key: identity[key] for key in ("protocol", "seed", "versions")}
-    return {"format": FORMAT, "codec": identity["codec"], "data": data, **decided, **found}
+    determined = {key: identity[key] for key in ("protocol", "seed", "versions")}
+    return {"format": FORMAT, "codec": identity["codec"], "data": data, **determined, **found}
 
 
 def _summary_text(summary: Mapping[str, Any]) -> str:
-    """Return what `summary.json` holds."""
+    """Return the text of `summary.json`."""
     return json.dumps(summary, indent=1, allow_nan=False) + "\n"
 
 
@@ -221,27 +220,27 @@ def merge_shards(
 ) -> dict[str, Any]:
     """Write `per_image.csv`, `per_shard.csv` and `summary.json` of shards that are all finished.
 
-    Of several processes one does it; the others wait, and read what it wrote.
+    One of several processes writes them; the others wait and read the summary.
 
     Args:
-        folder: that the shards were written to, with its manifest.
-        shards: that were measured.
-        identity: what decided the numbers.
-        settings: of the codec.
-        names: metrics of single images.
+        folder: folder of the output shards and their manifest.
+        shards: sources of the output shards.
+        identity: everything that determined the results.
+        settings: settings of the codec.
+        names: per-image metrics.
         unavailable: metrics that were not measured, with reasons.
-        totals: of the manifest.
-        count: images that the set should have; None: any number.
+        totals: totals of the manifest.
+        count: expected number of images; None: any.
 
     Returns:
         The summary.
 
     Raises:
-        JobError: the shards do not hold what the manifest counts.
+        JobError: the shards do not match the manifest.
     """
     path = folder.path / "summary.json"
     with lock(folder.notes / "summary.lock", wait=True):
-        # The manifest has the checksum of every shard, so that what was made of these need not be made again.
+        # The manifest has the checksum of every shard: if it is unchanged, the files are up to date.
         of = {
             "count": count,
             "unavailable": dict(unavailable),
@@ -260,8 +259,8 @@ def merge_shards(
         lacking = [label for label, mean in means.items() if mean.images != totals["done"]]
         if lacking:
             raise JobError(
-                f"{folder.path}: {MANIFEST} counts {totals['done']} images and the shards hold "
-                f"{means[lacking[0]].images} at {lacking[0]}: start anew with overwrite=true"
+                f"{folder.path}: {MANIFEST} counts {totals['done']} images, the shards contain "
+                f"{means[lacking[0]].images} at {lacking[0]}; start over with overwrite=true"
             )
         failed = _shard_failures(folder, totals, count)
         data = {**identity["data"], "count": totals["samples"], "shards": totals["shards"]}
@@ -292,7 +291,7 @@ def _write_tables(
     images: Path,
     table: Path,
 ) -> tuple[dict[str, Means], list[dict[str, str]]]:
-    whole = {setting.label: Means(names) for setting in settings}
+    total = {setting.label: Means(names) for setting in settings}
     notes: list[dict[str, str]] = []
     with (
         images.open("w", newline="", encoding="utf-8", errors="backslashreplace") as image_file,
@@ -306,10 +305,10 @@ def _write_tables(
             failed = 0 if record is None else len(record.failures)
             here = {setting.label: Means(names) for setting in settings}
             size = dict.fromkeys(here, 0)
-            for key, figures in _figures(folder.target(shard)):
+            for key, measurements in _measurements(folder.target(shard)):
                 image = f"{_stem(shard.name)}/{key}"
-                for label, entry in figures.items():
-                    whole[label].add(image, entry)
+                for label, entry in measurements.items():
+                    total[label].add(image, entry)
                     here[label].add(image, entry)
                     size[label] += entry["bytes"]
                     rows.writerow(_row_of(image, label, entry, names))
@@ -321,24 +320,24 @@ def _write_tables(
                 lines.writerow(
                     [shard.name, setting.label, point["images"], failed, size[setting.label], *values]
                 )
-    return whole, notes
+    return total, notes
 
 
-def _figures(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield key and figures of each sample of a shard that was written; nothing where none was."""
+def _measurements(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield key and measurements of each sample of an output shard; nothing if it does not exist."""
     if not path.exists():
         return
     with tarfile.open(path, "r:") as tar:
         for member in tar:
             key, suffix = split_name(member.name)
-            if suffix == FIGURES:
+            if suffix == MEASUREMENTS:
                 file = tar.extractfile(member)
                 assert file is not None
                 yield key, json.loads(file.read())
 
 
 def _shard_failures(folder: Folder, totals: Mapping[str, Any], count: int | None) -> list[dict[str, str]]:
-    """Return images without figures, and what else is amiss."""
+    """Return failed images and a wrong number of images."""
     failed: list[dict[str, str]] = []
     path, more = folder.path / FAILURES, 0
     if path.exists():
@@ -350,13 +349,13 @@ def _shard_failures(folder: Folder, totals: Mapping[str, Any], count: int | None
                 name = line["shard"] if line["key"] is None else f"{_stem(line['shard'])}/{line['key']}"
                 failed.append({"image": name, "reason": line["error"]})
     if more:
-        failed.append({"image": f"{more} more", "reason": f"{FAILURES} has them all"})
+        failed.append({"image": f"{more} more", "reason": f"listed in {FAILURES}"})
     if count is not None and totals["samples"] != count:
         failed.append(
             {
                 "image": "number",
-                "reason": f"the shards have {totals['samples']} images, the set has {count}: "
-                "testset.count=null takes what is there",
+                "reason": f"the shards have {totals['samples']} images, the set has {count}; "
+                "testset.count=null accepts any number",
             }
         )
     return failed
@@ -375,7 +374,7 @@ def _read(path: Path) -> dict[str, Any] | None:
 
 
 def _hashes(folder: Path) -> list[str] | None:
-    """Return the checksums of the merged files; None where one is missing."""
+    """Return the checksums of the merged files; None if one is missing."""
     found = []
     for name in ("summary.json", "per_image.csv", "per_shard.csv"):
         if not (folder / name).is_file():

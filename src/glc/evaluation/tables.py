@@ -1,7 +1,7 @@
-"""Tables of points and BD-rates, as Markdown, LaTeX and HTML, with published figures beside measured ones.
+"""Tables of rate points and BD-rates in Markdown, LaTeX and HTML, measured and published.
 
-BD-rate (Bjontegaard delta rate) for any metric: how much rate one codec saves over another at equal quality.
-`published_rd.json` names the sources of the published figures.
+BD-rate (Bjontegaard delta rate): mean rate difference of two codecs at equal quality, for any metric.
+`published_rd.json` has the published results and their sources.
 """
 
 import functools
@@ -23,23 +23,23 @@ READ = {
     "plot": "the authors' figure, digitised (about 1 %)",
     "eye": "the authors' figure, by eye (about 3 %)",
 }
-# Under which keys runs keep what the papers call by the name on the left; first found counts.
+# Published name of a metric to keys in runs; the first one found is used.
 _SAME = {"fid": ("fid", "fid_256"), "kid": ("kid", "kid_256"), "lpips": ("lpips", "lpips_alex")}
 
 
 @dataclass(frozen=True)
 class PublishedCurve:
-    """What somebody published of a codec on a set."""
+    """Published results of a codec on a set."""
 
     codec: str
     source: str
     read: str
-    """How the figures were obtained, a key of `READ`."""
+    """How the numbers were obtained, a key of `READ`."""
     points: Sequence[Mapping[str, float]]
-    """By rate, lowest first: `bpp` and metrics."""
+    """`bpp` and metrics, by ascending rate."""
 
     def curve(self, metric: str) -> list[tuple[float, float]]:
-        """Return rate and value of the points that have a metric, named as runs name it."""
+        """Return (rate, value) of the points that have a metric, by its key in runs."""
         name = next((published for published, keys in _SAME.items() if metric in keys), metric)
         return [(point["bpp"], point[name]) for point in self.points if name in point]
 
@@ -53,7 +53,7 @@ def _content() -> Mapping[str, Any]:
 
 
 def published_curves(data_name: str) -> list[PublishedCurve]:
-    """Return what was published on a set: `kodak`, `clic2020` or `div2k`; nothing for others."""
+    """Return published results on a set: `kodak`, `clic2020` or `div2k`; an empty list for others."""
     return [
         PublishedCurve(
             codec=entry["codec"],
@@ -72,7 +72,7 @@ def published_latencies() -> list[Mapping[str, Any]]:
 
 NOTHING = "–"
 PUBLISHED = " (published)"
-"""What the names of codecs end with whose figures were not measured here."""
+"""Suffix of the names of codecs with published results."""
 _LATEX = {
     "\\": r"\textbackslash{}",
     "&": r"\&",
@@ -97,14 +97,14 @@ _LATEX = {
 
 @dataclass(frozen=True)
 class ResultTable:
-    """A table with a line of header; cells are plain text."""
+    """A table with one header line; cells are plain text."""
 
     header: Sequence[str]
     rows: Sequence[Sequence[str]]
     text_columns: int = 1
-    """The first so many columns are text, the others numbers."""
+    """Number of leading text columns; the others are numbers."""
     notes: Sequence[str] = ()
-    """What has to be known to read it, a sentence each."""
+    """Notes below the table, a sentence each."""
 
     def to_markdown(self) -> str:
         """Return the table as Markdown, its notes below."""
@@ -164,7 +164,7 @@ def _latex(text: str) -> str:
 
 
 def number(value: float | None, digits: int) -> str:
-    """Return a number for a cell."""
+    """Format a number for a cell."""
     if value is None:
         return NOTHING
     return "inf" if math.isinf(value) else f"{value:.{digits}f}"
@@ -176,9 +176,9 @@ def points_table(
     """Return the means of each run at each setting, then published points, marked as such.
 
     Args:
-        runs: measured.
+        runs: measured runs.
         published: curves on the same set.
-        seconds: with the times, which mean something only where nothing else ran on the machine.
+        seconds: include times, which are valid only if nothing else ran on the machine.
     """
     times = ("encode_seconds", "decode_seconds") if seconds else ()
     names = all_metrics(runs)
@@ -225,43 +225,43 @@ def points_table(
 
 
 def _not_measured(runs: Sequence[Results]) -> list[str]:
-    """Return why metrics are missing, a line for each reason; what was tried and the fix are in the runs."""
-    lacking: dict[tuple[str, str], list[str]] = {}
+    """Return why metrics are missing, one line per reason; the summaries have the details and the fix."""
+    missing: dict[tuple[str, str], list[str]] = {}
     for run in runs:
         for name, why in run.unavailable.items():
-            lacking.setdefault((name, why.split(". ")[0].rstrip(".")), []).append(run.name)
+            missing.setdefault((name, why.split(". ")[0].rstrip(".")), []).append(run.name)
     return [
-        f"{name} was not measured ({', '.join(who) if len(who) < len(runs) else 'by any run'}): {why}."
-        for (name, why), who in lacking.items()
+        f"{name} was not measured ({', '.join(names) if len(names) < len(runs) else 'by any run'}): {why}."
+        for (name, why), names in missing.items()
     ]
 
 
 def bd_rate_table(
     runs: Sequence[Results], anchor: int = 0, published: Sequence[PublishedCurve] = ()
 ) -> ResultTable:
-    """Return the delta rates in percent of runs and published curves against one run, by each metric.
+    """Return the BD-rates of runs and published curves against one run, in percent, for each metric.
 
-    A negative figure: fewer bits than the anchor at equal quality.
+    Negative: fewer bits than the anchor at equal quality.
     """
     names = all_metrics(runs)
     base = runs[anchor]
-    judged = [
+    tested = [
         (run.name, {name: curve_of(run, name) for name in names}) for i, run in enumerate(runs) if i != anchor
     ]
-    judged += [
+    tested += [
         (f"{entry.codec}{PUBLISHED}", {name: entry.curve(name) for name in names}) for entry in published
     ]
     rows = []
     notes: dict[str, dict[str, list[str]]] = {}
-    for codec, curves in judged:
+    for codec, curves in tested:
         cells = []
         for name in names:
             found = bd_rate(curve_of(base, name), curves[name], name)
             cells.append(NOTHING if found.percent is None else f"{found.percent:+.1f}".replace("-", "−"))
-            # That a paper has no figures for a metric needs no note.
+            # No note for metrics that a paper does not report.
             if found.note and curves[name]:
                 notes.setdefault(found.note, {}).setdefault(codec, []).append(metric(name).title)
-        # Published curves for which there is nothing to say are in the notes only.
+        # Published curves without any BD-rate appear in the notes only.
         if set(cells) != {NOTHING} or not codec.endswith(PUBLISHED):
             rows.append([codec, *cells])
     first = f"BD-rate in percent against {base.name}, {METHOD}; negative: fewer bits."
@@ -281,17 +281,17 @@ def _listed(about: dict[str, list[str]]) -> str:
 
 
 def curve_of(run: Results, name: str) -> list[tuple[float, float]]:
-    """Return rate and a metric's value at the points of a run that have it."""
+    """Return (rate, value) of the points of a run that have a metric."""
     return [(point.bpp, point.values[name]) for point in run.points if name in point.values]
 
 
 METHOD = "pchip"
-"""Interpolation of log rate over quality: piecewise cubic, monotone, as standardisation bodies use it."""
+"""Interpolation of log rate over quality: piecewise cubic, monotone, as used in standardisation."""
 FEWEST_POINTS = 3
-"""With two points the curve is a guess."""
+"""Fewest points of a curve; two do not determine its shape."""
 USUAL_POINTS = 4
 WELL_SHARED = 0.5
-"""Share of the joint range of quality below which a figure gets a note."""
+"""Overlap of the quality ranges, as a share of their union, below which a BD-rate gets a note."""
 
 Curve = Sequence[tuple[float, float]]
 """Pairs of rate in bpp and a metric's value."""
@@ -299,55 +299,55 @@ Curve = Sequence[tuple[float, float]]
 
 @dataclass(frozen=True)
 class BDRate:
-    """A delta rate, or why there is none."""
+    """A BD-rate, or the reason why it is undefined."""
 
     percent: float | None
-    """Mean difference of rate at equal quality; negative: the tested codec needs fewer bits."""
+    """Mean rate difference at equal quality; negative: the tested codec needs fewer bits."""
     note: str = ""
-    """Why there is no figure, or what to keep in mind about it."""
+    """Reason for a missing value, or a caveat."""
 
 
 def bd_rate(anchor: Curve, test: Curve, name: str) -> BDRate:
-    """Return the delta rate of a codec against an anchor by a metric.
+    """Return the BD-rate of a codec against an anchor for a metric.
 
-    Quality runs along the axis of integration. A metric where lower is better is negated first, so that on
-    both kinds more rate is more quality and a negative figure means fewer bits.
+    The log rate is integrated over quality. A metric where lower is better is negated first, so that for all
+    metrics quality increases with the rate and a negative result means fewer bits.
 
     Args:
-        anchor: points of the codec to compare with, at least three.
-        test: points of the codec that is judged, at least three.
+        anchor: points of the anchor, at least three.
+        test: points of the tested codec, at least three.
         name: the metric's key.
     """
     higher = metric(name).higher_is_better
     if higher is None:
-        return BDRate(None, f"whether more of {name} is better is not known")
+        return BDRate(None, f"unknown whether higher {name} is better")
     sign = 1 if higher else -1
     curves = []
-    for who, curve in (("anchor", anchor), ("codec", test)):
-        # Infinite PSNR is what lossless coding gives.
+    for role, curve in (("anchor", anchor), ("codec", test)):
+        # Lossless coding gives infinite PSNR.
         points = sorted(
             (rate, sign * value) for rate, value in curve if math.isfinite(rate) and math.isfinite(value)
         )
         if any(rate <= 0 for rate, _ in points):
             raise ValueError("rates must be positive")
         if len(points) < FEWEST_POINTS:
-            return BDRate(None, f"the {who} has fewer than {FEWEST_POINTS} points")
+            return BDRate(None, f"the {role} has fewer than {FEWEST_POINTS} points")
         for (rate, quality), (next_rate, next_quality) in pairwise(points):
             if next_rate == rate or next_quality <= quality:
                 return BDRate(
-                    None, f"the {who}'s quality does not grow from {rate:.4f} to {next_rate:.4f} bpp"
+                    None, f"the {role}'s quality does not increase from {rate:.4f} to {next_rate:.4f} bpp"
                 )
         curves.append(points)
     low = max(curve[0][1] for curve in curves)
     high = min(curve[-1][1] for curve in curves)
     if low >= high:
-        return BDRate(None, "the curves share no quality")
-    whole = max(curve[-1][1] for curve in curves) - min(curve[0][1] for curve in curves)
+        return BDRate(None, "the quality ranges do not overlap")
+    union = max(curve[-1][1] for curve in curves) - min(curve[0][1] for curve in curves)
     notes = []
     if min(len(curve) for curve in curves) < USUAL_POINTS:
         notes.append(f"from {min(len(curve) for curve in curves)} points")
-    if (high - low) / whole < WELL_SHARED:
-        notes.append(f"over {100 * (high - low) / whole:.0f} % of the range of quality")
+    if (high - low) / union < WELL_SHARED:
+        notes.append(f"over {100 * (high - low) / union:.0f} % of the quality range")
     (anchor_rates, anchor_quality), (test_rates, test_quality) = (
         zip(*curve, strict=True) for curve in curves
     )

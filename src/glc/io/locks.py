@@ -19,7 +19,7 @@ except ImportError:  # Windows
 
 
 class NoLocksError(OSError):
-    """The file system has no locks, so processes cannot share work on it; the message says what to do."""
+    """The system or file system does not support file locks, so processes cannot share work on it."""
 
 
 @contextmanager
@@ -33,13 +33,13 @@ def lock(path: Path, *, wait: bool = False, required: bool = True) -> Iterator[b
             yields True there.
 
     Raises:
-        NoLocksError: there are no locks here, and `required` is set.
-        OSError: the file cannot be made.
+        NoLocksError: file locks are not supported and `required` is set.
+        OSError: the file cannot be created.
     """
     if fcntl is None:
         if required:
             raise NoLocksError(
-                errno.ENOLCK, "this system has no file locks; use Linux or macOS for shards", str(path)
+                errno.ENOLCK, "file locks are not supported on this system; use Linux or macOS", str(path)
             )
         yield True
         return
@@ -56,7 +56,9 @@ def lock(path: Path, *, wait: bool = False, required: bool = True) -> Iterator[b
                     raise
                 if required:
                     raise NoLocksError(
-                        error.errno, "this file system has no locks; write to another one", str(path)
+                        error.errno,
+                        "file locks are not supported on this file system; write to another one",
+                        str(path),
                     ) from error
             if not _is_still(path, descriptor):
                 continue  # the holder has finished and removed the file

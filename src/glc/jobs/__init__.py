@@ -3,10 +3,10 @@
 ```
 in-000000.tar --.                                  .-- out/in-000000.tar     the same keys, processed
 in-000001.tar --+-- one process each, by locks ----+-- out/in-000001.tar
-      ...     --'                                  '-- out/manifest.json     what was done; the counts add up
-                                                       out/failures.jsonl    what failed, and why
-                                                       out/.glc/             state of what is not finished
+      ...     --'                                  '-- out/manifest.json     settings, totals, shards
+                                                       out/failures.jsonl    failed samples, with reasons
+                                                       out/.glc/             state of the job
 ```
 
-`run` is the one runner. `glc compress|decompress --shards`, `glc eval` and `glc pack` are tasks for it.
+`glc.jobs.run.run` runs every job: `glc compress|decompress --shards`, `glc eval` and `glc pack` are tasks.
 """

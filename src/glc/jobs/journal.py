@@ -1,6 +1,6 @@
-"""Files that grow while work is underway, of which a kill costs one line or one sample at most.
+"""Append-only files of a running job; a killed process loses at most one line or one sample.
 
-Nothing in them depends on when they were written: a run that resumes writes the bytes of an undisturbed one.
+Their content does not depend on time: a resumed run writes the same bytes as an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from glc.jobs.tar_shards import closing_bytes, member_bytes
 
 
 class Log:
-    """A file of JSON objects, one per line, that is only appended to.
+    """An append-only file of JSON objects, one per line.
 
     Args:
-        path: the file, made if need be. What follows its last whole line is cut off.
-        fsync: bring each line to the disk before `append` returns.
+        path: the file, created if it does not exist. Bytes after its last complete line are removed.
+        fsync: flush each line to the disk before `append` returns.
 
     Raises:
-        OSError: the file cannot be made or read.
+        OSError: the file cannot be created or read.
     """
 
     def __init__(self, path: Path, fsync: bool = False) -> None:
@@ -46,7 +46,7 @@ class Log:
         self.cut(len(self.lines))
 
     def cut(self, count: int) -> None:
-        """Keep the first so many lines."""
+        """Keep the first `count` lines."""
         del self.lines[count:], self._ends[count + 1 :]
         self._file.truncate(self._ends[-1])
         self._file.seek(self._ends[-1])
@@ -55,7 +55,7 @@ class Log:
         """Add a line.
 
         Raises:
-            OSError: it cannot be written; the lines before it stay.
+            OSError: it cannot be written; earlier lines are kept.
         """
         raw = json.dumps(dict(line)).encode() + b"\n"
         self._file.write(raw)
@@ -72,32 +72,33 @@ class Log:
 
 
 class Journal:
-    """A shard that is being written, and what was done for it so far.
+    """An unfinished shard and the log of its samples.
 
-    The samples go to a partial file. A log beside it has one line per sample: key, where the sample ends in
-    both shards, and a checksum of its bytes. Whoever takes the shard over reads both, drops what is not whole
-    in either, and resumes. The last line is that of the whole shard: its size and SHA-256.
+    The samples are written to a partial file. A log beside it has one line per sample: key, end in the
+    source and in the partial file, and CRC-32 of its bytes. A process that resumes the shard reads both
+    files, drops samples that are incomplete in either, and continues. The last line has the size and SHA-256
+    of the finished shard.
 
     Args:
         target: the shard.
         part: the partial file.
         notes: the log.
-        source: identifies what is processed; what was written for another source is dropped.
+        source: identifies the source; samples written for another source are dropped.
 
     Raises:
-        OSError: the files cannot be made or read.
+        OSError: the files cannot be created or read.
     """
 
     def __init__(self, target: Path, part: Path, notes: Path, source: dict[str, Any]) -> None:
         self.target, self.part, self.notes = target, part, notes
         self.samples: list[dict[str, Any]] = []
-        """What became of each sample: `key`, and either `bytes` and `pixels` or `error`."""
+        """Outcome of each sample: `key`, and either `bytes` and `pixels` or `error`."""
         self._size = 0
         self._sha256 = hashlib.sha256()
         self._log = Log(notes)
         first, *rest = self._log.lines or [{}]
         found = first.get("source")
-        # Notes of an older version may say less of the source.
+        # Logs of older versions may have fewer keys for the source.
         same = isinstance(found, dict) and found and {**source, **found} == source
         self._published = same and self._is_published(rest)
         if self._published:
@@ -114,7 +115,7 @@ class Journal:
         self._tar.seek(self._size)
 
     def _is_published(self, lines: Sequence[Mapping[str, Any]]) -> bool:
-        """Whether the shard was complete and renamed before its record could be written."""
+        """Whether the shard was completed and renamed, but its record is missing."""
         if not lines or "sha256" not in lines[-1] or self.part.exists():
             return False
         try:
@@ -124,7 +125,7 @@ class Journal:
             return False
 
     def _recover(self, lines: Sequence[dict[str, Any]]) -> None:
-        """Take the samples that are whole in the partial file."""
+        """Keep the leading samples that are complete in the partial file."""
         for line in lines:
             length = line.get("end", -1) - self._size
             content = self._tar.read(length) if length >= 0 else b""
@@ -135,16 +136,16 @@ class Journal:
             self.samples.append(line)
 
     def add(self, key: str, read: int, files: Sequence[tuple[str, bytes]], **result: Any) -> None:
-        """Write a sample's files, none for one that failed, and note what became of it.
+        """Write a sample's files, none if it failed, and log its outcome.
 
         Args:
             key: its key.
-            read: where it ends in the source.
+            read: its end in the source.
             files: names and contents.
             **result: `bytes` and `pixels`, or `error`.
 
         Raises:
-            OSError: they cannot be written; the samples before stay.
+            OSError: they cannot be written; earlier samples are kept.
         """
         content = b"".join(member_bytes(name, data) for name, data in files)
         if content:
@@ -171,7 +172,7 @@ class Journal:
         return size, sha256
 
     def close(self) -> None:
-        """Close the files, which stay for whoever resumes; never raises."""
+        """Close the files and keep them, so that the shard can be resumed; never raises."""
         if not self._published:
             with contextlib.suppress(OSError):  # a full disk was reported when it was written to
                 self._tar.close()

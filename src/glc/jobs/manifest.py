@@ -1,11 +1,11 @@
-"""The state of a job in files: one record per finished shard, the settings, at the end manifest and failures.
+"""State of a job in files: settings, one record per finished shard, finally manifest and failures.
 
 ```
-OUT/.glc/settings.json        what the shards of OUT are made with
+OUT/.glc/settings.json        settings of the job
 OUT/.glc/NAME.tar.json        record of a finished shard
-OUT/.glc/NAME.tar.journal     samples done of an unfinished one (glc.jobs.journal), beside NAME.tar.part
-OUT/manifest.json             once all are finished
-OUT/failures.jsonl            what failed and why, if anything did
+OUT/.glc/NAME.tar.journal     log of an unfinished shard (glc.jobs.journal), beside NAME.tar.part
+OUT/manifest.json             written when all shards are finished
+OUT/failures.jsonl            failed samples with reasons, if any
 ```
 """
 
@@ -30,40 +30,40 @@ REMEDY = "choose another folder with -o, or replace what is there with --force"
 
 
 class JobError(ValueError):
-    """A job cannot be done as asked for; the message says why and what to do."""
+    """A job cannot run with these arguments; the message names the cause and the fix."""
 
 
 class Stamp(NamedTuple):
-    """Tells a source from one that took its place; tar files are padded, so sizes alone do not."""
+    """Size and modification time of a source; tar padding hides changes of size, so both are compared."""
 
     bytes: int
     mtime_ns: int
 
 
 class Source(Protocol):
-    """What a shard is made from."""
+    """Input of one shard."""
 
     @property
     def name(self) -> str:
-        """Name of the shard that is written, such as `in-000.tar`."""
+        """Name of the output shard, such as `in-000.tar`."""
         ...
 
     def stamp(self) -> Stamp | None:
-        """Return what tells its content from another; None where it is missing."""
+        """Return size and modification time; None if the source is missing."""
         ...
 
     def size(self) -> int:
-        """Return how much there is to read, in the unit of a sample's `end`; 0 where it is missing."""
+        """Return its size in the unit of a sample's `end`; 0 if it is missing."""
         ...
 
     def samples(self, skip: int) -> Iterator[Any]:
-        """Yield the samples in order, each with its `key` and with `end`, where it ends in the source.
+        """Yield the samples in order, each with its `key` and its `end` in the source.
 
         Args:
-            skip: samples at the start whose content is not wanted.
+            skip: number of samples at the start whose content is not needed.
 
         Raises:
-            ShardError: the source breaks off, or is missing; what came before is good.
+            ShardError: the source is truncated or missing; earlier samples are valid.
             OSError: it cannot be read.
         """
         ...
@@ -71,39 +71,38 @@ class Source(Protocol):
 
 @dataclass
 class Record:
-    """A finished shard."""
+    """Record of a finished shard."""
 
     name: str
     source_bytes: int | None
-    """Size of what was read, None where it was missing."""
+    """Size of the source; None if it was missing."""
     samples: int
-    """Samples that were read: done and failed together."""
+    """Samples read: done plus failed."""
     done: int
     coded_bytes: int
-    """Of all its compressed files."""
+    """Total size of its compressed files."""
     pixels: int
-    """Of all images that were coded; an image that was coded several times counts so many times."""
+    """Total pixels of coded images; an image counts once per coding."""
     bytes: int
-    """Size of the shard that was written; 0 where none was, because nothing could be read."""
+    """Size of the output shard; 0 if nothing could be read and none was written."""
     sha256: str
     failures: list[dict[str, str]] = field(default_factory=list)
     """`key` and `error` of each sample that failed."""
     problem: str | None = None
-    """Why the source was not read to its end; None when it was."""
+    """Why the source was not read completely; None if it was."""
     source_mtime_ns: int | None = None
-    """When the source was last changed; None where it was missing, and in older records."""
+    """Modification time of the source; None if it was missing, and in older records."""
     settings: str | None = None
     """Fingerprint of the settings; None in older records."""
 
 
 class Folder:
-    """The folder that shards are written to.
+    """Output folder of a job.
 
     Args:
         path: the folder.
-        settings: everything that decides the bytes of its shards, in JSON's types. None takes whatever
-            settings the shards were made with.
-        state: name of the folder in it for the state of the job.
+        settings: everything that determines the bytes of its shards, in JSON's types. None: any settings.
+        state: name of the subfolder for the state of the job.
     """
 
     def __init__(self, path: Path, settings: Mapping[str, Any] | None = None, state: str = STATE) -> None:
@@ -114,34 +113,34 @@ class Folder:
         self._fingerprint = None if settings is None else fingerprint(self._stored)
 
     def target(self, shard: Source) -> Path:
-        """Where a shard is written."""
+        """Return the path of a finished shard."""
         return self.path / shard.name
 
     def note(self, shard: Source, kind: str) -> Path:
-        """The file of a kind (`json`, `journal`, `part`, `lock`) that belongs to a shard."""
+        """Return the state file of a shard of a kind: `json`, `journal`, `part` or `lock`."""
         return self.notes / f"{shard.name}.{kind}"
 
     @property
     def settings_path(self) -> Path:
-        """The file of the settings that the shards are made with."""
+        """Path of the job's settings."""
         return self.notes / "settings.json"
 
     def prepare(self, shards: Sequence[Source], force: bool, began: float, remedy: str = REMEDY) -> None:
-        """Make the folder, and check that what lies in it was made with the same settings.
+        """Create the folder, or check that its shards were made with the same settings.
 
-        Settings with which nothing was begun are replaced.
+        Settings of a job that did not start are replaced.
 
         Args:
-            shards: that are to be written.
-            force: replace what was made with other settings, and what was finished with the same.
-            began: when the command began, in seconds since the epoch. A job finished after that is the work
-                of other processes of the same command, and an unfinished one is resumed, so that `force`
-                undoes nothing that was done for this command.
-            remedy: what the user is told to do about shards that are in the way.
+            shards: the shards to write.
+            force: replace shards made with other settings, and a finished job with the same settings.
+            began: start of the command, in seconds since the epoch. A job that finished later was done by
+                other processes of the same command, and an unfinished one is resumed, so that `force` does
+                not undo this command's own work.
+            remedy: advice in messages about existing shards.
 
         Raises:
-            JobError: the folder holds shards of other settings or origin, and `force` is not set.
-            OSError: it cannot be made or written to.
+            JobError: without `force`: the folder contains shards with other settings or of another origin.
+            OSError: the folder cannot be created or written to.
         """
         self.notes.mkdir(parents=True, exist_ok=True)
         with lock(self.notes / "settings.lock", wait=True, required=False):
@@ -151,18 +150,18 @@ class Folder:
             old = [p for p in self.notes.iterdir() if p.suffix in _STATE_SUFFIXES and p != self.settings_path]
             if not force:
                 if found is not None and old:
-                    differ = describe_differences(found, self._stored) if found else "they cannot be read"
-                    raise JobError(f"{self.path}: its shards have other settings ({differ}); {remedy}")
+                    differ = describe_differences(found, self._stored) if found else "unreadable"
+                    raise JobError(f"{self.path}: contains shards with other settings ({differ}); {remedy}")
                 for shard in shards:
                     if self.target(shard).exists():
-                        raise JobError(f"{self.target(shard)}: exists; {remedy}")
-            # The manifest last: until then it shows that what it counts is to be made again.
+                        raise JobError(f"{self.target(shard)}: already exists; {remedy}")
+            # The manifest last: if this is interrupted, the next call still sees a finished job to replace.
             for path in (*old, self.settings_path, self.path / FAILURES, self.path / MANIFEST):
                 path.unlink(missing_ok=True)
             _write_json(self.settings_path, self._stored)
 
     def begin(self) -> None:
-        """Note that work begins, after which other settings need `force`.
+        """Mark the job as started; from now on other settings need `force`.
 
         Raises:
             JobError: see `check_settings`.
@@ -172,21 +171,23 @@ class Folder:
             (self.notes / "begun.mark").touch()
 
     def check_settings(self) -> None:
-        """Check that the folder is still that of these settings.
+        """Check that the folder still has these settings.
 
         Raises:
             JobError: another command has replaced them since `prepare`.
         """
         if not self.is_ours():
-            raise JobError(f"{self.path}: another command with other settings began to write to it")
+            raise JobError(
+                f"{self.path}: another command with other settings is writing to it; choose another folder"
+            )
 
     def is_ours(self) -> bool:
-        """Whether what lies here was begun with these settings."""
+        """Whether the job in this folder has these settings."""
         found: bool = self._read_settings() == self._stored
         return found
 
     def _read_settings(self) -> Any:
-        """Return the settings of what lies here; None without any, nothing in them when they are damaged."""
+        """Return the settings of the job in this folder; None if there is none, `{}` if they are corrupt."""
         try:
             return json.loads(self.settings_path.read_text("utf-8"))
         except FileNotFoundError:
@@ -201,11 +202,11 @@ class Folder:
             return False
 
     def write_record(self, shard: Source, record: Record) -> None:
-        """Note that a shard is finished."""
+        """Write the record of a finished shard."""
         _write_json(self.note(shard, "json"), {**asdict(record), "settings": self._fingerprint})
 
     def record(self, shard: Source) -> Record | None:
-        """Return the record of a finished shard; None when it is unfinished, or its source has changed."""
+        """Return the record of a finished shard; None if it is unfinished or its source has changed."""
         try:
             found = Record(**json.loads(self.note(shard, "json").read_text("utf-8")))
         except (FileNotFoundError, ValueError, TypeError):
@@ -222,7 +223,7 @@ class Folder:
         return found if written == found.bytes else None
 
     def records(self, shards: Sequence[Source]) -> list[Record]:
-        """Return the records of finished shards, by name, and remove what is left of their writing.
+        """Return the records of finished shards, sorted by name, and remove leftover temporary files.
 
         Raises:
             JobError: one of them is not finished.
@@ -234,7 +235,7 @@ class Folder:
                 raise JobError(f"{self.target(shard)}: changed after it was finished; run the command again")
             found.append(record)
         for old in self.notes.iterdir():
-            # Of processes that were killed just before they would have removed them.
+            # Left by processes that were killed before they removed them.
             if old.suffix in (".journal", ".part"):
                 old.unlink(missing_ok=True)
         return found
@@ -242,7 +243,7 @@ class Folder:
     def finish(self, shards: Sequence[Source]) -> dict[str, Any]:
         """Write manifest and failures of finished shards; return the manifest's totals.
 
-        Their content is a function of shards and settings, so it does not matter which process writes it.
+        Their content depends only on shards and settings, so any process may write them.
 
         Raises:
             JobError: a shard is not finished, or the counts do not add up.
@@ -269,9 +270,9 @@ class Folder:
             "bpp": 8 * sums["coded_bytes"] / sums["pixels"] if sums["pixels"] else None,
             "bytes": sums["bytes"],
         }
-        # A copy of a source has another time and the same content.
-        left_out = ("failures", "source_mtime_ns", "settings")
-        listed = [{k: v for k, v in asdict(record).items() if k not in left_out} for record in records]
+        # Omitted: a copy of a source has another modification time but the same content.
+        omitted = ("failures", "source_mtime_ns", "settings")
+        listed = [{k: v for k, v in asdict(record).items() if k not in omitted} for record in records]
         content = {"format_version": FORMAT_VERSION, "totals": totals, "settings": self.settings}
         _write_json(self.path / MANIFEST, {**content, "shards": listed})
         lines = []
@@ -288,29 +289,29 @@ class Folder:
 
 
 def as_json(settings: Mapping[str, Any]) -> Any:
-    """Return settings as they are read back from JSON."""
+    """Return settings after a round trip through JSON."""
     return json.loads(json.dumps(dict(settings)))
 
 
 def fingerprint(settings: Any) -> str:
-    """Return what tells settings from others."""
+    """Return the SHA-256 of settings."""
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
 
 
 def describe_differences(before: Any, now: Any, most: int = 3) -> str:
-    """Return how two settings differ, in words: the first differences, and how many more there are."""
+    """Describe how two settings differ: the first `most` differences and the number of others."""
     found = list(_differences(before, now))
     more = f"; and {len(found) - most} more" if len(found) > most else ""
     return f"{'; '.join(found[:most])}{more}"
 
 
 def _differences(before: Any, now: Any, name: str = "") -> Iterator[str]:
-    """Yield what is gone, new or has another value, keys of mappings in mappings joined by dots."""
+    """Yield removed, added and changed keys; keys of nested mappings are joined by dots."""
     if isinstance(before, Mapping) and isinstance(now, Mapping):
         for key in dict.fromkeys([*before, *now]):
             path = f"{name}.{key}" if name else str(key)
             if key not in now:
-                yield f"{path} is gone"
+                yield f"{path} was removed"
             elif key not in before:
                 yield f"{path} is new"
             else:
@@ -325,7 +326,7 @@ def _short(value: Any) -> str:
 
 
 def _printable(text: str) -> str:
-    """Return a text without what UTF-8 cannot hold, such as the bytes of a file name in another encoding."""
+    """Escape characters that UTF-8 cannot encode, such as bytes of a file name in another encoding."""
     return text.encode("utf-8", "backslashreplace").decode()
 
 

@@ -1,4 +1,4 @@
-"""How far a task is, and how long the rest will take."""
+"""Progress of a task and its remaining time."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ if TYPE_CHECKING:
 
 _TAIL = 1 << 16
 _IN_LOGS = 60.0
-"""Seconds between lines where there is no terminal for a bar."""
+"""Seconds between lines of progress if stderr is not a terminal."""
 
 
 class Done(NamedTuple):
-    """What is done of a task: how much, in its unit of progress, and how many items."""
+    """Finished part of a task: the amount, in its unit of progress, and the number of items."""
 
     amount: int
     items: int
 
 
 class ShardProgress:
-    """Reads from time to time the state that all processes of all machines leave in a folder."""
+    """Progress of all processes on all machines, read from the state files of a folder."""
 
     def __init__(self, folder: Folder, shards: Sequence[Source]) -> None:
         self.folder = folder
@@ -37,7 +37,7 @@ class ShardProgress:
         self._finished = Done(0, 0)
 
     def look(self) -> Done:
-        """Return where the work stands; the record of a finished shard is read once."""
+        """Return the current progress; the record of a finished shard is read once."""
         present = {entry.name for entry in os.scandir(self.folder.notes)}
         underway = 0
         for name, (shard, size) in list(self._open.items()):
@@ -50,13 +50,13 @@ class ShardProgress:
 
 
 def _read_so_far(path: os.PathLike[str]) -> int:
-    """Return how far the source of a journal is read, from its last whole line that says so."""
+    """Return the position in the source, from the last complete line of a journal that has it."""
     try:
         with open(path, "rb") as file:
             file.seek(max(0, file.seek(0, os.SEEK_END) - _TAIL))
             lines = file.read().splitlines(keepends=True)
     except FileNotFoundError:
-        return 0  # finished in this moment
+        return 0  # finished meanwhile
     for line in reversed(lines):
         if line.endswith(b"\n"):
             try:
@@ -69,10 +69,10 @@ def _read_so_far(path: os.PathLike[str]) -> int:
 
 
 class ProgressBar:
-    """Shows, while in the context, what is done and how long the rest will take.
+    """Shows progress and remaining time while in the context.
 
-    A bar on a terminal; elsewhere a line a minute. The time left follows from what all processes have done
-    since the start.
+    A bar on a terminal, otherwise one line per minute. The remaining time is estimated from the progress of
+    all processes since the start.
     """
 
     def __init__(self, task: Task, quiet: bool) -> None:
@@ -101,19 +101,19 @@ class ProgressBar:
         )
         shown: dict[str, Any] = {"total": task.total, "initial": start.amount, **unit}
         bar = tqdm(disable=not on_terminal, dynamic_ncols=True, **shown)
-        began = told = time.monotonic()
+        began = reported = time.monotonic()
         pause = 1.0
         with bar:
             while not self._over.wait(pause):
                 looked = time.monotonic()
                 now = task.look()
-                # Many shards on a slow file system: no more than a twentieth of the time goes into looking.
+                # On slow file systems with many shards: at most a twentieth of the time is spent on progress.
                 pause = max(1.0, 20 * (time.monotonic() - looked))
                 items = f"{now.items} of {len(task.items)} {task.unit}"
                 bar.set_postfix_str(items, refresh=False)
                 bar.update(now.amount - bar.n)
-                if not on_terminal and looked - told >= _IN_LOGS:
-                    told = looked
+                if not on_terminal and looked - reported >= _IN_LOGS:
+                    reported = looked
                     seconds = looked - began
                     line = tqdm.format_meter(now.amount, elapsed=seconds, ncols=0, postfix=items, **shown)
                     print(line, file=sys.stderr, flush=True)

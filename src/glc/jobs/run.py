@@ -1,9 +1,9 @@
-"""The runner: do the items of a task in several processes, and resume where an earlier run stopped.
+"""Runner: process the items of a task in several processes and resume interrupted runs.
 
 ```
 task.items --left--> queue --item--> worker process: run_one(item) --outcome--> task.record
                        ^                    |
-                       '-- held elsewhere, or the process died (once)
+                       '-- locked by another command, or the process died (once)
 ```
 """
 
@@ -28,70 +28,70 @@ from glc.jobs.manifest import JobError
 from glc.jobs.progress import Done, ProgressBar
 
 UNFINISHED = 3
-"""Exit code of a command that left something undone: the same command resumes."""
+"""Exit code of a command with unfinished items; the same command resumes."""
 _ATTEMPTS = 2
-"""Processes that an item may end before it is left undone."""
+"""Worker processes that may die on an item before it is given up."""
 _PAUSE = 0.5
-"""Seconds until an item that another command holds is tried again."""
+"""Seconds until an item that another command has locked is tried again."""
 
 
 class UnfinishedError(RuntimeError):
-    """Some items are not done; the message says why. The same command resumes."""
+    """Some items are not finished; the message names the cause. The same command resumes."""
 
 
 class DeferredError(RuntimeError):
-    """An item cannot be done now, for lack of memory say, and others can. Nothing is recorded of it."""
+    """An item cannot be processed now, e.g. for lack of memory, but others can. It stays unfinished."""
 
 
 class Worker(Protocol):
-    """What a process builds once and does items with."""
+    """Processes items; created once per process."""
 
     def run_one(self, item: Any) -> Any:
-        """Do an item and return its outcome, or None while another command does this item.
+        """Process an item and return its outcome, or None while another command processes it.
 
-        Doing an item again, even after a kill in between, has the same output and outcome.
+        Processing an item again, even after a killed process, has the same output and outcome.
 
         Raises:
-            DeferredError: the item cannot be done now.
-            Exception: this process can do nothing more, such as after a full disk.
+            DeferredError: the item cannot be processed now.
+            Exception: this process cannot continue, e.g. the disk is full.
         """
         ...
 
 
 @dataclass
 class Task(ABC):
-    """Work in items, each with an output that depends on nothing but the item and the settings."""
+    """Work divided into items; each output depends only on the item and the settings."""
 
     name: str
-    """What messages call it: the folder of its outputs."""
+    """Name in messages: the output folder."""
     items: Sequence[Any]
-    """All items; they can be pickled."""
+    """All items; must be picklable."""
     make_worker: Callable[[int], Worker]
-    """Makes a process's worker from the number of the process on its machine; can be pickled."""
+    """Makes the worker of a process from its local rank; must be picklable."""
     unit: str
-    """What messages call its items, in the plural."""
+    """Name of its items in messages, in the plural."""
     total: int
-    """How much there is to do, in `amount`."""
+    """Amount of work, in units of `amount`."""
     amount: str
     """Unit of the progress: `B` for bytes."""
 
     @abstractmethod
     def outcome(self, item: Any) -> Any:
-        """Return the outcome of an item that is done, else None."""
+        """Return the outcome of a finished item, else None."""
 
     @abstractmethod
     def look(self) -> Done:
-        """Return how much is done; called now and then for the progress."""
+        """Return the progress; called repeatedly for the progress bar."""
 
     def record(self, item: Any, outcome: Any) -> None:  # noqa: B027 (nothing to do by default)
-        """Take the outcome of an item that was just done, in the process that started the others."""
+        """Record the outcome of a newly finished item; called in the main process."""
 
 
 def dist_info() -> tuple[int, int]:
-    """Return rank and world size of this command, as torchrun or SLURM set them; 0 and 1 without them.
+    """Return rank and world size of this command, as set by torchrun or SLURM; 0 and 1 without them.
 
     Raises:
-        JobError: the environment does not hold a rank below the world size.
+        JobError: the rank is not below the world size, or one is not an integer.
     """
     for rank_key, size_key in (("RANK", "WORLD_SIZE"), ("SLURM_PROCID", "SLURM_NTASKS")):
         if rank_key in os.environ and size_key in os.environ:
@@ -107,21 +107,21 @@ def dist_info() -> tuple[int, int]:
 
 
 def run(task: Task, *, processes: int = 1, threads: int | None = None, quiet: bool = False) -> None:
-    """Do what is left of a task, together with whoever else runs the same command.
+    """Process the unfinished items of a task, together with other commands like this one.
 
     Args:
         task: the work.
-        processes: of this command; one does the work in this process.
-        threads: that each process computes with; None leaves this to torch.
+        processes: number of processes of this command; 1 works in this process.
+        threads: threads per process; None: torch's default.
         quiet: show no progress.
 
     Raises:
-        UnfinishedError: something is left undone.
-        ValueError: a worker of this process cannot be made.
+        UnfinishedError: some items are not finished.
+        ValueError: the worker of this process cannot be created.
     """
     rank, world_size = dist_info()
     left = [item for item in task.items if task.outcome(item) is None]
-    # Commands begin at different items, so that they meet as late as possible.
+    # Commands start at different items, so that they compete for locks as late as possible.
     start = len(left) * rank // world_size
     left = [*left[start:], *left[:start]]
     problems: list[str] = []
@@ -135,13 +135,13 @@ def run(task: Task, *, processes: int = 1, threads: int | None = None, quiet: bo
     if undone:
         reason = f" ({'; '.join(dict.fromkeys(problems))})" if problems else ""
         raise UnfinishedError(
-            f"{task.name}: {undone} of {len(task.items)} {task.unit} are not finished{reason}: "
+            f"{task.name}: {undone} of {len(task.items)} {task.unit} are not finished{reason}; "
             "run the same command again to resume"
         )
 
 
 def _run_here(task: Task, left: Sequence[Any], threads: int | None) -> list[str]:
-    """Do items in this process; return what went wrong, a line each."""
+    """Process items in this process; return the errors, one line each."""
     problems = []
     queue, held = deque(left), deque[Any]()
     try:
@@ -167,12 +167,12 @@ def _run_here(task: Task, left: Sequence[Any], threads: int | None) -> list[str]
 
 
 class _Process:
-    """A worker process, the channel to it, and the item that it was given."""
+    """A worker process, its channel and its current item."""
 
     def __init__(self, make_worker: Callable[[int], Worker], local_rank: int, threads: int | None) -> None:
-        # Fresh interpreters: locks and a device's state do not survive a fork.
+        # Fresh interpreters: locks and CUDA state do not survive a fork.
         context = multiprocessing.get_context("spawn")
-        # A channel each: a killed process could take the lock of a shared one along.
+        # One channel per process: a killed process could leave a shared one locked.
         self.channel, theirs = context.Pipe()
         self.local_rank = local_rank
         self.process = context.Process(
@@ -185,31 +185,31 @@ class _Process:
         self.item: Any = None
 
     def give(self, item: Any) -> None:
-        """Give the process an item to do."""
+        """Send the process an item."""
         self.item = item
-        with suppress(OSError):  # it has just died, which `receive` says next
+        with suppress(OSError):  # the process has died; `receive` reports it
             self.channel.send(item)
 
     def receive(self) -> tuple[str, Any]:
-        """Return what the process says: a kind, and the outcome or the reason that belongs to it."""
+        """Return the next message of the process: its kind, and an outcome or a reason."""
         try:
             kind, value = self.channel.recv()
         except (EOFError, OSError):
             self.process.join()
             code = self.process.exitcode or 0
             if code >= 0:
-                return "ended", f"a process ended with exit code {code}"
+                return "ended", f"a worker process exited with code {code}"
             name = signal.Signals(-code).name
-            hint = ", perhaps out of memory" if name == "SIGKILL" else ""
-            return "ended", f"a process was ended by {name}{hint}"
+            hint = ", possibly out of memory" if name == "SIGKILL" else ""
+            return "ended", f"a worker process was killed by {name}{hint}"
         return kind, value
 
 
 class _Pool:
     """Worker processes of this machine.
 
-    A process that is killed is replaced, and its item is tried once more. One that reports an error is not
-    replaced; others take its item over.
+    A killed process is replaced and its item is retried once. A process that reports an error is not
+    replaced; another process retries its item.
     """
 
     def __init__(self, task: Task, left: Sequence[Any], processes: int, threads: int | None) -> None:
@@ -225,7 +225,7 @@ class _Pool:
         return self._started[-1]
 
     def run(self) -> list[str]:
-        """Do all items that can be done; return what went wrong, a line each."""
+        """Process all items; return the errors, one line each."""
         try:
             while self._alive and (self._queue or self._held or any(p.item is not None for p in self._alive)):
                 for process in self._alive:
@@ -246,7 +246,7 @@ class _Pool:
         return self.problems
 
     def _take(self, process: _Process) -> None:
-        """Take what a process says."""
+        """Handle a message of a process."""
         kind, value = process.receive()
         item, process.item = process.item, None
         if kind == "ready":
@@ -268,14 +268,14 @@ class _Pool:
 
 
 def _serve(make_worker: Callable[[int], Worker], local_rank: int, threads: int | None, channel: Any) -> None:
-    """Do the items that come through a channel: what a process of the pool runs."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the process that started this one decides
+    """Process the items received from a channel: main function of a worker process."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the main process handles it
     parent = multiprocessing.parent_process()
     if parent is not None:
         threading.Thread(target=_end_with, args=(parent.sentinel,), daemon=True).start()
     try:
         worker = make_worker(local_rank)
-        if "torch" in sys.modules:  # a worker that computes without it need not wait for its import
+        if "torch" in sys.modules:  # avoids importing torch for workers that do not use it
             _set_threads(threads)
         channel.send(("ready", None))
         while True:
@@ -294,13 +294,13 @@ def _serve(make_worker: Callable[[int], Worker], local_rank: int, threads: int |
 
 
 def _end_with(sentinel: int) -> None:
-    # A process whose command was killed would work on unseen.
+    # Otherwise the worker would continue after its command was killed.
     connection.wait([sentinel])
     os._exit(UNFINISHED)
 
 
 def local_rank_of(i: int, processes: int) -> int:
-    """Return the number of a process among all on its machine, where each command starts several."""
+    """Return the rank of process `i` among all processes on this machine."""
     return int(os.environ.get("LOCAL_RANK") or os.environ.get("SLURM_LOCALID") or 0) * processes + i
 
 
@@ -313,7 +313,7 @@ def _set_threads(threads: int | None) -> None:
 
 @contextmanager
 def _thread_counts(threads: int | None) -> Iterator[None]:
-    """Tell the libraries of a process that is started now how many threads they have."""
+    """Set the thread counts that a process started in this context inherits."""
     before = {name: os.environ.get(name) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
     if threads is not None:
         os.environ.update(dict.fromkeys(before, str(threads)))
@@ -325,7 +325,7 @@ def _thread_counts(threads: int | None) -> Iterator[None]:
 
 
 def reason_of(error: BaseException) -> str:
-    """Return what went wrong in one line."""
+    """Return an error message in one line."""
     if isinstance(error, OSError) and error.strerror:
         return f"{Path(os.fsdecode(error.filename))}: {error.strerror}" if error.filename else error.strerror
     return " ".join(str(error).split()) or type(error).__name__

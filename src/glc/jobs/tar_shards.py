@@ -1,4 +1,4 @@
-"""Tar shards as WebDataset has them: finding them, reading their samples, and the bytes of those written."""
+"""Tar shards in WebDataset's format: find shards, read samples, encode members."""
 
 from __future__ import annotations
 
@@ -10,33 +10,32 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
-from braceexpand import braceexpand
-
+from glc.io.patterns import expand_braces
 from glc.jobs.manifest import Stamp
 
 MAX_FILE = 1 << 30
-"""Largest file of a sample that is read, in bytes."""
+"""Size limit of a member, in bytes."""
 _BLOCK = tarfile.BLOCKSIZE
 
 
 class ShardError(ValueError):
-    """A shard breaks off, is missing, or is no tar file; what came before is good."""
+    """A shard is truncated, missing, or not a tar file; earlier samples are valid."""
 
 
 @dataclass(frozen=True)
 class Shard:
-    """A tar file to be read; `name` is also that of the shard that is written."""
+    """A tar file to read; the output shard has the same `name`."""
 
     name: str
     path: Path
 
     def size(self) -> int:
-        """Return its size in bytes, 0 where it is missing."""
+        """Return its size in bytes; 0 if it is missing."""
         stamp = self.stamp()
         return 0 if stamp is None else stamp.bytes
 
     def stamp(self) -> Stamp | None:
-        """Return what tells its content from another, None where it is missing."""
+        """Return size and modification time; None if it is missing."""
         try:
             found = self.path.stat()
         except OSError:
@@ -44,30 +43,30 @@ class Shard:
         return Stamp(found.st_size, found.st_mtime_ns)
 
     def samples(self, skip: int = 0) -> Iterator[Sample]:
-        """Read its samples; see `read_samples`. A missing shard is a ShardError, too."""
+        """Read its samples as `read_samples` does; a missing shard raises ShardError."""
         if self.stamp() is None:
-            raise ShardError(f"{self.path}: no such file, or it cannot be read")
+            raise ShardError(f"{self.path}: no such file, or not readable")
         yield from read_samples(self.path, skip)
 
 
 @dataclass
 class Sample:
-    """The files of one key, in order, as (suffix without the dot, content); or why they cannot be read."""
+    """The files of one key, in order, as (suffix without the dot, content), or a `problem`."""
 
     key: str
     files: list[tuple[str, bytes]] = field(default_factory=list)
     problem: str | None = None
     end: int = 0
-    """Where it ends in its shard, in bytes."""
+    """End of the sample in its shard, in bytes."""
 
 
 def find_shards(given: Sequence[str]) -> list[Shard]:
-    """Return the shards that names stand for: files, folders, `*`, and braces as in `in-{000..099}.tar`.
+    """Return the shards named by files, folders, `*` patterns, and braces as in `in-{000..099}.tar`.
 
-    A name without a file is a shard too; that it is missing is reported when its turn comes.
+    A missing file is listed too; reading it raises ShardError.
 
     Raises:
-        ValueError: nothing was found, or two shards have one name.
+        ValueError: nothing was found, or two shards have the same name.
     """
     paths: list[Path] = []
     for item in given:
@@ -77,8 +76,8 @@ def find_shards(given: Sequence[str]) -> list[Shard]:
         other = named.setdefault(path.name, path)
         if other != path:
             raise ValueError(
-                f"{path} and {other} have the same name, and so would their outputs; "
-                "rename one, or write each to another folder"
+                f"{path}: same name as {other}, so their outputs would collide; "
+                "rename one, or write them to different folders"
             )
     return [Shard(name, path) for name, path in named.items()]
 
@@ -87,42 +86,42 @@ def _expand(item: str) -> list[Path]:
     if os.path.isdir(item):
         found = sorted(Path(item).glob("*.tar"))
         if not found:
-            raise ValueError(f"{item}: no shards (*.tar) in this folder")
+            raise ValueError(f"{item}: contains no shards (*.tar); choose another folder")
         return found
     if os.path.exists(item):
         return [Path(item)]
     try:
-        names = list(braceexpand(item))
+        names = expand_braces(item)
     except ValueError as error:
-        raise ValueError(f"{item}: unbalanced braces") from error
+        raise ValueError(f"{item}: unbalanced braces; correct the pattern") from error
     found = []
     for name in names:
         matches = [Path(match) for match in sorted(glob.glob(name, recursive=True))]
         if glob.has_magic(name) and not matches:
-            raise ValueError(f"{name}: no shards match")
+            raise ValueError(f"{name}: no shards match; correct the pattern")
         found += matches or [Path(name)]
     for path in found:
         if path.suffix.lower() != ".tar":
-            raise ValueError(f"{path}: the name of a shard ends in .tar")
+            raise ValueError(f"{path}: not a shard; its name must end in .tar")
     return found
 
 
 def refuse_overwriting(shards: Sequence[Shard], folder: Path, remedy: str) -> None:
-    """Raise ValueError where a shard would be written over what it is made from."""
+    """Raise ValueError if an output shard would overwrite its source."""
     for shard in shards:
         if os.path.realpath(shard.path) == os.path.realpath(folder / shard.name):
-            raise ValueError(f"{shard.path}: would be written over; {remedy}")
+            raise ValueError(f"{shard.path}: would be overwritten by its own output; {remedy}")
 
 
 def read_samples(path: Path, skip: int = 0) -> Iterator[Sample]:
-    """Read a shard's samples in order: files that follow each other and share a key, as WebDataset has it.
+    """Read a shard's samples in order: a sample is a run of consecutive files with the same key (WebDataset).
 
     Args:
         path: the shard.
-        skip: samples at the start whose content is not wanted; they come without files.
+        skip: number of samples at the start to return without files.
 
     Raises:
-        ShardError: it breaks off or is no shard.
+        ShardError: it is truncated, corrupt, or not a tar file.
         OSError: it cannot be read.
     """
     sample: Sample | None = None
@@ -137,7 +136,9 @@ def read_samples(path: Path, skip: int = 0) -> Iterator[Sample]:
                     member = tar.next()
                 if member is None:
                     break
-                end = tar.offset  # where the next header is; a sparse file's size would not tell
+                end = (
+                    tar.offset
+                )  # offset of the next header; a sparse member's size differs from its stored size
                 if not member.isfile() and not member.islnk() and not member.issym():
                     continue
                 key, suffix = split_name(member.name)
@@ -147,7 +148,7 @@ def read_samples(path: Path, skip: int = 0) -> Iterator[Sample]:
                         count += 1
                     sample = Sample(key)
                     if key in seen:
-                        sample.problem = "its key has come before in this shard"
+                        sample.problem = "duplicate key in this shard"
                     seen.add(key)
                 sample.end = end
                 sample.problem = sample.problem or _problem(member)
@@ -161,7 +162,7 @@ def read_samples(path: Path, skip: int = 0) -> Iterator[Sample]:
                     sample.files.append((suffix, content))
         _check_end(path, end)
     except (tarfile.TarError, EOFError, ValueError, UnicodeError) as error:
-        # The sample that was being read may lack files: it is not given out.
+        # The current sample may be incomplete: it is not returned.
         raise ShardError(f"{path}: {' '.join(str(error).split()) or 'not a tar file'}") from error
     if sample is not None:
         yield sample
@@ -169,7 +170,7 @@ def read_samples(path: Path, skip: int = 0) -> Iterator[Sample]:
 
 @contextmanager
 def _damage() -> Iterator[None]:
-    """Take whatever tarfile raises over a header for damage: one may ask for more memory than there is."""
+    """Convert any exception of tarfile into ReadError: a corrupt header may even raise MemoryError."""
     try:
         yield
     except (OSError, tarfile.TarError):
@@ -179,18 +180,18 @@ def _damage() -> Iterator[None]:
 
 
 def _check_end(path: Path, end: int) -> None:
-    """Check that a shard's last file is followed by an empty block; tarfile takes anything for the end."""
+    """Check that the last member is followed by an empty block; tarfile accepts anything as the end."""
     with open(path, "rb") as file:
         file.seek(end)
         block = file.read(_BLOCK)
     if len(block) < _BLOCK:
-        raise tarfile.ReadError(f"cut short at byte {end}")
+        raise tarfile.ReadError(f"truncated at byte {end}")
     if any(block):
-        raise tarfile.ReadError(f"damaged at byte {end}")
+        raise tarfile.ReadError(f"corrupt at byte {end}")
 
 
 def split_name(name: str) -> tuple[str, str]:
-    """Return key and suffix: the suffix begins after the first dot of the last part."""
+    """Return key and suffix; the suffix starts after the first dot of the last path component."""
     folder, slash, last = name.rpartition("/")
     stem, _, suffix = last.partition(".")
     return folder + slash + stem, suffix
@@ -199,17 +200,17 @@ def split_name(name: str) -> tuple[str, str]:
 def _problem(member: tarfile.TarInfo) -> str | None:
     name = PurePosixPath(member.name)
     if name.is_absolute() or ".." in name.parts:
-        return f"the name {member.name!r} leads out of the shard"
-    # Links lead elsewhere; a sparse file's size is not bounded by the shard's.
+        return f"unsafe path {member.name!r}"
+    # Links may point outside; the size of a sparse member is not bounded by the shard's.
     if not member.isreg() or member.issparse():
-        return f"{member.name} is no ordinary file"
+        return f"{member.name} is not a regular file"
     if member.size > MAX_FILE:
         return f"{member.name} has {member.size} bytes, more than the limit of {MAX_FILE}"
     return None
 
 
 def member_bytes(name: str, content: bytes) -> bytes:
-    """Return what a file takes in a shard, with its header; nothing in it depends on time, place or user."""
+    """Encode a file as a tar member; the bytes do not depend on time, machine or user."""
     header = tarfile.TarInfo(name)
     header.size = len(content)
     packed = header.tobuf(tarfile.PAX_FORMAT, "utf-8", "surrogateescape")
@@ -217,6 +218,6 @@ def member_bytes(name: str, content: bytes) -> bytes:
 
 
 def closing_bytes(size: int) -> bytes:
-    """Return what ends a shard of so many bytes: two empty blocks, and a whole number of records."""
+    """Return the end of a shard of `size` bytes: two empty blocks and padding to the record size."""
     total = size + 2 * _BLOCK
     return bytes(2 * _BLOCK + -total % tarfile.RECORDSIZE)

@@ -1,4 +1,4 @@
-"""A task of shards: what each process does with one, sample after sample."""
+"""Jobs over shards: process each shard sample by sample."""
 
 from __future__ import annotations
 
@@ -21,42 +21,42 @@ from glc.jobs.tar_shards import Sample, ShardError
 
 @dataclass(frozen=True)
 class Processed:
-    """What became of a sample: names and contents of the files to write, and what the manifest counts."""
+    """Result of a sample: (name, content) of the files to write, and counts for the manifest."""
 
     files: Sequence[tuple[str, bytes]]
     pixels: int = 0
     coded_bytes: int = 0
-    """Size of the compressed file, whether that is what was read or what was written."""
+    """Size of the compressed file, be it the input or the output."""
 
 
 class SampleProcessor(Protocol):
-    """Processes samples, each on its own."""
+    """Processes samples independently."""
 
     def process(self, sample: Any) -> Processed:
-        """Process a sample; a ValueError, OSError or RuntimeError is the reason that it has failed."""
+        """Process a sample; a ValueError, OSError or RuntimeError marks it as failed."""
         ...
 
 
 @dataclass
 class FileProcessor(ABC):
-    """Processes one file of each sample: the first that it accepts."""
+    """Processes one file of each sample: the first accepted one."""
 
     keep: bool = field(default=False, kw_only=True)
-    """Whether a sample's other files are written too."""
+    """Whether to write a sample's other files too."""
 
     @abstractmethod
     def accepts(self, name: str) -> bool:
-        """Whether a file of this name is to be processed."""
+        """Whether to process a file of this name."""
 
     @abstractmethod
     def process_file(self, data: bytes, name: str) -> Processed:
-        """Process a file; the names of what is to be written are suffixes without the dot."""
+        """Process a file; output names are suffixes without the dot."""
 
     def process(self, sample: Sample) -> Processed:
         """Process a sample.
 
         Raises:
-            ValueError: it cannot be read, holds nothing to process, or two files would have one name.
+            ValueError: it cannot be read, has nothing to process, or two outputs would have the same name.
         """
         if sample.problem is not None:
             raise ValueError(sample.problem)
@@ -64,34 +64,34 @@ class FileProcessor(ABC):
         names = [name for name, _ in files]
         chosen = next((i for i, name in enumerate(names) if self.accepts(name)), None)
         if chosen is None:
-            raise ValueError(f"nothing to process among its files ({', '.join(names)})")
+            raise ValueError(f"no file to process ({', '.join(names)})")
         found = self.process_file(files[chosen][1], names[chosen])
         made = [(f"{sample.key}.{suffix}", data) for suffix, data in found.files]
         files = [*files[:chosen], *made, *files[chosen + 1 :]] if self.keep else made
         names = [name for name, _ in files]
         if len(set(names)) < len(names):
-            raise ValueError(f"two of its files would have one name ({', '.join(names)})")
+            raise ValueError(f"two output files would have the same name ({', '.join(names)})")
         return replace(found, files=files)
 
 
 MakeProcessor = Callable[[int], SampleProcessor]
-"""Makes a process's processor from the number of the process on its machine; can be pickled."""
+"""Makes the processor of a process from its local rank; must be picklable."""
 
 
 @dataclass
 class ShardWorker:
-    """Writes shards, one at a time, each under its lock."""
+    """Writes shards one at a time, holding the lock of each."""
 
     folder: Folder
     processor: SampleProcessor
     locks_required: bool
 
     def run_one(self, shard: Source) -> Record | None:
-        """Write a shard, unless it is finished; return its record, or None while another process writes it.
+        """Write a shard if it is not finished; return its record, or None while another process writes it.
 
         Raises:
-            JobError: another command has taken the folder over.
-            DeferredError: a sample needs more memory than there is now.
+            JobError: another command has replaced the folder's settings.
+            DeferredError: a sample needs more memory than is free.
             OSError: the shard cannot be written.
         """
         found = self.folder.record(shard)
@@ -118,7 +118,7 @@ class ShardWorker:
             except ShardError as error:
                 problem = str(error)
             samples = journal.samples
-            # Of a source of which nothing could be read, there is no shard.
+            # If nothing could be read, no shard is written.
             written, sha256 = journal.publish() if samples or problem is None else (0, "")
         finally:
             journal.close()
@@ -139,7 +139,7 @@ class ShardWorker:
         if not written:
             target.unlink(missing_ok=True)
             part.unlink(missing_ok=True)
-        # After the shard: a record never describes a file that is not there yet.
+        # After the shard: a record never describes a missing file.
         self.folder.write_record(shard, record)
         notes.unlink(missing_ok=True)
         return record
@@ -151,7 +151,7 @@ class ShardWorker:
             raise DeferredError(f"{sample.key}: {reason_of(error)}") from error
         except (ValueError, OSError, RuntimeError) as error:
             if "CUDA error" in str(error):
-                raise  # after one of these the device answers nothing else
+                raise  # after a CUDA error the process cannot use the device
             journal.add(sample.key, sample.end, [], error=" ".join(str(error).split()) or reason_of(error))
         else:
             counts = {"bytes": found.coded_bytes, "pixels": found.pixels}
@@ -159,24 +159,24 @@ class ShardWorker:
 
 
 def _samples(shard: Source, skip: int) -> Iterator[Any]:
-    """Read samples; an error of reading is the source's, and not one of writing."""
+    """Read samples; read errors become ShardError, to tell them from write errors."""
     try:
         yield from shard.samples(skip)
     except OSError as error:
         raise ShardError(reason_of(error)) from error
     except MemoryError as error:
-        raise DeferredError(f"{shard.name}: not enough memory for one of its files") from error
+        raise DeferredError(f"{shard.name}: not enough memory to read one of its files") from error
 
 
 class ShardTask(Task):
-    """A task whose items are shards, recorded in files beside them.
+    """A task whose items are shards; their records are files in the output folder.
 
     Args:
-        folder: that they are written to.
-        shards: what they are made from.
+        folder: output folder.
+        shards: sources.
         make_processor: see `MakeProcessor`.
         amount: unit of the sources' sizes.
-        locks_required: refuse a file system without locks, on which two commands cannot share the work.
+        locks_required: refuse file systems without locks, where commands cannot share the work.
     """
 
     def __init__(
@@ -197,7 +197,7 @@ class ShardTask(Task):
         return self._folder.record(item)
 
     def look(self) -> Done:
-        """Return how much is read of all shards."""
+        """Return the progress over all shards."""
         return self._progress.look()
 
 
@@ -205,7 +205,7 @@ def _make_worker(
     folder: Folder, make_processor: MakeProcessor, locks_required: bool, local_rank: int
 ) -> ShardWorker:
     processor = make_processor(local_rank)
-    folder.begin()  # once all that the work needs is there
+    folder.begin()  # only after the processor was created: a failure leaves the settings replaceable
     return ShardWorker(folder, processor, locks_required)
 
 
@@ -222,27 +222,27 @@ def run_shards(
     remedy: str = REMEDY,
     began: float | None = None,
 ) -> dict[str, Any]:
-    """Write shards with a manifest, or resume, together with whoever else runs the same command.
+    """Write shards and a manifest, or resume, together with other commands like this one.
 
     Args:
-        shards: what is read; each becomes a shard of the same name.
-        path: the folder that they are written to.
-        settings: everything that decides the bytes; a folder takes shards of one setting only.
-        make_processor: called once in each process.
-        processes: of this command.
-        threads: that each computes with; a setting, too.
-        force: replace what other settings made, and what was finished before with the same. What is not
-            finished is resumed.
+        shards: sources; each output shard has the name of its source.
+        path: output folder.
+        settings: everything that determines the bytes; all shards of a folder have the same settings.
+        make_processor: called once per process.
+        processes: number of processes of this command.
+        threads: threads per process; part of the settings.
+        force: replace shards made with other settings, and a finished job with the same settings. An
+            unfinished job is resumed.
         quiet: show no progress.
-        remedy: what the user is told to do about shards that are in the way.
-        began: when the command began (`time.time()`), if it has done more than to call this.
+        remedy: advice in messages about existing shards.
+        began: start of the command (`time.time()`); None: now.
 
     Returns:
         The manifest's totals.
 
     Raises:
-        JobError: it cannot be done so.
-        UnfinishedError: it was begun and is not finished.
+        JobError: the folder or the arguments do not allow it.
+        UnfinishedError: some shards are not finished.
         OSError: the folder cannot be written to.
     """
     folder = Folder(path, {**settings, "threads": threads})

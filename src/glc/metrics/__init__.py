@@ -1,4 +1,4 @@
-"""Metrics of reconstructed images and of their files."""
+"""Metrics of reconstructed images and of compressed files."""
 
 from glc.metrics.distributions import CMMD, FID, KID
 from glc.metrics.dists import DISTS

@@ -1,4 +1,4 @@
-"""How much of a codebook is in use."""
+"""Usage of a codebook."""
 
 import torch
 from torch import Tensor
@@ -6,19 +6,19 @@ from torchmetrics import Metric
 
 
 def count_codes(indices: Tensor, size: int) -> Tensor:
-    """Return how often each of `size` codes occurs, int64; unlike `bincount` it does not wait for a GPU."""
+    """Return how often each of `size` codewords occurs, int64; unlike `bincount` without a GPU sync."""
     flat = indices.flatten()
     return flat.new_zeros(size).scatter_add_(0, flat, torch.ones_like(flat))
 
 
 class CodebookUsage(Metric):
-    """Share of codes used and perplexity of their distribution, over all indices since the last reset.
+    """Share of used codewords and perplexity of their distribution, over all indices since `reset`.
 
-    `compute` returns `usage` in [0, 1], `perplexity` in [1, M] (M when all codes are equally frequent) and
-    `count`, the number of distinct codes.
+    `compute` returns `usage` in [0, 1], `perplexity` in [1, M] (M when all codewords are equally frequent)
+    and `count`, the number of distinct codewords.
 
     Args:
-        size: M.
+        size: M, the number of codewords.
     """
 
     full_state_update = False
@@ -34,7 +34,7 @@ class CodebookUsage(Metric):
         self.counts += count_codes(indices, self.size)
 
     def compute(self) -> dict[str, Tensor]:
-        """Return the figures over what was counted."""
+        """Return `usage`, `perplexity` and `count` of the counted indices."""
         used = (self.counts > 0).sum()
         shares = self.counts / self.counts.sum().clamp_min(1)
         entropy = -(shares * shares.clamp_min(1e-12).log()).sum()

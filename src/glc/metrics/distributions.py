@@ -1,8 +1,9 @@
-"""Distances between the patches of originals and those of reconstructions, as two sets of features.
+"""Distances between the feature distributions of original and reconstructed patches.
 
 Every metric here is a `torchmetrics.Metric` with `update(x, x_hat)`, for images float [B, 3, H, W] in
-[-1, 1], and a scalar `compute()`. Lower is better; what is unbiased lies around 0 for equal sets, and may be
-negative. Features come from a network that takes uint8 patches; see `glc.metrics.features`.
+[-1, 1], and a scalar `compute()`. Lower is better; unbiased estimates are around 0 for equal
+distributions and may be negative. Features come from a network that takes uint8 patches; see
+`glc.metrics.features`.
 """
 
 import contextlib
@@ -27,19 +28,19 @@ from glc.metrics.patches import cut_patches
 from glc.metrics.quality import NotMeasurable
 
 Network = nn.Module | Callable[[], nn.Module]
-"""uint8 patches [N, 3, size, size] to features [N, D], or what makes such a network."""
+"""Network from uint8 patches [N, 3, size, size] to features [N, D], or a callable that makes one."""
 
 
 class FID(FrechetInceptionDistance):
     """Fréchet distance between Gaussians fitted to both sets (Heusel et al., NeurIPS 2017), by torchmetrics.
 
-    With fewer patches than features the covariances are singular: the figure exists, and is biased upwards.
+    With fewer patches than features the covariances are singular and the distance is biased upwards.
 
     Args:
         size: side of the patches, in pixels.
-        shifted: take the second grid, moved by half a patch, too.
+        shifted: also use the second grid, shifted by half a patch.
         features: the network; Inception by default.
-        weights_dir: a folder to look in first for Inception's weights.
+        weights_dir: folder searched first for Inception's weights.
 
     Raises:
         WeightsUnavailable, FileNotFoundError, ValueError: as `glc.metrics.features.inception`.
@@ -55,12 +56,11 @@ class FID(FrechetInceptionDistance):
         super().__init__(feature=_network(features, partial(inception, weights_dir)))
         self.size = size
         self.shifted = shifted
-        self.orig_dtype = (
-            torch.float32
-        )  # torchmetrics sets it in update, which a process without images lacks
+        # torchmetrics sets it in update, which is never called in a process without images.
+        self.orig_dtype = torch.float32
 
     def update(self, x: Tensor, x_hat: Tensor) -> None:  # type: ignore[override]
-        """Count the patches of x and x_hat, float [B, 3, H, W] in [-1, 1]."""
+        """Add the patches of x and x_hat, float [B, 3, H, W] in [-1, 1]."""
         for images, real in ((x, True), (x_hat, False)):
             patches, broken = _patches(images, self.size, self.shifted)
             if len(patches):
@@ -69,14 +69,14 @@ class FID(FrechetInceptionDistance):
                 self.fake_features_sum += torch.nan
 
     def compute(self) -> Tensor:
-        """Return the distance over everything since `reset`; NaN if an image held NaN.
+        """Return the distance over everything since `reset`; NaN if an image contained NaN.
 
         Raises:
-            NotMeasurable: there are fewer than two patches.
+            NotMeasurable: fewer than two patches.
         """
         count = int(self.real_features_num_samples)
         if count < 2:
-            _refuse(self, f"FID needs at least 2 patches of {self.size} pixels, the images gave {count}")
+            _refuse(self, f"FID needs at least 2 patches of {self.size} pixels, the images have {count}")
         if not self.fake_features_sum.isfinite().all():
             return torch.tensor(torch.nan, device=self.device)
         return super().compute()
@@ -85,8 +85,8 @@ class FID(FrechetInceptionDistance):
 class _FeatureSets(Metric):
     """Keeps the features of all patches.
 
-    torchmetrics' KID does so too, but waits for ever when processes have seen different numbers of batches,
-    and draws its subsets in float32 from torch's global random numbers.
+    torchmetrics' KID hangs when processes have seen different numbers of batches, samples its subsets from
+    torch's global generator, and computes in float32.
     """
 
     full_state_update = False
@@ -103,41 +103,41 @@ class _FeatureSets(Metric):
         self.add_state("fake", [], dist_reduce_fx="cat")
 
     def update(self, x: Tensor, x_hat: Tensor) -> None:
-        """Count the patches of x and x_hat, float [B, 3, H, W] in [-1, 1]."""
+        """Add the patches of x and x_hat, float [B, 3, H, W] in [-1, 1]."""
         for images, known in ((x, self.real), (x_hat, self.fake)):
             patches, broken = _patches(images, self.size, self.shifted)
             if len(patches):
                 known.append(self.network(patches).masked_fill(broken[:, None], torch.nan))
 
     def sync(self, *args: Any, **kwargs: Any) -> None:
-        """Gather the features of all processes; those without any take part with none."""
+        """Gather the features of all processes; a process without images contributes an empty set."""
         for known in (self.real, self.fake):
             if not known:
                 known.append(torch.empty(0, self.network.num_features, device=self.device))
         super().sync(*args, **kwargs)
 
     def _sets(self, least: int, advice: str = "") -> tuple[Tensor, Tensor]:
-        """Both sets [N, D], float64, in an order that does not depend on who saw which image when."""
+        """Return both sets [N, D], float64, in an order that does not depend on the number of processes."""
         real, fake = dim_zero_cat(self.real), dim_zero_cat(self.fake)
         if len(real) < least:
             need = f"{type(self).__name__} needs at least {least} patches of {self.size} pixels"
-            _refuse(self, f"{need}, the images gave {len(real)}{advice}")
+            _refuse(self, f"{need}, the images have {len(real)}{advice}")
         return _ordered(real).double(), _ordered(fake).double()
 
 
 class KID(_FeatureSets):
     """Kernel Inception distance (Binkowski et al., ICLR 2018): unbiased MMD^2 with a cubic kernel.
 
-    The mean over random subsets of patches, the same ones whatever the number of processes.
+    The mean over random subsets of patches, which do not depend on the number of processes.
 
     Args:
         size: side of the patches, in pixels.
-        shifted: take the second grid, moved by half a patch, too.
-        subsets: how many subsets.
-        subset_size: patches of each set in a subset.
-        seed: of the subsets.
+        shifted: also use the second grid, shifted by half a patch.
+        subsets: number of subsets.
+        subset_size: patches per subset, of each set.
+        seed: seed of the subsets.
         features: the network; Inception by default.
-        weights_dir: a folder to look in first for Inception's weights.
+        weights_dir: folder searched first for Inception's weights.
 
     Raises:
         WeightsUnavailable, FileNotFoundError, ValueError: as `glc.metrics.features.inception`.
@@ -154,19 +154,21 @@ class KID(_FeatureSets):
         weights_dir: str | Path | None = None,
     ) -> None:
         if subsets < 1 or subset_size < 2:
-            raise ValueError(f"KID: subsets={subsets} of subset_size={subset_size}: at least 1 of at least 2")
+            raise ValueError(
+                f"KID: subsets={subsets}, subset_size={subset_size}; need subsets >= 1 and subset_size >= 2"
+            )
         super().__init__(size, shifted, _network(features, partial(inception, weights_dir)))
         self.subsets = subsets
         self.subset_size = subset_size
         self.seed = seed
 
     def compute(self) -> Tensor:
-        """Return the mean over the subsets of everything since `reset`; NaN if an image held NaN.
+        """Return the mean over the subsets of everything since `reset`; NaN if an image contained NaN.
 
         Raises:
-            NotMeasurable: there are fewer patches than a subset has.
+            NotMeasurable: fewer patches than `subset_size`.
         """
-        real, fake = self._sets(self.subset_size, "; a smaller subset_size would do")
+        real, fake = self._sets(self.subset_size, "; reduce subset_size")
         if not (real.isfinite().all() and fake.isfinite().all()):
             return torch.tensor(torch.nan, device=self.device)
         generator = torch.Generator().manual_seed(self.seed)
@@ -181,17 +183,17 @@ class KID(_FeatureSets):
 class CMMD(_FeatureSets):
     """MMD^2 of CLIP embeddings of unit length with a Gaussian kernel (Jayasumana et al., CVPR 2024).
 
-    Over patches here, and over whole images in the paper: its figures are not comparable.
+    Computed over patches here, over full images in the paper: the values are not comparable.
 
     Args:
         size: side of the patches, in pixels.
-        shifted: take the second grid, moved by half a patch, too.
+        shifted: also use the second grid, shifted by half a patch.
         sigma: width of the kernel.
-        scale: what the result is multiplied by, for readability.
-        unbiased: leave each embedding's kernel with itself out, as the paper's text says; false is what its
-            code computes, which adds about `scale` (1 - mean kernel) 2 / N.
+        scale: factor of the result, for readability.
+        unbiased: omit the kernel of each embedding with itself, as in the paper's text. False: as in its
+            code, which adds about `scale` (1 - mean kernel) 2 / N.
         features: the network; CLIP ViT-L/14 at 336 pixels by default.
-        weights_dir: a folder to look in first for CLIP's weights.
+        weights_dir: folder searched first for CLIP's weights.
 
     Raises:
         WeightsUnavailable, FileNotFoundError, ValueError: as `glc.metrics.features.clip`.
@@ -213,10 +215,10 @@ class CMMD(_FeatureSets):
         self.unbiased = unbiased
 
     def compute(self) -> Tensor:
-        """Return the distance over everything since `reset`; NaN if an image held NaN.
+        """Return the distance over everything since `reset`; NaN if an image contained NaN.
 
         Raises:
-            NotMeasurable: there are fewer than two patches.
+            NotMeasurable: fewer than two patches.
         """
         real, fake = (nn.functional.normalize(features) for features in self._sets(2))
         within = [self._mean_kernel(features, features, self.unbiased) for features in (real, fake)]
@@ -224,10 +226,10 @@ class CMMD(_FeatureSets):
 
     def _mean_kernel(self, a: Tensor, b: Tensor, without_diagonal: bool) -> Tensor:
         total = a.new_zeros(())
-        for rows in a.split(1024):  # all rows together would take gigabytes
-            squares = 2 - 2 * rows @ b.T  # of distances between vectors of unit length
+        for rows in a.split(1024):  # in blocks: all rows at once would take gigabytes
+            squares = 2 - 2 * rows @ b.T  # squared distances between unit vectors
             total += (-squares / (2 * self.sigma**2)).exp().sum()
-        if without_diagonal:  # where the kernel is 1
+        if without_diagonal:  # the kernel is 1 there
             return (total - len(a)) / (len(a) * (len(a) - 1))
         return total / (len(a) * len(b))
 
@@ -240,7 +242,7 @@ def _network(given: Network | None, default: Callable[[], PatchFeatures]) -> Pat
 
 
 def _patches(x: Tensor, size: int, shifted: bool) -> tuple[Tensor, Tensor]:
-    """Patches as 8-bit levels, uint8 [N, 3, size, size], and which of them hold NaN [N]."""
+    """Return patches, uint8 [N, 3, size, size], and which of them contained NaN, bool [N]."""
     patches = cut_patches(x, size, shifted)
     if not len(patches):
         height, width = x.shape[-2:]
@@ -249,13 +251,13 @@ def _patches(x: Tensor, size: int, shifted: bool) -> tuple[Tensor, Tensor]:
 
 
 def _ordered(features: Tensor) -> Tensor:
-    # Sixteen features tell patches apart; equal patches need no order.
+    # Sixteen features identify a patch; the order of equal patches does not matter.
     keys = features[:, :16].cpu().numpy()
     return features[torch.from_numpy(np.lexsort(keys.T[::-1])).to(features.device)]
 
 
 def _refuse(metric: Metric, reason: str) -> NoReturn:
-    # torchmetrics leaves a metric with everybody's state when its compute raises.
+    # torchmetrics leaves the metric synchronised when compute raises.
     with contextlib.suppress(TorchMetricsUserError):
         metric.unsync()
     raise NotMeasurable(reason)

@@ -1,4 +1,4 @@
-"""DISTS with weights that are looked for like those of LPIPS."""
+"""DISTS, with weights located like those of LPIPS."""
 
 import itertools
 from pathlib import Path
@@ -13,19 +13,19 @@ from glc.losses.perceptual import find_weights
 
 
 class DISTS(nn.Module):
-    """Deep image structure and texture similarity (Ding et al., TPAMI 2020) by torchmetrics; 0: equal.
+    """Deep image structure and texture similarity (Ding et al., TPAMI 2020) by torchmetrics; 0 is best.
 
-    Computed at the images' own size, as codecs are compared; the authors' example shrinks images first.
+    Computed at full resolution, as in codec comparisons; the authors' example downscales images first.
     The network is `Frozen`.
 
     Args:
-        weights_dir: a folder to look in first, for torchvision's `vgg16-397923af.pth` or one `vgg16*.pth`: a
-            state dict of VGG16 or of its features.
+        weights_dir: folder searched first for torchvision's `vgg16-397923af.pth` or one `vgg16*.pth`: a state
+            dict of VGG16 or of its features.
 
     Raises:
-        WeightsUnavailable: the weights of VGG16 cannot be had; the message says what was tried and the fix.
+        WeightsUnavailable: the weights of VGG16 were not found; the message lists what was tried and the fix.
         FileNotFoundError: `weights_dir` is given and is not a folder.
-        ValueError: a weights file is not what its name says.
+        ValueError: a weights file has other content than its name says.
     """
 
     def __init__(self, weights_dir: str | Path | None = None) -> None:
@@ -35,16 +35,21 @@ class DISTS(nn.Module):
 
     def forward(self, x: Tensor, x_hat: Tensor) -> Tensor:
         """Compare x and x_hat, float [B, 3, H, W] in [-1, 1]; returns [B]."""
-        # require_grad: otherwise it answers in tensors of inference mode, which few things may be done with.
+        # require_grad: otherwise it returns inference tensors, which autograd cannot use.
         return self.network((x + 1) / 2, (x_hat + 1) / 2, require_grad=True).reshape(len(x))
 
 
 class _Network(dists.DISTSNetwork):
-    """torchmetrics' network around features that are given; its own constructor always downloads them."""
+    """torchmetrics' network with given features; its own constructor always downloads them."""
 
     def __init__(self, features: nn.Sequential) -> None:
         nn.Module.__init__(self)
-        pools = {4: 64, 9: 128, 16: 256, 23: 512}  # layer of VGG16 and channels, where DISTS pools otherwise
+        pools = {
+            4: 64,
+            9: 128,
+            16: 256,
+            23: 512,
+        }  # VGG16's max-pooling layers, which DISTS replaces by L2 pooling, and their channels
         layers = [
             dists.L2pooling(channels=pools[number]) if number in pools else layer
             for number, layer in enumerate(features)
@@ -66,9 +71,9 @@ def _features(path: Path) -> nn.Sequential:
         found = {
             name.removeprefix("features."): value for name, value in state.items() if "classifier" not in name
         }
-        with torch.device("meta"):  # its classifier of 0.5 GB is never allocated
+        with torch.device("meta"):  # avoids allocating the classifier, 0.5 GB
             features = vgg16(weights=None).features
         features.load_state_dict(found, assign=True)
-    except Exception as error:  # torch raises a different type for each way in which a file can be wrong
+    except Exception as error:  # torch raises many types of errors for invalid files
         raise ValueError(f"{path}: not the weights of VGG16 ({type(error).__name__}); replace it") from error
     return features.float()

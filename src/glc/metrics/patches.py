@@ -1,14 +1,14 @@
 """The patch protocol of FID and KID for compression: many patches of few images.
 
-Patches of `size` pixels without overlap from the top left corner, and a second grid whose corner is moved by
-half a patch in both directions; only whole patches count (Mentzer et al., NeurIPS 2020, appendix A.7). Sizes
-here are 256, and 64 for the 24 images of Kodak.
+Non-overlapping patches of `size` pixels from the top left corner, and a second grid shifted by half a patch
+in both directions; partial patches are dropped (Mentzer et al., NeurIPS 2020, appendix A.7). The size is 256,
+or 64 for the 24 images of Kodak.
 
-The appendix writes the second grid as one row and one column less than the first. Where at least half a
-patch is left over at the edge, one more row or column is whole, and the published counts include it:
-images of DIV2K have a side of 2040 pixels, on which 7 patches fit in either grid, so that their count is a
-multiple of 7, as the published 6,573 is. With one row and column less such an image gives 13 n - 6 patches,
-and no 100 whole numbers n add up to 6,573.
+The appendix describes the second grid as one row and one column smaller than the first. Where at least half a
+patch remains at the edge, one more row or column fits, and the published counts include it: images of DIV2K
+have a side of 2040 pixels, on which 7 patches fit in either grid, so their count is a multiple of 7, like the
+published 6,573. With one row and column less, an image of n patches per row would give 13 n - 6 patches, and
+no 100 integers n give a sum of 6,573.
 """
 
 from collections.abc import Iterable
@@ -18,14 +18,14 @@ from torch import Tensor
 
 
 def patch_count(sizes: Iterable[tuple[int, int]], size: int = 256, shifted: bool = True) -> int:
-    """Return how many patches the protocol takes from images of these sizes.
+    """Return the number of patches of images of these sizes.
 
     Kodak gives 192 at 256 pixels and 4,152 at 64. Published: CLIC 2020 test 28,650, DIV2K validation 6,573.
 
     Args:
         sizes: height and width of each image (the order does not matter), in pixels.
         size: side of a patch, in pixels.
-        shifted: count the second grid too.
+        shifted: also count the second grid.
 
     Raises:
         ValueError: `size` is below 2.
@@ -39,15 +39,15 @@ def patch_count(sizes: Iterable[tuple[int, int]], size: int = 256, shifted: bool
 
 
 def cut_patches(x: Tensor, size: int = 256, shifted: bool = True) -> Tensor:
-    """Cut images into patches, the first grid of all of them before the second, each in reading order.
+    """Cut images into patches: the first grid of all images, then the second, each in raster order.
 
     Args:
-        x: images [B, C, H, W] of any type.
+        x: images [B, C, H, W] of any dtype.
         size: side of a patch, in pixels.
-        shifted: cut the second grid too.
+        shifted: also cut the second grid.
 
     Returns:
-        [N, C, size, size], with N as `patch_count` says; N = 0 when the images are too small.
+        [N, C, size, size], N as in `patch_count`; N = 0 if the images are too small.
 
     Raises:
         ValueError: `size` is below 2.

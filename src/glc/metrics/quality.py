@@ -1,9 +1,9 @@
-"""How good reconstructions are and what they cost, the same in validation and in evaluation.
+"""Quality and rate of reconstructions, shared by validation and evaluation.
 
-A score is a module that maps `x, x_hat` to one value per image; `glc.losses.perceptual.LPIPS` is one. A
-metric of a whole set, such as `glc.metrics.FID`, is a `torchmetrics.Metric` with `update(x, x_hat)` and a
-scalar `compute()`, which raises `NotMeasurable` when the set does not allow it. Adding either is one entry in
-a file of `conf/metrics`.
+A score is a module that maps `x, x_hat` to one value per image, such as `glc.losses.perceptual.LPIPS`. A set
+metric, such as `glc.metrics.FID`, is a `torchmetrics.Metric` with `update(x, x_hat)` and scalar `compute()`,
+which raises `NotMeasurable` if it is not defined for the set. Adding either takes one entry in a file of
+`conf/metrics`.
 """
 
 import copy
@@ -28,11 +28,11 @@ BPP = "bpp"
 
 
 class NotMeasurable(ValueError):
-    """A score is not defined for these images; the message says why."""
+    """A metric is not defined for these images; the message gives the reason."""
 
 
 class PSNR(nn.Module):
-    """Peak signal-to-noise ratio in dB, from each image's own error (not from the error pooled over a set).
+    """Peak signal-to-noise ratio in dB, computed per image (not from the error pooled over a set).
 
     Higher is better; infinite for equal images.
     """
@@ -43,14 +43,14 @@ class PSNR(nn.Module):
 
 
 class MSSSIM(nn.Module):
-    """Multi-scale structural similarity (Wang et al., 2003) as torchmetrics computes it; 1 is best, 0 worst.
+    """Multi-scale structural similarity (Wang et al., 2003) by torchmetrics, in [0, 1]; higher is better.
 
-    Five scales with the usual exponents; similarities are averaged over the channels before the scales are
-    multiplied, which differs from the package pytorch-msssim in the fourth digit.
+    Five scales with the usual exponents. Similarities are averaged over the channels before the product over
+    scales; pytorch-msssim differs in the fourth digit.
     """
 
     MIN_SIDE = 176
-    """Its window of 11 pixels must fit at the fifth scale, 1/16; fewer scales would be another metric."""
+    """Its window of 11 pixels must fit at the fifth scale, 1/16."""
 
     def forward(self, x: Tensor, x_hat: Tensor) -> Tensor:
         """Compare x and x_hat, float [B, 3, H, W] in [-1, 1]; returns [B].
@@ -63,18 +63,18 @@ class MSSSIM(nn.Module):
             raise NotMeasurable(
                 f"MS-SSIM needs sides of at least {self.MIN_SIDE} pixels, got images of {width}x{height}"
             )
-        # Its constants belong to a range that starts at 0.
+        # Its constants assume the range [0, 1].
         return multiscale_structural_similarity_index_measure(
             (x_hat + 1) / 2, (x + 1) / 2, data_range=1.0, reduction="none"
         )
 
 
 class QualityMetrics(nn.Module):
-    """Measures images one by one and keeps the mean over all of them, over all processes too.
+    """Measures images and averages over all images of all processes.
 
     ```
     x, x_hat, bits --update--> {name: [B]}   per image
-                   --compute-> {name: []}    mean over images (of a metric of a whole set: its value)
+                   --compute-> {name: []}    mean over images (for set metrics: the value)
     ```
 
     Lightning: call `update` in `validation_step`; in `on_validation_epoch_end` log what `compute`
@@ -82,20 +82,19 @@ class QualityMetrics(nn.Module):
     `Frozen`: no checkpoint or optimizer of a parent module holds them.
 
     Args:
-        metrics: name to metric: a score, a metric of a whole set, or a callable without arguments that makes
-            one (`_partial_: true` in Hydra); None is left out. One that raises `WeightsUnavailable` when made
-            is left out too, with its reason kept in `unavailable`, so that evaluation goes on without it.
-        eight_bit: measure x_hat as it would be saved, rounded to 256 levels per channel. Values outside
-            [-1, 1] are clamped in either case.
-        weights_dir: the folder that the metrics are told to look in for weights, when they share one: a wrong
-            one is noticed here, before any image is measured.
+        metrics: name to score, set metric, or callable without arguments that makes one (`_partial_: true` in
+            Hydra); None is omitted. A callable that raises `WeightsUnavailable` is omitted too, with the
+            reason in `unavailable`.
+        eight_bit: round x_hat to 256 levels per channel, as in a saved image. Values outside [-1, 1] are
+            clamped in either case.
+        weights_dir: folder with the weights of all metrics, checked here before any image is measured.
 
     Attributes:
-        unavailable: name to reason, for each metric without a value: its weights cannot be had or, as of the
-            last `compute`, the images could not be measured.
+        unavailable: name to reason, for each metric without a value: its weights are missing or, since the
+            last `compute`, it is not defined for the images.
 
     Raises:
-        ValueError: a metric is called `bpp`, the name of what is measured whenever bits are given.
+        ValueError: a metric is named `bpp`, which is reserved for the rate.
         FileNotFoundError: `weights_dir` is given and is not a folder.
     """
 
@@ -110,12 +109,10 @@ class QualityMetrics(nn.Module):
         super().__init__()
         if weights_dir is not None and not Path(weights_dir).expanduser().is_dir():
             raise FileNotFoundError(
-                f"metrics.weights_dir={str(weights_dir)!r} is not a folder; correct it or leave it out"
+                f"metrics.weights_dir={str(weights_dir)!r} is not a folder; correct or omit it"
             )
         if BPP in metrics:
-            raise ValueError(
-                f"metrics.{BPP}: bits per pixel are always measured under this name; choose another"
-            )
+            raise ValueError(f"metrics.{BPP}: reserved for bits per pixel; choose another name")
         self.eight_bit = eight_bit
         self._not_made: dict[str, str] = {}
         self._reasons: dict[str, str] = {}
@@ -135,20 +132,20 @@ class QualityMetrics(nn.Module):
 
     @property
     def names(self) -> list[str]:
-        """Names of the scores of single images, `bpp` aside."""
+        """Names of the per-image scores, without `bpp`."""
         return list(self._scores)
 
     @torch.no_grad()
     def measure(self, x: Tensor, x_hat: Tensor, bits: Tensor | None = None) -> dict[str, Tensor]:
-        """Score each image, without keeping anything.
+        """Score each image without adding it to the means.
 
         Args:
-            x: the originals, float [B, 3, H, W] in [-1, 1], at their own size, without padding.
-            x_hat: the reconstructions, of the same shape.
-            bits: what each image costs, [B]; adds `bpp`.
+            x: originals, float [B, 3, H, W] in [-1, 1], without padding.
+            x_hat: reconstructions of the same shape.
+            bits: size of each compressed image in bits, [B]; adds `bpp`.
 
         Returns:
-            Name to values [B], float32. A score that is not defined for images of this size is left out.
+            Name to values [B], float32. Scores that are not defined for this image size are omitted.
 
         Raises:
             ValueError: the shapes do not match.
@@ -167,13 +164,13 @@ class QualityMetrics(nn.Module):
                     values[name] = score(x, x_hat)
                 except NotMeasurable as error:
                     if name not in self._reasons:
-                        warnings.warn(f"{name} leaves images out: {error}", stacklevel=2)
+                        warnings.warn(f"{name} is not measured for some images: {error}", stacklevel=2)
                     self._reasons[name] = str(error)
         return values
 
     @torch.no_grad()
     def update(self, x: Tensor, x_hat: Tensor, bits: Tensor | None = None) -> dict[str, Tensor]:
-        """Score each image like `measure`, and count it into the means and the metrics of whole sets."""
+        """Score each image as `measure` does and add it to the means and the set metrics."""
         values = self.measure(x, x_hat, bits)
         for name, tally in self._each(self._tallies).items():
             tally.update(values.get(name, x.new_empty(0)))
@@ -184,15 +181,15 @@ class QualityMetrics(nn.Module):
         return values
 
     def compute(self) -> dict[str, Tensor]:
-        """Name to scalar over everything since `reset`, equal on all processes.
+        """Return name to scalar over everything since `reset`, equal on all processes.
 
-        A collective operation under distributed training. Metrics without a value are left out and their
-        reasons put into `unavailable`.
+        A collective operation under distributed training. Metrics without a value are omitted; `unavailable`
+        has the reasons.
         """
         self.unavailable = dict(self._not_made)
         results: dict[str, Tensor] = {}
         for name, tally in self._each(self._tallies).items():
-            if not tally.update_called:  # torchmetrics would warn; that nothing came is no mistake
+            if not tally.update_called:  # avoids torchmetrics' warning; an empty set is allowed
                 tally.update(torch.empty(0))
             total, number = tally.compute()
             if number > 0:
@@ -201,7 +198,7 @@ class QualityMetrics(nn.Module):
                 self.unavailable[name] = self._reasons.get(name, "no image was measured")
         for name, metric in self._each(self._set_metrics).items():
             try:
-                with warnings.catch_warnings():  # torchmetrics': that a process saw no image is no mistake
+                with warnings.catch_warnings():  # a process may have no images
                     warnings.filterwarnings("ignore", message="The ``compute`` method of metric")
                     results[name] = metric.compute()
             except NotMeasurable as error:
@@ -209,7 +206,7 @@ class QualityMetrics(nn.Module):
         return results
 
     def empty_copy(self) -> "QualityMetrics":
-        """Return metrics of the same kind without images: their own counts, the same networks inside."""
+        """Return a copy with empty counts that shares the networks."""
         networks = [cast(Frozen, score).module for score in self._scores.values()]
         for metric in self._each(self._set_metrics).values():
             networks += [child for child in metric.children() if not isinstance(child, Metric)]
@@ -218,7 +215,7 @@ class QualityMetrics(nn.Module):
         return other
 
     def reset(self) -> None:
-        """Forget all images."""
+        """Discard all images."""
         self._reasons.clear()
         self.unavailable = dict(self._not_made)
         for metric in (*self._each(self._tallies).values(), *self._each(self._set_metrics).values()):
@@ -239,17 +236,17 @@ class QualityMetrics(nn.Module):
         x, x_hat = x.float().clamp(-1, 1), x_hat.float().clamp(-1, 1)
         if self.eight_bit:
             saved = from_uint8(to_uint8(x_hat.nan_to_num()))
-            x_hat = torch.where(x_hat.isnan(), x_hat, saved)  # a diverged model must show in the metrics
+            x_hat = torch.where(x_hat.isnan(), x_hat, saved)  # NaN must stay visible in the metrics
         return x, x_hat
 
 
 def bits_per_pixel(bits: Tensor, height: int, width: int) -> Tensor:
-    """Bits of each image [B] over its pixels (not over its samples: a pixel has three channels)."""
+    """Return bits per pixel [B] of images of height x width pixels."""
     return bits.float() / (height * width)
 
 
 class _Tally(Metric):
-    """Sum and number of values over all processes; unlike a mean it tells nothing measured from NaN."""
+    """Sum and number of values over all processes; unlike MeanMetric, distinguishes "no samples" from NaN."""
 
     full_state_update = False
     total: Tensor

@@ -1,1 +1,1 @@
-"""Codecs behind one interface: image to bytes, bytes to image."""
+"""Codecs with one interface: image to bytes, bytes to image."""

@@ -1,4 +1,4 @@
-"""What an evaluation asks of a codec: bytes for an image at a setting, and the image back from them."""
+"""Interface of a codec in an evaluation: encode an image at a setting, decode its bytes."""
 
 import warnings
 from abc import ABC, abstractmethod
@@ -14,12 +14,12 @@ from glc.errors import TargetError
 
 
 class CodecUnavailable(RuntimeError):
-    """An encoder or a decoder is not installed; the message holds the command that installs it."""
+    """An encoder or decoder is not installed; the message has the command to install it."""
 
 
 @dataclass(frozen=True)
 class Setting:
-    """One point of a codec: a quality in the codec's own units, or a rate to meet in each image."""
+    """One rate point: a quality in the codec's own units, or a target rate for each image."""
 
     quality: float | None = None
     target_bpp: float | None = None
@@ -30,38 +30,38 @@ class Setting:
         return f"bpp{self.target_bpp:g}" if self.quality is None else f"q{round(self.quality, 2):g}"
 
     def as_dict(self) -> dict[str, float]:
-        """Return what the setting asks for, by name."""
+        """Return the quality or the target rate by name."""
         values = {"quality": self.quality, "target_bpp": self.target_bpp}
         return {name: value for name, value in values.items() if value is not None}
 
 
 class ImageCodec(ABC):
-    """A codec at the settings that an evaluation asks for.
+    """A codec with its list of settings.
 
     ```
-    image --encode(setting)--> bytes --decode--> image      all that decode needs lies in the bytes
+    image --encode(setting)--> bytes --decode--> image      decoding needs the bytes only
     ```
 
     Args:
         qualities: in the codec's own units; each is one setting.
-        target_bpp: bits per pixel instead: each image's quality is searched so that its file lies at most
-            3 % below.
+        target_bpp: bits per pixel instead; the quality of each image is searched for a file at most 3 %
+            below.
 
     Raises:
-        ValueError: both or neither are given, a value is out of range, or two settings are the same.
-        CodecUnavailable: what the codec needs is not installed.
+        ValueError: neither is given, a value is out of range, or two settings are equal.
+        CodecUnavailable: the codec is not installed.
     """
 
     name: str
-    """What tables call it."""
+    """Name in tables."""
     kind: str
     """Family, such as `glc` or `jpeg`."""
     suffix: str
-    """Of its files, with the dot."""
+    """Suffix of its files, with the dot."""
     fingerprint: str | None = None
-    """What tells two models of one kind apart, in hexadecimal digits."""
+    """Identifies the model of a learned codec, in hexadecimal digits."""
     ladder: Sequence[float]
-    """Qualities that a search for a rate may use, from the smallest file to the largest."""
+    """Qualities that a rate search may use, from the smallest file to the largest."""
 
     def __init__(
         self, qualities: Sequence[float] | None = None, target_bpp: Sequence[float] | None = None
@@ -69,7 +69,7 @@ class ImageCodec(ABC):
         if target_bpp:
             self.settings = [Setting(target_bpp=float(bpp)) for bpp in target_bpp]
             if not all(0 < bpp < 1000 for bpp in target_bpp):
-                raise ValueError(f"target_bpp={list(target_bpp)}: give positive numbers of bits per pixel")
+                raise ValueError(f"target_bpp={list(target_bpp)}: give positive bits per pixel")
         elif qualities:
             self.settings = [Setting(quality=quality) for quality in qualities]
             for quality in qualities:
@@ -78,27 +78,27 @@ class ImageCodec(ABC):
             raise ValueError(f"{self.kind}: give at least one of qualities and target_bpp")
         labels = [setting.label for setting in self.settings]
         if len(set(labels)) < len(labels):
-            raise ValueError(f"{self.kind}: settings are given twice: {', '.join(labels)}")
+            raise ValueError(f"{self.kind}: duplicate settings: {', '.join(labels)}")
 
     def check_quality(self, quality: float) -> None:
-        """Refuse a quality that the codec does not have.
+        """Check that a quality is in the codec's range.
 
         Raises:
-            ValueError: it is out of range; the message says what the range is.
+            ValueError: it is not; the message has the range.
         """
         low, high = min(self.ladder), max(self.ladder)
         if not low <= quality <= high:
-            raise ValueError(f"{self.kind}: qualities lie from {low:g} to {high:g}, not at {quality:g}")
+            raise ValueError(f"{self.kind}: quality {quality:g} is out of range; give {low:g} to {high:g}")
 
     def encode(self, image: Image.Image, setting: Setting) -> bytes:
         """Return the file of an image, mode RGB.
 
         Raises:
-            TargetError: the smallest file is larger than the rate asked for.
+            TargetError: the smallest file exceeds the target rate.
             RuntimeError: the encoder failed.
 
         Warns:
-            TargetWarning: the file stays more than 3 % below the rate asked for.
+            TargetWarning: the file is more than 3 % below the target rate.
         """
         if setting.quality is not None:
             return self.encode_at(image, setting.quality)
@@ -106,27 +106,27 @@ class ImageCodec(ABC):
         return self._search(image, setting.target_bpp)
 
     def _search(self, image: Image.Image, target_bpp: float) -> bytes:
-        made: dict[int, bytes] = {}
+        encoded: dict[int, bytes] = {}
 
         def size_of(step: int) -> int:
-            made[step] = self.encode_at(image, self.ladder[step])
-            return len(made[step])
+            encoded[step] = self.encode_at(image, self.ladder[step])
+            return len(encoded[step])
 
         pixels = image.width * image.height
         target = int(target_bpp * pixels / 8)
         try:
             found = search(size_of, len(self.ladder) - 1, target)
         except TargetError as error:
-            least = 8 * len(made[0]) / pixels
+            least = 8 * len(encoded[0]) / pixels
             raise TargetError(f"{error} ({least:.4f} bpp, quality {self.ladder[0]:g})") from None
-        if len(made[found]) < (1 - TOLERANCE) * target:
-            bpp = 8 * len(made[found]) / pixels
+        if len(encoded[found]) < (1 - TOLERANCE) * target:
+            bpp = 8 * len(encoded[found]) / pixels
             warnings.warn(
-                f"{bpp:.4f} bpp at quality {self.ladder[found]:g} is the nearest below {target_bpp:g} bpp",
+                f"{bpp:.4f} bpp at quality {self.ladder[found]:g} is the closest below {target_bpp:g} bpp",
                 TargetWarning,
                 stacklevel=3,
             )
-        return made[found]
+        return encoded[found]
 
     @abstractmethod
     def encode_at(self, image: Image.Image, quality: float) -> bytes:
@@ -134,16 +134,16 @@ class ImageCodec(ABC):
 
     @abstractmethod
     def decode(self, data: bytes) -> Image.Image:
-        """Return the image, mode RGB, that the bytes hold.
+        """Decode a file to an image, mode RGB.
 
         Raises:
-            ValueError, RuntimeError: they cannot be decoded.
+            ValueError, RuntimeError: it cannot be decoded.
         """
 
     @abstractmethod
     def versions(self) -> Mapping[str, str]:
-        """Versions of the software that encodes and decodes, by name."""
+        """Return the versions of encoder and decoder software, by name."""
 
     def options(self) -> Mapping[str, Any]:
-        """How the codec was set up, beside its settings."""
+        """Return the codec's options besides its settings."""
         return {}

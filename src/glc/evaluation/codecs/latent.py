@@ -1,4 +1,4 @@
-"""The codec of this project: `.glc` files."""
+"""Generative latent coding: `.glc` files."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,16 +19,16 @@ class LatentCodec(ImageCodec):
 
     Args:
         model: a weights file, or a name that `glc models` lists.
-        device: where the networks run.
+        device: device of the networks.
         qualities: 0 to 100; by default the model's trained rate points.
         target_bpp: bits per pixel instead.
-        effort: steps of the search for a better latent of each image, see `glc.latent_search`; 0 for none.
-        weights_dir: folder with LPIPS' weights for that search; None for torch hub's cache.
+        effort: latent optimisation steps per image, see `glc.latent_search`; 0: off.
+        weights_dir: folder with LPIPS' weights for latent optimisation; None: torch hub's cache.
 
     Raises:
-        WeightsError: there is no such model, or its file cannot be used.
-        WeightsUnavailable: LPIPS' weights cannot be had.
-        ValueError: there is no such device, or a quality is out of range.
+        WeightsError: the model is unknown, or its file cannot be used.
+        WeightsUnavailable: LPIPS' weights were not found.
+        ValueError: the device does not exist, or a quality is out of range.
     """
 
     kind = "glc"
@@ -62,11 +62,11 @@ class LatentCodec(ImageCodec):
         return self.codec.compress(image, quality, effort=self._effort)
 
     def _search(self, image: Image.Image, target_bpp: float) -> bytes:
-        # It encodes the latent once and searches behind it.
+        # The codec computes the latent once and searches only the rate.
         return self.codec.compress(image, target_bpp=target_bpp, effort=self._effort)
 
     def decode(self, data: bytes) -> Image.Image:
-        """Return the image in a `.glc` file.
+        """Decode a `.glc` file.
 
         Raises:
             BitstreamError: it cannot be decoded.
@@ -74,13 +74,13 @@ class LatentCodec(ImageCodec):
         return self.codec.decompress(data)
 
     def versions(self) -> Mapping[str, str]:
-        """Return what the networks run on."""
+        """Return the version of torch."""
         return {"torch": torch.__version__}
 
     def options(self) -> Mapping[str, Any]:
-        """Return what makes other files or other images where the files' fingerprint is the same.
+        """Return settings that change files or images but not the weights' fingerprint.
 
-        That is the encoder, its effort, and the number formats of E and D: `auto` depends on the processor.
+        These are the encoder, latent optimisation, and the precision of E and D (`auto` depends on the CPU).
         """
         precision = self.codec.networks.precision
         return {

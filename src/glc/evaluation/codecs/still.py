@@ -1,4 +1,4 @@
-"""Codecs of still images that Pillow and its plug-ins bring: JPEG, WebP, AVIF, JPEG XL."""
+"""Still image codecs of Pillow and its plug-ins: JPEG, WebP, AVIF, JPEG XL."""
 
 import importlib
 import importlib.metadata
@@ -13,23 +13,22 @@ from glc.evaluation.codecs.base import CodecUnavailable, ImageCodec
 
 
 class StillCodec(ImageCodec):
-    """A format that Pillow writes and reads.
+    """A format that Pillow reads and writes.
 
     Args:
         format: Pillow's name, `JPEG`, `WEBP`, `AVIF` or `JXL`.
-        suffix: of the files.
-        save: the encoder's options beside the quality; `save.num_threads`, `max_threads` and the like belong
-            here too.
+        suffix: suffix of the files.
+        save: encoder options besides the quality, including numbers of threads.
         lowest: smallest quality.
         highest: largest quality.
         plugin: module that adds the format to Pillow, if it is not Pillow's own.
-        install: the command that installs what is missing.
-        name: what tables call it; the format by default.
-        qualities: from `lowest` to `highest`, whole numbers.
+        install: the command that installs the format.
+        name: name in tables; the format by default.
+        qualities: integers from `lowest` to `highest`.
         target_bpp: bits per pixel instead.
 
     Raises:
-        CodecUnavailable: the format is missing here.
+        CodecUnavailable: the format is not installed.
         ValueError: a quality is out of range.
     """
 
@@ -54,34 +53,34 @@ class StillCodec(ImageCodec):
             try:
                 importlib.import_module(plugin)
             except ImportError as error:
-                raise CodecUnavailable(f"{self.kind}: {plugin} is not installed: {install}") from error
+                raise CodecUnavailable(f"{self.kind}: {plugin} is not installed; run {install}") from error
         Image.init()
         if format not in Image.SAVE or format not in Image.OPEN:
             raise CodecUnavailable(
-                f"{self.kind}: this Pillow ({PIL.__version__}) does not write and read {format}: {install}"
+                f"{self.kind}: Pillow {PIL.__version__} does not support {format}; run {install}"
             )
         super().__init__(qualities, target_bpp)
 
     def check_quality(self, quality: float) -> None:
-        """Refuse what is no whole number in the range.
+        """Check that a quality is an integer in the range.
 
         Raises:
-            ValueError: the message says what the range is.
+            ValueError: it is not.
         """
         super().check_quality(quality)
         if quality != int(quality):
-            raise ValueError(f"{self.kind}: qualities are whole numbers, not {quality:g}")
+            raise ValueError(f"{self.kind}: quality {quality:g} is not an integer")
 
     def encode_at(self, image: Image.Image, quality: float) -> bytes:
         """Return the file of an image."""
         stream = io.BytesIO()
-        # A new image: profiles and EXIF of the source would be written, too, and are no part of the task.
+        # A new image, so that ICC profiles and EXIF of the source are not written.
         plain = Image.frombytes("RGB", image.size, image.tobytes())
         plain.save(stream, self.format, quality=int(quality), **self.save)
         return stream.getvalue()
 
     def decode(self, data: bytes) -> Image.Image:
-        """Return the image in a file.
+        """Decode a file.
 
         Raises:
             ValueError, OSError: it cannot be decoded.
@@ -90,7 +89,7 @@ class StillCodec(ImageCodec):
             return opened.convert("RGB")
 
     def versions(self) -> Mapping[str, str]:
-        """Versions of Pillow, of the library inside it, and of the plug-in."""
+        """Return the versions of Pillow, its library and the plug-in."""
         found = {"pillow": PIL.__version__}
         library = {"JPEG": "jpg", "WEBP": "webp", "AVIF": "avif"}.get(self.format)
         if library is not None:

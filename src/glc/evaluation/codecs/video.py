@@ -1,7 +1,7 @@
-"""Intra images of video codecs, HEVC, AV1 and VVC, by way of ffmpeg.
+"""Intra coding with video codecs (HEVC, AV1, VVC) through ffmpeg.
 
-The image is converted to 10-bit 4:2:0 with the matrix of BT.709 in full range, which is also what the
-decoder's output is converted back from; what the conversion loses counts against the codec.
+Images are converted to 10-bit 4:2:0, BT.709, full range, and back after decoding. The conversion loss counts
+against the codec.
 """
 
 import re
@@ -25,32 +25,32 @@ _COLOUR = (
 
 
 class VideoCodec(ImageCodec):
-    """One intra image of a video codec, as a bare elementary stream.
+    """One intra frame of a video codec, as an elementary stream.
 
     ```
-    stream                                                       multiple = 1: the codec knows any size
+    stream                                                       multiple = 1: any size
     [1 byte: columns x 16 + rows of padding] [stream]            otherwise
     ```
 
-    The byte in front is zero for images that need no padding, as HEVC and VVC allow before a stream: such
-    a file plays anywhere. All bytes count.
+    The first byte is zero for images without padding. HEVC and VVC allow a leading zero byte, so that such a
+    file plays in any player. All bytes count.
 
     Args:
         encoder: ffmpeg's name, such as `libvvenc`.
-        suffix: of the files.
+        suffix: suffix of the files.
         container: ffmpeg's name of the elementary stream's format.
         arguments: the encoder's arguments; `{quality}` stands for the quality.
-        best: the quality of the largest file.
-        worst: the quality of the smallest file.
-        multiple: sides are padded to multiples of it, by repeating the last row and column.
-        pixel_format: ffmpeg's name of what is coded.
-        timeout: seconds after which an encoder has failed.
-        name: what tables call it; the suffix without its dot by default.
-        qualities: whole numbers from `best` to `worst` or the reverse; smaller is better for all of these.
+        best: quality of the largest file.
+        worst: quality of the smallest file.
+        multiple: sides are padded to multiples of it by replication.
+        pixel_format: ffmpeg's name of the coded pixel format.
+        timeout: time limit of an encoder, in seconds.
+        name: name in tables; the suffix without its dot by default.
+        qualities: integers between `best` and `worst`; smaller is better for all of these codecs.
         target_bpp: bits per pixel instead.
 
     Raises:
-        CodecUnavailable: there is no ffmpeg, or it was built without the encoder.
+        CodecUnavailable: ffmpeg is not installed, or was built without the encoder.
         ValueError: a quality is out of range.
     """
 
@@ -78,20 +78,20 @@ class VideoCodec(ImageCodec):
         listed = subprocess.run([self.ffmpeg, "-hide_banner", "-encoders"], capture_output=True, text=True)
         if not re.search(rf"^ V\S+ +{re.escape(encoder)} ", listed.stdout, re.M):
             raise CodecUnavailable(
-                f"{self.kind}: {self.ffmpeg} has no {encoder}: pip install --upgrade imageio-ffmpeg brings "
-                "one that has (unset IMAGEIO_FFMPEG_EXE if it names another)"
+                f"{self.kind}: {self.ffmpeg} was built without {encoder}; run pip install --upgrade "
+                "imageio-ffmpeg, and unset IMAGEIO_FFMPEG_EXE if it names another ffmpeg"
             )
         super().__init__(qualities, target_bpp)
 
     def check_quality(self, quality: float) -> None:
-        """Refuse what is no whole number in the range.
+        """Check that a quality is an integer in the range.
 
         Raises:
-            ValueError: the message says what the range is.
+            ValueError: it is not.
         """
         super().check_quality(quality)
         if quality != int(quality):
-            raise ValueError(f"{self.kind}: qualities are whole numbers, not {quality:g}")
+            raise ValueError(f"{self.kind}: quality {quality:g} is not an integer")
 
     def encode_at(self, image: Image.Image, quality: float) -> bytes:
         """Return the file of an image.
@@ -118,24 +118,24 @@ class VideoCodec(ImageCodec):
         return coded if self.multiple == 1 else bytes([right * 16 + bottom]) + coded
 
     def decode(self, data: bytes) -> Image.Image:
-        """Return the image in a file.
+        """Decode a file.
 
         Raises:
-            RuntimeError: ffmpeg failed, or the file holds no image.
+            RuntimeError: ffmpeg failed, or the file contains no image.
         """
         right, bottom = (0, 0) if self.multiple == 1 else divmod(data[0], 16)
         scale = f"scale=in_range=full:in_color_matrix=bt709:out_range=full:{_SCALER}"
         with tempfile.TemporaryDirectory() as folder:
             stream = Path(folder, "stream")
             stream.write_bytes(data if self.multiple == 1 else data[1:])
-            # PPM tells the size, which the stream alone knows.
+            # PPM has the image size in its header.
             shown = self._run(
                 "-f", self.container, "-i", str(stream), "-vf", scale, "-frames:v", "1",
                 "-f", "image2pipe", "-c:v", "ppm", "-pix_fmt", "rgb24", "pipe:1",
             )  # fmt: skip
         found = re.match(rb"P6\s(\d+)\s(\d+)\s255\s", shown)
         if found is None or len(shown) - found.end() != 3 * int(found[1]) * int(found[2]):
-            raise RuntimeError(f"{self.kind}: the file holds no image")
+            raise RuntimeError(f"{self.kind}: the file contains no image")
         width, height = int(found[1]), int(found[2])
         image = Image.frombytes("RGB", (width, height), shown[found.end() :])
         return image.crop((0, 0, width - right, height - bottom))
@@ -158,11 +158,11 @@ class VideoCodec(ImageCodec):
         return found[1] if found else "unknown"
 
     def versions(self) -> Mapping[str, str]:
-        """Return the version of ffmpeg, which holds its encoders."""
+        """Return the version of ffmpeg, which includes the encoders."""
         return {"ffmpeg": self._version}
 
     def options(self) -> Mapping[str, Any]:
-        """Return the encoder, its arguments, and the format of the pixels."""
+        """Return the encoder, its arguments and the pixel format."""
         return {
             "encoder": self.encoder,
             "arguments": self.arguments,
@@ -176,4 +176,4 @@ def _find_ffmpeg(kind: str) -> str:
 
         return imageio_ffmpeg.get_ffmpeg_exe()
     except (ImportError, RuntimeError) as error:
-        raise CodecUnavailable(f"{kind}: there is no ffmpeg: pip install imageio-ffmpeg") from error
+        raise CodecUnavailable(f"{kind}: ffmpeg is not installed; run pip install imageio-ffmpeg") from error

@@ -1,4 +1,4 @@
-"""The models of CompressAI's zoo, where CompressAI and their weights are at hand."""
+"""Pretrained models of CompressAI's zoo, if CompressAI and their weights are available."""
 
 import importlib.metadata
 import struct
@@ -13,26 +13,27 @@ from glc.codec.images import crop, pad
 from glc.data.images import stack_images, to_image
 from glc.evaluation.codecs.base import CodecUnavailable, ImageCodec
 
-_HEADER = struct.Struct("<BHHHHB")  # quality, width, height, the hyper latent's height and width, strings
+_HEADER = struct.Struct("<BHHHHB")  # quality, width, height, height and width of the hyper-latent, strings
 _LENGTH = struct.Struct("<I")
 
 
 class ZooCodec(ImageCodec):
     """A pretrained model of CompressAI.
 
-    CompressAI gives entropy-coded strings and no file; here they stand behind 10 bytes of header, each after
-    its length in 4 bytes. All bytes count.
+    CompressAI returns entropy-coded strings but no file. The file here has a header of 10 bytes, then each
+    string after its length in 4 bytes. All bytes count.
 
     Args:
         architecture: a name in `compressai.zoo.image_models`.
-        metric: what the model was trained for, `mse` or `ms-ssim`.
-        device: where it runs.
+        metric: training objective of the model, `mse` or `ms-ssim`.
+        device: device of the model.
         multiple: sides are padded to multiples of it.
+        highest: largest quality of the model.
         qualities: the zoo's, 1 to 6 or 8.
         target_bpp: bits per pixel instead.
 
     Raises:
-        CodecUnavailable: CompressAI is not installed, or the weights cannot be had.
+        CodecUnavailable: CompressAI is not installed, or the weights are not available.
         ValueError: the architecture or a quality is unknown.
     """
 
@@ -55,9 +56,11 @@ class ZooCodec(ImageCodec):
         try:
             from compressai.zoo import image_models
         except ImportError as error:
-            raise CodecUnavailable("compressai is not installed: pip install compressai") from error
+            raise CodecUnavailable("compressai is not installed; run pip install compressai") from error
         if architecture not in image_models:
-            raise ValueError(f"architecture={architecture!r} is unknown; known are {', '.join(image_models)}")
+            raise ValueError(
+                f"architecture={architecture!r} is unknown; choose one of {', '.join(image_models)}"
+            )
         self._make = image_models[architecture]
         self._model = lru_cache(maxsize=None)(self._load)
         super().__init__(qualities, target_bpp)
@@ -70,8 +73,8 @@ class ZooCodec(ImageCodec):
             model = self._make(quality=quality, metric=self.metric, pretrained=True)
         except OSError as error:
             raise CodecUnavailable(
-                f"{self.name}: its weights of quality {quality} cannot be had ({error}): go online, or put "
-                f"them into {torch.hub.get_dir()}/checkpoints"
+                f"{self.name}: the weights of quality {quality} are not available ({error}); connect to the "
+                f"internet, or put them into {torch.hub.get_dir()}/checkpoints"
             ) from error
         model = model.eval().to(self.device)
         model.update()
@@ -88,27 +91,27 @@ class ZooCodec(ImageCodec):
 
     @torch.inference_mode()
     def decode(self, data: bytes) -> Image.Image:
-        """Return the image in a file.
+        """Decode a file.
 
         Raises:
-            ValueError: it is cut short.
+            ValueError: it is truncated.
         """
         try:
             quality, width, height, rows, columns, count = _HEADER.unpack_from(data)
-            strings, place = [], _HEADER.size
+            strings, offset = [], _HEADER.size
             for _ in range(count):
-                (length,) = _LENGTH.unpack_from(data, place)
-                place += _LENGTH.size + length
-                strings.append([data[place - length : place]])
+                (length,) = _LENGTH.unpack_from(data, offset)
+                offset += _LENGTH.size + length
+                strings.append([data[offset - length : offset]])
         except struct.error as error:
-            raise ValueError(f"{self.name}: the file is cut short") from error
+            raise ValueError(f"{self.name}: the file is truncated") from error
         x_hat = self._model(quality).decompress(strings, (rows, columns))["x_hat"].clamp(0, 1)
         return to_image(crop(x_hat[0] * 2 - 1, height, width))
 
     def versions(self) -> Mapping[str, str]:
-        """Versions of CompressAI and of torch."""
+        """Return the versions of CompressAI and torch."""
         return {"compressai": importlib.metadata.version("compressai"), "torch": torch.__version__}
 
     def options(self) -> Mapping[str, Any]:
-        """Return which of the zoo's models it is."""
+        """Return architecture and training objective of the model."""
         return {"architecture": self.architecture, "metric": self.metric}
