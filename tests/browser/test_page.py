@@ -161,7 +161,7 @@ def test_a_image_is_restored_and_drawn_in_a_style(page: Watched, folder: Path) -
     codec = folder / "mine.safetensors"
     for tab, button, quality, part in (
         ("Restore", "Restore", 50, {"encoder": folder / "mine-denoise.encoder.safetensors"}),
-        ("Style", "Draw", 100, {}),
+        ("Style", "Render", 100, {}),
     ):
         page.page.get_by_role("tab", name=tab).click()
         upload(page, folder / "photo.png")
