@@ -1,4 +1,4 @@
-"""What the page does, without the page."""
+"""The operations of the web app, without a browser."""
 
 import io
 from pathlib import Path
@@ -14,7 +14,7 @@ from tests.codec.fixed_model import fixed_codec_weights, fixed_image
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("service")
+    folder = tmp_path_factory.mktemp("app")
     fixed_codec_weights(folder / "mine.safetensors")
     fixed_codec_weights(folder / "other.safetensors", seed=1)
     Image.fromarray(fixed_image(64, 96)).save(folder / "photo.png")
@@ -29,7 +29,7 @@ def service(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Service:
     return Service("mine", "cpu", max_bytes=100_000, max_pixels=96 * 64)
 
 
-def test_a_image_becomes_a_file_that_the_codec_opens(service: Service, folder: Path) -> None:
+def test_compress_gives_the_codecs_file_and_open_decodes_it(service: Service, folder: Path) -> None:
     coded = service.compress(folder / "photo.png", "mine", quality=30)
     codec = glc.load(folder / "mine.safetensors", "cpu")
     data = coded.file.read_bytes()
@@ -43,12 +43,12 @@ def test_a_image_becomes_a_file_that_the_codec_opens(service: Service, folder: P
     error = (np.asarray(coded.original, float) - np.asarray(coded.image)) ** 2
     assert coded.metrics["PSNR"] == f"{10 * np.log10(255**2 / error.mean()):.2f} dB"
     assert "MS-SSIM" not in coded.metrics  # not defined for so small an image
-    opened, told = service.open(coded.file)
+    opened, shown = service.open(coded.file)
     assert np.array_equal(np.asarray(opened), np.asarray(coded.image))
-    assert told["model"] == "mine"
+    assert shown["model"] == "mine"
 
 
-def test_the_codecs_used_last_stay_loaded(
+def test_recently_used_codecs_stay_loaded(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     names = [f"m{i}" for i in range(KEPT + 1)]
@@ -65,7 +65,9 @@ def test_the_codecs_used_last_stay_loaded(
     assert service.codec("m1") is not second
 
 
-def test_a_file_called_as_a_model_does_not_hide_it(service: Service, folder: Path, tmp_path: Path) -> None:
+def test_a_file_with_the_name_of_a_model_does_not_hide_it(
+    service: Service, folder: Path, tmp_path: Path
+) -> None:
     twin = tmp_path / "mine.safetensors"
     twin.write_bytes((folder / "other.safetensors").read_bytes())
     both = Service(str(twin), "cpu")
@@ -80,14 +82,14 @@ def test_the_file_of_a_model_is_that_model(service: Service, folder: Path) -> No
     assert named.models.keys() == service.models.keys()
 
 
-def test_a_target_too_large_leaves_a_note(service: Service, folder: Path) -> None:
+def test_a_target_above_the_largest_file_adds_a_note(service: Service, folder: Path) -> None:
     best = service.compress(folder / "photo.png", "mine", quality=100)
     coded = service.compress(folder / "photo.png", "mine", target_size=50_000)
     assert coded.file.read_bytes() == best.file.read_bytes()
     assert "the best quality needs no more" in coded.note
 
 
-def test_limits_hold_before_anything_is_decoded(service: Service, folder: Path, tmp_path: Path) -> None:
+def test_limits_are_checked_before_decoding(service: Service, folder: Path, tmp_path: Path) -> None:
     Image.new("L", (97, 64)).save(tmp_path / "wide.png")
     with pytest.raises(glc.ImageError, match=r"wide\.png: 97 x 64 pixels, more than the limit of 0\.006144"):
         service.compress(tmp_path / "wide.png", "mine")
@@ -104,17 +106,17 @@ def test_limits_hold_before_anything_is_decoded(service: Service, folder: Path, 
         service.inpaint(tmp_path / "wide.png", np.ones((64, 97), bool), "mine", OWN, 50)
 
 
-def test_what_cannot_be_done_is_said(service: Service, folder: Path, tmp_path: Path) -> None:
+def test_invalid_input_raises_typed_errors(service: Service, folder: Path, tmp_path: Path) -> None:
     with pytest.raises(glc.ImageError, match=r"text\.png: not an image in a known format"):
         service.compress(folder / "text.png", "mine")
-    with pytest.raises(glc.ImageError, match="choose an image first"):
+    with pytest.raises(glc.ImageError, match="choose one first"):
         service.compress(None, "mine")
     with pytest.raises(glc.NotGlcError):
         service.open(folder / "photo.png")
     fixed_codec_weights(tmp_path / "third.safetensors", seed=2)
     third = glc.load(tmp_path / "third.safetensors", "cpu")
     (tmp_path / "a.glc").write_bytes(third.compress(fixed_image(8, 8)))
-    with pytest.raises(glc.WrongWeightsError, match=r"a\.glc: written with the weights .* no model here has"):
+    with pytest.raises(glc.WrongWeightsError, match=r"a\.glc: made with weights .* match no model"):
         service.open(tmp_path / "a.glc")
     with pytest.raises(glc.WeightsError, match="no encoder 'none'"):
         service.restore(folder / "photo.png", "mine", "none", 50)
@@ -122,7 +124,7 @@ def test_what_cannot_be_done_is_said(service: Service, folder: Path, tmp_path: P
         service.inpaint(folder / "photo.png", np.zeros((64, 96), bool), "mine", OWN, 50)
 
 
-def test_a_broken_model_beside_does_not_keep_files_from_being_opened(
+def test_a_corrupt_model_does_not_prevent_decoding_with_others(
     service: Service, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = service.compress(folder / "photo.png", "mine").file
@@ -135,7 +137,7 @@ def test_a_broken_model_beside_does_not_keep_files_from_being_opened(
     assert fresh.open(file)[1]["model"] == "mine"
 
 
-def test_holes_are_what_the_encoder_was_trained_on(service: Service, folder: Path) -> None:
+def test_inpaint_fills_holes_with_the_grey_of_training(service: Service, folder: Path) -> None:
     image = Image.open(folder / "photo.png")
     mask = np.zeros((64, 96), bool)
     mask[20:30, 40:60] = True
@@ -147,10 +149,10 @@ def test_holes_are_what_the_encoder_was_trained_on(service: Service, folder: Pat
     assert np.array_equal(values[outside], np.asarray(image)[outside])
     assert coded.file.read_bytes() == glc.load(folder / "mine.safetensors", "cpu").compress(holed, 50)
     assert coded.file.name == "photo.glc"
-    assert "PSNR" not in coded.metrics  # against an image with holes it would say nothing
+    assert "PSNR" not in coded.metrics  # the image with holes is not a reference
 
 
-def test_what_the_page_sends_back_is_within_its_limit(service: Service, folder: Path, tmp_path: Path) -> None:
+def test_canvas_fits_into_the_upload_limit(service: Service, folder: Path, tmp_path: Path) -> None:
     assert service.canvas(folder / "photo.png").size == (96, 64)
     noise = np.random.default_rng(0).integers(0, 256, (60, 100, 4), np.uint8)
     Image.fromarray(noise[..., :3]).save(tmp_path / "noise.png")
@@ -160,7 +162,7 @@ def test_what_the_page_sends_back_is_within_its_limit(service: Service, folder: 
     stream = io.BytesIO()
     Image.fromarray(noise[:48, :81]).save(stream, "PNG")
     assert len(stream.getvalue()) < service.max_bytes
-    # What was painted there is as large on the image.
+    # The mask is scaled to the size of the image.
     mask = np.zeros((48, 81), bool)
     mask[20:30, 30:40] = True
     lost = (np.asarray(service.inpaint(tmp_path / "noise.png", mask, "mine", OWN, 50)[0]) == GREY).all(-1)
@@ -168,7 +170,7 @@ def test_what_the_page_sends_back_is_within_its_limit(service: Service, folder: 
     assert (rows.min(), columns.min(), rows.max(), columns.max()) == pytest.approx((24, 36, 38, 50), abs=1)
 
 
-def test_without_a_model_the_fix_is_named(
+def test_without_a_model_the_error_names_the_option(
     tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("GLC_MODELS", str(tmp_path))

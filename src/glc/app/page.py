@@ -18,7 +18,7 @@ from glc.app.service import OWN, Coded, Service
 PNG = "png"
 """Format of displayed images: lossless, so that only the codec's loss is visible."""
 _HINTS = {
-    "encoder": "No encoder variant found for this model. Train one with `scripts/run_stages.py applications`, and "
+    "encoder": "No encoder found for this model. Train one with `scripts/run_stages.py applications`, and "
     "put NAME.encoder.safetensors into the folder that GLC_MODELS names.",
     "decoder": "No style found for this model. Train one with `scripts/run_stages.py applications`, and put "
     "NAME.decoder.safetensors into the folder that GLC_MODELS names.",

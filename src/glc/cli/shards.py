@@ -203,8 +203,8 @@ def code_shards(
         )
     if totals["failed"] or totals["broken_shards"]:
         click.echo(
-            f"{totals['failed']:,} samples failed, {totals['broken_shards']:,} shards are truncated or corrupt; see "
-            f"{click.format_filename(folder / FAILURES)}",
+            f"{totals['failed']:,} samples failed, {totals['broken_shards']:,} shards truncated or corrupt; "
+            f"see {click.format_filename(folder / FAILURES)}",
             err=True,
         )
         raise click.exceptions.Exit(ONE_FAILED)
