@@ -72,7 +72,9 @@ def check_target(quality: float | None, target_bpp: float | None, target_size: i
         click.UsageError: more than one is given.
     """
     if sum(value is not None for value in (quality, target_bpp, target_size)) > 1:
-        raise click.UsageError("give only one of --quality, --target-bpp and --target-size")
+        raise click.UsageError(
+            "--quality, --target-bpp and --target-size cannot be combined; give one of them"
+        )
 
 
 @dataclass(frozen=True)
