@@ -33,7 +33,7 @@ def _reporting(action: Callable[..., Any]) -> Callable[..., Any]:
         try:
             return action(*arguments)
         except MemoryError:
-            raise gr.Error("out of memory: use a smaller image", print_exception=False) from None
+            raise gr.Error("out of memory; use a smaller image", print_exception=False) from None
         except (ValueError, OSError, RuntimeError) as error:
             text = " ".join(str(error).split()) or type(error).__name__
             raise gr.Error(text, title="Error", print_exception=False) from None

@@ -116,7 +116,7 @@ class Service:
             ImageError: no image is given, it is too large, or it cannot be read.
         """
         if path is None:
-            raise ImageError("no image: choose one first")
+            raise ImageError("no image; choose one first")
         name = Path(path).name
         self._check_bytes(path)
         self._check_pixels(name, open_image(path, name).size)
@@ -219,7 +219,7 @@ class Service:
             ValueError: it cannot be done; the message gives the reason.
         """
         if path is None:
-            raise ImageError("no file: choose a .glc file first")
+            raise ImageError("no file; choose a .glc file first")
         self._check_bytes(path)
         data = Path(path).read_bytes()
         header, _ = unpack(data, self.max_pixels)
@@ -296,7 +296,7 @@ class Service:
         """
         image = self.read_image(path)
         if mask is None or not mask.any():
-            raise ImageError("nothing to fill: paint over the area to replace first")
+            raise ImageError("nothing to fill; paint over the area to replace first")
         # The brush has a soft edge: pixels that it covers in part are replaced too.
         wide = Image.fromarray(mask.astype(np.uint8) * 255).filter(ImageFilter.MaxFilter(3))
         holed = image.copy()
