@@ -23,7 +23,7 @@ def glc(*arguments):
     return CliRunner().invoke(main, [str(argument) for argument in arguments])
 
 
-def test_pack_writes_shards_and_says_so(folder, tmp_path):
+def test_pack_writes_shards_and_prints_a_summary(folder, tmp_path):
     (folder / "bad.png").write_bytes(b"x")
     result = glc("pack", folder, tmp_path / "out", "--per-shard", 2, "--workers", 1)
     assert result.exit_code == 0, result.output
@@ -76,6 +76,20 @@ def test_help_needs_no_heavy_import():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
     assert "--samples" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "old", "new"),
+    [
+        (["export", "--photos", "x"], "--photos", "--images"),
+        (["report", "--pictures=3"], "--pictures", "--images"),
+    ],
+)
+def test_renamed_options_are_refused_with_the_new_name(arguments, old, new):
+    result = glc(*arguments)
+    assert result.exit_code == 2
+    assert result.stderr.endswith(f"Error: {old}: renamed in 0.2; use {new}\n")
+    assert old not in glc(arguments[0], "--help").stdout
 
 
 def test_version():

@@ -1,4 +1,4 @@
-"""What `make` offers and what it installs."""
+"""Targets of `make` and locked requirements."""
 
 import re
 import shutil
@@ -16,7 +16,7 @@ EXTRAS = {"core": [], "dev": ["train", "eval", "dev"], "app": ["app"]}
 
 
 @pytest.mark.parametrize("lock", EXTRAS)
-def test_locks_pin_what_the_project_asks_for(lock: str) -> None:
+def test_locks_pin_the_declared_requirements(lock: str) -> None:
     text = (ROOT / "requirements" / f"{lock}.txt").read_text("utf-8")
     pinned: dict[str, list[str]] = {}
     for name, version in re.findall(r"^([\w.-]+)==([^\s;\\]+)", text, re.M):
@@ -32,7 +32,7 @@ def test_locks_pin_what_the_project_asks_for(lock: str) -> None:
 
 
 @pytest.mark.parametrize("lock", [*EXTRAS, "uv"])
-def test_locks_have_hashes_and_no_address(lock: str) -> None:
+def test_locks_have_hashes_and_no_addresses(lock: str) -> None:
     text = (ROOT / "requirements" / f"{lock}.txt").read_text("utf-8")
     assert not re.findall(r"\w+://\S+|^--?\S*(?:index|find-links)\S*", text, re.M)
     entries = re.findall(r"^\S+==(?:.|\n(?=\s))*", text, re.M)
@@ -41,15 +41,15 @@ def test_locks_have_hashes_and_no_address(lock: str) -> None:
 
 
 def tracked_text() -> dict[str, str]:
-    """The text of each tracked file that holds text, by its path in the checkout."""
+    """Return the content of each tracked text file, by its path in the checkout."""
     command = ["git", "-c", "safe.directory=*", "-C", str(ROOT), "ls-files", "-z"]
     names = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split("\0")
     contents = {name: (ROOT / name).read_bytes() for name in names if (ROOT / name).is_file()}
     return {name: data.decode() for name, data in contents.items() if b"\0" not in data}
 
 
-def test_nothing_tells_people_to_install_the_other_project_of_this_name() -> None:
-    """On the package index `glc` is a stranger's program; ours is the project's name."""
+def test_no_file_tells_to_install_the_unrelated_package_glc() -> None:
+    """On the package index `glc` is an unrelated project; ours is `glc-codec`."""
     assert PROJECT["name"] == "glc-codec"
     install = r"(?:pip|uv|pipx|tool) (?:install|add|run)(?: +-\S+)* +['\"]?glc(?![-\w/.])"
     wrong = re.compile(rf"{install}|(?<![-\w.])glc\[[a-z]")
@@ -71,7 +71,7 @@ def test_help_lists_every_target() -> None:
     assert set(re.findall(r"^  ([a-z-]+) +\S+", shown, re.M)) == targets
 
 
-def test_set_up_refuses_an_interpreter_that_does_not_serve(tmp_path: Path) -> None:
+def test_setup_refuses_an_interpreter_that_does_not_work(tmp_path: Path) -> None:
     (tmp_path / "scripts").mkdir()
     script = shutil.copy(ROOT / "scripts" / "setup.sh", tmp_path / "scripts")
     done = subprocess.run(

@@ -1,4 +1,4 @@
-"""The wheel alone trains, exports, compresses, evaluates and reports, in a folder with a `src` of its own."""
+"""The installed wheel trains, exports, compresses, evaluates and reports, outside of the checkout."""
 
 import json
 import os
@@ -21,7 +21,7 @@ import glc
 from tests.codec.fixed_model import fixed_image
 from tests.short_runs import QUIET, ROOT, STAGES, arguments, settings
 
-# Several commands in one process, which imports torch once; the first that fails ends it.
+# Several commands in one process, to import torch once; the first failure ends it.
 SEVERAL = """
 import json, sys
 from glc.cli import main
@@ -48,14 +48,14 @@ report results -o report.html --originals set
 
 @dataclass
 class Installed:
-    """An environment that has the wheel, what other projects it needs, and nothing of this checkout."""
+    """An environment with the wheel and its dependencies, without this checkout."""
 
     prefix: Path
     folder: Path
-    """Where commands run: it has a package `src` that must not be imported."""
+    """Working directory of commands; it has a package `src` that must not be imported."""
 
     def run(self, *words: object, program: str = "glc") -> str:
-        """Run a program of the environment; return what it prints."""
+        """Run a program of the environment; return its output."""
         environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
         done = subprocess.run(
             [str(self.prefix / "bin" / program), *map(str, words)],
@@ -70,7 +70,7 @@ class Installed:
         return done.stdout
 
     def run_all(self, commands: Sequence[Sequence[str]]) -> str:
-        """Run `glc` with each of several lists of words; return what they print."""
+        """Run `glc` with each of several lists of words; return their output."""
         return self.run("-c", SEVERAL, json.dumps(commands), program="python")
 
 
@@ -86,7 +86,7 @@ def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Installe
     prefix = tmp_path_factory.mktemp("environment")
     venv.create(prefix)
     (site,) = (prefix / "lib").glob("python*/site-packages")
-    # A line adds a folder, but not what the path files in that folder add: this checkout stays out.
+    # Adds the folder but does not process its .pth files, so that this checkout is not importable.
     (site / "others.pth").write_text(f"{Path(torch.__file__).parents[1]}\n")
     interpreter = ["--python", str(prefix / "bin" / "python")]
     command = [sys.executable, "-m", "pip", *interpreter, "install", "--quiet", "--no-deps", "--no-index"]
@@ -98,7 +98,7 @@ def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Installe
     return Installed(prefix, folder)
 
 
-def test_the_wheel_has_the_package_and_the_configuration(wheel: Path, tmp_path: Path) -> None:
+def test_the_wheel_contains_the_package_and_the_configuration(wheel: Path, tmp_path: Path) -> None:
     expected = {f"glc/{path.relative_to(ROOT / 'src/glc')}" for path in (ROOT / "src/glc").rglob("*")}
     expected |= {f"glc/conf/{path.relative_to(ROOT / 'conf')}" for path in (ROOT / "conf").rglob("*.yaml")}
     folders = {str(Path(name).parent) for name in expected}
@@ -113,20 +113,20 @@ def test_the_wheel_has_the_package_and_the_configuration(wheel: Path, tmp_path: 
     assert {"conf/train.yaml", "conf/evaluate.yaml", "src/glc/cli/launch.py", "pyproject.toml"} <= names
 
 
-def test_the_stages_the_codec_and_the_evaluation_run_from_the_wheel(installed: Installed) -> None:
+def test_training_codec_and_evaluation_run_from_the_wheel(installed: Installed) -> None:
     folder = installed.folder
-    place = installed.run("-c", "import glc; print(glc.__file__)", program="python")
-    assert Path(place.strip()).is_relative_to(installed.prefix)
+    location = installed.run("-c", "import glc; print(glc.__file__)", program="python")
+    assert Path(location.strip()).is_relative_to(installed.prefix)
     assert installed.run("--version").strip() == f"glc, version {glc.__version__}"
     (folder / "set").mkdir()
     Image.fromarray(fixed_image(80, 96)).save(folder / "set" / "photo.png")
-    trainings = []
+    training_runs = []
     for stage in STAGES:
         values = {**settings(Path(), Path("runs"), "mine", stage, steps=2), "data": "samples"}
         del values["data.train"], values["data.val"]
-        trainings.append(["train", *arguments(values)])
+        training_runs.append(["train", *arguments(values)])
     before, after = ([line.split() for line in text.strip().splitlines()] for text in (BEFORE, AFTER))
-    installed.run_all([*before, *trainings, *after])
+    installed.run_all([*before, *training_runs, *after])
     for stage in STAGES:
         saved = torch.load(folder / f"runs/mine/{stage}/checkpoints/last.ckpt", weights_only=True)
         assert saved["global_step"] == 2

@@ -1,8 +1,7 @@
-"""A real browser, without a window, for tests of pages.
+"""A headless browser for tests of pages.
 
-`open_page` opens an address and watches what the page does. The browser is the one that `GLC_BROWSER` names,
-one that is installed (Chromium, Chrome, Edge), or Playwright's own; where there is none the tests are skipped
-and say so.
+`open_page` opens an address and records requests and errors. The browser is the one that `GLC_BROWSER` names,
+an installed one (Chromium, Chrome, Edge), or Playwright's own; without any, the tests are skipped.
 """
 
 import os
@@ -23,27 +22,27 @@ NAMES = (
     "microsoft-edge",
 )
 INSTALL = (
-    "no browser was found: `apt-get install chromium-headless-shell` (Debian), "
+    "no browser found: `apt-get install chromium-headless-shell` (Debian), "
     "`playwright install chromium`, or GLC_BROWSER=PATH of a Chromium"
 )
 
 
 @dataclass
 class Watched:
-    """A page, and what it has done since it was opened."""
+    """A page, and its requests and errors since it was opened."""
 
     page: Page
     requests: list[str] = field(default_factory=list)
-    """Addresses that it asked for, those of `data:` aside."""
+    """Requested addresses, except `data:`."""
     errors: list[str] = field(default_factory=list)
-    """Exceptions of its scripts, and errors and warnings on its console."""
+    """Exceptions of its scripts, and errors and warnings on the console."""
 
 
 OpenPage = Callable[..., Watched]
 
 
 def find_browser(own: str) -> str | None:
-    """Return the program to start: named, installed, or Playwright's own, whose path is given."""
+    """Return the browser to start: `GLC_BROWSER`, an installed one, or Playwright's own at `own`."""
     named = os.environ.get("GLC_BROWSER")
     if named is not None:
         assert shutil.which(named), f"GLC_BROWSER={named}: no such program"
@@ -52,7 +51,7 @@ def find_browser(own: str) -> str | None:
     return next(filter(None, installed), own if Path(own).is_file() else None)
 
 
-# Of a module and not of the session: while it runs, so does an event loop in this thread.
+# Module scope, not session: an event loop runs in this thread while the browser is open.
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
     """A running browser."""
@@ -60,7 +59,7 @@ def browser() -> Iterator[Browser]:
         program = find_browser(playwright.chromium.executable_path)
         if program is None:
             pytest.skip(INSTALL)
-        # Chromium refuses its sandbox to root, which tests in containers are.
+        # Chromium refuses to run its sandbox as root, the user in most containers.
         root = hasattr(os, "geteuid") and os.geteuid() == 0
         started = playwright.chromium.launch(
             executable_path=program, args=["--no-sandbox"] if root else [], timeout=60_000
@@ -71,7 +70,7 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture
 def open_page(browser: Browser) -> Iterator[OpenPage]:
-    """Opens an address in a window of its own: `open_page(url, offline=True, width=1200, height=900)`."""
+    """Open an address in a new context: `open_page(url, offline=True, width=1200, height=900)`."""
     contexts = []
 
     def open_page(url: str, offline: bool = True, width: int = 1200, height: int = 900) -> Watched:

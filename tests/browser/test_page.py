@@ -1,7 +1,7 @@
-"""The page of `glc serve` in a real browser.
+"""The web app of `glc serve` in a real browser.
 
-gradio wants another Pillow than training does. Where it is not installed, GLC_APP_PATH may name a folder that
-holds it (`make app` fills build/app); else these tests are skipped.
+gradio needs an older Pillow than training. If it is not installed, GLC_APP_PATH may name a folder that
+contains it (`make app` fills build/app); otherwise these tests are skipped.
 """
 
 import importlib.util
@@ -30,7 +30,7 @@ PACKAGES = Path(os.environ.get("GLC_APP_PATH", ROOT / "build" / "app"))
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model, an encoder and a decoder for it, images, and what is none."""
+    """A model, an encoder and a decoder for it, images, and a file that is not an image."""
     folder = tmp_path_factory.mktemp("page")
     codec = fixed_codec_weights(folder / "mine.safetensors")
     weights = read_weights(codec)
@@ -49,9 +49,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def address(folder: Path) -> Iterator[str]:
-    """The page, served by the command in a process of its own."""
+    """Address of the app, served by the command in another process."""
     if importlib.util.find_spec("gradio") is None and not (PACKAGES / "gradio").is_dir():
-        pytest.skip("gradio is not at hand: `make app`, or GLC_APP_PATH=FOLDER that holds it")
+        pytest.skip("gradio is not installed: run `make app`, or set GLC_APP_PATH to its folder")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -82,12 +82,12 @@ def page(address: str, open_page: OpenPage) -> Iterator[Watched]:
     watched.page.set_default_timeout(60_000)
     watched.page.get_by_role("button", name="Compress").wait_for()
     yield watched
-    # The page talks to this machine alone.
+    # All requests stay on this machine.
     assert not [url for url in watched.requests if not url.startswith((address, "blob:"))]
 
 
-def assert_calm(watched: Watched) -> None:
-    """Check that the page's scripts found nothing wrong (but what gradio says of itself)."""
+def assert_no_errors(watched: Watched) -> None:
+    """Check that the console is free of errors, except for a known message of gradio."""
     assert not [text for text in watched.errors if "not implemented" not in text]
 
 
@@ -97,7 +97,7 @@ def upload(watched: Watched, path: Path) -> None:
 
 
 def cell(watched: Watched, name: str) -> str:
-    """Return what the visible table says of something."""
+    """Return the value of a row of the visible table."""
     panel = watched.page.locator("[role=tabpanel]:visible")
     row = panel.locator("tr", has=watched.page.get_by_text(name, exact=True)).first
     row.wait_for()
@@ -118,7 +118,7 @@ def sizes_of_images(watched: Watched) -> list[list[int]]:
     return watched.page.locator("[role=tabpanel]:visible").evaluate(script)
 
 
-def test_a_dropped_image_is_compressed_and_can_be_opened_again(
+def test_an_uploaded_image_is_compressed_and_the_file_can_be_opened(
     page: Watched, folder: Path, tmp_path: Path
 ) -> None:
     upload(page, folder / "photo.png")
@@ -128,14 +128,14 @@ def test_a_dropped_image_is_compressed_and_can_be_opened_again(
     assert re.fullmatch(r"\d+\.\d\d dB", cell(page, "PSNR"))
     assert float(cell(page, "MS-SSIM")) < 1
     page.page.wait_for_function("document.querySelectorAll('[role=tabpanel] img').length >= 3")
-    assert [256, 192] in sizes_of_images(page)  # the slider's two and what the hyper code carries
+    assert [256, 192] in sizes_of_images(page)  # the slider's two images and the hyper-latent's
     assert download(page, "photo.glc") == data
 
     (tmp_path / "photo.glc").write_bytes(data)
     page.page.get_by_role("tab", name="Open a file").click()
     upload(page, tmp_path / "photo.glc")
     assert cell(page, "model") == "mine"
-    assert_calm(page)
+    assert_no_errors(page)
 
 
 @pytest.mark.parametrize(
@@ -146,22 +146,22 @@ def test_a_dropped_image_is_compressed_and_can_be_opened_again(
     ],
 )
 @pytest.mark.parametrize("tab", ["Compress", "Fill holes"])
-def test_a_bad_image_is_one_clear_line(
+def test_an_invalid_image_shows_one_line(
     page: Watched, folder: Path, tab: str, name: str, message: str
 ) -> None:
     page.page.get_by_role("tab", name=tab).click()
     upload(page, folder / name)
     page.page.get_by_text(message).first.wait_for()
     assert "Traceback" not in page.page.inner_text("body")
-    if tab == "Compress":  # gradio's editor warns of its own parts
-        assert_calm(page)
+    if tab == "Compress":  # gradio's editor logs warnings of its own
+        assert_no_errors(page)
 
 
-def test_a_image_is_restored_and_drawn_in_a_style(page: Watched, folder: Path) -> None:
+def test_an_image_is_restored_and_rendered_in_a_style(page: Watched, folder: Path) -> None:
     codec = folder / "mine.safetensors"
     for tab, button, quality, part in (
         ("Restore", "Restore", 50, {"encoder": folder / "mine-denoise.encoder.safetensors"}),
-        ("Style", "Draw", 100, {}),
+        ("Style", "Render", 100, {}),
     ):
         page.page.get_by_role("tab", name=tab).click()
         upload(page, folder / "photo.png")
@@ -174,8 +174,8 @@ def test_a_image_is_restored_and_drawn_in_a_style(page: Watched, folder: Path) -
 def test_holes_are_painted_and_filled(page: Watched, folder: Path) -> None:
     page.page.get_by_role("tab", name="Fill holes").click()
     page.page.get_by_role("button", name="Fill", exact=True).click()
-    page.page.get_by_text("choose an image first").first.wait_for()
-    # The image and what is sent back when it was painted on keep to one limit.
+    page.page.get_by_text("choose one first").first.wait_for()
+    # The upload limit applies to the image and to the painted layers sent back.
     upload(page, folder / "noise.png")
     canvas = page.page.locator("[role=tabpanel]:visible canvas").first
     canvas.wait_for()

@@ -1,4 +1,4 @@
-"""The page of `glc report` in a real browser: from a file, without any network."""
+"""The page of `glc report` in a real browser: opened from a file, without network."""
 
 import io
 
@@ -36,14 +36,14 @@ def pixels(part: Locator) -> np.ndarray:
     return np.asarray(Image.open(io.BytesIO(part.screenshot())).convert("RGB")).astype(int)
 
 
-def colour_at(part: Locator, share: float) -> str:
-    """What is seen at a share of the width, by its strongest channel."""
+def colour_at(part: Locator, fraction: float) -> str:
+    """Return the strongest channel at a fraction of the width."""
     image = pixels(part)
-    seen = image[image.shape[0] // 2, int(share * (image.shape[1] - 1))]
+    seen = image[image.shape[0] // 2, int(fraction * (image.shape[1] - 1))]
     return ("red", "green", "blue")[int(seen.argmax())]
 
 
-def test_it_opens_from_a_file_and_asks_nobody(opened: Watched, report: str) -> None:
+def test_the_page_opens_from_a_file_without_other_requests(opened: Watched, report: str) -> None:
     assert opened.page.title() == "Evaluation on kodak"
     assert opened.requests == [report]
     assert not opened.errors
@@ -51,7 +51,7 @@ def test_it_opens_from_a_file_and_asks_nobody(opened: Watched, report: str) -> N
     assert opened.page.evaluate(broken) == []
 
 
-def test_what_is_not_in_the_page_is_refused(opened: Watched) -> None:
+def test_the_content_policy_blocks_external_images(opened: Watched) -> None:
     refused = opened.page.evaluate(
         """new Promise((tell) => {
             document.addEventListener("securitypolicyviolation", (event) => tell(event.effectiveDirective));
@@ -64,11 +64,11 @@ def test_what_is_not_in_the_page_is_refused(opened: Watched) -> None:
 def test_the_slider_divides_two_images(opened: Watched) -> None:
     stage = opened.page.locator("[data-role=stage]")
     stage.scroll_into_view_if_needed()
-    assert [colour_at(stage, share) for share in (0.2, 0.8)] == ["red", "green"]
+    assert [colour_at(stage, fraction) for fraction in (0.2, 0.8)] == ["red", "green"]
     position = opened.page.locator("[data-role=position]")
     position.fill("90")
-    assert [colour_at(stage, share) for share in (0.2, 0.8, 0.97)] == ["red", "red", "green"]
-    # By mouse: press and draw to the left.
+    assert [colour_at(stage, fraction) for fraction in (0.2, 0.8, 0.97)] == ["red", "red", "green"]
+    # With the mouse: press and drag to the left.
     box = stage.bounding_box()
     assert box is not None
     middle = box["y"] + box["height"] / 2
@@ -76,14 +76,14 @@ def test_the_slider_divides_two_images(opened: Watched) -> None:
     opened.page.mouse.down()
     opened.page.mouse.move(box["x"] + 0.1 * box["width"], middle)
     opened.page.mouse.up()
-    assert [colour_at(stage, share) for share in (0.03, 0.2, 0.8)] == ["red", "green", "green"]
-    # Without a button held it stays.
+    assert [colour_at(stage, fraction) for fraction in (0.03, 0.2, 0.8)] == ["red", "green", "green"]
+    # It stays when no button is pressed.
     opened.page.mouse.move(box["x"] + 0.9 * box["width"], middle)
     assert colour_at(stage, 0.2) == "green"
     assert abs(float(position.input_value()) - 10) < 1
 
 
-def test_the_slider_shows_what_is_chosen(opened: Watched) -> None:
+def test_the_slider_shows_the_selected_codecs_and_image(opened: Watched) -> None:
     page = opened.page
     stage = page.locator("[data-role=stage]")
     assert page.locator("[data-role=image] option").all_text_contents() == list(IMAGES)
@@ -93,7 +93,7 @@ def test_the_slider_shows_what_is_chosen(opened: Watched) -> None:
     page.locator("[data-role=right]").select_option("slim")
     page.locator("[data-role=image]").select_option(IMAGES[-1])
     stage.scroll_into_view_if_needed()
-    assert [colour_at(stage, share) for share in (0.2, 0.8)] == ["blue", "red"]
+    assert [colour_at(stage, fraction) for fraction in (0.2, 0.8)] == ["blue", "red"]
     assert page.locator("[data-role=left-caption]").text_content() == "original"
     assert (page.locator("[data-role=right-caption]").text_content() or "").startswith("slim, q")
     assert page.locator("[data-role=rates]").text_content() == ""
@@ -102,7 +102,7 @@ def test_the_slider_shows_what_is_chosen(opened: Watched) -> None:
     assert box["width"] / box["height"] == pytest.approx(SIZE[0] / SIZE[1], rel=0.02)
 
 
-def test_the_plots_are_drawn(opened: Watched) -> None:
+def test_the_plots_show_all_curves(opened: Watched) -> None:
     plots = opened.page.locator("section#plots svg")
     assert plots.count() == 3
     for i in range(3):

@@ -1,4 +1,4 @@
-"""Two small models known by name, and the commands run in this process."""
+"""Two small known models, and a fixture that runs commands in this process."""
 
 from pathlib import Path
 
@@ -21,7 +21,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def glc(models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Glc:
-    """Run the command in an empty folder, where the two models are known."""
+    """Run the command in an empty folder, in which the two models are known."""
     monkeypatch.setenv("GLC_MODELS", str(models))
     monkeypatch.chdir(tmp_path)
 

@@ -1,4 +1,4 @@
-"""Images to run the commands on, and the commands in a process of their own."""
+"""Test images, and commands in a separate process."""
 
 import subprocess
 import sys
@@ -11,9 +11,9 @@ from PIL import Image
 from tests.codec.fixed_model import fixed_image
 
 Glc = Callable[..., Result]
-"""Takes arguments, and bytes for standard input as `stdin`."""
+"""Takes arguments and, as `stdin`, bytes for standard input."""
 MAIN = "from glc.cli import main; main()"
-"""What the command `glc` runs."""
+"""The code of the command `glc`."""
 
 
 def image(path: str | Path, height: int = 40, width: int = 50, seed: int = 0) -> Path:
@@ -29,6 +29,6 @@ def tree(folder: str | Path) -> list[str]:
 
 
 def separately(*arguments: object, stdin: bytes = b"") -> "subprocess.CompletedProcess[bytes]":
-    """Run `glc` in a process of its own."""
+    """Run `glc` in a separate process."""
     command = [sys.executable, "-c", MAIN, *map(str, arguments)]
     return subprocess.run(command, input=stdin, capture_output=True, timeout=120, check=False)

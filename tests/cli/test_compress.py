@@ -1,4 +1,4 @@
-"""`glc compress`: what it writes, and where."""
+"""`glc compress`: output files and their paths."""
 
 import io
 import os
@@ -18,7 +18,7 @@ def bpp(file: str | Path) -> float:
     return 8 * len(data) / (header.width * header.height)
 
 
-def test_a_image_becomes_a_file_beside_it(glc: Glc, models: Path) -> None:
+def test_the_file_is_written_next_to_the_image(glc: Glc, models: Path) -> None:
     image("photo.png", 64, 96)
     result = glc("compress", "photo.png", "--device", "cpu")
     assert result.exit_code == 0, result.stderr
@@ -31,7 +31,7 @@ def test_a_image_becomes_a_file_beside_it(glc: Glc, models: Path) -> None:
     assert tree(".") == ["photo.glc", "photo.png"]
 
 
-def test_quality_model_and_targets_are_passed_on(glc: Glc, models: Path) -> None:
+def test_quality_model_and_targets_reach_the_codec(glc: Glc, models: Path) -> None:
     image("photo.png", 128, 128)
     codec = library.load(models / "other.safetensors", "cpu")
     for model in ("other", models / "other.safetensors"):
@@ -83,7 +83,7 @@ def test_several_inputs_share_a_folder_under_their_names(glc: Glc) -> None:
     assert Path("a.glc").is_file()
 
 
-def test_a_single_file_goes_to_a_file_or_into_a_folder(glc: Glc) -> None:
+def test_output_of_a_single_file_may_be_a_file_or_a_folder(glc: Glc) -> None:
     image("-a.b.png")
     Path("there").mkdir()
     assert glc("compress", "-o", "new/name", "--", "-a.b.png").exit_code == 0
@@ -92,7 +92,7 @@ def test_a_single_file_goes_to_a_file_or_into_a_folder(glc: Glc) -> None:
     assert tree(".") == ["-a.b.png", "made/-a.b.glc", "new/name", "there/-a.b.glc"]
 
 
-def test_a_file_without_a_images_suffix_keeps_its_whole_name(glc: Glc) -> None:
+def test_a_suffix_that_is_not_an_images_is_kept(glc: Glc) -> None:
     image("photo.png").rename("photo.2024")
     assert glc("compress", "photo.2024").exit_code == 0
     assert Path("photo.2024.glc").is_file()
@@ -108,7 +108,7 @@ def test_links_are_followed_once(glc: Glc) -> None:
     assert tree("out") == ["c.glc", "linked/b.glc", "sub/a.glc"]
 
 
-def test_of_a_linked_output_the_target_is_replaced(glc: Glc) -> None:
+def test_the_target_of_a_linked_output_is_replaced(glc: Glc) -> None:
     image("a.png")
     Path("real.glc").write_bytes(b"old")
     os.symlink("real.glc", "link.glc")
@@ -147,7 +147,7 @@ def test_pipes_between_processes(glc: Glc, models: Path) -> None:
     assert bad.stderr.count(b"\n") == 1
 
 
-def test_quiet_says_nothing(glc: Glc) -> None:
+def test_quiet_prints_nothing(glc: Glc) -> None:
     for name in ("in/a.png", "in/b.png"):
         image(name)
     result = glc("compress", "in", "--quiet")
@@ -179,7 +179,7 @@ def test_quiet_says_nothing(glc: Glc) -> None:
         ["decompress", "a.png", "-o", "a.jpg"],
     ],
 )
-def test_usage_errors_come_before_any_work(glc: Glc, arguments: list[str]) -> None:
+def test_usage_errors_are_reported_before_any_work(glc: Glc, arguments: list[str]) -> None:
     before = image("a.png").read_bytes()
     result = glc(*arguments)
     assert result.exit_code == 2

@@ -1,4 +1,4 @@
-"""`glc decompress`: images back, with the model that made them."""
+"""`glc decompress`: output files and the choice of the model."""
 
 import tracemalloc
 from pathlib import Path
@@ -16,7 +16,7 @@ from glc.codec.weights.trust import Trust
 from tests.cli.runs import Glc, image, tree
 
 
-def test_gives_what_the_library_gives(glc: Glc, models: Path) -> None:
+def test_the_image_equals_that_of_the_library(glc: Glc, models: Path) -> None:
     image("photo.jpg", 45, 70)
     glc("compress", "photo.jpg")
     result = glc("decompress", "photo.glc")
@@ -28,7 +28,7 @@ def test_gives_what_the_library_gives(glc: Glc, models: Path) -> None:
     assert np.array_equal(found, expected)
 
 
-def test_every_format_that_it_writes_keeps_every_pixel(glc: Glc) -> None:
+def test_all_output_formats_are_lossless(glc: Glc) -> None:
     image("photo.png")
     glc("compress", "photo.png")
     glc("decompress", "photo.glc", "-o", "expected.png")
@@ -41,7 +41,7 @@ def test_every_format_that_it_writes_keeps_every_pixel(glc: Glc) -> None:
     assert Image.open("out/plain").format == "PNG"
 
 
-def test_folders_and_modes_there_and_back(glc: Glc) -> None:
+def test_round_trip_of_folders_and_image_modes(glc: Glc) -> None:
     sizes = {"1": (1, 1), "LA": (70, 1), "P": (3, 65), "RGBA": (64, 64), "I;16": (33, 17), "CMYK": (8, 9)}
     Path("in/sub").mkdir(parents=True)
     for mode, size in sizes.items():
@@ -73,42 +73,39 @@ def test_each_file_is_decoded_with_the_known_model_that_made_it(
     assert sorted(loads) == ["other", "small"]
 
 
-def test_wrong_weights_name_the_right_ones(
+def test_the_error_for_wrong_weights_names_the_right_model(
     glc: Glc, models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     glc("compress", image("a.png"), "--model", "other")
     made_by = library.load(models / "other.safetensors", "cpu").fingerprint.hex()
     result = glc("decompress", "a.glc", "-o", "b.png", "--model", "small")
     assert result.exit_code == 2
-    assert result.stderr.startswith(
-        f"a.glc: written with the weights {made_by}, those of the model 'other': "
-    )
-    assert "--model other" in result.stderr
-    # The same where nobody knows the model.
+    assert result.stderr.startswith(f"a.glc: made with weights {made_by}, but --model small has ")
+    assert "; decode it with --model other" in result.stderr
+    # The same without the right model among the known ones.
     (tmp_path / "few").mkdir()
     (tmp_path / "few" / "small.safetensors").symlink_to(models / "small.safetensors")
     monkeypatch.setenv("GLC_MODELS", str(tmp_path / "few"))
     for arguments in ((), ("--model", "small")):
         result = glc("decompress", "a.glc", "-o", "b.png", *arguments)
         assert result.exit_code == 2
-        assert result.stderr.startswith(
-            f"a.glc: written with the weights {made_by}, which no known model has"
-        )
+        assert result.stderr.startswith(f"a.glc: made with weights {made_by}, ")
+        assert "; give the weights file with --model" in result.stderr
         assert result.stderr.count("\n") == 1
     assert glc("decompress", "a.glc", "-o", "b.png", "--model", models / "other.safetensors").exit_code == 0
 
 
-def test_what_is_no_whole_file_is_refused(glc: Glc) -> None:
+def test_truncated_and_corrupt_files_are_refused(glc: Glc) -> None:
     glc("compress", image("a.png"))
-    whole = Path("a.glc").read_bytes()
-    flipped = bytearray(whole)
+    complete = Path("a.glc").read_bytes()
+    flipped = bytearray(complete)
     flipped[20] ^= 4
-    later = whole[:3] + b"\x02" + whole[4:]
+    later = complete[:3] + b"\x02" + complete[4:]
     for data, message in (
         (b"", "the file is empty"),
         (b"\x89PNG" + bytes(100), "not a .glc file"),
-        (whole[:10], "truncated: 10 bytes"),
-        (whole[:-1], "damaged or truncated: "),
+        (complete[:10], "truncated: 10 bytes"),
+        (complete[:-1], "damaged or truncated: "),
         (bytes(flipped), "damaged or truncated: "),
         (later, "written in version 2"),
     ):
@@ -122,7 +119,7 @@ def test_what_is_no_whole_file_is_refused(glc: Glc) -> None:
     assert tree(".") == ["a.glc", "a.png", "bad.glc"]
 
 
-def test_a_damaged_size_is_damage(glc: Glc) -> None:
+def test_a_corrupt_size_is_reported_as_corruption(glc: Glc) -> None:
     glc("compress", image("a.png", 40, 50))
     damaged = bytearray(Path("a.glc").read_bytes())
     damaged[8:12] = b"\xff\xff\xff\xff"
@@ -131,12 +128,12 @@ def test_a_damaged_size_is_damage(glc: Glc) -> None:
         result = glc("decompress", "a.glc", "-o", "b.png", *more)
         assert result.exit_code == 2
         assert result.stderr.startswith("a.glc: damaged or truncated: ")
-    # Longer than any file that is accepted: the end is not waited for.
+    # Longer than any accepted file: it is not read to its end.
     result = glc("decompress", "-", "--max-pixels", 100, stdin=bytes(damaged) + bytes(2 << 20))
     assert "65536 x 65536 pixels, more than the limit of 100" in result.stderr
 
 
-def test_reading_takes_no_more_memory_than_there_is_to_read(glc: Glc) -> None:
+def test_reading_allocates_in_proportion_to_the_input(glc: Glc) -> None:
     header = bitstream.Header(fingerprint=bytes(4), width=16384, height=16384, rate=0)
     data = bitstream.pack(header, b"\1" * (3 << 20))
     Path("a.glc").write_bytes(data)
@@ -149,7 +146,7 @@ def test_reading_takes_no_more_memory_than_there_is_to_read(glc: Glc) -> None:
             assert peak < 4 * len(data)
 
 
-def test_the_limit_on_the_size_can_be_set(glc: Glc) -> None:
+def test_max_pixels_limits_the_image_size(glc: Glc) -> None:
     glc("compress", image("a.png", 40, 50))
     result = glc("decompress", "a.glc", "--force", "--max-pixels", 1999)
     assert result.exit_code == 2

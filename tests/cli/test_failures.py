@@ -1,4 +1,4 @@
-"""What goes wrong around the codec: one line that names the file, an exit code, nothing half written."""
+"""Failures: one line that names the file, an exit code, and no partial output."""
 
 import contextlib
 import errno
@@ -20,7 +20,7 @@ def lines(text: str) -> list[str]:
     return text.splitlines()
 
 
-def test_one_bad_file_among_several_does_not_stop_the_others(glc: Glc) -> None:
+def test_a_bad_file_does_not_stop_the_others(glc: Glc) -> None:
     for name in ("in/a.png", "in/c.png"):
         image(name)
     Path("in/b.png").write_bytes(b"no image")
@@ -40,7 +40,7 @@ def test_one_bad_file_among_several_does_not_stop_the_others(glc: Glc) -> None:
 
 
 @pytest.mark.parametrize("name", ["missing.png", "broken-link.png", "text.png", "cut.png"])
-def test_one_bad_file_alone(glc: Glc, name: str) -> None:
+def test_a_single_bad_file_exits_with_2_and_writes_nothing(glc: Glc, name: str) -> None:
     os.symlink("gone.png", "broken-link.png")
     Path("text.png").write_text("no image")
     Path("cut.png").write_bytes(image("a.png").read_bytes()[:-100])
@@ -59,7 +59,7 @@ def test_a_folder_without_images_is_an_error(glc: Glc) -> None:
     for name, noun in (("compress", "images"), ("decompress", ".glc files")):
         result = glc(name, "in")
         assert result.exit_code == 1
-        assert result.stderr == f"in: no {noun} in this folder\n"
+        assert result.stderr == f"in: folder contains no {noun}\n"
 
 
 def test_existing_files_are_kept_without_force(glc: Glc, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -69,7 +69,7 @@ def test_existing_files_are_kept_without_force(glc: Glc, monkeypatch: pytest.Mon
         patch.setattr(Codec, "compress", lambda *_, **__: pytest.fail("checked too late"))
         result = glc("compress", "a.png")
     assert result.exit_code == 2
-    assert result.stderr == "a.png: a.glc exists: replace it with --force\n"
+    assert result.stderr == "a.png: a.glc exists; replace it with --force\n"
     assert Path("a.glc").read_bytes() == b"mine"
     image("b.png")
     assert glc("compress", "a.png", "b.png").exit_code == 1
@@ -79,7 +79,7 @@ def test_existing_files_are_kept_without_force(glc: Glc, monkeypatch: pytest.Mon
     assert Path("a.glc").read_bytes() != b"mine"
 
 
-def test_a_file_that_appears_during_the_work_is_kept(glc: Glc, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_created_during_the_work_is_kept(glc: Glc, monkeypatch: pytest.MonkeyPatch) -> None:
     compress = Codec.compress
 
     def slow(self: Codec, *arguments: Any, **options: Any) -> bytes:
@@ -110,13 +110,13 @@ def test_an_input_is_never_replaced(glc: Glc) -> None:
     before = Path("a.glc").read_bytes()
     result = glc("compress", "a.glc", "-o", "a.glc", "--force")
     assert result.exit_code == 2
-    assert "a.glc is itself an input" in result.stderr
+    assert "a.glc is also an input" in result.stderr
     assert glc("compress", "a", "a.glc", "--force").exit_code == 1
     assert Path("a.glc").read_bytes() == before
     assert Path("a.glc.glc").is_file()
 
 
-def test_outputs_that_are_no_files_are_refused(glc: Glc) -> None:
+def test_outputs_that_are_not_regular_files_are_refused(glc: Glc) -> None:
     image("a.png")
     os.mkfifo("pipe")
     Path("file").write_text("")
@@ -145,13 +145,13 @@ def test_a_read_only_folder_is_found_before_the_work(glc: Glc, monkeypatch: pyte
 
 
 def write_half(path: Path, data: bytes) -> None:
-    """Do as a full disk does."""
+    """Write half of the data and fail, like a full disk."""
     with open(path, "wb") as file:
         file.write(data[: len(data) // 2])
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
-def test_a_full_disk_leaves_no_half_of_a_file(glc: Glc, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_leaves_no_partial_file(glc: Glc, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("a.png", "b.png"):
         image(name)
     Path("a.glc").write_bytes(b"mine")
@@ -210,11 +210,11 @@ def test_running_out_of_memory_is_one_line(
         with monkeypatch.context() as patch:
             patch.setattr(where, fail)
             result = glc("compress", "a.png")
-        assert (result.exit_code, result.stderr) == (2, "a.png: not enough memory\n")
+        assert (result.exit_code, result.stderr) == (2, "a.png: out of memory\n")
     assert tree(".") == ["a.png"]
 
 
-def test_an_input_that_vanishes_is_reported(glc: Glc, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_input_deleted_during_the_work_is_reported(glc: Glc, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("a", "b"):
         glc("compress", image(f"{name}.png"))
     inner = Codec.decompress
@@ -261,7 +261,7 @@ def test_models_and_devices_are_checked_before_any_work(
         assert {path: Path(path).read_bytes() for path in tree(".")} == before
 
 
-def test_without_any_model_it_says_how_to_get_one(glc: Glc, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_any_model_the_error_names_the_fix(glc: Glc, monkeypatch: pytest.MonkeyPatch) -> None:
     glc("compress", image("a.png"))
     monkeypatch.delenv("GLC_MODELS")
     monkeypatch.setattr("glc.pretrained.__path__", [])
@@ -273,7 +273,7 @@ def test_without_any_model_it_says_how_to_get_one(glc: Glc, monkeypatch: pytest.
         assert "--model" in result.stderr
 
 
-def test_many_files_show_a_bar_on_a_terminal(glc: Glc) -> None:
+def test_a_terminal_shows_a_progress_bar_for_several_files(glc: Glc) -> None:
     for name in ("a.png", "b.png"):
         image(name)
     Path("c.png").write_bytes(b"no image")
@@ -282,7 +282,7 @@ def test_many_files_show_a_bar_on_a_terminal(glc: Glc) -> None:
     done = start(["-c", MAIN, "compress", "."], terminal=os.ttyname(end), folder=Path.cwd())
     os.close(end)
     shown = b""
-    with contextlib.suppress(OSError):  # that is how Linux tells the end
+    with contextlib.suppress(OSError):  # Linux reports the end as an error
         while part := os.read(terminal, 4096):
             shown += part
     os.close(terminal)

@@ -23,19 +23,19 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_files_are_ordinary_and_other_ones(glc: Glc, weights: Path) -> None:
+def test_optimised_files_differ_and_decode_as_usual(glc: Glc, weights: Path) -> None:
     image("in/a.png", 64, 96)
     image("in/b.png", 40, 50, seed=1)
     assert glc("compress", "in", "-o", "plain").exit_code == 0
     searched = glc("compress", "in", "-o", "searched", "--effort", 3, "--lpips-weights", weights)
     assert searched.exit_code == 0, searched.output
     assert tree("searched") == tree("plain") == ["a.glc", "b.glc"]
-    # In so few steps nothing better need be found for each.
+    # With so few steps, not every image improves.
     assert any(
         Path("searched", name).read_bytes() != Path("plain", name).read_bytes() for name in tree("plain")
     )
-    assert glc("decompress", "searched", "-o", "drawn").exit_code == 0
-    assert tree("drawn") == ["a.png", "b.png"]
+    assert glc("decompress", "searched", "-o", "decoded").exit_code == 0
+    assert tree("decoded") == ["a.png", "b.png"]
 
 
 def test_without_weights_nothing_is_written(glc: Glc) -> None:
@@ -63,7 +63,7 @@ def test_shards_hold_the_same_files(glc: Glc, weights: Path) -> None:
         member = shard.extractfile("a.glc")
         assert member is not None
         assert member.read() == Path("out/a.glc").read_bytes()
-    # Another effort is another setting, which does not go into a folder begun with this one.
+    # A job with another number of steps may not continue in this folder.
     assert "effort" in glc("compress", "in.tar", "--shards", *options[2:], "--effort", 1).output
 
 
@@ -75,7 +75,7 @@ def test_shards_hold_the_same_files(glc: Glc, weights: Path) -> None:
         (("--effort", -1), "--effort"),
     ],
 )
-def test_what_does_not_go_together_is_refused(glc: Glc, arguments: tuple[object, ...], reason: str) -> None:
+def test_conflicting_options_are_refused(glc: Glc, arguments: tuple[object, ...], reason: str) -> None:
     image("a.png")
     for shards in ((), ("--shards", "-o", "out")):
         result = glc("compress", "a.png", *arguments, *shards)

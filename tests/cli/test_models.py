@@ -11,7 +11,7 @@ from glc.codec.weights.variants import save_part
 from tests.cli.runs import Glc, image
 
 
-def test_info_tells_what_the_header_says(glc: Glc, models: Path) -> None:
+def test_info_shows_the_header(glc: Glc, models: Path) -> None:
     glc("compress", image("a.png", 30, 40), "--quality", 25, "--model", "other")
     data = Path("a.glc").read_bytes()
     expected = {
@@ -41,7 +41,7 @@ def test_info_needs_no_weights(glc: Glc, monkeypatch: pytest.MonkeyPatch) -> Non
     assert "unknown" in glc("info", "a.glc").stdout
 
 
-def test_info_of_what_cannot_be_read(glc: Glc) -> None:
+def test_info_reports_unreadable_files(glc: Glc) -> None:
     Path("folder").mkdir()
     for name, message in (("folder", "Is a directory"), ("missing.glc", "No such file or directory")):
         result = glc("info", name)
@@ -49,7 +49,7 @@ def test_info_of_what_cannot_be_read(glc: Glc) -> None:
         assert result.stderr == f"{name}: {message}\n"
 
 
-def test_models_lists_what_is_known(glc: Glc, models: Path) -> None:
+def test_models_lists_the_known_models(glc: Glc, models: Path) -> None:
     rows = {row.pop("name"): row for row in json.loads(glc("models", "--json").stdout)}
     assert list(rows) == ["other", "small"]
     file = models / "small.safetensors"
@@ -70,7 +70,7 @@ def test_models_lists_what_is_known(glc: Glc, models: Path) -> None:
         assert line.endswith(row["file"])
 
 
-def test_models_lists_the_parts_below_the_model_that_they_were_made_for(glc: Glc, models: Path) -> None:
+def test_models_lists_variants_below_their_model(glc: Glc, models: Path) -> None:
     codec = read_weights(models / "other.safetensors")
     part = models / "moved.encoder.safetensors"
     state, description = codec.model.encoder.state_dict(), codec.description["encoder"]
@@ -86,7 +86,7 @@ def test_models_lists_the_parts_below_the_model_that_they_were_made_for(glc: Glc
         part.unlink(missing_ok=True)
 
 
-def test_models_reports_files_that_are_none_and_lists_the_others(
+def test_models_reports_invalid_files_and_lists_the_others(
     glc: Glc, models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "some").mkdir()
@@ -98,12 +98,12 @@ def test_models_reports_files_that_are_none_and_lists_the_others(
     assert f"{tmp_path / 'some' / 'text.safetensors'}: not a safetensors file" in result.stderr
     assert result.stderr.count("\n") == 1
     assert "\ngood " in result.stdout
-    # It does not stand in the way of the others.
+    # The other models remain usable.
     assert glc("compress", image("a.png"), "--model", "good").exit_code == 0
     assert glc("decompress", "a.glc", "--force").exit_code == 0
 
 
-def test_models_without_any(glc: Glc, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_models_without_any_model(glc: Glc, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("glc.pretrained.__path__", [])
     monkeypatch.setenv("GLC_MODELS", "nowhere")
     result = glc("models", "--json")

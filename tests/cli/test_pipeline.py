@@ -1,4 +1,4 @@
-"""Files are read and written while a device computes, and nothing else changes by it."""
+"""Files are read and written while the device computes; results do not change."""
 
 import sys
 import threading
@@ -17,7 +17,7 @@ def jobs(count: int) -> list[Job]:
     return [Job(Path(f"{i}.in"), Path(f"{i}.out")) for i in range(count)]
 
 
-def test_the_next_files_are_read_and_the_last_written_while_one_is_coded() -> None:
+def test_reading_and_writing_overlap_with_coding() -> None:
     read: set[str] = set()
     may_write, written = threading.Event(), []
 
@@ -27,10 +27,10 @@ def test_the_next_files_are_read_and_the_last_written_while_one_is_coded() -> No
             while "3.in" not in read and time.monotonic() < deadline:
                 time.sleep(0.001)
             assert "3.in" in read, "two ahead"
-            assert not written, "the first file's writing has not kept this one waiting"
+            assert not written, "coding does not wait for the first file's writing"
             may_write.set()
         assert threading.current_thread() is threading.main_thread()
-        assert int(name[0]) + 3 >= len(read) - 1, "no more than that is held"
+        assert int(name[0]) + 3 >= len(read) - 1, "no further read-ahead"
         return name, f"coded {name}"
 
     def write(job: Job, name: str) -> None:
@@ -47,7 +47,7 @@ def test_the_next_files_are_read_and_the_last_written_while_one_is_coded() -> No
 
 
 @pytest.mark.parametrize("threads", [0, 3])
-def test_an_error_of_any_step_is_that_of_its_file(threads: int) -> None:
+def test_an_error_of_any_step_is_reported_for_its_file(threads: int) -> None:
     def fail_at(number: int, job: Job) -> str:
         if job.name == f"{number}.in":
             raise ValueError(f"step {number}")
@@ -67,7 +67,7 @@ def test_an_error_of_any_step_is_that_of_its_file(threads: int) -> None:
         list(outcomes(jobs(4), Steps(steps.read, lambda job, name: (name, name), interrupt, threads)))
 
 
-def test_commands_give_the_same_with_threads(glc: Glc, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_results_are_the_same_with_threads(glc: Glc, monkeypatch: pytest.MonkeyPatch) -> None:
     for i in range(4):
         image(f"in/{i}.png", seed=i)
     Path("in/2.png").write_bytes(b"no image")
@@ -85,4 +85,4 @@ def test_commands_give_the_same_with_threads(glc: Glc, monkeypatch: pytest.Monke
 
 
 def test_a_cpu_gets_no_threads() -> None:
-    assert pipeline.threads_for("cpu") == 0 < pipeline.threads_for("cuda") <= pipeline.MOST_THREADS
+    assert pipeline.threads_for("cpu") == 0 < pipeline.threads_for("cuda") <= pipeline.MAX_THREADS

@@ -1,4 +1,4 @@
-"""`--shards`: what a collection's files are, and what is said."""
+"""`--shards`: output shards and messages."""
 
 import json
 from pathlib import Path
@@ -25,7 +25,7 @@ def shards(tmp_path: Path) -> Path:
     return tmp_path / "in"
 
 
-def test_there_and_back(glc: Glc, shards: Path) -> None:
+def test_round_trip_of_shards(glc: Glc, shards: Path) -> None:
     model = ("--model", "small", "--device", "cpu")
     result = glc("compress", "--shards", "in/in-{0..1}.tar", "-o", "out", "--keep", "--quality", 30, *model)
     assert result.exit_code == 0, result.output
@@ -48,17 +48,17 @@ def test_there_and_back(glc: Glc, shards: Path) -> None:
     assert totals[0]["bpp"] == totals[1]["bpp"] == 8 * totals[0]["coded_bytes"] / (4 * 40 * 50)
 
 
-def test_failures_are_counted_and_the_exit_code_says_so(glc: Glc, shards: Path) -> None:
+def test_failures_are_counted_and_exit_with_1(glc: Glc, shards: Path) -> None:
     write_tar(shards / "in-2.tar", [("bad.png", b"no image")])
     result = glc("compress", "--shards", "in/in-{0..3}.tar", "-o", "out", "--model", "small")
     assert result.exit_code == 1
-    assert "1 samples failed, 1 shards could not be read" in result.stderr
+    assert "1 samples failed, 1 shards truncated or corrupt; see" in result.stderr
     lines = [json.loads(line) for line in Path("out/failures.jsonl").read_text().splitlines()]
     assert [(line["shard"], line["key"]) for line in lines] == [("in-2.tar", "bad"), ("in-3.tar", None)]
     assert "not an image" in lines[0]["error"]
 
 
-def test_what_cannot_be_started(glc: Glc, shards: Path, tmp_path: Path) -> None:
+def test_usage_errors_leave_no_output(glc: Glc, shards: Path, tmp_path: Path) -> None:
     def refused(*words: object) -> str:
         before = sorted(tmp_path.rglob("*"))
         result = glc("compress", *words, "--model", "small")
@@ -67,16 +67,16 @@ def test_what_cannot_be_started(glc: Glc, shards: Path, tmp_path: Path) -> None:
         return result.stderr
 
     assert "-o OUT" in refused("--shards", "in")
-    assert "--keep goes with --shards" in refused("0-0.png", "--keep")
-    assert "--processes goes with --shards" in refused("0-0.png", "--processes", 2)
-    assert "none of 3 shards" in refused("--shards", "on-{0..2}.tar", "-o", "out")
+    assert "--keep: requires --shards" in refused("0-0.png", "--keep")
+    assert "--processes: requires --shards" in refused("0-0.png", "--processes", 2)
+    assert "none of the 3 shards" in refused("--shards", "on-{0..2}.tar", "-o", "out")
     assert "not a number" in refused("--shards", "in", "-o", "out", "--quality", "nan")
     assert "overwritten" in refused("--shards", "in", "-o", "in")
     # A file where the folder would be stands for a place that cannot be written to.
     assert "0-0.png" in refused("--shards", "in", "-o", "0-0.png")
 
 
-def test_another_model_is_another_setting(glc: Glc, shards: Path) -> None:
+def test_a_job_with_another_model_is_refused(glc: Glc, shards: Path) -> None:
     assert glc("compress", "--shards", "in", "-o", "out", "--model", "small").exit_code == 0
     result = glc("compress", "--shards", "in", "-o", "out", "--model", "other")
     assert result.exit_code == 2
@@ -85,7 +85,7 @@ def test_another_model_is_another_setting(glc: Glc, shards: Path) -> None:
 
 
 @pytest.mark.parametrize("processes", [1, 2])
-def test_a_name_that_is_none_does_not_begin(glc: Glc, shards: Path, processes: int) -> None:
+def test_an_unknown_name_is_reported_before_any_output(glc: Glc, shards: Path, processes: int) -> None:
     words = ("compress", "--shards", "in", "-o", "out", "--processes", processes)
     for option, message in (("--model", "there is no model 'typo'"), ("--encoder", "no encoder 'typo'")):
         result = glc(*words, option, "typo")
@@ -103,7 +103,7 @@ def test_a_model_that_cannot_be_loaded_does_not_block_the_folder(glc: Glc, shard
     assert glc(*words, "small").exit_code == 0
 
 
-def test_another_encoder_of_the_same_name_is_another_setting(
+def test_a_job_with_another_encoder_of_the_same_name_is_refused(
     glc: Glc, shards: Path, models: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     weights = read_weights(models / "small.safetensors")
@@ -125,16 +125,16 @@ def test_another_encoder_of_the_same_name_is_another_setting(
     assert "weights.encoder was" in result.stderr
 
 
-def test_standard_input_has_an_end(glc: Glc, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_standard_input_is_read_up_to_a_limit(glc: Glc, monkeypatch: pytest.MonkeyPatch) -> None:
     source = image("photo.png")
     data = glc("compress", source, "-o", "-", "--model", "small").stdout_bytes
     result = glc("decompress", "-", stdin=data[:14] + bytes(2 << 20))
     assert result.exit_code == 2
-    assert "longer than any file" in result.stderr
+    assert "longer than the maximum" in result.stderr
     result = glc("decompress", "-", "--max-pixels", 100, stdin=data)
     assert result.exit_code == 2
     assert "limit of 100" in result.stderr
     monkeypatch.setattr("glc.data.images.MAX_PIXELS", 1000)
     result = glc("compress", "-", "--model", "small", stdin=bytes((1 << 20) + 8001))
     assert result.exit_code == 2
-    assert "more than 1,056,576 bytes" in result.stderr
+    assert "longer than the limit of 1,056,576 bytes" in result.stderr

@@ -12,7 +12,7 @@ from glc.codec.weights.trust import VARIABLE
 
 
 @pytest.mark.parametrize("before", [None, "others"])
-def test_packages_are_in_the_environment_while_the_command_runs(
+def test_the_environment_names_the_packages_while_the_command_runs(
     before: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     @click.command()
@@ -30,5 +30,5 @@ def test_packages_are_in_the_environment_while_the_command_runs(
 
 
 @pytest.mark.parametrize("command", ["compress", "decompress", "export", "convert", "serve", "complexity"])
-def test_commands_that_open_weights_have_it(command: str) -> None:
+def test_commands_that_open_weights_have_the_option(command: str) -> None:
     assert "--trust PACKAGE" in CliRunner().invoke(main, [*command.split(), "--help"]).stdout

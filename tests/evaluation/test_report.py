@@ -288,7 +288,7 @@ def test_a_missing_package_is_named_with_the_fix(
     monkeypatch.setattr(sys, "meta_path", [Missing(), *sys.meta_path])
     done = CliRunner().invoke(main, [command, str(tmp_path)])
     assert done.exit_code == 2
-    assert "the package bjontegaard is missing: pip install 'glc-codec[eval]'" in done.output
+    assert "bjontegaard: package not installed; run pip install 'glc-codec[eval]'" in done.output
 
 
 class Missing:

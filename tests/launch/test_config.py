@@ -1,4 +1,4 @@
-"""Every choice of the configuration composes, makes what it says, and holds the paper's settings."""
+"""Every choice of the configuration composes and instantiates; the paper's settings hold."""
 
 import itertools
 import re
@@ -47,7 +47,7 @@ def choices(group: str) -> list[str]:
 
 
 def chosen(stage: str = "vqvae", **groups: str) -> DictConfig:
-    """Compose with the choices alone, all else as it is; what a user must give is given."""
+    """Compose with the given choices, the defaults, and values for the mandatory keys."""
     values: dict[str, Any] = {"stage": stage, **groups, "runs_dir": "runs", "name": "test"}
     if groups.get("data") in ("shards", "folder") or not {"data", "experiment"} & groups.keys():
         values |= {"data.train": "here", "data.val": "there"}
@@ -59,7 +59,7 @@ def chosen(stage: str = "vqvae", **groups: str) -> DictConfig:
 
 @pytest.fixture(autouse=True)
 def quiet(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No test here reaches for the network."""
+    """No test here uses the network."""
     for key, value in QUIET.items():
         monkeypatch.setenv(key, value)
 
@@ -105,7 +105,7 @@ def test_every_degradation_can_be_made(choice: str) -> None:
     assert type(instantiate(cfg.degradation)).__name__.lower() == choice.replace("_", "")
 
 
-def test_a_mixtures_parts_are_left_out_and_weighed() -> None:
+def test_entries_of_a_mixture_are_removed_and_weighted() -> None:
     more = {"degradation.parts.mask": "null", "degradation.weights.blur": "2"}
     mixture = instantiate(chosen("restoration", degradation="mixture", **more).degradation)
     assert list(mixture.parts) == ["gaussian_noise", "blur", "jpeg", "downsample"]
@@ -121,7 +121,7 @@ def test_every_experiment_composes_with_every_stage(experiment: str, stage: str)
     assert cfg.stage.schedule.warmup < cfg.trainer.max_steps
 
 
-def test_every_part_of_an_experiment_belongs_to_a_stage() -> None:
+def test_every_section_of_an_experiment_belongs_to_a_stage() -> None:
     parts = sorted((CONF / "experiment").glob("*/*.yaml"))
     assert parts
     for path in parts:
@@ -129,23 +129,25 @@ def test_every_part_of_an_experiment_belongs_to_a_stage() -> None:
         assert path.stem in choices("stage")
 
 
-def test_an_experiment_changes_each_stage_by_its_own_part() -> None:
+def test_an_experiment_changes_each_stage_by_its_section() -> None:
     first, second = (chosen(stage, experiment="paper") for stage in ("vqvae", "transform"))
     assert "imagenet" in first.data.train
-    assert "samples" in chosen("vqvae", experiment="paper", data="samples").data.train  # what is asked for
+    assert (
+        "samples" in chosen("vqvae", experiment="paper", data="samples").data.train
+    )  # an explicit choice wins
     assert "openimages" in second.data.train
     assert (first.stage.optimizer.lr, second.stage.optimizer.lr) == (4e-5, 1e-4)
-    # The applications have no part in it and take what is common.
+    # Fine-tune stages have no section and take the common one.
     assert chosen("restoration", experiment="paper").callbacks.ema.decay == 0.9999
 
 
-def test_experiments_are_stacked_and_the_last_one_wins() -> None:
+def test_experiments_stack_and_the_last_one_wins() -> None:
     stacked = chosen("transform", experiment="[demo,overfit]")
     assert stacked.name == "test"
-    assert (stacked.model.name, stacked.logger.keys()) == ("tiny", {"csv"})  # of one each
-    assert stacked.data.flip is False  # the second's
-    assert stacked.trainer.max_steps == 500  # the second's, over the part for the stage of the first
-    assert stacked.stage.lmbda == [1.0, 4.0, 12.0, 36.0]  # that part
+    assert (stacked.model.name, stacked.logger.keys()) == ("tiny", {"csv"})  # from one experiment each
+    assert stacked.data.flip is False  # from the second
+    assert stacked.trainer.max_steps == 500  # the second's overrides the first's section for the stage
+    assert stacked.stage.lmbda == [1.0, 4.0, 12.0, 36.0]  # the first's section
     turned = chosen("transform", experiment="[overfit,demo]")
     assert turned.data.flip is True
     assert turned.trainer.max_steps == 400
@@ -193,15 +195,15 @@ def test_every_combination_trains(
         "data.val_limit": 1,
         "init_from": "none",
     }
-    place = run(values)
-    rows = figures(place)
+    folder = run(values)
+    rows = figures(folder)
     assert all(finite(row) for row in rows)
     (training,) = (row for row in rows if "train/loss" in row)
     assert ("train/code_ce" in training) == (prediction != "none")
     assert ("train/codebook" in training) == (coder != "factorized")
     (validated,) = (row for row in rows if "val/loss" in row)
     assert all(validated[f"val/bpp/{k}"] > 0 for k in range(4))
-    weights = checkpoint(place)["state_dict"]
+    weights = checkpoint(folder)["state_dict"]
     predictors = {key.rpartition("predictor.")[0] for key in weights if "predictor." in key}
     expected = {
         "none": set(),
@@ -213,7 +215,7 @@ def test_every_combination_trains(
 
 
 def commands_of(path: Path) -> list[str]:
-    """The commands in the comments that a yaml opens with."""
+    """Return the commands in the leading comments of a YAML file."""
     lines = itertools.takewhile(lambda line: line.startswith("#"), path.read_text().splitlines())
     head = "\n".join(line.lstrip("# ") for line in lines).replace("\\\n", " ")
     found = re.findall(r"-m src\.(?:train|evaluate) [^`\n]*|glc pack [^`\n]*", head)
@@ -221,7 +223,7 @@ def commands_of(path: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("path", sorted(CONF.rglob("*.yaml")), ids=lambda p: p.relative_to(CONF).as_posix())
-def test_a_yaml_opens_with_commands_that_compose_and_miss_nothing(path: Path) -> None:
+def test_commands_in_yaml_comments_compose_without_missing_values(path: Path) -> None:
     commands = commands_of(path)
     assert commands
     for command in commands:
@@ -241,7 +243,7 @@ def test_a_yaml_opens_with_commands_that_compose_and_miss_nothing(path: Path) ->
         assert not OmegaConf.missing_keys(cfg)
 
 
-def test_no_yaml_depends_on_where_the_checkout_is() -> None:
+def test_no_yaml_depends_on_the_location_of_the_checkout() -> None:
     for path in CONF.rglob("*.yaml"):
         assert "runtime.cwd" not in path.read_text()
 
@@ -274,7 +276,7 @@ def test_the_papers_settings(model: str, crop: int) -> None:
     assert first.distortion_weights == {"l1": 1.0, "lpips": 1.0}
     assert first.module.adversarial.weight == 0.8
     assert first.codebook_weight == 1.0
-    assert first.module.adversarial.start > 0  # an early discriminator ruins the stage
+    assert first.module.adversarial.start > 0  # an early discriminator degrades the stage
 
     second = chosen("transform", experiment="paper", model=model).stage
     assert second.weights == {"rate_y": 1.0, "rate_z": 1.0, "codebook": 1.0}
@@ -300,13 +302,13 @@ def test_the_papers_models(model: str, f: int, codes: int, hyper: int) -> None:
     cfg = chosen("transform", experiment="paper", model=model)
     assert cfg.model.name == model
     assert cfg.model.codebook_size == codes
-    assert cfg.model.hyper_codebook_size == hyper  # as large as C
+    assert cfg.model.hyper_codebook_size == hyper  # the size of C
     assert 2 ** (len(cfg.model.encoder.multipliers) - 1) * cfg.model.encoder.stem == f
     assert cfg.model.window == 32
     assert cfg.model.channels == 256
     assert (cfg.model.predictor_layers, cfg.model.predictor_width, cfg.model.predictor_heads) == (9, 512, 8)
     assert not cfg.model.projected_codebooks
-    assert cfg.data.stride % (4 * f) == 0  # z lies at a quarter of the latent's resolution
+    assert cfg.data.stride % (4 * f) == 0  # z has a quarter of the latent's resolution
     if cfg.data.val_crop is not None:
         assert cfg.data.val_crop % (4 * f) == 0
 
@@ -336,7 +338,7 @@ def test_objects_get_the_values_of_the_configuration(images: Path, tmp_path: Pat
     assert stage.distortion_weights == {"l1": 1.0}  # without the weights of LPIPS, which may be missing here
 
 
-def test_a_batch_is_divided_among_devices_and_passes() -> None:
+def test_a_batch_is_divided_among_devices_and_accumulation_steps() -> None:
     values = {
         "stage": "vqvae",
         "data.train": "a",
@@ -348,7 +350,7 @@ def test_a_batch_is_divided_among_devices_and_passes() -> None:
     assert compose(values).data.batch_size == 48
     values |= {"trainer.devices": 2, "trainer.num_nodes": 3, "stage.accumulate": 4}
     assert compose(values).data.batch_size == 2
-    with pytest.raises(Exception, match=r"batch=49 does not divide among trainer.devices=2"):
+    with pytest.raises(Exception, match=r"batch=49: not divisible by trainer.devices=2"):
         print(compose({**values, "batch": 49}).data.batch_size)
-    with pytest.raises(Exception, match=r"trainer.devices=auto: give the number"):
+    with pytest.raises(Exception, match=r"trainer.devices=auto: unknown number of devices"):
         print(compose({**values, "trainer.devices": "auto"}).data.batch_size)

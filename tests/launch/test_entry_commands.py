@@ -1,4 +1,4 @@
-"""`python -m src.train` and `glc train` as a user types them."""
+"""`python -m src.train` and `glc train` on the command line."""
 
 import subprocess
 from collections.abc import Mapping
@@ -42,11 +42,11 @@ def test_a_mistyped_key_is_a_usage_error(capsys: pytest.CaptureFixture[str]) -> 
         train.main(["stage=vqvae", "trainer.devcies=8"])
     assert caught.value.code == 2
     shown = capsys.readouterr()
-    assert shown.err.startswith("error: there is no key 'trainer.devcies': did you mean trainer.devices")
+    assert shown.err.startswith("error: trainer.devcies: no such key; did you mean trainer.devices")
     assert shown.err.count("\n") == 1
 
 
-def test_glc_train_passes_the_words_and_flags_of_hydra() -> None:
+def test_glc_train_passes_overrides_and_flags_to_hydra() -> None:
     def glc(*words: str) -> Result:
         return CliRunner().invoke(main, ["train", *words])
 
@@ -57,7 +57,7 @@ def test_glc_train_passes_the_words_and_flags_of_hydra() -> None:
     assert "glc train stage=vqvae" in " ".join(glc("--help").stdout.split())
 
 
-def test_a_program_trains_and_is_told_what_came_of_it(
+def test_train_returns_folder_checkpoint_and_metrics(
     images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for key, value in QUIET.items():
@@ -71,7 +71,7 @@ def test_a_program_trains_and_is_told_what_came_of_it(
     assert result.metrics["val/loss"] == pytest.approx(row["val/loss"])
 
 
-def test_what_the_user_can_mend_is_one_line(images: Path, tmp_path: Path) -> None:
+def test_errors_that_the_user_can_fix_are_one_line(images: Path, tmp_path: Path) -> None:
     values = settings(images, tmp_path, "required", "vqvae")
     done = command(*words({**values, "perceptual.required": "true"}))
     assert done.returncode == 2
@@ -90,10 +90,8 @@ def swept(images: Path, runs: Path, stage: str = "transform") -> dict[str, Any]:
     return {**values, "init_from": "none", "logger": "default"}
 
 
-def test_a_sweep_makes_one_well_named_run_each_and_outlives_one_that_fails(
-    images: Path, tmp_path: Path
-) -> None:
-    """By joblib, in the process of the command: more of them would only cost the imports of each."""
+def test_a_sweep_names_its_runs_and_continues_after_a_failure(images: Path, tmp_path: Path) -> None:
+    """With joblib in the process of the command: other processes would repeat the imports."""
     values = swept(images, tmp_path) | {"hydra/launcher": "local", "hydra.launcher.n_jobs": 1}
     done = command("-m", *words({**values, "stage.lmbda": "0.5,1e300,4"}), WANDB_DIR=str(tmp_path))
     assert done.returncode == 1, done.stdout + done.stderr
@@ -112,23 +110,23 @@ def test_a_sweep_makes_one_well_named_run_each_and_outlives_one_that_fails(
     assert len({(run / "wandb-id.txt").read_text() for run in runs}) == 3
 
 
-def test_a_sweep_by_submitit_ends_with_the_code_of_its_jobs(images: Path, tmp_path: Path) -> None:
-    """Its local executor starts a process for the job, as SLURM would."""
+def test_a_submitit_sweep_exits_with_the_code_of_its_jobs(images: Path, tmp_path: Path) -> None:
+    """The local executor starts a process for the job, like SLURM."""
     pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
     values = swept(images, tmp_path) | {"hydra/launcher": "submitit_local", "stage.lmbda": "1e300"}
-    place = f"hydra.launcher.submitit_folder={tmp_path / 'jobs' / '%j'}"
-    done = command("-m", *words(values), place, "hydra.launcher.timeout_min=4", WANDB_DIR=str(tmp_path))
+    folder = f"hydra.launcher.submitit_folder={tmp_path / 'jobs' / '%j'}"
+    done = command("-m", *words(values), folder, "hydra.launcher.timeout_min=4", WANDB_DIR=str(tmp_path))
     assert done.returncode == 1, done.stdout + done.stderr
     assert "training diverged" in done.stdout + done.stderr
     (logged,) = tmp_path.glob("sweep/transform/*/wandb/offline-run-*/run-*.wandb")
     assert read_finished_run(logged).exit_code == 1
 
 
-def test_a_search_by_optuna_goes_on_after_a_trial_that_diverges(images: Path, tmp_path: Path) -> None:
+def test_an_optuna_search_continues_after_a_diverged_trial(images: Path, tmp_path: Path) -> None:
     pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
     search = {
         "sweep": "optuna",
-        "seed": 0,  # draws what diverges first
+        "seed": 0,  # samples the diverging value first
         "logger": "csv",
         "hydra.sweeper.n_trials": 2,
         "stage.lmbda": "choice(1.0,1e300)",
@@ -143,10 +141,8 @@ def test_a_search_by_optuna_goes_on_after_a_trial_that_diverges(images: Path, tm
     assert finished == ["trial-1"]
 
 
-def test_a_sweep_written_in_yaml_names_its_runs_as_one_on_the_command_line(
-    images: Path, tmp_path: Path
-) -> None:
-    """The user's file is of a folder of his own; a second key is swept over on the command line."""
+def test_a_sweep_in_yaml_names_its_runs_like_the_command_line(images: Path, tmp_path: Path) -> None:
+    """The file is in a user's folder; a second key is swept on the command line."""
     (tmp_path / "conf" / "sweep").mkdir(parents=True)
     (tmp_path / "conf" / "sweep" / "mine.yaml").write_text(
         "# @package _global_\nhydra:\n  sweeper:\n    params:\n      stage.lmbda: 0.5,4\n"
@@ -158,7 +154,7 @@ def test_a_sweep_written_in_yaml_names_its_runs_as_one_on_the_command_line(
     assert runs == {f"stage.lmbda-{lmbda}_seed-{seed}" for lmbda in ("0.5", "4") for seed in (1, 2)}
 
 
-def test_glc_train_starts_the_second_process_of_a_training(images: Path, tmp_path: Path) -> None:
+def test_glc_train_starts_the_second_process_of_ddp(images: Path, tmp_path: Path) -> None:
     values = {
         **settings(images, tmp_path, "ddp", "vqvae", 2),
         "trainer.devices": 2,
@@ -175,7 +171,7 @@ def test_glc_train_starts_the_second_process_of_a_training(images: Path, tmp_pat
     (last,) = tmp_path.rglob("last.ckpt")
     assert checkpoint(last.parents[1])["global_step"] == 2
     assert len(list(last.parents[1].glob("csv/*"))) == 1
-    # A resumed run finds its W&B run by the identity that the first process wrote.
+    # A resumed run finds its W&B run by the id that the first process saved.
     (logged,) = last.parents[1].glob("wandb/offline-run-*")
     assert logged.name.endswith((last.parents[1] / "wandb-id.txt").read_text())
     rows = [row for row in figures(last.parents[1]) if "train/loss" in row]

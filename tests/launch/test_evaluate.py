@@ -1,4 +1,4 @@
-"""`python -m src.evaluate` and `glc eval` as a user types them."""
+"""`python -m src.evaluate` and `glc eval` on the command line."""
 
 import json
 import os
@@ -49,7 +49,7 @@ def run(images: Path, out: Path, *words: str) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("name", SETS)
-def test_every_set_says_what_it_is(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_test_set_has_a_description(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GLC_DATA", "sets")
     cfg = composed("codec=jpeg", "out=x", f"testset={name}")
     assert cfg.testset.name == name
@@ -82,7 +82,7 @@ def test_a_model_and_other_codecs_in_one_command(images: Path, tmp_path: Path) -
         assert str(tmp_path) not in json.dumps(summary)
 
 
-def test_settings_of_the_command_line_replace_those_of_the_codec(images: Path, tmp_path: Path) -> None:
+def test_command_line_settings_replace_those_of_the_codec(images: Path, tmp_path: Path) -> None:
     (summary,) = run(images, tmp_path / "a", "codec=jpeg", "qualities=[7]")
     assert [point["setting"] for point in summary["points"]] == [{"quality": 7}]
     (summary,) = run(images, tmp_path / "b", "codec=webp", "target_bpp=3")
@@ -95,8 +95,8 @@ def test_settings_of_the_command_line_replace_those_of_the_codec(images: Path, t
         (["codec=nothing"], "codec=nothing: there is no model 'nothing'.*or one of jpeg, webp, avif"),
         (["codec=no.safetensors"], "no.safetensors: no such weights file"),
         (["codec=[]"], r"codec=\[\] names none"),
-        (["codec=[jpeg,jpeg]"], "two are called jpeg"),
-        (["codec=[jpeg,webp]", "qualities=[5]"], "units of one codec: give codecs.NAME.qualities="),
+        (["codec=[jpeg,jpeg]"], "two codecs have the name jpeg"),
+        (["codec=[jpeg,webp]", "qualities=[5]"], "units differ between codecs; give codecs.NAME.qualities="),
         (["codec=jpeg", "qualities=[5]", "target_bpp=[1]"], "not both"),
         (["codec=jpeg", "qualities=[101]"], "jpeg: quality 101 is out of range; give 1 to 95"),
         (["codec=jpeg", "testset.path=nowhere"], "testset.path=nowhere: no such folder"),
@@ -106,7 +106,7 @@ def test_settings_of_the_command_line_replace_those_of_the_codec(images: Path, t
         (["codec=jpeg", "device=nothing"], "there is no device 'nothing' here"),
     ],
 )
-def test_what_cannot_be_done_is_said_and_nothing_written(
+def test_invalid_settings_are_refused_and_nothing_is_written(
     images: Path, tmp_path: Path, words: list[str], message: str
 ) -> None:
     with pytest.raises(evaluate.UsageError, match=message):
@@ -114,14 +114,14 @@ def test_what_cannot_be_done_is_said_and_nothing_written(
     assert not (tmp_path / "out").exists()
 
 
-def test_without_a_codec_or_a_folder(images: Path) -> None:
-    place = f"testset.path={images}"
+def test_missing_values_are_named(images: Path) -> None:
+    path = f"testset.path={images}"
     for words, key in (
-        (["out=x", place], "codec"),
-        (["codec=jpeg", place], "out"),
+        (["out=x", path], "codec"),
+        (["codec=jpeg", path], "out"),
         (["codec=jpeg", "out=x", "testset=shards"], "testset.path"),
     ):
-        with pytest.raises(evaluate.UsageError, match=f"give a value to {key}"):
+        with pytest.raises(evaluate.UsageError, match=f"{key}: no value; give {key}="):
             evaluate.evaluate(composed("metrics=none", *words))
 
 
@@ -130,11 +130,11 @@ def test_a_mistyped_key_is_a_usage_error(capsys: pytest.CaptureFixture[str]) -> 
         evaluate.main(["codec=jpeg", "qualitys=[5]"])
     assert caught.value.code == 2
     shown = capsys.readouterr().err
-    assert shown.startswith("error: there is no key 'qualitys': did you mean qualities")
+    assert shown.startswith("error: qualitys: no such key; did you mean qualities")
     assert shown.count("\n") == 1
 
 
-def test_where_weights_lie_is_not_recorded(images: Path, tmp_path: Path) -> None:
+def test_the_folder_of_weights_is_not_recorded(images: Path, tmp_path: Path) -> None:
     words = ("codec=jpeg", "metrics=full", f"metrics.weights_dir={tmp_path}", f"testset.path={images}")
     (made,) = evaluate.prepare(composed(*words, f"out={tmp_path}")).values()
     assert {"psnr", "ms_ssim", "lpips"} <= set(made.metrics)
@@ -146,14 +146,14 @@ METRICS = sorted(path.stem for path in (ROOT / "conf" / "metrics").glob("*.yaml"
 
 
 @pytest.mark.parametrize("group", METRICS)
-def test_every_group_of_metrics_takes_a_folder_of_weights(
+def test_every_metrics_group_accepts_weights_dir(
     group: str, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "no cache"))
     with torch.device("meta"):
         shapes = AlexNet().state_dict()
     features = {name: torch.zeros(w.shape) for name, w in shapes.items() if name.startswith("features")}
-    torch.save(features, tmp_path / "alexnet.pth")  # LPIPS takes one of any name of that kind
+    torch.save(features, tmp_path / "alexnet.pth")  # LPIPS accepts any file name that starts so
     words = ["codec=jpeg", f"metrics={group}", f"metrics.weights_dir={tmp_path}", f"testset.path={images}"]
     assert explain_overrides(words, "evaluate") is None
     (made,) = evaluate.prepare(composed(*words, f"out={tmp_path / 'out'}")).values()
@@ -169,7 +169,7 @@ def test_every_group_of_metrics_takes_a_folder_of_weights(
     assert explain_overrides(train, "train") is None
 
 
-def test_the_printed_table_names_what_went_wrong(images: Path, tmp_path: Path) -> None:
+def test_the_printed_table_lists_failures(images: Path, tmp_path: Path) -> None:
     broken = write_images(tmp_path / "set")
     (broken / "p1.png").write_bytes(b"no")
     (summary,) = run(broken, tmp_path / "out", "codec=jpeg", "qualities=[7]")
@@ -179,11 +179,11 @@ def test_the_printed_table_names_what_went_wrong(images: Path, tmp_path: Path) -
     assert lines[2].startswith("failed: p1: ")
 
 
-def test_glc_eval_is_the_same_from_any_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_glc_eval_runs_from_any_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (image,) = write_images(tmp_path / "set", [(24, 32)]).iterdir()
     write_tar(tmp_path / "it's-7.tar", [("p.png", image.read_bytes()), ("bad.png", b"no")])
     monkeypatch.chdir(tmp_path)
-    # As typed: in an override, the grammar of Hydra has a meaning for quotes, braces and commas.
+    # Passed as typed: in an override, Hydra would interpret quotes, braces and commas.
     words = ["eval", "codec=jpeg", "metrics=none", "--shards", "it's-{7..7}.tar", "out=results"]
     done = CliRunner().invoke(glc, words)
     assert done.exit_code == 1  # an image failed
@@ -193,7 +193,7 @@ def test_glc_eval_is_the_same_from_any_folder(tmp_path: Path, monkeypatch: pytes
     assert sorted(os.listdir(tmp_path)) == ["it's-7.tar", "results", "set"]
 
 
-def test_a_codec_is_made_on_its_process_s_device(images: Path, tmp_path: Path) -> None:
+def test_a_codec_is_made_on_the_device_of_its_process(images: Path, tmp_path: Path) -> None:
     words = ["codec=[jpeg,mine]", "out=x", f"testset.path={images}", "metrics=none"]
     mine = "{_target_: tests.launch.test_evaluate.Placed, device: auto, qualities: [1]}"
     made = evaluate.codec_makers(composed(*words, f"+codecs.mine={mine}"))
@@ -204,7 +204,7 @@ def test_a_codec_is_made_on_its_process_s_device(images: Path, tmp_path: Path) -
 
 
 class Placed(StillCodec):
-    """A codec of a user's own that runs on a device."""
+    """A user's codec that runs on a device."""
 
     def __init__(self, device: str, **settings: Any) -> None:
         super().__init__("JPEG", ".jpg", **settings)
@@ -224,7 +224,7 @@ def test_a_missing_package_is_one_line_that_names_the_extra(
 
 @pytest.fixture(scope="module")
 def logged(images: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], Path]:
-    """What was logged where there is an account, and no way to W&B."""
+    """The data logged with an account but without a connection to W&B."""
     words = ["codec=jpeg", "codecs.jpeg.qualities=[5,20]", "wandb=true", "wandb_project=mine"]
     out = tmp_path_factory.mktemp("logged") / "out"
     with pytest.MonkeyPatch.context() as patch:
@@ -240,7 +240,7 @@ def offline_run(out: Path) -> Path:
     return file
 
 
-def test_what_wandb_gets_of_an_evaluation(logged: tuple[dict[str, Any], Path]) -> None:
+def test_an_evaluation_is_logged_to_wandb(logged: tuple[dict[str, Any], Path]) -> None:
     summary, out = logged
     found = read_finished_run(offline_run(out))
     assert found.exit_code == 0
@@ -257,7 +257,7 @@ def test_what_wandb_gets_of_an_evaluation(logged: tuple[dict[str, Any], Path]) -
             assert row[key] == point[key] == found.summary[f"{point['label']}/{key}"]
 
 
-def test_a_wandb_run_that_fails_has_an_end(
+def test_a_failed_wandb_run_is_finished(
     logged: tuple[dict[str, Any], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(*args: Any, **options: Any) -> None:
@@ -270,7 +270,7 @@ def test_a_wandb_run_that_fails_has_an_end(
     assert read_finished_run(offline_run(tmp_path / "second")).exit_code == 1
 
 
-def test_wandb_without_its_packages_is_said_at_once(
+def test_wandb_without_its_packages_is_refused(
     images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(evaluate, "find_spec", lambda name: None)
@@ -296,7 +296,7 @@ def test_commands_in_the_documents_compose() -> None:
         assert composed(*words).codec
 
 
-def test_the_configuration_of_every_codec_is_whole() -> None:
+def test_the_configuration_of_every_codec_is_complete() -> None:
     for name, config in composed("codec=x", "out=x").codecs.items():
         assert not OmegaConf.missing_keys(config), name
         assert config.qualities

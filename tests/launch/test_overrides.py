@@ -1,4 +1,4 @@
-"""What the command line says about overrides that cannot be, and how it names the jobs of a sweep."""
+"""Messages for invalid overrides, and the names of a sweep's jobs."""
 
 import re
 from pathlib import Path
@@ -40,12 +40,10 @@ STAGE = "stage=vqvae"
         ([STAGE, "trainer={max_steps: 3, devcies: 2}"], "trainer.devcies", "trainer.devices"),
     ],
 )
-def test_a_mistyped_key_is_answered_with_what_was_meant(
-    words: list[str], key: str, meant: str | None
-) -> None:
+def test_a_mistyped_key_is_reported_with_suggestions(words: list[str], key: str, meant: str | None) -> None:
     message = explain_overrides(words)
     assert message is not None
-    assert f"there is no key {key!r}" in message
+    assert message.startswith(f"{key}: no such key; ")
     if meant:
         assert "did you mean" in message
         assert meant in message.split("did you mean")[1].replace("?", "").split()
@@ -67,23 +65,23 @@ def test_a_mistyped_key_is_answered_with_what_was_meant(
         [STAGE, "experiment=demo", "model/variants=[factorized,no_code_prediction]", "logger=csv"],
         [STAGE, "stage.optimizer={lr: 1, betas: [0, 1]}"],
         [STAGE, "trainer={max_steps: 3, devices: 2}"],
-        [STAGE, "perceptual.weights_dir={any: 1}"],  # no section: the value replaces a value
+        [STAGE, "perceptual.weights_dir={any: 1}"],  # not a section: the value replaces a value
         [STAGE, "stage.optimizer.betas=[0.5,0.9]", "data.train=[a,b]"],
         [STAGE, "data.train='a/b=c.tar'"],
         ["stage=transform", "stage.lmbda=[1,2,3,4]"],
         ["stage=joint", "experiment=[paper,small]", "stage.distortion_weights.lpips=0"],
-        # What Hydra reports well by itself is left to it.
+        # Hydra reports these itself.
         ["stage=nothing", "trainer.devcies=1"],
         ["trainer.devices=[1"],
     ],
 )
-def test_what_exists_passes(words: list[str]) -> None:
+def test_valid_overrides_pass(words: list[str]) -> None:
     assert explain_overrides(words) is None
 
 
 @pytest.fixture
 def mine(tmp_path: Path) -> Path:
-    """A configuration of a user's own: a further model, a group of ours, a group and an entry of his."""
+    """A user's configuration folder: new models, a new group, and a primary configuration."""
     folder = tmp_path / "my conf"
     texts = {
         "model/mine.yaml": "defaults: [tiny]\nname: mine\nown_key: 1\n",
@@ -97,22 +95,22 @@ def mine(tmp_path: Path) -> Path:
     return folder
 
 
-def test_groups_and_keys_of_the_users_folders_count(mine: Path) -> None:
+def test_groups_and_keys_of_the_users_folders_are_valid(mine: Path) -> None:
     words = [STAGE, "model=mine", "model.own_key=2", "+extra=some"]
     for folder in (["--config-dir", str(mine)], ["-cd", str(mine)], [f"hydra.searchpath=['{mine}']"]):
         assert explain_overrides([*folder, *words]) is None
         assert "model.own_key" in (explain_overrides([*folder, STAGE, "model=mine", "model.own_kye=2"]) or "")
-        assert "choose one of facial, mine, natural" in (explain_overrides([*folder, STAGE, "model=1"]) or "")
+        assert "give one of facial, mine, natural" in (explain_overrides([*folder, STAGE, "model=1"]) or "")
         assert "trainer.devices" in (explain_overrides([*folder, *words, "trainer.devcies=2"]) or "")
     assert "no such folder" in (explain_overrides(["--config-dir", str(mine / "no"), STAGE]) or "")
-    # Without it the model is not there, which Hydra reports.
+    # Without the folder the model does not exist, which Hydra reports.
     assert explain_overrides([STAGE, "model=mine", "model.own_key=2"]) is None
     own = ["--config-dir", str(mine), "--config-name", "mine", STAGE]
     assert explain_overrides([*own, "model=further"]) is None
     assert "model.name" in (explain_overrides([*own, "model=further", "model.nmae=x"]) or "")
 
 
-def test_a_configuration_is_composed_in_a_program(mine: Path) -> None:
+def test_compose_in_a_program(mine: Path) -> None:
     data = ["data=folder", "data.train=a", "data.val=b"]
     cfg = compose("train", [STAGE, "model=mine", "model.own_key=5", "batch=6", *data], config_dir=mine)
     assert (cfg.model.own_key, cfg.model.name, cfg.data.batch_size) == (5, "mine", 6)
@@ -122,13 +120,13 @@ def test_a_configuration_is_composed_in_a_program(mine: Path) -> None:
     cfg = compose("mine", [STAGE, "model=further"], config_dir=mine)
     assert (cfg.seed, cfg.model.name) == (7, "further")
     assert compose("evaluate", ["codec=jpeg", "out=x"]).threads == 1
-    with pytest.raises(UsageError, match="there is no key 'sed': did you mean seed"):
+    with pytest.raises(UsageError, match="sed: no such key; did you mean seed"):
         compose("train", [STAGE, "sed=1"])
     with pytest.raises(UsageError, match=r"Could not find 'model/mine' Available options.* tiny$"):
         compose("train", [STAGE, "model=mine"])
 
 
-def test_a_command_line_finds_the_users_folder_and_leaves_nothing_behind(
+def test_the_command_line_uses_the_users_folder_and_resets_hydra(
     mine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -137,7 +135,7 @@ def test_a_command_line_finds_the_users_folder_and_leaves_nothing_behind(
 
     def task(cfg: DictConfig) -> None:
         seen.append(cfg)
-        assert Path(cfg.dir) == tmp_path / "elsewhere"  # the job's, not what a program would get
+        assert Path(cfg.dir) == tmp_path / "elsewhere"  # Hydra's output folder, not the default of a program
 
     command_line(task, "train", ["--config-dir", str(mine), *words, "hydra.run.dir=elsewhere"])
     command_line(task, "train", [*words, f"hydra.searchpath=['{mine}']", "hydra.run.dir=elsewhere"])
@@ -145,16 +143,16 @@ def test_a_command_line_finds_the_users_folder_and_leaves_nothing_behind(
     assert not HydraConfig.initialized()
 
 
-def test_keys_of_the_chosen_groups_count() -> None:
+def test_keys_of_the_chosen_groups_are_valid() -> None:
     # `refiner.predictor` exists with one variant only.
     key = "model.refiner.predictor.width=32"
     assert explain_overrides([STAGE, "model/variants=refiner", key]) is None
     assert "model.predictor.width" in (explain_overrides([STAGE, key]) or "")
-    # Without a stage there is nothing to compare with; Hydra lists the stages.
+    # Without a stage nothing can be composed; Hydra lists the stages.
     assert explain_overrides(["trainer.devcies=8"]) is None
 
 
-def test_a_key_below_a_null_is_no_mistake_of_spelling() -> None:
+def test_a_key_below_a_null_is_reported() -> None:
     message = explain_overrides([STAGE, "model/variants=no_code_prediction", "model.predictor.width=3"])
     assert message is not None
     assert "model.predictor_width" in message
@@ -163,13 +161,13 @@ def test_a_key_below_a_null_is_no_mistake_of_spelling() -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ([STAGE, "logger=null"], "logger=null: choose one of csv, default"),
-        (["stage=1"], "stage=1: choose one of "),
-        ([STAGE, "experiment=null"], ", or leave experiment out"),
-        (["-m", "stage=vqvae,transform"], "a sweep is of one stage"),
+        ([STAGE, "logger=null"], "logger=null: not a choice; give one of csv, default"),
+        (["stage=1"], "stage=1: not a choice; give one of "),
+        ([STAGE, "experiment=null"], ", or omit experiment"),
+        (["-m", "stage=vqvae,transform"], "stage: cannot be swept"),
     ],
 )
-def test_a_group_is_given_a_choice(words: list[str], message: str) -> None:
+def test_a_group_needs_a_choice(words: list[str], message: str) -> None:
     assert message in (explain_overrides(words) or "")
 
 
@@ -182,7 +180,7 @@ def test_a_group_is_given_a_choice(words: list[str], message: str) -> None:
         ("train", "code_prediction=network", "is now model/variants=refiner"),
         ("train", "experiment=paper_facial", "is now experiment=paper model=facial"),
         ("train", "trainer=torchrun", "is now trainer=ddp"),
-        ("train", "data=kodak", "is now testset=kodak of an evaluation; train on data=folder"),
+        ("train", "data=kodak", "is now testset=kodak, for glc eval; train on data=folder"),
         ("train", "perceptual.views=true", "is now perceptual.augment=true"),
         ("train", "+stage.unquantized=0.5", "stage.unquantized=0.5 is now stage.quantizer_bypass=0.5"),
         ("train", "callbacks.codebooks.revive_every=50", "is now callbacks.codebooks.restart_every=50"),
@@ -190,12 +188,12 @@ def test_a_group_is_given_a_choice(words: list[str], message: str) -> None:
         ("evaluate", "data.path='a=b'", "data.path='a=b' is now testset.path='a=b'"),
     ],
 )
-def test_words_of_0_1_are_answered_with_the_new_ones(config_name: str, word: str, message: str) -> None:
+def test_words_of_0_1_are_refused_with_the_new_ones(config_name: str, word: str, message: str) -> None:
     words = [STAGE, word] if config_name == "train" else ["codec=jpeg", "out=x", word]
     assert message in (explain_overrides(words, config_name) or "")
 
 
-def test_new_words_compose() -> None:
+def test_the_new_words_compose() -> None:
     for config_name, table in RENAMED.items():
         for new in table.values():
             words = [word for word in new.split() if re.fullmatch(r"[\w/.]+=[\w-]+", word)]
@@ -204,7 +202,7 @@ def test_new_words_compose() -> None:
                 compose(config_name, [STAGE, *words])
 
 
-def test_a_job_of_a_sweep_is_named_by_what_is_swept_over(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_job_of_a_sweep_is_named_by_its_swept_values(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(SWEPT_KEYS, raising=False)
     job = ["stage=transform", "data.train=/a/b.tar", "+stage.lmbda=2", "seed=1", "init_from=/c/d.ckpt"]
     assert swept_name(job, "otherwise") == "otherwise"
@@ -215,7 +213,7 @@ def test_a_job_of_a_sweep_is_named_by_what_is_swept_over(monkeypatch: pytest.Mon
     remember_swept_keys(["-m", "init_from=[a,small],c"])
     # Brackets and commas in an override would be a list.
     assert swept_name(["init_from=[a/b,small]"], "otherwise") == "init_from-a-b-small"
-    # A sweep written in yaml, alone and with more on the command line.
+    # A sweep configured in YAML, alone and with more keys on the command line.
     params = {"stage.lmbda": "1,2", "stage.optimizer.lr": "tag(log, interval(1e-5, 1e-3))", "batch": 8}
     job = ["stage=transform", "stage.lmbda=2", "stage.optimizer.lr=0.5", "batch=8", "seed=1"]
     assert swept_name(job, "otherwise", params) == "stage.lmbda-2_stage.optimizer.lr-0.5"

@@ -1,4 +1,4 @@
-"""What a run starts from: which files are found, that each is opened once, and what a user is told."""
+"""The start of a run: the files that are found, opened once each, and the error messages."""
 
 import shutil
 import sys
@@ -18,7 +18,7 @@ from tests.short_runs import QUIET, STAGES, checkpoint, compose, run, settings, 
 
 @pytest.fixture(autouse=True)
 def quiet(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No test here reaches for the network."""
+    """No test here uses the network."""
     for key, value in QUIET.items():
         monkeypatch.setenv(key, value)
 
@@ -30,7 +30,7 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def trained(images: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """The folders of the three stages of one name; tests do not change them."""
+    """The folders of three stages with one run name; tests do not change them."""
     runs = tmp_path_factory.mktemp("runs")
     return {stage: run(settings(images, runs, "all", stage, 1)) for stage in STAGES}
 
@@ -41,7 +41,7 @@ def last(folder: Path) -> Path:
 
 @pytest.fixture
 def options(trained: dict[str, Path], images: Path) -> Any:
-    """Compose a configuration whose run name is that of the trained stages, with changes."""
+    """Compose a configuration with the run name of the trained stages, and changes."""
 
     def composed(stage: str, **changes: Any) -> DictConfig:
         values = settings(images, trained["vqvae"].parents[1], "all", stage, 2)
@@ -54,9 +54,7 @@ def paths(cfg: DictConfig) -> list[Path]:
     return [source.path for source in resolve_start(cfg).sources]
 
 
-def test_initial_weights_are_those_given_or_the_previous_stages(
-    trained: dict[str, Path], options: Any
-) -> None:
+def test_initial_weights_are_init_from_or_the_previous_stage(trained: dict[str, Path], options: Any) -> None:
     first, second = last(trained["vqvae"]), last(trained["transform"])
     assert resolve_start(options("vqvae")) == (None, (), None, None)
     assert paths(options("transform")) == [first]
@@ -67,11 +65,13 @@ def test_initial_weights_are_those_given_or_the_previous_stages(
     for empty in ("[]", "[none]", "[null,small]"):
         with pytest.raises(UsageError, match="give files or models, or init_from=none"):
             resolve_start(options("transform", init_from=empty))
-    with pytest.raises(UsageError, match=r"init_from=.*: has no checkpoints/last\.ckpt"):
+    with pytest.raises(UsageError, match=r"init_from=.*: no checkpoints/last\.ckpt in this folder"):
         resolve_start(options("transform", init_from=str(first.parents[3])))
 
 
-def test_the_discriminator_is_stage_ones_or_the_one_given(trained: dict[str, Path], options: Any) -> None:
+def test_the_discriminator_is_that_of_stage_one_or_the_given_one(
+    trained: dict[str, Path], options: Any
+) -> None:
     given = {"init_from": str(last(trained["transform"]))}
 
     def found(**changes: Any) -> Path | None:
@@ -82,7 +82,7 @@ def test_the_discriminator_is_stage_ones_or_the_one_given(trained: dict[str, Pat
     assert found(name="other") is None
     assert found(**{"stage.discriminator_from": "none"}) is None
     assert found(init_from="none") is None
-    assert found(init_from=str(last(trained["joint"]))) is None  # which has one
+    assert found(init_from=str(last(trained["joint"]))) is None  # it contains a discriminator
     assert found(**{"name": "other", "stage.discriminator_from": str(last(trained["joint"]))}) == last(
         trained["joint"]
     )
@@ -90,13 +90,13 @@ def test_the_discriminator_is_stage_ones_or_the_one_given(trained: dict[str, Pat
         found(**{"stage.discriminator_from": "nowhere.ckpt"})
 
 
-def test_models_are_found_by_name_whatever_lies_here(
+def test_a_folder_hides_a_model_only_if_it_holds_a_checkpoint(
     trained: dict[str, Path], options: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (file,) = paths(options("joint", init_from="small"))
     assert file.name == "small.safetensors"
-    (tmp_path / "small").mkdir()  # a folder of runs, say
+    (tmp_path / "small").mkdir()  # e.g. a folder of runs
     assert paths(options("joint", init_from="small")) == [file]
     (tmp_path / "small" / "checkpoints").mkdir()
     shutil.copy(last(trained["vqvae"]), tmp_path / "small" / "checkpoints")
@@ -105,13 +105,13 @@ def test_models_are_found_by_name_whatever_lies_here(
         resolve_start(options("joint", init_from="smal"))
 
 
-def test_an_application_is_for_one_codec(trained: dict[str, Path], options: Any) -> None:
+def test_a_fine_tune_stage_needs_one_codec(trained: dict[str, Path], options: Any) -> None:
     for given in ("small", str(trained["joint"]), str(last(trained["joint"]))):
         start = resolve_start(options("restoration", init_from=given))
         assert start.codec is not None
         assert Path(start.codec.source).stem == ("small" if given == "small" else "last")
     assert resolve_start(options("restoration")).codec is not None  # stage III's of this name
-    with pytest.raises(UsageError, match="stage=restoration is for one codec"):
+    with pytest.raises(UsageError, match="stage=restoration needs one codec; give one file"):
         resolve_start(options("restoration", init_from=f"[{trained['joint']},codec.safetensors]"))
 
 
@@ -124,7 +124,7 @@ def _note(event: str, arguments: tuple[Any, ...]) -> None:
 
 
 class Reads:
-    """How often each checkpoint was opened, by whatever part of this process, and hashed."""
+    """Counts how often this process opened and hashed each checkpoint."""
 
     def __init__(self) -> None:
         self.hashed: Counter[str] = Counter()
@@ -136,7 +136,7 @@ class Reads:
 
 @pytest.fixture(scope="module")
 def audited() -> None:
-    sys.addaudithook(_note)  # for good: a hook cannot be taken away
+    sys.addaudithook(_note)  # permanent: a hook cannot be removed
 
 
 @pytest.fixture
@@ -157,7 +157,7 @@ def test_a_warm_start_opens_each_file_once(trained: dict[str, Path], options: An
     reads.assert_once(last(trained["vqvae"]))
 
 
-def test_a_discriminator_of_its_own_file_is_opened_once(
+def test_a_discriminator_of_another_file_is_opened_once(
     trained: dict[str, Path], options: Any, reads: Reads
 ) -> None:
     prepare(options("joint"))
@@ -165,7 +165,7 @@ def test_a_discriminator_of_its_own_file_is_opened_once(
 
 
 @pytest.mark.parametrize("stage", ["transform", "joint"])
-def test_a_discriminator_of_the_same_file_opens_it_no_second_time(
+def test_a_discriminator_of_the_same_file_does_not_reopen_it(
     trained: dict[str, Path], options: Any, reads: Reads, stage: str
 ) -> None:
     same = {"init_from": str(trained[stage]), "stage.discriminator_from": str(last(trained[stage]))}
@@ -179,7 +179,7 @@ def test_several_sources_are_opened_once_each(trained: dict[str, Path], options:
     reads.assert_once(last(trained["transform"]), last(trained["joint"]))
 
 
-def test_an_application_opens_its_codec_once(trained: dict[str, Path], options: Any, reads: Reads) -> None:
+def test_a_fine_tune_stage_opens_its_codec_once(trained: dict[str, Path], options: Any, reads: Reads) -> None:
     prepare(options("restoration"))
     reads.assert_once(last(trained["joint"]))
 

@@ -1,4 +1,4 @@
-"""What `train` refuses, before anything is written, and what it says."""
+"""Settings that `train` refuses before it writes, and the messages."""
 
 import errno
 import json
@@ -24,7 +24,7 @@ from tests.short_runs import QUIET, checkpoint, compose, live_weights, run, sett
 
 @pytest.fixture(autouse=True)
 def quiet(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No test here reaches for the network."""
+    """No test here uses the network."""
     for key, value in QUIET.items():
         monkeypatch.setenv(key, value)
 
@@ -36,12 +36,12 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def trained(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of stage I, of two steps; tests do not change it."""
+    """A run of stage I with two steps; tests do not change it."""
     return run(settings(images, tmp_path_factory.mktemp("runs"), "done", "vqvae", 2))
 
 
 def refused(values: dict[str, Any]) -> str:
-    """Return what the user is told; nothing may be written."""
+    """Return the error message; check that nothing is written."""
     root = Path(values["runs_dir"])
     before = {path: path.stat().st_mtime_ns for path in root.rglob("*")}
     with pytest.raises(UsageError) as caught:
@@ -54,14 +54,14 @@ def options(trained: Path, images: Path, stage: str = "vqvae", **changes: Any) -
     return {**settings(images, trained.parents[1], "done", stage, 2), **changes}
 
 
-def test_an_existing_run_is_not_written_over(trained: Path, images: Path) -> None:
+def test_an_existing_run_is_not_overwritten(trained: Path, images: Path) -> None:
     message = refused(options(trained, images))
     assert str(trained / "checkpoints") in message
     for way in ("resume=last", "name=", "overwrite=true"):
         assert way in message
 
 
-def test_overwriting_starts_anew_once_all_else_is_in_order(
+def test_overwrite_removes_checkpoints_only_after_all_checks(
     trained: Path, images: Path, tmp_path: Path
 ) -> None:
     values = settings(images, tmp_path, "again", "vqvae", 2)
@@ -74,24 +74,24 @@ def test_overwriting_starts_anew_once_all_else_is_in_order(
     assert [path.name for path in (folder / "checkpoints").iterdir()] == ["last.ckpt"]
 
 
-def test_a_stage_without_the_one_before(trained: Path, images: Path, tmp_path: Path) -> None:
+def test_a_missing_previous_stage_is_refused(trained: Path, images: Path, tmp_path: Path) -> None:
     message = refused(settings(images, tmp_path, "alone", "transform"))
     assert "stage=transform starts from stage=vqvae" in message
     assert str(tmp_path / "alone" / "vqvae" / "checkpoints" / "last.ckpt") in message
     assert "name=alone" in message
     assert "init_from=" in message
-    # The one before the joint stage is missing although the first one is there.
+    # Stage II is missing although stage I exists.
     assert "starts from stage=transform" in refused(options(trained, images, "joint"))
 
 
-def test_weights_of_another_model(trained: Path, images: Path) -> None:
+def test_weights_of_another_model_are_refused(trained: Path, images: Path) -> None:
     message = refused(options(trained, images, "transform", **{"model.encoder.channels": 24}))
     assert "model.encoder does not fit" in message
     assert "model=tiny" in message
     assert str(trained / "checkpoints" / "last.ckpt") in message
 
 
-def test_initial_weights_by_path_and_none(trained: Path, images: Path, tmp_path: Path) -> None:
+def test_init_from_takes_a_path_or_none(trained: Path, images: Path, tmp_path: Path) -> None:
     values = {
         **settings(images, tmp_path, "named", "vqvae", 1),
         "init_from": str(trained / "checkpoints" / "last.ckpt"),
@@ -108,15 +108,17 @@ def test_initial_weights_by_path_and_none(trained: Path, images: Path, tmp_path:
     assert "missing.ckpt: no such file" in message
 
 
-def test_what_cannot_be_resumed(trained: Path, images: Path, tmp_path: Path) -> None:
+def test_checkpoints_that_cannot_be_resumed_are_refused(trained: Path, images: Path, tmp_path: Path) -> None:
     message = refused({**settings(images, tmp_path, "new", "vqvae"), "resume": "last"})
     assert "resume=last" in message
-    assert "does not exist" in message
+    assert "no such file" in message
     damaged = tmp_path / "damaged.ckpt"
     damaged.write_bytes((trained / "checkpoints" / "last.ckpt").read_bytes()[:5000])
     assert "damaged.ckpt" in refused(options(trained, images, resume=str(damaged)))
     last = str(trained / "checkpoints" / "last.ckpt")
-    assert "has no checkpoints/last.ckpt" in refused(options(trained, images, resume=str(trained.parent)))
+    assert "no checkpoints/last.ckpt in this folder" in refused(
+        options(trained, images, resume=str(trained.parent))
+    )
     message = refused(options(trained, images, "transform", resume=str(trained)))
     assert "stage=vqvae" in message
     assert "stage=transform" in message
@@ -127,7 +129,7 @@ def test_what_cannot_be_resumed(trained: Path, images: Path, tmp_path: Path) -> 
     assert "model=tiny" in message
 
 
-def test_images_that_cannot_be_found(images: Path, tmp_path: Path) -> None:
+def test_missing_images_are_refused(images: Path, tmp_path: Path) -> None:
     values = settings(images, tmp_path, "data", "vqvae")
     for key in ("data.train", "data.val"):
         message = refused({**values, key: str(tmp_path / "nowhere")})
@@ -143,15 +145,15 @@ def test_values_out_of_range_name_their_key(images: Path, tmp_path: Path) -> Non
     assert "stage.lmbda: 2 values" in refused({**values, "stage.lmbda": "[1,2]"})
     assert "callbacks.ema.decay" in refused({**values, "callbacks.ema.decay": 1})
     assert "floor and hold" in refused({**values, "stage.schedule.hold": 3})
-    assert "seed=None: give an integer" in refused({**values, "seed": "null"})
+    assert "seed=None: not an integer" in refused({**values, "seed": "null"})
     assert "data.val: is empty" in refused({**values, "data.val": "null"})
     del values["data.batch_size"]
     assert "stage.accumulate=0" in refused({**values, "batch": 8, "stage.accumulate": 0})
     message = refused({**values, "batch": 7, "trainer.devices": 2})
-    assert "batch=7 does not divide among trainer.devices=2" in message
+    assert "batch=7: not divisible by trainer.devices=2" in message
 
 
-def test_lpips_that_is_required_must_be_there(images: Path, tmp_path: Path) -> None:
+def test_required_lpips_weights_must_exist(images: Path, tmp_path: Path) -> None:
     values = {**settings(images, tmp_path, "lpips", "vqvae"), "perceptual.required": "true"}
     (tmp_path / "weights").mkdir()
     message = refused(
@@ -161,7 +163,7 @@ def test_lpips_that_is_required_must_be_there(images: Path, tmp_path: Path) -> N
     assert "perceptual.required=false" in message
 
 
-def test_the_first_process_of_torchrun_does_not_write_over_a_run(
+def test_the_first_process_of_torchrun_does_not_overwrite_a_run(
     trained: Path, images: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     last = trained / "checkpoints" / "last.ckpt"
@@ -179,7 +181,7 @@ def test_other_precisions_are_refused(images: Path, tmp_path: Path, precision: s
     assert "32-true or bf16-mixed" in message
 
 
-def test_a_training_that_diverges_keeps_the_last_good_checkpoint(images: Path, tmp_path: Path) -> None:
+def test_a_diverged_run_keeps_the_last_good_checkpoint(images: Path, tmp_path: Path) -> None:
     values = settings(images, tmp_path, "diverging", "vqvae", 4)
     folder = run({**values, "trainer.max_steps": 2, "data.epoch_batches": 2})
     before = (folder / "checkpoints" / "last.ckpt").read_bytes()
@@ -196,7 +198,7 @@ def test_a_training_that_diverges_keeps_the_last_good_checkpoint(images: Path, t
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS])
-def test_a_disk_that_takes_no_more_ends_it_and_the_checkpoint_before_stays(
+def test_a_full_disk_ends_the_run_and_keeps_the_previous_checkpoint(
     number: int,
     images: Path,
     tmp_path: Path,
@@ -224,13 +226,13 @@ def test_a_disk_that_takes_no_more_ends_it_and_the_checkpoint_before_stays(
     assert checkpoint(run({**values, "resume": "auto"}))["global_step"] == 2
 
 
-def test_training_in_pieces_of_limited_time(images: Path, tmp_path: Path) -> None:
+def test_training_resumes_after_a_time_limit(images: Path, tmp_path: Path) -> None:
     values = {**settings(images, tmp_path, "pieces", "vqvae", 4), "resume": "auto", "max_minutes": 0}
     steps = [checkpoint(run(values))["global_step"] for _ in range(3)]
     assert steps == [1, 2, 3]
 
 
-def test_settings_that_changed_are_named(
+def test_changed_settings_are_reported_on_resume(
     trained: Path, images: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     steps = checkpoint(trained)["global_step"]
@@ -290,7 +292,7 @@ def test_the_configuration_is_not_changed(images: Path, tmp_path: Path, stage: s
 
 @pytest.fixture
 def plain(images: Path, tmp_path: Path) -> dict[str, Any]:
-    """Settings of a LightningModule that knows nothing of glc, from a configuration folder of the user's."""
+    """Settings of a plain LightningModule, in a user's configuration folder."""
     folder = tmp_path / "conf" / "stage"
     folder.mkdir(parents=True)
     for name, more in (("plain", ""), ("deeper", "previous: plain\n")):
@@ -301,7 +303,7 @@ def plain(images: Path, tmp_path: Path) -> dict[str, Any]:
     return {**values, "batch": 2, "data.epoch_batches": 2, "hydra.searchpath": f"[file://{folder.parent}]"}
 
 
-def test_a_lightning_module_of_a_users_own_resumes_exactly(plain: dict[str, Any]) -> None:
+def test_a_users_lightning_module_resumes_exactly(plain: dict[str, Any]) -> None:
     expected = checkpoint(run(plain))
     pieces = {**plain, "name": "pieces", "resume": "auto", "max_minutes": 0}
     for step in range(1, 5):
@@ -315,7 +317,7 @@ def test_a_lightning_module_of_a_users_own_resumes_exactly(plain: dict[str, Any]
     assert torch.equal(loaded.head.weight, resumed["state_dict"]["head.weight"])
 
 
-def test_a_lightning_module_starts_from_the_one_before(plain: dict[str, Any]) -> None:
+def test_a_users_lightning_module_starts_from_the_previous_stage(plain: dict[str, Any]) -> None:
     first = checkpoint(run(plain))["state_dict"]
     stage, *_ = prepare(compose({**plain, "stage": "deeper"}))
     state = stage.state_dict()
@@ -323,7 +325,7 @@ def test_a_lightning_module_starts_from_the_one_before(plain: dict[str, Any]) ->
     assert {key.partition(".")[0] for key in state} == {"body", "head", "tail"}
 
 
-def test_in_the_network_the_codes_are_those_of_the_first_stage(
+def test_the_network_uses_the_codebook_of_the_first_stage(
     trained: Path, images: Path, tmp_path: Path
 ) -> None:
     last = trained / "checkpoints" / "last.ckpt"

@@ -1,1 +1,1 @@
-"""The local page that `glc serve` opens; `glc.app.page` alone needs gradio."""
+"""The web app of `glc serve`; only `glc.app.page` needs gradio."""

@@ -1,4 +1,4 @@
-"""The page itself, in gradio. It asks no other machine for anything: no fonts, analytics or share links."""
+"""The user interface in gradio. It contacts no other machine: no fonts, analytics or share links."""
 
 import os
 from collections.abc import Callable
@@ -13,36 +13,36 @@ os.environ.setdefault("GLC_OFFLINE", "1")
 import gradio as gr
 import numpy as np
 
-from glc.app.service import OWN, Coded, Studio
+from glc.app.service import OWN, Coded, Service
 
 PNG = "png"
-"""Of images that the page shows: it adds no loss of its own."""
+"""Format of displayed images: lossless, so that only the codec's loss is visible."""
 _HINTS = {
-    "encoder": "No such encoder is known for this model. `scripts/run_stages.py applications` trains some; "
-    "files NAME.encoder.safetensors in the folder that GLC_MODELS names appear here.",
-    "decoder": "No style is known for this model. `scripts/run_stages.py applications` trains one; files "
-    "NAME.decoder.safetensors in the folder that GLC_MODELS names appear here.",
+    "encoder": "No encoder found for this model. Train one with `scripts/run_stages.py applications`, and "
+    "put NAME.encoder.safetensors into the folder that GLC_MODELS names.",
+    "decoder": "No style found for this model. Train one with `scripts/run_stages.py applications`, and put "
+    "NAME.decoder.safetensors into the folder that GLC_MODELS names.",
 }
 
 
-def _told(action: Callable[..., Any]) -> Callable[..., Any]:
-    """Turn what goes wrong into one line on the page; no traces."""
+def _reporting(action: Callable[..., Any]) -> Callable[..., Any]:
+    """Show an error as one line on the page, without a trace."""
 
     @wraps(action)
     def run(*arguments: Any) -> Any:
         try:
             return action(*arguments)
         except MemoryError:
-            raise gr.Error("not enough memory for this image", print_exception=False) from None
+            raise gr.Error("out of memory; use a smaller image", print_exception=False) from None
         except (ValueError, OSError, RuntimeError) as error:
             text = " ".join(str(error).split()) or type(error).__name__
-            raise gr.Error(text, title="This cannot be done", print_exception=False) from None
+            raise gr.Error(text, title="Error", print_exception=False) from None
 
     return run
 
 
-def _table(figures: dict[str, str]) -> str:
-    first, *rest = [f"| {name} | {value} |" for name, value in figures.items()]
+def _table(metrics: dict[str, str]) -> str:
+    first, *rest = [f"| {name} | {value} |" for name, value in metrics.items()]
     return "\n".join([first, "|---|---|", *rest])
 
 
@@ -51,7 +51,7 @@ def _slider(label: str) -> gr.ImageSlider:
 
 
 def _shown(label: str) -> gr.Image:
-    # gradio's own choice of buttons has one that uploads the image.
+    # gradio's default buttons include one that uploads the image.
     return gr.Image(label=label, format=PNG, interactive=False, buttons=["download", "fullscreen"])
 
 
@@ -63,138 +63,138 @@ def _quality() -> gr.Slider:
     return gr.Slider(0, 100, 50, step=1, label="Quality")
 
 
-def build(studio: Studio) -> gr.Blocks:
+def build(service: Service) -> gr.Blocks:
     """Return the page."""
     with gr.Blocks(title="glc", delete_cache=(3600, 3600), analytics_enabled=False) as page:
         gr.Markdown("# glc\nGenerative Latent Coding: photographs in a few hundred bytes.")
-        model = gr.Dropdown(list(studio.models), value=studio.first, label="Model", interactive=True)
+        model = gr.Dropdown(list(service.models), value=service.first, label="Model", interactive=True)
         with gr.Tab("Compress"):
-            _compress_tab(studio, model)
+            _compress_tab(service, model)
         with gr.Tab("Open a file"):
-            _open_tab(studio)
+            _open_tab(service)
         with gr.Tab("Restore"):
-            _restore_tab(studio, model)
+            _restore_tab(service, model)
         with gr.Tab("Fill holes"):
-            _inpaint_tab(studio, model)
+            _inpaint_tab(service, model)
         with gr.Tab("Style"):
-            _style_tab(studio, model)
+            _style_tab(service, model)
     return page
 
 
 def _on(trigger: Any, action: Callable[..., Any], inputs: list[Any], outputs: list[Any]) -> None:
-    trigger(_told(action), inputs, outputs, api_visibility="private", show_progress="full")
+    trigger(_reporting(action), inputs, outputs, api_visibility="private", show_progress="full")
 
 
-def _compress_tab(studio: Studio, model: gr.Dropdown) -> None:
+def _compress_tab(service: Service, model: gr.Dropdown) -> None:
     with gr.Row():
         with gr.Column(scale=1, min_width=280):
             file = _image_file()
-            mode = gr.Radio(["quality", "bytes"], value="quality", label="Choose by")
+            mode = gr.Radio(["quality", "bytes"], value="quality", label="Target")
             quality = _quality()
-            target = gr.Number(1000, label="Bytes at most", precision=0, minimum=1, visible=False)
+            target = gr.Number(1000, label="Maximum bytes", precision=0, minimum=1, visible=False)
             go = gr.Button("Compress", variant="primary")
-            figures = gr.Markdown()
+            metrics = gr.Markdown()
             result = gr.File(label="The .glc file", interactive=False)
         with gr.Column(scale=3):
             slider = _slider("Original and reconstruction")
-            coarse = _shown("What the hyper code alone carries")
+            coarse = _shown("Decoded from the hyper-latent alone")
 
     def show(mode: str) -> Any:
         return gr.update(visible=mode == "quality"), gr.update(visible=mode != "quality")
 
     def run(path: str | None, name: str, mode: str, quality: float, target: float | None) -> Any:
         if mode == "bytes" and not target:
-            raise ValueError("say how many bytes the file may have")
-        coded = studio.compress(path, name, quality, int(target or 0) if mode == "bytes" else None)
-        text = _table(coded.figures) + (f"\n\n{coded.note}" if coded.note else "")
+            raise ValueError("Maximum bytes: no value; give a number of bytes")
+        coded = service.compress(path, name, quality, int(target or 0) if mode == "bytes" else None)
+        text = _table(coded.metrics) + (f"\n\n{coded.note}" if coded.note else "")
         return (coded.original, coded.image), coded.coarse, text, str(coded.file)
 
     mode.change(show, [mode], [quality, target], api_visibility="private")
-    inputs, outputs = [file, model, mode, quality, target], [slider, coarse, figures, result]
+    inputs, outputs = [file, model, mode, quality, target], [slider, coarse, metrics, result]
     _on(file.upload, run, inputs, outputs)
     _on(go.click, run, inputs, outputs)
 
 
-def _open_tab(studio: Studio) -> None:
+def _open_tab(service: Service) -> None:
     with gr.Row():
         with gr.Column(scale=1, min_width=280):
             file = gr.File(label="A .glc file", file_count="single", type="filepath", height=120)
-            figures = gr.Markdown()
+            metrics = gr.Markdown()
         with gr.Column(scale=3):
             image = _shown("Image")
 
     def run(path: str | None) -> Any:
-        found, told = studio.open(path)
-        return found, _table(told)
+        found, metrics = service.open(path)
+        return found, _table(metrics)
 
-    _on(file.upload, run, [file], [image, figures])
+    _on(file.upload, run, [file], [image, metrics])
 
 
-def _choice(studio: Studio, model: gr.Dropdown, kind: str, wanted: str = "") -> gr.Dropdown:
-    """Return a choice among a model's parts, which follows the model, with a hint where there is none."""
+def _choice(service: Service, model: gr.Dropdown, kind: str, wanted: str = "") -> gr.Dropdown:
+    """Return a dropdown of a model's variants that follows the model, with a hint if there are none."""
 
     def choices(name: str) -> list[str]:
-        found = studio.parts(name, kind)
-        return sorted(found, key=lambda part: (wanted not in part, part))
+        found = service.variants(name, kind)
+        return sorted(found, key=lambda variant: (wanted not in variant, variant))
 
     def follow(name: str) -> Any:
         found = choices(name)
         chosen = found[0] if found else None
         return gr.update(choices=found, value=chosen), gr.update(visible=not found)
 
-    found = choices(studio.first)
+    found = choices(service.first)
     choice = gr.Dropdown(found, value=found[0] if found else None, label=kind.capitalize(), interactive=True)
     hint = gr.Markdown(_HINTS[kind], visible=not found)
-    model.change(_told(follow), [model], [choice, hint], api_visibility="private")
+    model.change(_reporting(follow), [model], [choice, hint], api_visibility="private")
     return choice
 
 
-def _need(part: str | None, kind: str) -> str:
-    if not part:
+def _need(variant: str | None, kind: str) -> str:
+    if not variant:
         raise ValueError(_HINTS[kind].replace("`", ""))
-    return part
+    return variant
 
 
 def _both(ours: Coded, plain: Coded, name: str) -> str:
-    lines = [f"| {name} | {ours.figures['file']} |", f"| {OWN} | {plain.figures['file']} |"]
+    lines = [f"| {name} | {ours.metrics['file']} |", f"| {OWN} | {plain.metrics['file']} |"]
     return "| encoder | file |\n|---|---|\n" + "\n".join(lines)
 
 
-def _restore_tab(studio: Studio, model: gr.Dropdown) -> None:
+def _restore_tab(service: Service, model: gr.Dropdown) -> None:
     with gr.Row():
         with gr.Column(scale=1, min_width=280):
             file = _image_file()
-            encoder = _choice(studio, model, "encoder", "denoise")
+            encoder = _choice(service, model, "encoder", "denoise")
             quality = _quality()
             go = gr.Button("Restore", variant="primary")
-            figures = gr.Markdown()
-            result = gr.File(label="The .glc file: an ordinary one", interactive=False)
+            metrics = gr.Markdown()
+            result = gr.File(label="The .glc file, for any decoder", interactive=False)
         with gr.Column(scale=3):
-            given = _slider("Given and restored")
-            compared = _slider("The model's own encoder, and restored")
+            given = _slider("Input and restored")
+            compared = _slider("The model's own encoder and restored")
 
-    def run(path: str | None, name: str, part: str | None, quality: float) -> Any:
-        part = _need(part, "encoder")
-        ours, plain = studio.restore(path, name, part, quality)
+    def run(path: str | None, name: str, variant: str | None, quality: float) -> Any:
+        variant = _need(variant, "encoder")
+        ours, plain = service.restore(path, name, variant, quality)
         pairs = (ours.original, ours.image), (plain.image, ours.image)
-        return (*pairs, _both(ours, plain, part), str(ours.file))
+        return (*pairs, _both(ours, plain, variant), str(ours.file))
 
-    _on(go.click, run, [file, model, encoder, quality], [given, compared, figures, result])
+    _on(go.click, run, [file, model, encoder, quality], [given, compared, metrics, result])
 
 
-def _inpaint_tab(studio: Studio, model: gr.Dropdown) -> None:
+def _inpaint_tab(service: Service, model: gr.Dropdown) -> None:
     with gr.Row():
         with gr.Column(scale=1, min_width=280):
             file = _image_file()
-            encoder = _choice(studio, model, "encoder", "inpaint")
+            encoder = _choice(service, model, "encoder", "inpaint")
             quality = _quality()
             go = gr.Button("Fill", variant="primary")
-            figures = gr.Markdown()
-            result = gr.File(label="The .glc file: an ordinary one", interactive=False)
+            metrics = gr.Markdown()
+            result = gr.File(label="The .glc file, for any decoder", interactive=False)
         with gr.Column(scale=3):
-            # Without sources of its own: it says nothing of files that are bad or too large.
+            # No upload in the editor: it does not report files that are corrupt or too large.
             editor = gr.ImageEditor(
-                label="Paint over what is to be replaced",
+                label="Paint over the area to replace",
                 type="numpy",
                 format=PNG,
                 sources=(),
@@ -205,57 +205,57 @@ def _inpaint_tab(studio: Studio, model: gr.Dropdown) -> None:
             slider = _slider("With holes and filled")
 
     def show(path: str | None) -> Any:
-        return {"background": np.asarray(studio.canvas(path)), "layers": [], "composite": None}
+        return {"background": np.asarray(service.canvas(path)), "layers": [], "composite": None}
 
     def run(
-        path: str | None, value: dict[str, Any] | None, name: str, part: str | None, quality: float
+        path: str | None, value: dict[str, Any] | None, name: str, variant: str | None, quality: float
     ) -> Any:
-        part = _need(part, "encoder")
-        holed, coded = studio.inpaint(path, _painted(value), name, part, quality)
-        return (holed, coded.image), _table(coded.figures), str(coded.file)
+        variant = _need(variant, "encoder")
+        holed, coded = service.inpaint(path, _painted(value), name, variant, quality)
+        return (holed, coded.image), _table(coded.metrics), str(coded.file)
 
     _on(file.upload, show, [file], [editor])
-    _on(go.click, run, [file, editor, model, encoder, quality], [slider, figures, result])
+    _on(go.click, run, [file, editor, model, encoder, quality], [slider, metrics, result])
 
 
 def _painted(value: dict[str, Any] | None) -> np.ndarray | None:
-    """Return the mask `[H, W]` in what the editor gives: layers `[H, W, 4]`."""
+    """Return the mask `[H, W]` of the editor's layers `[H, W, 4]`."""
     layers = [layer[..., 3] > 0 for layer in (value or {}).get("layers") or [] if layer.shape[-1] == 4]
     return np.any(layers, axis=0) if layers else None
 
 
-def _style_tab(studio: Studio, model: gr.Dropdown) -> None:
+def _style_tab(service: Service, model: gr.Dropdown) -> None:
     with gr.Row():
         with gr.Column(scale=1, min_width=280):
             file = _image_file()
-            decoder = _choice(studio, model, "decoder")
+            decoder = _choice(service, model, "decoder")
             quality = gr.Slider(0, 100, 100, step=1, label="Quality")
-            go = gr.Button("Draw", variant="primary")
-            figures = gr.Markdown()
-            result = gr.File(label="The .glc file: the same for any decoder", interactive=False)
+            go = gr.Button("Render", variant="primary")
+            metrics = gr.Markdown()
+            result = gr.File(label="The .glc file, for any decoder", interactive=False)
         with gr.Column(scale=3):
-            slider = _slider("The model's own decoder, and the style")
+            slider = _slider("The model's own decoder and the style")
 
-    def run(path: str | None, name: str, part: str | None, quality: float) -> Any:
-        coded, styled = studio.stylize(path, name, _need(part, "decoder"), quality)
-        figures = {key: coded.figures[key] for key in ("size", "file", "bits per pixel")}
-        return (coded.image, styled), _table(figures), str(coded.file)
+    def run(path: str | None, name: str, variant: str | None, quality: float) -> Any:
+        coded, styled = service.stylize(path, name, _need(variant, "decoder"), quality)
+        metrics = {key: coded.metrics[key] for key in ("size", "file", "bits per pixel")}
+        return (coded.image, styled), _table(metrics), str(coded.file)
 
-    _on(go.click, run, [file, model, decoder, quality], [slider, figures, result])
+    _on(go.click, run, [file, model, decoder, quality], [slider, metrics, result])
 
 
-def launch(studio: Studio, host: str = "127.0.0.1", port: int = 7860) -> tuple[gr.Blocks, str]:
+def launch(service: Service, host: str = "127.0.0.1", port: int = 7860) -> tuple[gr.Blocks, str]:
     """Start serving in the background; return the page and its address.
 
     Args:
-        studio: models and limits.
+        service: the operations, models and limits.
         host: address to listen on.
-        port: a free one.
+        port: a free port.
 
     Raises:
-        OSError: when the port is taken.
+        OSError: the port is in use.
     """
-    page = build(studio)
+    page = build(service)
     fonts = {"font": ("system-ui", "sans-serif"), "font_mono": ("ui-monospace", "monospace")}
     _, url, _ = page.launch(
         server_name=host,
@@ -267,7 +267,7 @@ def launch(studio: Studio, host: str = "127.0.0.1", port: int = 7860) -> tuple[g
         show_error=False,
         ssr_mode=False,
         footer_links=[],
-        max_file_size=studio.max_bytes,
+        max_file_size=service.max_bytes,
         theme=gr.themes.Base(**fonts),
     )
     return page, url

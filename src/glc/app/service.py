@@ -1,4 +1,4 @@
-"""What the page does, without the page: compress, open, restore, fill holes, draw in a style."""
+"""The web app without its user interface: compress, decode, restore, inpaint, stylize."""
 
 import tempfile
 import warnings
@@ -20,43 +20,43 @@ from glc.data.images import open_image, read_rgb, stack_images
 from glc.errors import ImageError, WeightsError, WrongWeightsError
 
 OWN = "the model's own"
-"""Stands for the model's own encoder or decoder among choices."""
+"""The choice of the model's own encoder or decoder."""
 GREY = 128
-"""Level that holes are filled with: what an inpainting encoder takes for a hole."""
+"""Level that holes are filled with; inpainting encoders are trained on it."""
 CANVAS = 1_000_000
-"""Pixels of an image to paint on; more would only make the page slow."""
+"""Maximum pixels of an image to paint on; more would slow down the page."""
 KEPT = 4
-"""Codecs that stay loaded, the last ones used."""
+"""Number of most recently used codecs that stay loaded."""
 
 
 @dataclass(frozen=True)
 class Coded:
-    """An image that went through a file."""
+    """An image, its compressed file and its reconstruction."""
 
     original: Image.Image
     image: Image.Image
     file: Path
     """The `.glc` file."""
-    figures: dict[str, str]
-    """What to tell of it, by name."""
+    metrics: dict[str, str]
+    """Values to show, by name."""
     coarse: Image.Image | None = None
-    """What the hyper code alone carries, where the model has one."""
+    """Decoded from the hyper-latent alone; None for a model without a hyperprior."""
     note: str = ""
 
 
 @dataclass
-class Studio:
-    """Models, limits, and what can be done with them; safe to use from several threads.
+class Service:
+    """The operations of the web app on a set of models; thread-safe.
 
     Args:
-        model: file or name of the model that is chosen first; None for the default one.
-        device: where the networks run.
-        max_bytes: of a file that is read.
-        max_pixels: of an image.
-        weights_dir: folder with LPIPS' weights; None for torch hub's cache. Nothing is downloaded.
+        model: file or name of the model selected initially; None for the default one.
+        device: device of the networks.
+        max_bytes: maximum size of an input file.
+        max_pixels: maximum width x height of an image.
+        weights_dir: folder with the weights of LPIPS; None for torch hub's cache. Nothing is downloaded.
 
     Raises:
-        WeightsError: when there is no model.
+        WeightsError: no model is available.
     """
 
     model: str | None = None
@@ -75,11 +75,11 @@ class Studio:
         if first is not None and first not in self.models:
             file = Path(first)
             known = self.models.get(file.stem)
-            # Another file called as one of the models is has its whole name, so that both can be chosen.
+            # A file with the name of another model keeps its suffix, so that both can be selected.
             first = file.stem if known is None or Path(known).resolve() == file.resolve() else file.name
             self.models = {**self.models, first: str(self.model)}
         if not self.models:
-            raise WeightsError("no model comes with this version of glc: give a weights file with --model")
+            raise WeightsError("no model found; give a weights file with --model")
         if first is None:
             first = DEFAULT_MODEL if DEFAULT_MODEL in self.models else next(iter(self.models))
         self.first = first
@@ -87,14 +87,14 @@ class Studio:
         self.folder = tempfile.TemporaryDirectory(prefix="glc-page-")
 
     def codec(self, model: str, encoder: str | None = None, decoder: str | None = None) -> Codec:
-        """Return a model's codec, with other parts where they are named; the last few stay loaded.
+        """Return a model's codec, with other encoder or decoder variants if named; recent codecs stay loaded.
 
         Raises:
-            WeightsError: when there is none.
+            WeightsError: there is no such model or variant.
         """
         if model not in self.models:
-            raise WeightsError(f"there is no model {model!r}")
-        encoder, decoder = (None if part in (None, "", OWN) else part for part in (encoder, decoder))
+            raise WeightsError(f"{model}: no such model; choose one of {', '.join(self.models)}")
+        encoder, decoder = (None if name in (None, "", OWN) else name for name in (encoder, decoder))
         key = (model, encoder, decoder)
         with self._lock:
             codec = self._loaded.pop(key, None)
@@ -105,18 +105,18 @@ class Studio:
                 del self._loaded[next(iter(self._loaded))]
             return codec
 
-    def parts(self, model: str, kind: str) -> list[str]:
-        """Return the names of the encoders or decoders that were made for a model."""
+    def variants(self, model: str, kind: str) -> list[str]:
+        """Return the names of the encoder or decoder variants made for a model."""
         return list((encoders if kind == "encoder" else decoders)(self.codec(model)))
 
     def read_image(self, path: str | Path | None) -> Image.Image:
         """Read an image within the limits.
 
         Raises:
-            ImageError: when there is none, it is too large, or it cannot be read.
+            ImageError: no image is given, it is too large, or it cannot be read.
         """
         if path is None:
-            raise ImageError("choose an image first")
+            raise ImageError("no image; choose one first")
         name = Path(path).name
         self._check_bytes(path)
         self._check_pixels(name, open_image(path, name).size)
@@ -144,17 +144,17 @@ class Studio:
         target_size: int | None = None,
         encoder: str | None = None,
     ) -> Coded:
-        """Compress an image file and decode what was written.
+        """Compress an image and decode the result.
 
         Args:
-            path: the image.
+            path: the image file.
             model: name of the model.
             quality: 0 to 100.
-            target_size: bytes at most, instead of a quality.
-            encoder: name of an encoder that was made for the model.
+            target_size: maximum bytes, instead of a quality.
+            encoder: name of an encoder variant made for the model.
 
         Raises:
-            ValueError: when it cannot be done; the message says why.
+            ValueError: it cannot be done; the message gives the reason.
         """
         image = self.read_image(path)
         return self._code(image, Path(str(path)).stem, model, quality, target_size, encoder)
@@ -169,7 +169,7 @@ class Studio:
         encoder: str | None = None,
         compared: bool = True,
     ) -> Coded:
-        """Code an image; `compared` where what comes out should look like what went in."""
+        """Compress and decode an image; `compared`: measure the result against the input."""
         codec = self.codec(model, encoder)
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("ignore")
@@ -182,11 +182,11 @@ class Studio:
         try:
             coarse = codec.decode_z(data)
         except ValueError:
-            coarse = None  # a model without a hyper code
+            coarse = None  # a model without a hyperprior
         pixels = image.width * image.height
         header, _ = unpack(data)
         note = " ".join(str(warning.message) for warning in caught)
-        figures = {
+        metrics = {
             "size": f"{image.width} x {image.height} pixels",
             "file": f"{len(data):,} bytes",
             "bits per pixel": f"{8 * len(data) / pixels:.4f}",
@@ -194,54 +194,54 @@ class Studio:
             "quality": f"{codec.quality_of(header.rate):.1f} of 100",
             **(self.measure(image, decoded) if compared else {}),
         }
-        return Coded(image, decoded, self._keep(data, stem), figures, coarse, note)
+        return Coded(image, decoded, self._keep(data, stem), metrics, coarse, note)
 
     def _keep(self, data: bytes, stem: str) -> Path:
-        """Write a file where the page can offer it, in a folder of its own."""
+        """Save a file in a new folder, for download."""
         file = Path(tempfile.mkdtemp(dir=self.folder.name)) / f"{stem or 'image'}.glc"
         file.write_bytes(data)
         return file
 
     def measure(self, original: Image.Image, image: Image.Image) -> dict[str, str]:
-        """Return the metrics of a decoded image that can be had here, by name."""
+        """Return the available metrics of a decoded image, by name."""
         metrics = _metrics(self.weights_dir)
         if metrics is None:
             return {}
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # a metric that is not defined for a small image is left out
+            warnings.simplefilter("ignore")  # a metric that is undefined for a small image is omitted
             values = metrics(stack_images([original]), stack_images([image]))
         return values
 
     def open(self, path: str | Path | None) -> tuple[Image.Image, dict[str, str]]:
-        """Decode a `.glc` file with the model that made it; return the image and what to tell of it.
+        """Decode a `.glc` file with the model that made it; return the image and values to show.
 
         Raises:
-            ValueError: when it cannot be done; the message says why.
+            ValueError: it cannot be done; the message gives the reason.
         """
         if path is None:
-            raise ImageError("choose a .glc file first")
+            raise ImageError("no file; choose a .glc file first")
         self._check_bytes(path)
         data = Path(path).read_bytes()
         header, _ = unpack(data, self.max_pixels)
         name = self._made_by(header)
         if name is None:
             raise WrongWeightsError(
-                f"{Path(path).name}: written with the weights {header.fingerprint.hex()}, "
-                "which no model here has"
+                f"{Path(path).name}: made with weights {header.fingerprint.hex()}, which match no model "
+                "of this app; add the model with --model"
             )
         codec = self.codec(name)
         image = codec.decompress(data, max_pixels=self.max_pixels)
-        figures = {
+        metrics = {
             "size": f"{header.width} x {header.height} pixels",
             "file": f"{len(data):,} bytes",
             "bits per pixel": f"{8 * len(data) / (header.width * header.height):.4f}",
             "quality": f"{codec.quality_of(header.rate):.1f} of 100",
             "model": name,
         }
-        return image, figures
+        return image, metrics
 
     def _made_by(self, header: Header) -> str | None:
-        """Return the name of the model that a file was made with; a model that cannot be loaded is none."""
+        """Return the name of the model that made a file, or None; skip models that cannot be loaded."""
         for name in self.models:
             try:
                 if self.codec(name).fingerprint == header.fingerprint:
@@ -253,7 +253,7 @@ class Studio:
     def restore(
         self, path: str | Path | None, model: str, encoder: str, quality: float
     ) -> tuple[Coded, Coded]:
-        """Compress a degraded image with a restoration encoder, and with the model's own."""
+        """Compress a degraded image with a restoration encoder, and with the model's own encoder."""
         image = self.read_image(path)
         stem = Path(str(path)).stem
         return (
@@ -262,16 +262,16 @@ class Studio:
         )
 
     def canvas(self, path: str | Path | None) -> Image.Image:
-        """Return an image to paint on: as it is, or smaller where the page could not send it back.
+        """Return an image to paint on, downscaled if the browser could not send it back.
 
-        The page sends PNGs of what was painted and of what lies under it, up to four bytes a pixel.
+        The browser sends PNGs of the painted layer and of the image, up to four bytes per pixel.
 
         Raises:
-            ImageError: as `read_image` does.
+            ImageError: as in `read_image`.
         """
         image = self.read_image(path)
-        most = min(CANVAS, self.max_bytes // 5)
-        factor = (most / (image.width * image.height)) ** 0.5
+        max_pixels = min(CANVAS, self.max_bytes // 5)
+        factor = (max_pixels / (image.width * image.height)) ** 0.5
         if factor >= 1:
             return image
         return image.resize((max(1, int(image.width * factor)), max(1, int(image.height * factor))))
@@ -279,25 +279,25 @@ class Studio:
     def inpaint(
         self, path: str | Path | None, mask: np.ndarray | None, model: str, encoder: str, quality: float
     ) -> tuple[Image.Image, Coded]:
-        """Fill what a mask covers with grey, and let an encoder invent it.
+        """Fill a mask with grey, and compress with an inpainting encoder.
 
         Args:
-            path: the image.
-            mask: `[H, W]`, bool, true where its `canvas` was painted over.
+            path: the image file.
+            mask: `[H, W]`, bool, in the size of `canvas`; true for pixels to replace.
             model: name of the model.
             encoder: name of an inpainting encoder.
             quality: 0 to 100.
 
         Returns:
-            The image with its holes, and what came of it.
+            The image with its holes, and the result.
 
         Raises:
-            ValueError: when there is no image, or nothing was painted over.
+            ValueError: there is no image, or the mask is empty.
         """
         image = self.read_image(path)
         if mask is None or not mask.any():
-            raise ImageError("paint over what is to be replaced first")
-        # The brush's edge is soft: what it covers in part is lost as well.
+            raise ImageError("nothing to fill; paint over the area to replace first")
+        # The brush has a soft edge: pixels that it covers in part are replaced too.
         wide = Image.fromarray(mask.astype(np.uint8) * 255).filter(ImageFilter.MaxFilter(3))
         holed = image.copy()
         holed.paste((GREY, GREY, GREY), mask=wide.resize(image.size, Image.Resampling.NEAREST))
@@ -307,7 +307,7 @@ class Studio:
     def stylize(
         self, path: str | Path | None, model: str, decoder: str, quality: float
     ) -> tuple[Coded, Image.Image]:
-        """Compress an image, and draw the file with the model's own decoder and with one of a style."""
+        """Compress an image, and decode it with the model's own decoder and with a style decoder."""
         coded = self.compress(path, model, quality)
         return coded, self.codec(model, decoder=decoder).decompress(coded.file.read_bytes())
 
@@ -317,7 +317,7 @@ Measure = Callable[..., dict[str, str]]
 
 @cache
 def _metrics(weights_dir: Path | None) -> Measure | None:
-    """Return what measures images, or None where the packages for it are not installed."""
+    """Return a function that measures images, or None if the packages are not installed."""
     try:
         from glc.losses.perceptual import LPIPS
         from glc.metrics.quality import MSSSIM, PSNR, QualityMetrics

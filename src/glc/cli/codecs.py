@@ -1,4 +1,4 @@
-"""The codecs of a command: models known by name, and which of them made a file."""
+"""The codecs of a command: catalogue models, and the model that a file was made with."""
 
 import os
 from collections.abc import Iterable, Mapping
@@ -28,17 +28,17 @@ class KnownModel:
     """One entry per rate point."""
     bytes: int
 
-    def parts(self, kind: Kind) -> list[str]:
-        """Return the names of the encoders or decoders that were made for it."""
+    def variants(self, kind: Kind) -> list[str]:
+        """Return the names of the encoder or decoder variants made for this model."""
         return list(made_for(self.fingerprint, kind))
 
     def made(self, header: Header) -> bool:
-        """Whether a file with this header can be decoded with the model."""
+        """Whether a file with this header was made with this model."""
         return self.fingerprint.startswith(header.fingerprint.hex())
 
 
 def known_models() -> tuple[list[KnownModel], list[str]]:
-    """Return the models known by name, and a line for each file that is not one."""
+    """Return the catalogue's models, and a line for each file that is not a model."""
     models, problems = [], []
     folder = os.environ.get(FOLDER_VARIABLE)
     if folder and not os.path.isdir(folder):
@@ -55,7 +55,7 @@ def _describe(name: str, file: Path) -> KnownModel:
     # The header only: reading all tensors to check the fingerprint takes seconds.
     label = read_label(file)
     if not isinstance(label, CodecLabel):
-        raise WeightsError(f"{file}: not a codec but {label.USE.format(self=label)}")
+        raise WeightsError(f"{file}: not a codec; it is {label.USE.format(self=label)}")
     return KnownModel(name, file, label.fingerprint, list(label.rates), file.stat().st_size)
 
 
@@ -69,12 +69,12 @@ class Codecs:
     """The codecs that a command uses, each loaded once.
 
     Args:
-        model: what the user chose, or None.
+        model: name or file given by the user, or None.
         device: name of the device.
         precision: number format, see `glc.load`.
         memory: limit in bytes, or None for the available memory.
-        encoder: file or name of an encoder to use instead of the codec's own, or None.
-        decoder: the same of a decoder.
+        encoder: file or name of an encoder that replaces the codec's own, or None.
+        decoder: file or name of a decoder that replaces the codec's own, or None.
 
     Raises:
         NothingDoneError: the device does not exist, or the chosen model, encoder or decoder cannot be used.
@@ -106,48 +106,48 @@ class Codecs:
         """Return the chosen codec, or the default one.
 
         Raises:
-            NothingDoneError: when it cannot be used.
+            NothingDoneError: it cannot be used.
         """
         try:
             return self._load(find(self.model or DEFAULT_MODEL))
         except (ValueError, OSError, RuntimeError, MemoryError) as error:
-            hint = " (--model chooses another)" if self.model is None else ""
+            hint = "; choose another model with --model" if self.model is None else ""
             raise NothingDoneError(message(error) + hint) from error
 
     def check_for_files(self) -> None:
-        """Check that there is some model to decode files with.
+        """Check that at least one model can decode files.
 
         Raises:
-            NothingDoneError: when there is none.
+            NothingDoneError: no model is available.
         """
         if self.model is None and not self.known:
             self.for_images()
 
     def for_file(self, header: Header) -> Codec:
-        """Return the codec that decodes a file: the chosen one, else the known one that its header names.
+        """Return the codec for a file: the chosen one, otherwise the known one that its header names.
 
         Raises:
-            WrongWeightsError: when the chosen one did not make it, or none that is known.
-            WeightsError: when the known one cannot be used.
+            WrongWeightsError: the file was made with other weights, or with weights that are not known.
+            WeightsError: the known codec cannot be used.
         """
         fits = model_of(header, self.known)
         if self.model is None:
             if fits is None:
                 raise WrongWeightsError(
-                    f"written with the weights {header.fingerprint.hex()}, which no known model has; "
-                    "give their file with --model"
+                    f"made with weights {header.fingerprint.hex()}, which match no known model; "
+                    "give the weights file with --model"
                 )
             return self._load(fits.file)
         codec = self._load(find(self.model))
         if codec.fingerprint != header.fingerprint:
             hint = (
-                "which no known model has; give their file with --model"
+                "give the weights file with --model"
                 if fits is None
-                else f"those of the model {fits.name!r}: decode it with --model {fits.name}"
+                else f"decode it with --model {fits.name}"
             )
             raise WrongWeightsError(
-                f"written with the weights {header.fingerprint.hex()}, {hint} "
-                f"({self.model} has {codec.fingerprint.hex()})"
+                f"made with weights {header.fingerprint.hex()}, but --model {self.model} has "
+                f"{codec.fingerprint.hex()}; {hint}"
             )
         return codec
 
@@ -157,7 +157,7 @@ class Codecs:
                 weights = assemble(file, self.encoder, self.decoder)
                 self.loaded[file] = Codec(weights, choose_device(self.device), self.precision, self.memory)
             except WeightsError as error:
-                # Messages of a codec do not name the file that it came from.
+                # A codec's messages do not name its weights file.
                 text = str(error)
                 raise WeightsError(text if str(file) in text else f"{file}: {text}") from error
         return self.loaded[file]

@@ -62,23 +62,23 @@ def _shared_options(command: Callable[..., None]) -> Callable[..., None]:
                 metavar="auto|cpu|cuda",
                 default="auto",
                 show_default=True,
-                help="Device of the networks.",
+                help="Device that runs the networks.",
             ),
             click.option(
                 "--precision",
                 type=click.Choice(PRECISIONS),
                 default="auto",
                 show_default=True,
-                help="Precision of the encoder and decoder networks; the bitstream's integers are the same.",
+                help="Precision of encoder and decoder; does not affect the bitstream's integers.",
             ),
             click.option(
                 "--memory",
                 metavar="SIZE",
                 callback=_memory,
-                help="Memory limit, such as 8GB.  [default: available memory]",
+                help="Memory limit, e.g. 8GB.  [default: available memory]",
             ),
             click.option("--force", is_flag=True, help="Replace existing files."),
-            click.option("--quiet", is_flag=True, help="No progress bar and no summary."),
+            click.option("--quiet", is_flag=True, help="Print errors only."),
             trust_option,
         )
     ):
@@ -94,7 +94,7 @@ def _positive(ctx: click.Context, parameter: click.Parameter, value: float | Non
 
 def _number(ctx: click.Context, parameter: click.Parameter, value: float | None) -> float | None:
     if value is not None and math.isnan(value):  # click accepts it in any range
-        raise click.BadParameter("is not a number")
+        raise click.BadParameter(f"not a number: {value}")
     return value
 
 
@@ -105,16 +105,16 @@ def _number(ctx: click.Context, parameter: click.Parameter, value: float | None)
     "--quality",
     type=click.FloatRange(0, 100),
     callback=_number,
-    help="0 for the fewest bits to 100 for the most; fractions are allowed.  [default: 50]",
+    help="From 0 (fewest bits) to 100 (most bits); fractions are allowed.  [default: 50]",
 )
 @click.option(
-    "--target-bpp", type=float, callback=_positive, help="Instead of a quality: maximum bits per pixel."
+    "--target-bpp", type=float, callback=_positive, help="Maximum bits per pixel, instead of --quality."
 )
-@click.option("--target-size", type=click.IntRange(min=1), help="Instead of a quality: maximum bytes.")
+@click.option("--target-size", type=click.IntRange(min=1), help="Maximum bytes, instead of --quality.")
 @click.option(
     "--encoder",
     metavar="NAME|FILE",
-    help="Encoder to use instead of the model's own, such as one that restores; any decoder reads the files.",
+    help="Encoder that replaces the model's own, e.g. for restoration; any decoder decodes its files.",
 )
 @click.option(
     "--effort",
@@ -148,7 +148,7 @@ def compress(
 
     IN is an image, a folder (searched recursively), or - for standard input. A result is written next to its
     source, as NAME.glc, or to OUT: a file for a single image, else a folder that reproduces the tree of the
-    given folders. A file with a target size is smaller than the target by 3 % at most.
+    given folders. With a target, a file is at most 3 % smaller than the target.
     """
     check_target(quality, target_bpp, target_size)
     check_effort(effort, lpips_weights, encoder)
@@ -158,7 +158,7 @@ def compress(
     for job in plan.jobs:
         if job.destination is not None and is_image_name(job.destination.name):
             raise click.UsageError(
-                f"{job.target} is the name of an image; compressed files end in {GLC_SUFFIX}"
+                f"{job.target}: has an image's suffix; compressed files end in {GLC_SUFFIX}"
             )
     _refuse_terminal(plan)
 
@@ -205,7 +205,7 @@ def compress(
 @click.option(
     "--decoder",
     metavar="NAME|FILE",
-    help="Decoder to use instead of the model's own, such as one that renders in a style.",
+    help="Decoder that replaces the model's own, e.g. for a style.",
 )
 @_shared_options
 def decompress(
@@ -224,8 +224,8 @@ def decompress(
 
     IN is a .glc file, a folder (searched recursively), or - for standard input. A result is written next to
     its source, as NAME.png, or to OUT: a file for a single image, else a folder that reproduces the tree of
-    the given folders. The suffix of a file OUT may choose another lossless format. Without --model each file
-    is decoded with the known model that made it.
+    the given folders. The suffix of a file OUT selects the lossless format. Without --model, each file is
+    decoded with the known model that made it.
     """
     kind = Kind(f"{GLC_SUFFIX} files", lambda name: os.path.splitext(name)[1].lower() == GLC_SUFFIX, ".png")
     plan = make_plan(inputs, output, kind, force)
@@ -260,22 +260,22 @@ def decompress(
 
 
 def _run(plan: Plan, start: Callable[[], Steps[Any, Any]], quiet: bool) -> None:
-    """Do the jobs of a plan; one that fails is reported and the others continue.
+    """Run the jobs of a plan; report failed jobs and continue.
 
     Args:
         plan: the jobs.
-        start: loads what the jobs need and returns their steps.
+        start: loads the codec and returns the steps of a job.
         quiet: print errors only.
 
     Raises:
-        click.exceptions.Exit: something failed.
+        click.exceptions.Exit: a job failed.
     """
     from tqdm import tqdm
 
     for problem in plan.problems:
         click.echo(problem, err=True)
     failed = len(plan.problems)
-    # None: only on a terminal. In a log a bar would hide the lines that count.
+    # None: only on a terminal. In a log the bar would bury the messages.
     hidden = True if quiet or len(plan.jobs) < 2 else None
     done = outcomes(plan.jobs, start()) if plan.jobs else iter(())
     with (
@@ -311,7 +311,7 @@ def _notes(job: Job) -> Iterator[None]:
 
 def _refuse_terminal(plan: Plan) -> None:
     if any(job.destination is None for job in plan.jobs) and sys.stdout.isatty():
-        raise click.UsageError("standard output is a terminal: redirect it, or give a file with -o")
+        raise click.UsageError("standard output is a terminal; redirect it, or give a file with -o")
 
 
 def _format_of(destination: Path | None) -> tuple[str, dict[str, Any]]:
@@ -319,7 +319,7 @@ def _format_of(destination: Path | None) -> tuple[str, dict[str, Any]]:
     suffix = destination.suffix.lower() if destination is not None else ""
     if (suffix or ".png") not in LOSSLESS:
         name = click.format_filename(str(destination))
-        raise NothingDoneError(f"{name}: images are written as {', '.join(LOSSLESS)}, not as {suffix}")
+        raise NothingDoneError(f"{name}: cannot write images as {suffix}; use one of {', '.join(LOSSLESS)}")
     return LOSSLESS[suffix or ".png"]
 
 
@@ -329,5 +329,5 @@ def _encoded(image: Image, destination: Path | None) -> bytes:
     try:
         image.save(stream, name, **options)
     except KeyError as error:
-        raise ValueError(f"this Pillow cannot write {name}") from error
+        raise ValueError(f"the installed Pillow cannot write {name}") from error
     return stream.getvalue()

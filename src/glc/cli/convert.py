@@ -15,22 +15,23 @@ from glc.cli.trust import trust_option
     type=click.Choice(["auto", "glc", "taming", "codeformer", "lightning"]),
     default="auto",
     show_default=True,
-    help="What SOURCE is: the released GLC image model, a VQGAN of taming-transformers or of CodeFormer, or "
-    "a checkpoint of glc's own training. By default it is recognised by the names of its tensors.",
+    help="Format of SOURCE: the released GLC image model, a VQGAN of taming-transformers or CodeFormer, or a "
+    "training checkpoint of this project. auto detects it from the tensor names.",
 )
 @click.option(
     "--to",
     "target",
     type=click.Choice(["glc"]),
-    help="Write the authors' layout: SOURCE is a natural codec's weights file or training checkpoint.",
+    help="Convert to the authors' format; SOURCE is a weights file or training checkpoint of model=natural.",
 )
 @trust_option
-@click.option("--force", is_flag=True, help="Replace DESTINATION where it exists.")
+@click.option("--force", is_flag=True, help="Replace an existing DESTINATION.")
 def convert(source: Path, destination: Path, kind: str, target: str | None, force: bool) -> None:
-    """Convert published weights SOURCE to a weights file DESTINATION (.safetensors) of glc.
+    """Convert third-party weights SOURCE to a weights file DESTINATION (.safetensors).
 
-    A GLC image model becomes a codec. A VQGAN becomes an auto-encoder to start trainings from (init_from=).
-    Nothing in SOURCE is executed. With --to glc, one of our codecs becomes a file for the authors' code.
+    A GLC image model becomes a codec. A VQGAN becomes an autoencoder that training can start from
+    (init_from=). No code in SOURCE is executed. With --to glc, a codec of this project is converted to the
+    format of the authors' code.
     """
     from glc.codec.convert.convert import convert as convert_to_ours
     from glc.codec.convert.convert import convert_to_official

@@ -1,6 +1,6 @@
-"""From exceptions to one line on stderr and an exit code."""
+"""Errors of the command line: one line on stderr and an exit code."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
 from typing import Any
@@ -8,15 +8,15 @@ from typing import Any
 import click
 
 ONE_FAILED = 1
-"""Exit code when some of several inputs failed, and of commands that do not process single files."""
+"""Exit code when some of several inputs failed, or when a command without input files failed."""
 NOTHING_DONE = 2
-"""Exit code when the only input failed or nothing could be started; also that of usage errors."""
+"""Exit code of usage errors, and when the only input failed or nothing could be started."""
 INTERRUPTED = 130
 """Exit code after Ctrl-C, as in shells."""
 
 
 class Commands(click.Group):
-    """Turns an error with a message for the user into one line and exit code 1 (usage errors: 2)."""
+    """Command group that reports errors as one line, with exit code 1 (usage errors: 2)."""
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run a command."""
@@ -37,13 +37,29 @@ class NothingDoneError(click.ClickException):
     exit_code = NOTHING_DONE
 
 
-@contextmanager
-def needs(extra: str, *packages: str) -> Iterator[None]:
-    """Guard the imports of a command: where a package is missing, name the extra that brings it.
+def renamed_option(old: str, new: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Return a decorator that adds a hidden option with one value, refused with the name of its successor.
 
     Args:
-        extra: of this project.
-        packages: those that are imported only later.
+        old: the option of an earlier version, such as `--photos`.
+        new: the option to use instead.
+    """
+
+    def refuse(ctx: click.Context, parameter: click.Parameter, value: str | None) -> None:
+        if value is not None:
+            raise click.UsageError(f"{old}: renamed in 0.2; use {new}")
+
+    # Eager: reported before missing arguments and errors of other options.
+    return click.option(old, hidden=True, expose_value=False, is_eager=True, callback=refuse)
+
+
+@contextmanager
+def needs(extra: str, *packages: str) -> Iterator[None]:
+    """Guard the imports of a command: name the extra to install when a package is missing.
+
+    Args:
+        extra: the extra of this project that contains the packages.
+        packages: packages to check now although they are imported later.
 
     Raises:
         NothingDoneError: a package is missing.
@@ -56,7 +72,7 @@ def needs(extra: str, *packages: str) -> Iterator[None]:
     except ModuleNotFoundError as error:
         if error.name is None or error.name.split(".")[0] == "glc":
             raise
-        text = f"the package {error.name} is missing: pip install 'glc-codec[{extra}]'"
+        text = f"{error.name}: package not installed; run pip install 'glc-codec[{extra}]'"
         raise NothingDoneError(text) from error
 
 
@@ -65,19 +81,19 @@ def message(error: BaseException) -> str:
     if isinstance(error, OSError) and error.strerror:
         name = f"{click.format_filename(error.filename)}: " if error.filename is not None else ""
         return name + error.strerror
-    if _is_lack_of_memory(error):
-        return "not enough memory"
+    if _is_out_of_memory(error):
+        return "out of memory"
     return " ".join(str(error).split()) or type(error).__name__
 
 
 def message_about(name: str, error: BaseException) -> str:
-    """Return an error's message as one line that begins with the name of the file it is about."""
+    """Return an error's message as one line that starts with the file's name."""
     text = message(error)
     return text if text.startswith(f"{name}: ") else f"{name}: {text}"
 
 
-def _is_lack_of_memory(error: BaseException | None) -> bool:
-    """Whether memory ran out, in Python, in torch, or below something that wrapped the error."""
+def _is_out_of_memory(error: BaseException | None) -> bool:
+    """Whether an error, or one of its causes, means out of memory in Python or torch."""
     while error is not None:
         if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
             return True

@@ -1,7 +1,7 @@
-"""The files of a command: which it reads and writes, decided before any work, and how it does so.
+"""Input and output files of a command, planned before any work starts.
 
-`make_plan` turns inputs and `-o` into jobs of one source and one destination each, and reports at once what
-cannot be done. `-` is standard input or output.
+`make_plan` turns inputs and `-o` into jobs of one source and one destination each, and reports all problems
+at once. `-` is standard input or output.
 """
 
 import io
@@ -28,14 +28,14 @@ class Kind:
     """The kind of file that a command reads, and the suffix of what it writes."""
 
     noun: str
-    """What folders are searched for, in the plural."""
+    """Name of the kind for messages, in the plural."""
     accepts: Callable[[str], bool]
     """Whether a file name is of this kind; only used for files found in folders."""
     suffix: str
-    """Of the files that are written."""
+    """Suffix of the files that are written."""
 
     def output_name(self, name: str) -> str:
-        """Return the name of a file's result; a suffix that is not of this kind is kept."""
+        """Return the output name for an input name; a suffix of another kind is kept."""
         return (os.path.splitext(name)[0] if self.accepts(name) else name) + self.suffix
 
 
@@ -50,12 +50,12 @@ class Job:
 
     @property
     def name(self) -> str:
-        """What to call the source in messages."""
+        """The source's name in messages."""
         return "standard input" if self.source is None else click.format_filename(self.source)
 
     @property
     def target(self) -> str:
-        """What to call the destination in messages."""
+        """The destination's name in messages."""
         return "standard output" if self.destination is None else click.format_filename(self.destination)
 
 
@@ -64,27 +64,27 @@ class Plan:
     """All jobs of a command."""
 
     single: bool
-    """Whether there is a single input that is not a folder."""
+    """Whether the only input is a file or standard input."""
     jobs: list[Job] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
-    """One line for each input that became no job."""
+    """One line for each input that cannot be processed."""
 
 
 def make_plan(inputs: Sequence[str], output: str | None, kind: Kind, force: bool) -> Plan:
-    """Find the files that the inputs name and where their results go.
+    """Find the input files and choose their output paths.
 
-    A single file's result is `output`, or lies in `output` if that is a folder. The tree of an input folder
-    is reproduced under `output`; with several inputs, under the folder's name in `output`. Without `output`
-    results are written next to their sources.
+    The result of a single file is `output`, or a file in `output` if that is a folder. The tree of an input
+    folder is reproduced under `output`; with several inputs, under `output` and the folder's name. Without
+    `output`, results are written next to their sources.
 
     Args:
         inputs: files, folders or `-`.
         output: a file, a folder or `-`.
-        kind: what is read and written.
-        force: existing files may be replaced.
+        kind: kind of the input files.
+        force: whether existing files may be replaced.
 
     Raises:
-        click.UsageError: inputs and output do not match.
+        click.UsageError: inputs and output cannot be combined.
     """
     single = len(inputs) == 1 and (inputs[0] == STREAM or not os.path.isdir(inputs[0]))
     plan = Plan(single)
@@ -92,11 +92,11 @@ def make_plan(inputs: Sequence[str], output: str | None, kind: Kind, force: bool
         found = [_single_job(inputs[0], output, kind)]
     else:
         if STREAM in inputs:
-            raise click.UsageError("'-' must be the only input")
+            raise click.UsageError("-: standard input must be the only input")
         if output == STREAM:
-            raise click.UsageError("only a single file can be written to standard output")
+            raise click.UsageError("-o -: only a single result can be written to standard output")
         if output is not None and os.path.lexists(output) and not os.path.isdir(output):
-            raise click.UsageError(f"{output!r} is a file: give a folder for several results")
+            raise click.UsageError(f"{output}: is a file; give a folder for several results")
         found = list(_jobs_in(inputs, output, kind, plan.problems))
     _check(found, plan, force)
     return plan
@@ -112,7 +112,7 @@ def _single_job(given: str, output: str | None, kind: Kind) -> Job:
     if not output.endswith(("/", os.sep)) and not os.path.isdir(output):
         return Job(source, Path(output))
     if source is None:
-        raise click.UsageError(f"{output!r} is a folder: give the name of the file to write")
+        raise click.UsageError(f"{output}: is a folder; give the name of the file to write")
     return Job(source, Path(output, kind.output_name(source.name)))
 
 
@@ -130,11 +130,11 @@ def _jobs_in(inputs: Sequence[str], output: str | None, kind: Kind, problems: li
             empty = False
             yield Job(path, root / path.relative_to(given).with_name(kind.output_name(path.name)))
         if empty:
-            problems.append(f"{click.format_filename(given)}: no {kind.noun} in this folder")
+            problems.append(f"{click.format_filename(given)}: folder contains no {kind.noun}")
 
 
 def _files_in(folder: Path, kind: Kind, problems: list[str]) -> list[Path]:
-    """Return the files of a kind under a folder, sorted, without hidden ones; links are followed once."""
+    """Return the files of a kind under a folder, sorted and without hidden ones; follow links once."""
 
     def note(error: OSError) -> None:
         problems.append(f"{click.format_filename(error.filename)}: {error.strerror}")
@@ -154,7 +154,7 @@ def _files_in(folder: Path, kind: Kind, problems: list[str]) -> list[Path]:
 
 
 def _check(found: Sequence[Job], plan: Plan, force: bool) -> None:
-    """Add the jobs that can be done to the plan, and a problem for each of the others."""
+    """Add the possible jobs to the plan, and a problem for each of the others."""
     sources = {os.path.realpath(job.source) for job in found if job.source is not None}
     taken: dict[str, Job] = {}
     for job in found:
@@ -162,14 +162,14 @@ def _check(found: Sequence[Job], plan: Plan, force: bool) -> None:
         if job.source is not None and not os.path.exists(job.source):
             problem = "no such file"
         elif job.destination is not None:
-            place = os.path.realpath(job.destination)
-            if place in taken:
-                problem = f"{job.target} is already the output of {taken[place].name}"
-            elif place in sources:
-                problem = f"{job.target} is itself an input: choose another name with -o"
+            path = os.path.realpath(job.destination)
+            if path in taken:
+                problem = f"{job.target} is already the output of {taken[path].name}"
+            elif path in sources:
+                problem = f"{job.target} is also an input; choose another name with -o"
             else:
                 problem = destination_problem(job.destination, force)
-            taken.setdefault(place, job)
+            taken.setdefault(path, job)
         if problem is None:
             plan.jobs.append(job)
         else:
@@ -177,7 +177,7 @@ def _check(found: Sequence[Job], plan: Plan, force: bool) -> None:
 
 
 def destination_problem(path: Path, force: bool) -> str | None:
-    """Return why a file cannot be written, as far as can be known beforehand, or None."""
+    """Return why a file cannot be written, or None; checks what can be checked without writing."""
     name = click.format_filename(path)
     if os.path.isdir(path):
         return f"{name} is a folder"
@@ -185,8 +185,8 @@ def destination_problem(path: Path, force: bool) -> str | None:
         if not os.path.isfile(path):
             return f"{name} is not a regular file"
         if not force:
-            return f"{name} exists: replace it with --force"
-    # Missing folders are made when a result is written; the nearest existing one decides.
+            return f"{name} exists; replace it with --force"
+    # Missing folders are created when the result is written: check the nearest existing one.
     folder = os.path.dirname(os.path.realpath(path))
     while not os.path.lexists(folder) and os.path.dirname(folder) != folder:
         folder = os.path.dirname(folder)
@@ -204,8 +204,8 @@ def read_glc(source: Path | None, max_pixels: int = DEFAULT_LIMIT) -> bytes:
     """Return the bytes of a `.glc` file, or those on standard input for None.
 
     Raises:
-        BitstreamError: it is not a `.glc` file, or is longer than a file of its image size can be. The rest
-            is then not read.
+        BitstreamError: the data is not a `.glc` file, or is longer than its image size allows; the rest is
+            then not read.
         OSError: it cannot be read.
     """
     with open(source, "rb") if source is not None else nullcontext(sys.stdin.buffer) as file:
@@ -214,7 +214,7 @@ def read_glc(source: Path | None, max_pixels: int = DEFAULT_LIMIT) -> bytes:
         data = _read(file, limit + 1, start)
     if len(data) > limit:
         check_size(start, max_pixels)
-        raise DamagedError(f"damaged: longer than any file of an image of its size ({limit:,} bytes)")
+        raise DamagedError(f"corrupt file: longer than the maximum for its image size ({limit:,} bytes)")
     return data
 
 
@@ -222,7 +222,7 @@ def read_image(stream: IO[bytes]) -> bytes:
     """Return the bytes of an image on a stream.
 
     Raises:
-        ImageError: there are more bytes than an image of the largest size has.
+        ImageError: the stream is longer than the largest allowed image.
     """
     from glc.data.images import MAX_PIXELS
     from glc.errors import ImageError
@@ -230,12 +230,12 @@ def read_image(stream: IO[bytes]) -> bytes:
     limit = MAX_PIXELS * 8 + (1 << 20)  # four uncompressed channels of 16 bits, and a header
     data = _read(stream, limit + 1)
     if len(data) > limit:
-        raise ImageError(f"standard input: more than {limit:,} bytes, which no image needs")
+        raise ImageError(f"standard input: longer than the limit of {limit:,} bytes")
     return data
 
 
 def _read(stream: IO[bytes], limit: int, start: bytes = b"") -> bytes:
-    """Read to the end, or up to `limit` bytes; in chunks, since one `read` would allocate the limit."""
+    """Read up to `limit` bytes, in chunks: a single `read` would allocate `limit` bytes."""
     data = io.BytesIO()
     data.write(start)
     while chunk := stream.read(min(_CHUNK, limit - data.tell())):
@@ -244,10 +244,10 @@ def _read(stream: IO[bytes], limit: int, start: bytes = b"") -> bytes:
 
 
 def write_result(job: Job, data: bytes, force: bool) -> None:
-    """Write a job's result, atomically where it is a file.
+    """Write a job's result; a file is written atomically.
 
     Raises:
-        FileExistsError: a file has appeared there in the meantime, and `force` is not given.
+        FileExistsError: the file was created in the meantime, and `force` is false.
         OSError: it cannot be written.
     """
     if job.destination is None:
@@ -258,7 +258,7 @@ def write_result(job: Job, data: bytes, force: bool) -> None:
 
 def _write_to_stdout(data: bytes) -> None:
     stream = sys.stdout.buffer
-    # Below the buffer, which would try again, and fail again, when Python exits.
+    # Bypass the buffer: after a failure Python would flush it again at exit, and fail again.
     raw = getattr(stream, "raw", stream)
     rest = memoryview(data)
     try:
@@ -266,6 +266,6 @@ def _write_to_stdout(data: bytes) -> None:
             rest = rest[raw.write(rest) or 0 :]
         stream.flush()
     except BrokenPipeError:
-        raise  # the reader has seen enough
+        raise  # the reader has closed the pipe
     except OSError as error:
         raise OSError(error.errno, error.strerror, "standard output") from error

@@ -18,15 +18,15 @@ def train(arguments: tuple[str, ...]) -> None:
     """Train a stage of a codec.
 
     \b
-    glc pack PHOTOS data/mine && glc pack OTHERS data/val
+    glc pack TRAIN_IMAGES data/mine && glc pack VAL_IMAGES data/val
     glc train stage=vqvae     name=mine testset=shards data.train=data/mine data.val=data/val
     glc train stage=transform name=mine testset=shards data.train=data/mine data.val=data/val
     glc train stage=joint     name=mine testset=shards data.train=data/mine data.val=data/val
     glc export runs/mine/joint mine.safetensors
-    glc train -m stage=transform stage.lmbda=0.5,1,2,4      (a sweep: one run each)
+    glc train -m stage=transform stage.lmbda=0.5,1,2,4      (sweep: one run per value)
 
-    A run lies in runs/NAME/STAGE; each stage starts from the one before. `--cfg job` shows all keys,
-    `--config-dir DIR` adds a folder with configuration of your own, `--hydra-help` shows Hydra's flags.
+    A run is saved in runs/NAME/STAGE; each stage starts from the previous one. `--cfg job` shows all keys,
+    `--config-dir DIR` adds a folder with your own configuration, `--hydra-help` shows Hydra's flags.
     """
     with needs("train", "torchvision", "torchmetrics", "lpips", "webdataset"):
         from glc.launch.train import main
@@ -38,23 +38,23 @@ def train(arguments: tuple[str, ...]) -> None:
     "--shards",
     multiple=True,
     metavar="PATTERN",
-    help="Images in tar shards: files, folders, patterns like 'val-{000..099}.tar'; may be repeated.",
+    help="Tar shards of images: a file, a folder, or a pattern like 'val-{000..099}.tar'. Repeatable.",
 )
 @_words
 @trust_option
 def evaluate(arguments: tuple[str, ...], shards: tuple[str, ...]) -> None:
-    """Measure codecs on a folder or a known set of images.
+    """Evaluate codecs on a folder of images or a test set.
 
     \b
-    glc eval codec=mine.safetensors testset=folder testset.path=PHOTOS out=RESULTS
+    glc eval codec=mine.safetensors testset=folder testset.path=IMAGES out=RESULTS
     glc eval codec=jpeg qualities=[5,10] testset=kodak testset.path=KODAK out=RESULTS
-    glc eval codec=[mine.safetensors,vvc] target_bpp=[0.03] testset.path=PHOTOS out=RESULTS
+    glc eval codec=[mine.safetensors,vvc] target_bpp=[0.03] testset.path=IMAGES out=RESULTS
     glc eval --shards 'val-{000..099}.tar' codec=mine.safetensors out=RESULTS processes=8
 
-    Each image is compressed to bytes and decompressed from them. RESULTS gets summary.json, per_image.csv,
-    the files and the images decoded from them. The same command resumes an interrupted evaluation.
+    Each image is compressed and decompressed. RESULTS gets summary.json, per_image.csv, the compressed files
+    and the decoded images. To resume an interrupted evaluation, run the same command again.
     metrics.weights_dir=DIR names a folder with the metrics' weights. `--cfg job` shows all keys,
-    `--config-dir DIR` adds a folder with configuration of your own.
+    `--config-dir DIR` adds a folder with your own configuration.
     """
     with needs("eval", "torchvision", "torchmetrics", "lpips"):
         from glc.launch.evaluate import main

@@ -11,9 +11,9 @@ from glc.cli.files import STREAM, Job
 
 @click.command()
 @click.argument("file", type=click.Path(path_type=Path))
-@click.option("--json", "as_json", is_flag=True, help="Machine-readable.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def info(file: Path, as_json: bool) -> None:
-    """Show the header of a .glc FILE; - reads standard input. No weights are needed."""
+    """Show the header of a .glc FILE, or of standard input for -. Needs no weights."""
     from glc.cli.codecs import known_models, model_of
     from glc.cli.files import read_glc
     from glc.codec.bitstream import MAX_SIDE, RATE_ONE, VERSION, unpack
@@ -48,18 +48,18 @@ def info(file: Path, as_json: bool) -> None:
         ("rate point", f"{header.rate / RATE_ONE:.3f}{of}"),
         ("size", f"{len(data):,} bytes, {found['bpp']:.4f} bpp"),
         ("weights", header.fingerprint.hex()),
-        ("model", model.name if model else "unknown: no model that `glc models` lists has these weights"),
+        ("model", model.name if model else "unknown (no model in `glc models` has these weights)"),
     ):
         click.echo(f"{label:<12}{value}")
 
 
 @click.command()
-@click.option("--json", "as_json", is_flag=True, help="Machine-readable.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def models(as_json: bool) -> None:
-    """List the models that are known by name, and the encoders and decoders made for them.
+    """List the known models, and the encoders and decoders made for them.
 
-    These are the models that come with glc and the .safetensors files in the folder that the environment
-    variable GLC_MODELS names.
+    Known are the bundled models and the .safetensors files in the folder that the environment variable
+    GLC_MODELS names.
     """
     from glc.cli.codecs import known_models
     from glc.codec.weights.catalog import DEFAULT_MODEL, FOLDER_VARIABLE
@@ -74,8 +74,8 @@ def models(as_json: bool) -> None:
                 "rates": model.rates,
                 "file": click.format_filename(model.file),
                 "bytes": model.bytes,
-                "encoders": model.parts("encoder"),
-                "decoders": model.parts("decoder"),
+                "encoders": model.variants("encoder"),
+                "decoders": model.variants("decoder"),
             }
             for model in known
         ]
@@ -91,13 +91,13 @@ def models(as_json: bool) -> None:
                 f"{name:<{width}}{model.fingerprint[:8]:<10}{len(model.rates):>11}{megabytes:>12}  {file}"
             )
             for kind in ("encoder", "decoder"):
-                for part in model.parts(kind):
-                    click.echo(f"  --{kind} {part}")
+                for variant in model.variants(kind):
+                    click.echo(f"  --{kind} {variant}")
         if any(model.name == DEFAULT_MODEL for model in known):
             click.echo("* default model")
     else:
         click.echo(
-            f"No model comes with this version of glc; name a folder of weights files in {FOLDER_VARIABLE}.",
+            f"no models found; set {FOLDER_VARIABLE} to a folder of weights files",
             err=True,
         )
     for problem in problems:

@@ -9,10 +9,12 @@ import click
 @click.argument("sources", nargs=-1, type=click.Path(path_type=Path))
 @click.argument("dest", type=click.Path(path_type=Path))
 @click.option(
-    "--samples", type=click.Choice(["train", "test"]), help="Pack the photographs inside installed packages."
+    "--samples",
+    type=click.Choice(["train", "test"]),
+    help="Pack the sample photographs of installed packages.",
 )
 @click.option(
-    "--size", type=click.IntRange(min=1), help="Scale down to this short side, in pixels; never up."
+    "--size", type=click.IntRange(min=1), help="Downscale images to this short side in pixels; never upscale."
 )
 @click.option(
     "--min-side", type=click.IntRange(min=0), default=0, help="Skip images with a smaller short side."
@@ -25,14 +27,16 @@ import click
     type=click.IntRange(1, 100),
     default=95,
     show_default=True,
-    help="JPEG quality of changed images.",
+    help="JPEG quality of re-encoded images.",
 )
 @click.option(
-    "--keep-order", is_flag=True, help="Keep the order of the sources (default: mixed by a hash of the name)."
+    "--keep-order",
+    is_flag=True,
+    help="Keep the order of the sources.  [default: shuffled by a hash of the name]",
 )
-@click.option("--workers", type=click.IntRange(min=1), help="Processes; by default one per core.")
-@click.option("--force", is_flag=True, help="Replace shards packed with other settings or images.")
-@click.option("--quiet", is_flag=True, help="No progress bar and no summary.")
+@click.option("--workers", type=click.IntRange(min=1), help="Number of processes.  [default: one per core]")
+@click.option("--force", is_flag=True, help="Replace shards of other settings or images.")
+@click.option("--quiet", is_flag=True, help="Print errors only.")
 def pack(
     sources: tuple[Path, ...],
     dest: Path,
@@ -48,8 +52,8 @@ def pack(
 ) -> None:
     """Pack images into WebDataset shards DEST/NAME-000000.tar and a manifest.
 
-    Each SOURCE is a folder, a text file that lists images, or an image. An interrupted run, started again,
-    resumes where it stopped.
+    Each SOURCE is a folder, a text file that lists images, or an image. To resume an interrupted run, give
+    the same command again.
     """
     if bool(sources) == bool(samples):
         raise click.UsageError("give either SOURCE... DEST, or --samples train|test DEST")

@@ -1,4 +1,4 @@
-"""Many files through one codec: on a GPU, files are read and written while it computes."""
+"""Process many files with one codec; on a GPU, files are read and written in parallel to its work."""
 
 from __future__ import annotations
 
@@ -15,40 +15,40 @@ Read = TypeVar("Read")
 Coded = TypeVar("Coded")
 
 FAILURES = (ValueError, OSError, RuntimeError, MemoryError)
-"""What ends a job and no more; other errors end all."""
-MOST_THREADS = 8
-"""Beyond these a GPU is the limit: a thread writes ten PNGs of half a megapixel in a second, or more."""
+"""Errors that end one job; others end the command."""
+MAX_THREADS = 8
+"""With more, the GPU is the bottleneck: one thread writes at least ten PNGs of 0.5 megapixels per second."""
 
 
 @dataclass(frozen=True)
 class Steps(Generic[Read, Coded]):
-    """What is done to a file."""
+    """The steps of a job."""
 
     read: Callable[[Job], Read]
     code: Callable[[Job, Read], tuple[Coded, str]]
-    """Returns what is to be written and what to say of it; runs in the calling thread, in order."""
+    """Returns the data to write and a summary line; runs in the calling thread, in order."""
     write: Callable[[Job, Coded], None]
     threads: int = 0
-    """That read ahead, and as many that write; with 0 files are done one after the other."""
+    """Number of reading threads, and of writing threads; 0 processes files one after another."""
 
 
 def threads_for(device: str) -> int:
-    """Return how many threads keep a device of a type busy: none help a CPU, which has its hands full."""
-    return 0 if device == "cpu" else min(MOST_THREADS, os.cpu_count() or 1)
+    """Return the number of I/O threads for a device type: 0 on a CPU, which is already saturated."""
+    return 0 if device == "cpu" else min(MAX_THREADS, os.cpu_count() or 1)
 
 
 def outcomes(jobs: Sequence[Job], steps: Steps[Read, Coded]) -> Iterator[tuple[Job, str | Exception]]:
-    """Do jobs; yield each, in their order, with what to say of it or with why it failed.
+    """Run jobs; yield each in order, with its summary or its error.
 
     ```
     read   a b c d ...
-    code     a b c ...      one at a time; as many files are held as there are threads to read and to write
+    code     a b c ...      one at a time; at most `threads` files wait on either side
     write      a b ...
     ```
 
     Args:
-        jobs: files to read and to write.
-        steps: what to do.
+        jobs: the files.
+        steps: how a file is processed.
     """
     if not steps.threads or len(jobs) < 2:
         for job in jobs:
@@ -56,7 +56,7 @@ def outcomes(jobs: Sequence[Job], steps: Steps[Read, Coded]) -> Iterator[tuple[J
                 made, summary = steps.code(job, steps.read(job))
                 steps.write(job, made)
             except BrokenPipeError:
-                raise  # who reads standard output has seen enough
+                raise  # the reader of standard output has closed it
             except FAILURES as error:
                 yield job, error
             else:
@@ -79,7 +79,7 @@ def outcomes(jobs: Sequence[Job], steps: Steps[Read, Coded]) -> Iterator[tuple[J
         while waiting:
             yield _settled(*waiting.popleft())
     finally:
-        # What is being written is finished: whole files or none.
+        # Writes in progress are finished, so that no partial file remains.
         readers.shutdown(cancel_futures=True)
         writers.shutdown(cancel_futures=True)
 

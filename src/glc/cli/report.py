@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from glc.cli.errors import needs
+from glc.cli.errors import needs, renamed_option
 from glc.cli.trust import trust_option
 
 
@@ -18,29 +18,30 @@ from glc.cli.trust import trust_option
     type=click.Path(path_type=Path, dir_okay=False),
     default=Path("report.html"),
     show_default=True,
-    help="The page to write.",
+    help="HTML file to write.",
 )
 @click.option(
     "--originals",
     type=click.Path(path_type=Path),
-    help="Folder of the original images, to show them beside the decoded ones.",
+    help="Folder of the original images, shown beside the decoded ones.",
 )
 @click.option(
     "--images",
     type=click.IntRange(min=1),
     default=8,
     show_default=True,
-    help="Images in the slider, at most.",
+    help="Maximum number of images in the slider.",
 )
 @click.option(
     "--tables",
     type=click.Path(path_type=Path, file_okay=False),
-    help="Folder for plots (PNG, SVG) and tables (Markdown, LaTeX) as files.",
+    help="Folder for plots (PNG, SVG) and tables (Markdown, LaTeX).",
 )
-@click.option("--published/--no-published", default=True, help="Plot published points, where there are any.")
+@click.option("--published/--no-published", default=True, help="Plot published results, if there are any.")
 @click.option(
-    "--anchor", metavar="CODEC", help="What BD-rates are against.  [default: that of the first RUN]"
+    "--anchor", metavar="CODEC", help="Codec that BD-rates are relative to.  [default: that of the first RUN]"
 )
+@renamed_option("--pictures", "--images")
 def report(
     runs: tuple[Path, ...],
     output: Path,
@@ -50,7 +51,7 @@ def report(
     published: bool,
     anchor: str | None,
 ) -> None:
-    """Write one HTML page about evaluations (each RUN is the out= of one); it opens offline."""
+    """Write a self-contained HTML report of evaluations; each RUN is the out= folder of one."""
     with needs("eval"):
         from glc.evaluation.report import build_report, write_tables
         from glc.evaluation.results import read_runs
@@ -69,7 +70,7 @@ def _size(ctx: click.Context, parameter: click.Parameter, value: tuple[str, ...]
     for text in value:
         found = re.fullmatch(r"(\d{1,5})x(\d{1,5})", text)
         if found is None or int(found[1]) == 0 or int(found[2]) == 0:
-            raise click.BadParameter(f"{text!r} is no WIDTHxHEIGHT, such as 768x512")
+            raise click.BadParameter(f"invalid size {text!r}; give WIDTHxHEIGHT, e.g. 768x512")
         sizes.append((int(found[1]), int(found[2])))
     return list(dict.fromkeys(sizes))
 
@@ -84,14 +85,14 @@ def _size(ctx: click.Context, parameter: click.Parameter, value: tuple[str, ...]
     callback=_size,
     default=("256x256", "768x512", "1920x1080"),
     show_default=True,
-    help="Width and height of an image; may be given several times.",
+    help="Width and height of an image. Repeatable.",
 )
 @click.option(
     "--device",
     "devices",
     multiple=True,
     metavar="cpu|cuda",
-    help="May be given several times.  [default: all that are present]",
+    help="Device to measure on. Repeatable.  [default: all available]",
 )
 @click.option("--quality", type=click.FloatRange(0, 100), default=50, show_default=True)
 @click.option(
@@ -99,7 +100,7 @@ def _size(ctx: click.Context, parameter: click.Parameter, value: tuple[str, ...]
     type=click.IntRange(min=1),
     default=3,
     show_default=True,
-    help="Calls of which the median is taken.",
+    help="Number of timed calls; the median is reported.",
 )
 @click.option(
     "-o",
@@ -116,7 +117,7 @@ def complexity(
     repeats: int,
     output: Path | None,
 ) -> None:
-    """Measure what a model costs: parameters, operations, seconds and memory, by image size and device."""
+    """Measure a model's complexity: parameters, MACs, time and memory per image size and device."""
     from glc.codec.load import load
 
     with needs("eval"):

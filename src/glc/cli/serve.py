@@ -1,4 +1,4 @@
-"""The command `glc serve`: a local page."""
+"""The command `glc serve`: the web app."""
 
 from pathlib import Path
 
@@ -13,26 +13,30 @@ from glc.cli.trust import trust_option
     "--host",
     default="127.0.0.1",
     show_default=True,
-    help="Address to listen on. Any other lets everyone who reaches it use the page.",
+    help="Address to listen on. With another address, everyone who can connect can use the app.",
 )
 @click.option("--port", type=click.IntRange(1, 65535), default=7860, show_default=True)
-@click.option("--model", metavar="NAME|FILE", help="Model that is selected first.")
+@click.option("--model", metavar="NAME|FILE", help="Model to select initially.")
 @click.option(
-    "--device", metavar="auto|cpu|cuda", default="auto", show_default=True, help="Device of the networks."
+    "--device",
+    metavar="auto|cpu|cuda",
+    default="auto",
+    show_default=True,
+    help="Device that runs the networks.",
 )
 @click.option(
     "--max-upload-mb",
     type=click.IntRange(min=1),
     default=32,
     show_default=True,
-    help="Largest file that is accepted.",
+    help="Maximum size of an uploaded file.",
 )
 @click.option(
     "--max-pixels",
     type=click.IntRange(min=1),
     default=24_000_000,
     show_default=True,
-    help="Largest image that is accepted, width times height.",
+    help="Maximum width x height of an image.",
 )
 @click.option(
     "--weights-dir",
@@ -49,17 +53,17 @@ def serve(
     max_pixels: int,
     weights_dir: Path | None,
 ) -> None:
-    """Open a local page: compress, open files, restore, fill holes, render in a style.
+    """Start the web app: compress, decode, restore, inpaint and stylize images.
 
     It works offline and contacts no other machine. Stop it with Ctrl-C.
     """
     with needs("app"):
         from glc.app.page import launch
-    from glc.app.service import Studio
+    from glc.app.service import Service
 
-    studio = Studio(model, device, max_upload_mb * 1_000_000, max_pixels, weights_dir)
-    page, url = launch(studio, host, port)
+    service = Service(model, device, max_upload_mb * 1_000_000, max_pixels, weights_dir)
+    page, url = launch(service, host, port)
     click.echo(f"{url} (Ctrl-C stops)")
     if host not in ("127.0.0.1", "localhost", "::1"):
-        click.echo(f"note: whoever reaches {host} can use this page", err=True)
+        click.echo(f"note: everyone who can connect to {host} can use the app", err=True)
     page.block_thread()

@@ -21,11 +21,11 @@ from glc.cli.latent_search import check_effort, make_effort
 from glc.jobs.worker import FileProcessor, Processed
 
 _OPTIONS = ("quality", "target_bpp", "target_size", "max_pixels")
-"""Options of a command that its codec takes with each call."""
+"""Options of a command that are arguments of each call of the codec."""
 
 
 def shard_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Add `--shards` and the options that belong to it to a command, which runs as before without it."""
+    """Add `--shards` and its options to a command; without `--shards` the command runs unchanged."""
 
     @functools.wraps(command)
     def either(
@@ -35,27 +35,30 @@ def shard_options(command: Callable[..., None]) -> Callable[..., None]:
             only = {"keep": (keep, False), "processes": (processes, 1), "threads": (threads, 1)}
             for name, (value, default) in only.items():
                 if value != default:
-                    raise click.UsageError(f"--{name} goes with --shards")
+                    raise click.UsageError(f"--{name}: requires --shards")
             command(output=output, **given)
             return
         if output is None or output == "-":
-            raise click.UsageError("--shards needs the folder to write to: -o OUT")
+            raise click.UsageError("--shards: no output folder; give one with -o OUT")
         inputs, force, quiet = (given.pop(name) for name in ("inputs", "force", "quiet"))
         job = make_job(command.__name__, keep=keep, **given)
         code_shards(job, inputs, Path(output), processes, threads, force, quiet)
 
     for option in (
         click.option(
-            "--threads", type=click.IntRange(min=1), default=1, help="With --shards: of each process."
+            "--threads", type=click.IntRange(min=1), default=1, help="With --shards: threads per process."
         ),
         click.option(
-            "--processes", type=click.IntRange(min=1), default=1, help="With --shards: on this machine."
+            "--processes",
+            type=click.IntRange(min=1),
+            default=1,
+            help="With --shards: processes on this machine.",
         ),
-        click.option("--keep", is_flag=True, help="With --shards: a sample's other files go along."),
+        click.option("--keep", is_flag=True, help="With --shards: copy the other files of each sample."),
         click.option(
             "--shards",
             is_flag=True,
-            help="IN are tar shards: files, folders, patterns like 'in-{000..099}.tar'. So is what OUT gets.",
+            help="IN are tar shards: files, folders, patterns like 'in-{000..099}.tar'. OUT gets tar shards.",
         ),
     ):
         either = option(either)
@@ -63,18 +66,20 @@ def shard_options(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def check_target(quality: float | None, target_bpp: float | None, target_size: int | None) -> None:
-    """Refuse more than one way to say how large files are to be.
+    """Refuse more than one of quality, bits per pixel and bytes.
 
     Raises:
         click.UsageError: more than one is given.
     """
     if sum(value is not None for value in (quality, target_bpp, target_size)) > 1:
-        raise click.UsageError("give only one of --quality, --target-bpp and --target-size")
+        raise click.UsageError(
+            "--quality, --target-bpp and --target-size cannot be combined; give one of them"
+        )
 
 
 @dataclass(frozen=True)
 class CodingJob:
-    """What a command does with each sample. Called in each worker process, it makes the processor."""
+    """Settings of a batch job; calling it in a worker process makes the sample processor."""
 
     command: str
     """`compress` or `decompress`."""
@@ -82,29 +87,29 @@ class CodingJob:
     device: str
     keep: bool
     options: Mapping[str, Any]
-    """Of each call: quality or target, `effort`, `max_pixels`; those that are not given are absent."""
+    """Arguments of each call: quality or target, `effort`, `max_pixels`; only those that were given."""
     networks: Mapping[str, Any]
     """Other arguments of `Codecs`, such as `encoder` and `memory`."""
     lpips_weights: str | None = None
 
     def settings(self) -> dict[str, Any]:
-        """Return everything that decides the bytes.
+        """Return every setting that affects the output bytes.
 
         Raises:
-            WeightsError: there is no such weights file.
-            OSError: it cannot be read.
+            WeightsError: a weights file does not exist.
+            OSError: a weights file cannot be read.
         """
         from glc.codec.weights.catalog import DEFAULT_MODEL
 
         weights = {"model": self.model or (DEFAULT_MODEL if self.command == "compress" else None)}
         weights |= self.networks
-        weights.pop("memory", None)  # decides no byte: a run that lacked some resumes with more
+        weights.pop("memory", None)  # does not affect the bytes: a job may resume with another limit
         identities = {key: _identity(key, value) for key, value in weights.items()}
         found = {"command": self.command, "glc": __version__, **self.options, "weights": identities}
         return {**found, "keep": self.keep}
 
     def __call__(self, local_rank: int) -> FileProcessor:
-        """Load the model, on this process's GPU where there are several."""
+        """Load the model, on the GPU of this local rank if there are several."""
         import torch
 
         from glc.cli.codecs import Codecs
@@ -130,7 +135,7 @@ def make_job(
     lpips_weights: str | None = None,
     **given: Any,
 ) -> CodingJob:
-    """Check the options of a command, and return them as a job.
+    """Check the options of a command and return them as a job.
 
     Raises:
         click.UsageError: two options exclude each other.
@@ -158,11 +163,11 @@ def code_shards(
     force: bool,
     quiet: bool,
 ) -> None:
-    """Code the samples of shards into a folder; the arguments are the options of the command.
+    """Process the samples of tar shards into a folder; the arguments are the command's options.
 
     Raises:
-        click.ClickException: it could not be started.
-        click.exceptions.Exit: 1 when samples failed, 3 when it is not finished.
+        click.ClickException: the job could not be started.
+        click.exceptions.Exit: 1 when samples failed, 3 when the job is unfinished.
     """
     from glc.jobs.manifest import FAILURES
     from glc.jobs.run import UNFINISHED, UnfinishedError
@@ -174,7 +179,7 @@ def code_shards(
         shards = find_shards(inputs)
         refuse_overwriting(shards, folder, "choose another folder with -o")
         if not any(shard.path.exists() for shard in shards):
-            raise ValueError(f"{shards[0].path}: no such file; none of {len(shards)} shards is there")
+            raise ValueError(f"{shards[0].path}: no such file; none of the {len(shards)} shards exists")
         totals = run_shards(
             shards,
             folder,
@@ -200,15 +205,15 @@ def code_shards(
         )
     if totals["failed"] or totals["broken_shards"]:
         click.echo(
-            f"{totals['failed']:,} samples failed, {totals['broken_shards']:,} shards could not be read "
-            f"to their end: {click.format_filename(folder / FAILURES)} says why",
+            f"{totals['failed']:,} samples failed, {totals['broken_shards']:,} shards truncated or corrupt; "
+            f"see {click.format_filename(folder / FAILURES)}",
             err=True,
         )
         raise click.exceptions.Exit(ONE_FAILED)
 
 
 def _identity(key: str, value: Any) -> Any:
-    """Return the SHA-256 of a weights file, which tells it from another of the same name; or the value."""
+    """Return the SHA-256 of a weights file, to tell files of one name apart; return other values."""
     from glc.codec.weights.catalog import find
 
     if value is None or key not in ("model", "encoder", "decoder"):
@@ -219,7 +224,7 @@ def _identity(key: str, value: Any) -> Any:
 
 @dataclass
 class Compressor(FileProcessor):
-    """Images to `.glc` files."""
+    """Compresses images to `.glc` files."""
 
     codec: Any
     options: Mapping[str, Any]
@@ -236,14 +241,14 @@ class Compressor(FileProcessor):
 
         image = read_rgb(data, name)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # a target that was not reached is no failure
+            warnings.simplefilter("ignore")  # a missed target is not a failure
             coded = self.codec.compress(image, **self.options)
         return Processed([("glc", coded)], image.width * image.height, len(coded))
 
 
 @dataclass
 class Decompressor(FileProcessor):
-    """`.glc` files to PNG."""
+    """Decodes `.glc` files to PNG."""
 
     codecs: Any
     options: Mapping[str, Any]

@@ -11,14 +11,14 @@ from glc.codec.weights.trust import VARIABLE
 
 
 def trust_option(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Add `--trust` to a command; while it runs, the environment names the packages."""
+    """Add `--trust` to a command; while it runs, the environment variable names the packages."""
     return click.option(
         "--trust",
         metavar="PACKAGE",
         multiple=True,
         expose_value=False,
         callback=_trust,
-        help=f"Package whose networks weights may name; runs its code. Repeatable.  [also: {VARIABLE}]",
+        help=f"Package whose networks a weights file may use; runs its code. Repeatable.  [env: {VARIABLE}]",
     )(command)
 
 

@@ -1,8 +1,8 @@
-"""Read images as 8-bit RGB and convert ranges; no other module does either.
+"""Read images and convert value ranges; the only module that does either.
 
-Needs Pillow, numpy and torch (imported on first use, so that tools which only read images start fast).
+Needs Pillow, numpy and torch (imported on first use, so that commands that only read images start fast).
 
-Conversion to 8-bit RGB (colour profiles are ignored):
+Conversion of each kind of image to 8-bit RGB (colour profiles are ignored):
 
 | image                                  | treatment                                                       |
 |----------------------------------------|-----------------------------------------------------------------|
@@ -42,7 +42,7 @@ ImageSource = Union[str, "os.PathLike[str]", bytes, IO[bytes], Image.Image]
 MAX_PIXELS = 178_956_970
 """Images above this are refused as decompression bombs (Pillow's own hard limit)."""
 
-# Raster formats whose decoders live inside Pillow. EPS and the like start external programs.
+# Raster formats that Pillow decodes itself. Others, such as EPS, start external programs.
 _FORMATS = (
     "JPEG", "MPO", "PNG", "WEBP", "AVIF", "TIFF", "BMP", "DIB", "GIF", "PPM", "JPEG2000", "TGA", "ICO",
 )  # fmt: skip
@@ -58,7 +58,7 @@ IMAGE_SUFFIXES = frozenset(
 
 
 def describe(source: ImageSource) -> str:
-    """Name of an image's source for messages: its path where it has one."""
+    """Return the name of an image's source for messages: its path, if it has one."""
     if isinstance(source, (str, os.PathLike)):
         return os.fspath(source)
     if isinstance(source, Image.Image):
@@ -74,10 +74,10 @@ def _open_formats() -> list[str]:
 
 
 def open_image(source: ImageSource, name: str | None = None) -> Image.Image:
-    """Open an image without decoding its pixels; size and format are known, the format is an allowed one.
+    """Open an image without decoding its pixels; only size and format are checked.
 
     Raises:
-        ImageError: cannot be opened, is not an image, or has more than `MAX_PIXELS` pixels.
+        ImageError: it cannot be opened, is not an image, or has more than `MAX_PIXELS` pixels.
     """
     name = name or describe(source)
     try:
@@ -95,27 +95,28 @@ def open_image(source: ImageSource, name: str | None = None) -> Image.Image:
         raise ImageError(f"{name}: not an image in a known format") from error
     except MemoryError:
         raise
-    except Exception as error:  # decoders raise nearly anything on hostile headers
+    except Exception as error:  # decoders raise errors of many types on hostile headers
         raise ImageError(f"{name}: cannot be opened ({_reason(error)})") from error
     if 0 in image.size:
-        raise ImageError(f"{name}: has no pixels ({image.width}x{image.height})")
+        raise ImageError(f"{name}: has no pixels ({image.width} x {image.height})")
     if image.width * image.height > MAX_PIXELS:
-        raise ImageError(f"{name}: {image.width}x{image.height} pixels, more than the limit of {MAX_PIXELS}")
+        size = f"{image.width} x {image.height} pixels"
+        raise ImageError(f"{name}: {size}, more than the limit of {MAX_PIXELS:,}; downscale it")
     return image
 
 
 def read_rgb(source: ImageSource, name: str | None = None) -> Image.Image:
-    """Read any supported image as 8-bit RGB; see the module's table for the conversions.
+    """Read an image as 8-bit RGB, converted as in the table of this module.
 
     Args:
         source: a path, the file's bytes, a binary file, or an open image (which is not changed).
-        name: its name in messages; its path by default.
+        name: its name in messages; by default its path.
 
     Returns:
         A new image, mode RGB, upright.
 
     Raises:
-        ImageError: the image cannot be read; the message names it and says why.
+        ImageError: the image cannot be read; the message names it and gives the reason.
     """
     name = name or describe(source)
     image = open_image(source, name)
@@ -146,7 +147,7 @@ _UPRIGHT = {
 
 
 def orientation(image: Image.Image) -> int:
-    """EXIF orientation of an image, 1 (upright) when there is none or the EXIF block is broken."""
+    """Return the EXIF orientation of an image; 1 (upright) if there is none or the EXIF block is corrupt."""
     try:
         value = image.getexif().get(0x0112, 1)
     except Exception:  # the pixels are fine without it
@@ -155,15 +156,15 @@ def orientation(image: Image.Image) -> int:
 
 
 def _to_rgb(image: Image.Image, name: str) -> Image.Image:
-    place = image.tell() if getattr(image, "n_frames", 1) > 1 else 0
-    if place:
+    frame = image.tell() if getattr(image, "n_frames", 1) > 1 else 0
+    if frame:
         image.seek(0)
     image.load()
     try:
         return _frame_to_rgb(image, name)
     finally:
-        if place:
-            image.seek(place)  # an open image is the caller's
+        if frame:
+            image.seek(frame)  # restore the caller's position
 
 
 def _frame_to_rgb(image: Image.Image, name: str) -> Image.Image:
@@ -190,7 +191,7 @@ def _wide_grey_to_rgb(image: Image.Image, name: str) -> Image.Image:
 
 
 def from_uint8(values: Tensor) -> Tensor:
-    """Map uint8 levels 0..255 of any shape to float32 in [-1, 1]; `to_uint8` undoes it exactly."""
+    """Map uint8 levels 0..255 of any shape to float32 in [-1, 1]; `to_uint8` is its exact inverse."""
     return values.float().div_(127.5).sub_(1.0)
 
 
@@ -203,7 +204,7 @@ def to_uint8(values: Tensor) -> Tensor:
     import torch
 
     if torch.isnan(values).any():
-        raise ValueError("the image holds NaN: nothing sensible can be written")
+        raise ValueError("image: contains NaN, which has no pixel value")
     return values.detach().float().add(1.0).mul_(127.5).round_().clamp_(0, 255).to(torch.uint8)
 
 
@@ -224,7 +225,7 @@ def stack_images(images: Sequence[Image.Image]) -> Tensor:
     """
     import torch
 
-    # In numpy, which stays on this thread: with torch's pool, loading and training would wait for each other.
+    # In numpy, on this thread: with torch's thread pool, loading and training would block each other.
     x = stack_levels(images).numpy().astype(np.float32)
     x /= np.float32(127.5)
     x -= np.float32(1)
@@ -241,12 +242,12 @@ def stack_levels(images: Sequence[Image.Image]) -> Tensor:
 
     width, height = images[0].size
     levels = np.empty((len(images), 3, height, width), np.uint8)
-    for place, image in zip(levels, images, strict=True):
+    for row, image in zip(levels, images, strict=True):
         if image.mode != "RGB":
-            raise ValueError(f"expected an RGB image, got mode {image.mode}: read it with read_rgb")
+            raise ValueError(f"image: mode {image.mode} instead of RGB; read it with read_rgb")
         if image.size != (width, height):
             raise ValueError(f"images differ in size: {image.size} and {(width, height)}")
-        place[...] = np.asarray(image).transpose(2, 0, 1)
+        row[...] = np.asarray(image).transpose(2, 0, 1)
     return torch.from_numpy(levels)
 
 
@@ -262,12 +263,12 @@ def to_image(x: Tensor) -> Image.Image:
 
 
 def is_image_name(name: str) -> bool:
-    """Whether a file name ends like an image's."""
+    """Whether a file name has an image's suffix."""
     return os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES
 
 
 def list_images(folder: str | os.PathLike[str]) -> list[Path]:
-    """List the images under a folder, by suffix, sorted by their path inside it; hidden names are skipped.
+    """List the images under a folder by suffix, sorted by relative path; hidden names are skipped.
 
     Raises:
         NotADirectoryError: the folder does not exist or is a file.
@@ -276,7 +277,7 @@ def list_images(folder: str | os.PathLike[str]) -> list[Path]:
     if not root.is_dir():
         raise NotADirectoryError(f"{root}: no such folder")
     found: list[Path] = []
-    seen: set[tuple[int, int]] = set()  # links may lead back to where they start
+    seen: set[tuple[int, int]] = set()  # links may form cycles
     for current, folders, files in os.walk(root, followlinks=True):
         status = os.stat(current)
         if (status.st_dev, status.st_ino) in seen:

@@ -1,4 +1,4 @@
-"""Where the configuration lies, what its resolvers compute, and what its users get wrong."""
+"""The folder of the configuration, its resolvers, and the error for invalid settings."""
 
 from importlib.resources import files
 from pathlib import Path
@@ -8,7 +8,7 @@ from omegaconf import OmegaConf
 
 
 class UsageError(ValueError):
-    """The configuration asks for something that cannot be done; the message says what to change."""
+    """The configuration cannot be run; the message says what to change."""
 
 
 def conf_folder() -> Path:
@@ -33,27 +33,27 @@ def folder_of(source: str) -> Path | None:
 
 
 def per_device(batch: int, devices: int | str, num_nodes: int, accumulate: int) -> int:
-    """Return the images per device and pass that make a batch over all of them.
+    """Return the images per device and forward pass for a total batch size.
 
     Raises:
-        ValueError: when the batch cannot be divided so, or the number of devices is not known.
+        ValueError: the batch is not divisible, or the number of devices is unknown.
     """
     if not isinstance(devices, int) or devices < 1:
         raise ValueError(
-            f"trainer.devices={devices}: give the number, so that batch={batch} can be divided among them "
-            "(or set data.batch_size)"
+            f"trainer.devices={devices}: unknown number of devices; give a number, to divide batch={batch}, "
+            "or set data.batch_size"
         )
-    parts = devices * num_nodes * accumulate
-    if parts < 1 or batch % parts:
+    divisor = devices * num_nodes * accumulate
+    if divisor < 1 or batch % divisor:
         raise ValueError(
-            f"batch={batch} does not divide among trainer.devices={devices} x trainer.num_nodes={num_nodes} "
-            f"x stage.accumulate={accumulate}: change one of them (or set data.batch_size)"
+            f"batch={batch}: not divisible by trainer.devices={devices} x trainer.num_nodes={num_nodes} "
+            f"x stage.accumulate={accumulate}; change one of them, or set data.batch_size"
         )
-    return batch // parts
+    return batch // divisor
 
 
 def output_dir(otherwise: str) -> str:
-    """Return Hydra's folder of this job, or `otherwise` where Hydra composed only, as in a notebook."""
+    """Return Hydra's output folder of this job, or `otherwise` if Hydra runs no job, as in a notebook."""
     if not HydraConfig.initialized():
         return otherwise
     runtime = HydraConfig.get().runtime

@@ -1,7 +1,7 @@
-"""Evaluate codecs: make the objects of a composed configuration, measure.
+"""Evaluate codecs: instantiate a composed configuration and measure.
 
 ```
-glc eval codec=mine.safetensors testset=folder testset.path=PHOTOS out=results/mine
+glc eval codec=mine.safetensors testset=folder testset.path=IMAGES out=results/mine
 ```
 """
 
@@ -31,40 +31,40 @@ from glc.metrics.quality import QualityMetrics
 
 log = logging.getLogger(__name__)
 
-# Where a metric's weights lie does not change its values.
+# The folder of a metric's weights does not affect its values.
 NOT_RECORDED = ("weights_dir",)
 
 
 MakeCodec = Callable[[str], ImageCodec]
-"""Makes a codec on a device; can be pickled, so that other processes can make it too."""
+"""Makes a codec on a device; picklable, so that other processes can make it too."""
 
 
 def make_codec(config: Mapping[str, Any], device: str) -> ImageCodec:
-    """Make an entry of `codecs`; one that has the key `device` is given the process's device."""
+    """Instantiate an entry of `codecs`; a key `device` is set to the process's device."""
     placed = {**config, "device": device} if "device" in config else config
     return instantiate(placed, _convert_="all")
 
 
-def make_metrics(config: Mapping[str, Any], left_out: Sequence[str]) -> QualityMetrics:
-    """Make the metrics but some; at module level, so that other processes can."""
-    entries = {name: entry for name, entry in config["metrics"].items() if name not in left_out}
+def make_metrics(config: Mapping[str, Any], omitted: Sequence[str]) -> QualityMetrics:
+    """Instantiate the metrics except `omitted`; at module level, so that other processes can call it."""
+    entries = {name: entry for name, entry in config["metrics"].items() if name not in omitted}
     return instantiate({**config, "metrics": entries})
 
 
 def codec_makers(cfg: DictConfig) -> dict[str, MakeCodec]:
-    """Return what makes each codec asked for, by the name of its folder.
+    """Return a maker for each codec of the configuration, by the name of its folder.
 
     Raises:
-        UsageError: one is unknown, or the settings do not go with the codecs.
+        UsageError: a codec is unknown, or settings conflict.
     """
     asked = [str(name) for name in cfg.codec] if isinstance(cfg.codec, ListConfig) else [str(cfg.codec)]
     if not asked:
-        raise UsageError(f"codec=[] names none: give a weights file or one of {', '.join(cfg.codecs)}")
+        raise UsageError(f"codec=[]: empty; give a weights file or one of {', '.join(cfg.codecs)}")
     if cfg.qualities is not None and cfg.target_bpp is not None:
-        raise UsageError("give qualities= or target_bpp=, not both")
+        raise UsageError("qualities: cannot be combined with target_bpp; give one of them")
     if cfg.qualities is not None and len(asked) > 1:
         raise UsageError(
-            "qualities= is in the units of one codec: give codecs.NAME.qualities= for each, or target_bpp="
+            "qualities: units differ between codecs; give codecs.NAME.qualities= for each, or target_bpp="
         )
     points: dict[str, Any] = {}
     for key in ("qualities", "target_bpp"):
@@ -89,29 +89,29 @@ def codec_makers(cfg: DictConfig) -> dict[str, MakeCodec]:
             maker = partial(LatentCodec, str(model), **search, **points)
             name = model.stem
         if name in makers:
-            raise UsageError(f"codec: two are called {name}: evaluate them apart, each into its own out=")
+            raise UsageError(f"codec: two codecs have the name {name}; evaluate each into its own out=")
         makers[name] = maker
     return makers
 
 
 def prepare(cfg: DictConfig, shards: Sequence[str] = ()) -> dict[str, Evaluation]:
-    """Make the evaluations of a composed configuration, by the name of the codec.
+    """Return the evaluations of a composed configuration, by the name of the codec.
 
     Args:
         cfg: the configuration.
         shards: shards to evaluate on instead of `testset.path`: files, folders, patterns.
 
     Raises:
-        UsageError: something is missing or does not go together.
+        UsageError: a setting is missing or conflicts with another.
     """
     if shards:
         cfg = cast(DictConfig, OmegaConf.merge(cfg, {"testset": {"path": list(shards)}}))
     missing = OmegaConf.missing_keys(cfg)
     for key in ("codec", "out", "testset.path"):
         if key in missing:
-            raise UsageError(f"give a value to {key}: {key}=...")
+            raise UsageError(f"{key}: no value; give {key}=...")
     if cfg.wandb and any(find_spec(name) is None for name in ("wandb", "lightning")):
-        raise UsageError("wandb=true needs the packages of training: pip install 'glc-codec[train]'")
+        raise UsageError("wandb=true: packages not installed; run pip install 'glc-codec[train]'")
     testset = instantiate(cfg.testset, _convert_="all")
     for name, reason in testset.missing:
         log.warning("%s: %s", name, reason)
@@ -151,7 +151,7 @@ def evaluate(cfg: DictConfig, shards: Sequence[str] = ()) -> list[dict[str, Any]
         shards: shards to evaluate on instead of `testset.path`: files, folders, patterns.
 
     Raises:
-        UsageError: when it cannot be run; the message says what to change.
+        UsageError: the configuration cannot be run; the message says what to change.
     """
     warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")
     summaries = []
@@ -174,7 +174,7 @@ def evaluate(cfg: DictConfig, shards: Sequence[str] = ()) -> list[dict[str, Any]
 
 
 def table(summary: Mapping[str, Any]) -> str:
-    """Return a run's points and what is to be known of them as lines of text."""
+    """Return a summary's rate points, problems and failures as lines of text."""
     points = summary["points"]
     keys = list(dict.fromkeys(key for point in points for key in point if key not in ("setting", "label")))
     lines = [[summary["codec"]["name"], *keys]]
@@ -191,7 +191,7 @@ def table(summary: Mapping[str, Any]) -> str:
 
 
 def _short(reason: str, length: int = 90) -> str:
-    return reason if len(reason) <= length else f"{reason[:length]}... (summary.json has the rest)"
+    return reason if len(reason) <= length else f"{reason[:length]}... (see summary.json)"
 
 
 def _number(value: Any) -> str:
@@ -201,7 +201,7 @@ def _number(value: Any) -> str:
 def log_to_wandb(summary: Mapping[str, Any], out: Path, project: str) -> None:
     """Log a run's points as a table and each point's metrics as the run's summary, `LABEL/METRIC`.
 
-    The W&B run ends in any case, with exit code 1 where logging failed.
+    The W&B run is always finished, with exit code 1 if logging failed.
     """
     import wandb
 
@@ -240,7 +240,7 @@ def log_to_wandb(summary: Mapping[str, Any], out: Path, project: str) -> None:
 
 
 def main(arguments: Sequence[str] | None = None, shards: Sequence[str] = ()) -> None:
-    """Command line entry; `arguments` are what was typed, None: `sys.argv`. See `evaluate` for `shards`."""
+    """Command line entry; `arguments` None: `sys.argv`; `shards` as in `evaluate`."""
 
     def run(cfg: DictConfig) -> None:
         try:

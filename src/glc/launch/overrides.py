@@ -1,4 +1,4 @@
-"""The words of a command line: what cannot be, what was meant, how the jobs of a sweep are named."""
+"""Overrides on the command line: checks, suggestions, and the names of a sweep's jobs."""
 
 import argparse
 import difflib
@@ -11,8 +11,8 @@ from typing import Any
 import hydra
 from hydra import initialize_config_dir, version
 
-# hydra.main adds nothing to these but that it reads sys.argv, which has to stay as typed (`glc train ...`):
-# Lightning starts the other processes of a training with it.
+# Not hydra.main: it reads sys.argv, which must stay as typed (`glc train ...`), since Lightning starts the
+# other processes of a training run with it.
 from hydra._internal.utils import _run_hydra, get_args_parser
 from hydra.core.config_search_path import SearchPathQuery
 from hydra.core.global_hydra import GlobalHydra
@@ -25,9 +25,9 @@ from omegaconf import DictConfig, OmegaConf
 from glc.launch.config import CONF, UsageError, folder_of, output_dir, per_device
 
 SEARCH = "hydra.searchpath"
-"""Key of the folders of configuration that the user adds."""
+"""Key of the user's own configuration folders."""
 SWEPT_KEYS = "GLC_SWEPT_KEYS"
-"""Environment variable that tells the jobs of a sweep, in whatever process, what is swept over."""
+"""Environment variable with the swept keys, for the jobs of a sweep in any process."""
 
 
 def command_line(
@@ -36,12 +36,12 @@ def command_line(
     """Run a task as Hydra's command line does: overrides, `--multirun`, `--cfg job`, `--config-dir`.
 
     Args:
-        task: takes the composed configuration; at module level where the jobs of a sweep run in processes.
+        task: takes the composed configuration; at module level, so that sweeps can run it in other processes.
         config_name: the primary configuration.
-        arguments: what was typed; None: `sys.argv`.
+        arguments: the words of the command line; None: `sys.argv`.
 
     Raises:
-        SystemExit: 2 for an override that cannot be, else as the task ends.
+        SystemExit: 2 for an invalid override, otherwise the exit code of the task.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
     problem = explain_overrides(words, config_name)
@@ -50,7 +50,7 @@ def command_line(
         raise SystemExit(2)
     remember_swept_keys(words)
     if os.getcwd() not in sys.path:
-        sys.path.append(os.getcwd())  # `_target_`s of the user's own, as with `python -m`
+        sys.path.append(os.getcwd())  # for `_target_`s of the user's own modules, as with `python -m`
     version.setbase("1.3")
     parser = get_args_parser()
     try:
@@ -62,21 +62,21 @@ def command_line(
             config_name=config_name,
         )
     finally:
-        HydraConfig.instance().cfg = None  # so that what this process composes later is no job of Hydra's
+        HydraConfig.instance().cfg = None  # later compositions in this process are not part of a Hydra job
 
 
 def compose(
     config_name: str, overrides: Sequence[str] = (), config_dir: str | Path | None = None
 ) -> DictConfig:
-    """Compose a configuration as the command line does, in a notebook or a program.
+    """Compose a configuration in a notebook or a program, as the command line does.
 
     Args:
         config_name: `train` or `evaluate`, or a primary configuration in `config_dir`.
         overrides: the words of the command line, such as `["stage=vqvae", "model=tiny"]`.
-        config_dir: folder with the user's own configuration, as `--config-dir`.
+        config_dir: folder with the user's own configuration, like `--config-dir`.
 
     Raises:
-        UsageError: a key or a choice does not exist; the message says what may have been meant.
+        UsageError: a key or a choice does not exist; the message suggests similar ones.
     """
     folder = [] if config_dir is None else ["--config-dir", str(config_dir)]
     words = [*folder, *overrides]
@@ -92,7 +92,7 @@ def compose(
 
 
 def _folders(args: argparse.Namespace, config_name: str) -> list[Path]:
-    """Return the folders of configuration, in the order in which Hydra searches them."""
+    """Return the configuration folders, in Hydra's search order."""
     folders = [CONF, *([] if args.config_dir is None else [Path(args.config_dir).resolve()])]
     more: Any = next((o.value() for o in _parse(args.overrides) if o.key_or_group == SEARCH), None)
     if more is None:
@@ -104,7 +104,7 @@ def _folders(args: argparse.Namespace, config_name: str) -> list[Path]:
 
 def _compose(args: argparse.Namespace, config_name: str, words: Sequence[str]) -> DictConfig:
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        if args.config_dir is not None:  # what Hydra's command line does with it
+        if args.config_dir is not None:  # as Hydra's command line does
             loader: Any = GlobalHydra.instance().config_loader()
             path = loader.get_search_path()
             place = SearchPathQuery(provider="schema")
@@ -116,10 +116,10 @@ def _compose(args: argparse.Namespace, config_name: str, words: Sequence[str]) -
 RENAMED: dict[str, dict[str, str]] = {
     "train": {
         "coder": "model/variants",
-        "coder=transform": "the default: leave it out",
+        "coder=transform": "the default; omit it",
         "code_prediction=none": "model/variants=no_code_prediction",
         "code_prediction=network": "model/variants=refiner",
-        "code_prediction=supervision": "the default: leave it out",
+        "code_prediction=supervision": "the default; omit it",
         "experiment=paper_natural": "experiment=paper model=natural",
         "experiment=paper_facial": "experiment=paper model=facial",
         "experiment=paper_f8": "experiment=paper model=natural_f8",
@@ -129,7 +129,7 @@ RENAMED: dict[str, dict[str, str]] = {
         "trainer=bf16": "trainer.precision=bf16-mixed",
         "trainer=torchrun": "trainer=ddp",
         **{
-            f"data={name}": f"testset={name} of an evaluation; train on data=folder data.train=A data.val=B"
+            f"data={name}": f"testset={name}, for glc eval; train on data=folder data.train=A data.val=B"
             for name in ("kodak", "clic2020", "div2k", "celebahq", "coco30k")
         },
     },
@@ -152,7 +152,7 @@ def _keys(cfg: DictConfig, prefix: str = "") -> Iterator[str]:
 
 
 def _named(override: Override, known: list[str]) -> Iterator[str]:
-    """Yield the keys that an override names: its own, or those of the values that it gives to a section."""
+    """Yield the keys that an override sets: its own key, or those inside a value for a section."""
 
     def below(key: str, value: Any) -> Iterator[str]:
         if isinstance(value, dict) and any(k.startswith(f"{key}.") for k in known):
@@ -165,7 +165,7 @@ def _named(override: Override, known: list[str]) -> Iterator[str]:
 
 
 def _parse(arguments: Sequence[str]) -> list[Override]:
-    """Return the overrides on a command line; those that Hydra will complain about are left out with all."""
+    """Return the overrides on a command line; none if Hydra cannot parse them, which it reports itself."""
     words = [a for a in arguments if "=" in a and not a.startswith("-")]
     try:
         return OverridesParser.create().parse_overrides(words)
@@ -178,28 +178,28 @@ def _swept(words: Iterable[str]) -> list[str]:
 
 
 def remember_swept_keys(arguments: Sequence[str]) -> None:
-    """Tell `swept_name`, here and in processes started from here, which keys take several values."""
+    """Store the swept keys for `swept_name`, in this process and in processes that it starts."""
     os.environ[SWEPT_KEYS] = ",".join(_swept(arguments))
 
 
 def swept_name(overrides: list[str], otherwise: str, params: Mapping[str, Any] | None = None) -> str:
-    """Return the folder of a sweep's job: what it was given of what is swept over, `stage.lmbda-2_seed-1`.
+    """Return the folder name of a sweep's job: its values of the swept keys, `stage.lmbda-2_seed-1`.
 
     Args:
-        overrides: the job's, as `KEY=VALUE`.
-        otherwise: the name where nothing is known to be swept over.
-        params: the sweep written in yaml, `hydra.sweeper.params`.
+        overrides: the job's overrides, as `KEY=VALUE`.
+        otherwise: the name if no key is known to be swept.
+        params: a sweep configured in YAML, `hydra.sweeper.params`.
     """
     written = _swept(f"{key}={value}" for key, value in (params or {}).items())
     swept = [*os.environ.get(SWEPT_KEYS, "").split(","), *written]
     given = (override.lstrip("+").partition("=")[::2] for override in overrides)
     parts = [f"{key}-{value}" for key, value in given if key in swept]
-    # One folder's name, and one that may be given in an override.
+    # A single path component that is also valid in an override.
     return "_".join(parts).translate(str.maketrans("/=,", "---", "[]")) or otherwise
 
 
 def register_resolvers() -> None:
-    """Make what `${...:}` calls known to configurations, also in a process that got them pickled."""
+    """Register the resolvers `${...:}`; also needed in processes that receive a pickled configuration."""
     for resolver in (per_device, output_dir, swept_name, case):
         OmegaConf.register_new_resolver(resolver.__name__, resolver, replace=True)
 
@@ -208,7 +208,7 @@ register_resolvers()
 
 
 def _renamed(overrides: list[Override], config_name: str) -> str | None:
-    """Return a message for the first override in words of 0.1."""
+    """Return a message for the first override that was renamed since 0.1."""
     table = RENAMED.get(config_name, {})
     for override in overrides:
         word = str(override.input_line).lstrip("+~")
@@ -221,30 +221,29 @@ def _renamed(overrides: list[Override], config_name: str) -> str | None:
 
 
 def _impossible_choice(chosen: list[Override], folders: Sequence[Path]) -> str | None:
-    """Return a message for the first group that is given no name to choose."""
+    """Return a message for the first group whose value is not a name."""
     for override in chosen:
         group, value = override.key_or_group, override.value()
         if not (override.is_delete() or override.is_sweep_override() or isinstance(value, str | list)):
             names = sorted({path.stem for folder in folders for path in (folder / group).glob("[!_]*.yaml")})
-            return f"{override.input_line}: choose one of {', '.join(names)}, or leave {group} out"
+            return f"{override.input_line}: not a choice; give one of {', '.join(names)}, or omit {group}"
     return None
 
 
 def explain_overrides(arguments: Sequence[str], config_name: str = "train") -> str | None:
-    """Return a message for the first override that cannot be, or None when all can.
+    """Return a message for the first invalid override, or None.
 
-    It uses a word of 0.1, names a key that does not exist, gives a group nothing to choose, or sweeps over
-    stages. Groups and keys of the user's own folders (`--config-dir`, `hydra.searchpath`) count as ours do.
-
-    What Hydra itself reports well, such as a missing choice, is left to it.
+    Invalid are: a key renamed since 0.1, an unknown key, a group without a choice, and a sweep over stages.
+    Groups and keys of the user's own folders (`--config-dir`, `hydra.searchpath`) are valid. Other errors,
+    such as an unknown choice, are reported by Hydra.
 
     Args:
-        arguments: the command line.
-        config_name: the primary configuration, where `--config-name` gives no other.
+        arguments: the words of the command line.
+        config_name: the primary configuration, unless `--config-name` gives another.
     """
     args = get_args_parser().parse_args(arguments)
     if args.config_path is not None:
-        return None  # another configuration altogether
+        return None  # not our configuration
     if args.config_dir is not None and not Path(args.config_dir).is_dir():
         return f"--config-dir {args.config_dir}: no such folder"
     primary = args.config_name or config_name
@@ -266,7 +265,7 @@ def explain_overrides(arguments: Sequence[str], config_name: str = "train") -> s
         and not o.key_or_group.startswith("hydra.")
         and not (o.is_add() or o.is_force_add() or o.is_delete())
     ]
-    # Any one of a sweep's choices shows the keys.
+    # One choice of a sweep is enough to find the keys.
     choices = [
         str(o.input_line).split(",")[0] if o.is_sweep_override() else str(o.input_line)
         for o in overrides
@@ -285,7 +284,7 @@ def explain_overrides(arguments: Sequence[str], config_name: str = "train") -> s
         near = difflib.get_close_matches(key, [*known, *groups], n=3, cutoff=0.7)
         meant = list(dict.fromkeys([*near, *siblings]))[:3]
         hint = f"did you mean {' or '.join(meant)}?" if meant else "see --cfg job for all keys"
-        return f"there is no key {key!r}: {hint}"
+        return f"{key}: no such key; {hint}"
     if config_name == "train" and any(o.key_or_group == "stage" and o.is_sweep_override() for o in chosen):
-        return "a sweep is of one stage, since each starts from the one before: give a command for each"
+        return "stage: cannot be swept, since each starts from the previous one; run one command per stage"
     return None

@@ -1,4 +1,4 @@
-"""What a training run starts from: a checkpoint to resume, networks of other files, a finished codec."""
+"""Find the start of a training run: a checkpoint to resume, initial weights, or a finished codec."""
 
 from pathlib import Path
 from typing import NamedTuple
@@ -16,33 +16,33 @@ from glc.training.init_from import has_discriminator
 
 
 class Start(NamedTuple):
-    """What a run starts from; every file is open, and was opened once."""
+    """The start of a run; each file has been opened once and is open."""
 
     resume: Checkpoint | None = None
     """The checkpoint to resume."""
     sources: tuple[Source, ...] = ()
-    """Files whose networks start the stage; of several that hold a network, the first gives it."""
+    """Files with initial weights; each network comes from the first file that contains it."""
     discriminator: Source | None = None
-    """Where the discriminator comes from when none of `sources` has one."""
+    """File with the discriminator, if none of `sources` contains one."""
     codec: Weights | None = None
-    """The finished codec of a stage that trains one network for it."""
+    """The finished codec of a fine-tune stage, which trains one network for it."""
 
 
 def checkpoint_folder(folder: str | Path) -> Path:
-    """Return where a run keeps its checkpoints."""
+    """Return the folder of a run's checkpoints."""
     return Path(folder) / "checkpoints"
 
 
 def resolve_start(cfg: DictConfig) -> Start:
-    """Find and open what a configuration starts from (`resume`, `init_from`, `stage.discriminator_from`).
+    """Find and open the files of `resume`, `init_from` and `stage.discriminator_from`.
 
     Raises:
-        UsageError: a file is missing, is another stage's, or a run would be overwritten.
+        UsageError: a file is missing or of another stage, or a run would be overwritten.
         WeightsError: a file cannot be read.
     """
     files = _Files()
     resume = _checkpoint_to_resume(cfg)
-    if cfg.stage.get("codec"):  # which the stage needs to resume, too
+    if cfg.stage.get("codec"):  # the stage needs it for resuming, too
         return Start(resume, codec=_finished_codec(cfg, files))
     if resume is not None:
         return Start(resume)
@@ -52,43 +52,43 @@ def resolve_start(cfg: DictConfig) -> Start:
 
 
 class _Files:
-    """Opens each file once, however often the configuration names it."""
+    """Opens each file once, even if the configuration names it several times."""
 
     def __init__(self) -> None:
         self._opened: dict[Path, Source] = {}
 
     def open(self, path: Path) -> Source:
-        """Return a file, opened."""
+        """Open a file, or return it if it is open."""
         key = path.resolve()
         if key not in self._opened:
             self._opened[key] = open_source(path)
         return self._opened[key]
 
     def last(self, folder: Path) -> Source | None:
-        """Return the last checkpoint of a run, from its folder or from that of its checkpoints."""
-        for place in (checkpoint_folder(folder), folder):
-            if (place / LAST).resolve() in self._opened:
-                return self._opened[(place / LAST).resolve()]
-            found = open_last(place)
+        """Open the last checkpoint of a run; `folder` is the run or its folder of checkpoints."""
+        for checkpoints in (checkpoint_folder(folder), folder):
+            if (checkpoints / LAST).resolve() in self._opened:
+                return self._opened[(checkpoints / LAST).resolve()]
+            found = open_last(checkpoints)
             if found is not None:
                 return self._opened.setdefault(found.path.resolve(), open_source(found))
         return None
 
 
 def _no_checkpoint(given: str) -> UsageError:
-    return UsageError(f"{given}: has no checkpoints/{LAST}; give a checkpoint or a run's folder")
+    return UsageError(f"{given}: no checkpoints/{LAST} in this folder; give a checkpoint or a run's folder")
 
 
 def _given(cfg: DictConfig) -> list[str]:
-    """Return what `init_from` names."""
+    """Return the entries of `init_from`."""
     given = list(cfg.init_from) if isinstance(cfg.init_from, ListConfig) else [cfg.init_from]
     if not given or any(name in (None, "", "none") for name in given):
-        raise UsageError(f"init_from={cfg.init_from}: give files or models, or init_from=none")
+        raise UsageError(f"init_from={cfg.init_from}: empty entry; give files or models, or init_from=none")
     return [str(name) for name in given]
 
 
 def _initial_weights(cfg: DictConfig, files: _Files) -> list[Source]:
-    """Open what `init_from` names, by default the previous stage's last checkpoint of the same run name."""
+    """Open the files of `init_from`; default: the previous stage's last checkpoint of the same run name."""
     previous = cfg.stage.get("previous")
     if cfg.init_from == "none" or (cfg.init_from is None and previous is None):
         return []
@@ -99,14 +99,14 @@ def _initial_weights(cfg: DictConfig, files: _Files) -> list[Source]:
     if found is None:
         path = checkpoint_folder(run) / LAST
         raise UsageError(
-            f"stage={cfg.stage.name} starts from stage={previous}, and {path} does not exist: "
-            f"train that stage under name={cfg.name} first, or give init_from=CHECKPOINT (or init_from=none)"
+            f"{path}: no such file, and stage={cfg.stage.name} starts from stage={previous}; "
+            f"train that stage with name={cfg.name} first, or give init_from=CHECKPOINT or init_from=none"
         )
     return [found]
 
 
 def _file_or_model(name: str, files: _Files) -> Source:
-    """Open what a path, a run's folder or a model's name stands for.
+    """Open a file, the last checkpoint of a run's folder, or a catalogue model.
 
     A folder with a catalogue model's name is ignored unless it holds a checkpoint.
     """
@@ -121,22 +121,24 @@ def _file_or_model(name: str, files: _Files) -> Source:
 
 
 def _finished_codec(cfg: DictConfig, files: _Files) -> Weights:
-    """Read the codec of a stage that trains one network for it."""
+    """Read the finished codec of a fine-tune stage."""
     if cfg.init_from is not None and cfg.init_from != "none":
         named = _given(cfg)
         if len(named) > 1:
-            raise UsageError(f"init_from={cfg.init_from}: stage={cfg.stage.name} is for one codec")
+            raise UsageError(
+                f"init_from={cfg.init_from}: stage={cfg.stage.name} needs one codec; give one file"
+            )
         path = Path(named[0])
         if path.suffix != ".ckpt" and not (path.is_dir() and files.last(path)):
             return read_codec(named[0])
     sources = _initial_weights(cfg, files)
     if not sources:
-        raise UsageError(f"stage={cfg.stage.name} needs a finished codec: init_from=CODEC.safetensors")
+        raise UsageError(f"stage={cfg.stage.name}: needs a finished codec; give init_from=CODEC.safetensors")
     return read_codec(sources[0].checkpoint or sources[0].path)
 
 
 def _discriminator(cfg: DictConfig, files: _Files) -> Source | None:
-    """Open the checkpoint that `stage.discriminator_from` names; `auto` is stage I's of the same run name."""
+    """Open the file of `stage.discriminator_from`; `auto` is stage I of the same run name."""
     given = cfg.stage.get("discriminator_from")
     if given in (None, "none"):
         return None
@@ -148,13 +150,13 @@ def _discriminator(cfg: DictConfig, files: _Files) -> Source | None:
 
 
 def _checkpoint_to_resume(cfg: DictConfig) -> Checkpoint | None:
-    """Open the checkpoint to resume, if any; refuse to overwrite a run."""
+    """Open the checkpoint to resume, if any; raise if a run would be overwritten."""
     folder = checkpoint_folder(cfg.dir)
     if cfg.resume is None:
-        # Other processes may already see checkpoints of the very run that they are part of.
+        # Only in the first process: others may already see checkpoints that this run has saved.
         if is_first_process() and not cfg.overwrite and any(folder.glob("*.ckpt")):
             raise UsageError(
-                f"{folder} has checkpoints: continue with resume=last, choose another name=, "
+                f"{folder}: has checkpoints; resume with resume=last, choose another name=, "
                 "or give overwrite=true"
             )
         return None
@@ -171,10 +173,10 @@ def _checkpoint_to_resume(cfg: DictConfig) -> Checkpoint | None:
     else:
         opened = open_checkpoint(path) if path.is_file() else None
     if opened is None:
-        raise UsageError(f"{named}: {path} does not exist")
+        raise UsageError(f"{named}: {path}: no such file")
     if opened.stage != cfg.stage.name:
         raise UsageError(
-            f"{named}: {opened.path} is of stage={opened.stage}, and this is stage={cfg.stage.name}: "
+            f"{named}: {opened.path} is of stage={opened.stage}, not of stage={cfg.stage.name}; "
             "to start from its weights, give init_from= instead"
         )
     return opened

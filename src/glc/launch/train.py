@@ -1,4 +1,4 @@
-"""Train a stage: make the objects of a composed configuration, fit.
+"""Train a stage: instantiate a composed configuration and fit.
 
 ```
 glc train stage=vqvae model=tiny data=samples
@@ -39,18 +39,18 @@ PRECISIONS = ("32-true", "bf16-mixed")
 
 @dataclass(frozen=True)
 class Trained:
-    """What a finished training run leaves."""
+    """The result of a training run."""
 
     folder: Path
     """The run's folder."""
     checkpoint: Path | None
-    """Its last checkpoint, where one was saved."""
+    """Its last checkpoint, if one was saved."""
     metrics: dict[str, float]
     """The last values logged, by name, such as `val/loss`."""
 
 
 class Run(NamedTuple):
-    """What a configuration makes."""
+    """The objects of a configuration."""
 
     stage: L.LightningModule
     datamodule: L.LightningDataModule
@@ -58,14 +58,14 @@ class Run(NamedTuple):
     settings: dict[str, Any]
     """The resolved configuration, as plain values."""
     resume: Path | None
-    """The checkpoint that the trainer restores; its content is handed over already."""
+    """The checkpoint that the trainer restores; already opened."""
 
 
 def prepare(cfg: DictConfig) -> Run:
-    """Make the objects of a composed configuration, which is left as it is, and load the weights it names.
+    """Instantiate a composed configuration, which is not changed, and load its initial weights.
 
     Raises:
-        UsageError: something is missing or does not go together.
+        UsageError: a setting is missing or conflicts with another.
     """
     cfg = copy.deepcopy(cfg)
     OmegaConf.set_readonly(cfg, False)
@@ -98,40 +98,40 @@ def prepare(cfg: DictConfig) -> Run:
 
 
 def check(cfg: DictConfig) -> None:
-    """Check what no object checks itself.
+    """Check the settings that no object checks itself.
 
     Raises:
         UsageError: a value is missing or out of range.
     """
     missing = sorted(OmegaConf.missing_keys(cfg))
     if missing:
-        raise UsageError(f"give a value to {', '.join(missing)}: {missing[0]}=...")
+        raise UsageError(f"{', '.join(missing)}: no value; give {missing[0]}=...")
     if not isinstance(cfg.seed, int):
-        raise UsageError(f"seed={cfg.seed}: give an integer; random numbers are functions of it")
+        raise UsageError(f"seed={cfg.seed}: not an integer; give an integer")
     if str(cfg.trainer.precision) not in PRECISIONS:
         raise UsageError(
-            f"trainer.precision={cfg.trainer.precision}: the stages train in {' or '.join(PRECISIONS)} "
-            "(gradients scaled for float16 would bypass the discriminator and the clipping)"
+            f"trainer.precision={cfg.trainer.precision}: not supported; use {' or '.join(PRECISIONS)} "
+            "(float16 needs gradient scaling, which discriminator and gradient clipping do not support)"
         )
 
 
 def _made(group: DictConfig) -> list[Any]:
-    """Make the objects of a group, without those that are null."""
+    """Instantiate the entries of a group that are not null."""
     return [instantiate(entry) for entry in group.values() if entry is not None]
 
 
 def cause_of(error: BaseException) -> BaseException:
-    """Return what made an object's construction fail."""
+    """Return the original error of a failed instantiation."""
     while isinstance(error, InstantiationException) and error.__cause__ is not None:
         error = error.__cause__
     return error
 
 
 def train(cfg: DictConfig) -> Trained:
-    """Train what a composed configuration says (`glc.launch.compose("train", [...])`).
+    """Train a composed configuration (`glc.launch.compose("train", [...])`).
 
     Raises:
-        UsageError: when the configuration cannot be run, before anything is written.
+        UsageError: the configuration cannot be run; nothing has been written.
     """
     quieten()
     torch.set_float32_matmul_precision("high")
@@ -147,7 +147,7 @@ def train(cfg: DictConfig) -> Trained:
         for logger in trainer.loggers:
             logger.log_hyperparams(settings)
         if cfg.overwrite and resume is None and trainer.is_global_zero:
-            # Only now that everything else is in order.
+            # Only after all other checks have passed.
             for old in checkpoint_folder(cfg.dir).glob("*.ckpt"):
                 old.unlink()
         if cfg.validate_first and resume is None:
@@ -158,29 +158,29 @@ def train(cfg: DictConfig) -> Trained:
         metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
         return Trained(Path(cfg.dir), last if last.is_file() else None, metrics)
     finally:
-        # Each job of a sweep ends its own run, and one that failed says so.
+        # Each job of a sweep ends its own W&B run, with its exit code.
         wandb.finish(exit_code)
 
 
 def quieten() -> None:
-    """Silence notices about what is meant to be so."""
+    """Silence warnings about intended behaviour."""
     logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
     # Frozen networks are in evaluation mode on purpose.
     warnings.filterwarnings("ignore", message=r"Found \d+ module\(s\) in eval mode")
-    # A continued run, or one that `overwrite=true` starts anew; all else was refused before.
+    # A resumed run, or one restarted with `overwrite=true`; other cases were refused before.
     warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")
-    # The codebooks' usage is a metric, which is summed over devices already.
+    # The codebooks' usage is a metric, which torchmetrics already sums over devices.
     warnings.filterwarnings("ignore", message="It is recommended to use .*sync_dist=True")
-    # From within Lightning, about torch.
+    # A deprecation inside Lightning.
     warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")
 
 
 class JobFailedError(RuntimeError):
-    """A job of a sweep has failed; the message says why."""
+    """A job of a sweep failed; the message gives the reason."""
 
 
 def stop(code: int, message: str, error: Exception) -> NoReturn:
-    """End with an exit code; in a sweep only this job, so that the others go on before it ends with 1."""
+    """Exit with a code; in a sweep, fail only this job, so that the others still run."""
     log.error("error: %s", message)
     if HydraConfig.initialized() and HydraConfig.get().mode is RunMode.MULTIRUN:
         raise JobFailedError(message) from error
@@ -188,9 +188,9 @@ def stop(code: int, message: str, error: Exception) -> NoReturn:
 
 
 def run(cfg: DictConfig) -> float | None:
-    """Hydra's entry: train, with what the user can fix reported in one line.
+    """Hydra's entry: train, and report errors that the user can fix in one line.
 
-    Returns the last `val/loss`, for sweeps that look for the smallest.
+    Returns the last `val/loss`, for sweeps that minimise it.
     """
     register_resolvers()
     try:
@@ -203,10 +203,10 @@ def run(cfg: DictConfig) -> float | None:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
             raise
         where = f"{error.filename}: " if error.filename else ""
-        hint = "the run's checkpoints are intact; free disk space, then continue with resume=last"
+        hint = "the run's checkpoints are intact; free disk space, then rerun with resume=last"
         stop(1, f"{where}{error.strerror}: {hint}", error)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Command line entry; `arguments` are what was typed, None: `sys.argv`."""
+    """Command line entry; `arguments` None: `sys.argv`."""
     command_line(run, "train", arguments)

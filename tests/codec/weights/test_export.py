@@ -200,9 +200,9 @@ def test_the_command_writes_what_training_needs_besides_the_codec(
         }  # fmt: skip
         assert found.get_tensor("quantizer.embedding").dtype == torch.float16
     assert CliRunner().invoke(main, words).exit_code == 1  # nothing is replaced without --force
-    result = CliRunner().invoke(main, [*words, "--photos", str(tmp_path), "--force"])
+    result = CliRunner().invoke(main, [*words, "--images", str(tmp_path), "--force"])
     assert result.exit_code == 2
-    assert "--photos only applies to a codec" in result.stderr
+    assert "--images: only applies to a codec" in result.stderr
 
 
 @pytest.mark.parametrize("command", ["export", "convert"])
@@ -231,7 +231,7 @@ def test_the_command_halves_weights_and_counts_codes_on_photos(
     found = []
     for name, photos in (("folder", [folder]), ("list", [tmp_path / "list.txt"])):
         out = tmp_path / f"{name}.safetensors"
-        arguments = ["export", stages["joint"], out, "--half", *(a for p in photos for a in ("--photos", p))]
+        arguments = ["export", stages["joint"], out, "--half", *(a for p in photos for a in ("--images", p))]
         result = CliRunner().invoke(main, [str(argument) for argument in arguments])
         assert result.exit_code == 0, result.output
         found.append(read_weights(out))
@@ -255,7 +255,7 @@ def test_the_command_refuses_photos_that_are_none(stages: dict[str, Path], tmp_p
         ("missing", "no such folder or file"),
         ("bad.png", "not an image in a known format"),
     ):
-        arguments = ["export", stages["joint"], out, "--photos", tmp_path / photos]
+        arguments = ["export", stages["joint"], out, "--images", tmp_path / photos]
         result = CliRunner().invoke(main, [str(argument) for argument in arguments])
         assert result.exit_code == 1
         assert result.stderr.startswith(f"Error: {tmp_path / photos}: {message}")

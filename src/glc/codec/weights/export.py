@@ -145,7 +145,7 @@ def export(
     opened = open_checkpoint(checkpoint)
     if "part" in opened.content["glc"]:
         if any(True for _ in photos):
-            raise WeightsError(f"{checkpoint}: --photos only applies to full codecs; omit it")
+            raise WeightsError(f"{checkpoint}: --images only applies to full codecs; omit it")
         return _export_variant(opened, destination, half)
     model, description, rates = model_from_checkpoint(opened, trust)
     state: Mapping[str, Tensor] = model.state_dict()
@@ -154,7 +154,7 @@ def export(
         fill(checkpoint, model, state)  # the tables are made with what is stored
     if not hasattr(getattr(model.coder, "hyper", None), "quantizer") and any(True for _ in photos):
         raise WeightsError(
-            f"{checkpoint}: has no categorical hyper-latent to count frequencies of; omit --photos"
+            f"{checkpoint}: has no categorical hyper-latent to count frequencies of; omit --images"
         )
     tables = make_tables(model, (stack_images([read_rgb(photo)]) for photo in photos))
     try:
