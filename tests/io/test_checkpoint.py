@@ -12,7 +12,7 @@ import torch
 
 from glc.errors import WeightsError
 from glc.io import checkpoint
-from glc.io.checkpoint import copy_to_memory, open_checkpoint, save_sealed, verify
+from glc.io.checkpoint import copy_to_memory, open_checkpoint, save_checkpoint, verify
 
 CONTENT = {
     "state_dict": {"weight": torch.arange(5000).float()},
@@ -23,7 +23,7 @@ CONTENT = {
 @pytest.fixture
 def sealed(tmp_path: Path) -> Path:
     path = tmp_path / "deep" / "last.ckpt"
-    save_sealed(CONTENT, path)
+    save_checkpoint(CONTENT, path)
     return path
 
 
@@ -87,7 +87,7 @@ def test_a_full_disk_leaves_what_was_there(sealed: Path, monkeypatch: pytest.Mon
 
     monkeypatch.setattr(checkpoint._Hashing, "write", full)
     with pytest.raises(OSError, match=r"No space left.*last\.ckpt") as caught:
-        save_sealed({"state_dict": {"weight": torch.zeros(5000)}}, sealed)
+        save_checkpoint({"state_dict": {"weight": torch.zeros(5000)}}, sealed)
     assert caught.value.errno == errno.ENOSPC
     assert sealed.read_bytes() == before
     assert [path.name for path in sealed.parent.iterdir()] == ["last.ckpt"]
@@ -96,7 +96,7 @@ def test_a_full_disk_leaves_what_was_there(sealed: Path, monkeypatch: pytest.Mon
 def test_an_opened_checkpoint_tells_what_it_is_of(tmp_path: Path) -> None:
     settings = {"stage": {"name": "joint", "module": {"_target_": "glc.training.joint.JointStage"}}}
     content = {**CONTENT, "global_step": 7, "glc": {"format": 1, "recipe": settings}}
-    save_sealed(content, tmp_path / "last.ckpt")
+    save_checkpoint(content, tmp_path / "last.ckpt")
     opened = open_checkpoint(tmp_path / "last.ckpt")
     assert (opened.step, opened.stage, opened.path) == (7, "joint", tmp_path / "last.ckpt")
     assert torch.equal(opened.state_dict["weight"], torch.arange(5000).float())
@@ -128,7 +128,7 @@ NAMES_OF_0_1 = {
 def test_settings_of_version_0_1_name_the_classes_where_they_are_now(tmp_path: Path) -> None:
     nodes = [{"_target_": name, "seed": 1} for name in NAMES_OF_0_1]
     content = {**CONTENT, "glc": {"format": 1, "recipe": {"nested": {"list": nodes}}}}
-    save_sealed(content, tmp_path / "old.ckpt")
+    save_checkpoint(content, tmp_path / "old.ckpt")
     found = open_checkpoint(tmp_path / "old.ckpt").settings["nested"]["list"]
     assert [node["_target_"] for node in found] == list(NAMES_OF_0_1.values())
     for name in NAMES_OF_0_1.values():

@@ -184,6 +184,7 @@ def test_a_group_is_given_a_choice(words: list[str], message: str) -> None:
         ("train", "trainer=torchrun", "is now trainer=ddp"),
         ("train", "data=kodak", "is now testset=kodak of an evaluation; train on data=folder"),
         ("evaluate", "data=kodak", "data=kodak is now testset=kodak"),
+        ("evaluate", "effort=10", "effort=10 is now optimize_latent=10"),
         ("evaluate", "data.path='a=b'", "data.path='a=b' is now testset.path='a=b'"),
     ],
 )

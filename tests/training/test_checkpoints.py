@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from glc.errors import WeightsError
-from glc.io.checkpoint import Checkpoint, open_checkpoint, save_sealed
+from glc.io.checkpoint import Checkpoint, open_checkpoint, save_checkpoint
 from glc.training.callbacks.codebook import CodebookCare
 from glc.training.checkpoints import (
     LastCheckpoint,
@@ -25,7 +25,7 @@ from glc.training.stages.base import Stage
 
 
 def write(path: Path, step: int) -> None:
-    save_sealed(
+    save_checkpoint(
         {"state_dict": {}, "glc": {"format": 1, "recipe": {}}, "global_step": step, "w": torch.ones(999)},
         path,
     )

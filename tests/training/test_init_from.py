@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 
 from glc.codec.convert.convert import convert
 from glc.codec.convert.read import open_source
-from glc.codec.weights.export import export, export_companion
+from glc.codec.weights.export import export, export_training_weights
 from glc.codec.weights.file import read_weights
 from glc.errors import WeightsError
 from glc.training.init_from import TransferError, warm_start
@@ -136,7 +136,7 @@ def test_a_codec_and_its_companion_give_all_that_a_stage_starts_from(
 ) -> None:
     codec, companion = tmp_path / "codec.safetensors", tmp_path / "codec.training.safetensors"
     export(last(stages["joint"]), codec)
-    words = export_companion(last(stages["joint"]), companion)
+    words = export_training_weights(last(stages["joint"]), companion)
     assert words == ["C", "the code predictor", "E_VQ", "the discriminator"]
     weights = checkpoint(stages["joint"])["state_dict"]
     with safe_open(companion, "pt") as file:
@@ -167,7 +167,7 @@ def test_a_codec_and_its_companion_give_all_that_a_stage_starts_from(
     start(make("joint", model__projected_codebooks=False), codec, companion)
     assert "was made beside another codec" in caplog.text
     with pytest.raises(WeightsError, match="holds no codec with networks of its training"):
-        export_companion(last(stages["vqvae"]), tmp_path / "no.safetensors")
+        export_training_weights(last(stages["vqvae"]), tmp_path / "no.safetensors")
     assert not (tmp_path / "no.safetensors").exists()
 
 
@@ -176,7 +176,7 @@ def test_a_companion_in_half_precision_and_a_damaged_one(
 ) -> None:
     codec, companion = tmp_path / "codec.safetensors", tmp_path / "codec.training.safetensors"
     export(last(stages["joint"]), codec, half=True)
-    export_companion(last(stages["joint"]), companion, half=True)
+    export_training_weights(last(stages["joint"]), companion, half=True)
     joint = make("joint", model__projected_codebooks=False)
     start(joint, codec, companion)
     weights = checkpoint(stages["joint"])["state_dict"]

@@ -11,7 +11,7 @@ from torch import Tensor
 from glc.codec import bitstream
 from glc.codec.bitstream import DEFAULT_LIMIT, FINGERPRINT_BYTES, MAX_RATES, RATE_ONE, Header
 from glc.codec.entropy.latent_coding import Decoded, Symbols, make_latent_codec
-from glc.codec.images import ImageLike, LatentSearch, padded_size, to_input
+from glc.codec.images import ImageLike, LatentOptimization, padded_size, to_input
 from glc.codec.rate_search import TOLERANCE, search
 from glc.codec.runtime.memory import parse_memory
 from glc.codec.runtime.networks import ImageNetworks, Size
@@ -103,7 +103,7 @@ class Codec:
         *,
         target_bpp: float | None = None,
         target_size: int | None = None,
-        effort: LatentSearch | None = None,
+        optimize_latent: LatentOptimization | None = None,
     ) -> bytes:
         """Return the file of an image.
 
@@ -112,8 +112,8 @@ class Codec:
             quality: 0 to 100, from the lowest trained rate point to the highest and linearly between them.
             target_bpp: instead of a quality, bits per pixel of the whole file: it lands at most 3 % below.
             target_size: the same in bytes.
-            effort: searches a better latent than E's at the file's rate point (with a target, at the one that
-                E's latent needs for it).
+            optimize_latent: improves E's latent for this image at the file's rate point (with a target: at the
+                rate point that E's latent needs for it).
 
         Raises:
             ImageError: when the image cannot be read.
@@ -137,13 +137,15 @@ class Codec:
             latent = self.encode_latent([x])
             if target is None:
                 rate = self.rate_of(quality)
-                latent = latent if effort is None else self._improved(effort, x, latent, rate)
+                if optimize_latent is not None:
+                    latent = self._improved(optimize_latent, x, latent, rate)
                 return self.entropy_encode(latent, [(height, width)], rate)[0][0]
             rate, data = self._search(latent, x, target)
-            if effort is not None:
-                # A better latent may need a few bits more, and so not fit where E's just did.
+            if optimize_latent is not None:
+                # The optimised latent may need more bits than E's: keep E's file where it misses the target.
                 with suppress(TargetError):
-                    rate, data = self._search(self._improved(effort, x, latent, rate), x, target)
+                    latent = self._improved(optimize_latent, x, latent, rate)
+                    rate, data = self._search(latent, x, target)
         if len(data) < (1 - TOLERANCE) * target:
             highest = rate == (self.model.num_rates - 1) * RATE_ONE
             warnings.warn(
@@ -328,10 +330,10 @@ class Codec:
         with self.networks.coding(self.latent_codec.memory(count, size)), self.stage(ENTROPY_CODING):
             yield
 
-    def _improved(self, effort: LatentSearch, x: Tensor, latent: Tensor, rate: int) -> Tensor:
+    def _improved(self, optimize: LatentOptimization, x: Tensor, latent: Tensor, rate: int) -> Tensor:
         with self.networks.searching():
             limit = self.networks.limit(self.model)
-            return effort(self.model, self.networks.padded(x), latent, rate / RATE_ONE, limit)
+            return optimize(self.model, self.networks.padded(x), latent, rate / RATE_ONE, limit)
 
     def _search(self, latent: Tensor, x: Tensor, target: float) -> tuple[int, bytes]:
         """Return the rate point, in units of 1 / 4096, of the largest file below a target, and that file."""

@@ -15,8 +15,8 @@ ImageLike = ImageSource | np.ndarray | Tensor
 """A path, a PIL image, an array `[H, W, 3]` of uint8, or a float tensor `[3, H, W]` in [0, 1]."""
 
 
-class LatentSearch(Protocol):
-    """Finds a better latent of an image than E's, such as `glc.latent_search.Effort`."""
+class LatentOptimization(Protocol):
+    """Finds a better latent of an image than E's, such as `glc.latent_optimization.LatentOptimizer`."""
 
     def __call__(self, model: GLC, x: Tensor, latent: Tensor, rate: float, memory: int | None) -> Tensor:
         """Return a latent for x `[1, 3, H, W]` in [-1, 1] at a rate point, within bytes of memory."""

@@ -9,7 +9,7 @@ from glc.codec.weights.catalog import DEFAULT_MODEL, find
 from glc.codec.weights.export import read_codec
 from glc.codec.weights.file import Kind, Weights, read_weights
 from glc.codec.weights.trust import Trust
-from glc.codec.weights.variants import attach, read_part
+from glc.codec.weights.variants import attach, read_variant
 
 
 def load(
@@ -56,4 +56,4 @@ def assemble(
     weights = read_codec(file, trust) if trained else read_weights(file, mapped=True, trust=trust)
     named: list[tuple[Kind, str | Path | None]] = [("encoder", encoder), ("decoder", decoder)]
     chosen = [(find(name, kind), kind) for kind, name in named if name is not None]
-    return attach(weights, *(read_part(path, kind, mapped=True, trust=trust) for path, kind in chosen))
+    return attach(weights, *(read_variant(path, kind, mapped=True, trust=trust) for path, kind in chosen))

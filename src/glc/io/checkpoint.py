@@ -197,7 +197,7 @@ class _Hashing:
         self.file.flush()
 
 
-def save_sealed(content: Any, path: str | Path) -> None:
+def save_checkpoint(content: Any, path: str | Path) -> None:
     """Write what `torch.save` can write, with its checksum, atomically and durably.
 
     Raises:

@@ -18,7 +18,7 @@ from lightning.pytorch import callbacks
 from lightning.pytorch.loops.progress import _ProcessedTracker
 
 from glc.errors import WeightsError
-from glc.io.checkpoint import Checkpoint, copy_to_memory, label, open_checkpoint, save_sealed
+from glc.io.checkpoint import Checkpoint, copy_to_memory, label, open_checkpoint, save_checkpoint
 
 log = logging.getLogger(__name__)
 
@@ -50,7 +50,7 @@ class SealedCheckpointIO(TorchCheckpointIO):
             SavingError: it cannot be written; what was at `path` is as it was.
         """
         try:
-            save_sealed(checkpoint, path)
+            save_checkpoint(checkpoint, path)
         except OSError as error:
             left = "is as it was" if os.path.exists(path) else "was not made"
             raise SavingError(

@@ -22,7 +22,7 @@ from glc.codec.runtime.precision import choose_precision
 from glc.codec.weights import mmap
 from glc.codec.weights.file import read_weights, save_weights
 from glc.codec.weights.mmap import MappedFile, bytes_to_read
-from glc.codec.weights.variants import save_part
+from glc.codec.weights.variants import save_variant
 from glc.errors import WeightsError
 from tests.codec.fixed_model import fixed_codec_weights, fixed_image
 from tests.programs import fresh
@@ -151,7 +151,7 @@ def test_a_direction_does_not_touch_the_network_of_the_other(file: Path, precisi
 def test_nothing_of_the_file_is_held_between_calls(file: Path, tmp_path: Path) -> None:
     own = read_weights(file)
     part = tmp_path / "part.safetensors"
-    save_part(part, "encoder", own.model.encoder.state_dict(), own.description["encoder"], own.fingerprint)
+    save_variant(part, "encoder", own.model.encoder.state_dict(), own.description["encoder"], own.fingerprint)
     codec = glc.load(file, "cpu", encoder=part)
     assert len(codec.weights.files) == 2
 

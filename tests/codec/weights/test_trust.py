@@ -17,9 +17,9 @@ from glc.codec.weights.architecture import build
 from glc.codec.weights.export import export, make_tables, rate_points
 from glc.codec.weights.file import build_model, read_weights, save_weights
 from glc.codec.weights.trust import ENTRY_POINTS, VARIABLE, find_class
-from glc.codec.weights.variants import read_part, save_part
+from glc.codec.weights.variants import read_variant, save_variant
 from glc.errors import ArchitectureError, WeightsError
-from glc.io.checkpoint import save_sealed
+from glc.io.checkpoint import save_checkpoint
 from tests.codec.fixed_model import fixed_codec_weights, fixed_description, fixed_image
 
 PACKAGE = "glc_test_package"
@@ -232,14 +232,14 @@ def test_a_variant_may_be_a_users_network(file: Path, tmp_path: Path) -> None:
     weights = read_weights(file, trust=PACKAGE)
     path = tmp_path / "mine.encoder.safetensors"
     state = weights.model.encoder.state_dict()
-    save_part(path, "encoder", state, weights.description["encoder"], weights.fingerprint)
+    save_variant(path, "encoder", state, weights.description["encoder"], weights.fingerprint)
     with pytest.raises(WeightsError, match="is not trusted"):
         glc.load(tmp_path / "fixed.safetensors", "cpu", encoder=path)
     found = assemble(tmp_path / "fixed.safetensors", encoder=path, trust=PACKAGE).model.encoder
     assert torch.equal(found.patches.weight, state["patches.weight"])
-    save_part(path, "encoder", {}, {"_target_": f"{PACKAGE}.nets.Unfinished"}, weights.fingerprint)
+    save_variant(path, "encoder", {}, {"_target_": f"{PACKAGE}.nets.Unfinished"}, weights.fingerprint)
     with pytest.raises(WeightsError, match=r"mine\.encoder\.safetensors: .*Unfinished cannot be the encoder"):
-        read_part(path, "encoder", trust=PACKAGE)
+        read_variant(path, "encoder", trust=PACKAGE)
 
 
 def test_a_checkpoint_with_a_users_network_is_exported_when_it_is_trusted(file: Path, tmp_path: Path) -> None:
@@ -247,7 +247,7 @@ def test_a_checkpoint_with_a_users_network_is_exported_when_it_is_trusted(file: 
     module = {"model": weights.description}
     state = {f"model.{name}": tensor for name, tensor in weights.model.state_dict().items()}
     recipe = {"stage": {"name": "joint", "module": module}}
-    save_sealed({"glc": {"format": 1, "recipe": recipe}, "state_dict": state}, tmp_path / "last.ckpt")
+    save_checkpoint({"glc": {"format": 1, "recipe": recipe}, "state_dict": state}, tmp_path / "last.ckpt")
     out = tmp_path / "out.safetensors"
     with pytest.raises(WeightsError, match=rf"last\.ckpt: .*--trust {PACKAGE}"):
         export(tmp_path / "last.ckpt", out)

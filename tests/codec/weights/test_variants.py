@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 
 import glc
 from glc.codec.weights.file import VariantLabel, read_label, read_weights
-from glc.codec.weights.variants import read_part, save_part
+from glc.codec.weights.variants import read_variant, save_variant
 from tests.codec.fixed_model import fixed_codec_weights, fixed_image
 
 
@@ -25,7 +25,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for kind in ("encoder", "decoder"):
         state = getattr(weights.model, kind).state_dict()
         moved = {name: t + 0.05 * torch.randn(t.shape) * t.abs().mean() for name, t in state.items()}
-        save_part(
+        save_variant(
             folder / f"moved.{kind}.safetensors",
             kind,  # type: ignore[arg-type]
             moved,
@@ -105,10 +105,10 @@ def test_a_changed_file_is_refused(folder: Path, tmp_path: Path) -> None:
     tensors[names[0]].view(-1)[0] += 1
     save_file(tensors, tmp_path / "changed.safetensors", metadata)
     with pytest.raises(glc.WeightsError, match="damaged"):
-        read_part(tmp_path / "changed.safetensors", "encoder")
+        read_variant(tmp_path / "changed.safetensors", "encoder")
     (tmp_path / "cut.safetensors").write_bytes(source.read_bytes()[:-100])
     with pytest.raises(glc.WeightsError, match="not a safetensors file"):
-        read_part(tmp_path / "cut.safetensors", "encoder")
+        read_variant(tmp_path / "cut.safetensors", "encoder")
     save_file(tensors, tmp_path / "newer.safetensors", {**metadata, "format": "2"})
     with pytest.raises(glc.WeightsError, match="format 2 is newer"):
         read_label(tmp_path / "newer.safetensors")

@@ -178,7 +178,7 @@ def _export_variant(checkpoint: Checkpoint, destination: str | Path, half: bool)
     save(destination, state, label)
 
 
-def export_companion(checkpoint: str | Path, destination: str | Path, half: bool = False) -> list[str]:
+def export_training_weights(checkpoint: str | Path, destination: str | Path, half: bool = False) -> list[str]:
     """Write the networks of a training checkpoint that its codec's weights file leaves out.
 
     Both together give `init_from=[CODEC,FILE]` what the checkpoint would, but its optimizers. Of stage III it

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Part:
+class Variant:
     """An encoder or a decoder for one codec."""
 
     label: VariantLabel
@@ -32,7 +32,7 @@ class Part:
     """See `Weights`."""
 
 
-def save_part(
+def save_variant(
     path: str | Path,
     kind: Kind,
     state: Mapping[str, Tensor],
@@ -44,7 +44,7 @@ def save_part(
     save(path, state, VariantLabel(kind, description, fingerprint, about or {}))
 
 
-def read_part(path: str | Path, kind: Kind, mapped: bool = False, trust: Trust = ()) -> Part:
+def read_variant(path: str | Path, kind: Kind, mapped: bool = False, trust: Trust = ()) -> Variant:
     """Read a variant's file; `mapped` and `trust` are explained at `glc.codec.weights.file.read_weights`.
 
     Raises:
@@ -61,37 +61,37 @@ def read_part(path: str | Path, kind: Kind, mapped: bool = False, trust: Trust =
     except ArchitectureError as error:
         raise WeightsError(str(error)) from error
     network.eval().requires_grad_(False)
-    return Part(label, network, str(path), opened.files)
+    return Variant(label, network, str(path), opened.files)
 
 
-def attach(weights: Weights, *parts: Part) -> Weights:
+def attach(weights: Weights, *variants: Variant) -> Weights:
     """Return a codec's weights with variants in the place of its own networks.
 
     Args:
         weights: the codec; not changed.
-        parts: at most one encoder and one decoder.
+        variants: at most one encoder and one decoder.
 
     Raises:
         WeightsError: when a variant was made for another codec, or does not fit this one.
     """
     networks: dict[str, Any] = {"encoder": weights.model.encoder, "decoder": weights.model.decoder}
-    for part in parts:
-        kind, made_for_codec = part.label.kind, part.label.fingerprint
+    for variant in variants:
+        kind, made_for_codec = variant.label.kind, variant.label.fingerprint
         if made_for_codec != weights.fingerprint:
             raise WeightsError(
-                f"{part.source}: {kind} for the codec {made_for_codec[:8]}, and {weights.source} is "
+                f"{variant.source}: {kind} for the codec {made_for_codec[:8]}, and {weights.source} is "
                 f"{weights.fingerprint[:8]}: choose that codec with --model, or train one for this codec"
             )
         own = networks[kind]
         for name in ("latent_channels", "downsampling"):
-            if getattr(part.network, name) != getattr(own, name):
+            if getattr(variant.network, name) != getattr(own, name):
                 raise WeightsError(
-                    f"{part.source}: its {name} is {getattr(part.network, name)}, "
+                    f"{variant.source}: its {name} is {getattr(variant.network, name)}, "
                     f"the codec's {getattr(own, name)}"
                 )
-        networks[kind] = part.network
+        networks[kind] = variant.network
     model = GLC(**networks, coder=weights.model.coder, refiner=weights.model.refiner)
-    files = sum((part.files for part in parts), weights.files)
+    files = sum((variant.files for variant in variants), weights.files)
     return replace(weights, model=model.eval(), files=files)
 
 

@@ -1,4 +1,4 @@
-"""Effort: search an image's latent by gradient descent before it is coded.
+"""LatentOptimizer: search an image's latent by gradient descent before it is coded.
 
 E has learnt one answer for all images. For a single one there is a better latent, and D, which is at hand,
 tells where: the image that it would draw is compared, and the latent is moved down the gradient
@@ -32,7 +32,7 @@ class _Cost:
     distortion: Tensor
 
 
-class Effort:
+class LatentOptimizer:
     """Search for a latent whose file is no larger and whose image is nearer.
 
     ```
@@ -168,7 +168,7 @@ class Effort:
             need = int(per_position * min(height, side + 2 * margin) * min(width, side + 2 * margin))
             smaller = side // 2 // model.coder.stride * model.coder.stride
             if need <= self.memory or smaller < least:
-                check_memory(need, memory, "the search of --effort")
+                check_memory(need, memory, "the search of --optimize-latent")
                 return side
             side = smaller
 
