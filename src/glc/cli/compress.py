@@ -127,7 +127,7 @@ def _number(ctx: click.Context, parameter: click.Parameter, value: float | None)
 @click.option(
     "--lpips-weights",
     metavar="FOLDER",
-    help="With --optimize-latent: folder of SqueezeNet's weights.  [default: torch hub's cache, then a download]",
+    help="With --optimize-latent: folder of SqueezeNet's weights.  [default: torch hub's cache or download]",
 )
 @_shared_options
 def compress(

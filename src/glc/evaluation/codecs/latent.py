@@ -82,7 +82,7 @@ class LatentCodec(ImageCodec):
     def options(self) -> Mapping[str, Any]:
         """Return the settings that change files or decoded images but not the fingerprint.
 
-        These are the encoder, latent optimisation, and the precision of E and D (`auto` depends on the device).
+        These are the encoder, latent optimisation, and the precision of E and D (`auto` varies by device).
         """
         precision = self.codec.networks.precision
         return {
