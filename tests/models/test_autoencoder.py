@@ -48,7 +48,7 @@ def test_a_decoder_grows_fine_blocks_and_draws_the_same(stem: int) -> None:
     x_hat = coarse(latent)
     assert fine.downsampling == coarse.downsampling
     assert not torch.allclose(fine(latent), x_hat, atol=0.1)
-    fine.load_state_dict(fine.grown(coarse.state_dict()))
+    fine.load_state_dict(fine.inflate(coarse.state_dict()))
     torch.testing.assert_close(fine(latent), x_hat)
     # Nothing that it has grown is cut off: the second step's gradient reaches every weight.
     for _ in range(2):

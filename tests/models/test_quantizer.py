@@ -177,7 +177,7 @@ def test_folding_keeps_the_codes_and_makes_them_plain(projected: bool) -> None:
     module = quantizer(projected)
     codes = module.codebook().detach().clone()
     baked = VectorQuantizer.baked(module.state_dict())
-    module.fold()
+    module.bake()
     assert torch.equal(module.codebook(), codes)
     assert baked.keys() == module.state_dict().keys()
     assert all(torch.equal(baked[name], tensor) for name, tensor in module.state_dict().items())

@@ -284,5 +284,5 @@ def _fitting(weights: dict[str, Tensor], network: nn.Module) -> dict[str, Tensor
     """Return the weights, grown where they are of a decoder without the fine blocks that the network has."""
     if isinstance(network, Decoder) and network.fine_blocks and len(weights) < len(network.state_dict()):
         with suppress(KeyError, RuntimeError):  # of another decoder: what differs is said later
-            return network.grown(weights)
+            return network.inflate(weights)
     return weights

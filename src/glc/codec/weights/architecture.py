@@ -93,7 +93,7 @@ def bake_projections(model: nn.Module, description: Any) -> Any:
     """Bake the projected codebooks of a model, in place; return its updated description."""
     for module in model.modules():
         if isinstance(module, VectorQuantizer):
-            module.fold()
+            module.bake()
     return _without_projections(description)
 
 
