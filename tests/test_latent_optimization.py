@@ -65,7 +65,7 @@ def distance(codec: glc.Codec, data: bytes, image: np.ndarray) -> float:
     return float((x - x_hat).abs().mean() + Coarse()(x, x_hat).mean())
 
 
-def test_the_image_is_nearer_and_the_file_hardly_larger(codec: glc.Codec, photograph: np.ndarray) -> None:
+def test_distortion_falls_at_nearly_the_same_size(codec: glc.Codec, photograph: np.ndarray) -> None:
     plain = codec.compress(photograph)
     searched = codec.compress(photograph, optimize_latent=LatentOptimizer(6, distance=Coarse()))
     assert distance(codec, searched, photograph) < 0.95 * distance(codec, plain, photograph)
@@ -78,7 +78,7 @@ def test_the_image_is_nearer_and_the_file_hardly_larger(codec: glc.Codec, photog
     assert codec.compress(photograph, optimize_latent=LatentOptimizer(6, distance=Coarse())) == searched
 
 
-def test_bits_are_held_by_their_weight(codec: glc.Codec, photograph: np.ndarray) -> None:
+def test_rate_weight_limits_bits(codec: glc.Codec, photograph: np.ndarray) -> None:
     loose, tight = (
         codec.compress(photograph, 100, optimize_latent=optimize_latent)
         for optimize_latent in (
@@ -90,12 +90,12 @@ def test_bits_are_held_by_their_weight(codec: glc.Codec, photograph: np.ndarray)
     assert distance(codec, loose, photograph) < distance(codec, tight, photograph)
 
 
-def test_what_is_worse_is_thrown_away(codec: glc.Codec, photograph: np.ndarray) -> None:
+def test_worse_latents_are_discarded(codec: glc.Codec, photograph: np.ndarray) -> None:
     leaps = LatentOptimizer(2, distance=Coarse(), step_size=100)
     assert codec.compress(photograph, optimize_latent=leaps) == codec.compress(photograph)
 
 
-def test_a_target_holds_for_what_is_searched(codec: glc.Codec, photograph: np.ndarray) -> None:
+def test_target_holds_with_latent_optimization(codec: glc.Codec, photograph: np.ndarray) -> None:
     plain = codec.compress(photograph, target_bpp=0.07)
     searched = codec.compress(
         photograph, target_bpp=0.07, optimize_latent=LatentOptimizer(6, distance=Coarse())
@@ -105,7 +105,7 @@ def test_a_target_holds_for_what_is_searched(codec: glc.Codec, photograph: np.nd
     assert distance(codec, searched, photograph) < 0.97 * distance(codec, plain, photograph)
 
 
-def test_tiles_are_as_good_as_the_whole(codec: glc.Codec, photograph: np.ndarray) -> None:
+def test_tiling_costs_little_distortion(codec: glc.Codec, photograph: np.ndarray) -> None:
     plain, whole, tiled = (
         distance(codec, codec.compress(photograph, optimize_latent=optimize_latent), photograph)
         for optimize_latent in (
@@ -132,7 +132,7 @@ def test_tiles_change_every_position_once(height: int, width: int, side: int, ma
     assert changed.eq(1).all()
 
 
-def test_its_own_memory_decides_the_size_of_tiles_and_nothing_else(tmp_path: Path) -> None:
+def test_only_its_memory_argument_decides_the_tile_size(tmp_path: Path) -> None:
     model = Variants(tmp_path).codec("categorical").model
     x = torch.zeros(1, 3, 512, 512)
     latent = torch.randn(1, 16, 64, 64, generator=torch.Generator().manual_seed(0))
@@ -147,7 +147,7 @@ def test_its_own_memory_decides_the_size_of_tiles_and_nothing_else(tmp_path: Pat
         LatentOptimizer(1, distance=Coarse())(model, x, latent, 1.0, 100_000_000)
 
 
-def test_nothing_of_a_search_stays_in_memory(tmp_path: Path) -> None:
+def test_no_memory_is_retained(tmp_path: Path) -> None:
     model = Variants(tmp_path).codec("categorical").model
     seen = []
 
@@ -166,7 +166,7 @@ def test_nothing_of_a_search_stays_in_memory(tmp_path: Path) -> None:
     assert not any(root() is not None for root in seen)
 
 
-def test_a_target_that_only_the_plain_latent_meets(codec: glc.Codec, photograph: np.ndarray) -> None:
+def test_target_met_only_by_the_encoders_latent_keeps_it(codec: glc.Codec, photograph: np.ndarray) -> None:
     class Noise:
         """A search whose result needs more bits."""
 
@@ -179,7 +179,7 @@ def test_a_target_that_only_the_plain_latent_meets(codec: glc.Codec, photograph:
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_every_kind_of_coder_can_be_searched(variant: str, tmp_path: Path, photograph: np.ndarray) -> None:
+def test_every_kind_of_coder_is_supported(variant: str, tmp_path: Path, photograph: np.ndarray) -> None:
     made = Variants(tmp_path).codec(variant)
     data = made.compress(photograph[:60, :90], 100 / 3, optimize_latent=LatentOptimizer(3, distance=Coarse()))
     assert made.from_symbols(made.symbols(data), (60, 90), made.rate_of(100 / 3)) == data
@@ -189,7 +189,7 @@ def test_every_kind_of_coder_can_be_searched(variant: str, tmp_path: Path, photo
     )
 
 
-def test_images_that_lpips_cannot_see_stay_as_they_are(tmp_path: Path) -> None:
+def test_images_too_small_for_lpips_are_unchanged(tmp_path: Path) -> None:
     made = Variants(tmp_path).codec("indices_map")
     tiny = fixed_image(8, 40)
     save_features(reference("squeeze"), tmp_path / FILES["squeeze"])
@@ -203,7 +203,7 @@ def test_images_that_lpips_cannot_see_stay_as_they_are(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("steps", [0, -1, 2.5])
-def test_steps_are_whole_and_some(steps: float) -> None:
+def test_steps_must_be_a_positive_integer(steps: float) -> None:
     with pytest.raises(ValueError, match=f"at least 1, got {steps}"):
         LatentOptimizer(steps, distance=Coarse())  # type: ignore[arg-type]
     assert LatentOptimizer(3.0, distance=Coarse()).steps == 3  # type: ignore[arg-type]

@@ -108,9 +108,9 @@ def test_what_is_no_whole_file_is_refused(glc: Glc) -> None:
         (b"", "the file is empty"),
         (b"\x89PNG" + bytes(100), "not a .glc file"),
         (whole[:10], "truncated: 10 bytes"),
-        (whole[:-1], "damaged or truncated: "),
-        (bytes(flipped), "damaged or truncated: "),
-        (later, "written in version 2"),
+        (whole[:-1], "corrupt or truncated file: "),
+        (bytes(flipped), "corrupt or truncated file: "),
+        (later, "the file has format version 2"),
     ):
         Path("bad.glc").write_bytes(data)
         for command in ("decompress", "info"):
@@ -130,7 +130,7 @@ def test_a_damaged_size_is_damage(glc: Glc) -> None:
     for more in ((), ("--max-pixels", 100)):
         result = glc("decompress", "a.glc", "-o", "b.png", *more)
         assert result.exit_code == 2
-        assert result.stderr.startswith("a.glc: damaged or truncated: ")
+        assert result.stderr.startswith("a.glc: corrupt or truncated file: ")
     # Longer than any file that is accepted: the end is not waited for.
     result = glc("decompress", "-", "--max-pixels", 100, stdin=bytes(damaged) + bytes(2 << 20))
     assert "65536 x 65536 pixels, more than the limit of 100" in result.stderr

@@ -44,21 +44,19 @@ def kept(native: Native) -> list[Path]:
 
 
 @pytest.mark.parametrize("compiler", ["false", "no-such-compiler-here", "true", 'cc "'])
-def test_without_a_compiler_that_works_there_is_none(
+def test_without_a_working_compiler_nothing_is_compiled(
     compiler: str, fresh: Native, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("CC", compiler)
     assert fresh.library() is None
 
 
-def test_it_can_be_switched_off(fresh: Native, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_environment_variable_disables_compilation(fresh: Native, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(SWITCH, "0")
     assert fresh.library() is None
 
 
-def test_the_compiler_is_asked_once_with_the_arguments_that_it_comes_with(
-    fresh: Native, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_CC_may_contain_arguments_and_is_called_once(fresh: Native, monkeypatch: pytest.MonkeyPatch) -> None:
     """`CC` may hold arguments, as make has it."""
     asked: list[list[str]] = []
 
@@ -75,7 +73,7 @@ def test_the_compiler_is_asked_once_with_the_arguments_that_it_comes_with(
     assert asked[0][:3] == ["ccache", "cc", "-m64"]
 
 
-def test_what_is_compiled_is_kept(compiled: Native) -> None:
+def test_compiled_library_is_cached(compiled: Native) -> None:
     assert compiled.library() is not None
     (path,) = kept(compiled)
     made = path.stat().st_mtime_ns
@@ -84,7 +82,7 @@ def test_what_is_compiled_is_kept(compiled: Native) -> None:
     assert path.stat().st_mtime_ns == made
 
 
-def test_what_is_damaged_is_made_anew(compiled: Native) -> None:
+def test_corrupt_library_is_recompiled(compiled: Native) -> None:
     assert compiled.library() is not None
     (path,) = kept(compiled)
     # A new file, since what is loaded stays mapped.
@@ -96,7 +94,7 @@ def test_what_is_damaged_is_made_anew(compiled: Native) -> None:
     assert path.stat().st_size > 1000
 
 
-def test_a_folder_that_cannot_be_written_costs_only_the_compilation(
+def test_read_only_cache_folder_only_disables_caching(
     compiled: Native, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     (tmp_path / "file").write_text("in the way")
@@ -107,7 +105,7 @@ def test_a_folder_that_cannot_be_written_costs_only_the_compilation(
 WRONG = {"winograd": "glc_convolve", "integer_kernels": "glc_planes"}
 
 
-def test_a_library_that_computes_something_else_is_neither_used_nor_kept(
+def test_library_that_fails_the_self_test_is_not_used_or_cached(
     compiled: Native, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     name = WRONG[compiled.source.stem]
@@ -122,7 +120,7 @@ def test_a_library_that_computes_something_else_is_neither_used_nor_kept(
     assert not kept(compiled)
 
 
-def test_the_check_leaves_random_numbers_and_formats_alone(compiled: Native) -> None:
+def test_self_test_does_not_change_random_state_or_formats(compiled: Native) -> None:
     state = torch.random.get_rng_state()
     torch.set_default_dtype(torch.bfloat16)
     try:

@@ -159,14 +159,14 @@ def test_the_latent_codec_writes_its_own_files(tmp_path: Path) -> None:
     assert bpp >= 8 * len(codec.encode(image, setting)) / 2000 > 0.9 * bpp
 
 
-def test_the_latent_codec_searches_with_effort(tmp_path: Path) -> None:
+def test_the_latent_codec_optimizes_latents(tmp_path: Path) -> None:
     weights = fixed_codec_weights(tmp_path / "mine.safetensors")
     save_features(reference("squeeze"), tmp_path / FILES["squeeze"])
     with initialize_config_dir(str(CONF), version_base="1.3"):
         words = [f"codec='{weights}'", "out=x", "optimize_latent=2", f"metrics.weights_dir='{tmp_path}'"]
         searching = codec_makers(compose("evaluate", words))["mine"]("cpu")
     plain = LatentCodec(weights)
-    assert searching.name == "mine-effort2"
+    assert searching.name == "mine-optimized2"
     assert searching.options() == {**plain.options(), "optimize_latent": 2}
     image = Image.fromarray(fixed_image(64, 64))
     data = searching.encode(image, plain.settings[1])

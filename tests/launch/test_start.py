@@ -101,7 +101,7 @@ def test_models_are_found_by_name_whatever_lies_here(
     (tmp_path / "small" / "checkpoints").mkdir()
     shutil.copy(last(trained["vqvae"]), tmp_path / "small" / "checkpoints")
     assert paths(options("joint", init_from="small")) == [Path("small", "checkpoints", "last.ckpt")]
-    with pytest.raises(WeightsError, match=r"there is no model 'smal' \(known are .*small"):
+    with pytest.raises(WeightsError, match=r"there is no model 'smal' \(available: .*small"):
         resolve_start(options("joint", init_from="smal"))
 
 

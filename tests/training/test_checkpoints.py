@@ -75,7 +75,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_used(
     damage(folder / "last.ckpt")
     found = open_last(folder)
     assert step_of(found) == 1
-    assert "last.ckpt: damaged" in caplog.text
+    assert "last.ckpt: corrupt" in caplog.text
     assert "previous.ckpt" in caplog.text
     # The next save must not push the good one out in favour of the damaged one.
     keep_previous(folder / "last.ckpt")
@@ -96,7 +96,7 @@ def test_other_processes_of_a_run_leave_the_files_alone(
 def test_two_damaged_checkpoints_are_an_error(folder: Path, tmp_path: Path) -> None:
     for name in ("last.ckpt", "previous.ckpt"):
         damage(folder / name)
-    with pytest.raises(WeightsError, match=r"last\.ckpt: damaged.*previous\.ckpt: damaged"):
+    with pytest.raises(WeightsError, match=r"last\.ckpt: corrupt.*previous\.ckpt: corrupt"):
         open_last(folder)
     assert open_last(tmp_path / "nowhere") is None
 

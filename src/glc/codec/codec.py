@@ -90,7 +90,7 @@ class Codec:
             self.latent_codec = make_latent_codec(self.model.coder, weights.tables, self.device, self.stage)
             """The coder's integer networks and its entropy coder."""
         except (InexactError, ValueError) as error:
-            raise WeightsError(f"{weights.source}: cannot be used for files: {error}") from error
+            raise WeightsError(f"{weights.source}: cannot encode files: {error}") from error
         self.networks.release()
 
     @property

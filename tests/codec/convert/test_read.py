@@ -79,7 +79,7 @@ def test_an_old_lightning_checkpoint_may_name_its_callbacks(
     assert module.__name__ not in sys.modules
 
 
-def test_files_that_are_no_checkpoints(tmp_path: Path) -> None:
+def test_non_checkpoints_are_refused(tmp_path: Path) -> None:
     torch.save(stand_ins(layouts()["taming"]), tmp_path / "whole.pth")
     save_file({"a": torch.zeros(100)}, tmp_path / "whole.safetensors")
     whole, safe = ((tmp_path / f"whole.{s}").read_bytes() for s in ("pth", "safetensors"))

@@ -164,7 +164,7 @@ def test_decoding_imports_nothing(package: Path, tmp_path: Path) -> None:
     subprocess.run(command, check=True, env={**os.environ, "PYTHONPATH": path})
 
 
-def test_tensors_that_are_not_in_the_file_are_computed(file: Path) -> None:
+def test_non_persistent_buffers_are_computed(file: Path) -> None:
     before = torch.get_rng_state()
     network = read_weights(file, trust=PACKAGE).model.encoder
     assert torch.equal(network.scale, torch.full((16, 1, 1), 2.0))
@@ -182,7 +182,7 @@ def test_fingerprints_cover_a_users_decoder(package: Path, tmp_path: Path) -> No
     assert mine.fingerprint != fixed.fingerprint
 
 
-def test_a_users_network_has_the_same_budget(package: Path, file: Path) -> None:
+def test_user_networks_have_the_same_memory_budget(package: Path, file: Path) -> None:
     weights = read_weights(file, trust=PACKAGE)
     description = {
         **weights.description,
@@ -209,17 +209,17 @@ def test_a_users_network_has_the_same_budget(package: Path, file: Path) -> None:
         ("glc.models.glc.Newer", "not a network known to this version of glc"),
     ],
 )
-def test_only_networks_of_the_package_itself_are_found(name: str, complaint: str, package: Path) -> None:
+def test_only_networks_defined_in_the_package_are_accepted(name: str, complaint: str, package: Path) -> None:
     with pytest.raises(ArchitectureError, match=complaint):
         find_class(name, PACKAGE)
 
 
-def test_a_class_is_found_by_each_of_its_names(package: Path) -> None:
+def test_classes_are_found_by_every_import_path(package: Path) -> None:
     assert find_class(f"{PACKAGE}.Short", PACKAGE) is find_class(f"{PACKAGE}.nets.MyEncoder", PACKAGE)
     assert sys.modules[f"{PACKAGE}.nets"].TABLE.device.type == "cpu"
 
 
-def test_what_a_users_network_lacks_is_named(package: Path) -> None:
+def test_missing_members_are_named(package: Path) -> None:
     description = {**fixed_description(), "encoder": {"_target_": f"{PACKAGE}.nets.Unfinished"}}
     with pytest.raises(
         ArchitectureError,

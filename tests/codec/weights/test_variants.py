@@ -41,7 +41,7 @@ def codec(folder: Path) -> glc.Codec:
     return glc.load(folder / "codec.safetensors", "cpu")
 
 
-def test_any_decoder_opens_what_another_encoder_wrote(folder: Path, codec: glc.Codec) -> None:
+def test_any_decoder_decodes_files_of_any_encoder(folder: Path, codec: glc.Codec) -> None:
     other = glc.load(folder / "codec.safetensors", "cpu", encoder=folder / "moved.encoder.safetensors")
     image = fixed_image(96, 64)
     data = other.compress(image)
@@ -50,7 +50,7 @@ def test_any_decoder_opens_what_another_encoder_wrote(folder: Path, codec: glc.C
     assert np.array_equal(np.asarray(codec.decompress(data)), np.asarray(other.decompress(data)))
 
 
-def test_another_decoder_draws_the_same_symbols_differently(folder: Path, codec: glc.Codec) -> None:
+def test_variant_decoder_renders_the_same_symbols_differently(folder: Path, codec: glc.Codec) -> None:
     other = glc.load(folder / "codec.safetensors", "cpu", decoder=folder / "moved.decoder.safetensors")
     data = codec.compress(fixed_image(96, 64))
     assert other.compress(fixed_image(96, 64)) == data
@@ -61,13 +61,15 @@ def test_another_decoder_draws_the_same_symbols_differently(folder: Path, codec:
     assert not np.array_equal(np.asarray(codec.decompress(data)), np.asarray(other.decompress(data)))
 
 
-def test_the_codec_itself_stays_as_it_was(folder: Path, codec: glc.Codec) -> None:
+def test_attach_does_not_change_the_codec(folder: Path, codec: glc.Codec) -> None:
     before = codec.compress(fixed_image(96, 64))
     glc.load(folder / "codec.safetensors", "cpu", encoder=folder / "moved.encoder.safetensors")
     assert codec.compress(fixed_image(96, 64)) == before
 
 
-def test_known_by_name_but_no_model(folder: Path, codec: glc.Codec, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_variants_are_listed_by_name_but_not_as_models(
+    folder: Path, codec: glc.Codec, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from glc.codec.weights.catalog import catalog
 
     monkeypatch.setenv("GLC_MODELS", str(folder))
@@ -76,11 +78,11 @@ def test_known_by_name_but_no_model(folder: Path, codec: glc.Codec, monkeypatch:
     assert catalog("encoder")["moved"] == folder / "moved.encoder.safetensors"
     data = glc.load("codec", "cpu", encoder="moved").compress(fixed_image(96, 64))
     assert data != codec.compress(fixed_image(96, 64))
-    with pytest.raises(glc.WeightsError, match=r"no encoder 'mved'.*known are moved"):
+    with pytest.raises(glc.WeightsError, match=r"no encoder 'mved'.*available: moved"):
         glc.load("codec", "cpu", encoder="mved")
 
 
-def test_a_wrong_pair_is_refused(folder: Path) -> None:
+def test_variant_of_another_codec_is_refused(folder: Path) -> None:
     with pytest.raises(glc.WeightsError, match=r"moved\.encoder\.safetensors: encoder for the codec"):
         glc.load(folder / "other.safetensors", "cpu", encoder=folder / "moved.encoder.safetensors")
     with pytest.raises(
@@ -97,7 +99,7 @@ def test_a_wrong_pair_is_refused(folder: Path) -> None:
         glc.load(folder / "codec.safetensors", "cpu", encoder=folder / "none.safetensors")
 
 
-def test_a_changed_file_is_refused(folder: Path, tmp_path: Path) -> None:
+def test_corrupt_variants_are_refused(folder: Path, tmp_path: Path) -> None:
     source = folder / "moved.encoder.safetensors"
     with safe_open(source, framework="pt") as file:
         metadata, names = file.metadata(), list(file.keys())
@@ -114,7 +116,7 @@ def test_a_changed_file_is_refused(folder: Path, tmp_path: Path) -> None:
         read_label(tmp_path / "newer.safetensors")
 
 
-def test_the_label_says_what_it_is_for(folder: Path, codec: glc.Codec) -> None:
+def test_label_describes_the_training(folder: Path, codec: glc.Codec) -> None:
     label = read_label(folder / "moved.decoder.safetensors")
     assert isinstance(label, VariantLabel)
     assert label.kind == "decoder"

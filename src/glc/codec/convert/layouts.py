@@ -155,7 +155,7 @@ class FittedLayout:
             if name in shapes and tuple(shapes[name]) != entry.shape
         ]
         parts = []
-        for label, names in (("missing", missing), ("unexpected", unexpected), ("wrong shape", other)):
+        for label, names in (("missing", missing), ("unexpected", unexpected), ("of another shape", other)):
             if names:
                 rest = f" and {len(names) - limit} more" if len(names) > limit else ""
                 parts.append(f"{label}: {', '.join(names[:limit])}{rest}")

@@ -37,7 +37,7 @@ def difference(
     kinds = {
         "missing": [name for name in expected if name not in found],
         "unexpected": [name for name in found if name not in expected and not name.startswith(ignored)],
-        "wrong shape": [f"{n} is {_shape(found[n])}, not {_shape(expected[n])}" for n in differing],
+        "of another shape": [f"{n} is {_shape(found[n])}, not {_shape(expected[n])}" for n in differing],
     }
     return "; ".join(
         f"{kind}: {', '.join(names[:limit])}{f' and {len(names) - limit} more' if len(names) > limit else ''}"
