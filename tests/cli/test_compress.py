@@ -51,7 +51,7 @@ def test_a_target_beyond_the_best_quality_gives_a_note(glc: Glc) -> None:
     result = glc("compress", "photo.png", "--target-size", 100_000)
     assert result.exit_code == 0
     assert result.stderr.startswith("photo.png: note: ")
-    assert "the nearest below 100000 bytes" in result.stderr
+    assert "the largest file below 100000 bytes" in result.stderr
     assert result.stderr.count("\n") == 1
 
 

@@ -133,7 +133,7 @@ def test_a_damaged_size_is_damage(glc: Glc) -> None:
         assert result.stderr.startswith("a.glc: corrupt or truncated file: ")
     # Longer than any file that is accepted: the end is not waited for.
     result = glc("decompress", "-", "--max-pixels", 100, stdin=bytes(damaged) + bytes(2 << 20))
-    assert "65536 x 65536 pixels, more than the limit of 100" in result.stderr
+    assert "65536 x 65536 pixels, above the limit of 100" in result.stderr
 
 
 def test_reading_takes_no_more_memory_than_there_is_to_read(glc: Glc) -> None:

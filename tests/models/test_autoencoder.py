@@ -62,7 +62,9 @@ def test_inflated_decoder_computes_the_same(stem: int) -> None:
 
 @pytest.mark.parametrize("wrong", [{"stem": 1}, {"stem": 4, "fine_channels": 11}])
 def test_fine_blocks_need_an_even_stem_and_12_channels(wrong: dict[str, int]) -> None:
-    with pytest.raises(ValueError, match="fine_blocks=1 needs an even stem and fine_channels of at least 12"):
+    with pytest.raises(
+        ValueError, match="fine_blocks=1: needs an even stem and fine_channels of at least 12"
+    ):
         Decoder(4, 8, (1, 2), fine_blocks=1, **wrong)
 
 
@@ -148,7 +150,7 @@ def test_mismatched_networks_are_refused() -> None:
     encoder, decoder, quantizer = parts()
     with pytest.raises(ValueError, match=r"\(4, 4, 6\) channels"):
         VQAutoencoder(encoder, decoder, VectorQuantizer(16, 6))
-    with pytest.raises(ValueError, match=r"divides sides by 2.*by 4"):
+    with pytest.raises(ValueError, match=r"downsampling 2 .*downsampling 4"):
         VQAutoencoder(encoder, Decoder(4, 8, (1, 1, 2), 1), quantizer)
 
 

@@ -141,5 +141,5 @@ def test_indices_map_bits_of_sizes_that_are_not_powers_of_two() -> None:
 def test_indices_map_has_integer_rate_points_only(
     indices_map: tuple[IndicesMapCoder, Tensor], rate: Rate
 ) -> None:
-    with pytest.raises(ValueError, match="rate points 0 to 2"):
+    with pytest.raises(ValueError, match="integers 0 to 2"):
         indices_map[0](torch.randn(2, 6, 2, 2), rate)

@@ -160,13 +160,13 @@ def test_a_codec_and_its_companion_give_all_that_a_stage_starts_from(
     torch.testing.assert_close(joint.quantizer.codebook(), whole.quantizer.codebook())
     with pytest.raises(TransferError, match=r"has no model\.encoder, .*The file holds training weights"):
         start(make("transform", model__projected_codebooks=False), companion)
-    with pytest.raises(WeightsError, match=r"training needs besides a codec: use it with init_from=\[CODEC,"):
+    with pytest.raises(WeightsError, match=r"training weights for a codec: use it with init_from=\[CODEC,"):
         read_weights(companion)
     assert "was made beside another codec" not in caplog.text
     export(last(stages["transform"]), codec, half=True)  # D is stage I's
     start(make("joint", model__projected_codebooks=False), codec, companion)
     assert "was made beside another codec" in caplog.text
-    with pytest.raises(WeightsError, match="holds no codec with networks of its training"):
+    with pytest.raises(WeightsError, match="holds no codec with training weights"):
         export_training_weights(last(stages["vqvae"]), tmp_path / "no.safetensors")
     assert not (tmp_path / "no.safetensors").exists()
 

@@ -121,7 +121,7 @@ def test_an_autoencoder_is_not_a_codec(kind: str, converted: dict[str, Path]) ->
         metadata = file.metadata()
     assert json.loads(metadata["model"])["_target_"] == "glc.models.autoencoder.VQAutoencoder"
     assert metadata["converted_from"] == PAPER[kind].table.title
-    with pytest.raises(WeightsError, match="not a codec but an autoencoder of stage I"):
+    with pytest.raises(WeightsError, match="is not a codec but a stage-I autoencoder"):
         glc.load(converted[kind], "cpu")
 
 
@@ -130,7 +130,7 @@ def test_an_autoencoder_is_not_a_codec(kind: str, converted: dict[str, Path]) ->
 
 def test_round_trip(files: dict[str, Path], converted: dict[str, Path], tmp_path: Path) -> None:
     lines = convert_to_official(converted["glc"], tmp_path / "back.pth", vars(SMALL))
-    assert any("left out: quantizer" in line for line in lines)
+    assert any("omitted: quantizer" in line for line in lines)
     assert any("strict=False" in line for line in lines)
     theirs, back = (torch.load(path, weights_only=True) for path in (files["glc"], tmp_path / "back.pth"))
     assert all(torch.equal(value, theirs[name]) for name, value in back.items())
@@ -195,10 +195,10 @@ def test_only_the_natural_architecture_converts_to_the_authors_layout(
     # Of the small stand-in the sizes differ, as the command sees it.
     result = run(converted["glc"], tmp_path / "glc.pth", "--to", "glc")
     assert result.exit_code != 0
-    assert "only a codec of the architecture of model=natural" in str(result.exception)
+    assert "only codecs with the architecture of model=natural" in str(result.exception)
     assert "encoder.blocks.0.bias is [32], there [128]" in str(result.exception)
     for kind in ("taming", "codeformer"):
-        with pytest.raises(WeightsError, match="neither a codec's weights nor a checkpoint"):
+        with pytest.raises(WeightsError, match="neither a codec's weights file nor a training checkpoint"):
             convert_to_official(converted[kind], tmp_path / "glc.pth")
     assert not (tmp_path / "glc.pth").exists()
 
@@ -236,7 +236,7 @@ def test_training_checkpoints_are_exported(tmp_path: Path) -> None:
         found, expected = (read_weights(tmp_path / f"{n}.safetensors") for n in (kind, "exported"))
         assert found.fingerprint == expected.fingerprint
         assert found.rates == [{"lmbda": value} for value in (1, 2, 4, 8)]
-    with pytest.raises(WeightsError, match="is a checkpoint of glc's training, contrary to --kind taming"):
+    with pytest.raises(WeightsError, match="is a training checkpoint of glc, contrary to --kind taming"):
         convert(tmp_path / "run", tmp_path / "x.safetensors", "taming")
 
 
@@ -250,7 +250,7 @@ def test_output_lists_found_used_and_omitted_networks(files: dict[str, Path], tm
     assert "GLC image model, 792 tensors" in lines[0]
     assert [line.split(",")[0] for line in lines[1:7]] == [
         *("used: encoder", "used: decoder", "used: coder"),
-        *("left out: quantizer", "left out: predictor", "left out: pixel_predictor"),
+        *("omitted: quantizer", "omitted: predictor", "omitted: pixel_predictor"),
     ]
     size = (tmp_path / "out.safetensors").stat().st_size / 1e6
     assert lines[-1] == f"{tmp_path / 'out.safetensors'}: a codec, {size:.1f} MB"

@@ -426,10 +426,10 @@ def test_tables_of_z_must_fit_the_hyperprior(kind: dict[str, Any], tmp_path: Pat
     ("key", "value", "complaint"),
     [
         ("model", "[" * 600 + "]" * 600, "changed.safetensors: "),
-        ("format", "9" * 5000, "does not state its format"),
+        ("format", "9" * 5000, "key 'format' is missing or invalid"),
         ("rates", "[1, 2, 3, 4]", "'rates' must describe the rate points"),
         ("rates", "[{}, {}, {}]", "'rates' must describe 4 rate points"),
-        ("tables", '{"thresholds": [], "y": [], "z": ""}', "frequency tables cannot be used"),
+        ("tables", '{"thresholds": [], "y": [], "z": ""}', "invalid frequency tables"),
     ],
 )
 def test_malicious_metadata_raise_WeightsError(tmp_path: Path, key: str, value: str, complaint: str) -> None:
