@@ -21,7 +21,7 @@ from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernel
 
 from glc.codec.weights.catalog import DEFAULT_MODEL, FOLDER_VARIABLE, find
 from glc.codec.weights.file import Kind, read_weights
-from glc.codec.weights.variants import save_part
+from glc.codec.weights.variants import save_variant
 
 ROOT = Path(__file__).resolve().parent.parent
 MODEL = "GLC_NOTEBOOK_MODEL"
@@ -40,7 +40,7 @@ def make_parts(model: str, folder: Path) -> None:
     for name, kind in kinds:
         state = getattr(weights.model, kind).state_dict()
         part = folder / f"own-{name}.{kind}.safetensors"
-        save_part(part, kind, state, weights.description[kind], weights.fingerprint)
+        save_variant(part, kind, state, weights.description[kind], weights.fingerprint)
 
 
 def run(path: Path, folder: Path) -> str | None:

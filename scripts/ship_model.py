@@ -22,7 +22,7 @@ import torch
 import yaml
 
 import glc
-from glc.codec.weights.export import export, export_companion
+from glc.codec.weights.export import export, export_training_weights
 from glc.data.images import list_images, read_rgb
 from glc.data.sources import sample_paths
 from glc.errors import WeightsError
@@ -130,7 +130,7 @@ def main() -> int:
         stages = record(arguments.runs, ROOT / "docs" / "models" / arguments.name)
         export(arguments.runs / "joint" / "checkpoints" / "last.ckpt", weights, half=True, photos=photos)
         companion = ROOT / "docs" / "models" / arguments.name / "training.safetensors"
-        export_companion(arguments.runs / "joint" / "checkpoints" / "last.ckpt", companion, half=True)
+        export_training_weights(arguments.runs / "joint" / "checkpoints" / "last.ckpt", companion, half=True)
         codec = glc.load(weights, device="cpu")
         golden(codec, ROOT / "tests" / "expected" / arguments.name)
     except (OSError, ValueError, WeightsError) as error:

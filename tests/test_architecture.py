@@ -32,14 +32,14 @@ MAY_IMPORT: dict[str, str] = {
     "metrics": "data.images layers losses",
     "codec": "errors io data.images layers models pretrained",
     "": "errors codec",
-    "latent_search": "codec losses models",
+    "latent_optimization": "codec losses models",
     "jobs": "errors io",
     "data": "errors io data.images jobs",
     "training": "errors io data.images layers models losses metrics codec data",
-    "evaluation": "glc errors io data.images models metrics codec latent_search jobs",
+    "evaluation": "glc errors io data.images models metrics codec latent_optimization jobs",
     "launch": "errors io losses metrics codec jobs training evaluation",
     "app": "errors data.images losses metrics codec",
-    "cli": "glc errors io data.images codec latent_search jobs data evaluation launch app",
+    "cli": "glc errors io data.images codec latent_optimization jobs data evaluation launch app",
     "__main__": "cli",
 }
 # What installing glc without extras brings, by import name, and the packages that need no more.

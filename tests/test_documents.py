@@ -12,7 +12,7 @@ from PIL import Image
 
 from glc.cli import main
 from glc.codec.weights.file import read_weights
-from glc.codec.weights.variants import save_part
+from glc.codec.weights.variants import save_variant
 from glc.launch.overrides import explain_overrides
 from glc.launch.train import register_resolvers
 from tests.codec.fixed_model import fixed_codec_weights, fixed_image
@@ -85,7 +85,7 @@ def test_applications_are_used_as_printed(tmp_path: Path, monkeypatch: pytest.Mo
     for name, kind in (("denoise", "encoder"), ("mosaic", "decoder")):
         state = getattr(weights.model, kind).state_dict()
         file = f"{name}.{kind}.safetensors"
-        save_part(file, kind, state, weights.description[kind], weights.fingerprint)  # type: ignore[arg-type]
+        save_variant(file, kind, state, weights.description[kind], weights.fingerprint)  # type: ignore[arg-type]
     Image.fromarray(fixed_image(64, 64)).save("noisy.png")
     found = codec_commands("docs/applications.md")
     assert len(found) == 3

@@ -6,8 +6,8 @@ data = codec.compress(image, quality=50)  # bytes of a .glc file
 image = codec.decompress(data)
 ```
 
-The library needs torch and an entropy coder only; training lives in `glc.training`, which nothing
-else here imports.
+The codec needs only PyTorch and an entropy coder. Training is in `glc.training`, which the codec does not
+import.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -72,7 +72,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    # Imported when asked for: `import glc` and `glc --help` need not wait for torch.
+    # Imported on first use: `import glc` and `glc --help` do not import torch.
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     import importlib

@@ -1,4 +1,4 @@
-"""What can be wrong with a file, a target, an image or weights: each has its type, a `ValueError`."""
+"""Errors of glc. All derive from `ValueError`."""
 
 
 class BitstreamError(ValueError):
@@ -6,7 +6,7 @@ class BitstreamError(ValueError):
 
 
 class NotGlcError(BitstreamError):
-    """The data are empty or begin like no `.glc` file."""
+    """The data are empty or do not start with the magic bytes of a `.glc` file."""
 
 
 class TruncatedError(BitstreamError):
@@ -14,7 +14,7 @@ class TruncatedError(BitstreamError):
 
 
 class DamagedError(BitstreamError):
-    """The checksum does not fit the content, or the content does not decode: cut short or changed."""
+    """The checksum does not match, or the payload does not decode: the file is truncated or corrupt."""
 
 
 class NewerVersionError(BitstreamError):
@@ -26,39 +26,39 @@ class WrongWeightsError(BitstreamError):
 
 
 class SizeLimitError(BitstreamError):
-    """The image is larger than the limit; nothing was allocated for it."""
+    """The image exceeds the size limit; nothing was allocated for it."""
 
 
 class TargetError(ValueError):
-    """No quality reaches the size asked for; the message names the nearest that one does."""
+    """Quality 0 exceeds the target size; the message names the smallest possible size."""
 
 
 class WeightsError(ValueError):
-    """A file is not the weights of a codec; the message names it and says why."""
+    """A weights file or checkpoint cannot be used; the message names the file and the reason."""
 
 
 class ArchitectureError(ValueError):
-    """A description names a network that is not known or trusted, or arguments that it does not take."""
+    """A description names an unknown or untrusted network, or arguments that it does not accept."""
 
 
 class OverBudgetError(ValueError):
-    """A network would be larger than the tensors that are to fill it."""
+    """A described network is far larger than the tensors in its file."""
 
 
 class TableError(ValueError):
-    """Stored frequency tables are not tables."""
+    """Stored frequency tables are invalid."""
 
 
 class InexactError(ValueError):
-    """A network, or a device, cannot compute the probabilities exactly, in integers."""
+    """A network or a device cannot compute the probabilities in integer arithmetic."""
 
 
 class NotFiniteError(ValueError):
-    """A latent is not that of an image: its pixels are not finite."""
+    """A decoded image has non-finite pixels."""
 
 
 class MemoryLimitError(ValueError):
-    """An image needs more memory than may be used."""
+    """An image needs more memory than the limit."""
 
 
 class ImageError(ValueError):
@@ -66,7 +66,7 @@ class ImageError(ValueError):
 
 
 class ListingError(ValueError):
-    """A source of images does not exist or holds none; the message names it."""
+    """A source of images does not exist or contains no images; the message names it."""
 
 
 class SettingError(ValueError):

@@ -20,7 +20,7 @@ from PIL import Image
 
 import glc
 from glc.codec.weights.file import read_weights
-from glc.codec.weights.variants import save_part
+from glc.codec.weights.variants import save_variant
 from tests.browser.conftest import OpenPage, Watched
 from tests.codec.fixed_model import fixed_codec_weights, fixed_image
 
@@ -38,7 +38,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         state = getattr(weights.model, kind).state_dict()
         moved = {key: value * 1.05 for key, value in state.items()}
         part = folder / f"{name}.{kind}.safetensors"
-        save_part(part, kind, moved, weights.description[kind], weights.fingerprint)  # type: ignore[arg-type]
+        save_variant(part, kind, moved, weights.description[kind], weights.fingerprint)  # type: ignore[arg-type]
     Image.fromarray(fixed_image(192, 256)).save(folder / "photo.png")
     Image.new("L", (2000, 1000)).save(folder / "large.png")
     noise = np.random.default_rng(0).integers(0, 256, (500, 640, 3), np.uint8)

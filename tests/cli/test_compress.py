@@ -51,7 +51,7 @@ def test_a_target_beyond_the_best_quality_gives_a_note(glc: Glc) -> None:
     result = glc("compress", "photo.png", "--target-size", 100_000)
     assert result.exit_code == 0
     assert result.stderr.startswith("photo.png: note: ")
-    assert "the nearest below 100000 bytes" in result.stderr
+    assert "the largest file below 100000 bytes" in result.stderr
     assert result.stderr.count("\n") == 1
 
 
@@ -59,7 +59,7 @@ def test_a_target_below_the_smallest_file_is_an_error(glc: Glc) -> None:
     image("photo.png")
     result = glc("compress", "photo.png", "--target-size", 20)
     assert result.exit_code == 2
-    assert result.stderr.startswith("photo.png: no file of 20 bytes can be made; the smallest has ")
+    assert result.stderr.startswith("photo.png: the target is 20 bytes; the smallest file has ")
     assert tree(".") == ["photo.png"]
 
 
@@ -143,7 +143,7 @@ def test_pipes_between_processes(glc: Glc, models: Path) -> None:
     assert Image.open(io.BytesIO(large.stdout_bytes)).size == (65, 33)
     bad = separately("decompress", "-", stdin=small.stdout[:-1])
     assert (bad.returncode, bad.stdout) == (2, b"")
-    assert bad.stderr.startswith(b"standard input: damaged or truncated: ")
+    assert bad.stderr.startswith(b"standard input: corrupt or truncated file: ")
     assert bad.stderr.count(b"\n") == 1
 
 

@@ -105,9 +105,9 @@ def test_truncated_and_corrupt_files_are_refused(glc: Glc) -> None:
         (b"", "the file is empty"),
         (b"\x89PNG" + bytes(100), "not a .glc file"),
         (complete[:10], "truncated: 10 bytes"),
-        (complete[:-1], "damaged or truncated: "),
-        (bytes(flipped), "damaged or truncated: "),
-        (later, "written in version 2"),
+        (complete[:-1], "corrupt or truncated file: "),
+        (bytes(flipped), "corrupt or truncated file: "),
+        (later, "the file has format version 2"),
     ):
         Path("bad.glc").write_bytes(data)
         for command in ("decompress", "info"):
@@ -127,10 +127,10 @@ def test_a_corrupt_size_is_reported_as_corruption(glc: Glc) -> None:
     for more in ((), ("--max-pixels", 100)):
         result = glc("decompress", "a.glc", "-o", "b.png", *more)
         assert result.exit_code == 2
-        assert result.stderr.startswith("a.glc: damaged or truncated: ")
-    # Longer than any accepted file: it is not read to its end.
+        assert result.stderr.startswith("a.glc: corrupt or truncated file: ")
+    # Longer than any file that is accepted: the end is not waited for.
     result = glc("decompress", "-", "--max-pixels", 100, stdin=bytes(damaged) + bytes(2 << 20))
-    assert "65536 x 65536 pixels, more than the limit of 100" in result.stderr
+    assert "65536 x 65536 pixels, above the limit of 100" in result.stderr
 
 
 def test_reading_allocates_in_proportion_to_the_input(glc: Glc) -> None:

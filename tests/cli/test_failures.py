@@ -240,10 +240,10 @@ def damaged(models: Path, tmp_path: Path) -> str:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (lambda *_: ["--model", "large"], "there is no model 'large' (known are other, small)"),
+        (lambda *_: ["--model", "large"], "there is no model 'large' (available: other, small)"),
         (lambda *_: ["--model", "no/such.safetensors"], "no/such.safetensors: no such weights file"),
         (lambda *_: ["--model", "a.png"], "a.png: not a safetensors file"),
-        (lambda *paths: ["--model", damaged(*paths)], "damaged.safetensors: damaged: the content does not"),
+        (lambda *paths: ["--model", damaged(*paths)], "damaged.safetensors: corrupt: the content does not"),
         (lambda *_: ["--device", "abacus"], "there is no device 'abacus' here"),
     ],
 )

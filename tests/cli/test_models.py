@@ -7,7 +7,7 @@ import pytest
 
 import glc as library
 from glc.codec.weights.file import read_weights
-from glc.codec.weights.variants import save_part
+from glc.codec.weights.variants import save_variant
 from tests.cli.runs import Glc, image
 
 
@@ -75,7 +75,7 @@ def test_models_lists_variants_below_their_model(glc: Glc, models: Path) -> None
     part = models / "moved.encoder.safetensors"
     state, description = codec.model.encoder.state_dict(), codec.description["encoder"]
     try:
-        save_part(part, "encoder", state, description, codec.fingerprint, {})
+        save_variant(part, "encoder", state, description, codec.fingerprint, {})
         lines = glc("models").stdout.splitlines()
         other = next(at for at, line in enumerate(lines) if line.startswith("other"))
         assert [at for at, line in enumerate(lines) if line == "  --encoder moved"] == [other + 1]

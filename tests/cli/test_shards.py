@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from glc.codec.weights.file import read_weights
-from glc.codec.weights.variants import save_part
+from glc.codec.weights.variants import save_variant
 from tests.cli.runs import Glc, image
 from tests.jobs.stand_ins import read_tar, write_tar
 
@@ -114,7 +114,7 @@ def test_a_job_with_another_encoder_of_the_same_name_is_refused(
     def write(factor: float) -> None:
         state = {name: factor * tensor for name, tensor in weights.model.encoder.state_dict().items()}
         part = Path("ours.encoder.safetensors")
-        save_part(part, "encoder", state, weights.description["encoder"], weights.fingerprint)
+        save_variant(part, "encoder", state, weights.description["encoder"], weights.fingerprint)
 
     words = ("compress", "--shards", "in", "-o", "out", "--model", "small", "--encoder", "ours")
     write(1.0)

@@ -23,7 +23,7 @@ from tests.programs import fresh
 @pytest.mark.parametrize(
     ("height", "width"), [(1, 1), (2, 3), (1, 70), (31, 33), (32, 32), (64, 31), (67, 130), (130, 67)]
 )
-def test_decodes_what_the_encoder_chose(codec: glc.Codec, height: int, width: int) -> None:
+def test_decoded_symbols_equal_the_encoders(codec: glc.Codec, height: int, width: int) -> None:
     image = fixed_image(height, width)
     for quality in (0, 16.1, 62.7, 100):
         rate = codec.rate_of(quality)
@@ -39,7 +39,7 @@ def test_decodes_what_the_encoder_chose(codec: glc.Codec, height: int, width: in
 
 
 @pytest.mark.parametrize("codec", WITH_Y, indirect=True)
-def test_the_image_decides_the_symbols_and_the_symbols_the_image(codec: glc.Codec) -> None:
+def test_symbols_depend_on_the_image_and_determine_it(codec: glc.Codec) -> None:
     first, second = (codec.compress(fixed_image(64, 100, seed), 80) for seed in (0, 1))
     assert codec.symbols(first) != codec.symbols(second)
     assert codec.decompress(first).tobytes() != codec.decompress(second).tobytes()
@@ -52,7 +52,7 @@ def test_the_image_decides_the_symbols_and_the_symbols_the_image(codec: glc.Code
     assert codec.decompress(third).tobytes() != codec.decompress(first).tobytes()
 
 
-def test_indices_must_be_those_of_their_rate_point(variants: Variants) -> None:
+def test_indices_outside_the_rate_points_codebook_are_refused(variants: Variants) -> None:
     codec = variants.codec("indices_map")
     sizes = codec.model.coder.sizes
     for point, size in enumerate(sizes):
@@ -65,7 +65,7 @@ def test_indices_must_be_those_of_their_rate_point(variants: Variants) -> None:
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_decoding_is_a_pure_function(variants: Variants, variant: str) -> None:
+def test_decoding_is_deterministic(variants: Variants, variant: str) -> None:
     codec = variants.codec(variant)
     files = [codec.compress(fixed_image(66, 90, seed), 70) for seed in range(3)]
     images = [np.asarray(codec.decompress(data)) for data in files]
@@ -88,7 +88,7 @@ def test_decoding_is_a_pure_function(variants: Variants, variant: str) -> None:
         assert np.abs(one.astype(int) - np.asarray(other).astype(int)).max() <= 1
 
 
-def test_a_batch_holds_the_symbols_of_its_members(codec: glc.Codec) -> None:
+def test_batch_symbols_equal_single_image_symbols(codec: glc.Codec) -> None:
     sizes = [(65, 90), (70, 96), (72, 89)]
     images = [fixed_image(height, width, seed=height) for height, width in sizes]
     latent = codec.encode_latent([to_input(image) for image in images])
@@ -110,7 +110,7 @@ def test_a_batch_holds_the_symbols_of_its_members(codec: glc.Codec) -> None:
 
 
 @pytest.mark.parametrize("codec", ["categorical", "indices_map"], indirect=True)
-def test_several_threads_at_once_write_the_bytes_of_one(codec: glc.Codec) -> None:
+def test_concurrent_threads_write_the_same_bytes(codec: glc.Codec) -> None:
     images = [fixed_image(40 + 11 * (k % 5), 96 - 7 * (k % 4), seed=k) for k in range(24)]
 
     def work(k: int) -> tuple[bytes, glc.Symbols, bytes]:
@@ -129,7 +129,7 @@ def test_several_threads_at_once_write_the_bytes_of_one(codec: glc.Codec) -> Non
 
 
 @pytest.mark.parametrize("codec", WITH_Y, indirect=True)
-def test_the_figure_of_z_shows_z_alone(codec: glc.Codec) -> None:
+def test_decode_z_ignores_symbols_of_y(codec: glc.Codec) -> None:
     data = codec.compress(fixed_image(96, 64), 60)
     symbols, rate = codec.symbols(data), codec.rate_of(60)
 
@@ -151,7 +151,7 @@ def test_the_figure_of_z_shows_z_alone(codec: glc.Codec) -> None:
     assert np.abs(difference).mean() < 2
 
 
-def test_indices_map_coding_has_no_figure_of_z(variants: Variants) -> None:
+def test_indices_map_coding_has_no_decode_z(variants: Variants) -> None:
     codec = variants.codec("indices_map")
     with pytest.raises(ValueError, match="no hyper-latent"):
         codec.decode_z(codec.compress(fixed_image(16, 16), 0))
@@ -177,7 +177,7 @@ assert not loaded, loaded
 """
 
 
-def test_works_where_no_training_stack_is_installed(variants: Variants, tmp_path: Path) -> None:
+def test_codec_works_without_the_training_stack(variants: Variants, tmp_path: Path) -> None:
     Image.fromarray(fixed_image(64, 100)).save(tmp_path / "in.png")
     paths = [
         str(path)

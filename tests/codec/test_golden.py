@@ -93,7 +93,7 @@ FILES = [(name_of(*case), case[0]) for case in CASES] + [("escapes_96x64_q0.glc"
 
 
 @pytest.mark.parametrize(("file", "model"), FILES, ids=[file for file, _ in FILES])
-def test_old_files_hold_the_integers_they_held(
+def test_golden_files_decode_to_the_same_integers(
     expected: dict[str, Any], codecs: Any, file: str, model: str
 ) -> None:
     data, codec = (EXPECTED / file).read_bytes(), codecs(model)
@@ -103,19 +103,19 @@ def test_old_files_hold_the_integers_they_held(
     assert codec.from_symbols(symbols, (header.height, header.width), header.rate) == data, HINT
 
 
-def test_the_escaped_integers_come_back(expected: dict[str, Any], codecs: Any) -> None:
+def test_escaped_integers_round_trip(expected: dict[str, Any], codecs: Any) -> None:
     codec = codecs("categorical")
     symbols = codec.symbols((EXPECTED / "escapes_96x64_q0.glc").read_bytes())
     assert {32767, -32767, -1025, 93, -87} <= set(symbols.y.unique().tolist()), HINT
 
 
-def test_fingerprints_of_fixed_weights_are_fixed(expected: dict[str, Any], codecs: Any) -> None:
+def test_fingerprints_of_fixed_weights_do_not_change(expected: dict[str, Any], codecs: Any) -> None:
     found = {model: codecs(model).weights.fingerprint for model in MODELS}
     assert found == expected["fingerprints"], HINT
     assert len(set(found.values())) == len(MODELS)
 
 
-def test_the_files_are_of_this_version(expected: dict[str, Any]) -> None:
+def test_golden_files_have_the_current_version(expected: dict[str, Any]) -> None:
     assert expected["version"] == bitstream.VERSION, HINT
     assert (
         {file.name for file in EXPECTED.glob("*.glc")} == expected["symbols"].keys() == {f for f, _ in FILES}

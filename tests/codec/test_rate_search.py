@@ -70,7 +70,7 @@ def test_tolerance_is_three_percent() -> None:
     assert TOLERANCE == 0.03
 
 
-def test_usual_curves_take_few_probes() -> None:
+def test_typical_curves_need_few_probes() -> None:
     for name in ("exponential", "linear", "rippled", "noisy"):
         asked = Asked(SMOOTH[name])
         search(asked, TOP, round((SMOOTH[name](0) * SMOOTH[name](TOP)) ** 0.5))
@@ -78,12 +78,12 @@ def test_usual_curves_take_few_probes() -> None:
 
 
 @pytest.mark.parametrize("jump", [1, 2, 100, 4096, TOP - 1, TOP])
-def test_a_jump_over_the_target_leaves_the_size_below_it(jump: int) -> None:
+def test_jump_across_the_target_returns_the_size_below(jump: int) -> None:
     found = checked(lambda s: 1000 if s < jump else 5000, TOP, 3000)
     assert found < jump
 
 
-def test_a_few_settings_are_searched_to_their_best() -> None:
+def test_small_ranges_are_searched_exhaustively() -> None:
     sizes = [100, 180, 300, 700]
     for target, expected in (
         (100, 0),
@@ -99,24 +99,24 @@ def test_a_few_settings_are_searched_to_their_best() -> None:
         assert checked(lambda s: sizes[s], 3, target) == expected
 
 
-def test_below_the_smallest_is_an_error_that_names_it() -> None:
+def test_target_below_the_smallest_size_raises_with_that_size() -> None:
     asked = Asked(SMOOTH["linear"])
-    with pytest.raises(TargetError, match=r"299 bytes .* smallest has 300 bytes"):
+    with pytest.raises(TargetError, match=r"299 bytes; the smallest file has 300 bytes"):
         search(asked, TOP, 299)
     assert asked.times == {0: 1}
 
 
-def test_the_smallest_is_taken_when_it_fits() -> None:
+def test_setting_0_is_returned_if_it_is_within_tolerance() -> None:
     assert checked(SMOOTH["linear"], TOP, 300) == 0
     assert checked(SMOOTH["linear"], TOP, 309) == 0
 
 
 @pytest.mark.parametrize("target", [300 + TOP, 300 + TOP + 1, 10**9])
-def test_the_top_is_taken_when_it_fits(target: int) -> None:
+def test_top_setting_is_returned_if_it_fits(target: int) -> None:
     assert checked(SMOOTH["linear"], TOP, target) == TOP
 
 
-def test_one_setting_is_all_there_is() -> None:
+def test_single_setting() -> None:
     assert checked(lambda s: 50, 0, 50) == 0
     assert checked(lambda s: 50, 0, 5000) == 0
     with pytest.raises(TargetError):
@@ -129,7 +129,7 @@ def test_one_setting_is_all_there_is() -> None:
     st.integers(1, 1100000),
     st.booleans(),
 )
-def test_any_sizes_at_all(sizes: list[int], target: int, ascending: bool) -> None:
+def test_arbitrary_size_functions(sizes: list[int], target: int, ascending: bool) -> None:
     if ascending:
         sizes = sorted(sizes)
     if sizes[0] > target:

@@ -57,7 +57,7 @@ def fitted(path: Path, amplitude: float, scale: float, **variant: Any) -> glc.Co
         ("factorized", 1, 3, (0.3, 0.8)),
     ],
 )
-def test_real_size_is_the_estimate(
+def test_file_size_matches_the_estimate(
     tmp_path: Path, hyper: str, amplitude: float, scale: float, zeros: tuple[float, float]
 ) -> None:
     codec = fitted(tmp_path / "fitted.safetensors", amplitude, scale, hyper=hyper)
@@ -71,7 +71,7 @@ def test_real_size_is_the_estimate(
         assert zeros[0] < (codec.symbols(data).y == 0).float().mean() < zeros[1]
 
 
-def test_real_size_of_codes_of_fixed_length(tmp_path: Path) -> None:
+def test_file_size_of_fixed_length_codes(tmp_path: Path) -> None:
     codec = glc.load(fixed_codec_weights(tmp_path / "map.safetensors", coder="indices_map"), "cpu")
     image = fixed_image(512, 768)
     for k, size in enumerate(SIZES):

@@ -106,7 +106,7 @@ def encode(intervals: list[tuple[int, int]]) -> bytes:
 
 
 @pytest.mark.parametrize("file", EXPECTED, ids=[file.stem for file in EXPECTED])
-def test_files_of_the_past_hold_the_same_integers(pairs: Any, file: Path) -> None:
+def test_reference_decoder_agrees_on_golden_files(pairs: Any, file: Path) -> None:
     name = next((name for name in MODELS if file.stem.startswith(name)), "categorical")
     assert_same(pairs(name), file.read_bytes())
 
@@ -115,7 +115,7 @@ def test_files_of_the_past_hold_the_same_integers(pairs: Any, file: Path) -> Non
 @pytest.mark.parametrize(
     ("size", "quality"), [((1, 1), 50), ((32, 32), 0), ((33, 64), 100), ((70, 45), 12.5), ((15, 97), 66.6)]
 )
-def test_files_of_a_image_hold_the_same_integers(
+def test_reference_decoder_agrees_on_an_image(
     pairs: Any, name: str, size: tuple[int, int], quality: float
 ) -> None:
     pair = pairs(name, seed=1)
@@ -124,7 +124,7 @@ def test_files_of_a_image_hold_the_same_integers(
 
 @pytest.mark.parametrize("spread", [2, 40, 5000])
 @pytest.mark.parametrize("name", ["categorical", "z_table", "factorized"])
-def test_arbitrary_integers_come_back(pairs: Any, name: str, spread: int) -> None:
+def test_arbitrary_integers_round_trip(pairs: Any, name: str, spread: int) -> None:
     codec, weights = pairs(name)
     rng = np.random.default_rng(spread)
     y = np.clip(np.rint(rng.standard_cauchy((16, 8, 12)) * spread), -32767, 32767).astype(np.int64)
@@ -139,7 +139,7 @@ def test_arbitrary_integers_come_back(pairs: Any, name: str, spread: int) -> Non
 
 
 @pytest.mark.parametrize("name", ["categorical", "z_table", "factorized"])
-def test_the_empty_payload_is_a_file(pairs: Any, name: str) -> None:
+def test_empty_payload_decodes(pairs: Any, name: str) -> None:
     codec, weights = pairs(name)
     header = codec.compress(fixed_image(40, 40), 50)[:14]
     found = assert_same((codec, weights), sealed(header))
@@ -147,7 +147,7 @@ def test_the_empty_payload_is_a_file(pairs: Any, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_integers_have_one_payload(pairs: Any, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_payload_of_given_integers_is_unique(pairs: Any, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     codec, weights = pairs(name)
     data = codec.compress(fixed_image(67, 130), 80)
     assert encode(intervals_of(data, weights, monkeypatch)) == data[14:-4]
@@ -192,7 +192,7 @@ def test_y_hat_and_the_latent_agree(pairs: Any, name: str, quality: float) -> No
     np.testing.assert_allclose(found[0].numpy(), expected, atol=1e-5 * np.abs(expected).max())
 
 
-def test_the_latent_of_indices_is_their_codes(pairs: Any) -> None:
+def test_latent_of_indices_is_their_codewords(pairs: Any) -> None:
     codec, weights = pairs("indices_map")
     data = codec.compress(fixed_image(67, 100), 41.7)
     with drawn_from(codec) as found:
@@ -212,7 +212,7 @@ def test_the_latent_of_indices_is_their_codes(pairs: Any) -> None:
     ],
     ids=str,
 )
-def test_the_image_of_a_latent_agrees(options: dict[str, Any]) -> None:
+def test_reference_image_agrees(options: dict[str, Any]) -> None:
     torch.manual_seed(0)
     description = {"latent_channels": 6, "channels": 8, "multipliers": [1, 2], "num_blocks": 2, **options}
     decoder = Decoder(**description).eval().double()
@@ -264,7 +264,7 @@ DAMAGES: dict[str, tuple[Callable[[bytes], bytes], str]] = {
 
 @pytest.mark.parametrize("name", ["categorical", "factorized", "indices_map"])
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_the_same_checks_reject_a_file(pairs: Any, name: str, damage: str) -> None:
+def test_both_decoders_raise_the_same_error(pairs: Any, name: str, damage: str) -> None:
     codec, weights = pairs(name)
     change, expected = DAMAGES[damage]
     data = change(codec.compress(fixed_image(40, 40), 100))
@@ -273,7 +273,7 @@ def test_the_same_checks_reject_a_file(pairs: Any, name: str, damage: str) -> No
 
 
 @pytest.mark.parametrize(("name", "expected"), [("indices_map", "DamagedError"), ("categorical", "")])
-def test_rates_between_points_are_for_transforms(pairs: Any, name: str, expected: str) -> None:
+def test_fractional_rates_need_a_transform_coder(pairs: Any, name: str, expected: str) -> None:
     codec, weights = pairs(name)
     data = changed(12, b"\1\x10")(codec.compress(fixed_image(40, 40), 40))
     assert outcome(lambda: reference.decode(data, weights)) == expected
@@ -281,7 +281,7 @@ def test_rates_between_points_are_for_transforms(pairs: Any, name: str, expected
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_random_payloads_end_alike(pairs: Any, name: str) -> None:
+def test_both_decoders_agree_on_random_payloads(pairs: Any, name: str) -> None:
     codec, weights = pairs(name)
     rng = np.random.default_rng(0)
     header = codec.compress(fixed_image(1, 1), 50)[:14]
@@ -296,7 +296,7 @@ def test_random_payloads_end_alike(pairs: Any, name: str) -> None:
 
 
 @pytest.mark.parametrize("part", ["z", "y"])
-def test_escapes_end_at_32767(pairs: Any, part: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_largest_escape_is_32767(pairs: Any, part: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The next value's file differs by one interval, moved on as far as from the value before."""
     codec, weights = pairs("factorized")
     symbols = glc.Symbols(torch.zeros(1, 16, 1, 1).int(), torch.zeros(1, 16, 4, 4).int())
@@ -321,13 +321,13 @@ def test_escapes_end_at_32767(pairs: Any, part: str, monkeypatch: pytest.MonkeyP
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_fingerprints_are_those_of_the_text(pairs: Any, name: str) -> None:
+def test_fingerprints_match_the_document(pairs: Any, name: str) -> None:
     codec, weights = pairs(name)
     assert codec.fingerprint == bytes.fromhex(weights.fingerprint)[:4]
     assert weights.encoder_fingerprint == weights.metadata["encoder_fingerprint"]
 
 
-def test_the_worked_example_of_a_table() -> None:
+def test_worked_example_of_a_table() -> None:
     text = "474c4301 01234567 ff02 ff01 0018 0000b0e00e 1cc65e27"
     file = reference.parse(bytes.fromhex(text))
     assert (file.width, file.height, file.rate) == (768, 512, 6144)
@@ -337,7 +337,7 @@ def test_the_worked_example_of_a_table() -> None:
     stack.finish()
 
 
-def test_the_worked_example_of_indices() -> None:
+def test_worked_example_of_indices() -> None:
     stack = Recorder(bytes.fromhex("9000fef63d00000210"))
     found = reference.decode_indices(stack, (4,), 1_000_000, [])
     assert found.tolist() == [3, 999_999, 123_456, 777_777]

@@ -16,7 +16,7 @@ from tests.codec.fixed_model import fixed_codec_weights, fixed_image
 from tests.codec.variants import VARIANTS, Variants
 
 
-def test_refuses_files_of_other_weights(variants: Variants, tmp_path: Path) -> None:
+def test_files_of_other_weights_are_refused(variants: Variants, tmp_path: Path) -> None:
     here = variants.codec("categorical")
     others = [*(variants.codec(v) for v in VARIANTS if v != "categorical")]
     others.append(glc.load(fixed_codec_weights(tmp_path / "seed.safetensors", seed=1), "cpu"))
@@ -29,7 +29,7 @@ def test_refuses_files_of_other_weights(variants: Variants, tmp_path: Path) -> N
                 read(data)
 
 
-def test_refuses_a_rate_that_the_model_does_not_have(codec: glc.Codec) -> None:
+def test_missing_rate_points_are_refused(codec: glc.Codec) -> None:
     header, payload = bitstream.unpack(codec.compress(fixed_image(32, 32), 100))
     top = (codec.model.num_rates - 1) * RATE_ONE
     assert header.rate == top
@@ -52,7 +52,7 @@ class Recorder(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def test_an_absurd_size_is_refused_before_anything_is_allocated(codec: glc.Codec) -> None:
+def test_oversized_images_are_refused_before_allocation(codec: glc.Codec) -> None:
     header, payload = bitstream.unpack(codec.compress(fixed_image(40, 50), 0))
     for width, height, limit in ((1 << 16, 1 << 16, None), (16384, 16385, None), (50, 40, 1999)):
         data = bitstream.pack(dataclasses.replace(header, width=width, height=height), payload)

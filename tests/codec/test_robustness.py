@@ -84,7 +84,7 @@ def crafted(codec: glc.Codec, count: int) -> Iterator[bytes]:
 
 
 @pytest.mark.timeout(60)
-def test_a_valid_checksum_does_not_let_anything_through(codec: glc.Codec) -> None:
+def test_corrupt_files_with_a_valid_checksum_raise_or_decode(codec: glc.Codec) -> None:
     found = Counter(outcome(codec, data) for data in crafted(codec, 96))
     # Both happen: a payload that decodes by chance, and one that does not.
     assert found["DamagedError"] > 10
@@ -92,7 +92,7 @@ def test_a_valid_checksum_does_not_let_anything_through(codec: glc.Codec) -> Non
     assert found.keys() <= {"DamagedError", "image"}
 
 
-def test_symbols_and_figures_of_z_are_as_safe_as_images(codec: glc.Codec) -> None:
+def test_symbols_and_decode_z_handle_corrupt_files(codec: glc.Codec) -> None:
     reads: list[Callable[[bytes], Any]] = [codec.symbols]
     if not isinstance(codec.model.coder, IndicesMapCoder):
         reads.append(codec.decode_z)
@@ -108,7 +108,7 @@ def test_symbols_and_figures_of_z_are_as_safe_as_images(codec: glc.Codec) -> Non
 
 # Indices-map coding has a code for every index.
 @pytest.mark.parametrize("codec", WITH_Y, indirect=True)
-def test_symbols_that_give_no_image_are_an_error(codec: glc.Codec) -> None:
+def test_non_finite_images_raise_DamagedError(codec: glc.Codec) -> None:
     data = codec.compress(fixed_image(64, 64), 100)
     symbols = codec.symbols(data)
     # Networks of gates raise such values to powers that float32 cannot hold.
@@ -122,13 +122,13 @@ def test_symbols_that_give_no_image_are_an_error(codec: glc.Codec) -> None:
 @pytest.mark.parametrize(
     "junk", [b"", b"\0", b"G", b"GLC", b"GLC\1", b"\x89PNG\r\n\x1a\n" + bytes(40), bytes(100)]
 )
-def test_what_is_no_file_at_all(codec: glc.Codec, junk: bytes) -> None:
+def test_wrong_types_and_foreign_data_are_refused(codec: glc.Codec, junk: bytes) -> None:
     assert outcome(codec, junk) in ("NotGlcError", "TruncatedError")
     # Such as memory-mapped and received data.
     assert outcome(codec, memoryview(junk)) in ("NotGlcError", "TruncatedError")  # type: ignore[arg-type]
 
 
-def test_one_bad_file_in_a_batch_gives_no_images(codec: glc.Codec) -> None:
+def test_one_corrupt_file_fails_its_batch(codec: glc.Codec) -> None:
     good = codec.compress(fixed_image(32, 32), 0)
     with pytest.raises(glc.DamagedError):
         codec.decompress_batch([good, good[:-1] + bytes([good[-1] ^ 1]), good])

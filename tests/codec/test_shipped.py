@@ -40,7 +40,7 @@ def record() -> dict[str, Any]:
     return json.loads((RECORD / "record.json").read_text())
 
 
-def test_the_weights_are_those_of_the_record(codec: glc.Codec, record: dict[str, Any]) -> None:
+def test_bundled_weights_match_their_record(codec: glc.Codec, record: dict[str, Any]) -> None:
     (folder,) = pretrained.__path__
     data = (Path(folder) / f"{NAME}.safetensors").read_bytes()
     assert len(data) == record["bytes"] <= 24e6
@@ -49,7 +49,7 @@ def test_the_weights_are_those_of_the_record(codec: glc.Codec, record: dict[str,
     assert len(codec.weights.rates) == 4
 
 
-def test_each_stage_of_the_record_was_trained_on_what_it_says(record: dict[str, Any]) -> None:
+def test_record_names_the_training_data_of_each_stage(record: dict[str, Any]) -> None:
     for stage, made in record["stages"].items():
         recipe = yaml.safe_load((RECORD / f"{stage}.yaml").read_text())
         assert recipe["stage"]["name"] == stage
@@ -59,7 +59,7 @@ def test_each_stage_of_the_record_was_trained_on_what_it_says(record: dict[str, 
         assert abs(int(lines[-1].split(",")[0]) - made["steps"]) <= recipe["data"]["epoch_batches"]
 
 
-def test_it_can_be_trained_further(record: dict[str, Any], tmp_path: Path) -> None:
+def test_training_can_start_from_the_bundled_weights(record: dict[str, Any], tmp_path: Path) -> None:
     path = RECORD / "training.safetensors"
     assert hashlib.sha256(path.read_bytes()).hexdigest() == record["training_sha256"]
     stage = instantiate(
@@ -79,7 +79,7 @@ def test_it_can_be_trained_further(record: dict[str, Any], tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("file", GOLDEN["files"])
-def test_its_files_hold_the_integers_they_held(codec: glc.Codec, file: str) -> None:
+def test_golden_files_of_the_bundled_codec_decode_to_the_same_integers(codec: glc.Codec, file: str) -> None:
     data, expected = (EXPECTED / file).read_bytes(), GOLDEN["files"][file]
     symbols = codec.symbols(data)
     assert load_script("ship_model").digest(symbols) == expected["symbols"]
@@ -87,7 +87,7 @@ def test_its_files_hold_the_integers_they_held(codec: glc.Codec, file: str) -> N
     assert codec.from_symbols(symbols, (header.height, header.width), header.rate) == data
 
 
-def test_a_golden_file_looks_like_its_photograph(codec: glc.Codec) -> None:
+def test_golden_file_decodes_close_to_its_photograph(codec: glc.Codec) -> None:
     for file, expected in GOLDEN["files"].items():
         if file.endswith("q100.glc"):
             original = read_rgb(PHOTOGRAPHS[file.split("_")[0]]).crop(expected["box"])
@@ -98,7 +98,7 @@ def test_a_golden_file_looks_like_its_photograph(codec: glc.Codec) -> None:
             assert 10 * np.log10(255**2 / error) > 18
 
 
-def test_a_photograph_needs_no_choice_of_a_model(tmp_path: Path, codec: glc.Codec) -> None:
+def test_default_model_compresses_a_photograph(tmp_path: Path, codec: glc.Codec) -> None:
     photo = PHOTOGRAPHS["chelsea"]
     sizes = []
     for quality in ("0", "33", "67", "100"):

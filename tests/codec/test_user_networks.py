@@ -196,9 +196,7 @@ def threads() -> Iterator[None]:
 
 @pytest.mark.parametrize("hyper", HYPERS)
 @pytest.mark.parametrize("context", [QuadtreeContext, TwoSteps])
-def test_files_hold_what_the_encoder_chose_on_any_number_of_threads(
-    hyper: str, context: type, threads: None
-) -> None:
+def test_user_networks_round_trip_on_any_number_of_threads(hyper: str, context: type, threads: None) -> None:
     model = make(hyper, context=context)
     codec, other = Codec(weights_of(model)), Codec(weights_of(copy.deepcopy(model)))
     assert codec.model.stride == 4 * (2 if hyper == "other stride" else 4)
@@ -218,7 +216,7 @@ def test_files_hold_what_the_encoder_chose_on_any_number_of_threads(
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-def test_own_encoders_and_decoders_see_whole_images(precision: str) -> None:
+def test_user_encoders_and_decoders_get_untiled_images(precision: str) -> None:
     model = make()
     codec = Codec(weights_of(model), precision=precision)
     image = fixed_image(48, 64)
@@ -233,7 +231,7 @@ def test_own_encoders_and_decoders_see_whole_images(precision: str) -> None:
     assert np.abs(drawn - wanted.clamp(0, 255).numpy()).max() < (0.51 if precision == "float32" else 4)
 
 
-def test_own_entropy_models_of_z_get_tables_of_their_own() -> None:
+def test_user_entropy_models_of_z_get_their_own_tables() -> None:
     weights = weights_of(make("other stride"))
     assert len(weights.tables.z) == MyDensity.channels
     widths = [table.high - table.low for table in weights.tables.z]
@@ -241,7 +239,7 @@ def test_own_entropy_models_of_z_get_tables_of_their_own() -> None:
     assert widths[0] < widths[-1]
 
 
-def test_the_memory_of_own_networks_is_not_limited_and_messages_say_so() -> None:
+def test_memory_error_names_user_networks() -> None:
     weights = weights_of(make())
     codec = Codec(weights, memory=resident_memory() + (1 << 22))
     with pytest.raises(
@@ -297,14 +295,14 @@ class Doubled(nn.Conv2d):
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, nn.Module) else "",
 )
-def test_what_is_not_exact_is_refused_by_name(last: nn.Module, reason: str) -> None:
+def test_layers_without_an_integer_form_are_refused_by_name(last: nn.Module, reason: str) -> None:
     coder = TransformCoder(LATENT, MyHyperprior(Mixed(last)), QuadtreeContext(N, depth=1))
     with pytest.raises(InexactError, match=rf"coder\.hyper\.{reason}.*supported layers: Conv2d") as caught:
         make_latent_codec(coder, gaussian_tables())
     assert "\n" not in str(caught.value)
 
 
-def test_what_decodes_z_must_be_exact_too() -> None:
+def test_z_decoding_must_have_an_integer_form() -> None:
     class Softened(MyHyperprior):
         def decode(self, indices: Tensor) -> Tensor:
             return super().decode(indices).sigmoid()
@@ -314,7 +312,7 @@ def test_what_decodes_z_must_be_exact_too() -> None:
         make_latent_codec(coder, gaussian_tables())
 
 
-def test_contexts_that_are_not_exact_or_code_twice_are_refused() -> None:
+def test_contexts_that_are_not_integer_or_code_twice_are_refused() -> None:
     class Tempered(QuadtreeContext):
         def predict(self, k: int, y_hat: Tensor, reduced: Tensor) -> tuple[Tensor, Tensor]:
             scales, means = super().predict(k, y_hat, reduced)
@@ -333,14 +331,14 @@ def test_contexts_that_are_not_exact_or_code_twice_are_refused() -> None:
             make_latent_codec(coder, gaussian_tables())
 
 
-def test_maps_of_another_size_are_refused() -> None:
+def test_maps_of_wrong_size_are_refused() -> None:
     hyper = MyHyperprior(nn.Sequential(SubpixelUpsample(N, 3 * N)))
     coder = TransformCoder(LATENT, hyper, QuadtreeContext(N, depth=1))
     with pytest.raises(ValueError, match=r"returns \[1, 24, 4, 6\] for z .* needs \[1, 24, 8, 12\]"):
         make_latent_codec(coder, gaussian_tables())
 
 
-def test_networks_that_lack_what_their_role_needs_are_named() -> None:
+def test_missing_members_of_user_networks_are_named() -> None:
     plain = nn.Conv2d(3, LATENT, 1)
     with pytest.raises(
         ValueError, match="Conv2d cannot be the encoder: it has no latent_channels, downsampling"
@@ -354,10 +352,8 @@ def test_networks_that_lack_what_their_role_needs_are_named() -> None:
         TransformCoder(LATENT, CategoricalHyperprior(N, 4), plain)  # type: ignore[arg-type]
 
 
-def test_a_codec_of_inexact_networks_is_an_error_of_its_weights() -> None:
+def test_non_integer_networks_raise_WeightsError() -> None:
     model = make()
     model.coder.hyper.synthesis.last = nn.GELU()
-    with pytest.raises(
-        WeightsError, match=r"cannot be used for files: coder\.hyper\.synthesis\.last \(GELU\)"
-    ):
+    with pytest.raises(WeightsError, match=r"cannot encode files: coder\.hyper\.synthesis\.last \(GELU\)"):
         Codec(weights_of(model))

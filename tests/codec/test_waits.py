@@ -31,7 +31,7 @@ class Waits(TorchFunctionMode):
 
 
 @pytest.mark.parametrize("count", [1, 3])
-def test_a_device_is_waited_for_once_to_encode_and_once_a_step_to_decode(count: int, tmp_path: Path) -> None:
+def test_one_device_synchronisation_per_encode_and_per_decoding_step(count: int, tmp_path: Path) -> None:
     codec = glc.load(fixed_codec_weights(tmp_path / "weights.safetensors"), "cpu")
     images = [fixed_image(64, 96, seed) for seed in range(count)]
     rates = torch.ones(count)

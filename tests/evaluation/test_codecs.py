@@ -20,7 +20,7 @@ from glc.evaluation.codecs.latent import LatentCodec
 from glc.evaluation.codecs.still import StillCodec
 from glc.evaluation.codecs.video import VideoCodec
 from glc.evaluation.codecs.zoo import ZooCodec
-from glc.latent_search import Effort
+from glc.latent_optimization import LatentOptimizer
 from glc.launch.evaluate import codec_makers
 from tests.codec.fixed_model import fixed_codec_weights, fixed_image
 from tests.losses.test_perceptual import FILES, reference, save_features
@@ -173,24 +173,26 @@ def test_the_latent_codec_writes_its_own_files(tmp_path: Path) -> None:
     assert bpp >= 8 * len(codec.encode(image, setting)) / 2000 > 0.9 * bpp
 
 
-def test_the_latent_codec_optimises_latents(tmp_path: Path) -> None:
+def test_the_latent_codec_optimizes_latents(tmp_path: Path) -> None:
     weights = fixed_codec_weights(tmp_path / "mine.safetensors")
     save_features(reference("squeeze"), tmp_path / FILES["squeeze"])
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        words = [f"codec='{weights}'", "out=x", "effort=2", f"metrics.weights_dir='{tmp_path}'"]
+        words = [f"codec='{weights}'", "out=x", "optimize_latent=2", f"metrics.weights_dir='{tmp_path}'"]
         searching = codec_makers(compose("evaluate", words))["mine"]("cpu")
     plain = LatentCodec(weights)
-    assert searching.name == "mine-effort2"
-    assert searching.options() == {**plain.options(), "effort": 2}
+    assert searching.name == "mine-optimized2"
+    assert searching.options() == {**plain.options(), "optimize_latent": 2}
     image = Image.fromarray(fixed_image(64, 64))
     data = searching.encode(image, plain.settings[1])
     assert data != plain.encode(image, plain.settings[1])
     assert plain.decode(data).tobytes() == searching.decode(data).tobytes()
-    assert data == plain.codec.compress(image, 100 / 3, effort=Effort(2, weights_dir=tmp_path))
+    assert data == plain.codec.compress(
+        image, 100 / 3, optimize_latent=LatentOptimizer(2, weights_dir=tmp_path)
+    )
     # It does not apply to other codecs.
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        jpeg = codec_makers(compose("evaluate", ["codec=jpeg", "out=x", "effort=2"]))["jpeg"]("cpu")
-    assert "effort" not in jpeg.options()
+        jpeg = codec_makers(compose("evaluate", ["codec=jpeg", "out=x", "optimize_latent=2"]))["jpeg"]("cpu")
+    assert "optimize_latent" not in jpeg.options()
 
 
 class Halving:

@@ -20,7 +20,7 @@ def names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
-def test_a_file_is_replaced_when_it_is_whole(tmp_path: Path) -> None:
+def test_file_is_replaced_only_when_complete(tmp_path: Path) -> None:
     path = tmp_path / "new" / "folder" / "a.bin"
     write_bytes(path, b"old")
     with replacing(path) as partial:
@@ -37,7 +37,7 @@ def test_text_is_utf8_and_keeps_the_bytes_of_file_names(tmp_path: Path) -> None:
     assert (tmp_path / "a.txt").read_bytes() == b"\xc3\xa4\nx\xff\r\n"
 
 
-def test_after_an_error_the_old_file_is_there_and_nothing_else(tmp_path: Path) -> None:
+def test_error_keeps_the_old_file_and_removes_the_temporary(tmp_path: Path) -> None:
     path = tmp_path / "a.bin"
     write_bytes(path, b"old")
     for sole_writer in (False, True):
@@ -58,7 +58,7 @@ with replacing(sys.argv[1], sole_writer=sys.argv[2] == "sole") as partial:
 
 
 @pytest.mark.parametrize("writer", ["sole", "one of several"])
-def test_a_killed_process_leaves_the_old_file(writer: str, tmp_path: Path) -> None:
+def test_killed_process_keeps_the_old_file(writer: str, tmp_path: Path) -> None:
     path = tmp_path / "a.bin"
     write_bytes(path, b"old")
     for _ in range(2):
@@ -92,7 +92,7 @@ def test_an_error_names_the_destination(tmp_path: Path) -> None:
     assert names(tmp_path) == ["folder"]
 
 
-def test_an_existing_file_is_kept_when_it_may_not_be_replaced(tmp_path: Path) -> None:
+def test_existing_file_is_kept_without_overwrite(tmp_path: Path) -> None:
     path = tmp_path / "a.bin"
     write_bytes(path, b"new", overwrite=False)
     with pytest.raises(FileExistsError, match=r"exists; replace it with --force: '.*a\.bin'"):
@@ -105,7 +105,7 @@ def test_an_existing_file_is_kept_when_it_may_not_be_replaced(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("mask", [0o022, 0o077, 0o007])
-def test_permissions_are_those_of_the_umask(mask: int, tmp_path: Path) -> None:
+def test_permissions_follow_the_umask(mask: int, tmp_path: Path) -> None:
     before = os.umask(mask)
     try:
         with replacing(tmp_path / "a.bin") as partial:
@@ -116,7 +116,7 @@ def test_permissions_are_those_of_the_umask(mask: int, tmp_path: Path) -> None:
     assert stat.S_IMODE((tmp_path / "a.bin").stat().st_mode) == 0o666 & ~mask
 
 
-def test_the_target_of_a_link_is_replaced(tmp_path: Path) -> None:
+def test_symbolic_links_are_followed(tmp_path: Path) -> None:
     target = tmp_path / "deep" / "target.bin"
     write_bytes(target, b"old")
     link = tmp_path / "link.bin"
@@ -127,7 +127,7 @@ def test_the_target_of_a_link_is_replaced(tmp_path: Path) -> None:
     assert names(target.parent) == ["target.bin"]
 
 
-def test_names_may_be_as_long_as_the_file_system_allows(tmp_path: Path) -> None:
+def test_names_of_maximum_length_work(tmp_path: Path) -> None:
     write_bytes(tmp_path / ("a" * 255), b"x")
     assert names(tmp_path) == ["a" * 255]
 
@@ -154,7 +154,7 @@ def test_destinations_are_checked_before_any_work(tmp_path: Path) -> None:
     with pytest.raises(FileExistsError, match=r"out\.bin: exists; replace it with --force"):
         check_destination(out, source, force=False)
     (tmp_path / "link").symlink_to(source)
-    with pytest.raises(WeightsError, match="link: the source itself; give another name"):
+    with pytest.raises(WeightsError, match="link: is the source file; give another output name"):
         check_destination(tmp_path / "link", source, force=True)
-    with pytest.raises(WeightsError, match="is a folder; give the name of the file to write"):
+    with pytest.raises(WeightsError, match="is a folder; give a file name"):
         check_destination(tmp_path, source, force=True)

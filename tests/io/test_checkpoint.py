@@ -12,7 +12,7 @@ import torch
 
 from glc.errors import WeightsError
 from glc.io import checkpoint
-from glc.io.checkpoint import copy_to_memory, open_checkpoint, save_sealed, verify
+from glc.io.checkpoint import copy_to_memory, open_checkpoint, save_checkpoint, verify
 
 CONTENT = {
     "state_dict": {"weight": torch.arange(5000).float()},
@@ -23,11 +23,11 @@ CONTENT = {
 @pytest.fixture
 def sealed(tmp_path: Path) -> Path:
     path = tmp_path / "deep" / "last.ckpt"
-    save_sealed(CONTENT, path)
+    save_checkpoint(CONTENT, path)
     return path
 
 
-def test_a_sealed_file_is_one_for_all_readers(sealed: Path) -> None:
+def test_checksum_does_not_affect_other_readers(sealed: Path) -> None:
     with sealed.open("rb") as file:
         assert verify(file, sealed)
     assert [path.name for path in sealed.parent.iterdir()] == ["last.ckpt"]
@@ -39,7 +39,7 @@ def test_a_sealed_file_is_one_for_all_readers(sealed: Path) -> None:
         assert archive.comment.startswith(b"sha256:")
 
 
-def test_every_changed_byte_of_the_content_is_seen(sealed: Path) -> None:
+def test_every_changed_byte_is_detected(sealed: Path) -> None:
     good = sealed.read_bytes()
     rng = random.Random(0)
     silent = 0
@@ -59,7 +59,7 @@ def test_every_changed_byte_of_the_content_is_seen(sealed: Path) -> None:
     assert silent > 20
 
 
-def test_files_that_were_cut_short(sealed: Path) -> None:
+def test_truncated_files_are_refused(sealed: Path) -> None:
     good = sealed.read_bytes()
     for size in (0, 1, 50, len(good) // 2, len(good) - 100):
         sealed.write_bytes(good[:size])
@@ -67,7 +67,7 @@ def test_files_that_were_cut_short(sealed: Path) -> None:
             open_checkpoint(sealed)
 
 
-def test_files_of_other_makers_have_no_checksum(tmp_path: Path) -> None:
+def test_files_of_other_programs_have_no_checksum(tmp_path: Path) -> None:
     path = tmp_path / "plain.ckpt"
     torch.save(CONTENT, path)
     with path.open("rb") as file:
@@ -75,7 +75,7 @@ def test_files_of_other_makers_have_no_checksum(tmp_path: Path) -> None:
     assert open_checkpoint(path).content["glc"]["format"] == 1
 
 
-def test_a_full_disk_leaves_what_was_there(sealed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_full_disk_keeps_the_old_file(sealed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = sealed.read_bytes()
     write = checkpoint._Hashing.write
 
@@ -87,16 +87,16 @@ def test_a_full_disk_leaves_what_was_there(sealed: Path, monkeypatch: pytest.Mon
 
     monkeypatch.setattr(checkpoint._Hashing, "write", full)
     with pytest.raises(OSError, match=r"No space left.*last\.ckpt") as caught:
-        save_sealed({"state_dict": {"weight": torch.zeros(5000)}}, sealed)
+        save_checkpoint({"state_dict": {"weight": torch.zeros(5000)}}, sealed)
     assert caught.value.errno == errno.ENOSPC
     assert sealed.read_bytes() == before
     assert [path.name for path in sealed.parent.iterdir()] == ["last.ckpt"]
 
 
-def test_an_opened_checkpoint_tells_what_it_is_of(tmp_path: Path) -> None:
+def test_open_checkpoint_has_stage_step_and_settings(tmp_path: Path) -> None:
     settings = {"stage": {"name": "joint", "module": {"_target_": "glc.training.joint.JointStage"}}}
     content = {**CONTENT, "global_step": 7, "glc": {"format": 1, "recipe": settings}}
-    save_sealed(content, tmp_path / "last.ckpt")
+    save_checkpoint(content, tmp_path / "last.ckpt")
     opened = open_checkpoint(tmp_path / "last.ckpt")
     assert (opened.step, opened.stage, opened.path) == (7, "joint", tmp_path / "last.ckpt")
     assert torch.equal(opened.state_dict["weight"], torch.arange(5000).float())
@@ -125,10 +125,10 @@ NAMES_OF_0_1 = {
 }
 
 
-def test_settings_of_version_0_1_name_the_classes_where_they_are_now(tmp_path: Path) -> None:
+def test_class_names_of_version_0_1_are_updated(tmp_path: Path) -> None:
     nodes = [{"_target_": name, "seed": 1} for name in NAMES_OF_0_1]
     content = {**CONTENT, "glc": {"format": 1, "recipe": {"nested": {"list": nodes}}}}
-    save_sealed(content, tmp_path / "old.ckpt")
+    save_checkpoint(content, tmp_path / "old.ckpt")
     found = open_checkpoint(tmp_path / "old.ckpt").settings["nested"]["list"]
     assert [node["_target_"] for node in found] == list(NAMES_OF_0_1.values())
     for name in NAMES_OF_0_1.values():
@@ -145,7 +145,7 @@ def test_settings_of_version_0_1_have_the_present_keys(tmp_path: Path) -> None:
         "callbacks": {"codebooks": codebooks},
         "stage": {"unquantized": 0.5, "module": module},
     }
-    save_sealed({**CONTENT, "glc": {"format": 1, "recipe": recipe}}, tmp_path / "old.ckpt")
+    save_checkpoint({**CONTENT, "glc": {"format": 1, "recipe": recipe}}, tmp_path / "old.ckpt")
     found = open_checkpoint(tmp_path / "old.ckpt").settings
     assert found["perceptual"]["augment"] is True
     assert found["callbacks"]["codebooks"]["restart_every"] == 50
@@ -156,7 +156,7 @@ def test_settings_of_version_0_1_have_the_present_keys(tmp_path: Path) -> None:
     }  # fmt: skip
 
 
-def test_a_copy_in_memory_outlives_its_file(sealed: Path) -> None:
+def test_copy_to_memory_is_independent_of_the_file(sealed: Path) -> None:
     opened = open_checkpoint(sealed)
     tensors = opened.state_dict
     copy_to_memory(opened.content)

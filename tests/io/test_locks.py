@@ -10,7 +10,7 @@ from glc.io import locks
 from glc.io.locks import NoLocksError, lock
 
 
-def test_one_process_holds_a_lock_and_a_killed_one_leaves_none(tmp_path: Path) -> None:
+def test_locks_are_exclusive_and_released_by_a_kill(tmp_path: Path) -> None:
     path = tmp_path / "lock"
     program = (
         "import sys; from pathlib import Path; from glc.io.locks import lock\n"
@@ -30,9 +30,7 @@ def test_one_process_holds_a_lock_and_a_killed_one_leaves_none(tmp_path: Path) -
         assert held
 
 
-def test_a_system_without_locks_is_refused_where_they_are_required(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_missing_lock_support_raises_if_required(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(locks, "fcntl", None)
     with pytest.raises(NoLocksError, match="file locks are not supported"), lock(tmp_path / "lock"):
         pass

@@ -39,7 +39,7 @@ def renames(source: str) -> list[int]:
         ("moment.replace(tzinfo=None)", []),
     ],
 )
-def test_the_check_tells_renames_from_other_calls(source: str, lines: list[int]) -> None:
+def test_the_check_recognises_renames(source: str, lines: list[int]) -> None:
     assert renames(source) == lines
 
 

@@ -185,6 +185,7 @@ def test_a_group_needs_a_choice(words: list[str], message: str) -> None:
         ("train", "+stage.unquantized=0.5", "stage.unquantized=0.5 is now stage.quantizer_bypass=0.5"),
         ("train", "callbacks.codebooks.revive_every=50", "is now callbacks.codebooks.restart_every=50"),
         ("evaluate", "data=kodak", "data=kodak is now testset=kodak"),
+        ("evaluate", "effort=10", "effort=10 is now optimize_latent=10"),
         ("evaluate", "data.path='a=b'", "data.path='a=b' is now testset.path='a=b'"),
     ],
 )

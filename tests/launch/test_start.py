@@ -101,7 +101,7 @@ def test_a_folder_hides_a_model_only_if_it_holds_a_checkpoint(
     (tmp_path / "small" / "checkpoints").mkdir()
     shutil.copy(last(trained["vqvae"]), tmp_path / "small" / "checkpoints")
     assert paths(options("joint", init_from="small")) == [Path("small", "checkpoints", "last.ckpt")]
-    with pytest.raises(WeightsError, match=r"there is no model 'smal' \(known are .*small"):
+    with pytest.raises(WeightsError, match=r"there is no model 'smal' \(available: .*small"):
         resolve_start(options("joint", init_from="smal"))
 
 

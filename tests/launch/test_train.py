@@ -10,7 +10,7 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from glc.io.checkpoint import save_sealed
+from glc.io.checkpoint import save_checkpoint
 from glc.launch.start import UsageError
 from glc.launch.train import prepare, train
 from glc.launch.train import run as entry
@@ -266,7 +266,7 @@ def test_a_checkpoint_of_version_0_1_resumes_without_a_warning(
         settings = settings.replace(f'"{new}"', f'"{old}"')
     assert "glc.training.vqvae.VQVAEStage" in settings
     content["glc"]["recipe"] = json.loads(settings)
-    save_sealed(content, tmp_path / "old.ckpt")
+    save_checkpoint(content, tmp_path / "old.ckpt")
     more = {"trainer.max_steps": 3, "stage.schedule.total": 2, "data.epoch_batches": 2, "name": "old"}
     states = [
         live_weights(checkpoint(run(options(trained, images, **more, dir=tmp_path / name, resume=path))))

@@ -14,7 +14,7 @@ Part = Callable[..., Encoder | Decoder]
 
 @pytest.mark.parametrize(("stem", "multipliers", "f"), [(1, (1, 2), 2), (1, (1, 1, 2), 4), (4, (1, 2), 8)])
 @pytest.mark.parametrize("options", [{}, {"out_activation": False, "projection": False}])
-def test_sides_shrink_and_grow_by_f(
+def test_encoder_and_decoder_scale_sides_by_f(
     stem: int, multipliers: tuple[int, ...], f: int, options: dict[str, Any]
 ) -> None:
     shared = {"channels": 8, "multipliers": multipliers, "num_blocks": 1, "stem": stem, **options}
@@ -26,7 +26,7 @@ def test_sides_shrink_and_grow_by_f(
 
 
 @pytest.mark.parametrize("stem", [1, 2])
-def test_last_layer_is_what_the_image_comes_from(stem: int) -> None:
+def test_last_layer_produces_the_image(stem: int) -> None:
     decoder = Decoder(4, 8, (1, 2), num_blocks=1, stem=stem).eval()
     latent = torch.randn(1, 4, 3, 3)
     assert decoder.last_layer.shape == (3 * stem**2, 8, 3, 3)
@@ -39,7 +39,7 @@ def test_last_layer_is_what_the_image_comes_from(stem: int) -> None:
 
 
 @pytest.mark.parametrize("stem", [2, 4, 8])
-def test_a_decoder_grows_fine_blocks_and_draws_the_same(stem: int) -> None:
+def test_inflated_decoder_computes_the_same(stem: int) -> None:
     torch.manual_seed(2)
     shape = {"channels": 8, "multipliers": (1, 2), "num_blocks": 1, "stem": stem, "norm": "pixel"}
     coarse = Decoder(4, **shape).eval()
@@ -48,7 +48,7 @@ def test_a_decoder_grows_fine_blocks_and_draws_the_same(stem: int) -> None:
     x_hat = coarse(latent)
     assert fine.downsampling == coarse.downsampling
     assert not torch.allclose(fine(latent), x_hat, atol=0.1)
-    fine.load_state_dict(fine.grown(coarse.state_dict()))
+    fine.load_state_dict(fine.inflate(coarse.state_dict()))
     torch.testing.assert_close(fine(latent), x_hat)
     # Nothing that it has grown is cut off: the second step's gradient reaches every weight.
     for _ in range(2):
@@ -61,8 +61,10 @@ def test_a_decoder_grows_fine_blocks_and_draws_the_same(stem: int) -> None:
 
 
 @pytest.mark.parametrize("wrong", [{"stem": 1}, {"stem": 4, "fine_channels": 11}])
-def test_fine_blocks_need_squares_of_two_pixels(wrong: dict[str, int]) -> None:
-    with pytest.raises(ValueError, match="fine_blocks=1 needs an even stem and fine_channels of at least 12"):
+def test_fine_blocks_need_an_even_stem_and_12_channels(wrong: dict[str, int]) -> None:
+    with pytest.raises(
+        ValueError, match="fine_blocks=1: needs an even stem and fine_channels of at least 12"
+    ):
         Decoder(4, 8, (1, 2), fine_blocks=1, **wrong)
 
 
@@ -78,7 +80,7 @@ def test_attention_is_windowed_in_evaluation_and_global_in_training(part: Part) 
 
 
 @pytest.mark.parametrize(("level_attention", "count"), [(True, 3), (False, 1)])
-def test_the_last_level_attends_after_each_block_if_wanted(level_attention: bool, count: int) -> None:
+def test_level_attention_follows_each_block_of_the_last_level(level_attention: bool, count: int) -> None:
     for part in (Encoder, Decoder):
         module = part(4, 8, (1, 2), num_blocks=2, level_attention=level_attention)
         assert sum(isinstance(m, WindowAttention) for m in module.modules()) == count
@@ -118,7 +120,7 @@ def parts(width: int = 4) -> tuple[Encoder, Decoder, VectorQuantizer]:
     return Encoder(width, 8, (1, 2), 1), Decoder(width, 8, (1, 2), 1), quantizer
 
 
-def test_the_autoencoder_decodes_codes_and_trains_its_encoder_through_them() -> None:
+def test_autoencoder_decodes_codewords_with_straight_through_gradient() -> None:
     encoder, decoder, quantizer = parts()
     model = VQAutoencoder(encoder, decoder, quantizer).eval()
     x = torch.randn(2, 3, 8, 12)
@@ -131,7 +133,7 @@ def test_the_autoencoder_decodes_codes_and_trains_its_encoder_through_them() -> 
     assert quantizer.embedding.grad is None
 
 
-def test_images_named_unquantized_are_drawn_from_the_latent_itself() -> None:
+def test_unquantized_images_bypass_the_quantizer() -> None:
     torch.manual_seed(0)
     model = VQAutoencoder(*parts()).eval()
     x = torch.randn(3, 3, 8, 12)
@@ -144,15 +146,15 @@ def test_images_named_unquantized_are_drawn_from_the_latent_itself() -> None:
     assert out.quantized.indices.shape[0] == 3
 
 
-def test_parts_that_do_not_fit_are_refused() -> None:
+def test_mismatched_networks_are_refused() -> None:
     encoder, decoder, quantizer = parts()
     with pytest.raises(ValueError, match=r"\(4, 4, 6\) channels"):
         VQAutoencoder(encoder, decoder, VectorQuantizer(16, 6))
-    with pytest.raises(ValueError, match=r"divides sides by 2.*by 4"):
+    with pytest.raises(ValueError, match=r"downsampling 2 .*downsampling 4"):
         VQAutoencoder(encoder, Decoder(4, 8, (1, 1, 2), 1), quantizer)
 
 
-def test_a_compiled_decoder_is_differentiated_at_its_last_layer_first() -> None:
+def test_compiled_decoder_gives_last_layer_gradients_first() -> None:
     options = {"latent_channels": 4, "channels": 8, "multipliers": (1, 2), "num_blocks": 1, "stem": 2}
     torch.manual_seed(0)
     plain = Decoder(**options)

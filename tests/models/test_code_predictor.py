@@ -13,7 +13,7 @@ def predictor(request: pytest.FixtureRequest) -> CodePredictor:
     return module
 
 
-def test_logits_stand_where_their_vectors_stand(predictor: CodePredictor) -> None:
+def test_logits_align_with_their_vectors(predictor: CodePredictor) -> None:
     latent = torch.randn(2, 6, 4, 4)
     logits = predictor(latent)
     assert logits.shape == (2, 4, 4, 20)
@@ -26,14 +26,14 @@ def test_logits_stand_where_their_vectors_stand(predictor: CodePredictor) -> Non
     assert moved.nonzero().tolist() == [[0, 1, 2]]
 
 
-def test_images_of_a_batch_do_not_mix(predictor: CodePredictor) -> None:
+def test_images_of_a_batch_are_independent(predictor: CodePredictor) -> None:
     latent = torch.randn(3, 6, 4, 4)
     order = torch.tensor([2, 0, 1])
     torch.testing.assert_close(predictor(latent[order]), predictor(latent)[order])
     torch.testing.assert_close(predictor(latent[1:2]), predictor(latent)[1:2])
 
 
-def test_each_position_sees_its_whole_window(predictor: CodePredictor) -> None:
+def test_each_position_attends_to_its_complete_window(predictor: CodePredictor) -> None:
     latent = torch.randn(1, 6, 4, 4, requires_grad=True)
     (gradient,) = torch.autograd.grad(predictor(latent)[0, 0, 0].square().sum(), latent)
     assert (gradient.abs().sum(1) > 0).all()
@@ -81,7 +81,7 @@ def test_values_carry_no_position() -> None:
     torch.testing.assert_close(module(latent), before)
 
 
-def test_it_can_learn_to_read_codes() -> None:
+def test_code_predictor_learns() -> None:
     module = CodePredictor(4, 8, width=16, heads=2, layers=1, grid=4)
     codes = 2 * torch.randn(8, 4)
     optimizer = torch.optim.AdamW(module.parameters(), 1e-2)
@@ -108,7 +108,7 @@ def rows(latent: Tensor) -> Tensor:
     return latent.permute(0, 2, 3, 1).reshape(-1, latent.shape[1])
 
 
-def test_refined_latents_are_the_predicted_codes(refiner: CodePredictionRefiner) -> None:
+def test_refined_latents_are_the_predicted_codewords(refiner: CodePredictionRefiner) -> None:
     latent = torch.randn(2, 6, 5, 4)
     refined = refiner(latent)
     assert refined.shape == latent.shape
@@ -117,7 +117,7 @@ def test_refined_latents_are_the_predicted_codes(refiner: CodePredictionRefiner)
     torch.testing.assert_close(rows(refined), refiner.quantizer.codebook()[predicted])
 
 
-def test_refining_passes_the_gradient_of_the_mean_code(refiner: CodePredictionRefiner) -> None:
+def test_refiner_passes_the_gradient_of_the_mean_codeword(refiner: CodePredictionRefiner) -> None:
     latent = torch.randn(1, 6, 4, 4, requires_grad=True)
     weights = torch.randn(1, 6, 4, 4)
     wanted = [latent, *refiner.predictor.parameters(), refiner.quantizer.embedding]
@@ -129,7 +129,7 @@ def test_refining_passes_the_gradient_of_the_mean_code(refiner: CodePredictionRe
         assert got.abs().sum() > 0
 
 
-def test_refined_latents_are_codes_under_autocast_too(refiner: CodePredictionRefiner) -> None:
+def test_refined_latents_are_codewords_under_autocast(refiner: CodePredictionRefiner) -> None:
     with torch.autocast("cpu", torch.bfloat16):
         refined = refiner(torch.randn(1, 6, 4, 4))
     nearest = torch.cdist(rows(refined.float()), refiner.quantizer.codebook()).min(1).values

@@ -17,7 +17,7 @@ kinds = pytest.mark.parametrize("factorized", [False, True], ids=["categorical",
 
 
 @kinds
-def test_the_receiver_gets_the_same_latent_from_what_is_sent(
+def test_decoder_reconstructs_the_same_latent_from_symbols(
     make_coder: MakeCoder, decode: Decode, factorized: bool
 ) -> None:
     coder = make_coder(factorized)
@@ -43,7 +43,7 @@ def test_bits_are_sums_per_image(make_coder: MakeCoder, factorized: bool) -> Non
 
 
 @kinds
-def test_the_hyper_code_alone_decodes_as_if_all_symbols_were_zero(
+def test_decode_z_equals_decoding_zero_symbols(
     make_coder: MakeCoder, decode: Decode, factorized: bool
 ) -> None:
     coder = make_coder(factorized)
@@ -94,7 +94,7 @@ def indices_map() -> tuple[IndicesMapCoder, Tensor]:
     return coder, codebook
 
 
-def test_indices_map_uses_real_codes_and_the_whole_book_at_the_highest_rate(
+def test_indices_map_codebooks_are_subsets_of_C(
     indices_map: tuple[IndicesMapCoder, Tensor],
 ) -> None:
     coder, codebook = indices_map
@@ -132,14 +132,14 @@ def test_indices_map_takes_one_rate_per_image(indices_map: tuple[IndicesMapCoder
         torch.testing.assert_close(out.latent_hat[i : i + 1], coder(latent[i : i + 1], rate).latent_hat)
 
 
-def test_indices_map_bits_of_a_size_that_is_no_power_of_two() -> None:
+def test_indices_map_bits_of_sizes_that_are_not_powers_of_two() -> None:
     out = IndicesMapCoder(2, (3,))(torch.randn(1, 2, 2, 2), 0)
     torch.testing.assert_close(out.bits_y, torch.tensor([4 * math.log2(3)]))
 
 
 @pytest.mark.parametrize("rate", [0.5, 3, -1, torch.tensor([0.0, 1.5]), torch.tensor([0, 7])])
-def test_indices_map_has_whole_rate_points_only(
+def test_indices_map_has_integer_rate_points_only(
     indices_map: tuple[IndicesMapCoder, Tensor], rate: Rate
 ) -> None:
-    with pytest.raises(ValueError, match="rate points 0 to 2"):
+    with pytest.raises(ValueError, match="integers 0 to 2"):
         indices_map[0](torch.randn(2, 6, 2, 2), rate)

@@ -36,7 +36,7 @@ def test_the_first_step_codes_the_groups_in_reading_order() -> None:
     assert torch.equal(first, torch.eye(4, dtype=torch.bool))
 
 
-def test_which_position_each_group_codes_at_each_step() -> None:
+def test_position_of_each_group_at_each_step() -> None:
     # What files and published weights were made with.
     order = [[0, 1, 2, 3], [3, 2, 1, 0], [2, 3, 0, 1], [1, 0, 3, 2]]
     masks = quadtree_masks(4, 2, 2)[:, 0].flatten(2)
@@ -53,7 +53,7 @@ class Constants(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def test_masks_are_made_where_they_are_needed() -> None:
+def test_masks_are_computed_on_the_device() -> None:
     with Constants() as constants:
         assert quadtree_masks(8, 4, 4, torch.device("meta")).is_meta
         assert constants.count == 0
@@ -73,7 +73,7 @@ def example(size: tuple[int, int] = (6, 5)) -> tuple[QuadtreeContext, Tensor, Te
     return context, 6 * torch.randn(2, 8, *size), torch.randn(2, 24, *size)
 
 
-def test_output_agrees_with_itself() -> None:
+def test_output_fields_are_consistent() -> None:
     context, y, prior = example()
     out = context(y, prior)
     steps = prior[:, :8].clamp_min(0.5)
@@ -88,16 +88,14 @@ def test_output_agrees_with_itself() -> None:
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_the_receiver_gets_the_same_y_hat_from_symbols_and_prior(
-    size: tuple[int, int], decode: Decode
-) -> None:
+def test_decoder_reconstructs_y_hat_from_symbols_and_prior(size: tuple[int, int], decode: Decode) -> None:
     context, y, prior = example(size)
     out = context(y, prior)
     torch.testing.assert_close(decode(context, prior, out.symbols), out.y_hat)
 
 
 @pytest.mark.parametrize("k", range(STEPS))
-def test_a_step_changes_only_what_later_steps_expect(k: int) -> None:
+def test_a_step_affects_only_later_steps(k: int) -> None:
     context, y, prior = example()
     masks = quadtree_masks(8, 6, 5)
     before = context(y, prior)
@@ -115,7 +113,7 @@ def test_a_step_changes_only_what_later_steps_expect(k: int) -> None:
                 assert changed.any()
 
 
-def test_the_first_step_expects_what_the_prior_says() -> None:
+def test_the_first_step_uses_only_the_prior() -> None:
     context, y, prior = example()
     out = context(y, prior)
     first = quadtree_masks(8, 6, 5)[0].expand_as(y)
@@ -123,7 +121,7 @@ def test_the_first_step_expects_what_the_prior_says() -> None:
     assert torch.equal(out.means[first], prior[:, 16:][first])
 
 
-def test_noise_changes_the_bits_alone_and_is_uniform() -> None:
+def test_noise_changes_only_bits_and_is_uniform() -> None:
     context, y, prior = example((32, 32))
     with torch.no_grad():
         plain, noisy = context(y, prior), context(y, prior, noise=True)
@@ -159,7 +157,7 @@ def test_y_hat_passes_gradients_straight_to_y() -> None:
     torch.testing.assert_close(gradient, weights, atol=1e-4, rtol=1e-4)
 
 
-def test_decoding_the_mean_is_decoding_zeros(decode: Decode) -> None:
+def test_decode_mean_equals_decoding_zeros(decode: Decode) -> None:
     context, y, prior = example()
     expected = decode(context, prior, torch.zeros_like(y))
     torch.testing.assert_close(context.decode_mean(prior), expected)

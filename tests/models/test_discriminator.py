@@ -25,7 +25,7 @@ def test_patches_have_their_size_and_stride(layers: int, patch: int) -> None:
     assert left - top == stride
 
 
-def test_a_pixel_moves_only_the_logits_whose_patch_holds_it() -> None:
+def test_a_pixel_affects_only_logits_whose_patch_contains_it() -> None:
     module = PatchDiscriminator(4, 3, "none")
     x = torch.randn(1, 3, 128, 128)
     changed = x.clone()

@@ -63,7 +63,7 @@ def test_gaussian_bits_at_noisy_symbols_and_their_gradient() -> None:
     np.testing.assert_allclose(scales.grad.numpy(), by_scale, rtol=1e-3)
 
 
-def test_lower_bound_lets_gradients_raise_what_is_below() -> None:
+def test_lower_bound_passes_gradients_that_increase_x() -> None:
     x = torch.tensor([0.2, 0.2, 0.5, 0.5, 0.9, 0.9], requires_grad=True)
     out = lower_bound(x, 0.5)
     assert out.tolist() == pytest.approx([0.5, 0.5, 0.5, 0.5, 0.9, 0.9])

@@ -53,14 +53,14 @@ def test_a_batch_is_its_images_one_by_one(make_glc: MakeGLC, rates: list[Rate]) 
     assert_same(model(x, torch.tensor(rates)), stack(alone))
 
 
-def test_rates_make_a_difference_and_one_number_serves_all(make_glc: MakeGLC) -> None:
+def test_rate_changes_output_and_scalar_equals_batch(make_glc: MakeGLC) -> None:
     model = make_glc()
     x = torch.rand(2, 3, 32, 32) * 2 - 1
     assert_same(model(x, 1), model(x, torch.tensor([1, 1])))
     assert not torch.allclose(model(x, 0).latent_hat, model(x, 2).latent_hat)
 
 
-def test_each_part_gets_what_the_diagram_says(make_glc: MakeGLC) -> None:
+def test_data_flow_matches_the_diagram(make_glc: MakeGLC) -> None:
     model = make_glc()
     x = torch.rand(1, 3, 32, 32) * 2 - 1
     out = model(x, 1)
@@ -71,7 +71,7 @@ def test_each_part_gets_what_the_diagram_says(make_glc: MakeGLC) -> None:
     torch.testing.assert_close(model.decode_latent(out.latent_hat), out.x_hat)
 
 
-def test_the_refiner_stands_before_the_decoder_only(make_glc: MakeGLC) -> None:
+def test_refiner_is_applied_before_the_decoder(make_glc: MakeGLC) -> None:
     quantizer = VectorQuantizer(20, 6)
     nn.init.normal_(quantizer.embedding)
     predictor = CodePredictor(6, 20, width=16, heads=2, layers=1, grid=4)
@@ -83,7 +83,7 @@ def test_the_refiner_stands_before_the_decoder_only(make_glc: MakeGLC) -> None:
     assert not torch.allclose(out.x_hat, model.decoder(out.latent_hat))
 
 
-def test_indices_maps_need_no_hyper_code(make_glc: MakeGLC) -> None:
+def test_indices_map_has_no_hyper_latent(make_glc: MakeGLC) -> None:
     model = make_glc(coder=IndicesMapCoder(6, (4, 8)))
     assert model.stride == 4
     assert model.num_rates == 2
@@ -125,6 +125,6 @@ def test_images_that_do_not_fit_are_refused(make_glc: MakeGLC, shape: tuple[int,
 
 
 @pytest.mark.parametrize("rate", [3, -0.1, torch.tensor([0, 3])])
-def test_rates_that_do_not_exist_are_refused(make_glc: MakeGLC, rate: int | float | Tensor) -> None:
+def test_invalid_rates_are_refused(make_glc: MakeGLC, rate: int | float | Tensor) -> None:
     with pytest.raises(ValueError, match=r"rate must lie in \[0, 2\]"):
         make_glc()(torch.zeros(2, 3, 16, 16), rate)

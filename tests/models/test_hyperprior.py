@@ -25,7 +25,7 @@ def factorized() -> FactorizedHyperprior:
 
 @pytest.mark.parametrize("make", [categorical, lambda: categorical(projected=True), factorized])
 @pytest.mark.parametrize("size", [(4, 4), (12, 8)])
-def test_what_was_sent_decodes_to_z_hat(make, size: tuple[int, int]) -> None:
+def test_symbols_decode_to_z_hat(make, size: tuple[int, int]) -> None:
     module = make()
     small = (size[0] // HYPER_DOWNSAMPLING, size[1] // HYPER_DOWNSAMPLING)
     out = module(3 * torch.randn(6, 8, *size))
@@ -39,7 +39,7 @@ def test_what_was_sent_decodes_to_z_hat(make, size: tuple[int, int]) -> None:
 
 
 @pytest.mark.parametrize("noise", [False, True])
-def test_categorical_bits_are_those_of_plain_indices(noise: bool) -> None:
+def test_categorical_bits_are_log2_of_the_codebook_size(noise: bool) -> None:
     out = categorical(codes=24)(torch.randn(2, 8, 8, 12), noise)
     torch.testing.assert_close(out.bits, torch.full((2,), 2 * 3 * math.log2(24)))
     assert out.indices.shape == (2, 2, 3)
@@ -47,14 +47,14 @@ def test_categorical_bits_are_those_of_plain_indices(noise: bool) -> None:
     assert ((out.indices >= 0) & (out.indices < 24)).all()
 
 
-def test_categorical_sends_the_nearest_code() -> None:
+def test_categorical_sends_the_nearest_codeword() -> None:
     module = categorical()
     out = module(torch.randn(2, 8, 8, 8))
     vectors = out.z.permute(0, 2, 3, 1).reshape(-1, 8)
     assert torch.equal(out.indices.flatten(), torch.cdist(vectors, module.quantizer.codebook()).argmin(1))
 
 
-def test_factorized_bits_are_those_of_the_rounded_z_or_of_a_noisy_one() -> None:
+def test_factorized_bits_use_rounded_or_noisy_z() -> None:
     module = factorized()
     assert isinstance(module.density, FactorizedDensity)
     y = torch.randn(2, 8, 8, 8)

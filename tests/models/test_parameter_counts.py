@@ -64,11 +64,11 @@ def test_vqgan(model: str, count: int | None, factor: int, codes: int, dim: int)
         assert count_parameters(network) == count
 
 
-def test_natural_codec_as_deployed_has_the_papers_105_million() -> None:
+def test_deployed_natural_codec_has_105_million_parameters() -> None:
     assert count_parameters(codec("natural")) == 104_639_107
 
 
-def test_facial_codec_as_deployed() -> None:
+def test_deployed_facial_codec_parameters() -> None:
     # The published VQGAN without C, and the natural model's coder with a C_h of 1024 codes instead of 16384.
     coder = 104_639_107 - (76_073_859 - 16384 * 256) - (16384 - 1024) * 256
     assert count_parameters(codec("facial")) == (63_740_099 - 1024 * 256) + coder
@@ -94,7 +94,7 @@ def test_tiny_codec_has_less_than_a_million_numbers(variants: str) -> None:
     assert stored(codec("tiny", f"model/variants={variants}")) < 1e6
 
 
-def test_groups_select_the_ablations() -> None:
+def test_config_groups_select_the_ablations() -> None:
     assert isinstance(codec("tiny", "model/variants=indices_map").coder, IndicesMapCoder)
     factorized = codec("tiny", "model/variants=factorized").coder
     assert isinstance(factorized, TransformCoder)

@@ -34,19 +34,19 @@ both = pytest.mark.parametrize("projected", [False, True], ids=["plain", "projec
 
 
 @pytest.mark.parametrize("max_bytes", [1, 1000, 1 << 28])
-def test_nearest_code_is_the_brute_force_argmin_in_any_chunks(max_bytes: int) -> None:
+def test_nearest_code_equals_brute_force_for_any_chunk_size(max_bytes: int) -> None:
     vectors, codes = torch.randn(301, 7), torch.randn(50, 7)
     expected = torch.cdist(vectors.double(), codes.double()).argmin(1)
     assert torch.equal(nearest_code(vectors, codes, max_bytes), expected)
 
 
-def test_nearest_code_of_nothing_is_nothing() -> None:
+def test_nearest_code_of_no_vectors() -> None:
     found = nearest_code(torch.empty(0, 3), torch.randn(4, 3))
     assert found.shape == (0,)
     assert found.dtype == torch.int64
 
 
-def test_nearest_code_holds_a_bounded_part_of_the_distances() -> None:
+def test_nearest_code_limits_the_memory_of_distances() -> None:
     vectors, codes = torch.randn(5000, 2), torch.randn(64, 2)
     inputs = 4 * vectors.numel()
     for limit in (50_000, 100_000):
@@ -71,7 +71,7 @@ def test_training_keeps_no_matrix_of_vectors_by_codes() -> None:
 
 
 @both
-def test_half_precision_around_it_does_not_change_the_choice(projected: bool) -> None:
+def test_autocast_does_not_change_the_indices(projected: bool) -> None:
     # 512 codes close together: rounding distances or a projection to bfloat16 would pick others.
     module = quantizer(projected, size=512, dim=8)
     x = 0.5 * torch.randn(2, 8, 16, 16)
@@ -107,7 +107,7 @@ class Products(TorchFunctionMode):
 
 
 @pytest.mark.parametrize("allowed", ["high", "medium"])
-def test_codes_are_made_and_searched_without_tf32_where_a_training_allows_it(allowed: str) -> None:
+def test_codebook_and_search_do_not_use_tf32(allowed: str) -> None:
     module = quantizer(projected=True)
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision(allowed)
@@ -160,7 +160,7 @@ def test_gradients_go_straight_through_or_to_the_codebook(projected: bool) -> No
         torch.testing.assert_close(to_codes[1], expected)
 
 
-def test_a_projected_codebook_moves_as_a_whole_and_keeps_its_vectors() -> None:
+def test_projected_codebook_moves_jointly_and_keeps_its_vectors() -> None:
     module = quantizer(True)
     before, vectors = module.codebook().detach().clone(), module.embedding.clone()
     assert "embedding" not in dict(module.named_parameters())
@@ -173,11 +173,11 @@ def test_a_projected_codebook_moves_as_a_whole_and_keeps_its_vectors() -> None:
 
 
 @both
-def test_folding_keeps_the_codes_and_makes_them_plain(projected: bool) -> None:
+def test_bake_keeps_the_codewords(projected: bool) -> None:
     module = quantizer(projected)
     codes = module.codebook().detach().clone()
     baked = VectorQuantizer.baked(module.state_dict())
-    module.fold()
+    module.bake()
     assert torch.equal(module.codebook(), codes)
     assert baked.keys() == module.state_dict().keys()
     assert all(torch.equal(baked[name], tensor) for name, tensor in module.state_dict().items())
@@ -239,7 +239,7 @@ def test_kmeans_takes_half_precision_and_returns_full() -> None:
     assert not centres.requires_grad
 
 
-def test_initializing_places_plain_codes_on_the_data() -> None:
+def test_initialize_places_codewords_on_the_data() -> None:
     points, _ = blobs()
     module = VectorQuantizer(16, 2)
     before = module.embedding
@@ -255,7 +255,7 @@ def test_initializing_places_plain_codes_on_the_data() -> None:
     assert loaded.initialized
 
 
-def test_initializing_gives_a_projected_codebook_the_datas_mean_and_spread() -> None:
+def test_initialize_matches_a_projected_codebook_to_mean_and_std() -> None:
     wanted_mean, wanted_std = torch.tensor([5.0, -3.0, 0.0]), torch.tensor([0.1, 2.0, 1.0])
     module = VectorQuantizer(4096, 3, projected=True)
     module.initialize(wanted_mean + wanted_std * torch.randn(8192, 3))

@@ -11,7 +11,7 @@ def scaler() -> RateScaler:
     return module
 
 
-def test_whole_points_are_the_learned_scales(scaler: RateScaler) -> None:
+def test_integer_points_are_the_learned_scales(scaler: RateScaler) -> None:
     for point in range(4):
         for rate in (point, float(point), torch.tensor([point]), torch.tensor([float(point)])):
             assert torch.equal(scaler(rate), scaler.scale[point].view(1, 5, 1, 1))
@@ -24,7 +24,7 @@ def test_between_points_it_interpolates_linearly(scaler: RateScaler) -> None:
 
 
 @pytest.mark.parametrize("rates", [[3, 0, 2, 2], [0.0, 2.9, 1.5, 3.0]])
-def test_one_rate_per_image_is_each_rate_alone(scaler: RateScaler, rates: list[Rate]) -> None:
+def test_per_image_rates_equal_scalar_rates(scaler: RateScaler, rates: list[Rate]) -> None:
     together = scaler(torch.tensor(rates))
     assert together.shape == (4, 5, 1, 1)
     torch.testing.assert_close(together, torch.cat([scaler(rate) for rate in rates]))
@@ -51,7 +51,7 @@ def test_outside_the_trained_points_is_refused(scaler: RateScaler, rate: Rate) -
         scaler(rate)
 
 
-def test_one_point_is_enough_and_none_is_not() -> None:
+def test_num_rates_must_be_at_least_1() -> None:
     assert RateScaler(1, 2)(0).shape == (1, 2, 1, 1)
     with pytest.raises(ValueError, match="at least 1"):
         RateScaler(0, 2)

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from glc.codec.weights.file import read_weights
-from glc.codec.weights.variants import save_part
+from glc.codec.weights.variants import save_variant
 from glc.data.degradations import GaussianNoise, Mask
 from tests.codec.fixed_model import fixed_codec_weights, fixed_image
 from tests.programs import load_script
@@ -68,7 +68,7 @@ def test_the_table_compares_at_one_rate(
     weights = read_weights(codec)
     encoder = tmp_path / "own.encoder.safetensors"
     state = weights.model.encoder.state_dict()
-    save_part(encoder, "encoder", state, weights.description["encoder"], weights.fingerprint)
+    save_variant(encoder, "encoder", state, weights.description["encoder"], weights.fingerprint)
     (tmp_path / "photos").mkdir()
     Image.fromarray(fixed_image(192, 192)).save(tmp_path / "photos" / "a.png")
     words = ["--codec", str(codec), "--encoder", str(encoder), "--images", str(tmp_path / "photos")]

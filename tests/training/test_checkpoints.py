@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from glc.errors import WeightsError
-from glc.io.checkpoint import Checkpoint, open_checkpoint, save_sealed
+from glc.io.checkpoint import Checkpoint, open_checkpoint, save_checkpoint
 from glc.training.callbacks.codebook import CodebookRestart
 from glc.training.checkpoints import (
     LastCheckpoint,
@@ -25,7 +25,7 @@ from glc.training.stages.base import Stage
 
 
 def write(path: Path, step: int) -> None:
-    save_sealed(
+    save_checkpoint(
         {"state_dict": {}, "glc": {"format": 1, "recipe": {}}, "global_step": step, "w": torch.ones(999)},
         path,
     )
@@ -75,7 +75,7 @@ def test_corrupt_checkpoint_falls_back_to_the_previous_one(
     damage(folder / "last.ckpt")
     found = open_last(folder)
     assert step_of(found) == 1
-    assert "last.ckpt: damaged" in caplog.text
+    assert "last.ckpt: corrupt" in caplog.text
     assert "previous.ckpt" in caplog.text
     # The next save must not replace the intact checkpoint by the corrupt one.
     keep_previous(folder / "last.ckpt")
@@ -94,7 +94,7 @@ def test_other_ranks_do_not_rename_files(folder: Path, monkeypatch: pytest.Monke
 def test_two_corrupt_checkpoints_raise(folder: Path, tmp_path: Path) -> None:
     for name in ("last.ckpt", "previous.ckpt"):
         damage(folder / name)
-    with pytest.raises(WeightsError, match=r"last\.ckpt: damaged.*previous\.ckpt: damaged"):
+    with pytest.raises(WeightsError, match=r"last\.ckpt: corrupt.*previous\.ckpt: corrupt"):
         open_last(folder)
     assert open_last(tmp_path / "nowhere") is None
 

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 
 from glc.codec.convert.convert import convert
 from glc.codec.convert.read import open_source
-from glc.codec.weights.export import export, export_companion
+from glc.codec.weights.export import export, export_training_weights
 from glc.codec.weights.file import read_weights
 from glc.errors import WeightsError
 from glc.training.init_from import TransferError, warm_start
@@ -134,7 +134,7 @@ def test_codec_and_training_weights_provide_all_networks(
 ) -> None:
     codec, training = tmp_path / "codec.safetensors", tmp_path / "codec.training.safetensors"
     export(last(stages["joint"]), codec)
-    words = export_companion(last(stages["joint"]), training)
+    words = export_training_weights(last(stages["joint"]), training)
     assert words == ["C", "the code predictor", "E_VQ", "the discriminator"]
     weights = checkpoint(stages["joint"])["state_dict"]
     with safe_open(training, "pt") as file:
@@ -158,14 +158,14 @@ def test_codec_and_training_weights_provide_all_networks(
     torch.testing.assert_close(joint.quantizer.codebook(), whole.quantizer.codebook())
     with pytest.raises(TransferError, match=r"has no model\.encoder, .*The file holds training weights"):
         start(make("transform", model__projected_codebooks=False), training)
-    with pytest.raises(WeightsError, match=r"training needs besides a codec: use it with init_from=\[CODEC,"):
+    with pytest.raises(WeightsError, match=r"training weights for a codec: use it with init_from=\[CODEC,"):
         read_weights(training)
-    assert "was exported beside another codec" not in caplog.text
+    assert "was made beside another codec" not in caplog.text
     export(last(stages["transform"]), codec, half=True)  # D is stage I's
     start(make("joint", model__projected_codebooks=False), codec, training)
-    assert "was exported beside another codec" in caplog.text
-    with pytest.raises(WeightsError, match="holds no codec with networks of its training"):
-        export_companion(last(stages["vqvae"]), tmp_path / "no.safetensors")
+    assert "was made beside another codec" in caplog.text
+    with pytest.raises(WeightsError, match="holds no codec with training weights"):
+        export_training_weights(last(stages["vqvae"]), tmp_path / "no.safetensors")
     assert not (tmp_path / "no.safetensors").exists()
 
 
@@ -174,7 +174,7 @@ def test_training_weights_in_half_precision_and_corrupt_ones(
 ) -> None:
     codec, training = tmp_path / "codec.safetensors", tmp_path / "codec.training.safetensors"
     export(last(stages["joint"]), codec, half=True)
-    export_companion(last(stages["joint"]), training, half=True)
+    export_training_weights(last(stages["joint"]), training, half=True)
     joint = make("joint", model__projected_codebooks=False)
     start(joint, codec, training)
     weights = checkpoint(stages["joint"])["state_dict"]

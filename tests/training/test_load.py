@@ -9,7 +9,7 @@ import torch
 
 from glc.codec.weights.export import read_codec
 from glc.errors import WeightsError
-from glc.io.checkpoint import save_sealed
+from glc.io.checkpoint import save_checkpoint
 from glc.training import load_stage
 from glc.training.stages.base import Stage
 from glc.training.stages.joint import JointStage
@@ -64,7 +64,7 @@ def renamed(stages: dict[str, Path], path: Path, *keys: str, target: str, **argu
     for key in keys[:-1]:
         node = node[key]
     node[keys[-1]] = {"_target_": target, **arguments}
-    save_sealed(content, path)
+    save_checkpoint(content, path)
     return path
 
 

@@ -12,7 +12,7 @@ from glc.codec.codec import Codec, choose_device
 from glc.codec.load import assemble
 from glc.codec.weights.catalog import DEFAULT_MODEL, FOLDER_VARIABLE, catalog, find
 from glc.codec.weights.file import CodecLabel, Kind, read_label
-from glc.codec.weights.variants import made_for, read_part
+from glc.codec.weights.variants import made_for, read_variant
 from glc.errors import WeightsError, WrongWeightsError
 
 
@@ -94,9 +94,9 @@ class Codecs:
         try:
             choose_device(self.device)
             if self.encoder is not None:
-                read_part(find(self.encoder, "encoder"), "encoder")
+                read_variant(find(self.encoder, "encoder"), "encoder")
             if self.decoder is not None:
-                read_part(find(self.decoder, "decoder"), "decoder")
+                read_variant(find(self.decoder, "decoder"), "decoder")
             if self.model is not None:
                 self._load(find(self.model))
         except (ValueError, OSError, RuntimeError, MemoryError) as error:

@@ -16,7 +16,7 @@ import click
 
 from glc.cli.errors import NOTHING_DONE, ONE_FAILED, NothingDoneError, message_about
 from glc.cli.files import Job, Kind, Plan, make_plan
-from glc.cli.latent_search import check_effort, make_effort
+from glc.cli.latent_optimization import check_options, make_optimizer, refuse_effort
 from glc.cli.pipeline import Steps, outcomes, threads_for
 from glc.cli.shards import check_target, shard_options
 from glc.cli.trust import trust_option
@@ -117,15 +117,17 @@ def _number(ctx: click.Context, parameter: click.Parameter, value: float | None)
     help="Encoder that replaces the model's own, e.g. for restoration; any decoder decodes its files.",
 )
 @click.option(
-    "--effort",
+    "--optimize-latent",
+    metavar="STEPS",
     type=click.IntRange(min=0),
     default=0,
     help="Latent optimisation steps per image: 0 for none; 10 is slow, seconds per step.",
 )
+@click.option("--effort", hidden=True, expose_value=False, callback=refuse_effort)
 @click.option(
     "--lpips-weights",
     metavar="FOLDER",
-    help="With --effort: folder of SqueezeNet's weights.  [default: torch hub's cache, then a download]",
+    help="With --optimize-latent: folder of SqueezeNet's weights.  [default: torch hub's cache or download]",
 )
 @_shared_options
 def compress(
@@ -134,7 +136,7 @@ def compress(
     target_bpp: float | None,
     target_size: int | None,
     encoder: str | None,
-    effort: int,
+    optimize_latent: int,
     lpips_weights: str | None,
     output: str | None,
     model: str | None,
@@ -151,7 +153,7 @@ def compress(
     given folders. With a target, a file is at most 3 % smaller than the target.
     """
     check_target(quality, target_bpp, target_size)
-    check_effort(effort, lpips_weights, encoder)
+    check_options(optimize_latent, lpips_weights, encoder)
     from glc.data.images import is_image_name
 
     plan = make_plan(inputs, output, Kind("images", is_image_name, GLC_SUFFIX), force)
@@ -168,7 +170,7 @@ def compress(
         from glc.data.images import read_rgb
 
         codec = Codecs(model, device, precision, memory, encoder=encoder).for_images()
-        search = make_effort(effort, lpips_weights)
+        optimizer = make_optimizer(optimize_latent, lpips_weights)
 
         def read(job: Job) -> Image:
             source = read_image(sys.stdin.buffer) if job.source is None else job.source
@@ -181,7 +183,7 @@ def compress(
                     50 if quality is None else quality,
                     target_bpp=target_bpp,
                     target_size=target_size,
-                    effort=search,
+                    optimize_latent=optimizer,
                 )
             return data, f"{len(data):,} bytes, {8 * len(data) / (image.width * image.height):.4f} bpp"
 

@@ -40,7 +40,7 @@ def export(
     from tqdm import tqdm
 
     from glc.codec.weights.export import export as write
-    from glc.codec.weights.export import export_companion
+    from glc.codec.weights.export import export_training_weights
     from glc.data.sources import list_sources
     from glc.io.atomic import check_destination
 
@@ -48,7 +48,7 @@ def export(
         checkpoint = checkpoint / "checkpoints" / "last.ckpt"
     check_destination(destination, checkpoint, force)
     if training:
-        click.echo(f"{destination}: {', '.join(export_companion(checkpoint, destination, half))}")
+        click.echo(f"{destination}: {', '.join(export_training_weights(checkpoint, destination, half))}")
         return
     paths = [path for _, path in list_sources(images)] if images else []
     with tqdm(paths, desc="counting", unit="image", disable=None if paths else True) as counted:

@@ -17,7 +17,7 @@ import click
 
 from glc import __version__
 from glc.cli.errors import ONE_FAILED, NothingDoneError, message
-from glc.cli.latent_search import check_effort, make_effort
+from glc.cli.latent_optimization import check_options, make_optimizer
 from glc.jobs.worker import FileProcessor, Processed
 
 _OPTIONS = ("quality", "target_bpp", "target_size", "max_pixels")
@@ -87,7 +87,7 @@ class CodingJob:
     device: str
     keep: bool
     options: Mapping[str, Any]
-    """Arguments of each call: quality or target, `effort`, `max_pixels`; only those that were given."""
+    """Of each call: quality or target, `optimize_latent`, `max_pixels`; options not given are absent."""
     networks: Mapping[str, Any]
     """Other arguments of `Codecs`, such as `encoder` and `memory`."""
     lpips_weights: str | None = None
@@ -119,8 +119,9 @@ class CodingJob:
             device = f"cuda:{local_rank % torch.cuda.device_count()}"
         codecs = Codecs(self.model, device, **self.networks)
         if self.command == "compress":
-            search = make_effort(self.options.get("effort", 0), self.lpips_weights)
-            return Compressor(codecs.for_images(), {**self.options, "effort": search}, keep=self.keep)
+            optimizer = make_optimizer(self.options.get("optimize_latent", 0), self.lpips_weights)
+            options = {**self.options, "optimize_latent": optimizer}
+            return Compressor(codecs.for_images(), options, keep=self.keep)
         codecs.check_for_files()
         return Decompressor(codecs, self.options, keep=self.keep)
 
@@ -131,7 +132,7 @@ def make_job(
     model: str | None,
     device: str,
     keep: bool,
-    effort: int = 0,
+    optimize_latent: int = 0,
     lpips_weights: str | None = None,
     **given: Any,
 ) -> CodingJob:
@@ -139,18 +140,20 @@ def make_job(
 
     Raises:
         click.UsageError: two options exclude each other.
-        NothingDoneError: `effort` needs a package or weights that are missing.
+        NothingDoneError: `optimize_latent` needs a package or weights that are missing.
     """
     options = {name: given.pop(name) for name in _OPTIONS if name in given}
     if command == "compress":
         check_target(**options)
-        check_effort(effort, lpips_weights, given["encoder"])
-        make_effort(effort, lpips_weights)  # a missing package is reported before a process starts
+        check_options(optimize_latent, lpips_weights, given["encoder"])
+        make_optimizer(
+            optimize_latent, lpips_weights
+        )  # a missing package is reported before a process starts
         if not any(value is not None for value in options.values()):
             options["quality"] = 50
     asked = {name: value for name, value in options.items() if value is not None}
-    if effort:
-        asked["effort"] = effort
+    if optimize_latent:
+        asked["optimize_latent"] = optimize_latent
     return CodingJob(command, model, device, keep, asked, given, lpips_weights)
 
 

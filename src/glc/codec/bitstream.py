@@ -14,7 +14,7 @@ offset  bytes  field
 14 + n      4  checksum      CRC-32 of everything before it
 ```
 
-18 bytes beside the payload. The payload has no length of its own: it ends where the file does.
+Overhead: 18 bytes. The payload's length is not stored: it follows from the file's size.
 """
 
 import struct
@@ -31,15 +31,15 @@ from glc.errors import (
 
 MAGIC = b"GLC"
 VERSION = 1
-"""Raised by any change of what bytes mean."""
+"""Incremented with every change of the format."""
 RATE_ONE = 4096
 """Units of the rate field per rate point."""
 MAX_RATES = 16
-"""Rate points that the rate field can tell apart."""
+"""Rate points that the rate field can hold."""
 MAX_SIDE = 1 << 16
-"""Longest side that the format can tell."""
+"""Longest side that the header can hold."""
 DEFAULT_LIMIT = 16384 * 16384
-"""Pixels that a reader accepts unless told otherwise."""
+"""Pixels that a reader accepts by default."""
 FINGERPRINT_BYTES = 4
 
 _HEADER = struct.Struct("<3sB4sHHH")
@@ -47,12 +47,12 @@ HEADER = _HEADER.size
 """Bytes before the payload."""
 _CHECKSUM = struct.Struct("<I")
 OVERHEAD = _HEADER.size + _CHECKSUM.size
-"""Bytes of a file beside its payload."""
+"""Bytes of header and checksum."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Header:
-    """What a file says of itself."""
+    """The fields of a file's header."""
 
     fingerprint: bytes
     """The first `FINGERPRINT_BYTES` bytes of the fingerprint of the weights that wrote the file."""
@@ -68,12 +68,12 @@ def pack(header: Header, payload: bytes) -> bytes:
     """Return the file for a header and the entropy coder's bytes.
 
     Raises:
-        SizeLimitError: when a side is longer than the format can tell.
+        SizeLimitError: a side is longer than `MAX_SIDE`.
     """
     if not (1 <= header.width <= MAX_SIDE and 1 <= header.height <= MAX_SIDE):
         raise SizeLimitError(
-            f"a .glc file holds images of up to {MAX_SIDE} x {MAX_SIDE} pixels, "
-            f"not {header.width} x {header.height}"
+            f"the image has {header.width} x {header.height} pixels; "
+            f"a .glc file holds at most {MAX_SIDE} x {MAX_SIDE}"
         )
     if len(header.fingerprint) != FINGERPRINT_BYTES:
         raise ValueError(f"a fingerprint has {FINGERPRINT_BYTES} bytes, not {len(header.fingerprint)}")
@@ -82,10 +82,10 @@ def pack(header: Header, payload: bytes) -> bytes:
 
 
 def longest_file(start: bytes, max_pixels: int = DEFAULT_LIMIT) -> int:
-    """Return how many bytes a file can have, at most, from its first `HEADER` bytes.
+    """Return an upper bound of a file's size in bytes, from its first `HEADER` bytes.
 
-    For whoever reads a stream: more than that is no file, and need not be read. Of an image above the limit
-    it is as much as of one at the limit: whether its size is damaged, the checksum at the end says.
+    A reader of a stream can stop there: a longer input is not a `.glc` file. Sizes above `max_pixels` count
+    as `max_pixels`, because a corrupt size is detected only by the checksum at the end.
 
     Raises:
         NotGlcError, NewerVersionError, TruncatedError: as `unpack` would.
@@ -93,34 +93,34 @@ def longest_file(start: bytes, max_pixels: int = DEFAULT_LIMIT) -> int:
     if len(start) < _HEADER.size or start[:3] != MAGIC or start[3] != VERSION:
         unpack(start[: _HEADER.size])
     _, _, _, width, height, _ = _HEADER.unpack_from(start)
-    # Padded to a model's stride, with the longest code for every symbol, an image takes less.
+    # More than the longest code for every symbol of the padded image.
     return (1 << 20) + 16 * min((width + 1) * (height + 1), max_pixels)
 
 
 def check_size(start: bytes, max_pixels: int = DEFAULT_LIMIT) -> None:
-    """Check the size that a file's first `HEADER` bytes state.
+    """Check the image size in a file's first `HEADER` bytes.
 
     Raises:
-        SizeLimitError: there are more pixels.
+        SizeLimitError: it exceeds `max_pixels`.
     """
     _, _, _, width, height, _ = _HEADER.unpack_from(start)
     if (width + 1) * (height + 1) > max_pixels:
         raise SizeLimitError(
-            f"the image has {width + 1} x {height + 1} pixels, more than the limit of {max_pixels}"
+            f"the image has {width + 1} x {height + 1} pixels, above the limit of {max_pixels}"
         )
 
 
 def unpack(data: bytes, max_pixels: int = DEFAULT_LIMIT) -> tuple[Header, bytes]:
     """Check a file and return its header and the entropy coder's bytes.
 
-    Nothing but the data are looked at, and nothing larger than them is allocated.
+    Allocates no more than the size of `data`.
 
     Args:
-        data: the whole file.
+        data: the complete file.
         max_pixels: largest image to accept, width times height.
 
     Raises:
-        NotGlcError, NewerVersionError, TruncatedError, DamagedError, SizeLimitError: see there.
+        NotGlcError, NewerVersionError, TruncatedError, DamagedError, SizeLimitError: see `glc.errors`.
     """
     if not isinstance(data, bytes | bytearray | memoryview):
         raise TypeError(f"expected the bytes of a .glc file, got {type(data).__name__}: read the file first")
@@ -128,23 +128,23 @@ def unpack(data: bytes, max_pixels: int = DEFAULT_LIMIT) -> tuple[Header, bytes]
     if not data:
         raise NotGlcError("the file is empty")
     if data[: len(MAGIC)] != MAGIC[: len(data)]:
-        raise NotGlcError("not a .glc file: it does not begin with the letters GLC")
+        raise NotGlcError("not a .glc file: it does not start with GLC")
     if len(data) > len(MAGIC) and data[len(MAGIC)] != VERSION:
         version = data[len(MAGIC)]
         if version < VERSION:
-            raise DamagedError(f"damaged: there is no version {version} of the format")
+            raise DamagedError(f"corrupt file: format version {version} does not exist")
         raise NewerVersionError(
-            f"written in version {version} of the format; this glc reads version {VERSION}: update it"
+            f"the file has format version {version}; this glc reads version {VERSION}: update glc"
         )
     if len(data) < OVERHEAD:
-        raise TruncatedError(f"truncated: {len(data)} bytes, a .glc file has at least {OVERHEAD}")
+        raise TruncatedError(f"truncated file: {len(data)} bytes; a .glc file has at least {OVERHEAD}")
     body, (checksum,) = data[: -_CHECKSUM.size], _CHECKSUM.unpack(data[-_CHECKSUM.size :])
     if zlib.crc32(body) != checksum:
-        raise DamagedError(f"damaged or truncated: the checksum of its {len(data)} bytes does not fit")
+        raise DamagedError(f"corrupt or truncated file: checksum mismatch ({len(data)} bytes)")
     _, _, fingerprint, width, height, rate = _HEADER.unpack_from(body)
     header = Header(fingerprint=fingerprint, width=width + 1, height=height + 1, rate=rate)
     check_size(body, max_pixels)
     payload = body[_HEADER.size :]
     if payload.endswith(b"\0"):
-        raise DamagedError("damaged: the payload ends in a zero byte, which no encoder writes")
+        raise DamagedError("corrupt file: the payload ends in a zero byte")
     return header, payload

@@ -11,7 +11,7 @@ from torch import Tensor
 from glc.codec import bitstream
 from glc.codec.bitstream import DEFAULT_LIMIT, FINGERPRINT_BYTES, MAX_RATES, RATE_ONE, Header
 from glc.codec.entropy.latent_coding import Decoded, Symbols, make_latent_codec
-from glc.codec.images import ImageLike, LatentSearch, padded_size, to_input
+from glc.codec.images import ImageLike, LatentOptimization, padded_size, to_input
 from glc.codec.rate_search import TOLERANCE, search
 from glc.codec.runtime.memory import parse_memory
 from glc.codec.runtime.networks import ImageNetworks, Size
@@ -30,7 +30,7 @@ from glc.models.coder import IndicesMapCoder
 
 
 class TargetWarning(UserWarning):
-    """The size asked for lies above what the model's best quality needs, or between two sizes that exist."""
+    """The file is more than 3 % below its target: quality 100 needs no more, or no rate point is nearer."""
 
 
 class Codec:
@@ -45,20 +45,19 @@ class Codec:
     decompress = entropy_decode (file to l_hat), decode_latent (l_hat to image)
     ```
 
-    What a file decodes to, its integers, does not depend on the machine. The networks outside of the
-    probabilities are ordinary floating point: their images differ between machines by rounding only.
-    All methods may be called from several threads at once.
+    The integers in a file decode identically on every machine. E, D, g_a and g_s are ordinary floating
+    point: decoded images differ between machines by rounding only. All methods are thread-safe.
 
     Args:
         weights: from `glc.codec.weights.file.read_weights`.
         device: where the networks run.
-        precision: "auto", "float32" or "bfloat16" for E and D, see `choose_precision`; no file that exists
-            decodes to other integers for it.
-        memory: what the process may take, in bytes or as text such as "8GB"; None for what is free.
+        precision: "auto", "float32" or "bfloat16" for E and D, see `choose_precision`; it does not change
+            the integers that a file decodes to.
+        memory: memory limit in bytes or as text such as "8GB"; None for the available memory.
 
     Raises:
-        WeightsError: when the weights cannot make a codec.
-        ValueError: for another precision or no size of memory.
+        WeightsError: the weights do not describe a codec.
+        ValueError: an unknown precision, or an invalid memory limit.
     """
 
     def __init__(
@@ -75,25 +74,28 @@ class Codec:
         limit = parse_memory(memory) if isinstance(memory, str) else memory
         precisions = choose_precision(precision, self.device)
         self.networks = ImageNetworks(self.model, self.device, precisions, limit, weights.files, self.stage)
-        """E and D as they run."""
+        """E and D, in their precision and tiled to the memory limit."""
         if self.model.num_rates > MAX_RATES:
             raise WeightsError(
                 f"{weights.source}: a codec has at most {MAX_RATES} rate points, not {self.model.num_rates}"
             )
         if self.model.encoder.downsampling != self.model.decoder.downsampling:
-            raise WeightsError(f"{weights.source}: encoder and decoder differ in their downsampling")
-        # Indices-map coding has no rate between two codebooks.
+            raise WeightsError(
+                f"{weights.source}: encoder downsampling {self.model.encoder.downsampling} differs from "
+                f"decoder downsampling {self.model.decoder.downsampling}"
+            )
+        # Indices-map coding has no rate points between two codebooks.
         self._unit = RATE_ONE if isinstance(self.model.coder, IndicesMapCoder) else 1
         try:
             self.latent_codec = make_latent_codec(self.model.coder, weights.tables, self.device, self.stage)
-            """The coder as it runs: its integer networks and its entropy coder."""
+            """The coder's integer networks and its entropy coder."""
         except (InexactError, ValueError) as error:
-            raise WeightsError(f"{weights.source}: cannot be used for files: {error}") from error
+            raise WeightsError(f"{weights.source}: cannot encode files: {error}") from error
         self.networks.release()
 
     @property
     def fingerprint(self) -> bytes:
-        """The bytes by which files name these weights."""
+        """The bytes that identify these weights in `.glc` files."""
         return bytes.fromhex(self.weights.fingerprint)[:FINGERPRINT_BYTES]
 
     def compress(
@@ -103,26 +105,27 @@ class Codec:
         *,
         target_bpp: float | None = None,
         target_size: int | None = None,
-        effort: LatentSearch | None = None,
+        optimize_latent: LatentOptimization | None = None,
     ) -> bytes:
         """Return the file of an image.
 
         Args:
-            image: the image; `glc.data.images` says what becomes of alpha, 16 bits and animations.
-            quality: 0 to 100, from the lowest trained rate point to the highest and linearly between them.
-            target_bpp: instead of a quality, bits per pixel of the whole file: it lands at most 3 % below.
+            image: the image; see `glc.data.images` for alpha, 16 bits and animations.
+            quality: 0 to 100, linear from the lowest trained rate point to the highest.
+            target_bpp: instead of a quality: maximum bits per pixel, header included. The file is at most 3 %
+                smaller.
             target_size: the same in bytes.
-            effort: searches a better latent than E's at the file's rate point (with a target, at the one that
-                E's latent needs for it).
+            optimize_latent: optimises E's latent for this image at the file's rate point (with a target: at
+                the rate point that E's latent needs).
 
         Raises:
-            ImageError: when the image cannot be read.
-            ValueError: when it, the quality or the target is out of range.
-            TargetError: when even the lowest quality needs more than the target.
-            MemoryLimitError: when the image needs more memory than may be used.
+            ImageError: the image cannot be read.
+            ValueError: the image, the quality or the target is out of range.
+            TargetError: quality 0 exceeds the target.
+            MemoryLimitError: the image needs more memory than the limit.
 
         Warns:
-            TargetWarning: when the file stays more than 3 % below its target.
+            TargetWarning: the file stays more than 3 % below its target.
         """
         if target_bpp is not None and target_size is not None:
             raise ValueError("give target_bpp or target_size, not both")
@@ -137,26 +140,28 @@ class Codec:
             latent = self.encode_latent([x])
             if target is None:
                 rate = self.rate_of(quality)
-                latent = latent if effort is None else self._improved(effort, x, latent, rate)
+                if optimize_latent is not None:
+                    latent = self._improved(optimize_latent, x, latent, rate)
                 return self.entropy_encode(latent, [(height, width)], rate)[0][0]
             rate, data = self._search(latent, x, target)
-            if effort is not None:
-                # A better latent may need a few bits more, and so not fit where E's just did.
+            if optimize_latent is not None:
+                # The optimised latent may need more bits than E's: keep E's file where it misses the target.
                 with suppress(TargetError):
-                    rate, data = self._search(self._improved(effort, x, latent, rate), x, target)
+                    latent = self._improved(optimize_latent, x, latent, rate)
+                    rate, data = self._search(latent, x, target)
         if len(data) < (1 - TOLERANCE) * target:
             highest = rate == (self.model.num_rates - 1) * RATE_ONE
             warnings.warn(
                 f"{len(data)} bytes ({8 * len(data) / (height * width):.4f} bpp, quality "
-                f"{self.quality_of(rate):.1f}) is the nearest below {int(target)} bytes: "
-                f"{'the best quality needs no more' if highest else 'no size lies between'}",
+                f"{self.quality_of(rate):.1f}) is the largest file below {int(target)} bytes: "
+                f"{'quality 100 needs no more' if highest else 'the next rate point exceeds it'}",
                 TargetWarning,
                 stacklevel=2,
             )
         return data
 
     def compress_batch(self, images: Sequence[ImageLike], quality: float = 50) -> list[bytes]:
-        """Return the files of images that have one size once padded, coded together; see `compress`."""
+        """Return the files of images of one padded size, encoded as a batch; see `compress`."""
         inputs = [to_input(image) for image in images]
         sizes = [(x.shape[-2], x.shape[-1]) for x in inputs]
         rate = self.rate_of(quality)
@@ -166,19 +171,19 @@ class Codec:
         """Return the image in a file.
 
         Args:
-            data: the whole file.
+            data: the complete file.
             max_pixels: largest image to accept, width times height.
 
         Raises:
-            BitstreamError: when the file cannot be decoded; its subclasses say why.
-            MemoryLimitError: when the image needs more memory than may be used.
+            BitstreamError: the file cannot be decoded; its subclasses tell the reasons apart.
+            MemoryLimitError: the image needs more memory than the limit.
         """
         return self.decompress_batch([data], max_pixels=max_pixels)[0]
 
     def decompress_batch(
         self, files: Sequence[bytes], *, max_pixels: int = DEFAULT_LIMIT
     ) -> list[Image.Image]:
-        """Return the images in files whose images have one size once padded; see `decompress`."""
+        """Return the images in files of one padded size, decoded as a batch; see `decompress`."""
         if not files:
             return []
         decoded, sizes = self.entropy_decode(files, max_pixels=max_pixels)
@@ -189,19 +194,19 @@ class Codec:
         """Return E's latents l `[B, C, h, w]` of images: the first of the two stages of `compress`.
 
         Args:
-            inputs: from `glc.codec.images.to_input`, of one size once padded.
+            inputs: from `glc.codec.images.to_input`, of one padded size.
 
         Raises:
-            ValueError: when they are of several sizes.
-            MemoryLimitError: when an image needs more memory than may be used.
+            ValueError: the padded sizes differ.
+            MemoryLimitError: an image needs more memory than the limit.
         """
         if len({padded_size(x.shape[-2], x.shape[-1], self.model.stride) for x in inputs}) > 1:
-            raise ValueError("the images of a batch must have one size once padded to the model's stride")
+            raise ValueError("the images of a batch must have one size after padding to the model's stride")
         return self.networks.encode(inputs)
 
     @torch.inference_mode()
     def entropy_encode(self, latent: Tensor, sizes: Sequence[Size], rate: int) -> tuple[list[bytes], Symbols]:
-        """Return the files of latents, and the integers in them: the second stage of `compress`.
+        """Return the files of latents, and their integers: the second stage of `compress`.
 
         Args:
             latent: l `[B, C, h, w]`, from `encode_latent`.
@@ -209,7 +214,7 @@ class Codec:
             rate: rate point in units of 1 / 4096, see `rate_of`.
 
         Raises:
-            MemoryLimitError: when the entropy model needs more memory than may be used.
+            MemoryLimitError: the entropy model needs more memory than the limit.
         """
         rates = latent.new_full((len(latent),), rate / RATE_ONE)
         with self._coding(len(latent), (latent.shape[-2], latent.shape[-1])):
@@ -223,12 +228,12 @@ class Codec:
     ) -> tuple[Decoded, list[Size]]:
         """Return the integers and latents l_hat in files of one padded size, and the sizes of their images.
 
-        It is the first of the two stages of `decompress`.
+        The first of the two stages of `decompress`.
 
         Raises:
-            BitstreamError: when a file cannot be decoded.
-            ValueError: when they are of several sizes.
-            MemoryLimitError: when the entropy model needs more memory than may be used.
+            BitstreamError: a file cannot be decoded.
+            ValueError: the padded sizes differ.
+            MemoryLimitError: the entropy model needs more memory than the limit.
         """
         headers, payloads = self._open(files, max_pixels)
         size = self._latent_size(headers[0])
@@ -245,8 +250,8 @@ class Codec:
             sizes: height and width in pixels of each image.
 
         Raises:
-            DamagedError: when an image has pixels that are not finite.
-            MemoryLimitError: when an image needs more memory than may be used.
+            DamagedError: an image has non-finite pixels.
+            MemoryLimitError: an image needs more memory than the limit.
         """
         try:
             return [Image.fromarray(image) for image in self.networks.decode(latent_hat, sizes)]
@@ -254,7 +259,7 @@ class Codec:
             raise DamagedError(f"corrupt file: the decoded image has non-finite pixels ({error})") from error
 
     def observe(self, observer: Observer) -> AbstractContextManager[None]:
-        """Have an observer surround each stage that runs within the block; see `glc.codec.stages`.
+        """Call an observer around each stage that runs within the block; see `glc.codec.stages`.
 
         The stages are `E`, `D`, `refiner` and `entropy coding`, and within the latter `g_a`, `h_a, C_h`,
         `integer networks` and `g_s`; of an `IndicesMapCoder`, `codebook search`.
@@ -262,21 +267,21 @@ class Codec:
         return self.stage.observe(observer)
 
     def symbols(self, data: bytes, *, max_pixels: int = DEFAULT_LIMIT) -> Symbols:
-        """Return the integers in a file: they are the same on every machine.
+        """Return the integers in a file; they are the same on every machine.
 
         Raises:
-            BitstreamError: when the file cannot be decoded.
-            MemoryLimitError: when the image needs more memory than may be used.
+            BitstreamError: the file cannot be decoded.
+            MemoryLimitError: the entropy model needs more memory than the limit.
         """
         return self.entropy_decode([data], max_pixels=max_pixels)[0].symbols
 
     def decode_z(self, data: bytes, *, max_pixels: int = DEFAULT_LIMIT) -> Image.Image:
-        """Return the image that the hyper code alone predicts, all symbols of y taken as zero (figure 5).
+        """Return the image decoded from the hyper-latent alone, with all symbols of y zero (paper figure 5).
 
         Raises:
-            BitstreamError: when the file cannot be decoded.
-            ValueError: when the model has no hyper code.
-            MemoryLimitError: when the image needs more memory than may be used.
+            BitstreamError: the file cannot be decoded.
+            ValueError: the model has no hyper-latent.
+            MemoryLimitError: the image needs more memory than the limit.
         """
         headers, payloads = self._open([data], max_pixels)
         with torch.inference_mode():
@@ -286,9 +291,9 @@ class Codec:
             return self.decode_latent(latent_hat, [(headers[0].height, headers[0].width)])[0]
 
     def from_symbols(self, symbols: Symbols, size: tuple[int, int], rate: int) -> bytes:
-        """Return the file that holds given integers; `symbols` undoes it.
+        """Return the file that holds given integers; the inverse of `symbols`.
 
-        No network outside of the exact ones is used: the bytes are the same on every machine.
+        Only the integer networks run: the bytes are the same on every machine.
 
         Args:
             symbols: of one image, as `symbols` returns them.
@@ -296,8 +301,8 @@ class Codec:
             rate: rate point in units of 1 / 4096.
 
         Raises:
-            ValueError: when they are none of an image of that size at that rate.
-            MemoryLimitError: when the image needs more memory than may be used.
+            ValueError: the symbols do not fit an image of that size at that rate point.
+            MemoryLimitError: the entropy model needs more memory than the limit.
         """
         if not 0 <= rate <= (self.model.num_rates - 1) * RATE_ONE or rate % self._unit:
             raise ValueError(f"the model has no rate point {rate / RATE_ONE}")
@@ -312,7 +317,7 @@ class Codec:
         """Return the rate point of a quality from 0 to 100, in units of 1 / 4096.
 
         Raises:
-            ValueError: when the quality is out of range.
+            ValueError: the quality is out of range.
         """
         if not 0 <= quality <= 100:
             raise ValueError(f"quality must lie in [0, 100], got {quality}")
@@ -320,7 +325,7 @@ class Codec:
         return round(quality / 100 * steps) * self._unit
 
     def quality_of(self, rate: int) -> float:
-        """Return the quality of a rate point in units of 1 / 4096; 0 where there is only one."""
+        """Return the quality of a rate point in units of 1 / 4096; 0 if the model has only one."""
         return 100 * rate / max(1, (self.model.num_rates - 1) * RATE_ONE)
 
     @contextmanager
@@ -328,13 +333,13 @@ class Codec:
         with self.networks.coding(self.latent_codec.memory(count, size)), self.stage(ENTROPY_CODING):
             yield
 
-    def _improved(self, effort: LatentSearch, x: Tensor, latent: Tensor, rate: int) -> Tensor:
+    def _improved(self, optimize: LatentOptimization, x: Tensor, latent: Tensor, rate: int) -> Tensor:
         with self.networks.searching():
             limit = self.networks.limit(self.model)
-            return effort(self.model, self.networks.padded(x), latent, rate / RATE_ONE, limit)
+            return optimize(self.model, self.networks.padded(x), latent, rate / RATE_ONE, limit)
 
     def _search(self, latent: Tensor, x: Tensor, target: float) -> tuple[int, bytes]:
-        """Return the rate point, in units of 1 / 4096, of the largest file below a target, and that file."""
+        """Return the rate point (in units of 1 / 4096) of the largest file below a target, and the file."""
         height, width = x.shape[-2:]
         made: dict[int, bytes] = {}
 
@@ -356,15 +361,15 @@ class Codec:
             header, payload = bitstream.unpack(data, max_pixels)
             if header.fingerprint != self.fingerprint:
                 raise WrongWeightsError(
-                    f"written with other weights: the file names {header.fingerprint.hex()}, "
-                    f"this model is {self.fingerprint.hex()}"
+                    f"the file was written with weights {header.fingerprint.hex()}; "
+                    f"this model's are {self.fingerprint.hex()}"
                 )
             if header.rate > (self.model.num_rates - 1) * RATE_ONE or header.rate % self._unit:
-                raise DamagedError(f"damaged: the model has no rate point {header.rate / RATE_ONE}")
+                raise DamagedError(f"corrupt file: the model has no rate point {header.rate / RATE_ONE}")
             headers.append(header)
             payloads.append(payload)
         if len({self._latent_size(header) for header in headers}) > 1:
-            raise ValueError("the images of a batch must have one size once padded to the model's stride")
+            raise ValueError("the images of a batch must have one size after padding to the model's stride")
         return headers, payloads
 
     def _latent_size(self, header: Header) -> Size:
@@ -377,10 +382,10 @@ class Codec:
 
 
 def choose_device(name: str | torch.device) -> torch.device:
-    """Return the device of a name, or for "auto" a GPU where there is one.
+    """Return a device by name; "auto" is a GPU if there is one, else the CPU.
 
     Raises:
-        ValueError: when there is no such device here.
+        ValueError: the device is not available.
     """
     if str(name) == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -388,5 +393,5 @@ def choose_device(name: str | torch.device) -> torch.device:
         device = torch.device(name)
         torch.zeros(1, device=device).item()
     except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"there is no device {str(name)!r} here: {str(error).splitlines()[0]}") from error
+        raise ValueError(f"device {str(name)!r} is not available: {str(error).splitlines()[0]}") from error
     return device

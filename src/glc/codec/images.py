@@ -1,4 +1,4 @@
-"""Images that a codec takes, as its networks get them: conversion, and padding to the model's stride."""
+"""Conversion of images to the networks' input, and padding to the model's stride."""
 
 from typing import Protocol
 
@@ -15,11 +15,11 @@ ImageLike = ImageSource | np.ndarray | Tensor
 """A path, a PIL image, an array `[H, W, 3]` of uint8, or a float tensor `[3, H, W]` in [0, 1]."""
 
 
-class LatentSearch(Protocol):
-    """Finds a better latent of an image than E's, such as `glc.latent_search.Effort`."""
+class LatentOptimization(Protocol):
+    """Optimises E's latent for one image, such as `glc.latent_optimization.LatentOptimizer`."""
 
     def __call__(self, model: GLC, x: Tensor, latent: Tensor, rate: float, memory: int | None) -> Tensor:
-        """Return a latent for x `[1, 3, H, W]` in [-1, 1] at a rate point, within bytes of memory."""
+        """Return a latent for x `[1, 3, H, W]` in [-1, 1] at a rate point, using at most `memory` bytes."""
         ...
 
 
@@ -27,8 +27,8 @@ def to_input(image: ImageLike) -> Tensor:
     """Return an image as `[1, 3, H, W]`, uint8 levels or float32 in [-1, 1].
 
     Raises:
-        ImageError: when a file cannot be read.
-        ValueError: when an array or a tensor is none of an image.
+        ImageError: a file cannot be read.
+        ValueError: an array or a tensor has the wrong type, shape or range.
     """
     if isinstance(image, Tensor):
         if image.ndim != 3 or image.shape[0] != 3 or not image.is_floating_point():
@@ -50,7 +50,7 @@ def to_input(image: ImageLike) -> Tensor:
 
 
 def padded_size(height: int, width: int, stride: int) -> tuple[int, int]:
-    """Return the least multiples of the stride that hold an image."""
+    """Return an image's height and width rounded up to multiples of the stride."""
     return -(-height // stride) * stride, -(-width // stride) * stride
 
 

@@ -1,4 +1,4 @@
-"""Finding the rate point that makes a file of a given size."""
+"""Search for the rate point whose file has a given size."""
 
 import math
 from collections.abc import Callable
@@ -6,29 +6,29 @@ from collections.abc import Callable
 from glc.errors import TargetError
 
 TOLERANCE = 0.03
-"""How far below its target a size may stay."""
+"""Largest relative distance of a size below its target."""
 _AIM = 0.985
-"""Where interpolation aims within the tolerance."""
+"""Share of the target at which interpolation aims."""
 _MAX_PROBES = 24
 
 
 def search(size_of: Callable[[int], int], top: int, target: float) -> int:
-    """Return the setting in `[0, top]` whose size lies at most `TOLERANCE` below `target`, or near it.
+    """Return the setting in `[0, top]` whose size is at most `TOLERANCE` below `target`, else the nearest.
 
-    Sizes grow with the setting, nearly everywhere: the search holds a setting that fits and one that does
-    not, and interpolates the logarithm of the size between them, or halves where that gains little.
+    Sizes nearly always grow with the setting. The search brackets the target between a setting that fits and
+    one that does not, and interpolates the logarithm of the size between them; every third probe bisects.
 
     Args:
-        size_of: size in bytes of the file at a setting; each is asked for once.
+        size_of: size in bytes of the file at a setting; called once per setting.
         top: largest setting.
-        target: bytes, whole or not.
+        target: bytes; may be fractional.
 
     Raises:
-        TargetError: when setting 0 does not fit.
+        TargetError: setting 0 does not fit.
     """
     smallest = size_of(0)
     if smallest > target:
-        raise TargetError(f"no file of {int(target)} bytes can be made; the smallest has {smallest} bytes")
+        raise TargetError(f"the target is {int(target)} bytes; the smallest file has {smallest} bytes")
     low, low_size = 0, smallest
     if top == 0 or low_size >= (1 - TOLERANCE) * target:
         return low
@@ -39,7 +39,7 @@ def search(size_of: Callable[[int], int], top: int, target: float) -> int:
         if high - low <= 1 or low_size >= (1 - TOLERANCE) * target:
             break
         middle = (low + high) // 2
-        if probe % 3 < 2:  # every third step halves, so that a strange curve cannot stall the search
+        if probe % 3 < 2:  # every third probe bisects, so that an irregular curve cannot stall the search
             slope = (math.log(high_size) - math.log(low_size)) / (high - low)
             middle = low + round((math.log(_AIM * target) - math.log(low_size)) / slope)
         middle = min(max(middle, low + 1), high - 1)

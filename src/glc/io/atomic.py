@@ -17,13 +17,13 @@ def check_destination(destination: Path, source: Path, force: bool) -> None:
     """Check, before any work, that a file may be written.
 
     Raises:
-        FileExistsError: when it exists and `force` is not set.
-        WeightsError: when it is a folder, or the source itself.
+        FileExistsError: it exists and `force` is not set.
+        WeightsError: it is a folder, or the source itself.
     """
     if destination.is_dir():
-        raise WeightsError(f"{destination}: is a folder; give the name of the file to write")
+        raise WeightsError(f"{destination}: is a folder; give a file name")
     if destination.exists() and source.exists() and destination.samefile(source):
-        raise WeightsError(f"{destination}: the source itself; give another name for the output")
+        raise WeightsError(f"{destination}: is the source file; give another output name")
     if destination.exists() and not force:
         raise FileExistsError(f"{destination}: exists; replace it with --force")
 
@@ -32,25 +32,25 @@ def check_destination(destination: Path, source: Path, force: bool) -> None:
 def replacing(
     path: str | Path, *, fsync: bool = False, overwrite: bool = True, sole_writer: bool = False
 ) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; what was written there replaces `path` when the block ends.
+    """Yield a temporary path beside `path`; the file written there replaces `path` when the block ends.
 
-    Missing folders are made. A symbolic link is followed: its target is replaced. After an error, `path` is
-    what it was and the temporary file is gone. The permissions are those of the process's umask (safetensors,
-    for one, would allow only the owner).
+    Missing folders are created. A symbolic link is followed: its target is replaced. After an error, `path`
+    is unchanged and the temporary file is removed. Permissions follow the process's umask (safetensors alone
+    would allow only the owner).
 
     Args:
         path: the file to write.
-        fsync: wait until the content, then the rename, are on the disk: for files that a run cannot remake.
+        fsync: sync the content, then the rename, to disk: for files that cannot be regenerated.
         overwrite: whether an existing file may be replaced.
-        sole_writer: no other process writes this file. The temporary name is then always the same, so that
-            a new attempt overwrites what a killed process left. Otherwise each attempt has a name of its own.
+        sole_writer: no other process writes this file. The temporary name is then fixed, so that a new
+            attempt overwrites the file of a killed process. Otherwise the name is random.
 
     Raises:
         FileExistsError: `path` exists and `overwrite` is false.
         OSError: the file cannot be written; the error names `path`, not the temporary file.
     """
     place = Path(os.path.realpath(path))
-    # A short name: the destination's may already be as long as the file system allows.
+    # A short name: the destination's may already have the maximum length.
     name = f".{place.name}.part" if sole_writer else f".glc-{secrets.token_hex(8)}.part"
     partial = place.with_name(name)
     try:
@@ -71,15 +71,15 @@ def replacing(
 
 
 def publish(partial: Path, path: Path, *, fsync: bool = False) -> None:
-    """Rename a file that is complete to its final name, which it may replace. Both are on one file system.
+    """Rename a complete file to its final name, replacing an existing file. Both are on one file system.
 
     Args:
         partial: the complete file.
         path: its final name.
-        fsync: wait until the content, then the rename, are on the disk.
+        fsync: sync the content, then the rename, to disk.
 
     Raises:
-        OSError: it cannot be renamed; the error names `path`.
+        OSError: the rename failed; the error names `path`.
     """
     try:
         if fsync:
@@ -103,7 +103,7 @@ def write_text(path: str | Path, text: str, *, fsync: bool = False, overwrite: b
 
 
 def _sync(path: Path) -> None:
-    """Bring a file's content, or a folder's entries, to the disk; folders only where the system can."""
+    """Sync a file's content, or a folder's entries, to disk; folders on POSIX only."""
     if path.is_dir() and os.name != "posix":
         return
     descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)

@@ -1,8 +1,10 @@
-"""Checkpoints of glc's training: written with a checksum, opened once, read without executing anything.
+"""Training checkpoints: written with a SHA-256, opened once, read without executing code.
 
-`torch.save` writes a zip archive, and such an archive may end in a comment. A sealed checkpoint's comment is
-`sha256:` and 64 hexadecimal digits, of all bytes as they were before the comment was added. Zip tools and
-`torch.load` read the file as before; one file stays one file, so it can be renamed in one step.
+`torch.save` writes a zip archive, which may end in a comment. glc writes the comment `sha256:` and 64
+hexadecimal
+digits: the checksum of all bytes before the comment was added. Zip tools and `torch.load` ignore it, and a
+    single
+file can be renamed atomically.
 """
 
 import hashlib
@@ -58,17 +60,17 @@ _ARGUMENTS = {
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """An opened checkpoint of glc's training; its tensors are read from the file when they are used."""
+    """An open training checkpoint; its tensors are read from the file when they are used."""
 
     path: Path
     content: dict[str, Any]
-    """All that the file holds."""
+    """The complete content of the file."""
     settings: dict[str, Any]
     """The run's resolved configuration, as plain values; classes and keys have their present names."""
 
     @property
     def state_dict(self) -> dict[str, Tensor]:
-        """The weights; the EMA weights where the run kept them."""
+        """The weights; the EMA weights if the run kept them."""
         found: dict[str, Tensor] = self.content["state_dict"]
         return found
 
@@ -88,11 +90,11 @@ def open_checkpoint(source: str | Path | Checkpoint) -> Checkpoint:
     """Open a training checkpoint: verify its checksum, then load it from the same open file.
 
     Args:
-        source: the file; a checkpoint that is already open is returned as it is.
+        source: the file; an open checkpoint is returned unchanged.
 
     Raises:
-        WeightsError: when the file is missing, does not match its checksum, is not a checkpoint of glc's
-            training, or has a newer format.
+        WeightsError: the file is missing, does not match its checksum, is not a checkpoint of glc's training,
+            or has a newer format.
     """
     if isinstance(source, Checkpoint):
         return source
@@ -106,25 +108,25 @@ def open_checkpoint(source: str | Path | Checkpoint) -> Checkpoint:
         raise
     except Exception as error:
         reason = " ".join(str(error).split())
-        raise WeightsError(f"{path}: not a checkpoint that can be read safely ({reason})") from error
+        raise WeightsError(f"{path}: cannot be read safely as a checkpoint ({reason})") from error
     return as_checkpoint(path, content)
 
 
 def load_safely(file: BinaryIO, path: Path) -> Any:
-    """Return what `torch.save` wrote to an open file, of whatever program, after verifying its checksum.
+    """Load an open `torch.save` file, written by any program, after verifying its checksum.
 
-    Tensors are memory-mapped, copy-on-write: what is not used takes no memory.
+    Tensors are memory-mapped, copy-on-write: unused tensors take no memory.
 
     Args:
         file: the file, at any position.
         path: its name, for messages.
 
     Raises:
-        WeightsError: the file states another checksum than it has.
-        Exception: whatever `torch.load(weights_only=True)` raises for a file that it cannot read.
+        WeightsError: the file does not match its checksum.
+        Exception: any error of `torch.load(weights_only=True)` for a file that it cannot read.
     """
     verify(file, path)
-    # By its descriptor, where the system can: the name may be that of another file by now.
+    # By descriptor where possible: the path may have been replaced since the checksum was verified.
     descriptor = f"/dev/fd/{file.fileno()}"
     name = descriptor if os.path.exists(descriptor) else path
     try:
@@ -140,7 +142,7 @@ def load_safely(file: BinaryIO, path: Path) -> Any:
 def copy_to_memory(content: Any) -> None:
     """Copy memory-mapped tensors in nested dictionaries and lists to memory, in place.
 
-    For what is used for long: the file may be on a network, or be replaced where that needs it unmapped.
+    For long-lived tensors: the file may be on a network drive, and Windows cannot replace a mapped file.
     """
     if isinstance(content, Tensor):
         content.set_(content.clone())  # type: ignore[call-overload]
@@ -150,19 +152,21 @@ def copy_to_memory(content: Any) -> None:
 
 
 def as_checkpoint(path: Path, content: Any) -> Checkpoint:
-    """Check that the content of a file is that of a training checkpoint.
+    """Return the content of a file as a training checkpoint.
 
     Raises:
-        WeightsError: when it is not, or has a newer format.
+        WeightsError: it is not one, or has a newer format.
     """
     ours = content.get("glc") if isinstance(content, dict) else None
     if not isinstance(ours, dict) or not isinstance(newest := ours.get("format"), int):
         raise WeightsError(f"{path}: not a checkpoint of glc's training")
     if newest > CHECKPOINT_FORMAT:
-        raise WeightsError(f"{path}: format {newest} is newer than this glc reads ({CHECKPOINT_FORMAT})")
+        raise WeightsError(
+            f"{path}: format {newest} is newer than this glc reads ({CHECKPOINT_FORMAT}); update glc"
+        )
     settings = ours.get("recipe")
     if not isinstance(settings, dict) or not isinstance(content.get("state_dict"), dict):
-        raise WeightsError(f"{path}: a damaged checkpoint, without its settings or its weights")
+        raise WeightsError(f"{path}: corrupt checkpoint: its settings or weights are missing")
     present = _with_present_names(settings)
     if isinstance(present.get("stage"), dict):
         present["stage"] = _with_present_keys(present["stage"], _ARGUMENTS[None])
@@ -170,10 +174,11 @@ def as_checkpoint(path: Path, content: Any) -> Checkpoint:
 
 
 def label(settings: dict[str, Any]) -> dict[str, Any]:
-    """Return what a training checkpoint holds under the key `glc`.
+    """Return the value of a training checkpoint's key `glc`.
 
     Args:
-        settings: the run's resolved configuration, as plain values. Their key is the one of version 0.1.
+        settings: the run's resolved configuration, as plain values. It keeps the key of version 0.1,
+            `recipe`.
     """
     return {"format": CHECKPOINT_FORMAT, "recipe": settings}
 
@@ -198,7 +203,7 @@ def _with_present_keys(node: dict[str, Any], renamed: dict[str, str]) -> dict[st
 
 
 class _Hashing:
-    """Hashes what passes through to a file."""
+    """Hashes the bytes written to a file."""
 
     def __init__(self, file: IO[bytes]) -> None:
         self.file = file
@@ -206,7 +211,7 @@ class _Hashing:
         self.failure: OSError | None = None
 
     def write(self, data: bytes) -> int:
-        """Write; torch hides what goes wrong here behind an error of its own, so it is kept."""
+        """Write, and keep the OSError of a failure: torch raises its own error in its place."""
         try:
             self.file.write(data)
         except OSError as error:
@@ -216,15 +221,15 @@ class _Hashing:
         return len(data)
 
     def flush(self) -> None:
-        """Pass on what is buffered."""
+        """Flush the file."""
         self.file.flush()
 
 
-def save_sealed(content: Any, path: str | Path) -> None:
-    """Write what `torch.save` can write, with its checksum, atomically and durably.
+def save_checkpoint(content: Any, path: str | Path) -> None:
+    """Save with `torch.save` and a checksum, atomically and durably.
 
     Raises:
-        OSError: it cannot be written (the disk is full, say); what was at `path` is as it was.
+        OSError: the write failed (for example, the disk is full); the file at `path` is unchanged.
     """
     with replacing(path, fsync=True, sole_writer=True) as partial, open(partial, "wb") as file:
         hashing = _Hashing(file)
@@ -234,25 +239,25 @@ def save_sealed(content: Any, path: str | Path) -> None:
             if hashing.failure is not None:
                 raise hashing.failure from None
             raise
-        # The archive ends in the length of its comment, two bytes, which is 0.
+        # The archive ends in the length of its comment: two bytes, 0 so far.
         file.seek(-2, os.SEEK_END)
         file.write(_COMMENT.to_bytes(2, "little") + _MARK + hashing.sha256.hexdigest().encode())
 
 
 def verify(file: BinaryIO, path: str | Path) -> bool:
-    """Read an open file once and compare it with the checksum in it.
+    """Verify an open file against the checksum in it.
 
     Args:
         file: the file, at any position.
         path: its name, for messages.
 
     Returns:
-        Whether it has a checksum. A file of another program has none, and one that was cut short has lost it:
-        that one is not a zip archive any more, which its reader will say.
+        Whether it has a checksum. Files of other programs have none. A truncated file has lost it, but is not
+        a valid zip archive either, so that reading it fails.
 
     Raises:
-        WeightsError: the checksum is another one: the file is truncated or was changed.
-        OSError: it cannot be read.
+        WeightsError: the checksum does not match: the file is corrupt.
+        OSError: the file cannot be read.
     """
     size = file.seek(0, os.SEEK_END)
     if size < _COMMENT + 2:
@@ -274,7 +279,6 @@ def verify(file: BinaryIO, path: str | Path) -> bool:
     sha256.update(b"\0\0")
     if sha256.hexdigest().encode() != comment[len(_MARK) :]:
         raise WeightsError(
-            f"{path}: damaged: its content does not have the checksum that it states "
-            "(a write that was cut off, or a disk that fails)"
+            f"{path}: corrupt checkpoint: checksum mismatch (interrupted write or failing disk)"
         )
     return True

@@ -1,7 +1,7 @@
-"""File locks that need no server and end with the process that holds them.
+"""POSIX file locks. They need no server and are released when their process ends.
 
-POSIX locks are seen by all machines that share a file system (NFS 4, Lustre with `flock`, CephFS, GPFS). A
-process that is killed, or whose machine goes down, loses its locks, so no lock is ever left behind.
+All machines that share a file system see them (NFS 4, Lustre with `flock`, CephFS, GPFS). A killed process
+and a crashed machine lose their locks, so no stale lock remains.
 """
 
 from __future__ import annotations
@@ -24,13 +24,15 @@ class NoLocksError(OSError):
 
 @contextmanager
 def lock(path: Path, *, wait: bool = False, required: bool = True) -> Iterator[bool]:
-    """Hold a lock file while in the context; the file is made before and removed after.
+    """Hold a lock file within the context; yield whether the lock was acquired.
+
+    The file is created before and removed after.
 
     Args:
-        path: the lock file. Nothing else may open it: whoever closes it loses the lock.
-        wait: wait until the lock is free. Otherwise the context yields at once whether it was.
-        required: refuse to work where the system or the file system has no locks. Otherwise the context
-            yields True there.
+        path: the lock file. Nothing else may open it: a process that closes any descriptor of it loses the
+            lock.
+        wait: wait until the lock is free. Otherwise yield False at once if it is held.
+        required: raise if the system or the file system does not support locks. Otherwise yield True there.
 
     Raises:
         NoLocksError: file locks are not supported and `required` is set.
@@ -61,11 +63,11 @@ def lock(path: Path, *, wait: bool = False, required: bool = True) -> Iterator[b
                         str(path),
                     ) from error
             if not _is_still(path, descriptor):
-                continue  # the holder has finished and removed the file
+                continue  # the holder finished and removed the file
             try:
                 yield True
             finally:
-                # Removed while it is held: a process that waited for this file sees that it is gone.
+                # Removed while held: a waiting process then sees that its descriptor is stale.
                 path.unlink(missing_ok=True)
             return
         finally:

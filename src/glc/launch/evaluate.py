@@ -85,8 +85,9 @@ def codec_makers(cfg: DictConfig) -> dict[str, MakeCodec]:
             except ValueError as error:
                 raise UsageError(f"codec={name}: {error}; or one of {', '.join(cfg.codecs)}") from error
             folder = cfg.metrics.get("weights_dir")
-            search = {"effort": cfg.effort, "weights_dir": folder} if cfg.effort else {}
-            maker = partial(LatentCodec, str(model), **search, **points)
+            steps = cfg.optimize_latent
+            optimization = {"optimize_latent": steps, "weights_dir": folder} if steps else {}
+            maker = partial(LatentCodec, str(model), **optimization, **points)
             name = model.stem
         if name in makers:
             raise UsageError(f"codec: two codecs have the name {name}; evaluate each into its own out=")

@@ -133,7 +133,7 @@ RENAMED: dict[str, dict[str, str]] = {
             for name in ("kodak", "clic2020", "div2k", "celebahq", "coco30k")
         },
     },
-    "evaluate": {"data": "testset", "pictures": "testset"},
+    "evaluate": {"data": "testset", "pictures": "testset", "effort": "optimize_latent"},
 }
 """Words of 0.1 by primary configuration: a group, section, key or complete override, and its replacement."""
 

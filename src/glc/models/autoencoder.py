@@ -1,4 +1,4 @@
-"""The latent auto-encoder: a VQGAN's encoder E, decoder D and codebook C (paper sections 3.2, 8.1)."""
+"""The latent autoencoder: a VQGAN's encoder E, decoder D and codebook C (paper sections 3.2, 8.1)."""
 
 import copy
 from collections.abc import Iterable, Mapping, Sequence
@@ -14,7 +14,7 @@ from glc.layers.normalization import make_norm
 from glc.models.quantizer import Quantized, VectorQuantizer
 
 _QUAD = 12
-"""Values of a square of 2 x 2 pixels."""
+"""Values of 2 x 2 pixels."""
 
 
 class _Pipeline(nn.Module):
@@ -41,7 +41,7 @@ class Encoder(_Pipeline):
     ```
     x [B, 3, H, W] in [-1, 1]
       -> space-to-depth (stem) -> 3x3
-      -> per level: `num_blocks` residual blocks, then halve (all but the last level)
+      -> per level: `num_blocks` residual blocks, then downsample by 2 (all but the last level)
          (attention after each block of the last level)
       -> residual, attention, residual -> norm -> swish -> 3x3 -> 1x1
     l [B, latent_channels, H / f, W / f],   f = stem * 2 ** (levels - 1)
@@ -53,13 +53,13 @@ class Encoder(_Pipeline):
         multipliers: width of each level, in multiples of `channels`.
         num_blocks: residual blocks per level.
         stem: factor of the space-to-depth rearrangement before the first convolution; 1 for none. A stem
-            of 4 makes the network 16 times cheaper at equal widths.
+            of 4 makes the network 16 times faster at equal widths.
         norm: kind of normalisation, see `glc.layers.normalization.make_norm`.
-        level_attention: attention after each residual block of the last level, as the VQGANs have.
-        window: side of an attention window at evaluation in latent positions; None is global.
+        level_attention: attention after each residual block of the last level, as in VQGAN.
+        window: side of an attention window at evaluation, in latent positions; None for global attention.
         out_activation: swish before the last convolution (taming's VQGAN has it, CodeFormer's does not).
-        projection: 1x1 convolution after it (likewise).
-        checkpointing: trade compute for memory in training.
+        projection: 1x1 convolution after the last convolution (likewise).
+        checkpointing: gradient checkpointing: recompute activations in the backward pass.
     """
 
     def __init__(
@@ -123,12 +123,12 @@ class Decoder(_Pipeline):
     ```
     l [B, latent_channels, H / f, W / f]
       -> 1x1 -> 3x3 -> residual, attention, residual
-      -> per level, from the last: `num_blocks` residual blocks, then double (all but the first level)
+      -> per level, from the last: `num_blocks` residual blocks, then upsample by 2 (all but the first level)
       -> norm -> swish -> 3x3 -> depth-to-space (stem)
     x_hat [B, 3, H, W], nominally in [-1, 1], not clamped
     ```
 
-    A stem of 4 renders squares of 4 x 4 pixels independently of each other. Fine blocks see across them, at
+    A stem of 4 renders each square of 4 x 4 pixels independently. Refinement blocks work across squares, at
     half the image's size: with `fine_blocks` the last line is
 
     ```
@@ -136,11 +136,11 @@ class Decoder(_Pipeline):
     ```
 
     Args:
-        fine_blocks: residual blocks at half the image's size.
+        fine_blocks: number of refinement blocks (residual blocks at half the image's size).
         fine_channels: their width, at least 12.
 
     Raises:
-        ValueError: for fine blocks with an odd stem or fewer channels.
+        ValueError: refinement blocks with an odd stem or fewer than 12 channels.
     """
 
     def __init__(
@@ -161,7 +161,7 @@ class Decoder(_Pipeline):
     ) -> None:
         if fine_blocks and (stem % 2 or fine_channels < _QUAD):
             raise ValueError(
-                f"fine_blocks={fine_blocks} needs an even stem and fine_channels of at least {_QUAD}, "
+                f"fine_blocks={fine_blocks}: needs an even stem and fine_channels of at least {_QUAD}, "
                 f"got {stem} and {fine_channels}"
             )
         width = channels * multipliers[-1]
@@ -200,32 +200,33 @@ class Decoder(_Pipeline):
         self.downsampling = stem * 2 ** (len(multipliers) - 1)
         self.fine_blocks = fine_blocks
         self._head = head
-        """Position of the first of the blocks that turn features into pixels."""
+        """Index of the first block that maps features to pixels."""
         self._run_tail = _chain
 
     @property
     def tail(self) -> nn.ModuleList:
-        """The last convolution, and the depth-to-space after it where there is one."""
+        """The last convolution, and the depth-to-space after it if there is one."""
         return self.blocks[-2 if isinstance(self.blocks[-1], nn.PixelShuffle) else -1 :]
 
     @property
     def last_layer(self) -> nn.Parameter:
-        """Weight of the last convolution, where the adversarial loss is balanced."""
+        """Weight of the last convolution, at which the adversarial loss is balanced."""
         weight = self.tail[0].weight
         assert isinstance(weight, nn.Parameter)
         return weight
 
     @torch.no_grad()
-    def grown(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Return this decoder's weights such that it renders what one without its fine blocks renders.
+    def inflate(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return weights of this decoder with which it computes the same as one without refinement blocks.
 
-        The image becomes the first channels of the fine blocks, which begin as identities.
+        Weight inflation (Net2Net, Chen et al. 2016): the image becomes the first channels of the refinement
+        blocks, which start as identities.
 
         Args:
-            weights: `state_dict()` of the decoder without them.
+            weights: `state_dict()` of the decoder without refinement blocks.
 
         Raises:
-            KeyError, RuntimeError: when they are of another decoder.
+            KeyError, RuntimeError: they belong to another decoder.
         """
         made = copy.deepcopy(self)
         body = {name: t for name, t in weights.items() if int(name.split(".")[1]) < self._head}
@@ -234,7 +235,7 @@ class Decoder(_Pipeline):
         first, *fine, last = layers
         half = round((first.out_channels / last.in_channels) ** 0.5)
         for kind, own in first.named_parameters():
-            # Color, row and column in the stem -> color, place in a square of 2, place of the square.
+            # colour, row, column in the stem -> colour, position in a 2 x 2 square, position of the square
             given = weights[f"blocks.{self._head}.{kind}"].unflatten(0, (3, half, 2, half, 2))
             own[: _QUAD * half**2] = given.movedim((2, 4), (1, 2)).flatten(0, 4)
         for block in fine:
@@ -252,29 +253,29 @@ class Decoder(_Pipeline):
     def compile(self, *args: Any, **kwargs: Any) -> None:
         """Compile all but the last layer.
 
-        The adversarial loss is differentiated down to the last layer alone: within a compiled graph that
-        would cost (and, since graphs free their buffers, forbid) a backward pass of the whole decoder.
+        The adversarial loss is differentiated with respect to the last layer only. Inside a compiled graph
+        that would need a backward pass of the complete decoder, and free the buffers of the next one.
         """
         self._run_tail = torch.compiler.disable(_chain)
         super().compile(*args, **kwargs)
 
 
 class AutoencoderOutput(NamedTuple):
-    """What `VQAutoencoder` returns for x `[B, 3, H, W]`."""
+    """Output of `VQAutoencoder` for x `[B, 3, H, W]`."""
 
     x_hat: Tensor
     """`[B, 3, H, W]`: the reconstruction, nominally in [-1, 1]."""
     latent: Tensor
     """l, `[B, C, H / f, W / f]`."""
     quantized: Quantized
-    """The latent's codes and indices."""
+    """Codewords and indices of the latent."""
 
 
 class VQAutoencoder(nn.Module):
     """The generative VQ-VAE of stage I.
 
     ```
-    x --E--> l --C--> codes --D--> x_hat
+    x --E--> l --C--> codewords --D--> x_hat
     ```
 
     Args:
@@ -283,7 +284,7 @@ class VQAutoencoder(nn.Module):
         quantizer: the codebook C.
 
     Raises:
-        ValueError: when the parts disagree on the latent's width or on f.
+        ValueError: the networks disagree on the latent's width or on f.
     """
 
     def __init__(self, encoder: Encoder, decoder: Decoder, quantizer: VectorQuantizer) -> None:
@@ -291,23 +292,23 @@ class VQAutoencoder(nn.Module):
         widths = (encoder.latent_channels, decoder.latent_channels, quantizer.dim)
         if len(set(widths)) != 1:
             raise ValueError(
-                f"encoder, decoder and quantizer have latents of {widths} channels; make them equal"
+                f"encoder, decoder and quantizer need latents of equal width, got {widths} channels"
             )
         if encoder.downsampling != decoder.downsampling:
             raise ValueError(
-                f"encoder divides sides by {encoder.downsampling}, "
-                f"decoder multiplies them by {decoder.downsampling}"
+                f"encoder downsampling {encoder.downsampling} differs from decoder downsampling "
+                f"{decoder.downsampling}"
             )
         self.encoder = encoder
         self.decoder = decoder
         self.quantizer = quantizer
 
     def forward(self, x: Tensor, unquantized: Tensor | None = None) -> AutoencoderOutput:
-        """Reconstruct x `[B, 3, H, W]` in [-1, 1], sides multiples of f, from its codes.
+        """Reconstruct x `[B, 3, H, W]` in [-1, 1], sides multiples of f, from its codewords.
 
         Args:
             x: the images.
-            unquantized: `[B]`, bool: those that are reconstructed from l itself; none by default.
+            unquantized: `[B]`, bool: images that bypass the quantizer; none by default.
         """
         latent = self.encoder(x)
         quantized = self.quantizer(latent)

@@ -1,4 +1,4 @@
-"""The code predictor CP: which code of C did the clean latent have? (paper sections 4.2, 4.4)"""
+"""The code predictor CP: predicts the codewords of the clean latent (paper sections 4.2, 4.4)."""
 
 import torch
 from torch import Tensor, nn
@@ -25,10 +25,10 @@ class _Layer(nn.Module):
 
 
 class CodePredictor(nn.Module):
-    """Transformer that predicts the indices M_l of the latent's codes from a coded latent.
+    """Transformer that predicts the codeword indices M_l of the latent from the decoded latent.
 
-    It is supervision: the gradient of its cross-entropy tells the transform coder which errors would
-    change a code. Maps larger than its grid are predicted window by window.
+    Used for supervision: its cross-entropy penalises errors of the transform coder that change a codeword.
+    Maps larger than its grid are predicted window by window.
 
     ```
     l_hat [B, C, h, w] -> windows of grid x grid -> linear -> + position -> `layers` x transformer
@@ -39,9 +39,9 @@ class CodePredictor(nn.Module):
         latent_channels: C.
         codebook_size: M.
         width: of the transformer (512 in the paper).
-        heads: attention heads (8).
-        layers: (9).
-        grid: side of the learned position grid in latent positions: the training crop over f (16).
+        heads: attention heads (8 in the paper).
+        layers: transformer layers (9 in the paper).
+        grid: side of the learned position grid in latent positions: training crop / f (16 in the paper).
     """
 
     def __init__(
@@ -74,17 +74,17 @@ class CodePredictor(nn.Module):
 
 
 class CodePredictionRefiner(nn.Module):
-    """The ablation "code prediction in the network": the decoder sees predicted codes instead of l_hat.
+    """The ablation "code prediction in the network": D gets predicted codewords instead of l_hat.
 
     ```
-    l_hat -> CP -> argmax -> code of C -> D
+    l_hat -> CP -> argmax -> codeword of C -> D
     ```
 
-    The gradient passes through the softmax-weighted mean of the codes.
+    The gradient passes through the softmax-weighted mean of the codewords.
 
     Args:
         predictor: CP.
-        quantizer: C, of as many codes as the predictor has outputs.
+        quantizer: C, with as many codewords as the predictor has outputs.
     """
 
     def __init__(self, predictor: CodePredictor, quantizer: VectorQuantizer) -> None:
@@ -93,7 +93,7 @@ class CodePredictionRefiner(nn.Module):
         self.quantizer = quantizer
 
     def forward(self, latent_hat: Tensor) -> Tensor:
-        """Replace each vector of `[B, C, h, w]` by the code predicted for it."""
+        """Replace each vector of `[B, C, h, w]` by its predicted codeword."""
         probabilities = self.predictor(latent_hat).softmax(-1)
         codebook = self.quantizer.codebook()
         soft = (probabilities @ codebook).permute(0, 3, 1, 2)

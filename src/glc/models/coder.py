@@ -1,4 +1,4 @@
-"""Coders of the latent: what turns l into symbols with known probabilities, and back into l_hat."""
+"""Latent coders: map l to symbols with known probabilities, and these to l_hat."""
 
 import math
 from collections.abc import Sequence
@@ -17,26 +17,26 @@ from glc.models.transform import Rate, RateTransform
 
 @dataclass(frozen=True, kw_only=True)
 class CoderOutput:
-    """What a coder returns for a latent l `[B, C, h, w]`."""
+    """Output of a coder for a latent l `[B, C, h, w]`."""
 
     y: Tensor
-    """Code before quantisation, `[B, N, h, w]`."""
+    """y before quantisation, `[B, N, h, w]`."""
     z: Tensor
-    """What a trained codebook quantises: the hyper code, `[B, N, h / 4, w / 4]`; without one, the latent."""
+    """Input of the codebook: hyper-latent `[B, N, h / 4, w / 4]`; for `IndicesMapCoder`, the latent."""
     z_codes: Tensor | None
-    """Codes of z with the gradient to C_h, or None (see `glc.models.hyperprior.HyperOutput`)."""
+    """Codewords of z with the gradient to C_h, or None (see `glc.models.hyperprior.HyperOutput`)."""
     z_indices: Tensor
-    """What is sent for z, int64."""
+    """Symbols of z, int64."""
     symbols: Tensor
-    """What is sent for y, integers as floats."""
+    """Symbols of y, integers as floats."""
     scales: Tensor
-    """Standard deviations under which the symbols are coded; empty where the code is of fixed length."""
+    """Standard deviations of the symbols' Gaussians; empty for fixed-length coding."""
     latent_hat: Tensor
     """l_hat `[B, C, h, w]`."""
     bits_y: Tensor
     """`[B]`: estimated bits of the symbols per image."""
     bits_z: Tensor
-    """`[B]`: bits of the hyper code per image."""
+    """`[B]`: bits of the hyper-latent per image."""
 
     @property
     def bits(self) -> Tensor:
@@ -53,18 +53,18 @@ class TransformCoder(nn.Module):
                      '--> z, C_h --' prior -> quadtree context
     ```
 
-    Each network may be one of a user's own: `glc.models.protocols` says what it needs.
+    Each network may be user-defined, see `glc.models.protocols`.
 
     Args:
         latent_channels: C, width of l.
         hyper: the hyperprior; its channels are N.
         context: the context model over N channels.
         num_rates: K, number of trained rate points.
-        analysis: g_a, in the place of a `RateTransform` from C to N channels.
-        synthesis: g_s, in the place of one from N to C channels.
+        analysis: g_a; by default a `RateTransform` from C to N channels.
+        synthesis: g_s; by default a `RateTransform` from N to C channels.
 
     Raises:
-        ValueError: when the hyperprior or the context model lacks what the codec asks of it.
+        ValueError: the hyperprior or the context model lacks a required member.
     """
 
     def __init__(
@@ -93,11 +93,11 @@ class TransformCoder(nn.Module):
 
     @torch.no_grad()
     def _start_with_unit_scales(self, n: int) -> None:
-        """Let quantisation steps and scales start near 1, where they have useful gradients."""
+        """Initialise quantisation steps and scales near 1, where gradients are useful."""
         for module, shifted in ((self.hyper.synthesis, 2 * n), (getattr(self.context, "shared", None), n)):
             found = [] if module is None else list(module.modules())
             layers = [m for m in found if isinstance(m, GatedFeedForward)]
-            if layers:  # a user's own network may start otherwise
+            if layers:  # a user-defined network may have none
                 assert layers[-1].project.bias is not None
                 layers[-1].project.bias[:shifted] += 1
 
@@ -110,7 +110,7 @@ class TransformCoder(nn.Module):
             noise: estimate bits with uniform noise instead of rounding (training).
         """
         y = self.analysis(latent, rate)
-        # The entropy model decides about single bits: it stays in float32 under any autocast.
+        # Rounding errors of the entropy model change symbols: float32 also under autocast.
         with torch.autocast(latent.device.type, enabled=False):
             y = y.float()
             hyper = self.hyper(y, noise)
@@ -129,19 +129,19 @@ class TransformCoder(nn.Module):
         )
 
     def decode_z(self, indices: Tensor, rate: Rate) -> Tensor:
-        """Return the l_hat `[B, C, h, w]` that the hyper code alone predicts (paper figure 5)."""
+        """Return the l_hat `[B, C, h, w]` predicted from the hyper-latent alone (paper figure 5)."""
         prior = self.hyper.synthesis(self.hyper.decode(indices))
         return self.synthesis(self.context.decode_mean(prior), rate).float()
 
 
 class IndicesMapCoder(nn.Module):
-    """Send the indices of the latent's nearest codes, in log2(M) bits each: the paper's first ablation.
+    """Indices-map coding: send each nearest codeword's index in log2(M) bits (the paper's first ablation).
 
     ```
-    l [B, C, h, w] -> nearest of M_rate codes -> indices [B, h, w] -> codes = l_hat
+    l [B, C, h, w] -> nearest of M_rate codewords -> indices [B, h, w] -> codewords = l_hat
     ```
 
-    Lower rates use smaller codebooks, made by clustering the auto-encoder's own (`initialize`).
+    Lower rates use smaller codebooks, clustered from the autoencoder's codebook (`initialize`).
 
     Args:
         latent_channels: C.
@@ -166,19 +166,21 @@ class IndicesMapCoder(nn.Module):
                 quantizer.embedding.copy_(codebook)
                 continue
             centres = kmeans(codebook, quantizer.size, generator=generator)
-            # Real codes rather than their averages: an average of codes decodes to blur.
+            # Codewords of C, not cluster means: a mean of codewords decodes to blur.
             quantizer.embedding.copy_(codebook[nearest_code(centres, codebook)])
 
     def forward(self, latent: Tensor, rate: Rate, noise: bool = False) -> CoderOutput:
-        """Code l at a rate point; only whole rate points exist.
+        """Code l at a rate point.
 
         Raises:
-            ValueError: for a rate point between or outside the trained ones.
+            ValueError: a rate point between or outside the trained ones.
         """
         b = latent.shape[0]
         points = [float(r) for r in (rate.expand(b).tolist() if isinstance(rate, Tensor) else [rate] * b)]
         if any(r != int(r) or not 0 <= r < self.num_rates for r in points):
-            raise ValueError(f"indices-map coding has rate points 0 to {self.num_rates - 1}, got {points}")
+            raise ValueError(
+                f"rate points of indices-map coding are the integers 0 to {self.num_rates - 1}, got {points}"
+            )
         quantized = [self.codebooks[int(r)](latent[i : i + 1]) for i, r in enumerate(points)]
         indices = torch.cat([q.indices for q in quantized])
         width = [math.log2(self.sizes[int(r)]) for r in points]

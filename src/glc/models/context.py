@@ -1,4 +1,4 @@
-"""The quadtree partition context model: y in four steps, each seeing those before (paper section 8.2)."""
+"""The quadtree partition context model: y is coded in four steps (paper section 8.2)."""
 
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -13,37 +13,36 @@ from glc.models.protocols import ContextStep, Run, Scales, run_whole
 STEPS = 4
 
 _ORDER = (0, 3, 2, 1)
-"""Position in each 2x2 cell (row-major) that channel group 0 codes at each step; group g codes it XOR g."""
+"""Position in a 2x2 cell (row-major) that channel group 0 codes at each step; group g codes that XOR g."""
 
 
 def quadtree_masks(channels: int, height: int, width: int, device: torch.device | None = None) -> Tensor:
     """Return which elements each step codes: boolean `[STEPS, 1, channels, height, width]`.
 
-    Channels form four groups. At each step every group codes one of the four positions of each 2x2 cell,
-    a different one per group, so that each step sees coded neighbours of all positions in some group.
-    Each element is coded at exactly one step.
+    Channels form four groups. At each step every group codes a different position of each 2x2 cell, so that
+    each position has coded neighbours in some group. Each element is coded at exactly one step.
 
     Raises:
-        ValueError: when four does not divide the channels.
+        ValueError: channels is not a multiple of 4.
     """
     if channels % 4:
-        raise ValueError(f"the quadtree context needs a multiple of 4 channels, got {channels}")
+        raise ValueError(f"channels must be a multiple of 4, got {channels}")
     rows = torch.arange(height, device=device)[:, None] % 2
     cols = torch.arange(width, device=device)[None, :] % 2
     position = 2 * rows + cols
-    # Computed where it is needed: a table would have to be copied there, and a GPU waits for that.
+    # Computed on the device: copying a table would synchronise with the GPU.
     groups = torch.arange(4, device=device)
     order = torch.stack([groups ^ first for first in _ORDER]).repeat_interleave(channels // 4, dim=1)
     return (position == order[:, :, None, None])[:, None]
 
 
 class ContextOutput(NamedTuple):
-    """What `QuadtreeContext` returns for y `[B, N, h, w]`; all maps have its shape."""
+    """Output of `QuadtreeContext` for y `[B, N, h, w]`; all maps have its shape."""
 
     symbols: Tensor
     """Integers `round(y / step - mean)`, as floats, with a straight-through gradient."""
     y_hat: Tensor
-    """`(symbols + means) * steps`: what the decoder sees."""
+    """`(symbols + means) * steps`: input of g_s."""
     means: Tensor
     """Means of `y / step`."""
     scales: Tensor
@@ -62,20 +61,20 @@ class QuadtreeContext(nn.Module):
     y_hat = (symbols + mean) * step
     ```
 
-    All of it must be reproduced exactly by a decoder, so it is made of 1x1 and depth-wise convolutions,
-    leaky rectifiers, sums and products alone.
+    A decoder must reproduce it exactly. It therefore has only layers that run in integers: 1x1 and depth-wise
+    convolutions, leaky rectifiers, sums and products.
 
     Args:
         channels: N, the width of y, a multiple of 4.
         depth: number of shared blocks (3 in the paper).
-        scale_bound: least standard deviation. 0.11 codes a zero for 8e-6 bits; the published network
-            bounds at 1e-5.
+        scale_bound: minimum standard deviation. At 0.11 a zero costs 8e-6 bits; the released network uses
+            1e-5.
     """
 
     def __init__(self, channels: int, depth: int = 3, scale_bound: float = 0.11) -> None:
         super().__init__()
         if channels % 4:
-            raise ValueError(f"the quadtree context needs a multiple of 4 channels, got {channels}")
+            raise ValueError(f"channels must be a multiple of 4, got {channels}")
         self.channels = channels
         self.scale_bound = scale_bound
         self.reduction = nn.Conv2d(3 * channels, channels, 1)
@@ -88,11 +87,11 @@ class QuadtreeContext(nn.Module):
         return lower_bound(steps, 0.5), scales, means, self.reduction(prior)
 
     def predict(self, k: int, y_hat: Tensor, reduced: Tensor) -> tuple[Tensor, Tensor]:
-        """Return scales (not bounded yet) and means `[B, N, h, w]` for the elements of step k >= 1.
+        """Return scales (before the bound) and means `[B, N, h, w]` for the elements of step k >= 1.
 
         Args:
             k: the step.
-            y_hat: `symbols + means` of the steps before, zero elsewhere.
+            y_hat: `symbols + means` of earlier steps, zero elsewhere.
             reduced: the reduced prior.
         """
         scales, means = self.shared(self.adaptors[k - 1](torch.cat((y_hat, reduced), 1))).chunk(2, 1)
@@ -105,15 +104,15 @@ class QuadtreeContext(nn.Module):
     def walk(
         self, prior: Tensor, run: Run = run_whole, scales: Scales | None = None
     ) -> Iterator[ContextStep]:
-        """Yield the four steps in turn: the one walk of the quadtree, of encoders, decoders and training.
+        """Yield the four steps in turn, for encoders, decoders and training.
 
-        Set `step.symbols` of each step before asking for the next one. After the loop the last step's `y_hat`
-        is the whole y_hat.
+        The caller sets `step.symbols` before it requests the next step. After the loop the last step's
+        `y_hat` is the complete y_hat.
 
         Args:
             prior: output of the hyperprior, `[B, 3N, h, w]`.
-            run: calls a function with maps, perhaps on some rows at a time; see `glc.models.protocols.Run`.
-            scales: maps the scales `[B, N, h, w]` of a step to what the caller wants of them.
+            run: calls a function with maps, possibly in row tiles; see `glc.models.protocols.Run`.
+            scales: post-processes the scales `[B, N, h, w]` of a step; by default the identity.
         """
         scales = scales or (lambda found: found)
 
@@ -144,9 +143,8 @@ class QuadtreeContext(nn.Module):
         Args:
             y: output of g_a.
             prior: output of the hyperprior.
-            noise: estimate the bits of `y / step - mean` plus uniform noise instead of its rounding; the
-                gradient of the rate is then that of a smooth function. What the decoder sees is rounded
-                either way.
+            noise: estimate the bits of `y / step - mean` plus uniform noise instead of its rounding, for a
+                smooth gradient of the rate. y_hat is rounded either way.
         """
         scales, means, scaled = torch.zeros_like(y), torch.zeros_like(y), None
         for step in self.walk(prior):
@@ -162,7 +160,7 @@ class QuadtreeContext(nn.Module):
         return ContextOutput(symbols, step.y_hat, means, bounded, gaussian_bits(coded, bounded))
 
     def decode_mean(self, prior: Tensor) -> Tensor:
-        """Return the y_hat `[B, N, h, w]` that the prior alone predicts, all symbols zero (figure 5)."""
+        """Return the y_hat `[B, N, h, w]` with all symbols zero, from the prior alone (paper figure 5)."""
         for step in self.walk(prior):
             step.symbols = torch.zeros_like(step.means)
         return step.y_hat

@@ -15,12 +15,11 @@ class PatchDiscriminator(nn.Module):
 
     Args:
         channels: width of the first layer; doubled per layer up to eightfold.
-        layers: strided layers; 3 sees patches of 70 pixels.
-        norm: `batch` as published (needs batches; use `trainer.sync_batchnorm` on several devices),
-            `group` or `none`.
+        layers: strided layers; with 3 the receptive field is 70 pixels.
+        norm: `batch` as in the paper (use `trainer.sync_batchnorm` on several devices), `group` or `none`.
 
     Raises:
-        ValueError: for another norm.
+        ValueError: an unknown norm.
     """
 
     def __init__(self, channels: int = 64, layers: int = 3, norm: str = "batch") -> None:

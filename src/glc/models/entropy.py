@@ -1,4 +1,4 @@
-"""Probability models: bits of integers under a Gaussian, and a learned factorised density."""
+"""Probability models: Gaussian bits of integers, and a learned factorised density."""
 
 import itertools
 import math
@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 LIKELIHOOD_FLOOR = 1e-5
-"""Added to each likelihood: no symbol is estimated at more than 16.6 bits, about what an escape costs."""
+"""Added to each likelihood: limits the estimate to 16.6 bits per symbol, about the cost of an escape."""
 
 
 def quantize(x: Tensor) -> Tensor:
@@ -18,7 +18,7 @@ def quantize(x: Tensor) -> Tensor:
 
 
 def bits_of(likelihood: Tensor) -> Tensor:
-    """Return the bits that likelihoods in [0, 1] cost, elementwise, at least 0."""
+    """Return the bits of likelihoods in [0, 1], elementwise, at least 0."""
     return (-torch.log2(likelihood + LIKELIHOOD_FLOOR)).clamp_min(0)
 
 
@@ -30,7 +30,7 @@ def gaussian_bits(symbols: Tensor, scales: Tensor) -> Tensor:
         scales: standard deviations, positive, of the same shape.
     """
     symbols, scales = symbols.float(), scales.float()
-    # By symmetry evaluated in the lower tail, where differences of small numbers stay exact.
+    # By symmetry, use the lower tail: differences of values near 1 would lose precision.
     magnitude = symbols.abs()
     root = math.sqrt(0.5)
     upper = torch.erfc((magnitude - 0.5) * root / scales)
@@ -39,7 +39,7 @@ def gaussian_bits(symbols: Tensor, scales: Tensor) -> Tensor:
 
 
 class LowerBound(torch.autograd.Function):
-    """`max(x, bound)` whose gradient still reaches x below the bound when it would raise x."""
+    """`max(x, bound)`; below the bound it passes gradients that increase x (as in CompressAI)."""
 
     @staticmethod
     def forward(ctx: torch.autograd.function.FunctionCtx, x: Tensor, bound: float) -> Tensor:
@@ -50,14 +50,14 @@ class LowerBound(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: torch.autograd.function.FunctionCtx, *grads: Tensor) -> tuple[Tensor, None]:
-        """Pass the gradient where x is above the bound, or where descent raises x."""
+        """Pass the gradient where x is at least the bound, or where descent increases x."""
         (x,) = ctx.saved_tensors  # type: ignore[attr-defined]
         passes = (x >= ctx.bound) | (grads[0] < 0)  # type: ignore[attr-defined]
         return grads[0] * passes, None
 
 
 def lower_bound(x: Tensor, bound: float) -> Tensor:
-    """Clamp x from below by `bound` without trapping it there (see `LowerBound`)."""
+    """Clamp x from below by `bound`, with the gradient of `LowerBound`."""
     return cast(Tensor, LowerBound.apply(x, bound))
 
 
@@ -101,8 +101,8 @@ class FactorizedDensity(nn.Module):
         b, c, h, w = symbols.shape
         values = symbols.float().transpose(0, 1).reshape(c, 1, -1)
         low, high = self.logits(values - 0.5), self.logits(values + 0.5)
-        # The difference of two sigmoids on the side where neither is close to one. Not by `sign`: it is zero
-        # at the very centre of a symmetric density, whose likeliest symbol would then cost the most.
+        # Evaluate the sigmoids on the side where neither is close to 1. Not with `sign`, which is 0 at the
+        # centre of a symmetric density: the most likely symbol would have likelihood 0.
         side = torch.where(low + high > 0, -1.0, 1.0)
         likelihood = (torch.sigmoid(side * high) - torch.sigmoid(side * low)).abs()
         return bits_of(likelihood).view(c, b, h, w).transpose(0, 1)

@@ -1,4 +1,4 @@
-"""The whole codec as one module (paper figure 2)."""
+"""The complete codec as one module (paper figure 2)."""
 
 from dataclasses import dataclass
 
@@ -13,7 +13,7 @@ from glc.models.transform import Rate
 
 @dataclass(frozen=True, kw_only=True)
 class GLCOutput(CoderOutput):
-    """What `GLC` returns for images x `[B, 3, H, W]`: what its coder made of the latent, and both ends."""
+    """Output of `GLC` for images x `[B, 3, H, W]`: the coder's output, the latent and the reconstruction."""
 
     latent: Tensor
     """l `[B, C, H / f, W / f]`."""
@@ -22,7 +22,7 @@ class GLCOutput(CoderOutput):
 
 
 class GLC(nn.Module):
-    """Generative Latent Coding: encode an image's latent, not its pixels.
+    """Generative Latent Coding: transform coding of a generative autoencoder's latent.
 
     ```
     x --E--> l --g_a(rate)--> y --Q--> y_hat --g_s(rate)--> l_hat --D--> x_hat
@@ -32,7 +32,7 @@ class GLC(nn.Module):
                               z --C_h--> z_hat --h_s--> prior
     ```
 
-    E and D may be a user's own networks: `glc.models.protocols` says what they need.
+    E and D may be user-defined, see `glc.models.protocols`.
 
     Args:
         encoder: E.
@@ -41,7 +41,7 @@ class GLC(nn.Module):
         refiner: replaces l_hat before D (the ablation "code prediction in the network").
 
     Raises:
-        ValueError: when E or D lacks what the codec asks of it.
+        ValueError: E or D lacks a required member.
     """
 
     def __init__(
@@ -61,7 +61,7 @@ class GLC(nn.Module):
 
     @property
     def stride(self) -> int:
-        """Sides of x must be multiples of it: f, times 4 for the hyper code."""
+        """Sides of x must be multiples of it: f times the downsampling of the hyperprior."""
         return self.encoder.downsampling * self.coder.stride
 
     @property
@@ -78,7 +78,7 @@ class GLC(nn.Module):
             noise: estimate bits with uniform noise instead of rounding (training).
 
         Raises:
-            ValueError: when x or the rate does not fit.
+            ValueError: x has the wrong shape, or the rate point is out of range.
         """
         if x.dim() != 4 or x.shape[1] != 3:
             raise ValueError(f"x must be [B, 3, H, W], got {list(x.shape)}")

@@ -1,4 +1,4 @@
-"""The hyper module: side information z from which the context model starts (paper section 3.3.1)."""
+"""The hyperprior: the hyper-latent z is the side information of the context model (paper section 3.3.1)."""
 
 import math
 from typing import NamedTuple
@@ -16,16 +16,16 @@ HYPER_DOWNSAMPLING = 4
 
 
 class HyperOutput(NamedTuple):
-    """What a hyper module returns for y `[B, N, h, w]`."""
+    """Output of a hyperprior for y `[B, N, h, w]`."""
 
     z: Tensor
     """`[B, N, h / 4, w / 4]`, before quantisation."""
     z_hat: Tensor
     """The quantised z, with a straight-through gradient."""
     codes: Tensor | None
-    """Categorical: the codes with the gradient to the codebook C_h, for its loss. Factorised: None."""
+    """Categorical: the codewords with the gradient to C_h, for its loss. Factorised: None."""
     indices: Tensor
-    """What is sent: categorical `[B, h / 4, w / 4]` in `[0, M)`; factorised integers of z's shape."""
+    """Symbols of z: categorical `[B, h / 4, w / 4]` in `[0, M)`; factorised integers of z's shape."""
     bits: Tensor
     """`[B]`: bits of z per image."""
 
@@ -61,8 +61,8 @@ class CategoricalHyperprior(nn.Module):
         codebook_size: M of C_h (as large as C in the paper).
         projected: see `VectorQuantizer`.
         normalize: scale each vector of z to unit root mean square. The gated layers of h_a square the
-            magnitude of y, which differs between rate points; without bounds the loss of C_h can grow until
-            it drowns the others. The published network has none.
+            magnitude of y, so that the loss of C_h may grow until it dominates. The released network does not
+            normalize.
     """
 
     def __init__(
@@ -75,7 +75,7 @@ class CategoricalHyperprior(nn.Module):
         self.synthesis = _synthesis(channels)
 
     def forward(self, y: Tensor, noise: bool = False) -> HyperOutput:
-        """Encode y `[B, N, h, w]`, h and w multiples of 4; `noise` changes nothing, indices have none."""
+        """Encode y `[B, N, h, w]`, h and w multiples of 4; `noise` has no effect on indices."""
         z = self.analysis(y)
         if self.normalize:
             z = F.rms_norm(z.permute(0, 2, 3, 1), z.shape[1:2], eps=1e-6).permute(0, 3, 1, 2)
@@ -90,7 +90,7 @@ class CategoricalHyperprior(nn.Module):
 
 
 class FactorizedHyperprior(nn.Module):
-    """z as integers under a learned density per channel: the usual hyperprior, the paper's ablation.
+    """z as integers under a learned density per channel (Ballé et al. 2018): an ablation of the paper.
 
     ```
     y [B, N, h, w] --h_a--> z [B, N, h/4, w/4] --round--> z_hat --h_s--> prior [B, 3N, h, w]

@@ -1,17 +1,17 @@
-"""What the codec asks of its networks: any `nn.Module` with these members can take the place of one of ours.
+"""Protocols of the codec's networks: any `nn.Module` with these members can replace the default.
 
-| role               | ours                                            | protocol        |
+| role               | default                                         | protocol        |
 |--------------------|-------------------------------------------------|-----------------|
 | E                  | `autoencoder.Encoder`                           | `LatentEncoder` |
 | D                  | `autoencoder.Decoder`                           | `LatentDecoder` |
 | g_a, g_s           | `transform.RateTransform`                       | `Transform`     |
 | h_a, z, h_s        | `hyperprior.{Categorical,Factorized}Hyperprior` | `Hyperprior`    |
-| C_h, inside of it  | `quantizer.VectorQuantizer`                     | `Codebook`      |
+| C_h, in h          | `quantizer.VectorQuantizer`                     | `Codebook`      |
 | entropy model of y | `context.QuadtreeContext`                       | `Context`       |
 
-Only the networks that give the probabilities run in integers: `Hyperprior.decode`, its `synthesis`, and
-`Context.walk`. `glc.codec.entropy.integer_nets` says what those may be made of; a network with another layer
-is refused when it is exported.
+Only the networks that compute probabilities run in integers: `Hyperprior.decode`, its `synthesis`, and
+`Context.walk`. `glc.codec.entropy.integer_nets` lists their layers; export refuses a network with another
+layer.
 """
 
 from collections.abc import Callable, Iterator
@@ -24,8 +24,8 @@ from torch import Tensor, nn
 Run = Callable[
     [Callable[..., tuple[Tensor, ...]], tuple[Tensor, ...], tuple[nn.Module, ...]], tuple[Tensor, ...]
 ]
-"""Calls a function with maps `[B, C, h, w]` and returns its results. It may call it with some rows at a time:
-the networks that the function uses tell how many must overlap."""
+"""Calls a function with maps `[B, C, h, w]` and returns its results. It may call it per row tile; the halo
+follows from the networks that the function uses."""
 
 Scales = Callable[[Tensor], Tensor]
 
@@ -33,7 +33,7 @@ Scales = Callable[[Tensor], Tensor]
 def run_whole(
     compute: Callable[..., tuple[Tensor, ...]], maps: tuple[Tensor, ...], networks: tuple[nn.Module, ...]
 ) -> tuple[Tensor, ...]:
-    """Call a function with whole maps; a `Run`."""
+    """Call a function with complete maps; a `Run`."""
     return compute(*maps)
 
 
@@ -62,7 +62,7 @@ class LatentDecoder(Protocol):
 
     @property
     def last_layer(self) -> nn.Parameter:
-        """Weight at which training balances the adversarial loss; the codec does not ask for it."""
+        """Weight at which training balances the adversarial loss; not used by the codec."""
         ...
 
 
@@ -81,7 +81,7 @@ class Codebook(Protocol):
 
 
 class HyperOutput(Protocol):
-    """What a hyperprior returns in training and to an encoder; see `glc.models.hyperprior.HyperOutput`."""
+    """Output of a hyperprior in training and encoding; see `glc.models.hyperprior.HyperOutput`."""
 
     z: Tensor
     z_hat: Tensor
@@ -91,15 +91,15 @@ class HyperOutput(Protocol):
 
 
 class Hyperprior(Protocol):
-    """Side information z about y `[B, N, h, w]`, from which the context model starts.
+    """Hyper-latent z of y `[B, N, h, w]`, and the prior of the context model.
 
-    z is coded in one of two ways, by what the module has besides:
+    z is coded in one of two ways, depending on a further member:
 
     - `quantizer: Codebook`: indices `[B, h / s, w / s]` in `[0, quantizer.size)`;
     - `density`: integers `[B, C, h / s, w / s]`, each under the table of its channel. `density.channels` is
-      C, `density(integers)` returns the bits of each: export makes the tables from them.
+      C; `density(integers)` returns the bits of each, from which export makes the tables.
 
-    s is `downsampling`, or 4 where the module does not say.
+    s is the member `downsampling`, by default 4.
     """
 
     synthesis: nn.Module
@@ -110,30 +110,30 @@ class Hyperprior(Protocol):
         ...
 
     def decode(self, indices: Tensor) -> Tensor:
-        """Return z_hat for what was sent, exactly: by look-up, conversion or elementwise arithmetic."""
+        """Return z_hat for the symbols of z, exactly: by look-up, conversion or elementwise arithmetic."""
         ...
 
 
 @dataclass
 class ContextStep:
-    """One step of a context model: what is expected of the elements that it codes; maps `[B, N, h, w]`."""
+    """One step of a context model: the distribution of the elements that it codes; maps `[B, N, h, w]`."""
 
     mask: Tensor
     """Boolean `[1, N, h, w]`: the elements of this step."""
     quant_step: Tensor
     """Quantisation steps of y."""
     scales: Tensor
-    """Standard deviations of the symbols, not bounded yet; or what the caller made of them."""
+    """Standard deviations of the symbols before the bound, or the output of the caller's `Scales`."""
     means: Tensor
     """Means of `y / quant_step`."""
     symbols: Tensor = field(init=False)
-    """Set by the caller: `round(y / quant_step - means)`. Elements of other steps are not looked at."""
+    """Set by the caller: `round(y / quant_step - means)`. Elements of other steps are ignored."""
     y_hat: Tensor = field(init=False)
-    """Set by the walk on its last step: `(symbols + means) * quant_step` of all steps."""
+    """Set by `walk` on the last step: `(symbols + means) * quant_step` of all steps."""
 
 
 class Context(Protocol):
-    """The entropy model of y: a walk over steps that each know the symbols of those before."""
+    """The entropy model of y: steps, each conditioned on the symbols of earlier steps."""
 
     channels: int
     """N."""
@@ -147,7 +147,7 @@ class Context(Protocol):
         ...
 
     def decode_mean(self, prior: Tensor) -> Tensor:
-        """Return the y_hat that the prior alone predicts."""
+        """Return y_hat with all symbols zero, from the prior alone."""
         ...
 
 
@@ -155,12 +155,12 @@ def require(network: nn.Module, role: str, *names: str) -> None:
     """Check that a network has the members that its role needs.
 
     Raises:
-        ValueError: one is missing; the message names network and member.
+        ValueError: a member is missing; the message names network and member.
     """
     missing = [name for name in names if not hasattr(network, name)]
     if missing:
         kind = type(network)
         raise ValueError(
             f"{kind.__module__}.{kind.__qualname__} cannot be the {role}: it has no {', '.join(missing)}; "
-            "glc.models.protocols says what it needs"
+            "see glc.models.protocols"
         )

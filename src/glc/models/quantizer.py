@@ -1,4 +1,4 @@
-"""Vector quantisation: nearest-code search and codebooks."""
+"""Vector quantisation: nearest-codeword search and codebooks."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -10,24 +10,25 @@ from torch import Tensor, nn
 
 
 class Quantized(NamedTuple):
-    """What a quantiser returns for a map `[B, D, H, W]`."""
+    """Output of a quantiser for a map `[B, D, H, W]`."""
 
     quantized: Tensor
-    """`[B, D, H, W]`: the codes, with the gradient passed straight through to the input."""
+    """`[B, D, H, W]`: the codewords, with a straight-through gradient to the input."""
     codes: Tensor
-    """`[B, D, H, W]`: the same values, with the gradient to the codebook instead."""
+    """`[B, D, H, W]`: the codewords, with the gradient to the codebook instead."""
     indices: Tensor
     """`[B, H, W]`, int64 in `[0, M)`."""
 
 
 @contextmanager
 def full_float32(device: torch.device) -> Iterator[None]:
-    """Compute in float32 proper: neither under autocast nor in a GPU's TF32 of 10 bits.
+    """Compute in IEEE float32: without autocast, and without a GPU's TF32 (10-bit mantissa).
 
-    Trainings allow TF32. Where the mean of latents is far from zero it finds another code for one in five.
+    Training runs allow TF32. With latents of a mean far from zero, it selects another codeword for one in
+    five.
     """
     products = torch.backends.cuda.matmul
-    # The newer of torch's two names for it; where there is only the older, that one.
+    # torch 2.9 renamed the setting.
     name, exact = ("fp32_precision", "ieee") if hasattr(products, "fp32_precision") else ("allow_tf32", False)
     before = getattr(products, name)
     with torch.autocast(device.type, enabled=False):
@@ -41,22 +42,22 @@ def full_float32(device: torch.device) -> Iterator[None]:
 
 
 def nearest_code(vectors: Tensor, codebook: Tensor, max_bytes: int = 1 << 28) -> Tensor:
-    """Return the index of the code nearest to each vector, in the Euclidean sense.
+    """Return the index of the nearest codeword (Euclidean distance) of each vector.
 
-    Distances are computed in float32 whatever the surrounding precision (bfloat16 and TF32 pick wrong codes),
-    in chunks of vectors so that no more than `max_bytes` of distances exist at a time, and no one-hot matrix.
+    Distances are computed in float32 at any surrounding precision (bfloat16 and TF32 select wrong codewords),
+    and in chunks of vectors that limit the memory. No one-hot matrix is built.
 
     Args:
         vectors: `[N, D]`.
         codebook: `[M, D]`.
-        max_bytes: the limit for one chunk of distances.
+        max_bytes: memory limit of the distances in a chunk.
 
     Returns:
         `[N]`, int64 in `[0, M)`.
     """
     with torch.no_grad(), full_float32(vectors.device):
         vectors, codes = vectors.detach().float(), codebook.detach().float()
-        # |v - e|^2 = |v|^2 - 2 v.e + |e|^2, of which the first term is the same for all codes.
+        # |v - e|^2 = |v|^2 - 2 v.e + |e|^2; the first term does not affect the argmin.
         norms = codes.square().sum(1)
         rows = max(1, max_bytes // (4 * codes.shape[0]))
         chunks = [torch.addmm(norms, v, codes.T, alpha=-2).argmin(1) for v in vectors.split(rows)]
@@ -70,16 +71,16 @@ def kmeans(
 
     Args:
         vectors: `[N, D]`, N at least 1.
-        clusters: the number of centres; more than N repeats vectors with a little noise.
+        clusters: the number of centres; above N, vectors are repeated with a little noise.
         iterations: rounds of assignment and averaging.
-        generator: source of randomness on the CPU.
+        generator: random generator on the CPU.
 
     Returns:
         The centres `[clusters, D]`, float32.
     """
     vectors = vectors.detach().float()
 
-    def draw(count: int) -> Tensor:
+    def sample(count: int) -> Tensor:
         n = vectors.shape[0]
         if count <= n:
             return vectors[torch.randperm(n, generator=generator)[:count].to(vectors.device)]
@@ -87,36 +88,36 @@ def kmeans(
         noise = torch.randn(picked.shape, generator=generator).to(picked)
         return picked + 0.01 * vectors.std() * noise
 
-    centres = draw(clusters)
+    centres = sample(clusters)
     for _ in range(iterations):
         labels = nearest_code(vectors, centres)
         counts = torch.bincount(labels, minlength=clusters)
         sums = torch.zeros_like(centres).index_add_(0, labels, vectors)
         empty = counts == 0
-        centres = torch.where(empty[:, None], draw(clusters), sums / counts.clamp_min(1)[:, None])
+        centres = torch.where(empty[:, None], sample(clusters), sums / counts.clamp_min(1)[:, None])
     return centres
 
 
 class VectorQuantizer(nn.Module):
-    """Replace each vector of a map by the nearest of M codes (paper section 3.2).
+    """Replace each vector of a map by the nearest of M codewords (paper section 3.2).
 
     ```
     l [B, D, H, W] -> argmin_m |l - e_m| -> indices [B, H, W] -> e_m [B, D, H, W]
     ```
 
-    The codebook is a plain parameter by default, as in the published networks. With `projected=True` the
-    codes are `e = W v + b` of fixed random vectors v, of which only W and b are learned: a gradient to one
-    code moves all of them, so unused codes follow the data and the codebook does not collapse (SimVQ,
-    Zhu et al. 2024). `codebook()` gives the codes in either case.
+    By default the codebook is a parameter. With `projected=True` the codewords are `e = W v + b` of fixed
+    random vectors v, and only W and b are learned: a gradient to one codeword moves all of them, so that
+    unused codewords follow the data and the codebook does not collapse (SimVQ, Zhu et al. 2024). `codebook()`
+    returns the codewords in both cases.
 
     Args:
-        size: M, the number of codes.
-        dim: D, the length of a code.
-        projected: learn a linear map of fixed vectors instead of the codes themselves.
+        size: M, the number of codewords.
+        dim: D, the length of a codeword.
+        projected: learn a linear map of fixed vectors instead of the codewords.
     """
 
     initialized: Tensor
-    """Boolean scalar: whether the codes were placed on data, or trained; checkpoints carry it."""
+    """Boolean scalar: whether the codewords were initialised on data or trained; in the state dict."""
 
     def __init__(self, size: int, dim: int, projected: bool = False) -> None:
         super().__init__()
@@ -131,15 +132,15 @@ class VectorQuantizer(nn.Module):
         self.register_buffer("initialized", torch.tensor(False))
 
     def codebook(self) -> Tensor:
-        """Return the codes `[M, D]`, at their own precision whatever the surrounding one."""
+        """Return the codewords `[M, D]`, at their own precision also under autocast."""
         if self.projection is None:
             return self.embedding
         with full_float32(self.embedding.device):
             return self.projection(self.embedding)
 
     @torch.no_grad()
-    def fold(self) -> None:
-        """Make a projected codebook a plain one of the same codes."""
+    def bake(self) -> None:
+        """Replace a projected codebook by a plain one with the same codewords."""
         if self.projection is not None:
             codes = self.codebook().clone()
             self.projection = None
@@ -148,11 +149,11 @@ class VectorQuantizer(nn.Module):
 
     @classmethod
     def baked(cls, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Return the state of a quantizer with its codebook made a plain one, see `fold`."""
+        """Return the state dict of a quantizer after `bake`."""
         size, dim = state["embedding"].shape
         quantizer = cls(size, dim, projected="projection.weight" in state)
         quantizer.load_state_dict(state)
-        quantizer.fold()
+        quantizer.bake()
         return quantizer.state_dict()
 
     def forward(self, x: Tensor) -> Quantized:
@@ -165,20 +166,21 @@ class VectorQuantizer(nn.Module):
             return Quantized(x + (codes - x).detach(), codes, indices)
 
     def encode(self, x: Tensor) -> Tensor:
-        """Return the indices `[B, H, W]` of the codes nearest to a map `[B, D, H, W]`."""
+        """Return the codeword indices `[B, H, W]` of a map `[B, D, H, W]`."""
         return self._search(x, self.codebook())
 
     def decode(self, indices: Tensor) -> Tensor:
-        """Return the codes `[B, D, H, W]` at indices `[B, H, W]`."""
+        """Return the codewords `[B, D, H, W]` at indices `[B, H, W]`."""
         return F.embedding(indices, self.codebook()).permute(0, 3, 1, 2)
 
     @torch.no_grad()
     def initialize(
         self, vectors: Tensor, iterations: int = 10, generator: torch.Generator | None = None
     ) -> None:
-        """Place the codes on data `[N, D]` by k-means.
+        """Initialise the codewords on data `[N, D]` by k-means.
 
-        A projected codebook keeps its spread of fixed vectors, scaled and shifted to the data's.
+        A projected codebook keeps its fixed vectors; W and b are set to the data's standard deviation and
+        mean.
         """
         self.initialized.fill_(True)
         if self.projection is None:

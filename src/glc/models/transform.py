@@ -1,4 +1,4 @@
-"""The transforms g_a and g_s between the latent and its code y (paper sections 3.3, 8.2)."""
+"""The transforms g_a and g_s between the latent l and y (paper sections 3.3, 8.2)."""
 
 import torch
 from torch import Tensor, nn
@@ -15,8 +15,8 @@ class RateScaler(nn.Module):
     Args:
         num_rates: K, the number of trained rate points.
         channels: N.
-        ratio: scale of a point over that of the point before, at the start. Apart from each other, the points
-            take to their lambdas sooner than from equal scales.
+        ratio: initial ratio of the scales of successive points. With distinct scales the points adapt to
+            their lambdas sooner.
     """
 
     def __init__(self, num_rates: int, channels: int, ratio: float = 1.0) -> None:
@@ -24,7 +24,7 @@ class RateScaler(nn.Module):
         if num_rates < 1:
             raise ValueError(f"num_rates must be at least 1, got {num_rates}")
         self.num_rates = num_rates
-        # On the CPU always: for a network without memory, torch would load its compiler, 160 MB, to subtract.
+        # Always on the CPU: on the meta device, torch would import its compiler (160 MB) for the subtraction.
         exponents = torch.arange(num_rates, device="cpu") - (num_rates - 1) / 2
         self.scale = nn.Parameter((ratio**exponents)[:, None].repeat(1, channels))
 
@@ -32,8 +32,8 @@ class RateScaler(nn.Module):
         """Return the scales `[1 or B, N, 1, 1]` at a rate point.
 
         Raises:
-            ValueError: when a rate point lies outside `[0, K - 1]`. Points on an accelerator are not looked
-                at, as that would wait for it.
+            ValueError: a rate point lies outside `[0, K - 1]`. Points on an accelerator are not checked,
+                which would synchronise with it.
         """
         if not isinstance(rate, Tensor):
             self._check(rate)
@@ -52,7 +52,7 @@ class RateScaler(nn.Module):
 
 
 class RateTransform(nn.Module):
-    """Four gated depth-wise blocks with the rate scaler in their middle: g_a, and mirrored g_s.
+    """Four gated depth-wise blocks with the rate scaler in the middle: g_a, and mirrored g_s.
 
     ```
     [B, in, h, w] -> block -> block -> * q(rate) -> block -> block -> [B, out, h, w]
@@ -79,5 +79,5 @@ class RateTransform(nn.Module):
         )
 
     def forward(self, x: Tensor, rate: Rate) -> Tensor:
-        """Transform a map at a rate point; the height and width stay."""
+        """Transform a map at a rate point; height and width are unchanged."""
         return self.tail(self.head(x) * self.scaler(rate))

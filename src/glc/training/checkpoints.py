@@ -18,7 +18,7 @@ from lightning.pytorch import callbacks
 from lightning.pytorch.loops.progress import _ProcessedTracker
 
 from glc.errors import WeightsError
-from glc.io.checkpoint import Checkpoint, copy_to_memory, label, open_checkpoint, save_sealed
+from glc.io.checkpoint import Checkpoint, copy_to_memory, label, open_checkpoint, save_checkpoint
 
 log = logging.getLogger(__name__)
 
@@ -49,7 +49,7 @@ class SealedCheckpointIO(TorchCheckpointIO):
             SavingError: it cannot be written; an existing file at `path` is unchanged.
         """
         try:
-            save_sealed(checkpoint, path)
+            save_checkpoint(checkpoint, path)
         except OSError as error:
             left = "is unchanged" if os.path.exists(path) else "was not created"
             raise SavingError(

@@ -282,6 +282,6 @@ def _completed(found: dict[str, dict[str, Tensor]]) -> dict[str, dict[str, Tenso
 def _fitting(weights: dict[str, Tensor], network: nn.Module) -> dict[str, Tensor]:
     """Return the weights, with refinement blocks added if the decoder has them and the file does not."""
     if isinstance(network, Decoder) and network.fine_blocks and len(weights) < len(network.state_dict()):
-        with suppress(KeyError, RuntimeError):  # another decoder: `difference` reports it later
-            return network.grown(weights)
+        with suppress(KeyError, RuntimeError):  # of another decoder: what differs is said later
+            return network.inflate(weights)
     return weights

@@ -43,7 +43,7 @@ def converted(files: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) 
 @pytest.mark.parametrize(
     "layout", [*layouts().values(), *PAPER.values()], ids=lambda layout: layout.table.kind
 )
-def test_names_are_a_bijection(layout: FittedLayout) -> None:
+def test_tensor_names_map_one_to_one(layout: FittedLayout) -> None:
     for name, description in layout.descriptions.items():
         with torch.device("meta"):
             network = build(description)
@@ -74,7 +74,7 @@ WRAPPINGS: dict[str, Callable[[dict[str, Tensor]], Any]] = {
 
 
 @pytest.mark.parametrize("wrapping", [*WRAPPINGS, "safetensors", "old"])
-def test_tensors_are_found_where_they_are(
+def test_tensors_are_found_in_nested_containers(
     wrapping: str, files: dict[str, Path], converted: dict[str, Path], tmp_path: Path
 ) -> None:
     kind = "codeformer" if wrapping.startswith("params") else "glc"
@@ -93,7 +93,7 @@ def test_tensors_are_found_where_they_are(
 
 
 @pytest.mark.parametrize("kind", ["glc", "taming", "codeformer"])
-def test_the_file_is_the_size_of_its_parameters(kind: str, converted: dict[str, Path]) -> None:
+def test_converted_file_has_the_size_of_its_parameters(kind: str, converted: dict[str, Path]) -> None:
     layout = layouts()[kind]
     kept = ("encoder", "decoder", "coder") if kind == "glc" else ("encoder", "decoder", "quantizer")
     numbers = sum(torch.Size(e.ours).numel() for e in layout.entries.values() if e.network in kept)
@@ -116,12 +116,12 @@ def test_a_converted_model_is_a_codec(converted: dict[str, Path]) -> None:
 
 
 @pytest.mark.parametrize("kind", ["taming", "codeformer"])
-def test_an_auto_encoder_is_no_codec(kind: str, converted: dict[str, Path]) -> None:
+def test_an_autoencoder_is_not_a_codec(kind: str, converted: dict[str, Path]) -> None:
     with safe_open(converted[kind], framework="pt") as file:
         metadata = file.metadata()
     assert json.loads(metadata["model"])["_target_"] == "glc.models.autoencoder.VQAutoencoder"
     assert metadata["converted_from"] == PAPER[kind].table.title
-    with pytest.raises(WeightsError, match="not a codec but an autoencoder of stage I"):
+    with pytest.raises(WeightsError, match="is not a codec but a stage-I autoencoder"):
         glc.load(converted[kind], "cpu")
 
 
@@ -130,7 +130,7 @@ def test_an_auto_encoder_is_no_codec(kind: str, converted: dict[str, Path]) -> N
 
 def test_round_trip(files: dict[str, Path], converted: dict[str, Path], tmp_path: Path) -> None:
     lines = convert_to_official(converted["glc"], tmp_path / "back.pth", vars(SMALL))
-    assert any("left out: quantizer" in line for line in lines)
+    assert any("omitted: quantizer" in line for line in lines)
     assert any("strict=False" in line for line in lines)
     theirs, back = (torch.load(path, weights_only=True) for path in (files["glc"], tmp_path / "back.pth"))
     assert all(torch.equal(value, theirs[name]) for name, value in back.items())
@@ -164,7 +164,7 @@ def training_checkpoint(path: Path, edit: Edit = lambda checkpoint: None) -> dic
     return official
 
 
-def test_a_training_checkpoint_has_all_that_the_authors_load(tmp_path: Path) -> None:
+def test_training_checkpoint_has_all_networks_of_the_authors_layout(tmp_path: Path) -> None:
     official = training_checkpoint(tmp_path / "last.ckpt")
     lines = convert_to_official(tmp_path / "last.ckpt", tmp_path / "glc.pth", vars(SMALL))
     assert not any("left out" in line for line in lines)
@@ -174,7 +174,7 @@ def test_a_training_checkpoint_has_all_that_the_authors_load(tmp_path: Path) -> 
     assert type(written) is dict
 
 
-def test_a_projected_codebook_is_written_as_its_codes(tmp_path: Path) -> None:
+def test_projected_codebook_is_baked(tmp_path: Path) -> None:
     weight = torch.linspace(-1, 1, SMALL.latent_channels**2).view(SMALL.latent_channels, -1)
 
     def edit(checkpoint: dict[str, Any]) -> None:
@@ -189,14 +189,16 @@ def test_a_projected_codebook_is_written_as_its_codes(tmp_path: Path) -> None:
     torch.testing.assert_close(written, official[name] @ weight.T)
 
 
-def test_only_the_natural_architecture_goes_back(converted: dict[str, Path], tmp_path: Path) -> None:
+def test_only_the_natural_architecture_converts_to_the_authors_layout(
+    converted: dict[str, Path], tmp_path: Path
+) -> None:
     # Of the small stand-in the sizes differ, as the command sees it.
     result = run(converted["glc"], tmp_path / "glc.pth", "--to", "glc")
     assert result.exit_code != 0
-    assert "only a codec of the architecture of model=natural" in str(result.exception)
+    assert "only codecs with the architecture of model=natural" in str(result.exception)
     assert "encoder.blocks.0.bias is [32], there [128]" in str(result.exception)
     for kind in ("taming", "codeformer"):
-        with pytest.raises(WeightsError, match="neither a codec's weights nor a checkpoint"):
+        with pytest.raises(WeightsError, match="neither a codec's weights file nor a training checkpoint"):
             convert_to_official(converted[kind], tmp_path / "glc.pth")
     assert not (tmp_path / "glc.pth").exists()
 
@@ -210,7 +212,7 @@ def test_only_the_natural_architecture_goes_back(converted: dict[str, Path], tmp
         ("decoder", "window", None, "its decoder has window=null, there 32"),
     ],
 )
-def test_what_has_no_tensor_must_be_theirs_too(
+def test_settings_without_tensors_must_match_too(
     where: str, key: str, value: object, reason: str, tmp_path: Path
 ) -> None:
     def edit(checkpoint: dict[str, Any]) -> None:
@@ -225,7 +227,7 @@ def test_what_has_no_tensor_must_be_theirs_too(
 # Our own checkpoints ---------------------------------------------------------------------------------
 
 
-def test_our_checkpoints_are_exported(tmp_path: Path) -> None:
+def test_training_checkpoints_are_exported(tmp_path: Path) -> None:
     (tmp_path / "run" / "checkpoints").mkdir(parents=True)
     training_checkpoint(tmp_path / "run" / "checkpoints" / "last.ckpt")
     export(tmp_path / "run" / "checkpoints" / "last.ckpt", tmp_path / "exported.safetensors")
@@ -234,27 +236,27 @@ def test_our_checkpoints_are_exported(tmp_path: Path) -> None:
         found, expected = (read_weights(tmp_path / f"{n}.safetensors") for n in (kind, "exported"))
         assert found.fingerprint == expected.fingerprint
         assert found.rates == [{"lmbda": value} for value in (1, 2, 4, 8)]
-    with pytest.raises(WeightsError, match="is a checkpoint of glc's training, contrary to --kind taming"):
+    with pytest.raises(WeightsError, match="is a training checkpoint of glc, contrary to --kind taming"):
         convert(tmp_path / "run", tmp_path / "x.safetensors", "taming")
 
 
 # What the command says --------------------------------------------------------------------------------
 
 
-def test_it_says_what_it_found_used_and_left_out(files: dict[str, Path], tmp_path: Path) -> None:
+def test_output_lists_found_used_and_omitted_networks(files: dict[str, Path], tmp_path: Path) -> None:
     result = run(files["glc"], tmp_path / "out.safetensors")
     assert result.exit_code == 0
     lines = result.stdout.splitlines()
     assert "GLC image model, 792 tensors" in lines[0]
     assert [line.split(",")[0] for line in lines[1:7]] == [
         *("used: encoder", "used: decoder", "used: coder"),
-        *("left out: quantizer", "left out: predictor", "left out: pixel_predictor"),
+        *("omitted: quantizer", "omitted: predictor", "omitted: pixel_predictor"),
     ]
     size = (tmp_path / "out.safetensors").stat().st_size / 1e6
     assert lines[-1] == f"{tmp_path / 'out.safetensors'}: a codec, {size:.1f} MB"
 
 
-def test_a_file_without_what_only_training_needs(files: dict[str, Path], tmp_path: Path) -> None:
+def test_file_without_training_networks_converts(files: dict[str, Path], tmp_path: Path) -> None:
     tensors = torch.load(files["glc"], weights_only=True)
     kept = {k: v for k, v in tensors.items() if not k.startswith(("code_pred", "vqgan.quantize"))}
     torch.save(kept, tmp_path / "bare.pth")
@@ -263,7 +265,7 @@ def test_a_file_without_what_only_training_needs(files: dict[str, Path], tmp_pat
     assert glc.load(tmp_path / "out.safetensors", "cpu").model.num_rates == 4
 
 
-def test_sizes_of_other_vqgans_are_read_from_the_file(tmp_path: Path) -> None:
+def test_sizes_of_other_vqgans_are_detected(tmp_path: Path) -> None:
     # As the f=8 VQGANs of latent diffusion: other levels, a narrow latent.
     sizes: dict[str, Any] = {"channels": 32, "multipliers": (1, 2, 2, 4), "latent_channels": 4, "codes": 16}
     for name, changes in {"f8": {}, "deep": {"num_blocks": 1}, "flat": {"level_attention": False}}.items():

@@ -74,12 +74,12 @@ def test_an_old_lightning_checkpoint_may_name_its_callbacks(
         torch.save(content, tmp_path / "last.ckpt")
     assert module.__name__ not in sys.modules
     lines = convert(tmp_path / "last.ckpt", tmp_path / "vqgan.safetensors")
-    assert any(line == "left out: 2 tensors loss.* (of their training)" for line in lines)
+    assert any(line == "omitted: 2 tensors loss.* (training only)" for line in lines)
     assert "in state_dict" in lines[0]
     assert module.__name__ not in sys.modules
 
 
-def test_files_that_are_no_checkpoints(tmp_path: Path) -> None:
+def test_non_checkpoints_are_refused(tmp_path: Path) -> None:
     torch.save(stand_ins(layouts()["taming"]), tmp_path / "whole.pth")
     save_file({"a": torch.zeros(100)}, tmp_path / "whole.safetensors")
     whole, safe = ((tmp_path / f"whole.{s}").read_bytes() for s in ("pth", "safetensors"))

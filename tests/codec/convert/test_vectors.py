@@ -44,15 +44,13 @@ def networks(path: Path) -> dict[str, nn.Module]:
 
 
 @pytest.mark.parametrize("kind", ["glc", "taming", "codeformer"])
-def test_the_names_and_shapes_are_the_published_ones(kind: str) -> None:
+def test_names_and_shapes_match_the_third_party_files(kind: str) -> None:
     layout: FittedLayout = layouts()[kind]
     assert listing(stand_ins(layout)) == EXPECTED[kind]["listing"]
 
 
 @torch.no_grad()
-def test_the_converted_codec_computes_what_the_published_one_does(
-    files: dict[str, Path], tmp_path: Path
-) -> None:
+def test_converted_codec_equals_the_authors_code(files: dict[str, Path], tmp_path: Path) -> None:
     convert(files["glc"], tmp_path / "glc.safetensors")
     model = read_weights(tmp_path / "glc.safetensors").model
     for module in model.modules():
@@ -73,7 +71,7 @@ def test_the_converted_codec_computes_what_the_published_one_does(
 
 
 @torch.no_grad()
-def test_the_codebook_and_the_code_predictors_are_the_published_ones(files: dict[str, Path]) -> None:
+def test_codebook_and_code_predictors_equal_the_authors_code(files: dict[str, Path]) -> None:
     made = networks(files["glc"])
     for module in made["encoder"].modules():
         if isinstance(module, WindowAttention):
@@ -89,7 +87,7 @@ def test_the_codebook_and_the_code_predictors_are_the_published_ones(files: dict
 
 @pytest.mark.parametrize("kind", ["taming", "codeformer"])
 @torch.no_grad()
-def test_a_vqgan_computes_what_the_published_one_does(kind: str, files: dict[str, Path]) -> None:
+def test_converted_vqgan_equals_the_authors_code(kind: str, files: dict[str, Path]) -> None:
     made, expected = networks(files[kind]), EXPECTED[kind]
     latent = made["encoder"](image(*IMAGE))
     assert close(latent, expected["latent"])
@@ -99,7 +97,7 @@ def test_a_vqgan_computes_what_the_published_one_does(kind: str, files: dict[str
     assert made["quantizer"].initialized  # else training would place the codes anew
 
 
-def test_single_networks_are_what_they_are_among_all(files: dict[str, Path]) -> None:
+def test_single_networks_equal_those_of_all(files: dict[str, Path]) -> None:
     published = recognize(open_source(files["glc"]))
     everything = published.states()
     for name in everything:
@@ -109,7 +107,7 @@ def test_single_networks_are_what_they_are_among_all(files: dict[str, Path]) -> 
         assert all(torch.equal(value, everything[name][key]) for key, value in alone[name].items())
 
 
-def test_the_check_sees_a_swap_of_names(tmp_path: Path) -> None:
+def test_swapped_names_are_detected(tmp_path: Path) -> None:
     # Two tensors of one shape under each other's names load without complaint; only the numbers tell.
     tensors = stand_ins(layouts()["taming"])
     a, b = (f"encoder.mid.attn_1.{x}.weight" for x in "qv")

@@ -48,24 +48,22 @@ def write_described(folder: Path, changes: Mapping[tuple[str, ...], Any]) -> Pat
     ],
     ids=lambda value: "-".join(value) if isinstance(value, tuple) else "",
 )
-def test_descriptions_of_huge_networks(path: tuple[str, ...], value: Any, tmp_path: Path) -> None:
+def test_huge_descriptions_are_refused(path: tuple[str, ...], value: Any, tmp_path: Path) -> None:
     bad = write_described(tmp_path, {path: value})
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    with pytest.raises(WeightsError, match=r"bad\.safetensors.*which its file does not have"):
+    with pytest.raises(WeightsError, match=r"bad\.safetensors.*more than its file has"):
         read_weights(bad)
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 300_000  # kilobytes
 
 
 @pytest.mark.filterwarnings("ignore:Initializing zero-element")
-def test_many_tensors_without_an_element(tmp_path: Path) -> None:
+def test_many_empty_tensors_are_refused(tmp_path: Path) -> None:
     blocks = {("decoder", "num_blocks"): 1 << 40, ("decoder", "channels"): 0, ("decoder", "norm"): "pixel"}
-    with pytest.raises(WeightsError, match=r"bad\.safetensors.*which its file does not have"):
+    with pytest.raises(WeightsError, match=r"bad\.safetensors.*more than its file has"):
         read_weights(write_described(tmp_path, blocks))
 
 
-def test_rates_are_counted_before_their_scales_are_made(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_num_rates_is_checked_before_allocation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     bad = write_described(tmp_path, {("coder", "num_rates"): MAX_RATES + 1})
     monkeypatch.setattr("glc.models.transform.RateScaler.__init__", lambda *_: pytest.fail("too late"))
     with pytest.raises(WeightsError, match=r"bad\.safetensors: .*at most 16 rate points, not 17"):
@@ -81,26 +79,28 @@ def test_rates_are_counted_before_their_scales_are_made(
         (("refiner",), "none", "its refiner must be CodePredictionRefiner or null, not str"),
         (("coder", "hyper"), None, "its hyper must be CategoricalHyperprior or FactorizedHyperprior"),
         (("coder", "context"), [], "its context must be QuadtreeContext, not list"),
-        (("encoder", "window"), 1.5, "its window must be a whole number from 1, not 1.5"),
+        (("encoder", "window"), 1.5, "its window must be a positive integer, not 1.5"),
         (("decoder", "window"), True, "its window must be"),
         (("decoder", "stem"), 0, "its stem must be"),
         (("coder", "num_rates"), 4.0, "its num_rates must be"),
     ],
     ids=lambda value: "-".join(value) if isinstance(value, tuple) else "",
 )
-def test_parts_of_the_wrong_kind(path: tuple[str, ...], value: Any, complaint: str, tmp_path: Path) -> None:
+def test_networks_of_the_wrong_type_are_refused(
+    path: tuple[str, ...], value: Any, complaint: str, tmp_path: Path
+) -> None:
     with pytest.raises(WeightsError, match=rf"bad\.safetensors: .*{complaint}"):
         read_weights(write_described(tmp_path, {path: value}))
 
 
 @pytest.mark.parametrize("target", ["os.system", "torch.hub.load", "glc.cli.main", "builtins.eval", 7, None])
-def test_a_description_cannot_name_anything_else(target: object, tmp_path: Path) -> None:
+def test_descriptions_may_name_only_networks_of_glc(target: object, tmp_path: Path) -> None:
     bad = write_described(tmp_path, {("encoder", "_target_"): target})
     with pytest.raises(WeightsError, match=r"bad\.safetensors: .*(not a network|name of a network)"):
         read_weights(bad)
 
 
-def test_every_way_to_ask_for_elements_is_counted() -> None:
+def test_every_factory_function_is_counted() -> None:
     for make in (
         lambda: torch.empty(300, 400),
         lambda: torch.zeros((300, 400)),
@@ -115,5 +115,5 @@ def test_every_way_to_ask_for_elements_is_counted() -> None:
     ):
         with Budget(123000):
             make()
-        with pytest.raises(OverBudgetError, match="more than 110,000 numbers"), Budget(110000):
+        with pytest.raises(OverBudgetError, match="more than 110,000 elements"), Budget(110000):
             make()

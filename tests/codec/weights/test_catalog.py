@@ -24,11 +24,11 @@ def folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Path
     return own, users
 
 
-def test_the_variable_is_the_documented_one() -> None:
+def test_environment_variable_is_documented() -> None:
     assert FOLDER_VARIABLE == "GLC_MODELS"
 
 
-def test_models_are_known_by_the_names_of_their_files(folders: tuple[Path, Path]) -> None:
+def test_models_are_named_by_their_files(folders: tuple[Path, Path]) -> None:
     own, users = folders
     assert catalog() == {
         "natural": own / "natural.safetensors",
@@ -40,7 +40,7 @@ def test_models_are_known_by_the_names_of_their_files(folders: tuple[Path, Path]
 
 
 @pytest.mark.parametrize("value", [None, "", "missing"])
-def test_without_a_folder_of_the_users_there_are_those_of_glc(
+def test_without_a_user_folder_only_bundled_models_are_listed(
     value: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if value is None:
@@ -50,13 +50,13 @@ def test_without_a_folder_of_the_users_there_are_those_of_glc(
     assert sorted(catalog()) == ["natural", "small"]
 
 
-def test_the_users_model_comes_before_that_of_glc(folders: tuple[Path, Path]) -> None:
+def test_user_models_take_precedence(folders: tuple[Path, Path]) -> None:
     users = folders[1] / "small.safetensors"
     users.touch()
     assert find("small") == users
 
 
-def test_other_files_are_no_models(folders: tuple[Path, Path]) -> None:
+def test_other_files_are_not_listed(folders: tuple[Path, Path]) -> None:
     for folder in folders:
         for name in ("notes.txt", "half.safetensors.part", "checkpoint.ckpt"):
             (folder / name).touch()
@@ -71,7 +71,7 @@ def test_a_file_is_found_by_its_path(folders: tuple[Path, Path], tmp_path: Path)
     assert find("odd") == Path("odd")
 
 
-def test_a_folder_of_a_models_name_is_not_in_its_way(folders: tuple[Path, Path], tmp_path: Path) -> None:
+def test_folder_with_a_models_name_is_ignored(folders: tuple[Path, Path], tmp_path: Path) -> None:
     (tmp_path / "small").mkdir()
     assert find("small") == folders[0] / "small.safetensors"
 
@@ -82,17 +82,19 @@ def test_a_missing_file_is_named(path: str) -> None:
         find(path)
 
 
-def test_an_unknown_name_is_answered_with_the_known_ones() -> None:
-    with pytest.raises(WeightsError, match=r"no model 'huge' \(known are mine, natural, small\).*glc export"):
+def test_unknown_name_lists_available_models() -> None:
+    with pytest.raises(
+        WeightsError, match=r"no model 'huge' \(available: mine, natural, small\).*glc export"
+    ):
         find("huge")
 
 
-def test_without_any_model_the_message_says_how_to_make_one(
+def test_message_without_models_names_glc_export(
     folders: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(pretrained, "__path__", [])
     monkeypatch.delenv(FOLDER_VARIABLE)
-    with pytest.raises(WeightsError, match=r"no model 'small' \(no model is known by name\).*glc export"):
+    with pytest.raises(WeightsError, match=r"no model 'small' \(none is available by name\).*glc export"):
         find("small")
 
 

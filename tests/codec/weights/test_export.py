@@ -36,7 +36,7 @@ def image(size: int = 128) -> torch.Tensor:
 
 
 @torch.no_grad()
-def test_computes_what_the_averaged_model_computes(stages: dict[str, Path], weights: Path) -> None:
+def test_exported_codec_equals_the_EMA_model(stages: dict[str, Path], weights: Path) -> None:
     saved = checkpoint(stages["joint"])
     stage = instantiate(OmegaConf.create(saved["glc"]["recipe"]["stage"]["module"]))
     stage.load_state_dict(saved["state_dict"])
@@ -54,7 +54,7 @@ def test_computes_what_the_averaged_model_computes(stages: dict[str, Path], weig
         assert not torch.equal(live(x, rate).x_hat, out.x_hat)
 
 
-def test_holds_the_codec_and_nothing_of_its_training(weights: Path) -> None:
+def test_export_omits_training_networks(weights: Path) -> None:
     tensors = load_file(weights)
     assert {name.split(".")[0] for name in tensors} == {"encoder", "decoder", "coder"}
     assert not [name for name in tensors if "projection" in name and "quantizer" in name]
@@ -89,7 +89,7 @@ with torch.no_grad():
 """
 
 
-def test_loads_where_no_training_stack_is_installed(weights: Path, tmp_path: Path) -> None:
+def test_export_loads_without_the_training_stack(weights: Path, tmp_path: Path) -> None:
     torch.save(image(), tmp_path / "x.pt")
     paths = [str(p) for p in (weights, tmp_path / "x.pt", tmp_path / "x_hat.pt")]
     done = fresh(["-c", BLOCKED, *paths])
@@ -107,7 +107,7 @@ def test_refuses_a_stage_without_a_codec(stages: dict[str, Path], tmp_path: Path
     assert not (tmp_path / "out").exists()
 
 
-def test_refuses_files_that_are_no_checkpoints(stages: dict[str, Path], tmp_path: Path) -> None:
+def test_non_checkpoints_are_refused(stages: dict[str, Path], tmp_path: Path) -> None:
     whole = (stages["joint"] / "checkpoints" / "last.ckpt").read_bytes()
     (tmp_path / "text.ckpt").write_text("not a checkpoint\n" * 10)
     (tmp_path / "cut.ckpt").write_bytes(whole[: len(whole) // 2])
@@ -136,18 +136,18 @@ def test_refuses_a_checkpoint_whose_weights_do_not_fit(stages: dict[str, Path], 
     assert not (tmp_path / "codec.safetensors").exists()
 
 
-def test_a_checkpoint_is_never_executed(tmp_path: Path) -> None:
+def test_checkpoints_never_execute_code(tmp_path: Path) -> None:
     class Trap:
         def __reduce__(self) -> tuple[Any, ...]:
             return (Path.touch, (tmp_path / "sprung",))
 
     torch.save({"glc": {"format": 1, "recipe": {}}, "state_dict": Trap()}, tmp_path / "trap.ckpt")
-    with pytest.raises(WeightsError, match=r"trap\.ckpt: not a checkpoint that can be read safely"):
+    with pytest.raises(WeightsError, match=r"trap\.ckpt: cannot be read safely as a checkpoint"):
         export(tmp_path / "trap.ckpt", tmp_path / "codec.safetensors")
     assert not (tmp_path / "sprung").exists()
 
 
-def test_a_failure_leaves_the_old_file(
+def test_failed_export_keeps_the_old_file(
     stages: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     destination = tmp_path / "codec.safetensors"
@@ -164,9 +164,7 @@ def test_a_failure_leaves_the_old_file(
     assert destination.read_bytes() == b"old"
 
 
-def test_the_command_takes_the_folder_of_a_run(
-    stages: dict[str, Path], weights: Path, tmp_path: Path
-) -> None:
+def test_export_command_accepts_a_run_folder(stages: dict[str, Path], weights: Path, tmp_path: Path) -> None:
     out = tmp_path / "codec.safetensors"
     result = CliRunner().invoke(main, ["export", str(stages["joint"]), str(out)])
     assert result.exit_code == 0, result.output
@@ -186,9 +184,7 @@ def test_the_command_takes_the_folder_of_a_run(
     assert not (tmp_path / "no.safetensors").exists()
 
 
-def test_the_command_writes_what_training_needs_besides_the_codec(
-    stages: dict[str, Path], tmp_path: Path
-) -> None:
+def test_export_command_writes_training_weights(stages: dict[str, Path], tmp_path: Path) -> None:
     out = tmp_path / "mine.training.safetensors"
     words = ["export", str(stages["joint"]), str(out), "--training", "--half"]
     result = CliRunner().invoke(main, words)
@@ -206,9 +202,7 @@ def test_the_command_writes_what_training_needs_besides_the_codec(
 
 
 @pytest.mark.parametrize("command", ["export", "convert"])
-def test_the_checkpoint_that_is_read_is_not_replaced(
-    stages: dict[str, Path], tmp_path: Path, command: str
-) -> None:
+def test_source_checkpoint_is_not_overwritten(stages: dict[str, Path], tmp_path: Path, command: str) -> None:
     last = tmp_path / "checkpoints" / "last.ckpt"
     last.parent.mkdir()
     content = (stages["joint"] / "checkpoints" / "last.ckpt").read_bytes()
@@ -216,13 +210,11 @@ def test_the_checkpoint_that_is_read_is_not_replaced(
     for source in (tmp_path, last):
         result = CliRunner().invoke(main, [command, str(source), str(last), "--force"])
         assert result.exit_code == 1
-        assert "last.ckpt: the source itself" in result.stderr
+        assert "last.ckpt: is the source file" in result.stderr
     assert last.read_bytes() == content
 
 
-def test_the_command_halves_weights_and_counts_codes_on_photos(
-    stages: dict[str, Path], weights: Path, tmp_path: Path
-) -> None:
+def test_export_command_half_and_photos(stages: dict[str, Path], weights: Path, tmp_path: Path) -> None:
     folder = tmp_path / "photos"
     folder.mkdir()
     for seed in range(2):
@@ -246,7 +238,7 @@ def test_the_command_halves_weights_and_counts_codes_on_photos(
     assert found[0].fingerprint == found[1].fingerprint != fixed_length.fingerprint
 
 
-def test_the_command_refuses_photos_that_are_none(stages: dict[str, Path], tmp_path: Path) -> None:
+def test_export_command_refuses_invalid_photos(stages: dict[str, Path], tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "bad.png").write_text("no image")
     out = tmp_path / "out.safetensors"

@@ -22,7 +22,7 @@ from glc.codec.runtime.precision import choose_precision
 from glc.codec.weights import mmap
 from glc.codec.weights.file import read_weights, save_weights
 from glc.codec.weights.mmap import MappedFile, bytes_to_read
-from glc.codec.weights.variants import save_part
+from glc.codec.weights.variants import save_variant
 from glc.errors import WeightsError
 from tests.codec.fixed_model import fixed_codec_weights, fixed_image
 from tests.programs import fresh
@@ -57,7 +57,7 @@ def resident(tensor: Tensor) -> float:
     return float((found >> np.uint64(63)).mean())
 
 
-def test_tensors_are_those_of_the_file(large: Path) -> None:
+def test_mapped_tensors_equal_the_file(large: Path) -> None:
     found, expected = MappedFile(large), load_file(large)
     assert found.tensors.keys() == expected.keys()
     for name, tensor in expected.items():
@@ -67,7 +67,7 @@ def test_tensors_are_those_of_the_file(large: Path) -> None:
 
 
 @only_linux
-def test_only_what_is_used_takes_memory_and_only_until_it_is_released(large: Path) -> None:
+def test_only_used_pages_take_memory_until_release(large: Path) -> None:
     file = MappedFile(large)
     a, b, c = (file.tensors[name] for name in "abc")
     assert max(resident(t) for t in (a, b, c)) < 0.1  # the header and what the system reads ahead of it
@@ -80,7 +80,7 @@ def test_only_what_is_used_takes_memory_and_only_until_it_is_released(large: Pat
 
 
 @only_linux
-def test_what_was_written_is_kept_and_not_in_the_file(large: Path) -> None:
+def test_writes_are_kept_in_memory_and_not_in_the_file(large: Path) -> None:
     before = large.read_bytes()
     file = MappedFile(large)
     file.tensors["b"].numpy()[MANY // 2] = 7.0  # past torch's own count of changes
@@ -91,7 +91,7 @@ def test_what_was_written_is_kept_and_not_in_the_file(large: Path) -> None:
     assert MappedFile(large).tensors["b"].sum() == MANY
 
 
-def test_without_a_pagemap_nothing_is_given_back(large: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_pagemap_nothing_is_released(large: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object, **__: object) -> None:
         raise PermissionError
 
@@ -102,7 +102,7 @@ def test_without_a_pagemap_nothing_is_given_back(large: Path, monkeypatch: pytes
     assert file.tensors["a"].sum() == 3 * MANY
 
 
-def test_memory_that_is_locked_is_kept(large: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_locked_memory_is_kept(large: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     class Locked:
         def madvise(self, option: int) -> None:
             raise OSError(errno.EINVAL, "Invalid argument")
@@ -114,7 +114,7 @@ def test_memory_that_is_locked_is_kept(large: Path, monkeypatch: pytest.MonkeyPa
     assert file.tensors["b"].sum() == MANY
 
 
-def test_a_codec_computes_with_the_file_and_a_training_with_copies(file: Path) -> None:
+def test_codecs_map_the_file_and_training_copies_it(file: Path) -> None:
     for parameter in glc.load(file, "cpu").model.parameters():
         assert parameter.device.type == "cpu"
     codec = glc.load(file, "cpu")
@@ -136,7 +136,7 @@ def without_memory(network: nn.Module) -> None:
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-def test_a_direction_does_not_touch_the_network_of_the_other(file: Path, precision: str) -> None:
+def test_encoding_does_not_touch_D_nor_decoding_E(file: Path, precision: str) -> None:
     whole, half = (glc.load(file, "cpu", precision=precision) for _ in range(2))
     image = fixed_image(70, 50)
     data = whole.compress(image)
@@ -148,10 +148,10 @@ def test_a_direction_does_not_touch_the_network_of_the_other(file: Path, precisi
 
 
 @only_linux
-def test_nothing_of_the_file_is_held_between_calls(file: Path, tmp_path: Path) -> None:
+def test_pages_are_released_between_calls(file: Path, tmp_path: Path) -> None:
     own = read_weights(file)
     part = tmp_path / "part.safetensors"
-    save_part(part, "encoder", own.model.encoder.state_dict(), own.description["encoder"], own.fingerprint)
+    save_variant(part, "encoder", own.model.encoder.state_dict(), own.description["encoder"], own.fingerprint)
     codec = glc.load(file, "cpu", encoder=part)
     assert len(codec.weights.files) == 2
 
@@ -194,7 +194,7 @@ def test_a_loaded_file_may_be_replaced_and_deleted(file: Path, tmp_path: Path) -
     assert codec.decompress(expected).size == (50, 70)
 
 
-def test_changing_a_loaded_model_changes_neither_its_file_nor_later_calls(file: Path) -> None:
+def test_writes_to_a_loaded_model_change_neither_file_nor_later_loads(file: Path) -> None:
     before = hashlib.sha256(file.read_bytes()).hexdigest()
     codec = glc.load(file, "cpu")
     other = glc.load(file, "cpu")
@@ -210,7 +210,7 @@ def test_changing_a_loaded_model_changes_neither_its_file_nor_later_calls(file: 
     assert codec.decompress(codec.compress(image)).tobytes() == plain.tobytes()
 
 
-def test_what_is_saved_of_a_loaded_model_is_what_was_asked_for(file: Path, tmp_path: Path) -> None:
+def test_saving_a_mapped_tensor_saves_only_that_tensor(file: Path, tmp_path: Path) -> None:
     codec, own = glc.load(file, "cpu"), read_weights(file)
     sizes = {}
     for name, model in (("mapped", codec.model), ("own", own.model)):
@@ -223,7 +223,7 @@ def test_what_is_saved_of_a_loaded_model_is_what_was_asked_for(file: Path, tmp_p
     assert abs(sizes["mapped"] - sizes["own"]) < 0.1 * sizes["own"]
 
 
-def test_copies_of_weights_have_memory_of_their_own(file: Path) -> None:
+def test_copies_of_weights_are_not_mapped(file: Path) -> None:
     weights = glc.load(file, "cpu").weights
     for copied in (copy.deepcopy(weights), pickle.loads(pickle.dumps(weights))):
         assert not copied.files
@@ -238,7 +238,7 @@ def flip(data: bytearray) -> None:
 
 
 @pytest.mark.parametrize("damage", [flip, lambda data: data.__delitem__(slice(-64, None)), bytearray.clear])
-def test_damaged_files_are_refused_as_ever(file: Path, damage: Callable[[bytearray], None]) -> None:
+def test_corrupt_files_are_refused_when_mapped(file: Path, damage: Callable[[bytearray], None]) -> None:
     data = bytearray(file.read_bytes())
     damage(data)
     file.write_bytes(data)
@@ -257,7 +257,7 @@ def test_a_missing_file_and_a_folder_are_refused(tmp_path: Path) -> None:
         read_weights(tmp_path, mapped=True)
 
 
-def test_half_precision_is_converted_and_its_file_let_go(file: Path) -> None:
+def test_half_precision_is_converted_and_not_mapped(file: Path) -> None:
     weights = read_weights(file)
     state = {name: t.half() if t.is_floating_point() else t for name, t in weights.model.state_dict().items()}
     half = file.with_name("half.safetensors")
@@ -269,7 +269,7 @@ def test_half_precision_is_converted_and_its_file_let_go(file: Path) -> None:
     assert all(torch.equal(found[name], tensor.to(found[name].dtype)) for name, tensor in state.items())
 
 
-def test_reading_draws_no_random_numbers(file: Path) -> None:
+def test_reading_does_not_change_the_random_state(file: Path) -> None:
     before = torch.get_rng_state()
     read_weights(file)
     assert torch.equal(torch.get_rng_state(), before)
@@ -282,9 +282,7 @@ def test_loading_does_not_load_torchs_compiler(file: Path) -> None:
     assert done.stdout.strip() == "False"
 
 
-def test_weights_that_are_yet_to_be_read_count_against_the_memory(
-    file: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_unread_weights_count_against_the_memory_limit(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(networks, "resident_memory", lambda: 1_000_000)
     codec = glc.load(file, "cpu", memory=50_000_000)
     for network in (codec.model.encoder, codec.model.decoder, codec.model.coder):
@@ -296,7 +294,7 @@ def test_weights_that_are_yet_to_be_read_count_against_the_memory(
     assert own.networks.limit(own.model.decoder) == 44_000_000
 
 
-def test_on_a_gpu_nothing_is_given_back_in_each_call(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_on_a_gpu_pages_are_not_released_per_call(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     weights = glc.load(file, "cpu").weights
     precision = choose_precision("float32", torch.device("cuda"))
     images = ImageNetworks(weights.model, torch.device("cuda"), precision, files=weights.files)

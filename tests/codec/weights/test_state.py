@@ -7,7 +7,7 @@ from glc.codec.weights.state import difference, half_precision, strip_prefix
 from glc.errors import WeightsError
 
 
-def test_a_prefix_is_a_whole_name() -> None:
+def test_strip_prefix_matches_complete_names() -> None:
     a, b = torch.zeros(1), torch.ones(1)
     state = {"model.encoder.w": a, "model.encoder.b.c": b, "model.encoder2.w": b, "encoder.w": b}
     found = strip_prefix(state, "model.encoder")
@@ -16,7 +16,7 @@ def test_a_prefix_is_a_whole_name() -> None:
     assert strip_prefix(state, "coder") == {}
 
 
-def test_no_difference_is_an_empty_text() -> None:
+def test_no_difference_is_an_empty_string() -> None:
     state = {"a": torch.zeros(2, 3), "b": torch.zeros(())}
     assert difference(state, dict(reversed(state.items()))) == ""
     assert difference(state, {"a": (2, 3), "b": ()}) == ""
@@ -35,15 +35,13 @@ def test_the_first_differences_of_each_kind_are_named() -> None:
     )
 
 
-def test_half_precision_rounds_floats_alone() -> None:
+def test_half_precision_converts_only_floats() -> None:
     halved = half_precision({"w": torch.tensor([1 / 3]), "flag": torch.tensor(True)}, "some.ckpt")
     assert halved["w"].dtype == torch.float16
     assert halved["w"].item() == 0.333251953125
     assert halved["flag"].dtype == torch.bool
 
 
-def test_values_that_do_not_fit_half_precision_are_named() -> None:
-    with pytest.raises(
-        WeightsError, match=r"some\.ckpt: big does not fit half precision; export without --half"
-    ):
+def test_overflow_of_half_precision_is_named() -> None:
+    with pytest.raises(WeightsError, match=r"some\.ckpt: big exceeds half precision; export without --half"):
         half_precision({"fits": torch.tensor([65504.0]), "big": torch.tensor([65520.0])}, "some.ckpt")

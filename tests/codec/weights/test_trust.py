@@ -17,9 +17,9 @@ from glc.codec.weights.architecture import build
 from glc.codec.weights.export import export, make_tables, rate_points
 from glc.codec.weights.file import build_model, read_weights, save_weights
 from glc.codec.weights.trust import ENTRY_POINTS, VARIABLE, find_class
-from glc.codec.weights.variants import read_part, save_part
+from glc.codec.weights.variants import read_variant, save_variant
 from glc.errors import ArchitectureError, WeightsError
-from glc.io.checkpoint import save_sealed
+from glc.io.checkpoint import save_checkpoint
 from tests.codec.fixed_model import fixed_codec_weights, fixed_description, fixed_image
 
 PACKAGE = "glc_test_package"
@@ -164,7 +164,7 @@ def test_decoding_imports_nothing(package: Path, tmp_path: Path) -> None:
     subprocess.run(command, check=True, env={**os.environ, "PYTHONPATH": path})
 
 
-def test_tensors_that_are_not_in_the_file_are_computed(file: Path) -> None:
+def test_non_persistent_buffers_are_computed(file: Path) -> None:
     before = torch.get_rng_state()
     network = read_weights(file, trust=PACKAGE).model.encoder
     assert torch.equal(network.scale, torch.full((16, 1, 1), 2.0))
@@ -182,14 +182,14 @@ def test_fingerprints_cover_a_users_decoder(package: Path, tmp_path: Path) -> No
     assert mine.fingerprint != fixed.fingerprint
 
 
-def test_a_users_network_has_the_same_budget(package: Path, file: Path) -> None:
+def test_user_networks_have_the_same_memory_budget(package: Path, file: Path) -> None:
     weights = read_weights(file, trust=PACKAGE)
     description = {
         **weights.description,
         "encoder": {"_target_": f"{PACKAGE}.nets.Huge", "latent_channels": 16},
     }
     save_weights(file, weights.model.state_dict(), description, weights.tables, weights.rates)
-    with pytest.raises(WeightsError, match=r"mine\.safetensors: .*Huge: .*which its file does not have"):
+    with pytest.raises(WeightsError, match=r"mine\.safetensors: .*Huge: .*more than its file has"):
         read_weights(file, trust=PACKAGE)
 
 
@@ -209,17 +209,17 @@ def test_a_users_network_has_the_same_budget(package: Path, file: Path) -> None:
         ("glc.models.glc.Newer", "not a network known to this version of glc"),
     ],
 )
-def test_only_networks_of_the_package_itself_are_found(name: str, complaint: str, package: Path) -> None:
+def test_only_networks_defined_in_the_package_are_accepted(name: str, complaint: str, package: Path) -> None:
     with pytest.raises(ArchitectureError, match=complaint):
         find_class(name, PACKAGE)
 
 
-def test_a_class_is_found_by_each_of_its_names(package: Path) -> None:
+def test_classes_are_found_by_every_import_path(package: Path) -> None:
     assert find_class(f"{PACKAGE}.Short", PACKAGE) is find_class(f"{PACKAGE}.nets.MyEncoder", PACKAGE)
     assert sys.modules[f"{PACKAGE}.nets"].TABLE.device.type == "cpu"
 
 
-def test_what_a_users_network_lacks_is_named(package: Path) -> None:
+def test_missing_members_are_named(package: Path) -> None:
     description = {**fixed_description(), "encoder": {"_target_": f"{PACKAGE}.nets.Unfinished"}}
     with pytest.raises(
         ArchitectureError,
@@ -232,14 +232,14 @@ def test_a_variant_may_be_a_users_network(file: Path, tmp_path: Path) -> None:
     weights = read_weights(file, trust=PACKAGE)
     path = tmp_path / "mine.encoder.safetensors"
     state = weights.model.encoder.state_dict()
-    save_part(path, "encoder", state, weights.description["encoder"], weights.fingerprint)
+    save_variant(path, "encoder", state, weights.description["encoder"], weights.fingerprint)
     with pytest.raises(WeightsError, match="is not trusted"):
         glc.load(tmp_path / "fixed.safetensors", "cpu", encoder=path)
     found = assemble(tmp_path / "fixed.safetensors", encoder=path, trust=PACKAGE).model.encoder
     assert torch.equal(found.patches.weight, state["patches.weight"])
-    save_part(path, "encoder", {}, {"_target_": f"{PACKAGE}.nets.Unfinished"}, weights.fingerprint)
+    save_variant(path, "encoder", {}, {"_target_": f"{PACKAGE}.nets.Unfinished"}, weights.fingerprint)
     with pytest.raises(WeightsError, match=r"mine\.encoder\.safetensors: .*Unfinished cannot be the encoder"):
-        read_part(path, "encoder", trust=PACKAGE)
+        read_variant(path, "encoder", trust=PACKAGE)
 
 
 def test_a_checkpoint_with_a_users_network_is_exported_when_it_is_trusted(file: Path, tmp_path: Path) -> None:
@@ -247,7 +247,7 @@ def test_a_checkpoint_with_a_users_network_is_exported_when_it_is_trusted(file: 
     module = {"model": weights.description}
     state = {f"model.{name}": tensor for name, tensor in weights.model.state_dict().items()}
     recipe = {"stage": {"name": "joint", "module": module}}
-    save_sealed({"glc": {"format": 1, "recipe": recipe}, "state_dict": state}, tmp_path / "last.ckpt")
+    save_checkpoint({"glc": {"format": 1, "recipe": recipe}, "state_dict": state}, tmp_path / "last.ckpt")
     out = tmp_path / "out.safetensors"
     with pytest.raises(WeightsError, match=rf"last\.ckpt: .*--trust {PACKAGE}"):
         export(tmp_path / "last.ckpt", out)

@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 
 import glc
 from glc.codec.weights.file import VariantLabel, read_label, read_weights
-from glc.codec.weights.variants import read_part, save_part
+from glc.codec.weights.variants import read_variant, save_variant
 from tests.codec.fixed_model import fixed_codec_weights, fixed_image
 
 
@@ -25,7 +25,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for kind in ("encoder", "decoder"):
         state = getattr(weights.model, kind).state_dict()
         moved = {name: t + 0.05 * torch.randn(t.shape) * t.abs().mean() for name, t in state.items()}
-        save_part(
+        save_variant(
             folder / f"moved.{kind}.safetensors",
             kind,  # type: ignore[arg-type]
             moved,
@@ -41,7 +41,7 @@ def codec(folder: Path) -> glc.Codec:
     return glc.load(folder / "codec.safetensors", "cpu")
 
 
-def test_any_decoder_opens_what_another_encoder_wrote(folder: Path, codec: glc.Codec) -> None:
+def test_any_decoder_decodes_files_of_any_encoder(folder: Path, codec: glc.Codec) -> None:
     other = glc.load(folder / "codec.safetensors", "cpu", encoder=folder / "moved.encoder.safetensors")
     image = fixed_image(96, 64)
     data = other.compress(image)
@@ -50,7 +50,7 @@ def test_any_decoder_opens_what_another_encoder_wrote(folder: Path, codec: glc.C
     assert np.array_equal(np.asarray(codec.decompress(data)), np.asarray(other.decompress(data)))
 
 
-def test_another_decoder_draws_the_same_symbols_differently(folder: Path, codec: glc.Codec) -> None:
+def test_variant_decoder_renders_the_same_symbols_differently(folder: Path, codec: glc.Codec) -> None:
     other = glc.load(folder / "codec.safetensors", "cpu", decoder=folder / "moved.decoder.safetensors")
     data = codec.compress(fixed_image(96, 64))
     assert other.compress(fixed_image(96, 64)) == data
@@ -61,13 +61,15 @@ def test_another_decoder_draws_the_same_symbols_differently(folder: Path, codec:
     assert not np.array_equal(np.asarray(codec.decompress(data)), np.asarray(other.decompress(data)))
 
 
-def test_the_codec_itself_stays_as_it_was(folder: Path, codec: glc.Codec) -> None:
+def test_attach_does_not_change_the_codec(folder: Path, codec: glc.Codec) -> None:
     before = codec.compress(fixed_image(96, 64))
     glc.load(folder / "codec.safetensors", "cpu", encoder=folder / "moved.encoder.safetensors")
     assert codec.compress(fixed_image(96, 64)) == before
 
 
-def test_known_by_name_but_no_model(folder: Path, codec: glc.Codec, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_variants_are_listed_by_name_but_not_as_models(
+    folder: Path, codec: glc.Codec, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from glc.codec.weights.catalog import catalog
 
     monkeypatch.setenv("GLC_MODELS", str(folder))
@@ -76,45 +78,41 @@ def test_known_by_name_but_no_model(folder: Path, codec: glc.Codec, monkeypatch:
     assert catalog("encoder")["moved"] == folder / "moved.encoder.safetensors"
     data = glc.load("codec", "cpu", encoder="moved").compress(fixed_image(96, 64))
     assert data != codec.compress(fixed_image(96, 64))
-    with pytest.raises(glc.WeightsError, match=r"no encoder 'mved'.*known are moved"):
+    with pytest.raises(glc.WeightsError, match=r"no encoder 'mved'.*available: moved"):
         glc.load("codec", "cpu", encoder="mved")
 
 
-def test_a_wrong_pair_is_refused(folder: Path) -> None:
+def test_variant_of_another_codec_is_refused(folder: Path) -> None:
     with pytest.raises(glc.WeightsError, match=r"moved\.encoder\.safetensors: encoder for the codec"):
         glc.load(folder / "other.safetensors", "cpu", encoder=folder / "moved.encoder.safetensors")
-    with pytest.raises(
-        glc.WeightsError, match="not an encoder but the weights of one decoder: use it with --decoder"
-    ):
+    with pytest.raises(glc.WeightsError, match="is not an encoder but one decoder: use it with --decoder"):
         glc.load(folder / "codec.safetensors", "cpu", encoder=folder / "moved.decoder.safetensors")
-    with pytest.raises(
-        glc.WeightsError, match="not a codec but the weights of one encoder: use it with --encoder"
-    ):
+    with pytest.raises(glc.WeightsError, match="is not a codec but one encoder: use it with --encoder"):
         glc.load(folder / "moved.encoder.safetensors", "cpu")
-    with pytest.raises(glc.WeightsError, match="not an encoder but a whole codec: use it with --model"):
+    with pytest.raises(glc.WeightsError, match="is not an encoder but a complete codec: use it with --model"):
         glc.load(folder / "codec.safetensors", "cpu", encoder=folder / "other.safetensors")
     with pytest.raises(glc.WeightsError, match="no such weights file"):
         glc.load(folder / "codec.safetensors", "cpu", encoder=folder / "none.safetensors")
 
 
-def test_a_changed_file_is_refused(folder: Path, tmp_path: Path) -> None:
+def test_corrupt_variants_are_refused(folder: Path, tmp_path: Path) -> None:
     source = folder / "moved.encoder.safetensors"
     with safe_open(source, framework="pt") as file:
         metadata, names = file.metadata(), list(file.keys())
         tensors = {name: file.get_tensor(name) for name in names}
     tensors[names[0]].view(-1)[0] += 1
     save_file(tensors, tmp_path / "changed.safetensors", metadata)
-    with pytest.raises(glc.WeightsError, match="damaged"):
-        read_part(tmp_path / "changed.safetensors", "encoder")
+    with pytest.raises(glc.WeightsError, match="corrupt"):
+        read_variant(tmp_path / "changed.safetensors", "encoder")
     (tmp_path / "cut.safetensors").write_bytes(source.read_bytes()[:-100])
     with pytest.raises(glc.WeightsError, match="not a safetensors file"):
-        read_part(tmp_path / "cut.safetensors", "encoder")
+        read_variant(tmp_path / "cut.safetensors", "encoder")
     save_file(tensors, tmp_path / "newer.safetensors", {**metadata, "format": "2"})
     with pytest.raises(glc.WeightsError, match="format 2 is newer"):
         read_label(tmp_path / "newer.safetensors")
 
 
-def test_the_label_says_what_it_is_for(folder: Path, codec: glc.Codec) -> None:
+def test_label_describes_the_training(folder: Path, codec: glc.Codec) -> None:
     label = read_label(folder / "moved.decoder.safetensors")
     assert isinstance(label, VariantLabel)
     assert label.kind == "decoder"

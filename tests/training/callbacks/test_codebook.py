@@ -165,14 +165,14 @@ def test_folding_keeps_the_codewords() -> None:
     codes = quantizer.codebook().detach().clone()
     x = torch.randn(2, 4, 3, 3)
     indices = quantizer.encode(x)
-    quantizer.fold()
+    quantizer.bake()
     assert quantizer.state_dict().keys() == {"embedding", "initialized"}
     assert torch.equal(quantizer.codebook(), codes)
     assert torch.equal(quantizer.encode(x), indices)
     plain = VectorQuantizer(16, 4)
     plain.load_state_dict(quantizer.state_dict())
     assert torch.equal(plain.decode(indices), quantizer.decode(indices))
-    quantizer.fold()  # a second call changes nothing
+    quantizer.bake()  # once more is harmless
     assert torch.equal(quantizer.codebook(), codes)
 
 

@@ -1,7 +1,7 @@
-"""Checkpoints that others published: recognise them, rename their tensors, and write them as ours or theirs.
+"""Third-party checkpoints: recognise them, rename their tensors, and convert them to glc's layout and back.
 
 ```
-file --read--> its tensors --detect, layouts: one table of names per kind--> {our network: its state}
+file --read--> its tensors --detect, layouts: one table of names per kind--> {network: state dict}
                                                                              |
       init_from= of the training stages  <-----------------------------------+--> convert: weights files
 ```

@@ -1,4 +1,4 @@
-"""From a published file to one of ours, and from one of ours to the authors' layout."""
+"""Convert third-party checkpoints to weights files of glc, and codecs of glc to the authors' layout."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from glc.codec.convert.detect import AUTOENCODER, CODEC, KINDS, Published, own_description, recognize
+from glc.codec.convert.detect import AUTOENCODER, CODEC, KINDS, ThirdPartyFile, own_description, recognize
 from glc.codec.convert.layouts import LAYOUTS, FittedLayout, codec_description
 from glc.codec.convert.read import Source, open_source
 from glc.codec.weights.export import export, make_tables, model_from_checkpoint, rate_points
@@ -19,12 +19,12 @@ from glc.io.checkpoint import Checkpoint
 from glc.models.quantizer import VectorQuantizer
 
 LIGHTNING = "lightning"
-"""Kind of the checkpoints of glc's own training."""
+"""Kind of glc's own training checkpoints."""
 CODEC_NETWORKS = ("encoder", "decoder", "coder")
 
 _MEANING = {
     "quantizer": "stage I's codebook C, needed in training only",
-    "predictor": "the code predictor of coded latents, needed in training only",
+    "predictor": "the code predictor of decoded latents, needed in training only",
     "pixel_predictor": "the code predictor of images, needed in training only",
 }
 
@@ -32,61 +32,61 @@ _MEANING = {
 def convert(
     source: str | Path, destination: str | Path, kind: str = "auto", force: bool = False
 ) -> list[str]:
-    """Write a published checkpoint, or one of glc's training, as a safetensors file of glc.
+    """Convert a third-party checkpoint, or one of glc's training, to a safetensors file of glc.
 
-    A GLC image model becomes a codec's weights file. A VQGAN becomes a stage-I auto-encoder, which training
-    stages start from (`init_from=`). The file is written under another name and renamed when it is whole.
+    A GLC image model becomes a codec's weights file. A VQGAN becomes a stage-I autoencoder for `init_from=`
+    of the training stages. The file is written atomically.
 
     Args:
-        source: a checkpoint or a safetensors file; of glc's training also the folder of a run.
+        source: a checkpoint, a safetensors file, or the folder of a training run of glc.
         destination: the file to write.
-        kind: `auto`, one of `glc.codec.convert.detect.KINDS`, or `lightning` for glc's own.
-        force: replace `destination` where it exists.
+        kind: `auto`, one of `glc.codec.convert.detect.KINDS`, or `lightning` for glc's own checkpoints.
+        force: replace an existing `destination`.
 
     Returns:
-        What was found, used, left out and written, in lines for the user.
+        Lines for the user: what was found, used, omitted and written.
 
     Raises:
-        WeightsError: when the source is not what it should be; nothing is written then.
-        FileExistsError: when `destination` exists.
+        WeightsError: the source cannot be converted; nothing is written.
+        FileExistsError: `destination` exists and `force` is not set.
     """
     source, destination = _checkpoint_of(Path(source)), Path(destination)
     check_destination(destination, source, force)
     opened = open_source(source)
     if opened.ours and kind in ("auto", LIGHTNING):
         export(opened.path, destination)
-        found = f"{opened.path}: a checkpoint of glc's training; what is not the codec was left out"
+        found = f"{opened.path}: a training checkpoint of glc; everything but the codec was omitted"
         return [found, _written(destination, "a codec")]
     if opened.ours or kind == LIGHTNING:
         verb = "is" if opened.ours else "is not"
-        raise WeightsError(f"{opened.path}: {verb} a checkpoint of glc's training, contrary to --kind {kind}")
+        raise WeightsError(f"{opened.path}: {verb} a training checkpoint of glc, contrary to --kind {kind}")
     if own_description(opened) is not None:
         raise WeightsError(
-            f"{opened.path}: already a weights file of glc; to write it as the authors do, give --to glc"
+            f"{opened.path}: already a weights file of glc; for the authors' layout, give --to glc"
         )
-    published = recognize(opened, kind)
-    if published.layout.table.kind == "glc":
+    recognized = recognize(opened, kind)
+    if recognized.layout.table.kind == "glc":
         used, what = list(CODEC_NETWORKS), "a codec"
-        _write_codec(published, destination)
+        _write_codec(recognized, destination)
     else:
-        used, what = published.networks, "a stage-I auto-encoder, for init_from="
-        _write_autoencoder(published, destination)
-    return [*_describe(published, used), _written(destination, what)]
+        used, what = recognized.networks, "a stage-I autoencoder, for init_from="
+        _write_autoencoder(recognized, destination)
+    return [*_describe(recognized, used), _written(destination, what)]
 
 
-def _write_codec(published: Published, destination: Path) -> None:
-    description = codec_description(published.layout.descriptions)
-    states = published.states(CODEC_NETWORKS)
+def _write_codec(recognized: ThirdPartyFile, destination: Path) -> None:
+    description = codec_description(recognized.layout.descriptions)
+    states = recognized.states(CODEC_NETWORKS)
     with torch.device("meta"):  # the tables follow from the architecture alone
-        model = build_model(published.source.path, description)
+        model = build_model(recognized.source.path, description)
     save_weights(destination, _joined(states), description, make_tables(model), rate_points(model))
 
 
-def _write_autoencoder(published: Published, destination: Path) -> None:
+def _write_autoencoder(recognized: ThirdPartyFile, destination: Path) -> None:
     label = AutoencoderLabel(
-        {"_target_": AUTOENCODER, **dict(published.layout.descriptions)}, published.layout.table.title
+        {"_target_": AUTOENCODER, **dict(recognized.layout.descriptions)}, recognized.layout.table.title
     )
-    save(destination, _joined(published.states()), label)
+    save(destination, _joined(recognized.states()), label)
 
 
 def convert_to_official(
@@ -95,23 +95,23 @@ def convert_to_official(
     sizes: Mapping[str, int] | None = None,
     force: bool = False,
 ) -> list[str]:
-    """Write a natural codec of ours in the layout of the authors' image model: a dictionary of tensors.
+    """Convert a codec of model=natural to the authors' layout: a dictionary of tensors.
 
-    A weights file holds what compresses and decompresses. A checkpoint of glc's training also has C and the
-    code predictor, which the authors' code wants to load; there, the one predictor has two names.
+    A weights file holds the networks of compression and decompression. A training checkpoint also has C and
+    the code predictor, which the authors' code loads; its layout stores the predictor under two names.
 
     Args:
-        source: a codec's weights file, or a checkpoint of stage II or III (or the folder of a run).
+        source: a codec's weights file, or a checkpoint of stage II or III (or the folder of its run).
         destination: the file to write, for `torch.load`.
-        sizes: of the model, by default the released one's, the only ones that the authors' code takes.
-        force: replace `destination` where it exists.
+        sizes: of the model; by default those of the released one, which the authors' code requires.
+        force: replace an existing `destination`.
 
     Returns:
-        What was found, left out and written, in lines for the user.
+        Lines for the user: what was found, omitted and written.
 
     Raises:
-        WeightsError: when the source is no codec, or of another architecture; nothing is written then.
-        FileExistsError: when `destination` exists.
+        WeightsError: the source is not a codec, or has another architecture; nothing is written.
+        FileExistsError: `destination` exists and `force` is not set.
     """
     path, destination = _checkpoint_of(Path(source)), Path(destination)
     check_destination(destination, path, force)
@@ -120,28 +120,31 @@ def convert_to_official(
     problem = _unlike(description, states, layout)
     if problem:
         raise WeightsError(
-            f"{path}: only a codec of the architecture of model=natural has a place in the authors' layout: "
-            f"{problem}"
+            f"{path}: only codecs with the architecture of model=natural fit the authors' layout: {problem}"
         )
     tensors = {name: t.contiguous() for name, t in layout.from_networks(states).items()}
     with replacing(destination) as partial:
         torch.save(tensors, partial)
     lines = [f"{path}: a codec of glc, {_count(states.values())}"]
     missing = [name for name in layout.descriptions if name not in states]
-    lines += [f"left out: {name} ({_MEANING[name]}): not in a codec's weights file" for name in missing]
+    lines += [f"omitted: {name} ({_MEANING[name]}): not in a codec's weights file" for name in missing]
     if missing:
-        lines.append("the authors' code loads it with strict=False only; a training checkpoint has all of it")
+        lines.append(
+            "the authors' code needs strict=False to load it; a training checkpoint has all networks"
+        )
     return [*lines, _written(destination, layout.table.title)]
 
 
 def _our_networks(source: Source) -> tuple[Mapping[str, Any], dict[str, dict[str, Tensor]]]:
-    """Return the architecture and the networks of a codec of ours, in float32."""
+    """Return the architecture of a codec of glc and the state dicts of its networks, in float32."""
     if source.checkpoint is not None:
         model, described, _ = model_from_checkpoint(source.checkpoint)
         extra = _training_networks(source.checkpoint)
     else:
         if (own_description(source) or {}).get("_target_") != CODEC:
-            raise WeightsError(f"{source.path}: neither a codec's weights nor a checkpoint of glc's training")
+            raise WeightsError(
+                f"{source.path}: neither a codec's weights file nor a training checkpoint of glc"
+            )
         weights = read_weights(source.path)
         model, described, extra = weights.model, dict(weights.description), {}
     state = model.state_dict()
@@ -150,7 +153,7 @@ def _our_networks(source: Source) -> tuple[Mapping[str, Any], dict[str, dict[str
 
 
 def _training_networks(checkpoint: Checkpoint) -> dict[str, dict[str, Tensor]]:
-    """Return C and the code predictor of a training checkpoint, the latter for both of the authors' names."""
+    """Return C and the code predictor of a training checkpoint, the predictor under both of its names."""
     state = checkpoint.state_dict
     networks = {}
     quantizer = strip_prefix(state, "quantizer")
@@ -165,7 +168,7 @@ def _training_networks(checkpoint: Checkpoint) -> dict[str, dict[str, Tensor]]:
 def _unlike(
     description: Mapping[str, Any], states: Mapping[str, Mapping[str, Tensor]], layout: FittedLayout
 ) -> str:
-    """Say how a model differs from the one of the layout; empty when it does not."""
+    """Describe how a model differs from that of the layout; empty if it does not."""
     flags = [
         f"its {part} has norm={description[part]['norm']}"
         for part in ("encoder", "decoder")
@@ -192,23 +195,23 @@ def _unlike(
     return ""
 
 
-def _describe(published: Published, used: list[str]) -> list[str]:
-    source, layout = published.source, published.layout
+def _describe(recognized: ThirdPartyFile, used: list[str]) -> list[str]:
+    source, layout = recognized.source, recognized.layout
     place = f", in {source.inside}" if source.inside else ""
     lines = [f"{source.path}: {layout.table.title}, {len(source.tensors)} tensors{place}"]
-    for name in published.networks:
+    for name in recognized.networks:
         tensors = [source.tensors[e.official] for e in layout.entries.values() if e.network == name]
         meaning = f" ({_MEANING[name]})" if name not in used else ""
         lines.append(
-            f"{'used' if name in used else 'left out'}: {name}, {len(tensors)} tensors, "
+            f"{'used' if name in used else 'omitted'}: {name}, {len(tensors)} tensors, "
             f"{sum(t.numel() for t in tensors) / 1e6:.2f} M parameters{meaning}"
         )
-    absent = [name for name in layout.descriptions if name not in published.networks]
+    absent = [name for name in layout.descriptions if name not in recognized.networks]
     lines += [f"not in the file: {name} ({_MEANING[name]})" for name in absent]
     for start in layout.table.ignored:
-        count = sum(name.startswith(start) for name in published.ignored)
+        count = sum(name.startswith(start) for name in recognized.ignored)
         if count:
-            lines.append(f"left out: {count} tensors {start}* (of their training)")
+            lines.append(f"omitted: {count} tensors {start}* (training only)")
     return lines
 
 
@@ -226,7 +229,7 @@ def _joined(states: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Tensor]:
 
 
 def _checkpoint_of(source: Path) -> Path:
-    """Return the last checkpoint where the source is the folder of a run, else the source."""
+    """Return the last checkpoint of a run's folder; other paths are returned unchanged."""
     return source / "checkpoints" / "last.ckpt" if source.is_dir() else source
 
 

@@ -1,4 +1,4 @@
-"""Which published layout a file has, and our networks in it."""
+"""Detect the third-party layout of a file, and return the networks in it."""
 
 import json
 from collections.abc import Iterable, Mapping
@@ -22,30 +22,30 @@ _OURS = {CODEC: ("encoder", "decoder", "coder", "refiner"), AUTOENCODER: ("encod
 
 
 @dataclass(frozen=True)
-class Published:
-    """A file in a published layout."""
+class ThirdPartyFile:
+    """A file in a third-party layout."""
 
     source: Source
     layout: FittedLayout
 
     @property
     def networks(self) -> list[str]:
-        """Names of our networks that it holds."""
+        """Names of the networks that it holds."""
         return self.layout.present(self.source.tensors)
 
     @property
     def ignored(self) -> list[str]:
-        """Names of the tensors that belong to none of them."""
+        """Names of the tensors that belong to no network."""
         return [name for name in self.source.tensors if name not in self.layout.entries]
 
     def states(self, networks: Iterable[str] | None = None) -> dict[str, dict[str, Tensor]]:
-        """Return the states of our networks, in float32; nothing is copied that is float32 already.
+        """Return the state dicts of the networks, in float32; float32 tensors are not copied.
 
         Args:
-            networks: the ones to return; all by default.
+            networks: names of the networks to return; all by default.
 
         Raises:
-            WeightsError: when a tensor holds no numbers that a network could use.
+            WeightsError: a tensor is not floating-point, or not finite.
         """
         wanted = list(self.networks if networks is None else networks)
         entries = self.layout.entries
@@ -59,19 +59,19 @@ class Published:
 
 def _usable(path: Path, name: str, tensor: Tensor) -> Tensor:
     if not tensor.is_floating_point() or not tensor.isfinite().all():
-        raise WeightsError(f"{path}: {name} is not made of finite real numbers: the file is damaged")
+        raise WeightsError(f"{path}: corrupt file: {name} has values that are not finite real numbers")
     return tensor.detach().float()
 
 
-def recognize(source: Source, kind: str = "auto") -> Published:
-    """Find the published layout of a file and check that it fits.
+def recognize(source: Source, kind: str = "auto") -> ThirdPartyFile:
+    """Detect the third-party layout of a file and check that it fits.
 
     Args:
         source: the file.
-        kind: one of `KINDS`, or `auto` to go by the names of the tensors.
+        kind: one of `KINDS`, or `auto` to detect it by the names of the tensors.
 
     Raises:
-        WeightsError: when the layout is unknown, or tensors are missing, unexpected or of another shape.
+        WeightsError: the layout is unknown, or tensors are missing, unexpected or of another shape.
     """
     names = source.tensors
     if kind == "auto":
@@ -79,46 +79,46 @@ def recognize(source: Source, kind: str = "auto") -> Published:
         found = next(kinds, None)
         if found is None:
             raise WeightsError(
-                f"{source.path}: no layout that glc knows ({', '.join(KINDS)}, or a checkpoint of its own): "
-                f"its {len(names)} tensors begin with {', '.join(sorted(names)[:3])}"
+                f"{source.path}: unknown layout (supported: {', '.join(KINDS)}, and checkpoints of glc);  "
+                f"the first of its {len(names)} tensors: {', '.join(sorted(names)[:3])}"
             )
         kind = found
     try:
         layout = LAYOUTS[kind].read(source.shapes)
     except (ArchitectureError, ValueError, ZeroDivisionError) as error:
-        raise WeightsError(f"{source.path}: no {kind} network has such shapes ({error})") from error
+        raise WeightsError(f"{source.path}: the shapes do not fit a {kind} network ({error})") from error
     problem = layout.difference(source.shapes)
     if problem:
         raise WeightsError(f"{source.path}: not a {layout.table.title}: {problem}")
-    return Published(source, layout)
+    return ThirdPartyFile(source, layout)
 
 
 def foreign_networks(source: Source) -> tuple[dict[str, dict[str, Tensor]], str]:
-    """Return our networks in a file that is no checkpoint of glc's training, and what the file is.
+    """Return the networks in a file that is not a training checkpoint of glc, and the file's title.
 
     Args:
-        source: a file in a published layout, or a weights file of glc: of a codec or a stage-I auto-encoder.
+        source: a file in a third-party layout, or a weights file of glc (a codec or a stage-I autoencoder).
 
     Returns:
-        Of the networks `encoder`, `decoder`, `quantizer`, `coder`, `predictor`, `pixel_predictor` (that of
-        images' codes) and `refiner` the states of those that the file holds; and a few words for messages.
+        The state dicts of the networks in the file (any of `encoder`, `decoder`, `quantizer`, `coder`,
+        `predictor`, `pixel_predictor` and `refiner`), and the file's title for messages.
 
     Raises:
-        WeightsError: when it is none of these.
+        WeightsError: it is neither.
     """
     if source.ours:
-        raise WeightsError(f"{source.path}: a checkpoint of glc's training, not published weights")
+        raise WeightsError(f"{source.path}: a training checkpoint of glc, not third-party weights")
     described = own_description(source)
     if described is None:
-        published = recognize(source)
-        return published.states(), f"a {published.layout.table.title}"
+        recognized = recognize(source)
+        return recognized.states(), f"a {recognized.layout.table.title}"
     target = described.get("_target_")
     names = _OURS.get(target) if isinstance(target, str) else None
     if names is None:
-        raise WeightsError(f"{source.path}: describes {target!r}, neither a codec nor an auto-encoder")
+        raise WeightsError(f"{source.path}: describes {target!r}, neither a codec nor an autoencoder")
     tensors = {name: t.float() if t.dtype is torch.float16 else t for name, t in source.tensors.items()}
     states = {name: strip_prefix(tensors, name) for name in names}
-    title = "a codec's weights file" if target == CODEC else "a stage-I auto-encoder"
+    title = "a codec's weights file" if target == CODEC else "a stage-I autoencoder"
     return {name: state for name, state in states.items() if state}, title
 
 
@@ -126,14 +126,14 @@ def own_description(source: Source) -> Mapping[str, Any] | None:
     """Return the architecture in a weights file of glc; None for any other file.
 
     Raises:
-        WeightsError: when it cannot be read.
+        WeightsError: its metadata cannot be read.
     """
     if "model" not in source.metadata:
         return None
     try:
         described = json.loads(source.metadata["model"])
     except (ValueError, RecursionError) as error:
-        raise WeightsError(f"{source.path}: its metadata 'model' cannot be read ({error})") from error
+        raise WeightsError(f"{source.path}: the metadata key 'model' cannot be read ({error})") from error
     if not isinstance(described, Mapping):
-        raise WeightsError(f"{source.path}: its metadata 'model' describes no model")
+        raise WeightsError(f"{source.path}: the metadata key 'model' does not describe a network")
     return described

@@ -1,7 +1,7 @@
-"""Layouts of checkpoints that others published, as tables: `LAYOUTS` at the end of this module.
+"""Layouts of third-party checkpoints, as tables: `LAYOUTS` at the end of this module.
 
-A layout says which of our networks a file holds, from which of its tensors their sizes are read, and what
-their tensors are called there. Another kind of checkpoint is another entry of `LAYOUTS`.
+A layout lists the networks of glc that a file holds, the tensors from which their sizes are read, and the
+third-party names of their tensors. A further kind of checkpoint is a further entry of `LAYOUTS`.
 """
 
 import math
@@ -22,22 +22,22 @@ Description = dict[str, Any]
 """Architecture of a network, for `glc.codec.weights.architecture.build`."""
 
 INITIALIZED = "initialized"
-"""Ours alone: a published codebook was trained, so it counts as initialised."""
+"""Only in glc. A third-party codebook was trained, so it counts as initialised."""
 
 
 class Size(NamedTuple):
-    """Where a file tells a size."""
+    """A size of a network, and where a file's tensors show it."""
 
     default: int
-    """Of the published file; taken where no tensor tells."""
-    places: tuple[tuple[str, int], ...] = ()
-    """Tensors and axes; the first that is there counts."""
+    """Of the third-party file; used if no tensor shows the size."""
+    axes: tuple[tuple[str, int], ...] = ()
+    """Names of tensors and axes; the first one present is used."""
     convert: Callable[[int], int] = int
-    """From the length of the axis to the size."""
+    """Maps the length of the axis to the size."""
 
     def read(self, shapes: Shapes) -> int:
-        """Return the size in a file."""
-        for name, axis in self.places:
+        """Return the size from the shapes of a file's tensors."""
+        for name, axis in self.axes:
             shape = shapes.get(name, ())
             if len(shape) > axis and shape[axis] > 0:
                 return self.convert(shape[axis])
@@ -46,19 +46,19 @@ class Size(NamedTuple):
 
 @dataclass(frozen=True)
 class Layout:
-    """How the published files of one kind store our networks.
+    """How third-party files of one kind store the networks.
 
     Args:
         kind: its name on the command line.
-        title: what to call such a file.
-        signs: starts of names that only this layout has.
+        title: name of such a file in messages.
+        signs: prefixes of names that identify this layout.
         sizes: of the networks.
-        describe: maps the sizes, by name, to our networks' descriptions.
-        names: by network: its table of names, or a function that makes it for the network.
+        describe: maps the sizes, by name, to the descriptions of the networks.
+        names: per network, the table of names, or a function that makes it from the network.
         count: reads further arguments of `describe` from the shapes of a file's tensors.
-        optional: networks without any of which a file is whole.
-        spread: their names of tensors `[K, N, 1, 1]` that are `[K, N]` here.
-        ignored: starts of names that are no part of our networks.
+        optional: networks that a complete file may lack.
+        spread: third-party names of tensors `[K, N, 1, 1]` that are `[K, N]` in glc.
+        ignored: prefixes of names that do not belong to the networks.
     """
 
     kind: str
@@ -73,10 +73,10 @@ class Layout:
     ignored: tuple[str, ...] = ()
 
     def fit(self, **sizes: Any) -> "FittedLayout":
-        """Return the layout for given sizes, by default the published file's.
+        """Return the layout for given sizes, by default those of the third-party file.
 
         Raises:
-            ArchitectureError, ValueError, ZeroDivisionError: no network has such sizes.
+            ArchitectureError, ValueError, ZeroDivisionError: a network cannot have such sizes.
         """
         defaults = {name: size.default for name, size in self.sizes.items()}
         return FittedLayout(self, self.describe(**{**defaults, **sizes}))
@@ -88,35 +88,35 @@ class Layout:
 
 
 class Entry(NamedTuple):
-    """One tensor of a published file."""
+    """One tensor of a third-party file."""
 
     official: str
     network: str
     name: str
-    """In our network's state."""
+    """In the network's state dict."""
     shape: tuple[int, ...]
-    """In the published file; it may have more axes of length 1 than ours."""
+    """In the third-party file; it may have additional axes of length 1."""
     ours: tuple[int, ...]
 
 
 @dataclass(frozen=True)
 class FittedLayout:
-    """A layout at given sizes: every tensor, by both names.
+    """A layout at given sizes: every tensor, with both names.
 
     Args:
         table: the layout.
-        descriptions: of our networks, by name.
+        descriptions: of the networks, by name.
     """
 
     table: Layout
     descriptions: Mapping[str, Description]
     entries: Mapping[str, Entry] = field(init=False, repr=False, compare=False)
-    """By published name."""
+    """By third-party name."""
 
     def __post_init__(self) -> None:
         entries = [entry for name in self.descriptions for entry in self._entries(name)]
         by_name = {entry.official: entry for entry in entries}
-        assert len(by_name) == len(entries), "a name of the layout stands for two tensors"
+        assert len(by_name) == len(entries), "a name of the layout belongs to two tensors"
         object.__setattr__(self, "entries", by_name)
 
     def _entries(self, network: str) -> list[Entry]:
@@ -133,16 +133,16 @@ class FittedLayout:
         return found
 
     def present(self, names: Iterable[str]) -> list[str]:
-        """Return the networks that a file must have whole: all but the optional ones without any tensor."""
+        """Return the networks that a file must hold completely: all but optional ones without any tensor."""
         touched = {self.entries[name].network for name in names if name in self.entries}
         return [name for name in self.descriptions if name not in self.table.optional or name in touched]
 
     def difference(self, shapes: Shapes, limit: int = 3) -> str:
-        """Say how a file differs from the layout, by the first few names; empty when it fits.
+        """Describe how a file differs from the layout, by the first few names; empty if it fits.
 
         Args:
             shapes: of all tensors in the file.
-            limit: names of each kind of difference to give.
+            limit: number of names per kind of difference.
         """
         present = set(self.present(shapes))
         expected = {name: e for name, e in self.entries.items() if e.network in present}
@@ -164,11 +164,11 @@ class FittedLayout:
     def to_networks(
         self, tensors: Mapping[str, Tensor], networks: Iterable[str] | None = None
     ) -> dict[str, dict[str, Tensor]]:
-        """Return the states of our networks, views of the tensors of a file that fits the layout.
+        """Return the state dicts of the networks, as views of the tensors of a file that fits the layout.
 
         Args:
             tensors: of the file.
-            networks: the ones to return, of which all tensors are given; by default those that are present.
+            networks: names of the networks to return, which must be complete; by default those present.
         """
         chosen = self.present(tensors) if networks is None else networks
         states: dict[str, dict[str, Tensor]] = {name: {} for name in chosen}
@@ -183,7 +183,7 @@ class FittedLayout:
         return states
 
     def from_networks(self, states: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Tensor]:
-        """Undo `to_networks`: the tensors of a published file, for the networks that are given."""
+        """Return the tensors of a third-party file for the given networks; the inverse of `to_networks`."""
         return {
             official: states[entry.network][entry.name].reshape(entry.shape)
             for official, entry in self.entries.items()
@@ -192,7 +192,7 @@ class FittedLayout:
 
 
 def _official(name: str, table: Names) -> str:
-    """Return their name of one of our tensors; a KeyError where it has none."""
+    """Return the third-party name of a tensor of glc; raises KeyError if it has none."""
     module, rest = name, ""
     while module not in table:
         module, _, leaf = module.rpartition(".")
@@ -202,7 +202,7 @@ def _official(name: str, table: Names) -> str:
     return table[module] + rest
 
 
-# Networks that the layouts share -----------------------------------------------------------------------
+# Shared by several layouts -----------------------------------------------------------------------------
 
 
 def _vqgan(
@@ -266,7 +266,7 @@ def _glc(
             "_target_": "glc.models.context.QuadtreeContext",
             "channels": width,
             "depth": _DEPTH,
-            "scale_bound": 1e-5,  # enters the published network's estimate of bits
+            "scale_bound": 1e-5,  # as in the released network's estimate of bits
         },
         "num_rates": rates,
     }
@@ -290,12 +290,12 @@ def _glc(
 
 
 def codec_description(descriptions: Mapping[str, Description]) -> Description:
-    """Return the description of the whole codec, for a weights file."""
+    """Return the description of the codec, for a weights file."""
     parts = {name: dict(descriptions[name]) for name in ("encoder", "decoder", "coder")}
     return {"_target_": "glc.models.glc.GLC", **parts}
 
 
-# Within a block: our names, theirs. Both kinds end in the same feed-forward layer.
+# Within a block: names of glc to third-party names. Both kinds end in the same feed-forward layer.
 _FEED_FORWARD = {"1.expand": "block.1.conv", "1.project": "block.1.conv_out"}
 _DEPTH_CONV = {
     "0.mix": "block.0.conv1.0",
@@ -379,11 +379,11 @@ def _count_taming(shapes: Shapes) -> dict[str, Any]:
         if (match := _TAMING_RESIDUAL.fullmatch(name)) and shape:
             widths[int(match[1])] = shape[0]
             numbers.setdefault(int(match[1]), set()).add(int(match[2]))
-    # By the names alone: a number that stands for itself could ask for any number of blocks.
+    # Count names. A block number in a name could be arbitrarily large, so it must not give the count.
     count = max(map(len, numbers.values()), default=0)
-    whole = widths and sorted(widths) == list(range(len(widths)))
-    whole = whole and all(found == set(range(count)) for found in numbers.values())
-    if not whole or any(width % channels for width in widths.values()):
+    complete = widths and sorted(widths) == list(range(len(widths)))
+    complete = complete and all(found == set(range(count)) for found in numbers.values())
+    if not complete or any(width % channels for width in widths.values()):
         return {name: size.default for name, size in LAYOUTS["taming"].sizes.items()}
     last = len(widths) - 1
     return {
@@ -442,7 +442,7 @@ LAYOUTS = {
             describe=_taming,
             names={"encoder": by_level, "decoder": by_level, "quantizer": {"embedding": _EMBEDDING}},
             count=_count_taming,
-            ignored=("loss.", "model_ema."),  # discriminator and LPIPS of its training; a copy of the weights
+            ignored=("loss.", "model_ema."),  # discriminator, LPIPS; EMA weights
         ),
         Layout(
             kind="codeformer",  # aligned faces of 512 pixels: f=32, 1024 codes
@@ -462,4 +462,4 @@ LAYOUTS = {
         ),
     )
 }
-"""By kind, in the order in which they are looked for."""
+"""By kind, in the order of detection."""

@@ -1,4 +1,4 @@
-"""Reading weights that may come from anywhere, without executing anything in them."""
+"""Read untrusted weights without executing code."""
 
 import re
 from collections.abc import Mapping
@@ -15,20 +15,20 @@ from glc.errors import WeightsError
 from glc.io.checkpoint import Checkpoint, as_checkpoint, load_safely
 
 CONTAINERS = ("state_dict", "net", "net_g", "params_ema", "params")
-"""Keys under which published files keep their tensors; of several in one place, the first."""
+"""Keys under which third-party files keep their tensors; the first match is used."""
 PREFIX = "module."
-"""What data-parallel training puts before each name."""
+"""Prefix that data-parallel training adds to each name."""
 OUR_KEY = "glc"
 """Key that glc's training adds to a checkpoint."""
 
 
 def _placeholder(path: str) -> type:
-    """Return an empty class that stands for another, which is not imported."""
+    """Return an empty class in place of another, without importing that one."""
     module, _, name = path.rpartition(".")
     return type(name, (), {"__module__": module, "__qualname__": name})
 
 
-# Old Lightning checkpoints name the classes of their callbacks. The names are looked up here, never imported.
+# Old Lightning checkpoints name the classes of their callbacks. They are replaced by these, never imported.
 _PLACEHOLDERS: list[Any] = [
     _placeholder(f"{package}.callbacks.{name}")
     for package in ("pytorch_lightning", "lightning.pytorch")
@@ -42,20 +42,20 @@ _PLACEHOLDERS: list[Any] = [
 
 @dataclass(frozen=True)
 class Source:
-    """What a file holds; tensors of it are read from disk when they are used."""
+    """The content of a file; its tensors are read from disk when they are used."""
 
     path: Path
     tensors: Mapping[str, Tensor]
     inside: str = ""
-    """Where in the file the tensors were, and what was taken off their names."""
+    """Path of keys to the tensors in the file, and the prefix that was removed from their names."""
     checkpoint: Checkpoint | None = None
-    """The file, opened, where it is a checkpoint of glc's training."""
+    """The open checkpoint, if the file is a training checkpoint of glc."""
     metadata: Mapping[str, str] = field(default_factory=dict)
     """Of a safetensors file."""
 
     @property
     def ours(self) -> bool:
-        """Whether it is a checkpoint of glc's training."""
+        """Whether it is a training checkpoint of glc."""
         return self.checkpoint is not None
 
     @property
@@ -68,11 +68,11 @@ def open_source(source: str | Path | Checkpoint) -> Source:
     """Open a checkpoint (`torch.save`) or a safetensors file, once.
 
     Args:
-        source: the file, or a checkpoint of glc's training that is already open.
+        source: the file, or an open training checkpoint of glc.
 
     Raises:
-        WeightsError: when it is missing, is neither, is damaged, holds no tensors, or holds objects that
-            would have to be executed.
+        WeightsError: it is missing, is neither, is corrupt, holds no tensors, or holds objects that would run
+            code.
     """
     if isinstance(source, Checkpoint):
         return Source(source.path, source.state_dict, "state_dict", source)
@@ -90,12 +90,12 @@ def open_source(source: str | Path | Checkpoint) -> Source:
         return open_source(as_checkpoint(path, content))
     tensors, inside = _unwrap(content)
     if not tensors:
-        raise WeightsError(f"{path}: holds no named tensors")
+        raise WeightsError(f"{path}: does not hold named tensors")
     return Source(path, tensors, inside)
 
 
 def _is_safetensors(path: Path, start: bytes) -> bool:
-    """Whether a file begins like one: eight bytes of length, then JSON. Pickles and archives do not."""
+    """Whether a file starts with eight bytes of length, then JSON. Pickles and zip archives do not."""
     return path.suffix == ".safetensors" or (len(start) == 9 and start[8:] == b"{" and start[:2] != b"PK")
 
 
@@ -105,7 +105,7 @@ def _open_safetensors(path: Path) -> Source:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             return Source(path, tensors, metadata=file.metadata() or {})
     except (SafetensorError, OSError) as error:
-        raise WeightsError(f"{path}: not a safetensors file, or a damaged one ({error})") from error
+        raise WeightsError(f"{path}: not a safetensors file, or corrupt ({error})") from error
 
 
 def _load(file: BinaryIO, path: Path) -> Any:
@@ -116,25 +116,25 @@ def _load(file: BinaryIO, path: Path) -> Any:
         raise
     except UnpicklingError as error:
         raise WeightsError(_refusal(path, str(error))) from error
-    except Exception as error:  # a damaged file may fail in any way
+    except Exception as error:  # a corrupt file may raise any error
         reason = " ".join(str(error).split()).split(". ")[0] or type(error).__name__
-        raise WeightsError(f"{path}: not a checkpoint, or a damaged one ({reason})") from error
+        raise WeightsError(f"{path}: not a checkpoint, or corrupt ({reason})") from error
 
 
 def _refusal(path: Path, reason: str) -> str:
     named = re.search(r"GLOBAL (?:instruction )?([\w.]+)", reason)
     if named is None:
-        return f"{path}: not a checkpoint, or one that holds more than tensors and plain values"
+        return f"{path}: not a checkpoint, or it holds more than tensors and plain values"
     return (
-        f"{path}: not a checkpoint that can be read safely: it names {named[1]}, which reading it would "
-        "run; nothing was run. If you trust whoever made the file, keep its tensors alone, on a machine with "
-        "nothing of value: c = torch.load(FILE, map_location='cpu', weights_only=False); "
+        f"{path}: cannot be read safely as a checkpoint: reading it would run {named[1]}; nothing was run. "
+        "If you trust its author, extract the tensors on an isolated machine: "
+        "c = torch.load(FILE, map_location='cpu', weights_only=False); "
         "torch.save({'state_dict': c['state_dict']}, NEW)"
     )
 
 
 def _unwrap(content: Any) -> tuple[dict[str, Tensor], str]:
-    """Return the named tensors within nested dictionaries, and a note of where they were."""
+    """Return the named tensors within nested dictionaries, and the path of keys to them."""
     found: list[str] = []
     while isinstance(content, Mapping):
         inner = next((key for key in CONTAINERS if isinstance(content.get(key), Mapping)), None)

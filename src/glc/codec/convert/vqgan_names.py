@@ -1,4 +1,4 @@
-"""What others call the blocks of a VQGAN's encoder and decoder, which we number."""
+"""Third-party names of the blocks of a VQGAN's encoder and decoder, which glc numbers."""
 
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -10,14 +10,14 @@ from glc.layers.blocks import Downsample, ResidualBlock, Upsample
 from glc.models.autoencoder import Encoder
 
 Names = Mapping[str, str]
-"""From the names of our modules or parameters to theirs. A name stands for itself and for all below it."""
+"""Maps names of modules or parameters of glc to third-party names, including everything below them."""
 
 _RESIDUAL = {name: name for name in ("norm1", "conv1", "norm2", "conv2")}
 _ATTENTION = {"norm": "norm", "query": "q", "key": "k", "value": "v", "out": "proj_out"}
 
 
 def _named(number: int, block: nn.Module, theirs: str, skip: str) -> Iterator[tuple[str, str]]:
-    """Yield our names within a block, and theirs; one pair for a single layer."""
+    """Yield the pairs of names (glc's, third-party) within a block; one pair for a single layer."""
     ours, inner = f"blocks.{number}", {}
     if isinstance(block, ResidualBlock):
         inner = {**_RESIDUAL, "skip": skip}
@@ -35,10 +35,10 @@ def _is_projection(block: nn.Module) -> bool:
 
 
 def flat(prefix: str) -> Callable[[Any], Names]:
-    """Return the table of a network where they number all blocks as we do, as CodeFormer and GLC do.
+    """Return the table of a layout that numbers all blocks, as CodeFormer and GLC do.
 
     Args:
-        prefix: of the encoder or decoder, with its dot. A decoder's projection is not among the numbered.
+        prefix: of the encoder or decoder, with its dot. The decoder's projection is not numbered.
     """
 
     def names(network: Any) -> Names:
@@ -55,7 +55,7 @@ def flat(prefix: str) -> Callable[[Any], Names]:
 
 
 def by_level(network: Any) -> Names:
-    """Return the table of a network where they sort blocks by level, as taming-transformers does."""
+    """Return the table of a layout that groups blocks by level, as taming-transformers does."""
     blocks, encodes = list(network.blocks), isinstance(network, Encoder)
     prefix, side, resample = ("encoder", "down", "downsample") if encodes else ("decoder", "up", "upsample")
     convolutions = [i for i, b in enumerate(blocks) if isinstance(b, nn.Conv2d) and not _is_projection(b)]

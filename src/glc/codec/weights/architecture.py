@@ -1,7 +1,7 @@
-"""Build a model from the description in a weights file, which may come from anywhere.
+"""Build a model from the description in a weights file of untrusted origin.
 
-A description names classes of glc alone, unless its reader trusts a package (see `glc.codec.weights.trust`),
-and may not allocate more than the tensors of its file justify.
+A description may name classes of glc only, unless the caller trusts another package (see
+`glc.codec.weights.trust`). Memory is limited to a multiple of the size of the file's tensors.
 """
 
 from __future__ import annotations
@@ -40,40 +40,41 @@ _KINDS: dict[str, tuple[type[nn.Module], ...]] = {
     "refiner": (CodePredictionRefiner,),
     "predictor": (CodePredictor,),
 }
-"""Arguments that are networks, and our classes for them. The networks that take a user's own class check that
-it has what `glc.models.protocols` asks for."""
+"""Arguments that are networks, and the classes of glc for them. Networks that accept user-defined classes
+check that these have the members required by `glc.models.protocols`."""
 
 _NETWORKS: list[type[nn.Module]] = [GLC, *(network for networks in _KINDS.values() for network in networks)]
 _OURS = {f"{network.__module__}.{network.__qualname__}": network for network in _NETWORKS}
-"""All that a file may name without anybody's trust."""
+"""Classes that a file may name without trust."""
 
 
 def build(description: Any, trust: Trust = ()) -> Any:
-    """Make the networks that a nested description names under `_target_`, innermost first.
+    """Build the networks that a nested description names under `_target_`, innermost first.
 
     Args:
-        description: mappings with `_target_` become networks; lists and plain values stay.
+        description: mappings with `_target_` become networks; lists and plain values are kept.
         trust: packages besides glc whose classes it may name; see `glc.codec.weights.trust`.
 
     Raises:
-        ArchitectureError: it names a class that is neither ours nor of a trusted package, or gives arguments
-            that the class does not take.
+        ArchitectureError: it names a class that is neither of glc nor of a trusted package, or arguments that
+            the class does not accept.
     """
     return _build(description, _classes(description, trust))
 
 
 def build_for(description: Any, tensors: Mapping[str, Tensor], share: bool = False, trust: Trust = ()) -> Any:
-    """Build what a description names with given weights, within the memory that these justify.
+    """Build a described network with given weights, with memory limited by their size.
 
     Args:
-        description: as `build` takes it.
-        tensors: all of its state. Other types than the network's are converted.
-        share: let them be the network's own tensors. Otherwise it gets copies.
+        description: see `build`.
+        tensors: the complete state. Tensors of another dtype than the network's are converted.
+        share: use them as the network's own tensors, without a copy.
         trust: see `build`.
 
     Raises:
-        ArchitectureError: as in `build`, or when it is far larger than the tensors.
-        RuntimeError: when the tensors are not those of the network; the message names them.
+        ArchitectureError: see `build`.
+        OverBudgetError: the network is far larger than the tensors.
+        RuntimeError: the tensors do not match the network; the message names them.
     """
     classes = _classes(description, trust)
     with _empty(classes), Budget.of(tensors):
@@ -89,10 +90,10 @@ def build_for(description: Any, tensors: Mapping[str, Tensor], share: bool = Fal
 
 
 def bake_projections(model: nn.Module, description: Any) -> Any:
-    """Make the projected codebooks of a model plain ones, in place; return its description so changed."""
+    """Bake the projected codebooks of a model, in place; return its updated description."""
     for module in model.modules():
         if isinstance(module, VectorQuantizer):
-            module.fold()
+            module.bake()
     return _without_projections(description)
 
 
@@ -108,7 +109,7 @@ def _without_projections(description: Any) -> Any:
 
 
 def _classes(description: Any, trust: Trust) -> dict[str, type[nn.Module]]:
-    """Return the classes that a description names, by name; those of trusted packages are imported."""
+    """Return the classes that a description names, by name; import those of trusted packages."""
     found = {}
     for name in _names(description):
         if not isinstance(name, str):
@@ -131,11 +132,11 @@ def _names(description: Any) -> Iterator[Any]:
 
 @contextmanager
 def _empty(classes: Mapping[str, type[nn.Module]]) -> Iterator[None]:
-    """Surround building a network whose weights follow: they are neither allocated nor drawn."""
+    """Build networks without allocating or initialising weights, which are loaded later."""
     if all(name in _OURS for name in classes):
         with torch.device("meta"):
             yield
-    else:  # a user's network may compute tensors that are not in its state
+    else:  # a user's network may compute tensors that are not in its state dict
         with torch.random.fork_rng(devices=[]):
             yield
 
@@ -150,25 +151,25 @@ def _build(description: Any, classes: Mapping[str, type[nn.Module]]) -> Any:
         return values
     name = description[TARGET]
     network = classes[name]
-    if issubclass(network, tuple(_NETWORKS)):  # what others take is theirs to know
+    if issubclass(network, tuple(_NETWORKS)):  # other classes check their own arguments
         for key, value in values.items():
             _check(name, key, value)
     try:
         return network(**values)
-    except Exception as error:  # the arguments may be anything, and so may what they lead to
+    except Exception as error:  # arbitrary arguments may raise any error
         raise ArchitectureError(f"{name}: {error}") from error
 
 
 def check_network(owner: str, key: str, value: Any) -> None:
-    """Check that a value can be the network that an argument stands for: one of ours, or as good.
+    """Check that a value can be the network of an argument: a class of glc, or one that fits its protocol.
 
     Args:
-        owner: what has it, for the message.
+        owner: the class or file that has the argument, for messages.
         key: a key of `_KINDS`, such as `encoder`.
         value: the network.
 
     Raises:
-        ArchitectureError: it is of another kind, or lacks members of the protocol.
+        ArchitectureError: it has another type, or lacks members of the protocol.
     """
     ours = _KINDS[key]
     if isinstance(value, ours) or (key == "refiner" and value is None):
@@ -184,30 +185,30 @@ def check_network(owner: str, key: str, value: Any) -> None:
 
 
 def _check(name: str, key: str, value: Any) -> None:
-    """Refuse an argument that a class would take, for something else to trip over it."""
+    """Refuse an argument that the class itself accepts but that fails later."""
     if key in _KINDS:
         check_network(name, key, value)
     if key in ("window", "stem", "num_rates") and not (key == "window" and value is None):
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise ArchitectureError(f"{name}: its {key} must be a whole number from 1, not {value!r:.40}")
+            raise ArchitectureError(f"{name}: its {key} must be a positive integer, not {value!r:.40}")
         if key == "num_rates" and value > MAX_RATES:
             raise ArchitectureError(f"{name}: a codec has at most {MAX_RATES} rate points, not {value}")
 
 
 SPARE = 1 << 24
-"""Elements that any network may have beyond those of its file: buffers, and what initialisation needs."""
+"""Elements that a network may have beyond those of its file: buffers and temporaries of initialisation."""
 
 _LEAST = 1024
-"""What a tensor counts at least, for it takes time and memory however small it is."""
+"""Minimum count of a tensor, because even an empty one takes time and memory."""
 
 _SIZED = frozenset((torch.empty, torch.zeros, torch.ones, torch.rand, torch.randn, torch.full))
 
 
 class Budget(TorchFunctionMode):
-    """While in the context, tensors are made only as long as their elements together stay within a limit.
+    """Limit the total number of elements of tensors that are created within the context.
 
-    A line of text in a weights file could ask for more memory than there is. The tensors in the file are the
-    measure: a network that they fill is not much larger.
+    A line of text in a weights file could request any amount of memory. The tensors in the file give the
+    limit: the network that they belong to is not much larger.
 
     Args:
         elements: the limit.
@@ -220,7 +221,7 @@ class Budget(TorchFunctionMode):
 
     @classmethod
     def of(cls, tensors: Mapping[str, Tensor]) -> Budget:
-        """Return what a network may allocate that the given tensors are to fill."""
+        """Return the budget of the network that the given tensors belong to."""
         return cls(2 * sum(max(tensor.numel(), _LEAST) for tensor in tensors.values()) + SPARE)
 
     def __torch_function__(
@@ -230,23 +231,23 @@ class Budget(TorchFunctionMode):
         args: Sequence[Any] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
-        """Count what is about to be made.
+        """Count the elements of a call before it runs.
 
         Raises:
-            OverBudgetError: it would be too much; nothing was allocated for it.
+            OverBudgetError: the limit is exceeded; nothing was allocated for this call.
         """
         kwargs = kwargs or {}
         made = _elements(func, args, kwargs)
         self.used += 0 if made is None else max(made, _LEAST)
         if self.used > self.elements:
             raise OverBudgetError(
-                f"it describes a network of more than {self.elements:,} numbers, which its file does not have"
+                f"describes a network of more than {self.elements:,} elements, more than its file has"
             )
         return func(*args, **kwargs)
 
 
 def _elements(func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> int | None:
-    """Return how many elements a call makes, perhaps none; None where it makes no tensor from nothing."""
+    """Return the number of elements that a call creates; None if it is not a factory function."""
     if func in _SIZED:
         size = kwargs.get("size", args)
         if len(size) and isinstance(size[0], Sequence):

@@ -1,4 +1,4 @@
-"""Weights files by name, of codecs and of encoders and decoders for them: those of glc and the user's."""
+"""Weights files by name: codecs and their variants, bundled with glc or in the user's folder."""
 
 import os
 from pathlib import Path
@@ -8,7 +8,7 @@ from glc.errors import WeightsError
 
 DEFAULT_MODEL = "small"
 FOLDER_VARIABLE = "GLC_MODELS"
-"""Environment variable: a folder of further weights files, found by their names."""
+"""Environment variable: a folder of additional weights files, found by name."""
 
 _SUFFIX = ".safetensors"
 _KINDS = ("encoder", "decoder", "training")
@@ -22,7 +22,7 @@ _TRAINED_BY = {
 
 
 def catalog(kind: str = "model") -> dict[str, Path]:
-    """Return the weights files of a kind by their names; the user's come before those of glc."""
+    """Return the weights files of a kind by name; the user's take precedence over the bundled ones."""
     folders = [Path(path) for path in pretrained.__path__]
     if os.environ.get(FOLDER_VARIABLE):
         folders.append(Path(os.environ[FOLDER_VARIABLE]))
@@ -36,14 +36,14 @@ def catalog(kind: str = "model") -> dict[str, Path]:
 
 
 def find(name: str | Path, kind: str = "model") -> Path:
-    """Return the weights file of a name, or the file itself.
+    """Return the path of a weights file.
 
     Args:
-        name: a file, or a name that `catalog` has.
-        kind: what is wanted: a codec, or an encoder or decoder.
+        name: a file, or a name in `catalog(kind)`.
+        kind: `model` (a codec), `encoder` or `decoder`.
 
     Raises:
-        WeightsError: when it is neither.
+        WeightsError: it is neither.
     """
     path = Path(name)
     if path.is_file():
@@ -53,8 +53,8 @@ def find(name: str | Path, kind: str = "model") -> Path:
         return files[str(name)]
     if path.suffix or len(path.parts) > 1:
         raise WeightsError(f"{path}: no such weights file")
-    names = f"known are {', '.join(files)}" if files else f"no {kind} is known by name"
+    names = f"available: {', '.join(files)}" if files else "none is available by name"
     raise WeightsError(
-        f"there is no {kind} {str(name)!r} ({names}); give a weights file: `glc export` makes one from "
+        f"there is no {kind} {str(name)!r} ({names}); give a weights file: `glc export` writes one from "
         f"{_TRAINED_BY[kind]}"
     )

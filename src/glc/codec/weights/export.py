@@ -1,4 +1,4 @@
-"""From a training checkpoint to weights files."""
+"""Export training checkpoints as weights files."""
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -39,14 +39,14 @@ def model_from_checkpoint(
 ) -> tuple[GLC, dict[str, Any], list[dict[str, Any]]]:
     """Return the codec in a training checkpoint, with its description and its rate points.
 
-    EMA weights are used if the checkpoint has them. Projected codebooks become plain ones.
+    EMA weights are used if the checkpoint has them. Projected codebooks are baked.
 
     Args:
         source: a checkpoint of stage II or III, open or not.
         trust: packages whose networks it may name, see `glc.codec.weights.trust`.
 
     Raises:
-        WeightsError: when the file holds no complete codec, or a network of a package that is not trusted.
+        WeightsError: the file holds no complete codec, or names a network of a package that is not trusted.
     """
     checkpoint = open_checkpoint(source)
     path = checkpoint.path
@@ -65,15 +65,15 @@ def model_from_checkpoint(
 
 
 def read_codec(source: str | Path | Checkpoint, trust: Trust = ()) -> Weights:
-    """Return the codec that an application is trained for.
+    """Return the codec of a weights file or a training checkpoint.
 
     Args:
-        source: a weights file or a known model's name; or a checkpoint of stage II or III (open or not), or
-            the folder of its run, for the codec that `glc export` without options makes of it.
+        source: a weights file or a model's name; or a checkpoint of stage II or III (open or not), or the
+            folder of its run: the codec is then the one that `glc export` writes without options.
         trust: packages whose networks it may name, see `glc.codec.weights.trust`.
 
     Raises:
-        WeightsError: when there is no such codec.
+        WeightsError: there is no such codec.
     """
     if not isinstance(source, Checkpoint):
         path = Path(source)
@@ -87,7 +87,7 @@ def read_codec(source: str | Path | Checkpoint, trust: Trust = ()) -> Weights:
 
 
 def rate_points(model: GLC, lmbda: Any = None) -> list[dict[str, Any]]:
-    """Return what a weights file says of each rate point: the lambda of its training, where it is known."""
+    """Return the entries of `rates` in a weights file: each rate point's lambda, or None if unknown."""
     values = lmbda if isinstance(lmbda, list | tuple) and len(lmbda) == model.num_rates else None
     return [{"lmbda": None if values is None else float(values[k])} for k in range(model.num_rates)]
 
@@ -97,11 +97,11 @@ def make_tables(model: GLC, images: Iterable[Tensor] = ()) -> Tables:
 
     Args:
         model: the codec.
-        images: `[1, 3, H, W]` in [-1, 1]. The frequencies of a categorical hyper-latent are counted on them,
-            over all rate points; without any its code is of fixed length, as in the paper.
+        images: `[1, 3, H, W]` in [-1, 1], to count the indices of a categorical hyper-latent at all rate
+            points. Without images its indices are coded with fixed length, as in the paper.
     """
     coder: Any = model.coder
-    hyper: Any = getattr(coder, "hyper", None)  # a user's own is known by what it has: glc.models.protocols
+    hyper: Any = getattr(coder, "hyper", None)  # user-defined: recognised by its members, see protocols
     z: list[Table] = []
     if hasattr(hyper, "density"):
         z = density_tables(hyper.density)
@@ -113,7 +113,7 @@ def make_tables(model: GLC, images: Iterable[Tensor] = ()) -> Tables:
                 for rate in range(model.num_rates):
                     indices = hyper(coder.analysis(latent, rate).float()).indices
                     counts += torch.bincount(indices.flatten(), minlength=len(counts))
-        if counts.any():  # without images there are none
+        if counts.any():  # False without images
             z = [index_table(counts)]
     return gaussian_tables(z)
 
@@ -125,22 +125,22 @@ def export(
     photos: Iterable[str | Path] = (),
     trust: Trust = (),
 ) -> None:
-    """Write a training checkpoint's codec as a weights file: tensors and their description, no pickle.
+    """Write the codec in a training checkpoint as a weights file (safetensors).
 
-    Of a checkpoint of stage=restoration or stage=stylization it is the file of the encoder or decoder that
-    was
-    trained: see `glc.codec.weights.variants`.
+    A checkpoint of stage=restoration or stage=stylization gives the file of the encoder or decoder variant
+    that was trained, see `glc.codec.weights.variants`.
 
     Args:
         checkpoint: of stage II or III, or of an application.
         destination: the weights file.
-        half: store the weights in half precision; the codec computes with what is stored.
-        photos: images from which to count the frequencies of the hyper-latent; see `make_tables`.
+        half: store the weights in half precision; the codec computes with the rounded values.
+        photos: images on which to count the indices of the hyper-latent, see `make_tables`.
         trust: packages whose networks it may name, see `glc.codec.weights.trust`.
 
     Raises:
-        WeightsError: when the checkpoint holds no whole codec, or a network of a package that is not trusted.
-        ImageError: when an image cannot be read.
+        WeightsError: the checkpoint holds no complete codec, or names a network of a package that is not
+            trusted.
+        ImageError: an image cannot be read.
     """
     opened = open_checkpoint(checkpoint)
     if "part" in opened.content["glc"]:
@@ -151,7 +151,7 @@ def export(
     state: Mapping[str, Tensor] = model.state_dict()
     if half:
         state = half_precision(state, checkpoint)
-        fill(checkpoint, model, state)  # the tables are made with what is stored
+        fill(checkpoint, model, state)  # the tables depend on the stored values
     if not hasattr(getattr(model.coder, "hyper", None), "quantizer") and any(True for _ in photos):
         raise WeightsError(
             f"{checkpoint}: has no categorical hyper-latent to count frequencies of; omit --images"
@@ -160,15 +160,15 @@ def export(
     try:
         make_latent_codec(model.coder, tables)
     except ValueError as error:
-        raise WeightsError(f"{checkpoint}: cannot be used for files: {error}") from error
+        raise WeightsError(f"{checkpoint}: cannot encode files: {error}") from error
     save(destination, state, CodecLabel(description, tables, rates))
 
 
 def _export_variant(checkpoint: Checkpoint, destination: str | Path, half: bool) -> None:
-    """Write the encoder or decoder that a fine-tune stage trained, its EMA weights."""
+    """Write the encoder or decoder variant that a fine-tuning stage trained (its EMA weights)."""
     path, part = checkpoint.path, checkpoint.content["glc"]["part"]
     if not isinstance(part, Mapping) or part.get("kind") not in ("encoder", "decoder"):
-        raise WeightsError(f"{path}: holds no encoder or decoder of its own")
+        raise WeightsError(f"{path}: does not hold an encoder or decoder variant")
     state = strip_prefix(checkpoint.state_dict, part["kind"])
     if half:
         state = half_precision(state, path)
@@ -178,12 +178,12 @@ def _export_variant(checkpoint: Checkpoint, destination: str | Path, half: bool)
     save(destination, state, label)
 
 
-def export_companion(checkpoint: str | Path, destination: str | Path, half: bool = False) -> list[str]:
-    """Write the networks of a training checkpoint that its codec's weights file leaves out.
+def export_training_weights(checkpoint: str | Path, destination: str | Path, half: bool = False) -> list[str]:
+    """Write the training weights of a checkpoint: the networks that its codec's weights file omits.
 
-    Both together give `init_from=[CODEC,FILE]` what the checkpoint would, but its optimizers. Of stage III it
-    is all of `TRAINING_NETWORKS`, of stage II C and the code predictor. A C that was never trained is left
-    out, and a projected one becomes plain, as in a codec's file.
+    `init_from=[CODEC,FILE]` then warm-starts a stage as the checkpoint would, without its optimizers. Stage
+    III has all of `TRAINING_NETWORKS`, stage II has C and the code predictor. An untrained C is omitted, and
+    a projected C is baked.
 
     Args:
         checkpoint: of stage II or III.
@@ -191,11 +191,11 @@ def export_companion(checkpoint: str | Path, destination: str | Path, half: bool
         half: store the weights in half precision.
 
     Returns:
-        What is in it, in words.
+        The names of the networks in it, for people.
 
     Raises:
-        WeightsError: when the checkpoint has no codec, or nothing beside it, or a weight is not finite or
-            does not fit half precision.
+        WeightsError: the checkpoint has no codec or no training weights, or a weight is not finite or exceeds
+            half precision.
     """
     state = open_checkpoint(checkpoint).state_dict
     decoder = strip_prefix(state, "model.decoder")
@@ -205,8 +205,8 @@ def export_companion(checkpoint: str | Path, destination: str | Path, half: bool
     found = {name: network for name, network in found.items() if network}
     if not found or not decoder:
         raise WeightsError(
-            f"{checkpoint}: holds no codec with networks of its training beside it; give a checkpoint of "
-            "stage=transform or stage=joint"
+            f"{checkpoint}: holds no codec with training weights; give a checkpoint of stage=transform or "
+            "stage=joint"
         )
     if "projection.weight" in found.get("quantizer", ()):
         found["quantizer"] = VectorQuantizer.baked(found["quantizer"])

@@ -1,6 +1,6 @@
-"""Weights files: safetensors, with what there is to say of the tensors in the metadata.
+"""Weights files: safetensors, with the description of their networks in the metadata.
 
-Each kind of file is a dataclass derived from `Label`, which says what its metadata hold:
+Each kind of file is a dataclass derived from `Label`, which defines its metadata:
 
 | kind        | keys of the metadata                                        | written by              |
 |-------------|-------------------------------------------------------------|-------------------------|
@@ -9,10 +9,10 @@ Each kind of file is a dataclass derived from `Label`, which says what its metad
 | training    | `glc_training content`                                      | `glc export --training` |
 | autoencoder | `format model content converted_from`                       | `glc convert`           |
 
-The first bytes of a codec's fingerprint stand in every `.glc` file. It covers what decides the decoded image:
-the decoder's side, the frequency tables and the architecture. A variant is an encoder or a decoder in the
-place of a codec's own and names the codec by its fingerprint, which it does not change: another encoder
-chooses other symbols, another decoder renders the same symbols differently.
+Every `.glc` file holds the first bytes of its codec's fingerprint. The fingerprint covers everything that
+decoding depends on: the decoder side, the frequency tables and the architecture. A variant replaces the
+encoder or the decoder of one codec, which it names by fingerprint. It does not change the fingerprint: a
+variant encoder writes other symbols, a variant decoder renders the same symbols differently.
 """
 
 import hashlib
@@ -40,7 +40,7 @@ FORMAT = 1
 """Version of the layout of weights files."""
 
 Kind = Literal["encoder", "decoder"]
-"""What a variant replaces."""
+"""The network that a variant replaces."""
 
 TRAINING_NETWORKS = {
     "quantizer": "C",
@@ -48,14 +48,14 @@ TRAINING_NETWORKS = {
     "vq_encoder": "E_VQ",
     "adversarial.discriminator": "the discriminator",
 }
-"""Networks of training weights by their names in stages II and III, which are those of the tensors too."""
+"""Networks of training weights: their names in stages II and III (and prefixes of tensors), and titles."""
 
 _ENCODER_SIDE = ("encoder.", "coder.analysis.", "coder.hyper.analysis.")
 
 
 @dataclass(frozen=True)
 class Header:
-    """The metadata of a safetensors file; errors name the file."""
+    """The metadata of a safetensors file. Errors name the file."""
 
     path: str | Path
     metadata: Mapping[str, str]
@@ -73,27 +73,27 @@ class Header:
         try:
             return json.loads(self.metadata[key])
         except KeyError:
-            raise self.error(f"lacks the metadata {key!r}; export the model again") from None
+            raise self.error(f"the metadata key {key!r} is missing; export the model again") from None
         except (ValueError, RecursionError) as error:
-            raise self.error(f"its metadata {key!r} cannot be read ({error})") from error
+            raise self.error(f"the metadata key {key!r} cannot be read ({error})") from error
 
     def description(self) -> Mapping[str, Any]:
-        """Return the architecture; errors as of `json`."""
+        """Return the architecture; raises as `json`."""
         found = self.json("model")
         if not isinstance(found, Mapping):
-            raise self.error("its metadata 'model' does not describe a network")
+            raise self.error("the metadata key 'model' does not describe a network")
         return found
 
 
 class Label(ABC):
-    """What a kind of weights file says of itself. It is not verified before the tensors are read."""
+    """The metadata of one kind of weights file. Not verified before the tensors are read."""
 
     MARK: ClassVar[str]
-    """Key of the metadata by which a file of this kind is known."""
+    """Metadata key that identifies files of this kind."""
     USE: ClassVar[str]
-    """What such a file is and how to use it, for a reader who expected another; `{self}` is the label."""
+    """Description and use of such a file, for errors where another kind was expected; `{self}`: the label."""
     FORMAT: ClassVar[int | None] = FORMAT
-    """Newest version of its layout that this glc reads; None where a file states none."""
+    """Newest version of its layout that this glc reads; None if the kind has no version."""
 
     @classmethod
     @abstractmethod
@@ -101,15 +101,15 @@ class Label(ABC):
         """Read the metadata.
 
         Raises:
-            WeightsError: they are damaged.
+            WeightsError: they are corrupt.
         """
 
     @abstractmethod
     def metadata(self) -> dict[str, str]:
-        """Return what `parse` reads, without the format and the digests."""
+        """Return the metadata that `parse` reads, without the format and the digests."""
 
     def digests(self, tensors: Mapping[str, Tensor]) -> dict[str, str]:
-        """Return the checksums that the metadata state, by key.
+        """Return the digests in the metadata, by key.
 
         Args:
             tensors: as they are stored.
@@ -119,7 +119,7 @@ class Label(ABC):
 
 @dataclass(frozen=True)
 class CodecLabel(Label):
-    """Of a codec."""
+    """Label of a codec."""
 
     description: Mapping[str, Any]
     """The architecture, for `build`."""
@@ -127,25 +127,25 @@ class CodecLabel(Label):
     rates: Sequence[Mapping[str, Any]]
     """One entry per rate point, with the `lmbda` that it was trained for, or None."""
     fingerprint: str = ""
-    """As the file states it, 64 hexadecimal digits; computed anew when it is saved."""
+    """As stored in the file, 64 hexadecimal digits; recomputed on saving."""
 
     MARK = "tables"
-    USE = "a whole codec: use it with --model"
+    USE = "a complete codec: use it with --model"
 
     @classmethod
     def parse(cls, header: Header) -> Self:
         """Read the metadata."""
         rates = header.json("rates")
         if not isinstance(rates, list) or not all(isinstance(rate, Mapping) for rate in rates):
-            raise header.error("its metadata 'rates' must describe the rate points")
+            raise header.error("the metadata key 'rates' must describe the rate points")
         try:
             tables = Tables.from_json(header.json("tables"))
         except TableError as error:
-            raise header.error(f"its frequency tables cannot be used: {error}") from error
+            raise header.error(f"invalid frequency tables: {error}") from error
         return cls(header.description(), tables, rates, header.metadata.get("fingerprint", ""))
 
     def metadata(self) -> dict[str, str]:
-        """Return what `parse` reads, without the format and the digests."""
+        """Return the metadata that `parse` reads, without the format and the digests."""
         return {
             "model": json.dumps(self.description, sort_keys=True),
             "tables": json.dumps(self.tables.to_json(), separators=(",", ":")),
@@ -165,29 +165,29 @@ class CodecLabel(Label):
 
 @dataclass(frozen=True)
 class VariantLabel(Label):
-    """Of an encoder or a decoder for one codec."""
+    """Label of an encoder or decoder variant of one codec."""
 
     kind: Kind
     description: Mapping[str, Any]
     fingerprint: str
     """Of the codec that it was made for, 64 hexadecimal digits."""
     about: Mapping[str, Any] = field(default_factory=dict)
-    """What it was trained for, as plain values; for people."""
+    """What it was trained for (stage, degradation, style), as plain values; for people."""
 
     MARK = "part"
-    USE = "the weights of one {self.kind}: use it with --{self.kind}"
+    USE = "one {self.kind}: use it with --{self.kind}"
 
     @classmethod
     def parse(cls, header: Header) -> Self:
         """Read the metadata."""
         kind, about = header.metadata["part"], header.json("about")
         if kind not in ("encoder", "decoder"):
-            raise header.error(f"holds a {kind!r}, which this glc does not know")
+            raise header.error(f"holds a {kind!r}, which this glc does not support; update glc")
         about = about if isinstance(about, dict) else {}
         return cls(kind, header.description(), header.metadata.get("fingerprint", ""), about)  # type: ignore[arg-type]
 
     def metadata(self) -> dict[str, str]:
-        """Return what `parse` reads, without the format and the digests."""
+        """Return the metadata that `parse` reads, without the format and the digests."""
         return {
             "part": self.kind,
             "model": json.dumps(self.description, sort_keys=True),
@@ -203,7 +203,7 @@ class VariantLabel(Label):
 
 @dataclass(frozen=True)
 class TrainingLabel(Label):
-    """Of the networks that training needs besides a codec, so that others can resume from it."""
+    """Label of training weights: the networks that training needs besides a codec."""
 
     networks: Sequence[str]
     """Keys of `TRAINING_NETWORKS`."""
@@ -211,7 +211,7 @@ class TrainingLabel(Label):
     """`decoder_digest` of the codec's D."""
 
     MARK = "glc_training"
-    USE = "networks that training needs besides a codec: use it with init_from=[CODEC,FILE]"
+    USE = "training weights for a codec: use it with init_from=[CODEC,FILE]"
     FORMAT = None
 
     @classmethod
@@ -224,7 +224,7 @@ class TrainingLabel(Label):
             raise header.error(f"its metadata {cls.MARK!r} cannot be read ({error})") from error
 
     def metadata(self) -> dict[str, str]:
-        """Return what `parse` reads."""
+        """Return the metadata that `parse` reads."""
         words = ", ".join(TRAINING_NETWORKS[name] for name in self.networks)
         return {
             self.MARK: json.dumps({"networks": list(self.networks), "decoder": self.decoder}),
@@ -234,14 +234,14 @@ class TrainingLabel(Label):
 
 @dataclass(frozen=True)
 class AutoencoderLabel(Label):
-    """Of an autoencoder of stage I that was converted."""
+    """Label of a converted stage-I autoencoder."""
 
     description: Mapping[str, Any]
     converted_from: str
-    """What the source was, for people."""
+    """Title of the source, for people."""
 
     MARK = "converted_from"
-    USE = "an autoencoder of stage I, without a coder: start a training run from it with init_from=FILE"
+    USE = "a stage-I autoencoder, without a coder: train from it with init_from=FILE"
 
     @classmethod
     def parse(cls, header: Header) -> Self:
@@ -249,7 +249,7 @@ class AutoencoderLabel(Label):
         return cls(header.description(), header.metadata["converted_from"])
 
     def metadata(self) -> dict[str, str]:
-        """Return what `parse` reads."""
+        """Return the metadata that `parse` reads."""
         words = "a stage-I auto-encoder: encoder, decoder and codebook, for init_from= of the stages"
         model = json.dumps(self.description, sort_keys=True)
         return {"model": model, "content": words, "converted_from": self.converted_from}
@@ -262,33 +262,33 @@ _L = TypeVar("_L", bound=Label)
 
 
 def label_of(path: str | Path, metadata: Mapping[str, str]) -> Label:
-    """Return what a safetensors file says of itself.
+    """Return the label of a weights file.
 
     Args:
         path: the file, for messages.
-        metadata: of its header.
+        metadata: from its header.
 
     Raises:
-        WeightsError: it is not a weights file of glc, is damaged, or of a newer format.
+        WeightsError: it is not a weights file of glc, is corrupt, or of a newer format.
     """
     header = Header(path, metadata)
     kind = next((kind for kind in KINDS if kind.MARK in metadata), None)
     if kind is None:
-        raise header.error("is not a weights file of glc; make one with `glc export`")
+        raise header.error("is not a weights file of glc; write one with `glc export`")
     if kind.FORMAT is not None:
         version = metadata.get("format", "")
         if not version.isdecimal() or len(version) > 9:
-            raise header.error("damaged: does not state its format")
+            raise header.error("corrupt: the metadata key 'format' is missing or invalid")
         if int(version) > kind.FORMAT:
-            raise header.error(f"format {version} is newer than this glc reads ({kind.FORMAT})")
+            raise header.error(f"format {version} is newer than this glc reads ({kind.FORMAT}); update glc")
     return kind.parse(header)
 
 
 def read_label(path: str | Path) -> Label:
-    """Return what a weights file says of itself, without reading its tensors.
+    """Return the label of a weights file, without reading its tensors.
 
     Raises:
-        WeightsError: it is missing, or see `label_of`.
+        WeightsError: it is missing; see also `label_of`.
     """
     with opening(path) as file:
         return label_of(path, file.metadata() or {})
@@ -299,8 +299,8 @@ def save(path: str | Path, tensors: Mapping[str, Tensor], label: Label) -> None:
 
     Args:
         path: the file.
-        tensors: as they are to be stored.
-        label: what the file says of them.
+        tensors: the tensors to store.
+        label: their description.
     """
     stored = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
     version = {} if label.FORMAT is None else {"format": str(label.FORMAT)}
@@ -311,29 +311,29 @@ def save(path: str | Path, tensors: Mapping[str, Tensor], label: Label) -> None:
 
 @dataclass(frozen=True)
 class Opened(Generic[_L]):
-    """A weights file whose tensors are there to be used."""
+    """An open weights file with its tensors."""
 
     header: Header
     label: _L
     tensors: Mapping[str, Tensor]
     files: tuple[MappedFile, ...]
-    """Those whose memory the tensors share, see `glc.codec.weights.mmap`."""
+    """Files that the tensors are mapped from, see `glc.codec.weights.mmap`."""
 
     def build(self, description: Any, trust: Trust = ()) -> Any:
-        """Build the network in the file, and check that the tensors are what the file was saved with.
+        """Build the network in the file, and verify its digests.
 
         Args:
             description: its architecture.
             trust: packages whose classes it may name, see `glc.codec.weights.trust`.
 
         Raises:
-            WeightsError: the description cannot be built, does not fit the tensors, or they are damaged.
+            WeightsError: the description cannot be built or does not fit the tensors, or a digest differs.
         """
         with _naming(self.header.path):
             network = build_for(description, self.tensors, bool(self.files), trust)
         for name, value in self.label.digests(self.tensors).items():
             if self.header.metadata.get(name) != value:
-                raise self.header.error(f"damaged: the content does not have the {name} that it states")
+                raise self.header.error(f"corrupt: the content does not match its {name}")
         for file in self.files:
             file.release()
         return network
@@ -345,23 +345,23 @@ def open_weights(path: str | Path, kind: type[_L], wanted: str, mapped: bool = F
     Args:
         path: the file.
         kind: the kind.
-        wanted: what to call it in messages.
-        mapped: let the tensors be the file's memory where they can, see `glc.codec.weights.mmap`.
+        wanted: its name in messages.
+        mapped: memory-map the tensors where possible, see `glc.codec.weights.mmap`.
 
     Raises:
-        WeightsError: the file is missing, damaged, of a newer format, or of another kind.
+        WeightsError: the file is missing, corrupt, of a newer format, or of another kind.
     """
     metadata, tensors, files = open_tensors(path, mapped)
     label = label_of(path, metadata)
     header = Header(path, metadata)
     if not isinstance(label, kind):
-        raise header.error(f"not {wanted} but {label.USE.format(self=label)}")
+        raise header.error(f"is not {wanted} but {label.USE.format(self=label)}")
     return Opened(header, label, tensors, files)
 
 
 @dataclass(frozen=True)
 class Weights:
-    """All that makes a codec."""
+    """The weights of a codec, with everything needed to use them."""
 
     model: GLC
     """In evaluation mode, on the CPU, float32."""
@@ -373,12 +373,12 @@ class Weights:
     fingerprint: str
     """64 hexadecimal digits."""
     source: str = "the weights"
-    """What to call them in messages: their file."""
+    """Their file, for messages."""
     files: tuple[MappedFile, ...] = ()
-    """Those whose memory the model's tensors share, see `glc.codec.weights.mmap`."""
+    """Files that the model's tensors are mapped from, see `glc.codec.weights.mmap`."""
 
     def __getstate__(self) -> dict[str, Any]:
-        """Return what a copy holds, one for another process too: its tensors have memory of their own."""
+        """Return the state of a copy (also in another process): its tensors are not mapped."""
         return {**self.__dict__, "files": ()}
 
 
@@ -387,19 +387,18 @@ def read_weights(path: str | Path, mapped: bool = False, trust: Trust = ()) -> W
 
     Args:
         path: the file.
-        mapped: see `open_weights`: for codecs, which need a part of the tensors at a time. What is trained
-            has memory of its own.
+        mapped: see `open_weights`. For codecs, which use a part of the tensors at a time; not for training.
         trust: packages whose networks it may name, see `glc.codec.weights.trust`.
 
     Raises:
-        WeightsError: when the file is missing, is not a codec's, is damaged, or is of a newer format, or
-            names a network of a package that is not trusted.
+        WeightsError: the file is missing, not a codec's, corrupt, of a newer format, or names a network of a
+            package that is not trusted.
     """
     opened = open_weights(path, CodecLabel, "a codec", mapped)
     label = opened.label
     model = _codec(path, opened.build(label.description, trust))
     if len(label.rates) != model.num_rates:
-        raise opened.header.error(f"its metadata 'rates' must describe {model.num_rates} rate points")
+        raise opened.header.error(f"the metadata key 'rates' must describe {model.num_rates} rate points")
     return Weights(
         model.eval(), label.description, label.tables, label.rates, label.fingerprint, str(path), opened.files
     )
@@ -419,10 +418,10 @@ def save_weights(
 def fingerprints(
     state: Mapping[str, Tensor], description: Mapping[str, Any], tables: Tables
 ) -> dict[str, str]:
-    """Return a codec's `fingerprint` and `encoder_fingerprint`, in hexadecimal digits.
+    """Return a codec's `fingerprint` and `encoder_fingerprint`, in hexadecimal.
 
     Args:
-        state: the tensors as they are stored.
+        state: the tensors as stored.
         description: the architecture.
         tables: the frequency tables.
     """
@@ -430,16 +429,15 @@ def fingerprints(
 
 
 def build_model(path: str | Path, description: Any, trust: Trust = ()) -> GLC:
-    """Build the codec that a description names, with random weights.
+    """Build a described codec with random weights.
 
     Args:
-        path: what to call it in messages.
-        description: the architecture; not of a file of unknown origin, for nothing limits what it may
-            allocate.
+        path: its file, for messages.
+        description: the architecture. It must be trusted: its memory is not limited.
         trust: packages whose networks it may name, see `glc.codec.weights.trust`.
 
     Raises:
-        WeightsError: when it names something else, or more; the message names `path`.
+        WeightsError: it cannot be built, or is not a codec; the message names `path`.
     """
     with _naming(path):
         model = build(description, trust)
@@ -450,14 +448,14 @@ def fill(path: str | Path, model: nn.Module, state: Mapping[str, Tensor]) -> Non
     """Load tensors into a model.
 
     Raises:
-        WeightsError: when they do not fit; the message names `path` and the tensors.
+        WeightsError: they do not fit; the message names `path` and the tensors.
     """
     with _naming(path):
         model.load_state_dict(state)
 
 
 def decoder_digest(decoder: Mapping[str, Tensor]) -> str:
-    """Return a digest of D's weights in half precision, the same for a codec exported with or without it."""
+    """Return a digest of D's weights in half precision: the same with and without `--half`."""
     halved = {name: tensor.half() for name, tensor in decoder.items()}
     return _digest(b"", halved, lambda value: value[0].encode())
 
@@ -470,7 +468,7 @@ def _codec(path: str | Path, model: Any) -> GLC:
 
 @contextmanager
 def _naming(path: str | Path) -> Iterator[None]:
-    """Name the file in what goes wrong while its network is built."""
+    """Turn errors of building a network into `WeightsError`s that name its file."""
     try:
         yield
     except (ArchitectureError, RecursionError) as error:
@@ -484,9 +482,9 @@ def _digest(start: bytes, tensors: Mapping[str, Tensor], head: Callable[[list[An
     """Return the SHA-256 of `start` and of all tensors, sorted by name.
 
     Args:
-        start: what comes first.
-        tensors: of each, its bytes as they are stored.
-        head: what comes before these, from a tensor's name, type and shape.
+        start: the first bytes.
+        tensors: each is hashed as stored.
+        head: maps a tensor's [name, dtype, shape] to the bytes hashed before its data.
     """
     sha256 = hashlib.sha256(start)
     for name in sorted(tensors):

@@ -1,10 +1,10 @@
-"""The tensors of a safetensors file whose memory is the file itself.
+"""Memory-mapped tensors of a safetensors file.
 
-What is not touched takes no memory, and what was touched can be given back: the system reads it again. What
-is written to such a tensor is this process's own; the file never changes.
+Unused pages take no memory, and used pages can be dropped: the system reads them again. The mapping is
+copy-on-write: writing to a tensor never changes the file.
 
-While the tensors live, the file must not be cut off or written over in place: the process would end with
-SIGBUS. Renaming another file over it, as all that glc writes is put in place, is safe, and so is deleting it.
+While the tensors exist, the file must not be truncated or overwritten in place: the process would end with
+SIGBUS. Replacing it by a rename (as all writes of glc do) and deleting it are safe.
 """
 
 import json
@@ -23,26 +23,26 @@ from torch import Tensor, nn
 from glc.errors import WeightsError
 
 CAN_MAP = sys.platform != "win32"
-"""Whether files are mapped here. Windows would not let another file take the place of one that is."""
+"""Whether files are mapped on this system. Windows does not allow replacing a mapped file."""
 
 _FILE_BACKED, _SWAPPED, _PRESENT = (np.uint64(1 << bit) for bit in (61, 62, 63))
-"""What Linux says of a page in /proc/self/pagemap."""
+"""Bits of an entry in Linux's /proc/self/pagemap."""
 
 
 class MappedFile:
-    """A safetensors file; its tensors share its memory where they are float32, others are copies.
+    """A safetensors file; its float32 tensors are memory-mapped, others are copies.
 
     Args:
         path: the file.
 
     Raises:
-        safetensors.SafetensorError: when it is no such file.
-        OSError: when it cannot be read.
+        safetensors.SafetensorError: it is not a safetensors file.
+        OSError: it cannot be read.
     """
 
     def __init__(self, path: str | Path) -> None:
         self.tensors: dict[str, Tensor] = {}
-        # Its header is checked. Should it be replaced just now, what is mapped will fail the file's checksum.
+        # safe_open checks the header. If the file is replaced in between, its fingerprint check fails.
         with open(path, "rb") as file, safe_open(path, framework="pt") as opened:
             self.metadata: dict[str, str] = opened.metadata() or {}
             self._memory = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
@@ -52,31 +52,31 @@ class MappedFile:
             header = json.loads(self._memory[8:first])
             for name in opened.keys():  # noqa: SIM118
                 tensor = opened.get_tensor(name)  # not read yet
-                place = first + header[name]["data_offsets"][0]
-                if tensor.dtype == torch.float32 and tensor.numel() and place % tensor.itemsize == 0:
-                    # A storage for each: what is saved or shared of one of them is not the whole file.
+                offset = first + header[name]["data_offsets"][0]
+                if tensor.dtype == torch.float32 and tensor.numel() and offset % tensor.itemsize == 0:
+                    # One storage per tensor: saving or sharing a tensor must not include the complete file.
                     mapped = torch.frombuffer(
-                        self._memory, dtype=torch.float32, count=tensor.numel(), offset=place
+                        self._memory, dtype=torch.float32, count=tensor.numel(), offset=offset
                     )
                     self.tensors[name] = mapped.view(tensor.shape)
                 else:
                     self.tensors[name] = tensor.clone()
 
     def holds(self, tensor: Tensor) -> bool:
-        """Whether a tensor's memory is the file's."""
+        """Whether a tensor is memory-mapped from this file."""
         return self._start <= tensor.data_ptr() < self._stop
 
     def release(self) -> None:
-        """Give back the memory of what was read, where the system can and nothing was written to a tensor.
+        """Drop the pages that were read, where the system supports it and no tensor was written to.
 
-        Anything that uses a tensor meanwhile reads the same again; only writing must wait.
+        Concurrent reads are safe: they read the pages again. Concurrent writes are not.
         """
         if hasattr(mmap, "MADV_DONTNEED") and not self._written():
-            with suppress(OSError):  # locked in memory, such as by mlockall
+            with suppress(OSError):  # locked in memory, for example by mlockall
                 self._memory.madvise(mmap.MADV_DONTNEED)
 
     def _written(self) -> bool:
-        """Whether a page is this process's own by now, or might be: giving it back would undo the writing."""
+        """Whether any mapped page is dirty (copy-on-write) or unknown; dropping it would lose writes."""
         first, last = self._start // mmap.PAGESIZE, -(-self._stop // mmap.PAGESIZE)
         try:
             with open("/proc/self/pagemap", "rb", buffering=0) as file:
@@ -92,10 +92,10 @@ class MappedFile:
 
 @contextmanager
 def opening(path: str | Path) -> Iterator[Any]:
-    """Open a safetensors file to read from.
+    """Open a safetensors file for reading.
 
     Raises:
-        WeightsError: when it is missing or no such file.
+        WeightsError: it is missing, or not a safetensors file.
     """
     try:
         with safe_open(path, framework="pt") as opened:
@@ -109,15 +109,15 @@ def opening(path: str | Path) -> Iterator[Any]:
 def open_tensors(
     path: str | Path, mapped: bool
 ) -> tuple[dict[str, str], dict[str, Tensor], tuple[MappedFile, ...]]:
-    """Return the metadata and the tensors of a safetensors file, and the file where they are its memory.
+    """Return the metadata and tensors of a safetensors file, and the mapped file if any tensor is mapped.
 
     Args:
         path: the file.
-        mapped: leave float32 tensors where they are, on systems where that is not in the way. Otherwise no
-            file is returned, and the tensors are to be copied.
+        mapped: memory-map float32 tensors where `CAN_MAP`. Otherwise no file is returned, and the caller must
+            copy the tensors.
 
     Raises:
-        WeightsError: when it is missing or no such file.
+        WeightsError: it is missing, or not a safetensors file.
     """
     with opening(path) as opened:
         if mapped and CAN_MAP:
@@ -129,6 +129,6 @@ def open_tensors(
 
 
 def bytes_to_read(network: nn.Module, files: tuple[MappedFile, ...]) -> int:
-    """Return the bytes that using a network may yet read from mapped files."""
+    """Return the bytes of a network's parameters that are memory-mapped."""
     parameters = network.parameters()
     return sum(p.nbytes for p in parameters if any(file.holds(p) for file in files))

@@ -1,4 +1,4 @@
-"""States of networks, as mappings from names to tensors: parts of them, comparison, half precision."""
+"""State dicts: sub-dicts, comparison, half precision."""
 
 from collections.abc import Mapping, Sequence
 
@@ -11,7 +11,7 @@ Shaped = Tensor | Sequence[int]
 
 
 def strip_prefix(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """Return the tensors of one network of several, `prefix.name`, by their names in it."""
+    """Return the tensors named `prefix.*`, without the prefix."""
     start = f"{prefix}."
     return {name.removeprefix(start): tensor for name, tensor in state.items() if name.startswith(start)}
 
@@ -23,13 +23,13 @@ def difference(
     limit: int = 3,
     ignored: tuple[str, ...] = (),
 ) -> str:
-    """Describe how the tensors of a file differ from those of a network; empty when they fit.
+    """Describe how the tensors of a file differ from those of a network; empty if they fit.
 
     Args:
-        found: those of the file, or their shapes.
-        expected: those of the network, or their shapes.
-        limit: names to give for each kind of difference.
-        ignored: starts of names that may be in the file besides.
+        found: tensors of the file, or their shapes.
+        expected: tensors of the network, or their shapes.
+        limit: number of names per kind of difference.
+        ignored: prefixes of names that the file may have in addition.
     """
     differing = [
         name for name, value in expected.items() if name in found and _shape(found[name]) != _shape(value)
@@ -47,15 +47,15 @@ def difference(
 
 
 def half_precision(state: Mapping[str, Tensor], source: object) -> dict[str, Tensor]:
-    """Return the tensors in half precision, those of integers as they are.
+    """Return the tensors with floats in half precision; integers are unchanged.
 
     Raises:
-        WeightsError: a value does not fit half precision; the message names `source` and the tensor.
+        WeightsError: a value exceeds half precision; the message names `source` and the tensor.
     """
     halved = {name: t.half() if t.is_floating_point() else t for name, t in state.items()}
     for name, tensor in halved.items():
         if not tensor.isfinite().all():
-            raise WeightsError(f"{source}: {name} does not fit half precision; export without --half")
+            raise WeightsError(f"{source}: {name} exceeds half precision; export without --half")
     return halved
 
 

@@ -1,4 +1,4 @@
-"""Encoders and decoders in the place of a codec's own, each in a weights file for that codec."""
+"""Variants: encoders and decoders that replace a codec's own, each in a weights file for that codec."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Part:
-    """An encoder or a decoder for one codec."""
+class Variant:
+    """An encoder or decoder variant of one codec."""
 
     label: VariantLabel
     network: nn.Module
@@ -32,7 +32,7 @@ class Part:
     """See `Weights`."""
 
 
-def save_part(
+def save_variant(
     path: str | Path,
     kind: Kind,
     state: Mapping[str, Tensor],
@@ -44,75 +44,75 @@ def save_part(
     save(path, state, VariantLabel(kind, description, fingerprint, about or {}))
 
 
-def read_part(path: str | Path, kind: Kind, mapped: bool = False, trust: Trust = ()) -> Part:
-    """Read a variant's file; `mapped` and `trust` are explained at `glc.codec.weights.file.read_weights`.
+def read_variant(path: str | Path, kind: Kind, mapped: bool = False, trust: Trust = ()) -> Variant:
+    """Read a variant's file; see `glc.codec.weights.file.read_weights` for `mapped` and `trust`.
 
     Raises:
-        WeightsError: when the file is missing, damaged, of a newer format, or not of this kind.
+        WeightsError: the file is missing, corrupt, of a newer format, or of another kind.
     """
     wanted = "an encoder" if kind == "encoder" else "a decoder"
     opened = open_weights(path, VariantLabel, wanted, mapped)
     label = opened.label
     if label.kind != kind:
-        raise opened.header.error(f"not {wanted} but {label.USE.format(self=label)}")
+        raise opened.header.error(f"is not {wanted} but {label.USE.format(self=label)}")
     network = opened.build(label.description, trust)
     try:
         check_network(str(path), kind, network)
     except ArchitectureError as error:
         raise WeightsError(str(error)) from error
     network.eval().requires_grad_(False)
-    return Part(label, network, str(path), opened.files)
+    return Variant(label, network, str(path), opened.files)
 
 
-def attach(weights: Weights, *parts: Part) -> Weights:
-    """Return a codec's weights with variants in the place of its own networks.
+def attach(weights: Weights, *variants: Variant) -> Weights:
+    """Return a codec's weights with its encoder or decoder replaced by variants.
 
     Args:
         weights: the codec; not changed.
-        parts: at most one encoder and one decoder.
+        variants: at most one encoder and one decoder.
 
     Raises:
-        WeightsError: when a variant was made for another codec, or does not fit this one.
+        WeightsError: a variant was made for another codec, or does not fit this one.
     """
     networks: dict[str, Any] = {"encoder": weights.model.encoder, "decoder": weights.model.decoder}
-    for part in parts:
-        kind, made_for_codec = part.label.kind, part.label.fingerprint
+    for variant in variants:
+        kind, made_for_codec = variant.label.kind, variant.label.fingerprint
         if made_for_codec != weights.fingerprint:
             raise WeightsError(
-                f"{part.source}: {kind} for the codec {made_for_codec[:8]}, and {weights.source} is "
-                f"{weights.fingerprint[:8]}: choose that codec with --model, or train one for this codec"
+                f"{variant.source}: {kind} for the codec {made_for_codec[:8]}; {weights.source} is "
+                f"{weights.fingerprint[:8]}: select that codec with --model, or train a variant for this one"
             )
         own = networks[kind]
         for name in ("latent_channels", "downsampling"):
-            if getattr(part.network, name) != getattr(own, name):
+            if getattr(variant.network, name) != getattr(own, name):
                 raise WeightsError(
-                    f"{part.source}: its {name} is {getattr(part.network, name)}, "
+                    f"{variant.source}: its {name} is {getattr(variant.network, name)}, "
                     f"the codec's {getattr(own, name)}"
                 )
-        networks[kind] = part.network
+        networks[kind] = variant.network
     model = GLC(**networks, coder=weights.model.coder, refiner=weights.model.refiner)
-    files = sum((part.files for part in parts), weights.files)
+    files = sum((variant.files for variant in variants), weights.files)
     return replace(weights, model=model.eval(), files=files)
 
 
 def encoders(codec: "Codec") -> dict[str, Path]:
-    """Return the files of the encoders that were made for a codec, by the names by which they are known."""
+    """Return the files of the encoder variants of a codec, by name."""
     return made_for(codec.weights.fingerprint, "encoder")
 
 
 def decoders(codec: "Codec") -> dict[str, Path]:
-    """Return the files of the decoders that were made for a codec, by the names by which they are known."""
+    """Return the files of the decoder variants of a codec, by name."""
     return made_for(codec.weights.fingerprint, "decoder")
 
 
 def made_for(fingerprint: str, kind: Kind) -> dict[str, Path]:
-    """Return the files of the variants of a kind that were made for the codec of a fingerprint, by name."""
+    """Return the files of the variants of a kind for the codec with a fingerprint, by name."""
     found = {}
     for name, file in catalog(kind).items():
         try:
             label = read_label(file)
         except WeightsError:
-            continue  # the commands say what is wrong with a file that is asked for
+            continue  # opening the file by name reports the error
         if isinstance(label, VariantLabel) and (label.kind, label.fingerprint) == (kind, fingerprint):
             found[name] = file
     return found

@@ -11,7 +11,7 @@ from safetensors import safe_open
 from glc.codec.load import load
 from glc.codec.weights.catalog import find
 from glc.evaluation.codecs.base import ImageCodec
-from glc.latent_search import Effort
+from glc.latent_optimization import LatentOptimizer
 
 
 class LatentCodec(ImageCodec):
@@ -22,8 +22,8 @@ class LatentCodec(ImageCodec):
         device: device of the networks.
         qualities: 0 to 100; by default the model's trained rate points.
         target_bpp: bits per pixel instead.
-        effort: latent optimisation steps per image, see `glc.latent_search`; 0: off.
-        weights_dir: folder with LPIPS' weights for latent optimisation; None: torch hub's cache.
+        optimize_latent: latent optimisation steps per image, see `glc.latent_optimization`; 0 for none.
+        weights_dir: folder of LPIPS' weights for latent optimisation; None for torch hub's cache.
 
     Raises:
         WeightsError: the model is unknown, or its file cannot be used.
@@ -41,14 +41,16 @@ class LatentCodec(ImageCodec):
         device: str = "cpu",
         qualities: Sequence[float] | None = None,
         target_bpp: Sequence[float] | None = None,
-        effort: int = 0,
+        optimize_latent: int = 0,
         weights_dir: str | Path | None = None,
     ) -> None:
         self.codec = load(model, device)
-        self._steps = effort
-        self._effort = Effort(effort, weights_dir=weights_dir) if effort else None
+        self._steps = optimize_latent
+        self._optimizer = (
+            LatentOptimizer(optimize_latent, weights_dir=weights_dir) if optimize_latent else None
+        )
         file = find(model)
-        self.name = f"{file.stem}-effort{effort}" if effort else file.stem
+        self.name = f"{file.stem}-optimized{optimize_latent}" if optimize_latent else file.stem
         with safe_open(file, framework="numpy") as opened:
             self._encoder = (opened.metadata() or {}).get("encoder_fingerprint")
         self.fingerprint = self.codec.weights.fingerprint
@@ -59,11 +61,11 @@ class LatentCodec(ImageCodec):
 
     def encode_at(self, image: Image.Image, quality: float) -> bytes:
         """Return the `.glc` file of an image."""
-        return self.codec.compress(image, quality, effort=self._effort)
+        return self.codec.compress(image, quality, optimize_latent=self._optimizer)
 
     def _search(self, image: Image.Image, target_bpp: float) -> bytes:
-        # The codec computes the latent once and searches only the rate.
-        return self.codec.compress(image, target_bpp=target_bpp, effort=self._effort)
+        # The codec encodes the latent once for the whole search.
+        return self.codec.compress(image, target_bpp=target_bpp, optimize_latent=self._optimizer)
 
     def decode(self, data: bytes) -> Image.Image:
         """Decode a `.glc` file.
@@ -78,14 +80,14 @@ class LatentCodec(ImageCodec):
         return {"torch": torch.__version__}
 
     def options(self) -> Mapping[str, Any]:
-        """Return settings that change files or images but not the weights' fingerprint.
+        """Return the settings that change files or decoded images but not the fingerprint.
 
-        These are the encoder, latent optimisation, and the precision of E and D (`auto` depends on the CPU).
+        These are the encoder, latent optimisation, and the precision of E and D (`auto` varies by device).
         """
         precision = self.codec.networks.precision
         return {
             "precision": [str(precision.encoder), str(precision.decoder)],
-            **({"effort": self._steps} if self._steps else {}),
+            **({"optimize_latent": self._steps} if self._steps else {}),
             "encoder_fingerprint": self._encoder,
             "rates": [dict(rate) for rate in self.codec.weights.rates],
         }

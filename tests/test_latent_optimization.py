@@ -16,7 +16,7 @@ from glc.codec.rate_search import TOLERANCE
 from glc.data.images import read_rgb
 from glc.data.sources import sample_paths
 from glc.errors import MemoryLimitError
-from glc.latent_search import Effort, _tiles
+from glc.latent_optimization import LatentOptimizer, _tiles
 from tests.codec.fixed_model import fixed_image
 from tests.codec.variants import VARIANTS, Variants
 from tests.losses.test_perceptual import FILES, reference, save_features
@@ -65,50 +65,53 @@ def distance(codec: glc.Codec, data: bytes, image: np.ndarray) -> float:
     return float((x - x_hat).abs().mean() + Coarse()(x, x_hat).mean())
 
 
-def test_the_image_is_nearer_and_the_file_hardly_larger(codec: glc.Codec, photograph: np.ndarray) -> None:
+def test_distortion_falls_at_nearly_the_same_size(codec: glc.Codec, photograph: np.ndarray) -> None:
     plain = codec.compress(photograph)
-    searched = codec.compress(photograph, effort=Effort(6, distance=Coarse()))
+    searched = codec.compress(photograph, optimize_latent=LatentOptimizer(6, distance=Coarse()))
     assert distance(codec, searched, photograph) < 0.95 * distance(codec, plain, photograph)
     assert len(searched) < 1.06 * len(plain)
     assert bitstream.unpack(searched)[0] == bitstream.unpack(plain)[0]
     # More steps go further, and the file is the same each time, whatever was drawn before.
-    further = codec.compress(photograph, effort=Effort(16, distance=Coarse()))
+    further = codec.compress(photograph, optimize_latent=LatentOptimizer(16, distance=Coarse()))
     assert distance(codec, further, photograph) < distance(codec, searched, photograph)
     torch.rand(3)
-    assert codec.compress(photograph, effort=Effort(6, distance=Coarse())) == searched
+    assert codec.compress(photograph, optimize_latent=LatentOptimizer(6, distance=Coarse())) == searched
 
 
-def test_bits_are_held_by_their_weight(codec: glc.Codec, photograph: np.ndarray) -> None:
+def test_rate_weight_limits_bits(codec: glc.Codec, photograph: np.ndarray) -> None:
     loose, tight = (
-        codec.compress(photograph, 100, effort=effort)
-        for effort in (
-            Effort(10, distance=Coarse(), rate_weight=weight, step_size=0.2) for weight in (0.0, 20.0)
+        codec.compress(photograph, 100, optimize_latent=optimize_latent)
+        for optimize_latent in (
+            LatentOptimizer(10, distance=Coarse(), rate_weight=weight, step_size=0.2)
+            for weight in (0.0, 20.0)
         )
     )
     assert len(tight) <= 1.01 * len(codec.compress(photograph, 100)) < len(loose)
     assert distance(codec, loose, photograph) < distance(codec, tight, photograph)
 
 
-def test_what_is_worse_is_thrown_away(codec: glc.Codec, photograph: np.ndarray) -> None:
-    leaps = Effort(2, distance=Coarse(), step_size=100)
-    assert codec.compress(photograph, effort=leaps) == codec.compress(photograph)
+def test_worse_latents_are_discarded(codec: glc.Codec, photograph: np.ndarray) -> None:
+    leaps = LatentOptimizer(2, distance=Coarse(), step_size=100)
+    assert codec.compress(photograph, optimize_latent=leaps) == codec.compress(photograph)
 
 
-def test_a_target_holds_for_what_is_searched(codec: glc.Codec, photograph: np.ndarray) -> None:
+def test_target_holds_with_latent_optimization(codec: glc.Codec, photograph: np.ndarray) -> None:
     plain = codec.compress(photograph, target_bpp=0.07)
-    searched = codec.compress(photograph, target_bpp=0.07, effort=Effort(6, distance=Coarse()))
+    searched = codec.compress(
+        photograph, target_bpp=0.07, optimize_latent=LatentOptimizer(6, distance=Coarse())
+    )
     most = 0.07 * PIXELS[0] * PIXELS[1] / 8
     assert (1 - TOLERANCE) * most <= len(searched) <= most
     assert distance(codec, searched, photograph) < 0.97 * distance(codec, plain, photograph)
 
 
-def test_tiles_are_as_good_as_the_whole(codec: glc.Codec, photograph: np.ndarray) -> None:
+def test_tiling_costs_little_distortion(codec: glc.Codec, photograph: np.ndarray) -> None:
     plain, whole, tiled = (
-        distance(codec, codec.compress(photograph, effort=effort), photograph)
-        for effort in (
+        distance(codec, codec.compress(photograph, optimize_latent=optimize_latent), photograph)
+        for optimize_latent in (
             None,
-            Effort(6, distance=Coarse()),
-            Effort(6, distance=Coarse(), tile=64, margin=64),
+            LatentOptimizer(6, distance=Coarse()),
+            LatentOptimizer(6, distance=Coarse(), tile=64, margin=64),
         )
     )
     assert plain - tiled > 0.8 * (plain - whole)
@@ -129,22 +132,22 @@ def test_tiles_change_every_position_once(height: int, width: int, side: int, ma
     assert changed.eq(1).all()
 
 
-def test_its_own_memory_decides_the_size_of_tiles_and_nothing_else(tmp_path: Path) -> None:
+def test_only_its_memory_argument_decides_the_tile_size(tmp_path: Path) -> None:
     model = Variants(tmp_path).codec("categorical").model
     x = torch.zeros(1, 3, 512, 512)
     latent = torch.randn(1, 16, 64, 64, generator=torch.Generator().manual_seed(0))
     seen = []
     for memory in (4_000_000_000, 120_000_000, 40_000_000):
-        within = Effort(1, distance=Coarse(), margin=32, memory=memory)
+        within = LatentOptimizer(1, distance=Coarse(), margin=32, memory=memory)
         within(model, x, latent, 1.0, None)
         assert isinstance(within.distance, Coarse)
         seen.append(within.distance.widest)
     assert seen[0] == 512 * 512 > seen[1] > seen[2]
-    with pytest.raises(MemoryLimitError, match=r"--effort needs .* --memory"):
-        Effort(1, distance=Coarse())(model, x, latent, 1.0, 100_000_000)
+    with pytest.raises(MemoryLimitError, match=r"--optimize-latent needs .* --memory"):
+        LatentOptimizer(1, distance=Coarse())(model, x, latent, 1.0, 100_000_000)
 
 
-def test_nothing_of_a_search_stays_in_memory(tmp_path: Path) -> None:
+def test_no_memory_is_retained(tmp_path: Path) -> None:
     model = Variants(tmp_path).codec("categorical").model
     seen = []
 
@@ -155,13 +158,15 @@ def test_nothing_of_a_search_stays_in_memory(tmp_path: Path) -> None:
             seen.append(weakref.ref(root))
             return root
 
-    Effort(1, distance=Rooted())(model, torch.zeros(1, 3, 64, 64), torch.randn(1, 16, 8, 8), 1.0, None)
+    LatentOptimizer(1, distance=Rooted())(
+        model, torch.zeros(1, 3, 64, 64), torch.randn(1, 16, 8, 8), 1.0, None
+    )
     gc.collect()
     assert len(seen) > 2
     assert not any(root() is not None for root in seen)
 
 
-def test_a_target_that_only_the_plain_latent_meets(codec: glc.Codec, photograph: np.ndarray) -> None:
+def test_target_met_only_by_the_encoders_latent_keeps_it(codec: glc.Codec, photograph: np.ndarray) -> None:
     class Noise:
         """A search whose result needs more bits."""
 
@@ -169,14 +174,14 @@ def test_a_target_that_only_the_plain_latent_meets(codec: glc.Codec, photograph:
             return latent + 3 * torch.randn(latent.shape, generator=torch.Generator().manual_seed(0))
 
     least = codec.compress(photograph, 0)
-    assert len(codec.compress(photograph, 0, effort=Noise())) > len(least)
-    assert codec.compress(photograph, target_size=len(least), effort=Noise()) == least
+    assert len(codec.compress(photograph, 0, optimize_latent=Noise())) > len(least)
+    assert codec.compress(photograph, target_size=len(least), optimize_latent=Noise()) == least
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_every_kind_of_coder_can_be_searched(variant: str, tmp_path: Path, photograph: np.ndarray) -> None:
+def test_every_kind_of_coder_is_supported(variant: str, tmp_path: Path, photograph: np.ndarray) -> None:
     made = Variants(tmp_path).codec(variant)
-    data = made.compress(photograph[:60, :90], 100 / 3, effort=Effort(3, distance=Coarse()))
+    data = made.compress(photograph[:60, :90], 100 / 3, optimize_latent=LatentOptimizer(3, distance=Coarse()))
     assert made.from_symbols(made.symbols(data), (60, 90), made.rate_of(100 / 3)) == data
     assert (
         distance(made, data, photograph[:60, :90])
@@ -184,17 +189,21 @@ def test_every_kind_of_coder_can_be_searched(variant: str, tmp_path: Path, photo
     )
 
 
-def test_images_that_lpips_cannot_see_stay_as_they_are(tmp_path: Path) -> None:
+def test_images_too_small_for_lpips_are_unchanged(tmp_path: Path) -> None:
     made = Variants(tmp_path).codec("indices_map")
     tiny = fixed_image(8, 40)
     save_features(reference("squeeze"), tmp_path / FILES["squeeze"])
-    effort = Effort(2, weights_dir=tmp_path)
-    assert made.compress(tiny, effort=effort) == made.compress(tiny)
-    assert made.symbols(made.compress(fixed_image(32, 40), effort=effort)).y.shape == (1, 4, 5)
+    optimize_latent = LatentOptimizer(2, weights_dir=tmp_path)
+    assert made.compress(tiny, optimize_latent=optimize_latent) == made.compress(tiny)
+    assert made.symbols(made.compress(fixed_image(32, 40), optimize_latent=optimize_latent)).y.shape == (
+        1,
+        4,
+        5,
+    )
 
 
 @pytest.mark.parametrize("steps", [0, -1, 2.5])
-def test_steps_are_whole_and_some(steps: float) -> None:
+def test_steps_must_be_a_positive_integer(steps: float) -> None:
     with pytest.raises(ValueError, match=f"at least 1, got {steps}"):
-        Effort(steps, distance=Coarse())  # type: ignore[arg-type]
-    assert Effort(3.0, distance=Coarse()).steps == 3  # type: ignore[arg-type]
+        LatentOptimizer(steps, distance=Coarse())  # type: ignore[arg-type]
+    assert LatentOptimizer(3.0, distance=Coarse()).steps == 3  # type: ignore[arg-type]

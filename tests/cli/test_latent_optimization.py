@@ -1,4 +1,4 @@
-"""`glc compress --effort`: better latents by the command, with LPIPS' weights from a folder."""
+"""`glc compress --optimize-latent`, with LPIPS' weights from a folder."""
 
 import os
 import tarfile
@@ -23,39 +23,39 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_optimised_files_differ_and_decode_as_usual(glc: Glc, weights: Path) -> None:
+def test_optimized_files_differ_and_decompress(glc: Glc, weights: Path) -> None:
     image("in/a.png", 64, 96)
     image("in/b.png", 40, 50, seed=1)
     assert glc("compress", "in", "-o", "plain").exit_code == 0
-    searched = glc("compress", "in", "-o", "searched", "--effort", 3, "--lpips-weights", weights)
-    assert searched.exit_code == 0, searched.output
-    assert tree("searched") == tree("plain") == ["a.glc", "b.glc"]
-    # With so few steps, not every image improves.
+    optimized = glc("compress", "in", "-o", "optimized", "--optimize-latent", 3, "--lpips-weights", weights)
+    assert optimized.exit_code == 0, optimized.output
+    assert tree("optimized") == tree("plain") == ["a.glc", "b.glc"]
+    # So few steps need not improve every image.
     assert any(
-        Path("searched", name).read_bytes() != Path("plain", name).read_bytes() for name in tree("plain")
+        Path("optimized", name).read_bytes() != Path("plain", name).read_bytes() for name in tree("plain")
     )
-    assert glc("decompress", "searched", "-o", "decoded").exit_code == 0
+    assert glc("decompress", "optimized", "-o", "decoded").exit_code == 0
     assert tree("decoded") == ["a.png", "b.png"]
 
 
-def test_without_weights_nothing_is_written(glc: Glc) -> None:
+def test_missing_lpips_weights_write_nothing(glc: Glc) -> None:
     image("a.png")
-    result = glc("compress", "a.png", "--effort", 3)
+    result = glc("compress", "a.png", "--optimize-latent", 3)
     assert result.exit_code == 2
     assert "squeezenet1_1" in result.output
     assert "--lpips-weights" in result.output
     assert "Traceback" not in result.output
     assert os.listdir() == ["a.png"]
-    nowhere = glc("compress", "a.png", "--effort", 3, "--lpips-weights", "nowhere")
+    nowhere = glc("compress", "a.png", "--optimize-latent", 3, "--lpips-weights", "nowhere")
     assert nowhere.exit_code == 2
     assert "nowhere" in nowhere.output
 
 
-def test_shards_hold_the_same_files(glc: Glc, weights: Path) -> None:
+def test_shards_contain_the_same_files(glc: Glc, weights: Path) -> None:
     path = image("in/a.png", 64, 96)
     with tarfile.open("in.tar", "w") as shard:
         shard.add(path, "a.png")
-    options = ("--effort", 2, "--lpips-weights", weights, "-o", "out")
+    options = ("--optimize-latent", 2, "--lpips-weights", weights, "-o", "out")
     assert glc("compress", "in", *options).exit_code == 0
     result = glc("compress", "in.tar", "--shards", *options)
     assert result.exit_code == 0, result.output
@@ -63,19 +63,21 @@ def test_shards_hold_the_same_files(glc: Glc, weights: Path) -> None:
         member = shard.extractfile("a.glc")
         assert member is not None
         assert member.read() == Path("out/a.glc").read_bytes()
-    # A job with another number of steps may not continue in this folder.
-    assert "effort" in glc("compress", "in.tar", "--shards", *options[2:], "--effort", 1).output
+    # Other steps are other settings: a folder that was begun with these ones refuses them.
+    other = glc("compress", "in.tar", "--shards", *options[2:], "--optimize-latent", 1)
+    assert "optimize_latent" in other.output
 
 
 @pytest.mark.parametrize(
     ("arguments", "reason"),
     [
-        (("--effort", 3, "--encoder", "denoise"), "cannot be combined with --encoder"),
-        (("--lpips-weights", "."), "goes with --effort"),
-        (("--effort", -1), "--effort"),
+        (("--optimize-latent", 3, "--encoder", "denoise"), "cannot be combined with --encoder"),
+        (("--lpips-weights", "."), "needs --optimize-latent STEPS"),
+        (("--optimize-latent", -1), "--optimize-latent"),
+        (("--effort", 3), "--effort is now --optimize-latent: give --optimize-latent 3"),
     ],
 )
-def test_conflicting_options_are_refused(glc: Glc, arguments: tuple[object, ...], reason: str) -> None:
+def test_invalid_options_are_refused(glc: Glc, arguments: tuple[object, ...], reason: str) -> None:
     image("a.png")
     for shards in ((), ("--shards", "-o", "out")):
         result = glc("compress", "a.png", *arguments, *shards)

@@ -1,8 +1,8 @@
-"""Effort: search an image's latent by gradient descent before it is coded.
+"""Latent optimisation: gradient descent on one image's latent before it is coded.
 
-E has learnt one answer for all images. For a single one there is a better latent, and D, which is at hand,
-tells where: the image that it would draw is compared, and the latent is moved down the gradient
-(content-adaptive coding: Campos et al., CVPR workshops 2019; Yang et al., NeurIPS 2020). Files stay ordinary.
+E is trained for all images; a single image has a better latent. Starting at E's latent, it minimises the
+rate-distortion loss of the decoded image (content-adaptive encoding: Campos et al., CVPR workshops 2019; Yang
+et al., NeurIPS 2020). The format and the decoder are unchanged.
 """
 
 import math
@@ -21,19 +21,19 @@ from glc.models.glc import GLC
 DEFAULT_STEPS = 10
 
 _RESERVE = 1.5
-"""Memory of a step, in what its graph keeps for the way back."""
+"""Peak memory of a step over the bytes that its graph saves for the backward pass."""
 
 
 @dataclass(frozen=True)
 class _Cost:
-    """What a latent costs: bits, and distortion `l1 + lpips`, both relative to where the search began."""
+    """Rate and distortion of a latent: bits, and `l1 + lpips`."""
 
     bits: Tensor
     distortion: Tensor
 
 
-class Effort:
-    """Search for a latent whose file is no larger and whose image is nearer.
+class LatentOptimizer:
+    """Optimise a latent for lower distortion at the same bits.
 
     ```
     l --coder(rate)--> bits, l_hat --D--> x_hat      loss = distortion / that of E's latent
@@ -41,28 +41,28 @@ class Effort:
     '------------- Adam: steps times ---------------       distortion = mean |x - x_hat| + LPIPS
     ```
 
-    LPIPS sees random views, so that the search finds no blind spot of its network. What is worse than E's own
-    latent in the end is thrown away. Larger images are searched in tiles, one after the other, each as a
-    image of its own: D's attention windows and group statistics are the tile's.
+    LPIPS is computed on random augmentations (E-LPIPS), against overfitting its network. A result that is
+    worse than E's latent is discarded. Larger images are optimised in tiles, one after the other, each as an
+    image of its own: attention windows and group statistics of D are those of the tile.
 
-    One search may be used by several threads, for codecs on one device.
+    An instance may be shared by threads, for codecs on one device.
 
     Args:
-        steps: of gradient descent, at least 1.
-        net: LPIPS' backbone.
-        weights_dir: folder with its weights; None for torch hub's cache, then a download.
-        step_size: of Adam's first step, relative to the latent's root mean square; it falls linearly to 0.
-        rate_weight: what a relative excess of bits weighs beside relative distortion.
+        steps: steps of gradient descent, at least 1.
+        net: backbone of LPIPS.
+        weights_dir: folder of its weights; None for torch hub's cache or a download.
+        step_size: of Adam's first step, relative to the latent's root mean square; it decays linearly to 0.
+        rate_weight: weight of the relative excess of bits; relative distortion has weight 1.
         tile: largest side of a tile in pixels.
-        memory: bytes that a tile may take; halves its side until they suffice. It decides the file, and what
-            is free on a machine does not.
-        margin: pixels around a tile that are computed with it, and left as they are.
-        seed: of the views.
-        distance: maps two batches `[B, 3, H, W]` in [-1, 1] to distances `[B]`, in LPIPS' place.
+        memory: bytes per tile; its side is halved until they suffice. A constant, because the tiling changes
+            the file: the file does not depend on the memory of the machine.
+        margin: halo in pixels: it is computed with a tile, and not changed.
+        seed: of the augmentations.
+        distance: maps two batches `[B, 3, H, W]` in [-1, 1] to distances `[B]`; replaces LPIPS.
 
     Raises:
-        ValueError: `steps` is no whole number, or less than 1.
-        WeightsUnavailable: LPIPS' weights cannot be had.
+        ValueError: `steps` is not an integer, or less than 1.
+        WeightsUnavailable: LPIPS' weights are not available.
         FileNotFoundError: `weights_dir` is given and is not a folder.
     """
 
@@ -81,7 +81,7 @@ class Effort:
         distance: nn.Module | None = None,
     ) -> None:
         if steps != int(steps) or steps < 1:
-            raise ValueError(f"effort must be a whole number of steps, at least 1, got {steps}")
+            raise ValueError(f"steps must be an integer, at least 1, got {steps}")
         self.steps = int(steps)
         self.step_size = step_size
         self.rate_weight = rate_weight
@@ -92,36 +92,36 @@ class Effort:
         self.distance = LPIPS(net, weights_dir) if distance is None else distance
 
     def __call__(self, model: GLC, x: Tensor, latent: Tensor, rate: float, memory: int | None) -> Tensor:
-        """Return a better latent for an image at a rate point.
+        """Return the optimised latent of an image at a rate point.
 
         Args:
             model: the codec's networks, without gradients.
             x: `[1, 3, H, W]` in [-1, 1], sides multiples of the model's stride.
-            latent: l, E's, `[1, C, H / f, W / f]`; it stays as it is.
+            latent: E's l, `[1, C, H / f, W / f]`; not changed.
             rate: rate point.
-            memory: bytes that may be taken; None where nothing says.
+            memory: memory limit in bytes; None for no limit.
 
         Raises:
-            MemoryLimitError: a tile needs more memory.
+            MemoryLimitError: a tile needs more memory than the limit.
         """
         if min(x.shape[-2:]) < LEAST:
-            return latent  # less than LPIPS' network can see
-        # Tensors of inference mode take no part in a graph; their copies outside of it do.
+            return latent  # too small for LPIPS' network
+        # Inference-mode tensors cannot be saved for backward; clones made outside of it can.
         with torch.inference_mode(False), torch.enable_grad():
             self.distance.to(x.device)
             x, latent, rate = x.clone(), latent.clone(), float(rate)
             side = self._tile_side(model, x, latent, rate, memory)
             for tile in _tiles(latent.shape[-2], latent.shape[-1], side, self._latents(model, self.margin)):
-                self._search(model, x, latent, rate, tile)
+                self._optimize(model, x, latent, rate, tile)
         return latent
 
     def _latents(self, model: GLC, pixels: float) -> int:
-        """Pixels as rows of the latent, rounded down to what the coder takes but not to nothing."""
+        """Return pixels as latent rows, rounded down to a positive multiple of the coder's stride."""
         stride = model.coder.stride
         return max(1, math.floor(pixels / model.encoder.downsampling / stride)) * stride
 
-    def _search(self, model: GLC, x: Tensor, latent: Tensor, rate: float, tile: "_Tile") -> None:
-        """Search one tile, and write what was found into the latent."""
+    def _optimize(self, model: GLC, x: Tensor, latent: Tensor, rate: float, tile: "_Tile") -> None:
+        """Optimise one tile of the latent, in place."""
         f = model.encoder.downsampling
         seen = x[..., tile.top * f : tile.bottom * f, tile.left * f : tile.right * f]
         start = latent[..., tile.top : tile.bottom, tile.left : tile.right].clone()
@@ -139,7 +139,7 @@ class Effort:
             optimizer.step()
         with torch.no_grad():
             last = self._cost(model, seen, moved, rate, self.distance)
-            if self._loss(last, first) < 1:  # what the first has against itself
+            if self._loss(last, first) < 1:  # 1 is the loss of E's latent
                 latent[..., tile.top : tile.bottom, tile.left : tile.right] = moved
 
     def _cost(
@@ -155,7 +155,7 @@ class Effort:
         return cost.distortion / first.distortion + self.rate_weight * excess
 
     def _tile_side(self, model: GLC, x: Tensor, latent: Tensor, rate: float, memory: int | None) -> int:
-        """Return the largest side of a tile, in rows of the latent, that keeps within `self.memory`."""
+        """Return the largest side of a tile, in latent rows, that fits `self.memory`."""
         f, margin = model.encoder.downsampling, self._latents(model, self.margin)
         height, width = latent.shape[-2:]
         least = max(2 * model.coder.stride, math.ceil(LEAST / f / model.coder.stride) * model.coder.stride)
@@ -168,25 +168,25 @@ class Effort:
             need = int(per_position * min(height, side + 2 * margin) * min(width, side + 2 * margin))
             smaller = side // 2 // model.coder.stride * model.coder.stride
             if need <= self.memory or smaller < least:
-                check_memory(need, memory, "the search of --effort")
+                check_memory(need, memory, "--optimize-latent")
                 return side
             side = smaller
 
 
 @dataclass(frozen=True)
 class _Tile:
-    """Rows and columns of a latent that are computed together."""
+    """A tile of a latent with its halo, in latent rows and columns."""
 
     top: int
     bottom: int
     left: int
     right: int
     inside: Tensor
-    """`[rows, columns]`: true where the latent may change."""
+    """`[rows, columns]`: true in the tile, false in its halo."""
 
 
 def _tiles(height: int, width: int, side: int, margin: int) -> Iterator[_Tile]:
-    """Yield tiles, with their margins, that together cover a latent once."""
+    """Yield tiles, with their halos, that cover a latent exactly once."""
     for top in range(0, height, side):
         for left in range(0, width, side):
             first, last = max(0, top - margin), min(height, top + side + margin)
@@ -197,7 +197,7 @@ def _tiles(height: int, width: int, side: int, margin: int) -> Iterator[_Tile]:
 
 
 def _bytes_kept(model: GLC, compute: Callable[[], object]) -> int:
-    """Return the bytes that a computation keeps for its way back, the model's weights aside."""
+    """Return the bytes that a computation saves for the backward pass, without the model's weights."""
     known = {p.untyped_storage().data_ptr() for p in model.parameters()}
     kept = 0
 
@@ -207,7 +207,7 @@ def _bytes_kept(model: GLC, compute: Callable[[], object]) -> int:
         if storage.data_ptr() not in known:
             known.add(storage.data_ptr())
             kept += storage.nbytes()
-        # Not itself: what keeps its own result would keep itself alive.
+        # Detached: a saved tensor that is its own node's output would form a reference cycle.
         return tensor.detach()
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
