@@ -5,9 +5,10 @@
 Each image is degraded, reproducibly, and compressed four ways: by the codec with the restoration encoder at
 `--quality`; by the codec alone; by the codec after a restorer; and, as a bound, the clean image by the codec
 alone. The last three get at least the bytes of the first and at most 3 % more. All are measured against the
-clean original. Restorers for noise: non-local means and total variation (scikit-image), which are given sigma,
-and BM3D if the package `bm3d` is installed. For holes: scikit-image's biharmonic inpainting, which is given
-the mask. `--network FILE` adds a network saved by torch.export.save: images [1, 3, H, W] in [0, 1] to the same.
+clean original. Restorers for noise: non-local means and total variation (scikit-image), which are given
+sigma, and BM3D if the package `bm3d` is installed. For holes: scikit-image's biharmonic inpainting, which is
+given the mask. `--network FILE` adds a network saved by torch.export.save that maps images [1, 3, H, W] in
+[0, 1] to restored images.
 
 `--metrics full` adds DISTS, FID and KID if their weights are available (`--weights`). Writes table.md,
 table.json and side_by_side.png. Exit code 1 unless the encoder beats the codec alone in PSNR, and in LPIPS if
