@@ -4,7 +4,7 @@
 
 Writes the compressed files, `summary.json` and `side_by_side.png` into the run's folder. `make demo` runs it
 after `make setup`. The metrics depend on the processor: float sums differ in their last bits, and training
-amplifies the difference (PSNR at the highest rate: 17 to 19 dB).
+amplifies the difference (PSNR 17.2 to 18.3 dB on one processor, 18.7 to 19.2 dB on another).
 """
 
 import argparse
