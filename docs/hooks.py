@@ -24,7 +24,7 @@ def on_files(files: Files, config: Any) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str:
-    """Redirect links of pages in docs/ to the pages of `PAGES`; turn links to folders and weights into text."""
+    """Redirect links in docs/ to the pages of `PAGES`; turn links to folders and weights into text."""
     for source, name in PAGES.items():
         markdown = re.sub(rf"\]\((?:\.\./)+{re.escape(source)}(#[\w-]*)?\)", rf"]({name}\1)", markdown)
     return re.sub(r"\[([^\]]+)\]\([\w./-]+(?:/|\.safetensors)\)", r"`\1`", markdown)

@@ -1,7 +1,8 @@
 """Compare codecs on a test set and write tables, BD-rates and a plot into a document.
 
     python scripts/compare_codecs.py --codecs mine.safetensors,jpeg,webp,avif,jpegxl,hevc,av1,vvc \\
-        --data kodak --images KODAK --weights-dir WEIGHTS --out results/kodak --document docs/results/kodak.md
+        --testset kodak --images KODAK --weights-dir WEIGHTS --out results/kodak \\
+        --document docs/results/kodak.md
 
 Evaluates (an interrupted evaluation of the same command resumes), then replaces the document's text between
 `<!-- comparison -->` and `<!-- end of comparison -->`. The plot is written to `images/` beside the document.
@@ -75,7 +76,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--codecs", required=True, help="names and weights files as for codec=, separated by commas"
     )
-    parser.add_argument("--data", default="kodak", help="test set, as for testset= (%(default)s)")
+    parser.add_argument("--testset", default="kodak", help="test set, as for testset= (%(default)s)")
     parser.add_argument("--images", type=Path, help="folder of the test set")
     parser.add_argument("--weights-dir", type=Path, help="folder with the metrics' weights")
     parser.add_argument(
@@ -89,7 +90,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     document = options.document.read_text("utf-8")
     between(document, "", str(options.document))  # fail before hours of work
     if not options.only_write:
-        words = [f"codec=[{','.join(codecs)}]", f"testset={options.data}", f"out={options.out.resolve()}"]
+        words = [f"codec=[{','.join(codecs)}]", f"testset={options.testset}", f"out={options.out.resolve()}"]
         if options.images:
             words.append(f"testset.path={options.images.resolve()}")
         if options.weights_dir:

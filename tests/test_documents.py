@@ -29,7 +29,14 @@ from tests.programs import load_script
 from tests.stress.harness import Stress
 
 ROOT = Path(__file__).parents[1]
-DOCUMENTS = ["README.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))]
+DOCUMENTS = [
+    "README.md",
+    *sorted(
+        str(path.relative_to(ROOT))
+        for path in (ROOT / "docs").rglob("*.md")
+        if path.parent.name != "notebook"
+    ),
+]
 PROGRAM = re.compile(r"(glc|make|pip|pytest) |python (-m|scripts/)|torchrun |srun |/usr/bin/time ")
 """How a command in the documents begins."""
 FLAGS = ("-m", "--multirun", "--cfg", "job", "--config-dir")

@@ -16,8 +16,8 @@ class PatchHyperprior(nn.Module):
     y [B, N, h, w] --h_a--> z [B, N, h/4, w/4] --codebook--> z_hat --h_s--> prior [B, 3N, h, w]
     ```
 
-    The codec runs h_s in integer arithmetic, because encoder and decoder must compute equal probabilities. Its
-    layers must be among those of `glc.codec.entropy.integer_nets`. h_a runs in the encoder only: any layers.
+    The codec runs h_s in integer arithmetic, because encoder and decoder must compute equal probabilities. It
+    may use only the layers of `glc.codec.entropy.integer_nets`. h_a runs in the encoder only: any layers.
 
     Args:
         channels: N.
