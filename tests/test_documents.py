@@ -7,6 +7,7 @@ import shlex
 import sys
 import tomllib
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import click
@@ -92,12 +93,15 @@ def arguments_of(command: list[str], *program: str) -> list[str] | None:
     return None
 
 
-def check_composes(config: str, words: list[str]) -> None:
+@cache
+def check_composes(config: str, *words: str) -> None:
     """Compose a configuration from a command line, a sweep with the first value of each key."""
     if any(word.startswith(("hydra.searchpath", "KEY=")) for word in words):
         return  # tests/test_extending.py runs them
+    if not words:
+        return  # a program named in the text
     overrides = [word for word in words if "=" in word]
-    assert set(words) - set(overrides) <= {*FLAGS}, words
+    assert set(words) - set(overrides) <= set(FLAGS), words
     register_resolvers()
     assert explain_overrides(overrides, config) is None, words
     if {"-m", "--multirun"} & set(words):
@@ -125,11 +129,10 @@ def check_glc(words: list[str]) -> None:
         ):
             parameter.type.convert(options[parameter.name], parameter, context)
     if words[0] in ("train", "eval"):
+        given = options["arguments"] if isinstance(options["arguments"], tuple | list) else ()
         more = ["testset=shards"] if words[0] == "eval" and "--shards" in words else []
-        check_composes(
-            {"train": "train", "eval": "evaluate"}[words[0]],
-            [*(options["arguments"] or ()), *arguments, *more],
-        )
+        config = {"train": "train", "eval": "evaluate"}[words[0]]
+        check_composes(config, *given, *arguments, *more)
 
 
 def check_options(program: str, words: list[str], known: str) -> None:
@@ -167,9 +170,9 @@ def test_commands_exist_with_their_options(
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     for command in shell(document):
         if (words := arguments_of(command, "src.train")) is not None:
-            check_composes("train", words)
+            check_composes("train", *words)
         elif (words := arguments_of(command, "src.evaluate")) is not None:
-            check_composes("evaluate", words)
+            check_composes("evaluate", *words)
         elif (words := arguments_of(command, "benchmarks")) is not None:
             names = {*benchmarks.__main__.NAMES, *benchmarks.__main__.WHEN_NAMED, "NAME", "[NAME", "]"}
             assert not words or words[0].startswith("-") or words[0] in names, command
@@ -227,7 +230,7 @@ def configured() -> list[str]:
 @pytest.mark.parametrize("command", configured())
 def test_commands_in_configuration_compose(command: str) -> None:
     program, *words = shlex.split(command)
-    check_composes({"src.train": "train", "src.evaluate": "evaluate"}[program], words)
+    check_composes({"src.train": "train", "src.evaluate": "evaluate"}[program], *words)
 
 
 def codec_commands(document: str) -> list[str]:
