@@ -1,1 +1,1 @@
-"""How fast and how frugal everything is: `python -m benchmarks`; docs/performance.md explains the figures."""
+"""Benchmarks of speed and memory: `python -m benchmarks`. docs/performance.md explains the results."""

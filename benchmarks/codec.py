@@ -1,10 +1,10 @@
-r"""Latency and memory of compress and decompress, with their stages, against the codec's own plain networks.
+r"""Latency and memory of compress and decompress, with their stages, against the networks in float32.
 
-Every side runs in a process of its own, so that peak memory is its own, weights and libraries included. The
-baseline, `plain`, is `codec.model(x, rate)` in float32: the networks as they are trained, without a file. A
-side of the codec is a compress and a decompress with the file in between, so the entropy model runs twice; of
-its details, `E ... D once` is the compress, g_s and D: what `plain` and other programs do, and the file. On a
-CPU the first call of a process counts, as one use of the command line has it; on a GPU calls after a warm-up.
+Every side runs in its own process, so that peak memory is its own, weights and libraries included. The
+baseline, `plain`, is `codec.model(x, rate)` in float32, without a file. A side of the codec is a compress and
+a decompress with the file in between, so the entropy model runs twice. Its detail `E ... D once` is the time
+of compress, g_s and D: the work of `plain` and of other programs, plus the file. On a CPU the first call of a
+process counts, as on the command line; on a GPU calls after a warm-up.
 
 `--against` names a command that prints, as its last line, JSON with `seconds` (a list of pairs of wall and
 processor seconds, the last of which counts) and `peak_gb`.
@@ -60,21 +60,21 @@ def benchmarks(args: argparse.Namespace) -> Iterator[Benchmark]:
 
 
 def weights_of(args: argparse.Namespace, model: str | None = None) -> Path:
-    """Return the weights file that is measured: random weights of the size asked for where none is given."""
+    """Return `--weights`, or a file of random weights of the requested model."""
     if args.weights is not None:
         return args.weights
     model = model or ("natural" if args.full else "small")
-    # Not beside the figures, which are kept and carried.
+    # Not in --output, which holds results only.
     path = ROOT / "runs" / "bench" / f"{model}.safetensors"
     if not path.is_file():
-        from benchmarks.random_weights import random_weights  # composes with Hydra, which no side needs
+        from benchmarks.random_weights import random_weights  # imports Hydra, which the sides do not need
 
         random_weights(path, model)
     return path
 
 
 def open_image(path: Path | str | None) -> Image.Image:
-    """Return the image that is coded: smooth noise of 768 x 512 where none is given."""
+    """Return an image file, or smooth noise of 768 x 512 if none is given."""
     if path:
         return read_rgb(path)
     coarse = np.random.default_rng(0).integers(0, 256, (9, 12, 3), np.uint8)
@@ -82,7 +82,7 @@ def open_image(path: Path | str | None) -> Image.Image:
 
 
 def apart(module: str, settings: dict[str, Any]) -> Reading:
-    """Run a side in a process of its own."""
+    """Run a side in its own process."""
     command = [sys.executable, "-m", module, json.dumps(settings)]
     done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=False)
     if done.returncode:
@@ -132,7 +132,7 @@ def measure(settings: dict[str, Any]) -> Reading:
     call: Callable[[], dict[str, float]] = networks if plain else file
     for _ in range(settings["warm"]):
         call()
-    # Waiting for a GPU between stages would slow a call that counts: there they are timed in another.
+    # Timing stages on a GPU synchronises, which slows the call: there another call times them.
     counted = [call] * 5 if settings["warm"] else [] if plain else [partial(_staged, codec, call)]
     readings = []
     for each in counted or [call]:

@@ -1,7 +1,7 @@
-"""Symbols per second of entropy coding: y under Gaussian tables by class, z as numbers of a fixed length.
+"""Symbols per second of entropy coding: y under Gaussian tables by scale index, z as fixed-length indices.
 
-The baseline for y is what the coder's library offers by itself: a Gaussian of its own for every symbol. Both
-code the same symbols; `bits per symbol` is the file's size against what the Gaussians ask for.
+The baseline for y is the library's own model, one Gaussian per symbol. Both code the same symbols; `bits per
+symbol` is the size of the payload.
 """
 
 import argparse
@@ -24,7 +24,7 @@ def benchmarks(args: argparse.Namespace) -> Iterator[Benchmark]:
     tables = gaussian_tables().y
     scales = np.geomspace(SCALE_MIN, SCALE_MAX, SCALES)
     generator = np.random.default_rng(0)
-    # As in an image: most positions are nearly certain.
+    # As in an image: most symbols have small scales.
     classes = np.minimum(generator.geometric(0.08, count) - 1, len(tables) - 1)
     sigma = scales[classes]
     y = np.rint(generator.normal(0, sigma)).astype(np.int32)
@@ -54,7 +54,7 @@ def benchmarks(args: argparse.Namespace) -> Iterator[Benchmark]:
         "entropy",
         "symbol",
         f"{count:,} symbols of y, coded and decoded; details: symbols per second of each direction, bits per "
-        "symbol. Baseline: a Gaussian for every symbol.",
+        "symbol. Baseline: a Gaussian per symbol.",
         {"library's Gaussians": library, "our tables": ours},
     )
     z = generator.integers(0, 16384, count).astype(np.int32)
@@ -85,10 +85,10 @@ def benchmarks(args: argparse.Namespace) -> Iterator[Benchmark]:
 
 
 def checked(back: np.ndarray, symbols: np.ndarray, clock: Clock, middle: float, size: int) -> Reading:
-    """Return the reading of a run, after a look at what came back."""
+    """Check the decoded symbols and return the reading."""
     reading = clock.reading(len(symbols))
     if not np.array_equal(back, symbols):
-        raise SystemExit("the symbols that came back are others")
+        raise SystemExit("entropy: decoded symbols differ from the encoded ones")
     reading.details = {
         "encode, symbols/s": len(symbols) / middle,
         "decode, symbols/s": len(symbols) / (reading.seconds - middle),

@@ -1,4 +1,4 @@
-"""Images per second of a folder: file to file, both directions, one by one and in batches.
+"""Images per second of a folder, file to file in both directions, one by one and in batches.
 
 The baseline reads, codes and writes one image after the other, as `glc compress FOLDER` does on a CPU; on a
 GPU that command reads and writes in threads.
@@ -39,7 +39,7 @@ def benchmarks(args: argparse.Namespace) -> Iterator[Benchmark]:
         "folder",
         "image",
         f"{weights.name}, PNG files of {SIZE[0]} x {SIZE[1]} to .glc files and back. Batches read and write "
-        "in threads, too.",
+        "in threads too.",
         {name: partial(apart, "benchmarks.folder", {**settings, "side": name}) for name in names},
     )
 
@@ -64,7 +64,7 @@ def measure(settings: dict[str, Any]) -> Reading:
         for path in paths:
             coarse = generator.integers(0, 256, (16, 16, 3), np.uint8)
             Image.fromarray(coarse).resize(SIZE, Image.Resampling.BICUBIC).save(path)
-        # What is done once, such as putting weights into their form.
+        # Warm-up: one-time work such as transforming weights.
         codec.decompress(codec.compress(read_rgb(paths[0]), quality))
         clock = Clock(device)
         with ThreadPoolExecutor(1 if side == "one by one" else 2) as pool:

@@ -1,7 +1,7 @@
 """Crops per second of the training data: shards of JPEGs to float32 batches of 256 x 256.
 
-The baseline is the loop that one would write: Pillow decodes the whole image, a random square is cut out,
-and torch makes floats of it. Processor seconds include those of worker processes.
+The baseline is a plain loop: Pillow decodes the complete image, a random square is cropped, and torch
+converts it to float. Processor seconds include those of worker processes.
 """
 
 import argparse
@@ -46,7 +46,7 @@ def benchmarks(args: argparse.Namespace) -> Iterator[Benchmark]:
 
 
 def sample_shards(folder: Path, count: int, side: int = SIDE, per_shard: int = 120) -> Path:
-    """Return a packed set of square JPEGs, cut from the photographs inside installed packages."""
+    """Return a packed set of square JPEGs, crops of the photographs in installed packages."""
     shards = folder / f"sides-{side}-{count}"
     if (shards / "manifest.json").is_file():
         return shards
@@ -66,7 +66,7 @@ def sample_shards(folder: Path, count: int, side: int = SIDE, per_shard: int = 1
 
 
 def plain_loop(shards: str, crops: int) -> Reading:
-    """Load as one would write it down, on one thread."""
+    """Load with a plain loop on one thread."""
     urls = resolve(shards, "--shards").shards
     generator = np.random.default_rng(0)
     torch.set_num_threads(1)
@@ -92,7 +92,7 @@ def plain_loop(shards: str, crops: int) -> Reading:
 
 
 def ours(shards: str, crops: int, workers: int, cache: bool = False) -> Reading:
-    """Load with the module that trains."""
+    """Load with the DataModule of training."""
     logging.getLogger("glc").setLevel(logging.ERROR)
     module = ImageDataModule(
         train=shards,
@@ -110,6 +110,6 @@ def ours(shards: str, crops: int, workers: int, cache: bool = False) -> Reading:
     loader = module.train_dataloader()
     for _ in loader:
         pass
-    # Workers are children that end with it: their seconds count once they have.
+    # Workers end with the iterator; their processor seconds count only after they have ended.
     loader._iterator = None
     return clock.reading(crops)

@@ -1,10 +1,10 @@
-"""Where the time of compress and decompress goes, above all the share of entropy coding.
+"""Share of each stage in the time of compress and decompress, entropy coding above all.
 
     python -m benchmarks profile --weights FILE [--image FILE] [--rounds N] [--device D]
 
-Times the parts of a codec on one image within the same calls, after one that does not count. `entropy coding`
-is everything between the networks' tensors and bytes: choosing the elements of a step, copies to numpy,
-sorting by class, constriction, and putting symbols back. Details are percent of the whole.
+Times the stages of a codec on one image within the same calls, after a warm-up. `entropy coding` is
+everything between the networks' tensors and bytes: selecting the elements of a pass, copies to numpy, sorting
+by scale index, constriction, and scattering the symbols. Details are percent of the total.
 """
 
 import argparse
@@ -28,7 +28,7 @@ def benchmarks(args: argparse.Namespace) -> Iterator[Benchmark]:
     yield Benchmark(
         "profile",
         "image",
-        f"{weights.name}, {image.width} x {image.height}, {len(data)} bytes. Details: percent of the whole.",
+        f"{weights.name}, {image.width} x {image.height}, {len(data)} bytes. Details: percent of the total.",
         {
             "compress": partial(measure, codec, lambda: codec.compress(image, args.quality)),
             "decompress": partial(measure, codec, lambda: codec.decompress(data)),
@@ -37,7 +37,7 @@ def benchmarks(args: argparse.Namespace) -> Iterator[Benchmark]:
 
 
 def measure(codec: glc.Codec, call: Callable[[], Any]) -> Reading:
-    """Time the parts of one call."""
+    """Time the stages of one call."""
     with watched(codec) as stopwatch:
         clock = Clock(codec.device)
         call()

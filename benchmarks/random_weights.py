@@ -1,9 +1,9 @@
-"""Write the weights file of a codec with random weights, to measure and to check without training.
+"""Write the weights file of a codec with random weights, for benchmarks and tests without training.
 
     python -m benchmarks.random_weights natural OUT.safetensors [SEED]
 
-The model is one of conf/model. Its images are noise; its times are those of a trained codec of that
-architecture, its files are larger.
+The model is a name in conf/model. It is as fast as a trained codec of that architecture; its files are larger
+and its images are noise.
 """
 
 import sys

@@ -1,13 +1,13 @@
-"""What exactness costs: bytes of real files against the float model's own estimate, per rate point.
+"""Rate cost of integer networks and tables: bytes of files against the float model's estimate.
 
     python -m benchmarks rate_cost --weights FILE --images FOLDER [--limit N]
 
 Sums over the images, as details of each rate point:
 
-    estimate   bytes that the float model estimates (its networks in float32, its Gaussians as they are)
-    exact      the same estimate with the probability networks in integer arithmetic, against the first
-    tables     cost of the symbols under the integer tables, against the first
-    payload    bytes in the files without header and checksum, against the first
+    estimate   bytes that the float model estimates (networks in float32, continuous Gaussians)
+    exact      estimate with integer networks, relative to `estimate`
+    tables     cost of the symbols under the integer tables, relative to `estimate`
+    payload    bytes in the files without header and checksum, relative to `estimate`
 """
 
 import argparse
@@ -30,12 +30,12 @@ from glc.data.images import list_images, read_rgb, stack_images
 
 
 def benchmarks(args: argparse.Namespace) -> Iterator[Benchmark]:
-    """Return the comparison, with a side for each rate point."""
+    """Return the comparison, with one side per rate point."""
     if args.weights is None or args.images is None:
         raise SystemExit("rate_cost: give --weights FILE and --images FOLDER")
     codec = load(args.weights, "cpu")
     if not isinstance(codec.latent_codec, TransformLatentCodec):
-        raise SystemExit(f"{args.weights}: the rate cost is that of a transform coder; this model has none")
+        raise SystemExit(f"{args.weights}: rate_cost needs a model with a transform coder")
     paths = list_images(args.images)[: args.limit]
     if not paths:
         raise SystemExit(f"{args.images}: no images in this folder")
@@ -43,7 +43,7 @@ def benchmarks(args: argparse.Namespace) -> Iterator[Benchmark]:
         "rate_cost",
         "image",
         f"{args.weights.name}, {len(paths)} images. Details: bytes that the float model estimates, and "
-        "how many more there are.",
+        "the excess over them in percent.",
         {f"rate {rate}": partial(measure, codec, paths, rate) for rate in range(codec.model.num_rates)},
         once=True,
     )
@@ -85,7 +85,7 @@ def count_bits(codec: Codec, x: Tensor, rate: int) -> np.ndarray:
 
 
 def table_bits(values: np.ndarray, classes: np.ndarray, tables: tuple[Table, ...]) -> float:
-    """Return the bits of symbols under their tables; of an escape, those of its position in the table."""
+    """Return the bits of symbols under their tables; an escape costs the bits of the table's escape entry."""
     bits = 0.0
     for k in np.unique(classes):
         table = tables[k]

@@ -1,4 +1,4 @@
-"""What all benchmarks share: sides measured in turn, medians, ratios to a baseline of the same run."""
+"""Shared by all benchmarks: alternating sides, medians, ratios to a baseline of the same run."""
 
 import json
 import os
@@ -17,10 +17,11 @@ import torch
 
 @dataclass
 class Reading:
-    """What one side took for some units of work.
+    """Cost of one measurement of a side.
 
-    `seconds` are wall time; `processor` the processor seconds of all threads and of child processes that have
-    ended, which other work on the machine disturbs less; `peak_gb` the memory of the process or the GPU.
+    `units` is the amount of work; `seconds` is wall time; `processor` is the processor time of all threads
+    and finished child processes, in seconds, which depends less on other load; `peak_gb` is the peak memory
+    of the process or the GPU.
     """
 
     units: float
@@ -28,7 +29,7 @@ class Reading:
     processor: float
     peak_gb: float = 0.0
     details: dict[str, float] = field(default_factory=dict)
-    """Seconds per stage or other figures by name."""
+    """Seconds per stage, or other values, by name."""
 
 
 @dataclass
@@ -38,14 +39,14 @@ class Benchmark:
     name: str
     unit: str
     about: str
-    """What the baseline is and what is counted, in a sentence or two."""
+    """Description of the baseline and the details, one or two sentences."""
     sides: Mapping[str, Callable[[], Reading]]
     once: bool = False
-    """The details do not vary from round to round: one is enough."""
+    """The details are deterministic: one round is enough."""
 
 
 class Clock:
-    """Wall and processor seconds since it was made."""
+    """Wall and processor seconds since construction."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
@@ -53,7 +54,7 @@ class Clock:
         self._wall, self._processor = time.perf_counter(), processor_seconds()
 
     def reading(self, units: float, **details: float) -> Reading:
-        """Return what it shows."""
+        """Return the time since construction as a reading."""
         wait(self.device)
         seconds = time.perf_counter() - self._wall
         taken = processor_seconds() - self._processor
@@ -61,19 +62,21 @@ class Clock:
 
 
 def wait(device: torch.device) -> None:
-    """Wait until a device has done what it was told."""
+    """Wait until a device has finished its work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
 def processor_seconds() -> float:
-    """Return the processor seconds of this process, its threads, and its children that have ended."""
-    own, children = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    """Return the processor seconds of this process, its threads, and its finished children."""
+    own, children = (
+        resource.getrusage(target) for target in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
+    )
     return sum(usage.ru_utime + usage.ru_stime for usage in (own, children))
 
 
 def peak_gb(device: torch.device) -> float:
-    """Return the most memory held: of torch's tensors on a GPU, else by the process since it started."""
+    """Return peak memory: of torch's tensors on a GPU, else of the process since its start."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 1e9
     scale = 1 if sys.platform == "darwin" else 1024
@@ -81,7 +84,7 @@ def peak_gb(device: torch.device) -> float:
 
 
 def is_done(benchmark: Benchmark, settings: Mapping[str, Any], folder: Path) -> bool:
-    """Whether a folder has the report of a benchmark that was run in the same way."""
+    """Whether a folder has a report of a benchmark with the same settings."""
     path = folder / f"{benchmark.name}.json"
     if not path.is_file():
         return False
@@ -92,13 +95,13 @@ def is_done(benchmark: Benchmark, settings: Mapping[str, Any], folder: Path) -> 
 def run(
     benchmark: Benchmark, rounds: int, notes: Path | None = None, settings: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
-    """Measure the sides in turn, `rounds` times, and return the report.
+    """Measure the sides alternately, `rounds` times, and return the report.
 
     Args:
         benchmark: the sides.
-        rounds: how often.
-        notes: file that gets each reading as it comes; readings of the same benchmark in it are not repeated.
-        settings: how it is run; goes into report and notes, whose readings count if theirs are the same.
+        rounds: number of measurements per side.
+        notes: file to record each reading in; readings in it of the same benchmark are not repeated.
+        settings: recorded in report and notes; recorded readings count only if their settings are equal.
     """
     found: dict[str, list[Reading]] = {side: [] for side in benchmark.sides}
     if notes is not None and notes.is_file():
@@ -151,7 +154,7 @@ def compare(found: Mapping[str, list[Reading]]) -> dict[str, dict[str, Any]]:
 
 
 def machine() -> dict[str, Any]:
-    """Return where this runs: processor, GPU, threads, versions."""
+    """Return processor, GPU, threads and versions of this machine."""
     model = platform.processor() or platform.machine()
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
@@ -177,9 +180,9 @@ def table(report: Mapping[str, Any]) -> str:
     head += [f"x {base}", f"x {base}, processor"]
     rows = [head, ["---"] + ["---:"] * (len(head) - 1)]
     for side, each in sides.items():
-        figures = [each["per_second"], 1e3 * each["seconds"], 1e3 * each["processor"], each["peak_gb"]]
-        figures += [each["times_as_fast"], each["times_as_fast_by_processor"]]
-        rows.append([side, *(f"{figure:,.4g}" for figure in figures)])
+        cells = [each["per_second"], 1e3 * each["seconds"], 1e3 * each["processor"], each["peak_gb"]]
+        cells += [each["times_as_fast"], each["times_as_fast_by_processor"]]
+        rows.append([side, *(f"{value:,.4g}" for value in cells)])
     text = f"## {report['name']}\n\n{report['about']}\n\n{_markdown(rows)}"
     names = list(dict.fromkeys(name for each in sides.values() for name in each["details"]))
     if names:
@@ -196,7 +199,7 @@ def _markdown(rows: list[list[str]]) -> str:
 
 
 def write(report: Mapping[str, Any], folder: Path) -> None:
-    """Write `NAME.json` and `NAME.md`, the JSON last: where it lies, the benchmark is done."""
+    """Write `NAME.md`, then `NAME.json`, whose presence marks the benchmark as finished."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / f"{report['name']}.md").write_text(table(report) + "\n")
     _write_json(folder / f"{report['name']}.json", report)

@@ -1,6 +1,6 @@
-"""Images per second of `glc compress --shards` with several processes against one, a thread for each.
+"""Images per second of `glc compress --shards` with several processes against one, one thread each.
 
-The seconds are those of whole commands, start-up included, so `--full` has more images.
+Times are of complete commands, start-up included; `--full` uses more images.
 """
 
 import argparse
@@ -30,7 +30,7 @@ def benchmarks(args: argparse.Namespace) -> Iterator[Benchmark]:
     yield Benchmark(
         "shards",
         "image",
-        f"{weights.name}, {count} images of {SIDE} x {SIDE} in {count // per_shard} shards, whole commands.",
+        f"{weights.name}, {count} images of {SIDE} x {SIDE}, {count // per_shard} shards, complete commands.",
         {
             f"{n} process{'es' * (n > 1)}": partial(compress, shards, count, weights, out, n)
             for n in sorted({1, max(2, args.threads)})

@@ -1,9 +1,9 @@
 """Images per second of a training step of each stage, against a plain loop in float32.
 
-The baseline is a plain loop: products in float32 proper, eager, PyTorch's own memory format, AdamW not fused
-(convolutions may use TF32 on a GPU). Images are noise that lies in memory; discriminator, LPIPS (random
-weights), the moving average and the care of codebooks take part from the first step. The first three steps of
-a run are not counted. On a GPU, `waits per step` counts where a step waits for it; the places go to stderr.
+The baseline is a plain loop: matrix products in float32, eager, contiguous memory format, AdamW not fused
+(convolutions may use TF32 on a GPU). Images are noise in memory; discriminator, LPIPS (random weights), EMA
+and codebook statistics are active from the first step. The first three steps of a run are not counted. On a
+GPU, `waits per step` counts the synchronisations of a step; their source lines are printed on stderr.
 """
 
 import argparse
@@ -38,7 +38,7 @@ SIDES: dict[str, tuple[str, ...]] = {
 
 
 class RandomLPIPS(LPIPS):
-    """LPIPS whose backbone has random weights: for times, which do not depend on them."""
+    """LPIPS with a random backbone: times do not depend on weights."""
 
     def __init__(self, net: str = "vgg", **_: Any) -> None:
         import lpips
@@ -51,7 +51,7 @@ class RandomLPIPS(LPIPS):
 
 
 class _Stop(L.Callback):
-    """Counts the steps after the first ones and reads the clock at the last."""
+    """Times the steps after the warm-up."""
 
     def __init__(self, device: torch.device, steps: int) -> None:
         self.device, self.steps = device, steps
@@ -61,7 +61,7 @@ class _Stop(L.Callback):
     def on_train_batch_end(self, trainer: Any, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Start or read the clock."""
         if self.device.type == "cuda" and batch_idx + 1 == WARM - 1:
-            # Of one step, before the clock runs (each costs a warning), that logs nothing: not the first.
+            # One step before the clock starts (a warning is slow), and not the first, which logs.
             torch.cuda.set_sync_debug_mode("warn")
             self.caught = warnings.catch_warnings(record=True)
             self.warned = self.caught.__enter__()

@@ -1,4 +1,4 @@
-"""MkDocs hook: pages of the site that are files at the top of the repository, with their links adapted."""
+"""MkDocs hook: add files outside docs/ as pages, with adapted links."""
 
 import re
 from pathlib import Path
@@ -24,14 +24,14 @@ def on_files(files: Files, config: Any) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str:
-    """Point links of pages in docs/ at the pages of `PAGES`; folders of records become plain text."""
+    """Redirect links in docs/ to the pages of `PAGES`; turn links to folders and weights into text."""
     for source, name in PAGES.items():
         markdown = re.sub(rf"\]\((?:\.\./)+{re.escape(source)}(#[\w-]*)?\)", rf"]({name}\1)", markdown)
     return re.sub(r"\[([^\]]+)\]\([\w./-]+(?:/|\.safetensors)\)", r"`\1`", markdown)
 
 
 def _linked(text: str) -> str:
-    """Return a page with links as they are from docs/."""
+    """Return a page with links relative to docs/."""
     text = re.sub(r"\]\((?:\.\./)?docs/", "](", text)
     for source, name in PAGES.items():
         text = re.sub(rf"\]\((?:\.\./)?{re.escape(source)}(#[\w-]*)?\)", rf"]({name}\1)", text)

@@ -1,9 +1,10 @@
-"""Install what the page needs beside .venv, whose Pillow is newer than gradio allows, into build/app.
+"""Install the web app's requirements into build/app: gradio needs an older Pillow than .venv has.
 
     python scripts/app_packages.py [FOLDER]
 
-Takes from requirements/app.txt, with its hashes, what this environment lacks or has in another version, torch
-and what comes with it aside. Put the folder first on PYTHONPATH to use it: `make serve` does.
+Installs the entries of requirements/app.txt, with their hashes, that this environment lacks or has in another
+version, except torch and the packages compiled against it. To use the folder, put it first on PYTHONPATH, as
+`make serve` does.
 """
 
 import re
@@ -15,12 +16,12 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = re.compile(r"torch|torchvision|torchmetrics|triton|nvidia-|cuda-|numpy|scipy|setuptools")
-"""Compiled against each other: they must come from one environment."""
+"""Compiled against each other: all must come from one environment."""
 STAMP = ".requirements"
 
 
 def missing(text: str) -> list[str]:
-    """Return the entries of a lock, with their markers and hashes, that this environment does not satisfy."""
+    """Return the entries of a lock file, with markers and hashes, that this environment does not satisfy."""
     wanted = []
     for entry in re.findall(r"^[a-z0-9][^\n]*(?:\n[ \t]+--hash[^\n]*)*", text, re.M):
         name, pinned = re.match(r"([\w.-]+)==([^\s;\\]+)", entry).groups()

@@ -1,10 +1,10 @@
-"""Draw images beside what codecs make of them, from the folders of finished evaluations.
+"""Make a contact sheet of originals and decoded images, from the folders of finished evaluations.
 
     python scripts/contact_sheet.py --ours results/small --others results/avif results/vvc \
         --originals KODAK -o docs/images/kodak.jpg
 
-A row for each image: the original, ours at two rate points, each other codec at the setting whose file is
-nearest to ours at the higher of the two. Rate and LPIPS stand above each.
+One row per image: the original, our codec at two rate points, each other codec at the setting whose file is
+nearest in size to our larger one. Titles give bits per pixel and LPIPS.
 """
 
 import argparse
@@ -28,32 +28,34 @@ DPI = 110
 
 
 def rows_of(run: Results, image: str) -> list[Row]:
-    """Return an image's files, the smallest first."""
+    """Return the rows of an image, in ascending rate."""
     return sorted((row for row in run.rows if row.image == image), key=lambda row: row.bpp)
 
 
 def choose(ours: Results, others: list[Results], image: str, labels: list[str]) -> list[tuple[Results, Row]]:
-    """Return what stands beside the original of an image.
+    """Return the runs and rows to show beside the original of an image.
 
     Raises:
-        ValueError: when a run has no such image or rate point.
+        ValueError: a run does not have the image or the rate point.
     """
     by_label = {row.label: row for row in rows_of(ours, image)}
     missing = [label for label in labels if label not in by_label]
     if missing:
-        raise ValueError(f"{ours.folder}: {image} has no rate point {missing[0]}, only {', '.join(by_label)}")
+        raise ValueError(
+            f"{ours.folder}: {image} has no rate point {missing[0]}; choose from {', '.join(by_label)}"
+        )
     chosen = [(ours, by_label[label]) for label in labels]
     target = max(row.bpp for _, row in chosen)
     for run in others:
         rows = rows_of(run, image)
         if not rows:
-            raise ValueError(f"{run.folder}: has no image {image}")
+            raise ValueError(f"{run.folder}: no image {image}")
         chosen.append((run, min(rows, key=lambda row: abs(math.log(row.bpp / target)))))
     return chosen
 
 
-def draw(originals: dict[str, Path], chosen: dict[str, list[tuple[Results, Row]]], path: Path) -> None:
-    """Write the sheet."""
+def write_sheet(originals: dict[str, Path], chosen: dict[str, list[tuple[Results, Row]]], path: Path) -> None:
+    """Write the sheet as a JPEG file."""
     columns = 1 + max(map(len, chosen.values()))
     shapes = {name: read_rgb(originals[name]).size for name in chosen}
     heights = [SIDE * height / width for width, height in shapes.values()]
@@ -86,9 +88,11 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--ours", type=Path, required=True, help="folder of our evaluation")
     parser.add_argument("--others", type=Path, nargs="*", default=[], help="folders to compare with")
-    parser.add_argument("--originals", type=Path, required=True, help="folder of the images themselves")
-    parser.add_argument("--images", nargs="+", help="their names; by default six, evenly spread")
-    parser.add_argument("--points", nargs="+", help="labels of our rate points; by default the outer two")
+    parser.add_argument("--originals", type=Path, required=True, help="folder of the original images")
+    parser.add_argument("--images", nargs="+", help="image names; default: six, evenly spread")
+    parser.add_argument(
+        "--points", nargs="+", help="labels of our rate points; default: the lowest and the highest"
+    )
     parser.add_argument("-o", "--output", type=Path, required=True, help=".jpg")
     arguments = parser.parse_args()
     if arguments.output.suffix not in (".jpg", ".jpeg"):
@@ -98,14 +102,14 @@ def main() -> int:
         originals = {path.stem: path for path in list_images(arguments.originals)}
         names = sorted({row.image for row in ours.rows} & originals.keys())
         if not names:
-            raise ValueError(f"{arguments.originals}: has none of the images of {arguments.ours}")
+            raise ValueError(f"{arguments.originals}: contains none of the images of {arguments.ours}")
         images = arguments.images or names[:: max(1, len(names) // 6)][:6]
         unknown = [name for name in images if name not in originals]
         if unknown:
-            raise ValueError(f"{arguments.originals}: has no image {unknown[0]}")
+            raise ValueError(f"{arguments.originals}: no image {unknown[0]}")
         points = arguments.points or [ours.points[0].label, ours.points[-1].label]
         chosen = {name: choose(ours, others, name, points) for name in images}
-        draw(originals, chosen, arguments.output)
+        write_sheet(originals, chosen, arguments.output)
     except (ImageError, OSError, ResultsError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

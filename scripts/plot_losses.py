@@ -1,4 +1,4 @@
-"""Draw figures of training runs over their steps, one panel per run.
+"""Plot logged values of training runs over steps, one panel per run.
 
 python scripts/plot_losses.py runs/NAME/vqvae runs/NAME/transform -o losses.svg [--names train/loss val/loss]
 """
@@ -14,7 +14,7 @@ import matplotlib.pyplot as plt
 
 
 def read(run: Path, name: str) -> tuple[list[float], list[float]]:
-    """Return steps and values of a figure, over all the CSV files of a run that was continued."""
+    """Return steps and values of a CSV column, over all CSV files of a resumed run."""
     points: dict[float, float] = {}
     for path in sorted((run / "csv").glob("version_*/metrics.csv"), key=lambda p: p.stat().st_mtime):
         with path.open(newline="") as file:
@@ -24,13 +24,13 @@ def read(run: Path, name: str) -> tuple[list[float], list[float]]:
 
 
 def main() -> None:
-    """Draw."""
+    """Run from the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("runs", nargs="+", type=Path, help="folders of runs")
     parser.add_argument("-o", "--out", type=Path, required=True, help="image to write, .svg or .png")
     parser.add_argument("--names", nargs="+", default=["train/loss", "val/loss"], help="columns of the CSV")
     arguments = parser.parse_args()
-    mpl.rcParams["svg.hashsalt"] = "glc"  # the same figures give the same file
+    mpl.rcParams["svg.hashsalt"] = "glc"  # the same values give the same file
     figure, panels = plt.subplots(1, len(arguments.runs), figsize=(4 * len(arguments.runs), 3), squeeze=False)
     for run, panel in zip(arguments.runs, panels[0], strict=True):
         for name in arguments.names:

@@ -1,17 +1,18 @@
-"""Restore while compressing, or restore first? The paper's table 3 for any codec and encoder.
+"""Restore while compressing, or restore first? Table 3 of the paper, for any codec and encoder.
 
     python scripts/restoration_table.py --codec small --encoder small-denoise --images KODAK --output OUT
 
-Each image is degraded, always in the same way, and compressed four ways: by the codec with the restoration
-encoder at `--quality`; by the codec alone; by the codec after a restorer; and, as a bound, the clean image
-by the codec alone. The others get at least the bytes of the first and at most 3 % more. All are measured
-against the clean original. Restorers against noise: non-local means and total variation (scikit-image), told
-sigma; BM3D where the package `bm3d` is installed. For holes: scikit-image's biharmonic inpainting, told the
-mask. `--network FILE` adds one of yours (torch.export.save): images [1, 3, H, W] in [0, 1] to the same.
+Each image is degraded, reproducibly, and compressed four ways: by the codec with the restoration encoder at
+`--quality`; by the codec alone; by the codec after a restorer; and, as a bound, the clean image by the codec
+alone. The last three get at least the bytes of the first and at most 3 % more. All are measured against the
+clean original. Restorers for noise: non-local means and total variation (scikit-image), which are given
+sigma, and BM3D if the package `bm3d` is installed. For holes: scikit-image's biharmonic inpainting, which is
+given the mask. `--network FILE` adds a network saved by torch.export.save that maps images [1, 3, H, W] in
+[0, 1] to restored images.
 
-`--metrics full` adds DISTS, FID and KID where their weights are (`--weights`). Writes table.md, table.json
-and side_by_side.png. Exits with 1 unless the encoder beats the codec alone in PSNR, and in LPIPS where its
-weights are, with no more bytes: at high qualities the codec alone may not be able to spend as many.
+`--metrics full` adds DISTS, FID and KID if their weights are available (`--weights`). Writes table.md,
+table.json and side_by_side.png. Exit code 1 unless the encoder beats the codec alone in PSNR, and in LPIPS if
+its weights are available, with no more bytes. At high quality the codec alone may not reach that many bytes.
 """
 
 import argparse
@@ -42,7 +43,7 @@ Restorer = Callable[[Image.Image], Image.Image]
 
 
 def restorers(degradation: Degradation, network: Path | None = None) -> dict[str, Restorer]:
-    """Return what restores images before they are compressed, by name."""
+    """Return the restorers that run before compression, by name."""
     found: dict[str, Restorer] = {}
     if isinstance(degradation, GaussianNoise):
         sigma = sum(degradation.sigma) / 2 / 255
@@ -99,13 +100,13 @@ def _from_floats(values: np.ndarray) -> Image.Image:
 
 
 def degrade(degradation: Degradation, image: Image.Image, number: int, seed: int) -> Image.Image:
-    """Return a degraded image, the same for the same number and seed."""
+    """Return a degraded image: a function of image, number and seed."""
     generator = torch.Generator().manual_seed(seed * 1_000_003 + number)
     return to_image(degradation(stack_images([image]), generator)[0])
 
 
 def compress_near(codec: glc.Codec, image: Image.Image, size: int) -> bytes:
-    """Return a file of `size` to 1.03 times as many bytes, or the nearest that the codec can make."""
+    """Return a file of `size` to 1.03 x `size` bytes, or the nearest that the codec can make."""
     import warnings
 
     with warnings.catch_warnings():
@@ -117,7 +118,7 @@ def compress_near(codec: glc.Codec, image: Image.Image, size: int) -> bytes:
 
 
 def measure(arguments: argparse.Namespace) -> tuple[list[dict[str, Any]], Image.Image]:
-    """Compress all images in all ways; return a row for each way, and an image of the first."""
+    """Compress all images in all ways; return a row per way, and the first image side by side."""
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         words = [f"degradation={arguments.degradation}", *arguments.overrides]
         cfg = compose("train", ["stage=restoration", f"metrics={arguments.metrics}", *words])
@@ -162,7 +163,7 @@ def measure(arguments: argparse.Namespace) -> tuple[list[dict[str, Any]], Image.
 
 
 def _side_by_side(images: list[Image.Image], side: int = 256) -> Image.Image:
-    """Return the middles of images in a row."""
+    """Return the centre crops of images in a row."""
     side = min(side, *images[0].size)
     left, top = ((length - side) // 2 for length in images[0].size)
     sheet = Image.new("RGB", (side * len(images), side))
@@ -172,7 +173,7 @@ def _side_by_side(images: list[Image.Image], side: int = 256) -> Image.Image:
 
 
 def to_markdown(rows: list[dict[str, Any]]) -> str:
-    """Return the table."""
+    """Return the table as Markdown."""
     names = [key for key in rows[0] if key not in ("way", "bytes", "unavailable", "bpp")]
     lines = [f"| | bpp | {' | '.join(names)} |", "|---" * (len(names) + 2) + "|"]
     for row in rows:
@@ -183,7 +184,7 @@ def to_markdown(rows: list[dict[str, Any]]) -> str:
 
 
 def beats(ours: dict[str, Any], alone: dict[str, Any]) -> bool:
-    """Whether a row beats another in PSNR, and in LPIPS where it was measured, with no more bytes."""
+    """Whether a row beats another in PSNR, and in LPIPS if measured, with no more bytes."""
     better = ours["psnr"] > alone["psnr"] and ours["bytes"] <= alone["bytes"]
     return better and all(ours[name] < alone[name] for name in ours if name.startswith("lpips"))
 
@@ -194,14 +195,16 @@ def main() -> int:
     parser.add_argument("--codec", default="small", help="weights file or known model (%(default)s)")
     parser.add_argument("--encoder", required=True, help="restoration encoder, file or known name")
     parser.add_argument("--images", type=Path, required=True, help="folder of clean images")
-    parser.add_argument("--count", type=int, help="use the first so many only")
-    parser.add_argument("--degradation", default="gaussian_noise", help="of conf/degradation (%(default)s)")
-    parser.add_argument("--quality", type=float, default=50.0, help="of the encoder's files (%(default)s)")
+    parser.add_argument("--count", type=int, help="number of images to use; default: all")
+    parser.add_argument(
+        "--degradation", default="gaussian_noise", help="name in conf/degradation (%(default)s)"
+    )
+    parser.add_argument(
+        "--quality", type=float, default=50.0, help="quality of the encoder's files (%(default)s)"
+    )
     parser.add_argument("--metrics", default="default", choices=("default", "full", "full_64"))
     parser.add_argument("--weights", type=Path, help="folder with the metrics' weights")
-    parser.add_argument(
-        "--network", type=Path, help="a restorer of torch.export.save; run only what you trust"
-    )
+    parser.add_argument("--network", type=Path, help="restorer saved by torch.export.save; must be trusted")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", type=Path, required=True, help="folder for the results")
     parser.add_argument("overrides", nargs="*", help="settings of the degradation: degradation.sigma=30")
@@ -209,7 +212,7 @@ def main() -> int:
     try:
         rows, sheet = measure(arguments)
     except (OSError, ValueError, HydraException) as error:
-        # A module's own complaint says more than Hydra's about its construction.
+        # The module's own message is clearer than Hydra's wrapper.
         print(f"error: {error.__cause__ or error}", file=sys.stderr)
         return 2
     arguments.output.mkdir(parents=True, exist_ok=True)
@@ -219,7 +222,7 @@ def main() -> int:
     sheet.save(arguments.output / "side_by_side.png")
     print(text, end="")
     for name, reason in rows[0]["unavailable"].items():
-        print(f"without {name}: {reason}", file=sys.stderr)
+        print(f"{name} omitted: {reason}", file=sys.stderr)
     return 0 if beats(rows[0], next(row for row in rows if row["way"] == ALONE)) else 1
 
 

@@ -1,10 +1,10 @@
-"""Run the notebooks from top to bottom; nothing of what they show is written.
+"""Run the notebooks from top to bottom, without saving their output.
 
     python scripts/run_notebooks.py [NOTEBOOK...]
 
-They take the model that the environment variable GLC_NOTEBOOK_MODEL names, else the default model. Where no
-folder of GLC_MODELS holds encoders and decoders, the model's own stand in for some: that shows that the cells
-run, not what they can do. Prints seconds for each; exits with 1 when a cell fails.
+The model is the one in the environment variable GLC_NOTEBOOK_MODEL, else the default model. If GLC_MODELS is
+not set, the model's own encoder and decoder replace those of applications, so that the cells run; their
+results are then meaningless. Prints the seconds of each notebook; exit code 1 if a cell fails.
 """
 
 import argparse
@@ -26,11 +26,11 @@ from glc.codec.weights.variants import save_variant
 ROOT = Path(__file__).resolve().parent.parent
 MODEL = "GLC_NOTEBOOK_MODEL"
 LIMIT = 300
-"""Seconds that a cell may take."""
+"""Time limit of a cell, in seconds."""
 
 
 def make_parts(model: str, folder: Path) -> None:
-    """Write a model's own encoder and decoder as files that the notebooks find in the folder."""
+    """Write a model's own encoder and decoder into the folder as variants for the notebooks."""
     weights = read_weights(find(model))
     kinds: tuple[tuple[str, Kind], ...] = (
         ("denoise", "encoder"),
@@ -44,11 +44,11 @@ def make_parts(model: str, folder: Path) -> None:
 
 
 def run(path: Path, folder: Path) -> str | None:
-    """Run a notebook, with its sockets in a folder; return what went wrong, or None."""
+    """Run a notebook, with its sockets in a folder; return the error, or None."""
     notebook = nbformat.read(path, as_version=4)
     manager = AsyncKernelManager(kernel_name="python3")
     if os.name == "posix":
-        # Nobody but this process should be able to talk to the kernel.
+        # Sockets in a private folder: no other user can connect to the kernel.
         manager.transport, manager.ip = "ipc", str(folder / path.stem)
     client = NotebookClient(notebook, km=manager, timeout=LIMIT)
     try:
@@ -61,7 +61,7 @@ def run(path: Path, folder: Path) -> str | None:
 def main() -> int:
     """Run from the command line; return the exit status."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("notebooks", nargs="*", type=Path, help="all of notebooks/ by default")
+    parser.add_argument("notebooks", nargs="*", type=Path, help="default: all of notebooks/")
     arguments = parser.parse_args()
     paths = arguments.notebooks or sorted((ROOT / "notebooks").glob("*.ipynb"))
     os.environ["MPLBACKEND"] = "agg"

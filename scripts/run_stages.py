@@ -1,12 +1,12 @@
-"""Train the stages of a plan, resume where the last call stopped, and export and evaluate what was trained.
+"""Train the stages of a plan, resuming unfinished runs, and export and evaluate the results.
 
     python scripts/run_stages.py PLAN --output OUT [--minutes N] [--only PATTERN] [OVERRIDE ...]
 
-PLAN comes first: a file of scripts/plans without its ending, or a path; `PLAN --help` lists its inputs. A row
-of a plan trains its stages one after the other, in OUT/ROW/STAGE. `--minutes` are shared among the runs that
-can begin, and each call resumes what is not finished. `--only` takes the runs that a pattern names, by row,
-stage or ROW/STAGE; `joint:trainer.max_steps=5000` is an override for such runs. Exits with 0 when all is
-done, 3 when there is more to do.
+PLAN is the name of a file in scripts/plans or the path of a .yaml file; `PLAN --help` lists its inputs. Each
+row of a plan trains its stages in order, in OUT/ROW/STAGE. `--minutes` is shared among the runs that can
+start; each call resumes unfinished runs. `--only` selects runs by a pattern of row, stage or ROW/STAGE;
+`joint:trainer.max_steps=5000` is an override for the runs of such a pattern. Exit code 0: done; 2: not
+started; 3: unfinished, run the command again.
 """
 
 import argparse
@@ -32,23 +32,23 @@ ROOT = Path(__file__).resolve().parents[1]
 TRAIN, EVALUATE, EXPORT = ("-m", "src.train"), ("-m", "src.evaluate"), ("-m", "glc", "export")
 MORE = 3
 LEAST_MINUTES = 0.5
-"""A run is not begun with less: starting up would take most of it."""
+"""Least time to start a run with: start-up would take most of a shorter one."""
 
 
 class Run(NamedTuple):
-    """A stage of a row, and what becomes of it."""
+    """A stage of a row, with its export and evaluation."""
 
     row: str
     stage: str
     settings: list[str]
     after: "Run | None"
-    """The run that it starts from, where that is of the same row."""
+    """The run of the same row that it starts from."""
     export: Path | None
     options: list[str]
     evaluate: list[str]
 
     def is_one_of(self, patterns: Sequence[str]) -> bool:
-        """Whether a pattern names its row, its stage or both."""
+        """Whether a pattern matches its row, its stage or ROW/STAGE."""
         names = (self.row, self.stage, f"{self.row}/{self.stage}")
         return any(fnmatch(name, pattern) for name in names for pattern in patterns)
 
@@ -57,7 +57,7 @@ def read_plan(name: str) -> dict[str, Any]:
     """Return a plan of scripts/plans, or of a file.
 
     Raises:
-        ValueError: there is none.
+        ValueError: the file does not exist.
     """
     path = Path(name) if name.endswith(".yaml") else ROOT / "scripts" / "plans" / f"{name}.yaml"
     if not path.is_file():
@@ -68,7 +68,7 @@ def read_plan(name: str) -> dict[str, Any]:
 
 
 def runs_of(plan: Mapping[str, Any], values: Mapping[str, Any], device: str) -> list[Run]:
-    """Return the runs of a plan, those of a row in their order, with all that they are told."""
+    """Return the runs of a plan with their settings, those of a row in order."""
     shared = [*plan.get("settings", []), *plan.get("cuda" if device == "cuda" else "cpu", [])]
     accelerator = {"cuda": ["trainer.accelerator=gpu"], "cpu": ["trainer.accelerator=cpu"]}.get(device, [])
     made: list[Run] = []
@@ -86,15 +86,15 @@ def runs_of(plan: Mapping[str, Any], values: Mapping[str, Any], device: str) -> 
 
 
 def expand(words: Sequence[str], values: Mapping[str, Any]) -> list[str]:
-    """Put inputs into words, and leave out those with an input that was not given."""
+    """Substitute inputs in words, and drop the words whose input was not given."""
     absent = [f"{{{name}}}" for name, value in values.items() if value is None]
     return [word.format_map(values) for word in words if not any(name in word for name in absent)]
 
 
 def steps_of(run: Run, output: Path, overrides: Sequence[str]) -> tuple[int, float]:
-    """Return the steps that a run has done and is to do; without a checkpoint it has done none.
+    """Return the finished and the planned steps of a run; 0 finished without a checkpoint.
 
-    Where the last checkpoint is damaged, the one before takes its place.
+    If the last checkpoint is corrupt, the one before it counts.
     """
     last = open_last(output / run.row / run.stage / "checkpoints")
     words = [word for word in (*run.settings, *overrides) if word.startswith("trainer.max_steps=")]
@@ -105,7 +105,7 @@ def steps_of(run: Run, output: Path, overrides: Sequence[str]) -> tuple[int, flo
 
 
 def call(*command: object) -> None:
-    """Run a command of this environment; end with its exit status when that is not 0."""
+    """Run a Python command; exit with its status if that is not 0."""
     words = [sys.executable, *map(str, command)]
     print(" ".join(words), flush=True)
     done = subprocess.run(words, cwd=ROOT, check=False)
@@ -114,7 +114,7 @@ def call(*command: object) -> None:
 
 
 def train(runs: Sequence[Run], options: argparse.Namespace) -> int:
-    """Train until the time is over or all is done; return the exit status."""
+    """Train until the time limit or the end of all runs; return the exit status."""
     end = time.monotonic() + 60 * options.minutes
 
     def own(run: Run) -> list[str]:
@@ -143,30 +143,30 @@ def train(runs: Sequence[Run], options: argparse.Namespace) -> int:
         call(*TRAIN, *words, *run.settings, *own(run))
         steps, planned = steps_of(run, options.output, own(run))
         print(f"{run.row}/{run.stage}: {steps} of {planned} steps", flush=True)
-        finish(run, options, trained=True, whole=steps >= planned)
+        finish(run, options, trained=True, complete=steps >= planned)
     return 0 if all(map(done, runs)) else MORE
 
 
-def finish(run: Run, options: argparse.Namespace, trained: bool, whole: bool = True) -> None:
-    """Export a run as far as it is, so that it can be tried; evaluate it when it is done."""
+def finish(run: Run, options: argparse.Namespace, trained: bool, complete: bool = True) -> None:
+    """Export a run, finished or not; evaluate it if it is complete."""
     if run.export is None:
         return
     if trained or not run.export.is_file():
         checkpoint = options.output / run.row / run.stage / "checkpoints" / "last.ckpt"
         call(*EXPORT, checkpoint, run.export, "--force", *run.options)
-    if whole:
+    if complete:
         evaluate(run, run.export, options)
 
 
 def evaluate(run: Run, weights: Path, options: argparse.Namespace) -> None:
-    """Code the images of a plan to files and back, where it has some and that is not done."""
+    """Evaluate a weights file on the plan's images, unless the plan has none or results exist."""
     out = options.output / "results" / weights.stem
     if run.evaluate and run.is_one_of(options.evaluate) and not (out / "summary.json").is_file():
         call(*EVALUATE, f"codec={weights}", f"out={out}", *run.evaluate)
 
 
 def change_window(description: Any, window: int | None) -> Any:
-    """Return an architecture with another window of attention wherever it has one."""
+    """Return an architecture with another attention window in every module that has one."""
     if isinstance(description, dict):
         return {k: window if k == "window" else change_window(v, window) for k, v in description.items()}
     if isinstance(description, list):
@@ -175,7 +175,7 @@ def change_window(description: Any, window: int | None) -> Any:
 
 
 def measure_windows(windows: Mapping[str, Any], runs: Sequence[Run], options: argparse.Namespace) -> None:
-    """Measure the runs of the row `of` with other windows of attention."""
+    """Evaluate the runs of the row `of` with other attention windows."""
     for row in [name for name in windows if name != "of"]:
         for run in runs:
             changed = run._replace(row=row)
@@ -189,7 +189,7 @@ def measure_windows(windows: Mapping[str, Any], runs: Sequence[Run], options: ar
 
 
 def make_mosaic(path: Path, side: int = 384, seed: int = 0) -> Path:
-    """Write an image of coloured tiles with dark joints, the same for each seed, and return its path."""
+    """Write an image of coloured tiles with dark joints, a function of the seed; return its path."""
     random = np.random.default_rng(seed)
     seeds = random.uniform(0, side, (420, 2))
     colours = np.array([[196, 60, 38], [232, 168, 56], [28, 92, 122], [240, 226, 196], [66, 122, 84]])
@@ -208,20 +208,26 @@ def make_mosaic(path: Path, side: int = 384, seed: int = 0) -> Path:
 
 
 def parse(plan: Mapping[str, Any], words: Sequence[str] | None) -> argparse.Namespace:
-    """Read the command line of a plan, whose inputs are options."""
+    """Parse the command line; the plan's inputs are options."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("plan", help="a file of scripts/plans, or a path")
-    parser.add_argument("--output", type=Path, required=True, help="folder of the runs and what they make")
-    parser.add_argument("--minutes", type=float, default=math.inf, help="of this call; no limit by default")
-    parser.add_argument("--only", action="append", metavar="PATTERN", help="the runs to do; all by default")
-    parser.add_argument("--evaluate", action="append", metavar="PATTERN", help="those to evaluate, likewise")
+    parser.add_argument("plan", help="name in scripts/plans, or path of a .yaml file")
+    parser.add_argument(
+        "--output", type=Path, required=True, help="folder for runs, weights files and results"
+    )
+    parser.add_argument(
+        "--minutes", type=float, default=math.inf, help="time limit of this call; default: none"
+    )
+    parser.add_argument("--only", action="append", metavar="PATTERN", help="runs to train; default: all")
+    parser.add_argument(
+        "--evaluate", action="append", metavar="PATTERN", help="runs to evaluate; default: all"
+    )
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     for name, about in plan["inputs"].items():
         given = {"help": about, "required": True} if isinstance(about, str) else about
         parser.add_argument(f"--{name}", **given)
-    parser.add_argument("overrides", nargs="*", help="further settings of the training")
+    parser.add_argument("overrides", nargs="*", help="overrides of the training configuration")
     options = parser.parse_intermixed_args(words)
     options.only, options.evaluate = options.only or ["*"], options.evaluate or ["*"]
     options.output = options.output.resolve()
@@ -231,7 +237,7 @@ def parse(plan: Mapping[str, Any], words: Sequence[str] | None) -> argparse.Name
 
 
 def inputs_of(plan: Mapping[str, Any], options: argparse.Namespace) -> dict[str, Any]:
-    """Return what a plan's words may name: its inputs, paths in full, and `NAME_name` without the folder."""
+    """Return the values for a plan's placeholders: inputs with absolute paths, and `NAME_name`, the stem."""
     values: dict[str, Any] = {"output": options.output}
     for name in plan["inputs"]:
         value = getattr(options, name)

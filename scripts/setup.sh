@@ -1,11 +1,11 @@
 #!/bin/sh
-# Makes .venv in this checkout and brings it to exactly what requirements/dev.txt says. `make setup` calls it.
+# Creates .venv in this checkout with exactly the packages of requirements/dev.txt. `make setup` calls it.
 #
-# The file .venv/.glc-setup holds a fingerprint of what was installed and is written last, so an interrupted
-# run is simply done again, and an unchanged one ends here at once. The checkout's path is part of it because
-# the editable install points there: a moved folder sets itself up anew.
+# The file .venv/.glc-setup has a fingerprint of the requirements and is written last: an interrupted run is
+# repeated, and an unchanged environment is not touched. The fingerprint includes the checkout's path, because
+# the editable install points there: a moved checkout is set up again.
 #
-#   PYTHON   interpreter that makes the environment (default: the first of python3, python3.13 .. python3.11)
+#   PYTHON   interpreter to create the environment with (default: the first of python3, python3.13 .. python3.11)
 set -eu
 cd "$(dirname "$0")/.."
 
@@ -16,7 +16,7 @@ version='import sys; print("%d.%d" % sys.version_info[:2])'
 
 say() { printf '%s\n' "setup: $*"; }
 fail() { printf '%s\n' "setup: $*" >&2; exit 1; }
-# A name on PATH proves little (version managers leave launchers for versions that are switched off): run it.
+# A name on PATH may be the launcher of a disabled version (version managers): run it to find out.
 usable() { "$1" -c "$fits" >/dev/null 2>&1; }
 
 fingerprint() {
@@ -40,7 +40,7 @@ find_python() {
     fail "no Python 3.11, 3.12 or 3.13 found; install one, or name it: make setup PYTHON=/path/to/python3.12"
 }
 
-# The environment that is there serves, unless it is broken or PYTHON asks for another version.
+# Keep an existing environment unless it is broken or PYTHON is another version.
 keep_venv() {
     usable "$venv/bin/python" && "$venv/bin/python" -m pip --version >/dev/null 2>&1 || return 1
     [ -z "${PYTHON:-}" ] || [ "$("$PYTHON" -c "$version" 2>/dev/null)" = "$("$venv/bin/python" -c "$version")" ]
@@ -53,14 +53,14 @@ if keep_venv; then
 else
     python=$(find_python)
     "$python" -c 'import ensurepip, venv' 2>/dev/null ||
-        fail "$python cannot make environments; install its venv package (Debian, Ubuntu: apt install python3-venv)"
-    say "making $venv with $("$python" --version)"
+        fail "$python cannot create environments; install its venv package (Debian, Ubuntu: apt install python3-venv)"
+    say "creating $venv with $("$python" --version)"
     "$python" -m venv --clear "$venv"
 fi
 
 rm -f "$stamp"
-say "installing requirements/dev.txt (the first time this fetches some gigabytes)"
-# uv is about four times as fast as pip; where it cannot be had or fails, pip installs the same locked files.
+say "installing requirements/dev.txt (the first run downloads several gigabytes)"
+# uv is about four times as fast as pip; if it is not available or fails, pip installs the same locked files.
 if "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/uv.txt &&
     "$venv/bin/python" -m uv pip sync --python "$venv/bin/python" --require-hashes requirements/dev.txt; then
     :

@@ -1,12 +1,12 @@
-"""Put a trained codec into the package, with the record of how it was made and files that must keep decoding.
+"""Add a trained codec to the package, with a record of its training and golden files.
 
     python scripts/ship_model.py small --runs runs/small --photos PHOTOS
 
-RUNS holds the folders vqvae, transform and joint of one training. Writes the weights file of the last stage
-in half precision into src/glc/pretrained; into docs/models/NAME each stage's configuration and validations,
-training.safetensors, which is what training needs besides the codec, and record.json with checksums; into
-tests/expected/NAME files of two photographs with the integers in them. `tests/codec/test_shipped.py` holds it
-together. PHOTOS are images of the training: the frequencies of the hyper code are counted on them.
+RUNS has the folders vqvae, transform and joint of one model. The script writes the weights file of stage III
+in half precision to src/glc/pretrained; the configuration and validation log of each stage, the training
+weights (training.safetensors) and record.json with checksums to docs/models/NAME; and golden files of two
+photographs with their integers to tests/expected/NAME. `tests/codec/test_shipped.py` checks them. PHOTOS are
+training images, on which the frequencies of the hyper-latent's codewords are counted.
 """
 
 import argparse
@@ -32,7 +32,7 @@ from glc.io.checkpoint import open_checkpoint
 ROOT = Path(__file__).resolve().parents[1]
 STAGES = ("vqvae", "transform", "joint")
 GOLDEN = {"chelsea": (0, 0, 451, 300), "flower": (0, 0, 256, 192)}
-"""Boxes in photographs of the packages: one whole with odd sides, one corner."""
+"""Crops of photographs in installed packages: a complete image with odd sides, and a corner."""
 QUALITIES = (0.0, 45.5, 100.0)
 
 
@@ -46,7 +46,7 @@ def digest(symbols: glc.Symbols) -> str:
 
 
 def validation_rows(run: Path) -> Iterator[dict[str, str]]:
-    """Yield a run's validation rows in the order of their steps, over all its continuations."""
+    """Yield the validation rows of a run in the order of steps, over all its CSV files."""
     rows: dict[int, dict[str, str]] = {}
     files = sorted(
         run.glob("csv/version_*/metrics.csv"), key=lambda path: int(path.parent.name.split("_")[1])
@@ -66,7 +66,7 @@ def validation_rows(run: Path) -> Iterator[dict[str, str]]:
 
 
 def without_folders(value: Any) -> Any:
-    """Return a configuration in which absolute paths are their last two names: the rest is one machine's."""
+    """Return a configuration with absolute paths cut to their last two names."""
     if isinstance(value, dict):
         return {key: without_folders(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -77,7 +77,7 @@ def without_folders(value: Any) -> Any:
 
 
 def record(runs: Path, folder: Path) -> dict[str, Any]:
-    """Write each stage's configuration and validation log; return what they are."""
+    """Write each stage's configuration and validation log; return steps, checksum and last validation."""
     folder.mkdir(parents=True, exist_ok=True)
     stages = {}
     for stage in STAGES:
@@ -100,7 +100,7 @@ def record(runs: Path, folder: Path) -> dict[str, Any]:
 
 
 def golden(codec: glc.Codec, folder: Path) -> None:
-    """Write the files that must keep decoding, and the integers in them."""
+    """Write golden files and the checksums of their integers."""
     folder.mkdir(parents=True, exist_ok=True)
     for old in folder.iterdir():
         old.unlink()
@@ -119,18 +119,18 @@ def golden(codec: glc.Codec, folder: Path) -> None:
 def main() -> int:
     """Run from the command line; return the exit status."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("name", help="of the model in the package")
+    parser.add_argument("name", help="name of the model in the package")
     parser.add_argument("--runs", type=Path, required=True, help="folder with vqvae, transform and joint")
-    parser.add_argument("--photos", type=Path, help="images to count the hyper codes on")
-    parser.add_argument("--count", type=int, default=64, help="of those photographs (%(default)s)")
+    parser.add_argument("--photos", type=Path, help="images to count the hyper-latent's codewords on")
+    parser.add_argument("--count", type=int, default=64, help="number of these images (%(default)s)")
     arguments = parser.parse_args()
     weights = ROOT / "src" / "glc" / "pretrained" / f"{arguments.name}.safetensors"
     try:
         photos = [] if arguments.photos is None else list_images(arguments.photos)[: arguments.count]
         stages = record(arguments.runs, ROOT / "docs" / "models" / arguments.name)
         export(arguments.runs / "joint" / "checkpoints" / "last.ckpt", weights, half=True, photos=photos)
-        companion = ROOT / "docs" / "models" / arguments.name / "training.safetensors"
-        export_training_weights(arguments.runs / "joint" / "checkpoints" / "last.ckpt", companion, half=True)
+        training = ROOT / "docs" / "models" / arguments.name / "training.safetensors"
+        export_training_weights(arguments.runs / "joint" / "checkpoints" / "last.ckpt", training, half=True)
         codec = glc.load(weights, device="cpu")
         golden(codec, ROOT / "tests" / "expected" / arguments.name)
     except (OSError, ValueError, WeightsError) as error:
@@ -140,7 +140,7 @@ def main() -> int:
         "fingerprint": codec.weights.fingerprint,
         "sha256": hashlib.sha256(weights.read_bytes()).hexdigest(),
         "bytes": weights.stat().st_size,
-        "training_sha256": hashlib.sha256(companion.read_bytes()).hexdigest(),
+        "training_sha256": hashlib.sha256(training.read_bytes()).hexdigest(),
         "parameters": sum(p.numel() for p in codec.model.parameters()),
         "torch": torch.__version__,
         "images_counted": len(photos),

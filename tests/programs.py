@@ -1,7 +1,7 @@
-"""Programs in processes of their own, and those in scripts/ as modules.
+"""Start programs in processes, and load scripts/ as modules.
 
-`start` and `Started` fork a process that has imported what programs import (the fork server of Python's
-multiprocessing), which saves the seconds that the imports take. `fresh` starts a new interpreter.
+`start` and `Started` fork a process with the usual imports already done (multiprocessing's fork server),
+which saves the seconds of importing. `fresh` starts a new interpreter.
 """
 
 import contextlib
@@ -41,13 +41,13 @@ GLC = ("-m", "glc")
 
 
 class Started:
-    """A program that runs in a session of its own.
+    """A program that runs in its own session (process group).
 
     Args:
         words: `-m MODULE ARGUMENTS`, `-c PROGRAM ARGUMENTS` or `SCRIPT ARGUMENTS`, as after `python`.
-        environment: on top of this process's.
+        environment: variables added to this process's.
         terminal: path of the terminal that is its standard error; None: a file.
-        folder: where it runs.
+        folder: working directory.
     """
 
     def __init__(
@@ -66,21 +66,21 @@ class Started:
         self.process.start()
 
     def running(self) -> bool:
-        """Whether it has not ended yet."""
+        """Whether the program is running."""
         return self.process.is_alive()
 
     def kill(self) -> None:
-        """Kill it and all that it has started (SIGKILL)."""
+        """Kill the program and its children (SIGKILL)."""
         assert self.process.pid is not None
-        with contextlib.suppress(ProcessLookupError):  # it has ended
+        with contextlib.suppress(ProcessLookupError):  # already ended
             os.killpg(self.process.pid, signal.SIGKILL)
         self.process.join()
 
     def finish(self, seconds: float | None = 240) -> "subprocess.CompletedProcess[str]":
-        """Wait for its end.
+        """Wait for the end; return exit code and output.
 
         Raises:
-            subprocess.TimeoutExpired: it did not come.
+            subprocess.TimeoutExpired: still running after `seconds`; the program is killed.
         """
         with self.folder:
             self.process.join(seconds)
@@ -93,14 +93,14 @@ class Started:
 
 
 def start(words: Sequence[object], **options: Any) -> "subprocess.CompletedProcess[str]":
-    """Run a program to its end, with nothing to read; see `Started`."""
+    """Run a program to its end without standard input; see `Started`."""
     return Started(words, **options).finish()
 
 
 def fresh(
     words: Sequence[object], environment: Mapping[str, str] | None = None
 ) -> "subprocess.CompletedProcess[str]":
-    """Run a program in a new interpreter, which has imported nothing."""
+    """Run a program in a new interpreter."""
     command = [sys.executable, *map(str, words)]
     variables = {**os.environ, "OMP_NUM_THREADS": "1", **(environment or {})}
     return subprocess.run(
@@ -128,7 +128,7 @@ def _context() -> ForkServerContext:
 
 
 def _run(words: list[str], variables: dict[str, str], folder: str, outputs: list[str]) -> None:
-    """What the forked process runs; what imports have registered for an exit is left to the fork server."""
+    """Main function of the forked process; exit handlers of the imports run in the fork server only."""
     os.setsid()
     os.environ.clear()
     os.environ.update(variables)
@@ -138,7 +138,7 @@ def _run(words: list[str], variables: dict[str, str], folder: str, outputs: list
     if words[0] == "-m":
         sys.argv = words[1:]
         for name in (words[1], *PROGRAMS):
-            sys.modules.pop(name, None)  # what a program runs is imported anew, as `python -m` does
+            sys.modules.pop(name, None)  # import the program again, as `python -m` does
         runpy.run_module(words[1], run_name="__main__", alter_sys=True)
     elif words[0] == "-c":
         sys.argv = ["-c", *words[2:]]

@@ -1,4 +1,4 @@
-"""The benchmarks' arithmetic, and one of them from its command to its files."""
+"""The benchmarks' medians and ratios, and one benchmark from command to files."""
 
 import json
 from collections.abc import Iterator
@@ -11,7 +11,7 @@ from benchmarks.__main__ import main
 from benchmarks.readings import Benchmark, Reading, compare, run
 
 
-def test_ratios_are_those_of_medians_per_unit() -> None:
+def test_ratios_are_of_medians_per_unit() -> None:
     base = [Reading(2, seconds, 4.0) for seconds in (2.0, 8.0, 4.0)]
     other = [Reading(1, seconds, 0.5, details={"part": seconds / 2}) for seconds in (1.0, 9.0, 0.5)]
     found = compare({"base": base, "other": other})
@@ -25,16 +25,14 @@ def test_ratios_are_those_of_medians_per_unit() -> None:
 
 @pytest.fixture
 def threads() -> Iterator[None]:
-    """Leave the number of threads as it was."""
+    """Restore the number of threads afterwards."""
     before = torch.get_num_threads()
     yield
     torch.set_num_threads(before)
 
 
 @pytest.mark.usefixtures("threads")
-def test_a_benchmark_leaves_its_figures_and_is_not_repeated(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_finished_benchmark_is_not_repeated(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     command = ["entropy", "--rounds", "1", "--threads", "1", "--output", str(tmp_path), "--resume"]
     main(command)
     report = json.loads((tmp_path / "entropy.json").read_text())
@@ -48,14 +46,14 @@ def test_a_benchmark_leaves_its_figures_and_is_not_repeated(
     assert not list(tmp_path.glob("*.readings.json"))
     (tmp_path / "entropy_z.json").unlink()
     main(command)
-    assert "entropy: done before" in capsys.readouterr().err
+    assert "entropy: skipped, already measured" in capsys.readouterr().err
     assert (tmp_path / "entropy_z.json").is_file()
     main([*command, "--threads", "2"])
-    assert "done before" not in capsys.readouterr().err
+    assert "skipped" not in capsys.readouterr().err
     assert json.loads((tmp_path / "entropy.json").read_text())["settings"]["threads"] == 2
 
 
-def test_a_benchmark_that_was_cut_off_goes_on_where_it_was(tmp_path: Path) -> None:
+def test_interrupted_benchmark_resumes_at_the_next_reading(tmp_path: Path) -> None:
     taken: list[str] = []
 
     def side(name: str, last: int) -> Reading:
@@ -75,12 +73,12 @@ def test_a_benchmark_that_was_cut_off_goes_on_where_it_was(tmp_path: Path) -> No
     assert [reading["seconds"] for reading in report["readings"]["b"]] == [2, 4]
     run(benchmark(about="another"), 1, notes)
     assert taken == ["a", "b"] * 3
-    # Nor do readings of another device.
+    # Readings of another device do not count either.
     run(benchmark(about="another"), 1, notes, {"device": "another"})
     assert taken == ["a", "b"] * 4
 
 
-def test_an_unknown_name_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+def test_unknown_benchmark_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["speed"])
-    assert "no benchmark is called speed" in capsys.readouterr().err
+    assert "unknown benchmark: speed" in capsys.readouterr().err

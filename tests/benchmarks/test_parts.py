@@ -1,4 +1,4 @@
-"""Each part of the benchmarks, on something small."""
+"""Each benchmark at a small size."""
 
 import json
 from collections.abc import Iterator
@@ -21,20 +21,20 @@ from tests.codec.fixed_model import fixed_codec_weights, fixed_image
 
 @pytest.fixture(autouse=True)
 def threads() -> Iterator[None]:
-    """Leave the number of threads as it was."""
+    """Restore the number of threads afterwards."""
     before = torch.get_num_threads()
     yield
     torch.set_num_threads(before)
 
 
-def measured(place: Path, name: str, *words: object) -> dict[str, Any]:
-    weights = fixed_codec_weights(place / "fixed.safetensors")
-    options = ["--weights", weights, "--rounds", 1, "--threads", 1, "--output", place, *words]
+def measured(folder: Path, name: str, *words: object) -> dict[str, Any]:
+    weights = fixed_codec_weights(folder / "fixed.safetensors")
+    options = ["--weights", weights, "--rounds", 1, "--threads", 1, "--output", folder, *words]
     main([name, *map(str, options)])
-    return json.loads((place / f"{name}.json").read_text())
+    return json.loads((folder / f"{name}.json").read_text())
 
 
-def test_the_profile_accounts_for_the_whole_time(tmp_path: Path) -> None:
+def test_profile_sums_to_100_percent(tmp_path: Path) -> None:
     Image.fromarray(fixed_image(96, 64)).save(tmp_path / "a.png")
     sides = measured(tmp_path, "profile", "--image", tmp_path / "a.png")["sides"]
     assert list(sides) == ["compress", "decompress"]
@@ -43,14 +43,14 @@ def test_the_profile_accounts_for_the_whole_time(tmp_path: Path) -> None:
         assert sum(sides[side]["details"].values()) == pytest.approx(100)
 
 
-def test_the_rate_cost_is_small_and_counted_once(tmp_path: Path) -> None:
+def test_rate_cost_is_small_and_measured_once(tmp_path: Path) -> None:
     (tmp_path / "images").mkdir()
     Image.fromarray(fixed_image(192, 128)).save(tmp_path / "images" / "a.png")
     report = measured(tmp_path, "rate_cost", "--images", tmp_path / "images", "--rounds", 2)
     assert list(report["sides"]) == [f"rate {rate}" for rate in range(4)]
     assert report["rounds"] == 1
     for side in report["sides"].values():
-        # The same bits in float and in whole numbers; a file ends on a whole word.
+        # Float and integer networks give nearly the same bits; a file is padded to 32-bit words.
         assert abs(side["details"]["exact, %"]) < 0.1
         assert abs(side["details"]["tables, %"]) < 1
         assert 0 < side["details"]["payload, %"] < 5
@@ -58,14 +58,14 @@ def test_the_rate_cost_is_small_and_counted_once(tmp_path: Path) -> None:
         main(["rate_cost", "--weights", str(tmp_path / "fixed.safetensors")])
 
 
-def test_shards_are_compressed_by_whole_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_shards_are_compressed_by_complete_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[str] = []
 
     def run_here(words: list[str], check: bool, env: dict[str, str]) -> None:
         given = words[words.index("compress") :]
-        place = given.index("--processes") + 1
-        asked.append(given[place])
-        given[place] = "1"  # others would each import all there is
+        index = given.index("--processes") + 1
+        asked.append(given[index])
+        given[index] = "1"  # each further process would import everything again
         result = CliRunner().invoke(cli, given, catch_exceptions=False)
         totals = json.loads((tmp_path / "compressed" / "manifest.json").read_text())["totals"]
         assert (result.exit_code, totals["samples"], totals["done"]) == (0, 96, 96)
@@ -78,7 +78,7 @@ def test_shards_are_compressed_by_whole_commands(tmp_path: Path, monkeypatch: py
     assert {reading["units"] for side in report["readings"].values() for reading in side} == {96}
 
 
-def test_sides_of_the_codec_and_of_folders_are_measured(tmp_path: Path) -> None:
+def test_codec_and_folder_sides_are_measured(tmp_path: Path) -> None:
     weights = fixed_codec_weights(tmp_path / "fixed.safetensors")
     Image.fromarray(fixed_image(96, 64)).save(tmp_path / "a.png")
     shared = {"weights": str(weights), "quality": 30, "threads": 1, "device": "cpu"}
@@ -94,20 +94,20 @@ def test_sides_of_the_codec_and_of_folders_are_measured(tmp_path: Path) -> None:
         assert sum(reading.details.values()) == pytest.approx(reading.seconds / 2)
 
 
-def test_loading_counts_the_crops_that_are_read(tmp_path: Path) -> None:
+def test_loading_counts_crops(tmp_path: Path) -> None:
     shards = str(loading.sample_shards(tmp_path, 4, loading.CROP, 2))
     assert loading.plain_loop(shards, 16).units == 16
     assert loading.ours(shards, 16, workers=0).units == 16
 
 
-def test_a_step_of_training_is_measured() -> None:
+def test_training_step_is_measured() -> None:
     words = ("stage=vqvae", "model=tiny", "perceptual.net=squeeze", "stage.discriminator_start=0")
     reading = training.step(words, crop=64, batch=2, steps=1, device=torch.device("cpu"), threads=1)
     assert reading.units == 2
     assert reading.seconds > 0
 
 
-def test_random_weights_are_a_codec(tmp_path: Path) -> None:
+def test_random_weights_make_a_codec(tmp_path: Path) -> None:
     seeds = enumerate((0, 0, 1))
     first, again, other = (random_weights(tmp_path / f"{i}.safetensors", "tiny", seed) for i, seed in seeds)
     marks = [read_weights(path).fingerprint for path in (first, again, other)]

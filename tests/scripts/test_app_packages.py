@@ -1,11 +1,11 @@
-"""scripts/app_packages.py: what of the page's lock is to be installed beside the environment."""
+"""scripts/app_packages.py: the entries of the app's lock file that are installed."""
 
 from importlib.metadata import version
 
 from tests.programs import load_script
 
 
-def test_only_what_differs_is_installed_and_torch_stays() -> None:
+def test_missing_and_differing_packages_are_installed_except_torch() -> None:
     lock = f"""click=={version("click")} \\
     --hash=sha256:00
 gradio==0.0.1 ; python_version > "3.10" \\

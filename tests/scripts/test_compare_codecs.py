@@ -1,4 +1,4 @@
-"""scripts/compare_codecs.py: what it writes into a document, and what it leaves as it was."""
+"""scripts/compare_codecs.py: the tables and the plot that it writes into a document."""
 
 from pathlib import Path
 from types import ModuleType
@@ -27,7 +27,7 @@ def written(tmp_path: Path, script: ModuleType) -> str:
     return (tmp_path / "words.md").read_text()
 
 
-def test_tables_and_plot_replace_what_stood_between(tmp_path: Path, script: ModuleType) -> None:
+def test_tables_and_plot_replace_text_between_markers(tmp_path: Path, script: ModuleType) -> None:
     text = written(tmp_path, script)
     assert text.startswith("# Words\n\n<!-- comparison -->\n")
     assert text.endswith("<!-- end of comparison -->\n\nmore words\n")
@@ -36,29 +36,29 @@ def test_tables_and_plot_replace_what_stood_between(tmp_path: Path, script: Modu
     assert "| GLC (published) | – | – | 0.0247 |" in text
     plot = tmp_path / "images" / "rd_kodak.svg"
     assert "![rate and quality on kodak](images/rd_kodak.svg)" in text
-    drawn = plot.read_text()
-    assert {"LPIPS ↓", "PSNR (dB) ↑"} <= {part.split("<")[0] for part in drawn.split(">")}
-    assert drawn.count(">vvc<") == 1  # one legend
-    # The same results, the same bytes.
+    rendered = plot.read_text()
+    assert {"LPIPS ↓", "PSNR (dB) ↑"} <= {part.split("<")[0] for part in rendered.split(">")}
+    assert rendered.count(">vvc<") == 1  # one legend
+    # The same results give the same bytes.
     assert written(tmp_path, script) == text
-    assert plot.read_text() == drawn
+    assert plot.read_text() == rendered
 
 
-def test_a_document_without_markers_is_left_alone(tmp_path: Path, script: ModuleType) -> None:
+def test_document_without_markers_is_unchanged(tmp_path: Path, script: ModuleType) -> None:
     for text in ("words", DOCUMENT + script.BEGIN, "<!-- end of comparison -->\n<!-- comparison -->"):
         (tmp_path / "words.md").write_text(text)
-        with pytest.raises(ValueError, match=r"words.md: needs the lines <!-- comparison -->"):
+        with pytest.raises(ValueError, match=r"words.md: markers missing; put <!-- comparison -->"):
             script.main(["--codecs", "x", "--out", str(tmp_path), "--document", str(tmp_path / "words.md")])
         assert (tmp_path / "words.md").read_text() == text
 
 
-def test_published_points_within_a_measured_curve_are_compared(tmp_path: Path, script: ModuleType) -> None:
+def test_published_points_within_measured_rates_are_compared(tmp_path: Path, script: ModuleType) -> None:
     run = read_results(write_run(tmp_path / "vvc", "vvc"))
     points = [{"bpp": 0.01, "psnr": 1.0}, {"bpp": (0.02 * 0.03) ** 0.5, "psnr": 22.75}]
     entry = PublishedCurve("VTM (VVC)", "a paper", "file", points)
     (sentence,) = script.check_against_published([run], [entry])
     # Half way in log rate between 22 and 23 dB.
-    assert "published with 22.75 dB at 0.0245 bpp" in sentence
-    assert "has 22.50 dB there, between its points (-0.25 dB)" in sentence
+    assert "published 22.75 dB at 0.0245 bpp" in sentence
+    assert "interpolated: 22.50 dB (-0.25 dB)" in sentence
     other = PublishedCurve("GLC", "a paper", "file", points)
     assert script.check_against_published([run], [other]) == []

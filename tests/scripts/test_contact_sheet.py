@@ -1,4 +1,4 @@
-"""scripts/contact_sheet.py: what it sets beside an original."""
+"""scripts/contact_sheet.py: the codecs shown beside an original."""
 
 import sys
 from pathlib import Path
@@ -11,14 +11,14 @@ from tests.evaluation.fake_run import IMAGES, at_rates, write_originals, write_r
 from tests.programs import load_script
 
 
-def test_each_image_stands_beside_codecs_at_its_rate(
+def test_other_codecs_are_shown_at_the_nearest_rate(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     script = load_script("contact_sheet")
     folders = [write_run(tmp_path / "ours", "ours"), write_run(tmp_path / "other", "other", at_rates(2))]
     ours, other = read_runs(folders)
     chosen = script.choose(ours, [other], IMAGES[0], ["q1", "q3"])
-    # The other one's are at 0.04, 0.06, 0.1 and 0.16 bpp: 0.1 is the nearest to 0.08 in log rate.
+    # The other codec has 0.04, 0.06, 0.1 and 0.16 bpp: 0.1 is the nearest to 0.08 in log rate.
     assert [(run.name, row.label) for run, row in chosen] == [("ours", "q1"), ("ours", "q3"), ("other", "q2")]
     with pytest.raises(ValueError, match="no rate point q9"):
         script.choose(ours, [other], IMAGES[0], ["q9"])
@@ -31,4 +31,4 @@ def test_each_image_stands_beside_codecs_at_its_rate(
     monkeypatch.setattr(sys, "argv", [*words, str(tmp_path / "none"), "-o", str(tmp_path / "sheet.jpg")])
     (tmp_path / "none").mkdir()
     assert script.main() == 2
-    assert "has none of the images" in capsys.readouterr().err
+    assert "contains none of the images" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""scripts/demo.py: what it measures, and what it calls a failure."""
+"""scripts/demo.py: its measurements and its checks."""
 
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from tests.programs import load_script
 script = load_script("demo")
 
 
-def test_every_rate_point_is_measured_on_files(tmp_path: Path) -> None:
+def test_all_rate_points_are_measured_on_files(tmp_path: Path) -> None:
     codec = glc.load(fixed_codec_weights(tmp_path / "fixed.safetensors"), "cpu")
     image = to_tensor(Image.fromarray(fixed_image(192, 176)))
     points, strips, _ = script.measure(codec, [image], tmp_path)
@@ -24,7 +24,7 @@ def test_every_rate_point_is_measured_on_files(tmp_path: Path) -> None:
     assert (tmp_path / "all.png").is_file()
 
 
-def test_a_demo_that_shows_nothing_fails() -> None:
+def test_each_shortcoming_is_reported() -> None:
     good = {
         "points": [{"bpp": 0.1}, {"bpp": 0.2}],
         "stages": {"vqvae": {"first_val_loss": 2.0, "last_val_loss": 1.0}},

@@ -1,4 +1,4 @@
-"""Notebooks: outputs stripped, imports few, and cells that are complete; `make notebooks` runs them."""
+"""Notebooks have no outputs and few imports; scripts/run_notebooks.py reports failing cells."""
 
 import ast
 import json
@@ -15,12 +15,12 @@ NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 ALLOWED = {"glc", "matplotlib", "numpy", "PIL", "torch", "io", "os", "warnings"}
 
 
-def test_there_are_four() -> None:
+def test_all_notebooks_are_found() -> None:
     assert [path.name[:2] for path in NOTEBOOKS] == ["01", "02", "03", "04"]
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_outputs_are_stripped_and_imports_are_few(path: Path) -> None:
+def test_outputs_are_stripped_and_imports_are_allowed(path: Path) -> None:
     notebook = nbformat.read(path, as_version=4)
     nbformat.validate(notebook)
     cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
@@ -37,7 +37,7 @@ def test_outputs_are_stripped_and_imports_are_few(path: Path) -> None:
     assert {"kernelspec", "language_info"} == notebook.metadata.keys()
 
 
-def test_the_cells_on_applications_have_something_to_run_on(
+def test_model_variants_are_made_for_the_applications_notebook(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = fixed_codec_weights(tmp_path / "mine.safetensors")
@@ -57,14 +57,14 @@ def test_the_cells_on_applications_have_something_to_run_on(
     assert seen == [(["own-denoise", "own-inpaint"], ["own-style"])]
 
 
-def test_a_failing_cell_fails_the_run(
+def test_failing_cell_fails_the_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     script = load_script("run_notebooks")
     notebook = json.loads(NOTEBOOKS[0].read_text())
     notebook["cells"] = [{**notebook["cells"][1], "source": ["assert 1 + 1 == 3, 'wrong sum'"]}]
     (tmp_path / "bad.ipynb").write_text(json.dumps(notebook))
-    monkeypatch.setenv("GLC_MODELS", str(tmp_path))  # else parts would be made for the cells to find
+    monkeypatch.setenv("GLC_MODELS", str(tmp_path))  # no variants are made
     monkeypatch.setattr("sys.argv", ["run_notebooks.py", str(tmp_path / "bad.ipynb")])
     assert script.main() == 1
     said = capsys.readouterr()

@@ -1,4 +1,4 @@
-"""scripts/run_stages.py: which run comes next, what it is told, and what becomes of it."""
+"""scripts/run_stages.py: order of runs, their settings, export and evaluation."""
 
 import subprocess
 from pathlib import Path
@@ -30,7 +30,7 @@ def write_checkpoint(path: Path, steps: int, planned: int = 0) -> None:
 
 
 class Commands:
-    """Stands for the commands: each training adds steps to the checkpoint of its run."""
+    """Replaces the commands: each training run adds steps to its checkpoint."""
 
     def __init__(self, output: Path, per_call: int, planned: int = 100) -> None:
         self.output, self.per_call, self.planned = output, per_call, planned
@@ -74,7 +74,7 @@ def words(plan: str, tmp_path: Path, *more: str) -> list[str]:
     return [plan, *inputs, "--output", str(tmp_path), "--device", "cpu", *more]
 
 
-def test_a_stage_follows_when_the_one_before_is_done(
+def test_stage_starts_when_the_previous_one_is_done(
     script: ModuleType, commands: Commands, tmp_path: Path
 ) -> None:
     given = words("small", tmp_path, "--minutes", "10", "joint:seed=5")
@@ -142,7 +142,7 @@ def test_rows_are_measured_and_windows_changed(
 
 
 @pytest.mark.parametrize("name", ["small", "applications", "ablations"])
-def test_every_run_of_a_plan_composes(script: ModuleType, name: str) -> None:
+def test_runs_of_all_plans_compose(script: ModuleType, name: str) -> None:
     plan = script.read_plan(name)
     values = {"output": "x", **{key: "x" for name in plan["inputs"] for key in (name, f"{name}_name")}}
     runs = script.runs_of(plan, values, "cpu")
@@ -153,7 +153,7 @@ def test_every_run_of_a_plan_composes(script: ModuleType, name: str) -> None:
             assert compose("train", words).stage.name == run.stage
 
 
-def test_every_window_of_an_architecture_is_changed(script: ModuleType) -> None:
+def test_change_window_changes_all_windows(script: ModuleType) -> None:
     described = {"encoder": {"window": 32, "stages": [{"window": 32, "width": 8}]}, "name": "window"}
     assert script.change_window(described, None) == {
         "encoder": {"window": None, "stages": [{"window": None, "width": 8}]},
@@ -161,23 +161,23 @@ def test_every_window_of_an_architecture_is_changed(script: ModuleType) -> None:
     }
 
 
-def test_the_device_is_the_one_that_was_asked_for(script: ModuleType, tmp_path: Path) -> None:
+def test_device_sets_accelerator_and_loader(script: ModuleType, tmp_path: Path) -> None:
     plan = script.read_plan("small")
     values = dict.fromkeys(("output", *plan["inputs"]), "x")
 
-    def told(device: str) -> list[str]:
+    def settings_for(device: str) -> list[str]:
         return [
             w
             for w in script.runs_of(plan, values, device)[0].settings
             if w.split(".")[0] in ("trainer", "data")
         ]
 
-    assert "trainer.accelerator=cpu" in told("cpu")
-    assert {"trainer.accelerator=gpu", "data.cache=false"} <= set(told("cuda"))
-    assert not [word for word in told("auto") if "accelerator" in word or "cache" in word]
+    assert "trainer.accelerator=cpu" in settings_for("cpu")
+    assert {"trainer.accelerator=gpu", "data.cache=false"} <= set(settings_for("cuda"))
+    assert not [word for word in settings_for("auto") if "accelerator" in word or "cache" in word]
 
 
-def test_a_damaged_checkpoint_counts_as_the_one_before(script: ModuleType, tmp_path: Path) -> None:
+def test_previous_checkpoint_counts_if_the_last_is_corrupt(script: ModuleType, tmp_path: Path) -> None:
     run = script.Run("a", "vqvae", [], None, None, [], [])
     folder = tmp_path / "a" / "vqvae" / "checkpoints"
     assert script.steps_of(run, tmp_path, [])[0] == 0
@@ -191,7 +191,7 @@ def test_a_damaged_checkpoint_counts_as_the_one_before(script: ModuleType, tmp_p
         script.steps_of(run, tmp_path, [])
 
 
-def test_what_is_missing_is_said(
+def test_missing_plan_and_inputs_are_reported(
     script: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert script.main(["smal"]) == 2
@@ -201,7 +201,7 @@ def test_what_is_missing_is_said(
     assert "--shards, --weights" in capsys.readouterr().err
 
 
-def test_the_mosaic_is_the_same_each_time(script: ModuleType, tmp_path: Path) -> None:
+def test_mosaic_is_reproducible(script: ModuleType, tmp_path: Path) -> None:
     first, again = (script.make_mosaic(tmp_path / f"{i}.png", side=64) for i in range(2))
     assert first.read_bytes() == again.read_bytes()
     assert len(np.unique(np.asarray(Image.open(first)).reshape(-1, 3), axis=0)) > 10

@@ -1,4 +1,4 @@
-"""scripts/ship_model.py: the record of a training and the files that must keep decoding."""
+"""scripts/ship_model.py: the training record and the golden files."""
 
 import json
 import sys
@@ -13,7 +13,7 @@ from tests.programs import load_script
 script = load_script("ship_model")
 
 
-def test_golden_files_hold_the_integers_that_are_noted(tmp_path: Path) -> None:
+def test_golden_files_decode_to_the_recorded_integers(tmp_path: Path) -> None:
     codec = glc.load(fixed_codec_weights(tmp_path / "fixed.safetensors"), "cpu")
     script.golden(codec, tmp_path / "golden")
     note = json.loads((tmp_path / "golden" / "golden.json").read_text())
@@ -26,18 +26,18 @@ def test_golden_files_hold_the_integers_that_are_noted(tmp_path: Path) -> None:
         assert script.digest(codec.symbols(data)) == about["symbols"]
 
 
-def test_the_record_has_all_validations_and_no_folder_of_a_machine(tmp_path: Path) -> None:
+def test_record_has_all_validations_and_no_absolute_paths(tmp_path: Path) -> None:
     for version, rows in enumerate(("10,,0.5\n20,1.0,\n20,,0.4", "20,,0.3\n30,,0.2")):
         folder = tmp_path / "csv" / f"version_{version}"
         folder.mkdir(parents=True)
         (folder / "metrics.csv").write_text(f"step,train/loss,val/loss\n{rows}\n")
     rows = list(script.validation_rows(tmp_path))
     assert rows == [{"step": str(s), "val/loss": v} for s, v in ((10, "0.5"), (20, "0.3"), (30, "0.2"))]
-    recipe = {"data": {"train": f"{tmp_path}/data/small/train"}, "lr": [1e-4, "cosine"]}
-    assert script.without_folders(recipe) == {"data": {"train": "small/train"}, "lr": [1e-4, "cosine"]}
+    settings = {"data": {"train": f"{tmp_path}/data/small/train"}, "lr": [1e-4, "cosine"]}
+    assert script.without_folders(settings) == {"data": {"train": "small/train"}, "lr": [1e-4, "cosine"]}
 
 
-def test_a_folder_without_a_training_is_named(
+def test_missing_run_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(script, "ROOT", tmp_path)

@@ -11,7 +11,7 @@ from tests.stress.harness import Stress
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Mark all tests of this folder; a long form takes as long as it takes."""
+    """Mark all tests of this folder; the long form has no time limit."""
     for item in items:
         if item.path.is_relative_to(Path(__file__).parent):
             item.add_marker(pytest.mark.stress)
@@ -21,7 +21,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.fixture
 def stress(request: pytest.FixtureRequest, tmp_path: Path) -> Stress:
-    """How this session wants its stress tests."""
+    """Options of the stress tests in this session."""
     try:
         found = Stress.read(request.config.getoption("--long"), request.config.getoption("--stress"))
     except ValueError as error:

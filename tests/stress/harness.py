@@ -1,7 +1,7 @@
-"""Options of the stress tests, and the harness that kills a command at random moments and resumes it.
+"""Options of the stress tests, and a harness that kills a command at random moments and resumes it.
 
 make stress                                               the long form of all
-make stress ARGS="-k fuzz --stress rounds=100000"         of one, with other numbers
+make stress ARGS="-k fuzz --stress rounds=100000"         the long form of one, with more rounds
 pytest -m stress                                          the short form, seconds each; `make test` runs it
 """
 
@@ -22,30 +22,30 @@ from tests.programs import Started
 
 @dataclasses.dataclass(frozen=True)
 class Stress:
-    """What a session asks for: `--long`, and a field for each `--stress KEY=VALUE`."""
+    """Options of a session: `--long`, and one field per `--stress KEY=VALUE`."""
 
     long: bool = False
     rounds: int | None = None
-    """Kills, changed files or round trips."""
+    """Number of kills, changed files or round trips."""
     seed: int = 0
     device: str = "cpu"
     weights: Path | str = ""
-    """Codec to test, a file or a known name; a tiny one with fixed weights by default."""
+    """Codec to test, a file or a model's name; default: a tiny one with fixed weights."""
     images: Path | None = None
-    """Folder of images; made ones by default."""
+    """Folder of images; default: generated ones."""
     lpips: Path | None = None
-    """Folder with the weights of LPIPS, which is not measured without."""
+    """Folder with LPIPS' weights; without it LPIPS is not measured."""
     files: Path | None = None
-    """Files that another machine has kept (`output`), to decode here as well."""
+    """Folder with files of another machine (its `output`), to decode here too."""
     output: Path | None = None
-    """Folder to keep everything in; a temporary one by default."""
+    """Folder for all output; default: a temporary one."""
 
     @classmethod
     def read(cls, long: bool, words: list[str]) -> Self:
         """Return the options in words such as `rounds=20`.
 
         Raises:
-            ValueError: an unknown key or no number where one is needed.
+            ValueError: unknown key, missing value, or a value that is not a number where one is needed.
         """
         values: dict[str, Any] = {}
         for word in words:
@@ -58,7 +58,7 @@ class Stress:
         return cls(long, **values)
 
     def count(self, short: int, long: int) -> int:
-        """Return the number of rounds: what was asked for, or that of the form."""
+        """Return `rounds`, or the default of the short or long form."""
         return self.rounds or (long if self.long else short)
 
     def random(self) -> random.Random:
@@ -67,7 +67,7 @@ class Stress:
 
 
 Moment = Callable[[], bool]
-"""Whether to kill now; asked again and again while the command runs."""
+"""Whether to kill now; polled while the command runs."""
 
 
 def kill_and_resume(
@@ -78,20 +78,20 @@ def kill_and_resume(
     ended: tuple[int, ...] = (0,),
     unfinished: tuple[int, ...] = (),
 ) -> Counter[str]:
-    """Kill a command (SIGKILL) at chosen moments and give it again until it ends by itself.
+    """Kill a command (SIGKILL) at chosen moments and start it again until it ends by itself.
 
-    Half of the kills hit one of its processes, where it has several; the others hit all of them.
+    Half of the kills hit one worker process, if it has any; the others hit all processes.
 
     Args:
-        start: gives the command.
-        moments: returns the moment of the next kill for the number of those before.
-        kills: how many; fewer when the work is done before.
+        start: starts the command.
+        moments: returns the moment of the next kill, given the number of kills so far.
+        kills: number of kills; fewer if the command ends earlier.
         chance: random numbers.
-        ended: exit codes of a command that has done its work.
-        unfinished: exit codes of one that says that it is to be given again.
+        ended: exit codes of a finished command.
+        unfinished: exit codes of a command that must be started again.
 
     Returns:
-        How often the command was started and what was killed how often.
+        The numbers of starts, of kills of the command, and of kills of a worker.
     """
     found: Counter[str] = Counter()
     while True:
@@ -112,11 +112,11 @@ def kill_and_resume(
         if done.returncode in ended:
             return found
         assert done.returncode in (*unfinished, -signal.SIGKILL), done.stdout + done.stderr
-        assert found["starts"] <= 5 * kills + 5, "it never ends"
+        assert found["starts"] <= 5 * kills + 5, "the command does not end"
 
 
 def workers_of(process: Started) -> list[int]:
-    """Return the processes of a command that compute (Linux; none elsewhere)."""
+    """Return the worker processes of a command (Linux; none elsewhere)."""
     found = []
     pid = process.process.pid
     try:
@@ -128,9 +128,11 @@ def workers_of(process: Started) -> list[int]:
     return found
 
 
-def as_work_grows(folder: Path, whole: Path, kills: int, chance: random.Random) -> Callable[[int], Moment]:
-    """Return moments spread over a command's work: over the bytes that the undisturbed one has written."""
-    total = size_of(whole)
+def as_work_grows(
+    folder: Path, undisturbed: Path, kills: int, chance: random.Random
+) -> Callable[[int], Moment]:
+    """Return moments spread over a command's work, measured in bytes written by an undisturbed run."""
+    total = size_of(undisturbed)
 
     def next_moment(dead: int) -> Moment:
         reached = size_of(folder)
@@ -142,19 +144,19 @@ def as_work_grows(folder: Path, whole: Path, kills: int, chance: random.Random) 
 
 
 def size_of(folder: Path) -> int:
-    """Return the bytes in a folder, while others write into it."""
+    """Return the bytes in a folder that other processes may write to."""
     total = 0
-    for place, _, names in os.walk(folder):
+    for parent, _, names in os.walk(folder):
         for name in names:
             try:
-                total += os.stat(os.path.join(place, name)).st_size
+                total += os.stat(os.path.join(parent, name)).st_size
             except FileNotFoundError:
-                continue  # renamed in this moment
+                continue  # renamed meanwhile
     return total
 
 
 def contents(folder: Path) -> dict[str, Any]:
-    """Return the files that a command has made, by name, without hidden ones, journals and seconds."""
+    """Return the output files of a command by name, without hidden files, journals and times."""
     found: dict[str, Any] = {}
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder)

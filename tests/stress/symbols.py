@@ -1,8 +1,8 @@
-"""Integers in files, under every setting of torch, and what a process with other instructions does with them.
+"""Encode and decode files under every setting of torch, in this process and in one with other instructions.
 
 As a program, `python -m tests.stress.symbols WEIGHTS IMAGES COUNT FOLDER OTHERS...` encodes into FOLDER,
-decodes the files there and in OTHERS and prints what differs. `PLAIN` is for its environment, which only a
-new process can change.
+decodes the files there and in OTHERS and prints the differences. `PLAIN` is its environment: the variables
+are read when a process starts.
 """
 
 import contextlib
@@ -30,8 +30,8 @@ NO_LIMIT = 1 << 62
 DIGESTS = "symbols.json"
 QUALITIES = (0, 37, 100)
 SIZES = ((131, 67), (1, 1), (96, 200), (65, 320), (256, 256), (320, 240))
-"""Height and width of the images that are made."""
-# Read by torch, oneDNN and MKL when they start: no vector instructions beyond what every x86-64 has.
+"""Height and width of the generated images."""
+# Read by torch, oneDNN and MKL at start: only the vector instructions of every x86-64.
 PLAIN = {"ATEN_CPU_CAPABILITY": "default", "ONEDNN_MAX_CPU_ISA": "SSE41", "MKL_ENABLE_INSTRUCTIONS": "SSE4_2"}
 
 digest = load_script("ship_model").digest
@@ -39,7 +39,7 @@ digest = load_script("ship_model").digest
 
 @dataclass(frozen=True)
 class Setting:
-    """How the networks run; it must not matter."""
+    """A way to run the networks; integers must not depend on it."""
 
     threads: int
     fast: bool
@@ -49,21 +49,21 @@ class Setting:
 
 
 def settings(cuda: bool) -> list[Setting]:
-    """Return every setting that a process can choose."""
+    """Return all settings that a process can choose."""
     values = ((1,) if cuda else (1, 2), (True, False), (False, True), (1, BATCH))
     return list(itertools.starmap(Setting, itertools.product(*values)))
 
 
 @contextlib.contextmanager
 def under(codec: glc.Codec, setting: Setting) -> Iterator[None]:
-    """Let the codec's networks run under a setting while in the context."""
+    """Run the codec's networks under a setting within the context."""
     codec.model.to(memory_format=torch.channels_last if setting.channels_last else torch.contiguous_format)
     threads, matmul, cudnn = torch.get_num_threads(), torch.backends.cuda.matmul, torch.backends.cudnn
     before = matmul.allow_tf32, cudnn.allow_tf32
     torch.set_num_threads(setting.threads)
     try:
         with warnings.catch_warnings():
-            # Reading the flags of oneDNN makes some versions of torch say that there is no TF32 here.
+            # Reading oneDNN's flags makes some versions of torch warn that TF32 is not available.
             warnings.filterwarnings("ignore", message="TF32 acceleration")
             if codec.device.type == "cuda":
                 matmul.allow_tf32 = cudnn.allow_tf32 = setting.fast
@@ -78,7 +78,7 @@ def under(codec: glc.Codec, setting: Setting) -> Iterator[None]:
 
 @contextlib.contextmanager
 def encoder_symbols(codec: glc.Codec) -> Iterator[list[glc.Symbols]]:
-    """Collect what the codec's encoder writes, in a list that grows with each file, while in the context."""
+    """Collect the symbols that the codec encodes within the context."""
     latent_codec: Any = codec.latent_codec
     seen: list[glc.Symbols] = []
     encode = latent_codec.encode
@@ -96,12 +96,12 @@ def encoder_symbols(codec: glc.Codec) -> Iterator[list[glc.Symbols]]:
 
 
 def digests_of(symbols: glc.Symbols) -> list[str]:
-    """Return the SHA-256 of each member's integers."""
+    """Return the SHA-256 of the integers of each image in a batch."""
     return [digest(glc.Symbols(symbols.z[i : i + 1], symbols.y[i : i + 1])) for i in range(len(symbols.z))]
 
 
 def batches(sizes: dict[str, tuple[int, int]], size: int) -> Iterator[list[str]]:
-    """Yield names of equal padded size together, filled up with repetitions where there are too few."""
+    """Yield batches of names of equal padded size, filled by repetition."""
     groups: dict[tuple[int, int], list[str]] = {}
     for name, padded in sizes.items():
         groups.setdefault(padded, []).append(name)
@@ -112,7 +112,7 @@ def batches(sizes: dict[str, tuple[int, int]], size: int) -> Iterator[list[str]]
 
 
 def images_of(folder: Path | None, count: int) -> dict[str, Image.Image]:
-    """Return the first images of a folder, or made ones."""
+    """Return the first images of a folder, or generated ones."""
     if folder is not None:
         return {path.stem: read_rgb(path) for path in list_images(folder)[:count]}
     sizes = itertools.islice(itertools.cycle(SIZES), count)
@@ -120,7 +120,7 @@ def images_of(folder: Path | None, count: int) -> dict[str, Image.Image]:
 
 
 def write_files(codec: glc.Codec, images: dict[str, Image.Image], folder: Path) -> None:
-    """Write files and the hashes of the encoder's integers under every setting, a folder for each."""
+    """Write files and hashes of the encoded integers under every setting, one folder per setting."""
     sizes = {k: padded_size(image.height, image.width, codec.model.stride) for k, image in images.items()}
     for number, setting in enumerate(settings(codec.device.type == "cuda")):
         place, noted = folder / f"{number:02d}", {}
@@ -135,7 +135,7 @@ def write_files(codec: glc.Codec, images: dict[str, Image.Image], folder: Path) 
 
 
 def differences(codec: glc.Codec, folders: list[Path]) -> list[str]:
-    """Decode all files below folders under every setting; say which integers are not the encoder's."""
+    """Decode all files in folders under every setting; return the files whose integers differ."""
     files: dict[str, bytes] = {}
     expected: dict[str, str] = {}
     for folder in folders:
@@ -146,7 +146,7 @@ def differences(codec: glc.Codec, folders: list[Path]) -> list[str]:
                 data = (note.parent / name).read_bytes()
                 key = f"{name} {data.hex()[-8:]}"  # equal files end in the same checksum
                 files[key] = data
-                assert expected.setdefault(key, value) == value, f"{key}: the same bytes for other integers"
+                assert expected.setdefault(key, value) == value, f"{key}: equal bytes for different integers"
     headers = {name: unpack(data, NO_LIMIT)[0] for name, data in files.items()}
     sizes = {name: padded_size(h.height, h.width, codec.model.stride) for name, h in headers.items()}
     wrong = []
@@ -167,7 +167,7 @@ def differences(codec: glc.Codec, folders: list[Path]) -> list[str]:
 
 
 def main(weights: str, images: str, count: str, folder: str, *others: str) -> None:
-    """Encode into a folder, decode all, print what differs."""
+    """Encode into a folder, decode all files, print the differences."""
     codec = glc.load(weights, "cpu")
     write_files(codec, images_of(Path(images) if images else None, int(count)), Path(folder))
     print(json.dumps(differences(codec, [Path(folder), *map(Path, others)])))

@@ -1,9 +1,9 @@
-"""Files decode to the encoder's integers under every setting, on every device, in every environment.
+"""Files decode to the encoded integers under every setting, on every device, in every environment.
 
 Settings: {1, 2 threads} x {oneDNN on, off} on the CPU, {TF32 on, off} on a GPU, x {contiguous, channels-last
-weights} x {alone, in a batch of 3}; and on the CPU {all, the plainest instructions of the processor}. Every
-setting encodes, and every setting decodes all of these files. `--stress output=DIR` keeps the files;
-`--stress files=DIR` decodes those of another machine, version of torch or device as well.
+weights} x {alone, in a batch of 3}; and on the CPU {all, only the basic vector instructions}. Every setting
+encodes, and every setting decodes all files. `--stress output=DIR` keeps the files; `--stress files=DIR` also
+decodes those of another machine, version of torch or device.
 """
 
 import json
@@ -14,7 +14,7 @@ from tests.stress.harness import Stress
 from tests.stress.symbols import PLAIN, differences, images_of, write_files
 
 
-def test_every_setting_decodes_the_files_of_every_other(stress: Stress) -> None:
+def test_all_settings_decode_the_same_integers(stress: Stress) -> None:
     assert stress.output is not None
     codec = glc.load(stress.weights, stress.device)
     count = stress.count(2, 6)

@@ -1,8 +1,8 @@
-"""Changed `.glc` files end in a typed error, soon and in little memory.
+"""Changed `.glc` files raise a typed error, within limits of time and memory.
 
 Files of several sizes and qualities are changed by flips, insertions, deletions, splices, truncations,
-extensions and edits of the header. Most keep the checksum that they have and must be refused; a part gets a
-new one, so that the decoder behind it is reached, and may give an image of the size in its header.
+extensions and edits of the header. Most keep their checksum and must be refused; the others get a new one, so
+that the decoder is reached, and may decode to an image of the size in their header.
 """
 
 import random
@@ -21,7 +21,7 @@ from glc.codec import bitstream
 from tests.stress.harness import Stress
 
 SIZES = ((1, 1), (40, 33), (64, 64), (130, 67), (1, 200))
-"""Height and width of the images in the files that are changed."""
+"""Height and width of the images in the source files."""
 MAX_PIXELS = 1 << 14
 """Limit of the decoder: a header with a new checksum may name any size below it."""
 REPAIRED = 0.01
@@ -30,7 +30,7 @@ MOST_MIB = 256
 
 
 def files(codec: glc.Codec, chance: random.Random) -> list[bytes]:
-    """Return valid files of noise and of slopes."""
+    """Return valid files of gradients with noise."""
     made = []
     for height, width in SIZES:
         for quality in (0, 60, 100):
@@ -70,7 +70,7 @@ def extend(data: bytearray, chance: random.Random) -> None:
 
 
 def edit_header(data: bytearray, chance: random.Random) -> None:
-    """Replace one field: version, fingerprint, a side or the rate."""
+    """Replace one field: version, fingerprint, width, height or rate."""
     at, form = chance.choice(((3, "B"), (4, "I"), (8, "H"), (10, "H"), (12, "H")))
     top = (1 << 8 * struct.calcsize(form)) - 1
     if len(data) >= at + struct.calcsize(form):
@@ -95,20 +95,20 @@ def mutant(sources: Sequence[bytes], chance: random.Random, repair: bool) -> byt
             if data:
                 edit(data, chance)
     if repair and len(data) >= bitstream.OVERHEAD:
-        # The magic and the fingerprint are put back too, or hardly anything would get past them.
+        # Magic and fingerprint are restored too; otherwise nearly all files would be refused by them.
         data[:4], data[4:8] = source[:4], source[4:8]
         data[-4:] = struct.pack("<I", zlib.crc32(data[:-4]))
     return bytes(data)
 
 
 def peak_mib() -> float:
-    """Return the most memory that this process ever held."""
+    """Return the peak memory of this process in MiB."""
     unit = 1 << 20 if sys.platform == "darwin" else 1 << 10
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
 
 
 def judge(codec: glc.Codec, data: bytes) -> str:
-    """Return `image` or the type of the error; no other exception passes."""
+    """Return `image` or the type of the bitstream error; other exceptions propagate."""
     try:
         image = codec.decompress(data, max_pixels=MAX_PIXELS)
     except glc.BitstreamError as error:
@@ -118,11 +118,11 @@ def judge(codec: glc.Codec, data: bytes) -> str:
     return "image"
 
 
-def test_a_changed_file_is_a_typed_error(stress: Stress) -> None:
+def test_changed_files_raise_typed_errors(stress: Stress) -> None:
     chance = stress.random()
     codec = glc.load(stress.weights, stress.device)
     sources = files(codec, chance)
-    # What the largest image takes once padded is no growth.
+    # Decode the largest padded image first, so that its memory does not count as growth.
     widest = bitstream.Header(fingerprint=codec.fingerprint, width=MAX_PIXELS, height=1, rate=0)
     for data in (*sources, bitstream.pack(widest, b"")):
         judge(codec, data)
@@ -134,7 +134,7 @@ def test_a_changed_file_is_a_typed_error(stress: Stress) -> None:
         data = mutant(sources, chance, repair)
         while data in sources:
             data = mutant(sources, chance, repair)
-        began = time.process_time()  # of this process: others may keep the machine busy
+        began = time.process_time()  # processor time: independent of other load
         try:
             found[repair][judge(codec, data)] += 1
         except Exception as error:

@@ -1,4 +1,4 @@
-"""The harness itself: what it takes for a difference, what it kills, and its options."""
+"""The stress harness: comparison, kills and options."""
 
 import random
 import shutil
@@ -20,7 +20,7 @@ while not file.exists() or file.stat().st_size < 60:
 """
 
 
-def test_seconds_are_no_difference_and_all_else_is(tmp_path: Path) -> None:
+def test_comparison_ignores_only_times(tmp_path: Path) -> None:
     write_run(tmp_path / "one" / "slim", "slim")
     shutil.copytree(tmp_path / "one", tmp_path / "other")
 
@@ -39,24 +39,24 @@ def test_seconds_are_no_difference_and_all_else_is(tmp_path: Path) -> None:
     assert differs("per_image.csv", "harbour", "market")
 
 
-def test_a_command_is_killed_and_given_again_until_it_is_done(tmp_path: Path) -> None:
-    for name in ("whole", "killed"):
+def test_command_is_killed_and_restarted_until_it_ends(tmp_path: Path) -> None:
+    for name in ("undisturbed", "killed"):
         (tmp_path / name).mkdir()
-    (tmp_path / "whole" / "file").write_text("x" * 60)
+    (tmp_path / "undisturbed" / "file").write_text("x" * 60)
     chance = random.Random(0)
     found = kill_and_resume(
         lambda: Started(["-c", WORK, tmp_path / "killed" / "file"]),
-        as_work_grows(tmp_path / "killed", tmp_path / "whole", 2, chance),
+        as_work_grows(tmp_path / "killed", tmp_path / "undisturbed", 2, chance),
         2,
         chance,
     )
     assert found == {"starts": 3, "command": 2}
     assert size_of(tmp_path / "killed") == 60
-    with pytest.raises(AssertionError, match="mended"):
-        kill_and_resume(lambda: Started(["-c", "raise SystemExit('not mended')"]), lambda _: bool, 0, chance)
+    with pytest.raises(AssertionError, match="broken"):
+        kill_and_resume(lambda: Started(["-c", "raise SystemExit('broken')"]), lambda _: bool, 0, chance)
 
 
-def test_options_are_read_or_refused() -> None:
+def test_options_are_parsed_or_refused() -> None:
     found = Stress.read(True, ["rounds=7", "weights=small", "output=here"])
     assert (found.count(1, 2), found.weights, found.output) == (7, "small", Path.cwd() / "here")
     assert (Stress.read(True, []).count(1, 2), Stress.read(False, []).count(1, 2)) == (2, 1)

@@ -1,4 +1,4 @@
-"""Compressions and evaluations that are killed at random moments end with the files of undisturbed ones."""
+"""Compression and evaluation jobs killed at random moments end with the files of undisturbed ones."""
 
 import io
 import json
@@ -18,13 +18,13 @@ from tests.short_runs import QUIET
 from tests.stress.harness import Stress, as_work_grows, contents, kill_and_resume
 
 Words = Callable[[Path, int], list[object]]
-"""Returns a command for an output folder and a number of processes."""
+"""Maps an output folder and a number of processes to a command."""
 DAMAGED = 25
-"""Every so many images, one is cut short."""
+"""One image in this many is truncated."""
 
 
 def write_shards(folder: Path, shards: int, images: int, side: int, chance: random.Random) -> list[int]:
-    """Write shards of crops of photographs, with a text beside each; the numbers of the damaged ones."""
+    """Write shards of crops with a text file each; return the numbers of the truncated images."""
     sources = [read_rgb(path) for path in sample_paths("train")]
     damaged = list(range(DAMAGED // 3, images, DAMAGED))
     for shard in range(shards):
@@ -44,7 +44,7 @@ def write_shards(folder: Path, shards: int, images: int, side: int, chance: rand
 
 
 def disturbed(words: Words, stress: Stress, kills: int, processes: int, ended: int) -> Path:
-    """Give a command undisturbed and killed; return the folder of the second when both hold the same."""
+    """Run a command undisturbed and killed, compare the outputs, return the folder of the killed one."""
     assert stress.output is not None
     alone, killed = stress.output / "alone", stress.output / "killed"
     environment = {**QUIET, "CUDA_VISIBLE_DEVICES": ""}
@@ -60,20 +60,20 @@ def disturbed(words: Words, stress: Stress, kills: int, processes: int, ended: i
         unfinished=(3,),
     )
     print(dict(found))
-    assert found["command"] + found["process"] > kills // 2, "it ended before it was killed"
+    assert found["command"] + found["process"] > kills // 2, "the command ended before it was killed"
     assert contents(killed) == contents(alone)
     return killed
 
 
 @pytest.mark.parametrize("kind", ["compress", "evaluate"])
-def test_shards_hold_every_sample_once(stress: Stress, kind: str) -> None:
+def test_killed_shard_job_has_every_sample_once(stress: Stress, kind: str) -> None:
     assert stress.output is not None
     shards, images, processes = (20, 2000, 3) if stress.long else (3, 60, 1)
     if kind == "evaluate" and stress.long:
         shards, images, processes = 6, 600, 2
-    place = stress.output / "in"
-    damaged = write_shards(place, shards, images, 48, stress.random())
-    pattern = place / f"in-{{000000..{shards - 1:06d}}}.tar"
+    source_folder = stress.output / "in"
+    damaged = write_shards(source_folder, shards, images, 48, stress.random())
+    pattern = source_folder / f"in-{{000000..{shards - 1:06d}}}.tar"
 
     def words(out: Path, processes: int) -> list[object]:
         if kind == "compress":
@@ -97,7 +97,7 @@ def test_shards_hold_every_sample_once(stress: Stress, kind: str) -> None:
     assert (totals["samples"], totals["done"], totals["failed"]) == (images, len(done), len(damaged))
 
 
-def test_a_folder_is_evaluated_the_same(stress: Stress) -> None:
+def test_killed_evaluation_of_a_folder_gives_the_same_files(stress: Stress) -> None:
     assert stress.output is not None
     folder = stress.images or write_images(stress.output / "in", [(96, 128)] * (24 if stress.long else 12))
     weights = [] if stress.lpips is None else [f"metrics.weights_dir={stress.lpips}"]

@@ -1,4 +1,4 @@
-"""Trainings killed at random moments end with the losses and weights of undisturbed ones, bit by bit."""
+"""Training runs killed at random moments end with the losses and weights of undisturbed ones, bit for bit."""
 
 import csv
 import random
@@ -17,9 +17,9 @@ from tests.short_runs import QUIET, STAGES, arguments, checkpoint, settings
 from tests.stress.harness import Moment, Stress, kill_and_resume
 
 EVERY, EPOCH = 4, 10
-"""Steps between checkpoints; batches of an epoch, at whose end there is a checkpoint as well."""
+"""Steps between checkpoints; batches per epoch, at whose end a checkpoint is written too."""
 KILLS_PER_RUN = 4
-# Where the images come from differs by stage: a list in memory, shards, shards through worker processes.
+# The source of images differs by stage: a list in memory, shards, shards through worker processes.
 LOADING: dict[str, dict[str, Any]] = {
     "vqvae": {"data.cache": "true", "data.num_workers": 0},
     "transform": {"data.cache": "false", "data.num_workers": 0, "data.shuffle": 4},
@@ -61,14 +61,16 @@ def words(data: Path, runs: Path, name: str, stage: str, steps: int) -> list[obj
     if stage != "transform":
         values["stage.discriminator_start"] = 3
     if stage != "vqvae":
-        values["init_from"] = runs / "whole" / STAGES[STAGES.index(stage) - 1] / "checkpoints" / "last.ckpt"
+        values["init_from"] = (
+            runs / "undisturbed" / STAGES[STAGES.index(stage) - 1] / "checkpoints" / "last.ckpt"
+        )
     if stage == "joint":
-        values["stage.discriminator_from"] = runs / "whole" / "vqvae" / "checkpoints" / "last.ckpt"
+        values["stage.discriminator_from"] = runs / "undisturbed" / "vqvae" / "checkpoints" / "last.ckpt"
     return [*TRAIN, *arguments(values)]
 
 
 def moments(folder: Path, seconds: float, chance: random.Random) -> Callable[[int], Moment]:
-    """Return moments after a random time, or while a checkpoint is being written."""
+    """Return moments after a random time or during the writing of a checkpoint."""
     partial = folder / "checkpoints" / ".last.ckpt.part"
 
     def next_moment(dead: int) -> Moment:
@@ -81,7 +83,7 @@ def moments(folder: Path, seconds: float, chance: random.Random) -> Callable[[in
 
 
 def during_a_write(partial: Path, skip: int) -> Moment:
-    """Return the moment when a file is being written, after so many times that it was."""
+    """Return the moment when a file is being written, after `skip` earlier writes."""
     seen, left = False, skip
 
     def moment() -> bool:
@@ -94,7 +96,7 @@ def during_a_write(partial: Path, skip: int) -> Moment:
 
 
 def damage(folder: Path, chance: random.Random) -> None:
-    """Flip a byte in the last checkpoint, or cut it short, where there is one before it."""
+    """Flip a bit in the last checkpoint or truncate it, if there is a previous one."""
     last, previous = folder / "checkpoints" / "last.ckpt", folder / "checkpoints" / "previous.ckpt"
     if not previous.is_file() or previous.samefile(last):
         return
@@ -103,12 +105,12 @@ def damage(folder: Path, chance: random.Random) -> None:
         content[chance.randrange(len(content))] ^= 0x10
     else:
         del content[chance.randrange(len(content)) :]
-    last.unlink()  # another file: what a link shows stays as it is
+    last.unlink()  # a new file: hard links keep the old content
     last.write_bytes(content)
 
 
 def losses(folder: Path) -> dict[int, set[str]]:
-    """Return every loss that was logged for each step, over all pieces of a run, as printed."""
+    """Return the logged losses of each step as text, over all CSV files of a run."""
     found: dict[int, set[str]] = {}
     for path in sorted(folder.glob("csv/version_*/metrics.csv")):
         with path.open(newline="") as file:
@@ -119,7 +121,7 @@ def losses(folder: Path) -> dict[int, set[str]]:
 
 
 def differences(a: Any, b: Any, place: str) -> list[str]:
-    """Name the places where two nested values differ in any bit."""
+    """Return the paths at which two nested values differ in any bit."""
     if isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor):
         return [] if torch.equal(a.nan_to_num(), b.nan_to_num()) else [place]
     if isinstance(a, dict) and isinstance(b, dict) and a.keys() == b.keys():
@@ -130,14 +132,14 @@ def differences(a: Any, b: Any, place: str) -> list[str]:
     return [] if a == b else [place]
 
 
-def compare(folder: Path, whole: Path, steps: int, saved: tuple[int, ...]) -> None:
+def compare(folder: Path, undisturbed: Path, steps: int, saved: tuple[int, ...]) -> None:
     """Compare a resumed run with the undisturbed one; `saved` are the batches between checkpoints."""
-    expected, found = losses(whole), losses(folder)
-    # A row is written right after the checkpoint of its step: a kill between the two costs the row.
+    expected, found = losses(undisturbed), losses(folder)
+    # A row is written right after the checkpoint of its step: a kill between the two loses the row.
     missing = [i for i in expected if i not in found and all((i + 1) % period for period in saved)]
     assert not missing, f"batches that were never logged: {missing}"
     assert found == {i: expected[i] for i in found}
-    one, other = checkpoint(folder), checkpoint(whole)
+    one, other = checkpoint(folder), checkpoint(undisturbed)
     assert one["global_step"] == other["global_step"] == steps
     for state in (one, other):
         del state["glc"]  # names the folders
@@ -148,16 +150,14 @@ def compare(folder: Path, whole: Path, steps: int, saved: tuple[int, ...]) -> No
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_a_killed_training_is_resumed_bit_by_bit(
-    data: Path, tmp_path: Path, stress: Stress, stage: str
-) -> None:
+def test_killed_training_resumes_bit_for_bit(data: Path, tmp_path: Path, stress: Stress, stage: str) -> None:
     if not stress.long and stage != "vqvae":
         pytest.skip("--long kills the other stages too")
     assert stress.output is not None
     steps, runs = (24 if stress.long else 9), stress.output / "runs"
     for needed in STAGES[: STAGES.index(stage) + 1]:
         began = time.monotonic()
-        done = start(words(data, runs, "whole", needed, steps), environment=QUIET)
+        done = start(words(data, runs, "undisturbed", needed, steps), environment=QUIET)
         assert done.returncode == 0, done.stdout + done.stderr
         seconds = time.monotonic() - began
     chance = stress.random()
@@ -177,5 +177,5 @@ def test_a_killed_training_is_resumed_bit_by_bit(
         left = min(KILLS_PER_RUN, kills - dead)
         found = kill_and_resume(begin, moments(folder, seconds, chance), left, chance)
         dead += found["command"]
-        compare(folder, runs / "whole" / stage, steps, saved)
+        compare(folder, runs / "undisturbed" / stage, steps, saved)
     assert dead == kills

@@ -1,4 +1,4 @@
-"""Decoded symbols are the encoder's own, and decoding is a function of file and weights alone."""
+"""Decoded symbols equal the encoded ones; decoding depends on file and weights only."""
 
 import random
 from collections.abc import Iterator
@@ -14,9 +14,9 @@ QUALITIES = (0.0, 17.3, 50.0, 81.9, 100.0)
 LONGEST_CROP = 301
 
 
-def boxes(paths: list[Path], whole: bool, chance: random.Random) -> Iterator[tuple[Path, tuple[int, ...]]]:
-    """Yield files with boxes in them: each whole if asked for, then crops with odd sides without end."""
-    if whole:
+def boxes(paths: list[Path], complete: bool, chance: random.Random) -> Iterator[tuple[Path, tuple[int, ...]]]:
+    """Yield files with crop boxes: each complete image first if `complete`, then endless odd-sized crops."""
+    if complete:
         for path in paths:
             yield path, (0, 0, *read_rgb(path).size)
     while True:
@@ -27,7 +27,7 @@ def boxes(paths: list[Path], whole: bool, chance: random.Random) -> Iterator[tup
         yield path, (left, top, left + width, top + height)
 
 
-def test_symbols_come_back(stress: Stress) -> None:
+def test_symbols_survive_the_round_trip(stress: Stress) -> None:
     paths = list_images(stress.images) if stress.images else sample_paths("train")
     codec, other = (glc.load(stress.weights, stress.device) for _ in range(2))
     rounds = stress.count(15, 500)

@@ -1,7 +1,7 @@
-"""Two nodes train like two processes of one, bit by bit.
+"""Training on two nodes equals two processes on one node, bit for bit.
 
 The short form forks the processes with torchrun's environment. The long form starts each node by its own
-torchrun as on a cluster, also at addresses of their own: network namespaces (root, on Linux with `ip`).
+torchrun as on a cluster, also in network namespaces with their own addresses (root, Linux, `ip`).
 """
 
 import contextlib
@@ -26,11 +26,11 @@ from tests.stress.test_killed_training import losses
 
 NETWORK = "10.213.47"
 Node = tuple[list[str], dict[str, str]]
-"""Words before those of the training, and an environment."""
+"""Command prefix and environment."""
 
 
 def training(data: Path, runs: Path, name: str, steps: int) -> list[str]:
-    """Return the words after torchrun's own."""
+    """Return the training command without torchrun's words."""
     values: dict[str, Any] = {
         **settings(data / "train", runs, name, "transform", steps),
         "data": "samples",
@@ -48,7 +48,7 @@ def training(data: Path, runs: Path, name: str, steps: int) -> list[str]:
 
 
 def run_all(nodes: list[Node], words: list[str], log: Path) -> None:
-    """Run a training on nodes at the same time; end all when one fails."""
+    """Run a training command on all nodes at once; end all if one fails."""
     started = []
     with log.open("w") as file:
         for before, more in nodes:
@@ -66,7 +66,7 @@ def run_all(nodes: list[Node], words: list[str], log: Path) -> None:
 
 @contextlib.contextmanager
 def namespaces() -> Iterator[list[str]]:
-    """Make two network namespaces that see each other; their names."""
+    """Create two connected network namespaces; yield their names."""
     made: list[str] = []
 
     def ip(*words: str) -> None:
@@ -95,20 +95,20 @@ def free_port() -> int:
 
 
 def fork_all(per_node: int, words: list[str]) -> None:
-    """Run a training in two processes, `per_node` on each node, with the environment that torchrun gives."""
+    """Run a training command in two processes, `per_node` on each node, in torchrun's environment."""
     shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "TORCHELASTIC_RUN_ID": "forked"}
     shared |= {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": str(per_node), "GROUP_WORLD_SIZE": str(2 // per_node)}
     started = []
     for rank in range(2):
-        place = {"RANK": rank, "LOCAL_RANK": rank % per_node, "GROUP_RANK": rank // per_node}
-        environment = {**QUIET, **shared, **{key: str(value) for key, value in place.items()}}
+        ranks = {"RANK": rank, "LOCAL_RANK": rank % per_node, "GROUP_RANK": rank // per_node}
+        environment = {**QUIET, **shared, **{key: str(value) for key, value in ranks.items()}}
         started.append(Started(words, environment=environment))
     for done in [process.finish() for process in started]:
         assert done.returncode == 0, done.stdout + done.stderr
 
 
 @pytest.mark.parametrize("where", ["forked", "local", "namespaces"])
-def test_two_nodes_train_like_one(stress: Stress, where: str) -> None:
+def test_two_nodes_train_like_one_node(stress: Stress, where: str) -> None:
     if where == "namespaces" and not (os.geteuid() == 0 and shutil.which("ip")):
         pytest.skip("needs root and ip")
     if where != "forked" and not stress.long:
@@ -133,7 +133,7 @@ def test_two_nodes_train_like_one(stress: Stress, where: str) -> None:
                 words += [f"--master-addr={address}", f"--master-port={port}"]
                 nodes.append(([*inside, *words], {"GLOO_SOCKET_IFNAME": f"glc-veth-{node}"} if names else {}))
             run_all(nodes, two, output / "two.log")
-    # Every process must have found the same name.
+    # All processes must use the same run folder.
     assert sorted(path.name for path in (output / "runs").iterdir()) == ["one-node", "two-nodes"]
     folders = [output / "runs" / name / "transform" for name in ("one-node", "two-nodes")]
     first, second = map(losses, folders)

@@ -1,1 +1,1 @@
-"""Own parts for glc: see docs/extending.md."""
+"""An extension package for glc: see docs/extending.md."""

@@ -1,4 +1,4 @@
-"""A data set: images that are computed."""
+"""A data set of generated images."""
 
 import lightning as L
 import torch
@@ -7,7 +7,7 @@ from torch.utils.data import DataLoader, Dataset
 
 
 class Waves(Dataset[Tensor]):
-    """Plane waves of random colors and directions: float `[3, side, side]` in [-1, 1], always the same."""
+    """Plane waves of random colours and directions: float `[3, side, side]` in [-1, 1], reproducible."""
 
     def __init__(self, count: int, side: int, seed: int) -> None:
         self.count, self.side, self.seed = count, side, seed
@@ -18,17 +18,17 @@ class Waves(Dataset[Tensor]):
     def __getitem__(self, index: int) -> Tensor:
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + index)
         across, down, phase = torch.rand(3, 3, 1, 1, generator=generator) * 6
-        place = torch.linspace(-1, 1, self.side)
-        return torch.sin(across * place + down * place[:, None] + phase)
+        position = torch.linspace(-1, 1, self.side)
+        return torch.sin(across * position + down * position[:, None] + phase)
 
 
 class WavesDataModule(L.LightningDataModule):
-    """Loaders of waves.
+    """Loaders of wave images.
 
     Args:
         batch_size: images per batch and device.
         count: images per epoch.
-        side: of the images, in pixels; a multiple of what the model needs, 64 or 128.
+        side: width and height in pixels, a multiple of the model's stride (64 or 128).
     """
 
     def __init__(self, batch_size: int = 8, count: int = 64, side: int = 64) -> None:

@@ -10,14 +10,14 @@ from glc.models.quantizer import VectorQuantizer
 
 
 class PatchHyperprior(nn.Module):
-    """z as indices into a codebook, one for each 4 x 4 positions of y.
+    """Codes z as codebook indices, one per 4 x 4 positions of y.
 
     ```
     y [B, N, h, w] --h_a--> z [B, N, h/4, w/4] --codebook--> z_hat --h_s--> prior [B, 3N, h, w]
     ```
 
-    h_s gives probabilities, so a decoder must compute the very same numbers: it runs in integers, and is made
-    of layers that can (`glc.codec.entropy.integer_nets`). h_a runs in the encoder alone and may be anything.
+    The codec runs h_s in integer arithmetic, because encoder and decoder must compute equal probabilities. It
+    may use only the layers of `glc.codec.entropy.integer_nets`. h_a runs in the encoder only: any layers.
 
     Args:
         channels: N.
@@ -39,7 +39,7 @@ class PatchHyperprior(nn.Module):
             last.bias[: 2 * channels] += 1  # quantisation steps and scales start near 1
 
     def forward(self, y: Tensor, noise: bool = False) -> HyperOutput:
-        """Encode y `[B, N, h, w]`, h and w multiples of 4; indices need no noise in training."""
+        """Encode y `[B, N, h, w]`, h and w multiples of 4. `noise` has no effect on indices."""
         z = self.analysis(y)
         quantized = self.quantizer(z)
         b, h, w = quantized.indices.shape
