@@ -1,4 +1,4 @@
-"""How what is written in C is compiled, kept and checked."""
+"""Compilation, caching and self-test of the C kernels."""
 
 import ctypes
 import os
