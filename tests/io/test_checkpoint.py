@@ -108,7 +108,7 @@ NAMES_OF_0_1 = {
     "glc.codec.export.read_codec": "glc.codec.weights.export.read_codec",
     "glc.losses.vq.CodebookLoss": "glc.losses.latent.CodebookLoss",
     "glc.training.callbacks.average.MovingAverage": "glc.training.callbacks.ema.MovingAverage",
-    "glc.training.callbacks.saved.LastCheckpoint": "glc.training.checkpoints.LastCheckpoint",
+    "glc.training.callbacks.checkpoint.LastCheckpoint": "glc.training.checkpoints.LastCheckpoint",
     "glc.training.callbacks.codebook.CodebookCare": "glc.training.callbacks.codebook.CodebookCare",
     "glc.training.callbacks.histograms.CodebookHistograms": "glc.training.callbacks.codebook."
     "CodebookHistograms",
