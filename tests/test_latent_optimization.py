@@ -1,4 +1,4 @@
-"""The search for a better latent: nearer images in ordinary files, whatever is searched in pieces."""
+"""Latent optimisation: lower distortion at nearly the same size, with and without tiles."""
 
 import gc
 import weakref
@@ -57,7 +57,7 @@ def one_thread() -> Iterator[None]:
 
 
 def distance(codec: glc.Codec, data: bytes, image: np.ndarray) -> float:
-    """What the search lowers, of the image in a file."""
+    """Return the distortion of the image in a file."""
     x, x_hat = (
         torch.from_numpy(np.asarray(p).copy()).permute(2, 0, 1)[None].float() / 127.5 - 1
         for p in (image, codec.decompress(data))

@@ -1,4 +1,4 @@
-"""Codecs of every kind, and the three stages trained in a row: each made once."""
+"""Codecs of every kind, and short runs of the three stages, each made once."""
 
 from pathlib import Path
 

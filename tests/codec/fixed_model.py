@@ -1,7 +1,7 @@
 """A very small codec whose weights are the same bits on every machine, in every version of torch and numpy.
 
-Its numbers come from the raw output of PCG64, which numpy promises not to change, through whole numbers and
-powers of two. Nothing was trained, but its symbols are neither all zero nor all large.
+Its weights are computed from the raw output of PCG64, which numpy guarantees, with integers and powers of
+two. It is not trained, but its symbols are neither all zero nor all large.
 """
 
 import math
@@ -36,7 +36,7 @@ def fixed_codec_weights(
 
     Args:
         path: the file to write.
-        hyper: kind of the hyper module, where the coder has one.
+        hyper: kind of the hyperprior, if the coder has one.
         coder: kind of the coder.
         seed: another seed is another codec.
         z_table: code a categorical z under a table of frequencies instead of in log2(M) bits.
@@ -103,7 +103,7 @@ def fixed_image(height: int = 256, width: int = 256, seed: int = 0) -> np.ndarra
 
 
 def _integers(name: str, shape: torch.Size, seed: int) -> Tensor:
-    """Return whole numbers in [-2^15, 2^15) that depend on the seed and the tensor's name alone."""
+    """Return integers in [-2^15, 2^15) that depend only on the seed and the tensor's name."""
     raw = np.random.PCG64([seed, zlib.crc32(name.encode())]).random_raw(shape.numel())
     return torch.from_numpy((raw >> 48).astype(np.int64) - (1 << 15)).reshape(shape)
 

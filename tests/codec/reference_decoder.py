@@ -1,8 +1,8 @@
 """A second decoder of `.glc` files, written from the text of `docs/bitstream.md` alone.
 
-It and its two modules share no line with `glc` and need neither torch nor an entropy coding library, so what
-both agree on is what the document says. Everything up to `y_hat` is whole numbers. It is written to be read,
-not to be fast.
+It and its modules share no code with `glc` and need neither torch nor an entropy coding library: where both
+agree, the document is sufficient. Everything up to `y_hat` is integer arithmetic. It is written for clarity,
+not speed.
 """
 
 import struct
@@ -47,7 +47,7 @@ class WrongWeightsError(ValueError):
 
 @dataclass(frozen=True)
 class File:
-    """What a file states."""
+    """Header fields and payload of a file."""
 
     fingerprint: bytes
     width: int
@@ -57,7 +57,7 @@ class File:
 
 
 def parse(data: bytes, max_pixels: int = 16384 * 16384) -> File:
-    """Return what a file states, after checks 1 to 6."""
+    """Return the header fields and payload of a file, after checks 1 to 6."""
     if not data or data[:3] != b"GLC"[: len(data)]:
         raise NotGlcError("no magic")
     if len(data) > 3 and data[3] != 1:
@@ -112,9 +112,9 @@ class Stack:
         return value
 
     def finish(self) -> None:
-        """Check 10: nothing may be left."""
+        """Check 10: the payload must be used up."""
         if self.x or self.words:
-            raise DamagedError("the payload goes on")
+            raise DamagedError("data after the payload")
 
 
 def decode_indices(stack: Stack, shape: tuple[int, ...], size: int, tables: list[Table]) -> Ints:

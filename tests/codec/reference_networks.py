@@ -1,6 +1,6 @@
 """Parts 6 and 7 of `docs/bitstream.md`, written from its text alone.
 
-Maps are `[C, h, w]`: whole numbers, of coarse or of fine units, up to y_hat; float64 after it.
+Maps are `[C, h, w]`: integers in coarse or fine units up to y_hat, float64 after it.
 """
 
 import numpy as np
@@ -61,7 +61,7 @@ def correlate(weight: np.ndarray, x: np.ndarray, depthwise: bool) -> np.ndarray:
 
 
 class Networks:
-    """The parts that decide on probabilities. Maps between blocks are fine, the input of `conv` is coarse."""
+    """The integer networks. Maps between blocks are fine, the input of `conv` is coarse."""
 
     def __init__(self, weights: Weights) -> None:
         self.weights = weights
@@ -110,7 +110,7 @@ class Networks:
         return scale, mean
 
 
-# From y_hat to the image: not exact.
+# From y_hat to the image: floating point.
 
 
 class Synthesis:
@@ -125,7 +125,7 @@ class Synthesis:
         return correlate(weight, x, name.endswith("depthwise")) + bias[:, None, None]
 
     def gated_block(self, name: str, x: np.ndarray) -> np.ndarray:
-        """Return what a GatedBlock makes of a map."""
+        """Return the output of a GatedBlock."""
         a = self.conv(f"{name}.0.mix", x)
         a = self.conv(f"{name}.0.depthwise", np.where(a >= 0, a, a * 0.01))
         a = self.conv(f"{name}.0.project", a * self.conv(f"{name}.0.gate", x))

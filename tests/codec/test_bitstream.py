@@ -1,4 +1,4 @@
-"""The file's frame: header, checksum, and the error for each thing that can be wrong with them."""
+"""Header, checksum, and the error for each kind of corruption."""
 
 import re
 import struct
@@ -26,8 +26,8 @@ PAYLOAD = bytes(range(200, 240))
 ANY_SIZE = MAX_SIDE * MAX_SIDE
 
 
-def sealed(body: bytes) -> bytes:
-    """Append the checksum that the body should have."""
+def with_checksum(body: bytes) -> bytes:
+    """Append the checksum of the body."""
     return body + struct.pack("<I", zlib.crc32(body))
 
 
@@ -95,14 +95,14 @@ def test_foreign_files_are_not_glc(data: bytes) -> None:
 @pytest.mark.parametrize("version", [VERSION + 1, 77, 255])
 def test_newer_versions_raise_NewerVersionError(version: int) -> None:
     body = b"GLC" + bytes([version])
-    for data in (body, body + b"?", body + pack(HEADER, PAYLOAD)[4:], sealed(body + bytes(100))):
+    for data in (body, body + b"?", body + pack(HEADER, PAYLOAD)[4:], with_checksum(body + bytes(100))):
         with pytest.raises(NewerVersionError, match=rf"version {version} .* version {VERSION}: update"):
             unpack(data)
 
 
 def test_version_zero_is_corrupt() -> None:
     with pytest.raises(DamagedError, match="version 0 does not exist"):
-        unpack(sealed(b"GLC\0" + pack(HEADER, PAYLOAD)[4:-4]))
+        unpack(with_checksum(b"GLC\0" + pack(HEADER, PAYLOAD)[4:-4]))
 
 
 def test_every_prefix_is_refused() -> None:

@@ -1,4 +1,4 @@
-"""The whole path: images to files and back."""
+"""The complete codec: images to files and back."""
 
 import threading
 from collections.abc import Iterator

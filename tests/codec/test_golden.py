@@ -1,4 +1,4 @@
-"""Files of the past: their bytes and the integers in them stay what they were while the version does."""
+"""Golden files: within a format version, their bytes and integers do not change."""
 
 import json
 import os

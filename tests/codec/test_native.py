@@ -1,4 +1,8 @@
+<<<<<<< HEAD
 """Compilation, cache and self-test of the C kernels."""
+=======
+"""Compilation, caching and self-test of the C kernels."""
+>>>>>>> words-2
 
 import ctypes
 import os

@@ -1,4 +1,4 @@
-"""The search for a size: where it lands, and how often it asks."""
+"""The rate search: its result and its number of probes."""
 
 import math
 from collections import Counter
@@ -31,7 +31,7 @@ SMOOTH: dict[str, Sizes] = {
 
 
 class Asked:
-    """Counts what is asked for."""
+    """Counts the probes."""
 
     def __init__(self, sizes: Sizes) -> None:
         self.sizes = sizes

@@ -1,4 +1,4 @@
-"""Bits are bytes: what the model estimates is what the file takes."""
+"""The size of a file matches the model's estimate."""
 
 from pathlib import Path
 from typing import Any
@@ -23,8 +23,7 @@ SLACK = bitstream.OVERHEAD + 4
 def fitted(path: Path, amplitude: float, scale: float, **variant: Any) -> glc.Codec:
     """Return a codec whose Gaussians are about as wide as its symbols, as a trained one's are.
 
-    Where they are much narrower the estimate says less than any code can need: it has a floor under
-    likelihoods, which a file has no match for.
+    With much narrower Gaussians the estimate, which has a likelihood floor, is below the size of any code.
     """
     made = read_weights(fixed_codec_weights(path, **variant))
     coder = made.model.coder

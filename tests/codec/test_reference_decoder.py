@@ -1,4 +1,4 @@
-"""The codec does what `docs/bitstream.md` says: a decoder written from that text alone finds the same."""
+"""The codec agrees with a second decoder, written from `docs/bitstream.md` alone."""
 
 import zlib
 from collections.abc import Callable, Iterator
@@ -16,7 +16,7 @@ import glc
 from glc.models.autoencoder import Decoder
 from tests.codec import reference_decoder as reference
 from tests.codec.fixed_model import fixed_codec_weights, fixed_image
-from tests.codec.reference_drawing import Drawing
+from tests.codec.reference_image import Drawing
 from tests.codec.reference_networks import latents
 from tests.codec.reference_weights import Table, Weights
 
@@ -64,7 +64,7 @@ def outcome(decode: Callable[[], object]) -> str:
     return ""
 
 
-def sealed(body: bytes) -> bytes:
+def with_checksum(body: bytes) -> bytes:
     """Return header and payload with their checksum."""
     return body + zlib.crc32(body).to_bytes(4, "little")
 
@@ -142,7 +142,7 @@ def test_arbitrary_integers_round_trip(pairs: Any, name: str, spread: int) -> No
 def test_empty_payload_decodes(pairs: Any, name: str) -> None:
     codec, weights = pairs(name)
     header = codec.compress(fixed_image(40, 40), 50)[:14]
-    found = assert_same((codec, weights), sealed(header))
+    found = assert_same((codec, weights), with_checksum(header))
     assert found.y.max() < 0  # the lowest value of each table
 
 
@@ -231,7 +231,7 @@ def test_reference_image_agrees(options: dict[str, Any]) -> None:
 
 def changed(offset: int, new: bytes) -> Callable[[bytes], bytes]:
     """Return what replaces bytes and repairs the checksum."""
-    return lambda data: sealed(data[:offset] + new + data[offset + len(new) : -4])
+    return lambda data: with_checksum(data[:offset] + new + data[offset + len(new) : -4])
 
 
 DAMAGES: dict[str, tuple[Callable[[bytes], bytes], str]] = {
@@ -251,14 +251,17 @@ DAMAGES: dict[str, tuple[Callable[[bytes], bytes], str]] = {
     "other checksum": (lambda data: data[:-1] + bytes([data[-1] ^ 1]), "DamagedError"),
     "too large": (changed(8, b"\xff\xff\xff\xff"), "SizeLimitError"),
     "too large, other weights": (changed(4, b"\0\0\0\0\xff\xff\xff\xff"), "SizeLimitError"),
-    "zero at the end": (lambda data: sealed(data[:-4] + b"\0"), "DamagedError"),
+    "zero at the end": (lambda data: with_checksum(data[:-4] + b"\0"), "DamagedError"),
     "zero at the end, too large": (changed(8, b"\xff\xff\xff\xff\0\0\0"), "SizeLimitError"),
-    "zero at the end, other weights": (lambda data: sealed(b"GLC\1" + data[4:-4] + b"\0"), "DamagedError"),
+    "zero at the end, other weights": (
+        lambda data: with_checksum(b"GLC\1" + data[4:-4] + b"\0"),
+        "DamagedError",
+    ),
     "other weights": (changed(4, b"\0\0\0\0"), "WrongWeightsError"),
     "other weights and rate": (changed(4, bytes(4) + b"\0\0\0\0\xff\xff"), "WrongWeightsError"),
     "rate above the last": (changed(12, (3 * 4096 + 1).to_bytes(2, "little")), "DamagedError"),
     "smaller size": (changed(8, b"\0\0\0\0"), "DamagedError"),
-    "payload of another": (lambda data: sealed(data[:14] + bytes(range(1, 90))), "DamagedError"),
+    "payload of another": (lambda data: with_checksum(data[:14] + bytes(range(1, 90))), "DamagedError"),
 }
 
 
@@ -287,7 +290,7 @@ def test_both_decoders_agree_on_random_payloads(pairs: Any, name: str) -> None:
     header = codec.compress(fixed_image(1, 1), 50)[:14]
     outcomes = []
     for length in (1, 2, 3, 4, 5, 8, 9, 12):
-        data = sealed(header + rng.bytes(length - 1) + b"\1")
+        data = with_checksum(header + rng.bytes(length - 1) + b"\1")
         outcomes.append(outcome(lambda data=data: reference.decode(data, weights)))
         assert outcome(lambda data=data: codec.symbols(data)) == outcomes[-1]
         if not outcomes[-1]:
@@ -312,7 +315,7 @@ def test_largest_escape_is_32767(pairs: Any, part: str, monkeypatch: pytest.Monk
     assert len(moved) == 1
     (start, frequency), before = found[1][moved[0]], found[0][moved[0]][0]
     found[1][moved[0]] = (2 * start - before, frequency)
-    data = sealed(data[:14] + encode(found[1]))
+    data = with_checksum(data[:14] + encode(found[1]))
     assert outcome(lambda: reference.decode(data, weights)) == "DamagedError"
     assert outcome(lambda: codec.symbols(data)) == "DamagedError"
 

@@ -1,4 +1,4 @@
-"""Whole files that this codec must not decode: of other weights, of no rate point, of absurd sizes."""
+"""Valid files that a codec must refuse: of other weights, missing rate points, oversized images."""
 
 import dataclasses
 import tracemalloc

@@ -1,4 +1,4 @@
-"""Whatever a file holds: a typed error, or an image of the size that its header names."""
+"""Any input gives a typed error, or an image of the size in its header."""
 
 import dataclasses
 import random

@@ -1,4 +1,4 @@
-"""The codec in the box is what its record says, and files that it wrote keep decoding."""
+"""The bundled codec matches its record, and its golden files keep decoding."""
 
 import hashlib
 import json

@@ -1,4 +1,4 @@
-"""A user's own networks in the codec: through real bytes, and refused where they could not be exact."""
+"""User-defined networks in the codec: round trips, and refusal of those without an integer form."""
 
 import copy
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""How often the payload stops a device that works on its own: each value taken off it is a wait."""
+"""Number of device synchronisations in entropy coding."""
 
 from collections.abc import Callable
 from pathlib import Path

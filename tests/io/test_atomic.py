@@ -1,4 +1,4 @@
-"""Atomic writes: what a reader sees while they happen, and what they leave when they fail."""
+"""Atomic writes: concurrent readers, and failures."""
 
 import errno
 import os

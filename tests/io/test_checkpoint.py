@@ -1,4 +1,4 @@
-"""The checksum inside checkpoints: what it catches, and that files stay whole."""
+"""The checksum in checkpoints, and atomic saving."""
 
 import errno
 import random
@@ -21,37 +21,37 @@ CONTENT = {
 
 
 @pytest.fixture
-def sealed(tmp_path: Path) -> Path:
+def saved(tmp_path: Path) -> Path:
     path = tmp_path / "deep" / "last.ckpt"
     save_checkpoint(CONTENT, path)
     return path
 
 
-def test_checksum_does_not_affect_other_readers(sealed: Path) -> None:
-    with sealed.open("rb") as file:
-        assert verify(file, sealed)
-    assert [path.name for path in sealed.parent.iterdir()] == ["last.ckpt"]
+def test_checksum_does_not_affect_other_readers(saved: Path) -> None:
+    with saved.open("rb") as file:
+        assert verify(file, saved)
+    assert [path.name for path in saved.parent.iterdir()] == ["last.ckpt"]
     for mapped in (False, True):
-        content = torch.load(sealed, weights_only=True, mmap=mapped)
+        content = torch.load(saved, weights_only=True, mmap=mapped)
         assert torch.equal(content["state_dict"]["weight"], CONTENT["state_dict"]["weight"])
-    with zipfile.ZipFile(sealed) as archive:
+    with zipfile.ZipFile(saved) as archive:
         assert archive.testzip() is None
         assert archive.comment.startswith(b"sha256:")
 
 
-def test_every_changed_byte_is_detected(sealed: Path) -> None:
-    good = sealed.read_bytes()
+def test_every_changed_byte_is_detected(saved: Path) -> None:
+    good = saved.read_bytes()
     rng = random.Random(0)
     silent = 0
     content = len(good) - 73  # two bytes of the comment's length, the comment
     for place in [0, content - 1, len(good) - 1, *(rng.randrange(content) for _ in range(40))]:
         bad = bytearray(good)
         bad[place] ^= 1 << rng.randrange(8)
-        sealed.write_bytes(bad)
+        saved.write_bytes(bad)
         with pytest.raises(WeightsError, match=r"last\.ckpt"):
-            open_checkpoint(sealed)
+            open_checkpoint(saved)
         try:
-            torch.load(sealed, weights_only=True)
+            torch.load(saved, weights_only=True)
             silent += 1
         except Exception:
             pass
@@ -59,12 +59,12 @@ def test_every_changed_byte_is_detected(sealed: Path) -> None:
     assert silent > 20
 
 
-def test_truncated_files_are_refused(sealed: Path) -> None:
-    good = sealed.read_bytes()
+def test_truncated_files_are_refused(saved: Path) -> None:
+    good = saved.read_bytes()
     for size in (0, 1, 50, len(good) // 2, len(good) - 100):
-        sealed.write_bytes(good[:size])
+        saved.write_bytes(good[:size])
         with pytest.raises(WeightsError, match=r"last\.ckpt"):
-            open_checkpoint(sealed)
+            open_checkpoint(saved)
 
 
 def test_files_of_other_programs_have_no_checksum(tmp_path: Path) -> None:
@@ -75,8 +75,8 @@ def test_files_of_other_programs_have_no_checksum(tmp_path: Path) -> None:
     assert open_checkpoint(path).content["glc"]["format"] == 1
 
 
-def test_full_disk_keeps_the_old_file(sealed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    before = sealed.read_bytes()
+def test_full_disk_keeps_the_old_file(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = saved.read_bytes()
     write = checkpoint._Hashing.write
 
     def full(self: Any, data: bytes) -> int:
@@ -87,10 +87,10 @@ def test_full_disk_keeps_the_old_file(sealed: Path, monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr(checkpoint._Hashing, "write", full)
     with pytest.raises(OSError, match=r"No space left.*last\.ckpt") as caught:
-        save_checkpoint({"state_dict": {"weight": torch.zeros(5000)}}, sealed)
+        save_checkpoint({"state_dict": {"weight": torch.zeros(5000)}}, saved)
     assert caught.value.errno == errno.ENOSPC
-    assert sealed.read_bytes() == before
-    assert [path.name for path in sealed.parent.iterdir()] == ["last.ckpt"]
+    assert saved.read_bytes() == before
+    assert [path.name for path in saved.parent.iterdir()] == ["last.ckpt"]
 
 
 def test_open_checkpoint_has_stage_step_and_settings(tmp_path: Path) -> None:
@@ -135,6 +135,7 @@ def test_class_names_of_version_0_1_are_updated(tmp_path: Path) -> None:
         assert callable(resolve_name(name))
 
 
+<<<<<<< HEAD
 def test_settings_of_version_0_1_have_the_present_keys(tmp_path: Path) -> None:
     perceptual = {"_target_": "glc.losses.reconstruction.load_perceptual", "views": True}
     own = {"_target_": "mine.Loss", "views": True, "revive_every": 1}
@@ -158,9 +159,13 @@ def test_settings_of_version_0_1_have_the_present_keys(tmp_path: Path) -> None:
 
 def test_copy_to_memory_is_independent_of_the_file(sealed: Path) -> None:
     opened = open_checkpoint(sealed)
+=======
+def test_copy_to_memory_is_independent_of_the_file(saved: Path) -> None:
+    opened = open_checkpoint(saved)
+>>>>>>> words-2
     tensors = opened.state_dict
     copy_to_memory(opened.content)
-    with sealed.open("r+b") as file:  # a mapping would show this
-        file.write(bytes(sealed.stat().st_size))
+    with saved.open("r+b") as file:  # a mapping would show this
+        file.write(bytes(saved.stat().st_size))
     assert opened.state_dict is tensors
     assert torch.equal(tensors["weight"], torch.arange(5000).float())

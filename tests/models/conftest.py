@@ -27,7 +27,7 @@ def spread_rates(module: nn.Module) -> None:
 
 @pytest.fixture
 def make_coder() -> Callable[..., TransformCoder]:
-    """Build a transform coder; `factorized=True` for the other hyper module."""
+    """Build a transform coder; `factorized=True` for a factorised hyperprior."""
 
     def make(factorized: bool = False, num_rates: int = 3, codes: int = 16) -> TransformCoder:
         hyper = FactorizedHyperprior(CHANNELS) if factorized else CategoricalHyperprior(CHANNELS, codes)

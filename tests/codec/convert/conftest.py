@@ -1,4 +1,4 @@
-"""Small published files, made once."""
+"""Small third-party files, made once."""
 
 from pathlib import Path
 

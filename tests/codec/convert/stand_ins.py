@@ -1,4 +1,4 @@
-"""Weights in published layouts without the published files: each tensor is a function of its name and shape.
+"""Stand-in weights in third-party layouts: each tensor is a function of its name and shape.
 
 `expected.json` holds what the authors' own code computes with these weights, in small configurations. A
 tensor under a wrong name would have other values, and the result would be another.
@@ -71,7 +71,7 @@ def stand_in(name: str, shape: tuple[int, ...]) -> Tensor:
 
 
 def stand_ins(layout: FittedLayout) -> dict[str, Tensor]:
-    """Return a whole published file's tensors."""
+    """Return the tensors of a complete third-party file."""
     return {name: stand_in(name, entry.shape) for name, entry in layout.entries.items()}
 
 

@@ -1,4 +1,4 @@
-"""Files that may come from anywhere: nothing in them is executed."""
+"""Untrusted files: no code in them is executed."""
 
 import sys
 import types

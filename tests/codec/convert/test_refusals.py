@@ -1,4 +1,4 @@
-"""What `glc convert` refuses, and that it then leaves everything as it was."""
+"""Inputs that `glc convert` refuses without changing any file."""
 
 from collections.abc import Callable
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Our networks with published weights compute what the published code computes."""
+"""Converted networks compute the same as the third-party code."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What a description may name, and what building it may allocate."""
+"""Limits of a description: the classes it may name and the memory it may allocate."""
 
 import json
 import resource

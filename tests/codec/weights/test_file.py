@@ -1,4 +1,4 @@
-"""The weights file: what its fingerprints cover, and what is refused."""
+"""The weights file: coverage of its fingerprints, and refusal of invalid files."""
 
 import copy
 import json

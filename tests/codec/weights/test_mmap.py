@@ -1,4 +1,4 @@
-"""Weights that stay in their file: what is read of it, what is given back, and that nothing is written."""
+"""Memory-mapped weights: pages that are read and released, and copy-on-write."""
 
 import copy
 import errno

@@ -1,4 +1,4 @@
-"""Parts, differences and half precision of networks' states."""
+"""Sub-dicts, differences and half precision of state dicts."""
 
 import pytest
 import torch

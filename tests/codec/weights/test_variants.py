@@ -1,4 +1,4 @@
-"""Encoders and decoders in the place of a codec's own."""
+"""Encoder and decoder variants."""
 
 from pathlib import Path
 

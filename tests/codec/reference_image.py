@@ -1,4 +1,4 @@
-"""D as docs/bitstream.md describes it, written from that text alone; in float64."""
+"""D in float64, written from docs/bitstream.md alone."""
 
 import math
 from typing import Any
