@@ -1,8 +1,4 @@
-<<<<<<< HEAD
-"""Compilation, cache and self-test of the C kernels."""
-=======
 """Compilation, caching and self-test of the C kernels."""
->>>>>>> words-2
 
 import ctypes
 import os

@@ -135,7 +135,6 @@ def test_class_names_of_version_0_1_are_updated(tmp_path: Path) -> None:
         assert callable(resolve_name(name))
 
 
-<<<<<<< HEAD
 def test_settings_of_version_0_1_have_the_present_keys(tmp_path: Path) -> None:
     perceptual = {"_target_": "glc.losses.reconstruction.load_perceptual", "views": True}
     own = {"_target_": "mine.Loss", "views": True, "revive_every": 1}
@@ -157,12 +156,8 @@ def test_settings_of_version_0_1_have_the_present_keys(tmp_path: Path) -> None:
     }  # fmt: skip
 
 
-def test_copy_to_memory_is_independent_of_the_file(sealed: Path) -> None:
-    opened = open_checkpoint(sealed)
-=======
 def test_copy_to_memory_is_independent_of_the_file(saved: Path) -> None:
     opened = open_checkpoint(saved)
->>>>>>> words-2
     tensors = opened.state_dict
     copy_to_memory(opened.content)
     with saved.open("r+b") as file:  # a mapping would show this
