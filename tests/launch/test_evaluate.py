@@ -97,13 +97,8 @@ def test_command_line_settings_replace_those_of_the_codec(images: Path, tmp_path
         (["codec=[]"], r"codec=\[\]: empty; give a weights file"),
         (["codec=[jpeg,jpeg]"], "two codecs have the name jpeg"),
         (["codec=[jpeg,webp]", "qualities=[5]"], "units differ between codecs; give codecs.NAME.qualities="),
-<<<<<<< HEAD
-        (["codec=jpeg", "qualities=[5]", "target_bpp=[1]"], "not both"),
-        (["codec=jpeg", "qualities=[101]"], "jpeg: quality 101 is out of range; give 1 to 95"),
-=======
         (["codec=jpeg", "qualities=[5]", "target_bpp=[1]"], "cannot be combined with target_bpp"),
-        (["codec=jpeg", "qualities=[101]"], "jpeg: qualities lie from 1 to 95, not at 101"),
->>>>>>> words-3
+        (["codec=jpeg", "qualities=[101]"], "jpeg: quality 101 is out of range; give 1 to 95"),
         (["codec=jpeg", "testset.path=nowhere"], "testset.path=nowhere: no such folder"),
         (["codec=jpeg", "testset.path=null"], "testset.path is not given: name the folder"),
         (["codec=jpeg", "testset=kodak"], "p0 does not belong to kodak"),
