@@ -229,5 +229,5 @@ def test_command(tmp_path: Path) -> None:
 def test_command_refuses_strange_sizes(tmp_path: Path, size: str) -> None:
     done = CliRunner().invoke(main, ["complexity", "x", f"--size={size}", "-o", str(tmp_path / "new")])
     assert done.exit_code == 2
-    assert f"{size!r} is no WIDTHxHEIGHT" in done.output
+    assert f"invalid size {size!r}" in done.output
     assert not (tmp_path / "new").exists()

@@ -219,7 +219,7 @@ def test_a_missing_package_is_one_line_that_names_the_extra(
     done = CliRunner().invoke(glc, [command, "codec=jpeg"])
     assert done.exit_code == 2
     extra = f"pip install 'glc-codec[{command}]'"
-    assert done.output == f"Error: the package {package} is missing: {extra}\n"
+    assert done.output == f"Error: {package}: package not installed; run {extra}\n"
 
 
 @pytest.fixture(scope="module")
