@@ -129,7 +129,7 @@ def test_settings_are_checked() -> None:
         "jpeg: quality 5.5 is not an integer": {"qualities": [5.5]},
         "jpeg: duplicate settings": {"qualities": [5, 5]},
         "jpeg: give at least one of": {"qualities": []},
-        "target_bpp=.*give positive numbers": {"qualities": None, "target_bpp": [0.0]},
+        "target_bpp=.*give positive bits": {"qualities": None, "target_bpp": [0.0]},
     }.items():
         with pytest.raises(ValueError, match=match):
             StillCodec("JPEG", ".jpg", lowest=1, highest=95, **values)  # type: ignore[arg-type]
