@@ -10,6 +10,8 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+import glc
+
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
 EXTRAS = {"core": [], "dev": ["train", "eval", "dev"], "app": ["app"]}
@@ -83,3 +85,10 @@ def test_setup_refuses_an_interpreter_that_does_not_work(tmp_path: Path) -> None
     assert done.returncode == 1
     assert done.stderr == "setup: PYTHON=no-such-python is not a working Python 3.11 to 3.13\n"
     assert not (tmp_path / ".venv").exists()
+
+
+def test_versions_agree() -> None:
+    assert PROJECT["version"] == glc.__version__
+    heading = re.search(r"^## (\S+)", (ROOT / "CHANGELOG.md").read_text("utf-8"), re.M)
+    assert heading is not None
+    assert glc.__version__.removesuffix(".dev0") == heading[1]

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
         WrongWeightsError,
     )
 
-__version__ = "0.1.0"
+__version__ = "0.2.0.dev0"
 
 _HOMES = {
     "BitstreamError": "errors",

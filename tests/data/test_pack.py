@@ -206,6 +206,20 @@ def test_finished_shard_that_was_damaged_is_written_again(
     assert (dest / "set-000001.tar").read_bytes() == whole
 
 
+def test_command_that_finishes_second_returns_the_set(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def other_command_is_faster(*_: Any, **__: Any) -> None:
+        monkeypatch.undo()
+        run(folder, tmp_path / "train", images_per_shard=3, workers=1)
+        raise FileNotFoundError("train-000000.tar.json")  # state that the other command removed
+
+    monkeypatch.setattr(pack_module, "run", other_command_is_faster)
+    manifest = run(folder, tmp_path / "train", images_per_shard=3, workers=1)
+    assert manifest == read_manifest(tmp_path / "train")
+    assert manifest.count == 7
+
+
 def test_complete_set_is_not_rewritten(folder: Path, tmp_path: Path) -> None:
     run(folder, tmp_path / "set", workers=1)
     before = (tmp_path / "set" / "set-000000.tar").stat().st_mtime_ns

@@ -1,6 +1,7 @@
 """The option `--trust` of the commands that open weights files."""
 
 import os
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -30,6 +31,8 @@ def _trust(ctx: click.Context, parameter: click.Parameter, packages: tuple[str, 
 @contextmanager
 def _trusting(packages: tuple[str, ...]) -> Iterator[None]:
     before = os.environ.get(VARIABLE)
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())  # where `glc train` finds a package that is not installed, too
     os.environ[VARIABLE] = ",".join([*([before] if before else []), *packages])
     try:
         yield

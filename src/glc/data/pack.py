@@ -36,7 +36,7 @@ from glc.data.shard_writer import (
 from glc.data.sources import list_sources
 from glc.io.atomic import write_text
 from glc.jobs.manifest import Folder, Stamp, describe_differences
-from glc.jobs.run import run
+from glc.jobs.run import UnfinishedError, run
 from glc.jobs.worker import Processed, ShardTask
 
 
@@ -163,10 +163,30 @@ def pack(
     if complete is not None:
         return complete
     shards = _plan(images, name, images_per_shard, mix)
+    try:
+        return _pack(folder, shards, name, settings, workers, force, progress)
+    except (FileNotFoundError, UnfinishedError):
+        # Another command that packs the same set into this folder may have finished and removed the state.
+        complete = _check_packed(folder, name, settings, force=False)
+        if complete is None:
+            raise
+        return complete
+
+
+def _pack(
+    folder: Folder,
+    shards: Sequence[Any],
+    name: str,
+    settings: dict[str, Any],
+    workers: int | None,
+    force: bool,
+    progress: bool,
+) -> Manifest:
+    """Write the shards that are missing, then the manifest; remove the state of the job."""
+    dest = folder.path
     folder.prepare(shards, force, time.time(), _REMEDY)
-    task = ShardTask(
-        folder, shards, Packer(Encoding(size, min_side, quality)), amount="image", locks_required=False
-    )
+    encoding = Encoding(settings["size"], settings["min_side"], settings["quality"])
+    task = ShardTask(folder, shards, Packer(encoding), amount="image", locks_required=False)
     run(task, processes=workers or os.cpu_count() or 1, quiet=not progress)
     names = {entry.key: entry.name for shard in shards for entry in shard.entries}
     records = []
@@ -181,10 +201,10 @@ def pack(
         first = manifest.skipped[0]
         _clear(dest, name)
         raise PackError(
-            f"{dest}: none of {len(images)} images could be packed; {first['name']}: {first['reason']}"
+            f"{dest}: none of {settings['pictures']} images could be packed; {first['name']}: {first['reason']}"
         )
     write_text(dest / MANIFEST, manifest.to_json(), fsync=True)
-    shutil.rmtree(folder.notes)
+    shutil.rmtree(folder.notes, ignore_errors=True)
     return manifest
 
 

@@ -254,3 +254,7 @@ def main(arguments: Sequence[str] | None = None, shards: Sequence[str] = ()) -> 
             raise SystemExit(1)
 
     command_line(run, "evaluate", arguments)
+
+
+if __name__ == "__main__":
+    main()

@@ -210,3 +210,7 @@ def run(cfg: DictConfig) -> float | None:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Command line entry; `arguments` None: `sys.argv`."""
     command_line(run, "train", arguments)
+
+
+if __name__ == "__main__":
+    main()

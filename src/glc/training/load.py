@@ -19,6 +19,7 @@ from typing import Any
 import lightning as L
 
 from glc.codec.weights.export import read_codec
+from glc.codec.weights.trust import trusted_prefixes
 from glc.errors import WeightsError
 from glc.io.checkpoint import Checkpoint, open_checkpoint
 from glc.losses.reconstruction import load_perceptual
@@ -58,7 +59,7 @@ def load_stage(
     arguments = {key: value for key, value in module.items() if key not in ("codec", *given)}
     if "part" in checkpoint.content["glc"] and "codec" not in given:
         given = {**given, "codec": _codec(checkpoint)}
-    packages = (*_BUILT, *([trust] if isinstance(trust, str) else trust))
+    packages = (*_BUILT, *trusted_prefixes(trust))
     stage = _build(checkpoint.path, {**arguments, "_partial_": True}, packages)(**given)
     if not isinstance(stage, L.LightningModule):
         raise WeightsError(f"{checkpoint.path}: its stage is a {type(stage).__name__}, not a LightningModule")

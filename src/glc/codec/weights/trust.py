@@ -48,7 +48,7 @@ def find_class(name: str, trust: Trust = ()) -> "type[nn.Module]":
     """
     from torch import nn
 
-    package = next((prefix for prefix in _trusted(trust) if _below(name, prefix)), None)
+    package = next((prefix for prefix in trusted_prefixes(trust) if _below(name, prefix)), None)
     if package is None:
         top = name.partition(".")[0]
         if top == "glc":
@@ -69,7 +69,7 @@ def find_class(name: str, trust: Trust = ()) -> "type[nn.Module]":
     return found
 
 
-def _trusted(trust: Trust) -> list[str]:
+def trusted_prefixes(trust: Trust) -> list[str]:
     """Return the trusted prefixes, without importing them."""
     given = [trust] if isinstance(trust, str) else list(trust)
     given.append(os.environ.get(VARIABLE, ""))
