@@ -245,7 +245,7 @@ def test_the_memory_of_own_networks_is_not_limited_and_messages_say_so() -> None
     weights = weights_of(make())
     codec = Codec(weights, memory=resident_memory() + (1 << 22))
     with pytest.raises(
-        MemoryLimitError, match=r"encoder .*MyEncoder needs more .* only networks of glc itself"
+        MemoryLimitError, match=r"encoder .*MyEncoder needs more .* only networks of glc run"
     ):
         codec.compress(np.zeros((1024, 1024, 3), np.uint8))
     with pytest.raises(MemoryLimitError, match=r"decoder .*MyDecoder"):
