@@ -244,9 +244,7 @@ def test_own_entropy_models_of_z_get_tables_of_their_own() -> None:
 def test_the_memory_of_own_networks_is_not_limited_and_messages_say_so() -> None:
     weights = weights_of(make())
     codec = Codec(weights, memory=resident_memory() + (1 << 22))
-    with pytest.raises(
-        MemoryLimitError, match=r"encoder .*MyEncoder needs more .* only networks of glc run"
-    ):
+    with pytest.raises(MemoryLimitError, match=r"encoder .*MyEncoder needs more .* only networks of glc run"):
         codec.compress(np.zeros((1024, 1024, 3), np.uint8))
     with pytest.raises(MemoryLimitError, match=r"decoder .*MyDecoder"):
         codec.decode_latent(torch.zeros(1, LATENT, 512, 512), [(2048, 2048)])
