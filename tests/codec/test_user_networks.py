@@ -242,9 +242,7 @@ def test_user_entropy_models_of_z_get_their_own_tables() -> None:
 def test_memory_error_names_user_networks() -> None:
     weights = weights_of(make())
     codec = Codec(weights, memory=resident_memory() + (1 << 22))
-    with pytest.raises(
-        MemoryLimitError, match=r"encoder .*MyEncoder needs more .* only networks of glc itself"
-    ):
+    with pytest.raises(MemoryLimitError, match=r"encoder .*MyEncoder needs more .* only networks of glc run"):
         codec.compress(np.zeros((1024, 1024, 3), np.uint8))
     with pytest.raises(MemoryLimitError, match=r"decoder .*MyDecoder"):
         codec.decode_latent(torch.zeros(1, LATENT, 512, 512), [(2048, 2048)])
