@@ -59,7 +59,7 @@ def test_only_the_image_gets_a_gradient(loss: StyleLoss) -> None:
 
 
 def test_invalid_arguments_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"perceptual\.required=false is not possible"):
+    with pytest.raises(ValueError, match=r"set perceptual\.required=true"):
         StyleLoss(None)
     network = LPIPS("squeeze", stand_in_weights(tmp_path))
     with pytest.raises(ValueError, match=r"stage\.content_layers=.* indices of the network's layers, 0 to 6"):
