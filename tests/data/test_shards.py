@@ -77,7 +77,7 @@ def test_truncated_shard_is_named_once_and_skipped(shards, tmp_path, caplog):
         drawn = keys(ShardSource([str(cut), names[1]], 0), 100, 0, 0, 0, 1)
     assert {key[-3:] for key in drawn} >= {"n00", "n04", "n05", "n06", "n07"}
     assert not {key[-3:] for key in drawn} & {"n02", "n03"}
-    assert caplog.text.count("cut.tar is missing, truncated or damaged") == 1
+    assert caplog.text.count("cut.tar is missing, truncated or corrupt") == 1
 
 
 def test_shards_without_any_image_end_in_an_error(tmp_path):

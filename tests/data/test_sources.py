@@ -37,8 +37,8 @@ def test_images_by_folder_list_and_name(images, tmp_path):
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ([], "data.train: is empty"),
-        ("", "data.train: is empty"),
+        ([], "data.train: empty"),
+        ("", "data.train: empty"),
         ("{root}/nowhere", "data.train: .*nowhere: no such file or folder; make them with `glc pack"),
         ("{root}/train-{{000001..000004}}.tar", "data.train: .*train-000003.tar and 1 more: no such file"),
         ("{root}/*.tarr", "data.train: no shards match .*tarr"),
