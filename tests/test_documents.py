@@ -120,7 +120,10 @@ def check_glc(words: list[str]) -> None:
     command = main.get_command(click.Context(main), words[0])
     assert command is not None, f"glc {words[0]}: no such command"
     context = click.Context(command, **command.context_settings)
-    options, arguments, _ = command.make_parser(context).parse_args(words[1:])
+    try:
+        options, arguments, _ = command.make_parser(context).parse_args(words[1:])
+    except click.BadOptionUsage:
+        return  # an option named without its value, as in `glc compress --encoder`
     for parameter in command.get_params(context):
         if (
             isinstance(parameter, click.Option)
