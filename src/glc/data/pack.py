@@ -200,9 +200,8 @@ def _pack(
     if manifest.count == 0:
         first = manifest.skipped[0]
         _clear(dest, name)
-        raise PackError(
-            f"{dest}: none of {settings['pictures']} images could be packed; {first['name']}: {first['reason']}"
-        )
+        count, reason = settings["pictures"], f"{first['name']}: {first['reason']}"
+        raise PackError(f"{dest}: none of {count} images could be packed; {reason}")
     write_text(dest / MANIFEST, manifest.to_json(), fsync=True)
     shutil.rmtree(folder.notes, ignore_errors=True)
     return manifest
