@@ -19,9 +19,9 @@ def train(arguments: tuple[str, ...]) -> None:
 
     \b
     glc pack TRAIN_IMAGES data/mine && glc pack VAL_IMAGES data/val
-    glc train stage=vqvae     name=mine testset=shards data.train=data/mine data.val=data/val
-    glc train stage=transform name=mine testset=shards data.train=data/mine data.val=data/val
-    glc train stage=joint     name=mine testset=shards data.train=data/mine data.val=data/val
+    glc train stage=vqvae     name=mine data=shards data.train=data/mine data.val=data/val
+    glc train stage=transform name=mine data=shards data.train=data/mine data.val=data/val
+    glc train stage=joint     name=mine data=shards data.train=data/mine data.val=data/val
     glc export runs/mine/joint mine.safetensors
     glc train -m stage=transform stage.lmbda=0.5,1,2,4      (sweep: one run per value)
 
