@@ -265,7 +265,7 @@ def test_compress_batch_equals_compress(codec: glc.Codec) -> None:
         assert codec.symbols(data) == codec.symbols(codec.compress(array, 80))
     images = codec.decompress_batch(files)
     assert [image.size for image in images] == [(40, 30), (33, 32)]
-    with pytest.raises(ValueError, match="one size once padded"):
+    with pytest.raises(ValueError, match="one size after padding"):
         codec.compress_batch([fixed_image(30, 40), fixed_image(30, 100)])
     assert codec.compress_batch([]) == []
     assert codec.decompress_batch([]) == []
