@@ -51,4 +51,8 @@ def isolated() -> Iterator[None]:
         # pytest adds and removes its own handlers.
         now = [h for h in logger.handlers if type(h).__module__.startswith("_pytest")]
         logger.handlers[:] = [h for h in handlers if not type(h).__module__.startswith("_pytest")] + now
+    known = {logger for logger, *_ in before}
+    for logger in logging.Logger.manager.loggerDict.values():
+        if isinstance(logger, logging.Logger) and logger not in known:
+            logger.disabled = False
     root.manager._clear_cache()  # type: ignore[attr-defined]

@@ -247,7 +247,8 @@ def test_codec_commands_run_as_printed(
     document: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    fixed_codec_weights(tmp_path / "mine.safetensors")
+    for name in ("mine", "first"):
+        fixed_codec_weights(tmp_path / f"{name}.safetensors")
     (tmp_path / "WEIGHTS").mkdir()
     save_features(reference("squeeze"), tmp_path / "WEIGHTS" / FILES["squeeze"])
     (tmp_path / "photos" / "summer").mkdir(parents=True)
@@ -296,7 +297,17 @@ BANNED = {
 }
 """Terms that the project has replaced, as regular expressions, and what to write."""
 ALLOWED = {
-    "effort": ("cjxl", "jpegxl", "jpeg xl", "jxl", "num_threads", "compressionlevel"),
+    "pictures?": ("renamed_option", "still-picture", 'settings["pictures"]'),
+    "effort": (
+        "refuse_effort",
+        "--effort",
+        "cjxl",
+        "jpegxl",
+        "jpeg xl",
+        "jxl",
+        "num_threads",
+        "compressionlevel",
+    ),
 }
 """Words of a line in which a term is right: another program's option."""
 PROSE = ("src", "conf", "docs", "README.md", "data/README.md", "CONTRIBUTING.md", "SECURITY.md", "Makefile")

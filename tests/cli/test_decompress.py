@@ -104,7 +104,7 @@ def test_truncated_and_corrupt_files_are_refused(glc: Glc) -> None:
     for data, message in (
         (b"", "the file is empty"),
         (b"\x89PNG" + bytes(100), "not a .glc file"),
-        (complete[:10], "truncated: 10 bytes"),
+        (complete[:10], "truncated file: 10 bytes"),
         (complete[:-1], "corrupt or truncated file: "),
         (bytes(flipped), "corrupt or truncated file: "),
         (later, "the file has format version 2"),
@@ -150,5 +150,5 @@ def test_max_pixels_limits_the_image_size(glc: Glc) -> None:
     glc("compress", image("a.png", 40, 50))
     result = glc("decompress", "a.glc", "--force", "--max-pixels", 1999)
     assert result.exit_code == 2
-    assert result.stderr == "a.glc: the image has 50 x 40 pixels, more than the limit of 1999\n"
+    assert result.stderr == "a.glc: the image has 50 x 40 pixels, above the limit of 1999\n"
     assert glc("decompress", "a.glc", "--force", "--max-pixels", 2000).exit_code == 0

@@ -35,7 +35,7 @@ def test_a_bad_file_does_not_stop_the_others(glc: Glc) -> None:
     Path("out/in/a.glc").write_bytes(b"GLC\x01 no more")
     result = glc("decompress", "out", "-o", "back")
     assert result.exit_code == 1
-    assert lines(result.stderr) == ["out/in/a.glc: truncated: 12 bytes, a .glc file has at least 18"]
+    assert lines(result.stderr) == ["out/in/a.glc: truncated file: 12 bytes; a .glc file has at least 18"]
     assert tree("back") == ["in/c.png"]
 
 
@@ -244,7 +244,7 @@ def damaged(models: Path, tmp_path: Path) -> str:
         (lambda *_: ["--model", "no/such.safetensors"], "no/such.safetensors: no such weights file"),
         (lambda *_: ["--model", "a.png"], "a.png: not a safetensors file"),
         (lambda *paths: ["--model", damaged(*paths)], "damaged.safetensors: corrupt: the content does not"),
-        (lambda *_: ["--device", "abacus"], "there is no device 'abacus' here"),
+        (lambda *_: ["--device", "abacus"], "device 'abacus' is not available"),
     ],
 )
 def test_models_and_devices_are_checked_before_any_work(

@@ -101,7 +101,7 @@ def test_validation_crops_come_in_batches(images):
         ({"batch_size": 0}, r"data\.batch_size: is 0, must be at least 1"),
         ({"num_workers": -1}, r"data\.num_workers"),
         ({"min_scale": 1.5}, r"data\.min_scale"),
-        ({"val_batch_size": 4}, r"data\.val_batch_size: whole images differ"),
+        ({"val_batch_size": 4}, r"data\.val_batch_size: uncropped images differ"),
     ],
 )
 def test_wrong_values_name_their_key(options, message):

@@ -106,7 +106,7 @@ def test_a_target_rate_is_searched_on_the_codecs_own_ladder() -> None:
         data = codec.encode(image, setting)
     sizes = [len(codec.encode_at(image, quality)) for quality in codec.ladder]
     assert len(data) == max(size for size in sizes if size <= 256 * 256 / 8)
-    with pytest.raises(TargetError, match=r"the smallest has \d+ bytes \(0\.\d+ bpp, quality 1\)"):
+    with pytest.raises(TargetError, match=r"the smallest file has \d+ bytes \(0\.\d+ bpp, quality 1\)"):
         codec.encode(image, Setting(target_bpp=0.01))
 
 

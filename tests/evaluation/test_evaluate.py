@@ -248,7 +248,7 @@ def test_missed_target_rates_are_noted(images: Path, tmp_path: Path) -> None:
         assert (bpp < 0.97 * target) <= (key in short)
     assert ("p0", "bpp100") in short
     assert {entry["label"] for entry in summary["failed"]} == {"bpp0.1"}
-    assert all("the smallest has" in entry["reason"] for entry in summary["failed"])
+    assert all("the smallest file has" in entry["reason"] for entry in summary["failed"])
 
 
 @pytest.fixture(scope="module")
@@ -284,7 +284,7 @@ def test_results_of_shards_equal_those_of_a_folder(
         assert point == {key: other[key] for key in point}
         assert set(other) - set(point) == {"difference"}
     assert summary["incomplete"] == expected["incomplete"]
-    assert "all images of the set in one place" in summary["unavailable"]["difference"]
+    assert "all images in one place" in summary["unavailable"]["difference"]
     assert "put them there" in summary["unavailable"]["lpips"]
     assert (summary["images"], summary["data"]["count"], summary["failed"]) == (4, 4, [])
     # What reads results reads these too, and makes a page without images of them.
@@ -420,7 +420,7 @@ def test_failures_are_reported_and_means_are_over_the_same_images(
     assert reasons["val-0/p1"] == "q10: 'lost'"
     assert "val-1.tar" in reasons["val-1.tar"]  # cut short
     assert "not an image" in reasons["val-2/bad"]
-    assert "nothing to process" in reasons["val-2/none"]
+    assert "no file to process" in reasons["val-2/none"]
     assert "no such file" in reasons["val-3.tar"]
     assert "have 5 images, the set has 9" in reasons["number"]
     assert [point["images"] for point in summary["points"]] == [1, 1]  # p2

@@ -314,5 +314,5 @@ def test_a_folder_has_shards_of_one_setting(shards: Path, tmp_path: Path) -> Non
     code(shards, tmp_path / "out", keep=False, force=True)
     assert "0-0.json" not in read_tar(tmp_path / "out" / "in-0.tar")
     write_tar(tmp_path / "foreign" / "in-1.tar", [])
-    with pytest.raises(JobError, match=r"in-1\.tar: exists.*--force"):
+    with pytest.raises(JobError, match=r"in-1\.tar: already exists.*--force"):
         code(shards, tmp_path / "foreign")

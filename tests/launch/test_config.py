@@ -255,7 +255,7 @@ def test_lambda_takes_one_value_or_one_per_rate(images: Path, tmp_path: Path) ->
 
     assert made("3") == [3.0] * 4
     assert made("[1,2,4,8]") == [1, 2, 4, 8]
-    with pytest.raises(Exception, match="lmbda has 2 values for the model's 4 rate points"):
+    with pytest.raises(Exception, match="lmbda: 2 values for the model's 4 rate points"):
         made("[1,2]")
 
 

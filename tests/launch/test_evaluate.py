@@ -100,10 +100,10 @@ def test_command_line_settings_replace_those_of_the_codec(images: Path, tmp_path
         (["codec=jpeg", "qualities=[5]", "target_bpp=[1]"], "cannot be combined with target_bpp"),
         (["codec=jpeg", "qualities=[101]"], "jpeg: quality 101 is out of range; give 1 to 95"),
         (["codec=jpeg", "testset.path=nowhere"], "testset.path=nowhere: no such folder"),
-        (["codec=jpeg", "testset.path=null"], "testset.path is not given: name the folder"),
+        (["codec=jpeg", "testset.path=null"], "testset.path: not set; give the folder"),
         (["codec=jpeg", "testset=kodak"], "p0 does not belong to kodak"),
         (["codec=jpeg", "processes=0"], "processes=0 and threads=1 must be positive"),
-        (["codec=jpeg", "device=nothing"], "there is no device 'nothing' here"),
+        (["codec=jpeg", "device=nothing"], "device 'nothing' is not available"),
     ],
 )
 def test_invalid_settings_are_refused_and_nothing_is_written(

@@ -146,7 +146,7 @@ def test_values_out_of_range_name_their_key(images: Path, tmp_path: Path) -> Non
     assert "callbacks.ema.decay" in refused({**values, "callbacks.ema.decay": 1})
     assert "floor and hold" in refused({**values, "stage.schedule.hold": 3})
     assert "seed=None: not an integer" in refused({**values, "seed": "null"})
-    assert "data.val: is empty" in refused({**values, "data.val": "null"})
+    assert "data.val: empty" in refused({**values, "data.val": "null"})
     del values["data.batch_size"]
     assert "stage.accumulate=0" in refused({**values, "batch": 8, "stage.accumulate": 0})
     message = refused({**values, "batch": 7, "trainer.devices": 2})

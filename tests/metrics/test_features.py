@@ -142,7 +142,7 @@ def test_clip_takes_the_published_file_only(tmp_path: Path, monkeypatch: pytest.
 
     archive = Archive().eval()
     torch.jit.trace(archive, torch.rand(1, 3, 28, 28)).save(str(path))
-    with pytest.raises(ValueError, match=r"ViT-L-14-336px\.pt: its SHA-256 is"):
+    with pytest.raises(ValueError, match=r"ViT-L-14-336px\.pt: corrupt: its SHA-256 is"):
         features.clip(tmp_path)
     digits = hashlib.sha256(path.read_bytes()).hexdigest()
     monkeypatch.setitem(clip_extractor.MODEL_METADATA["clip-vit-l-14-336px"], "hash", digits)

@@ -160,10 +160,10 @@ def test_codec_and_training_weights_provide_all_networks(
         start(make("transform", model__projected_codebooks=False), training)
     with pytest.raises(WeightsError, match=r"training weights for a codec: use it with init_from=\[CODEC,"):
         read_weights(training)
-    assert "was made beside another codec" not in caplog.text
+    assert "was exported beside another" not in caplog.text
     export(last(stages["transform"]), codec, half=True)  # D is stage I's
     start(make("joint", model__projected_codebooks=False), codec, training)
-    assert "was made beside another codec" in caplog.text
+    assert "was exported beside another" in caplog.text
     with pytest.raises(WeightsError, match="holds no codec with training weights"):
         export_training_weights(last(stages["vqvae"]), tmp_path / "no.safetensors")
     assert not (tmp_path / "no.safetensors").exists()

@@ -243,7 +243,7 @@ def test_export_command_refuses_invalid_photos(stages: dict[str, Path], tmp_path
     (tmp_path / "bad.png").write_text("no image")
     out = tmp_path / "out.safetensors"
     for photos, message in (
-        ("empty", "no images in it"),
+        ("empty", "contains no images"),
         ("missing", "no such folder or file"),
         ("bad.png", "not an image in a known format"),
     ):

@@ -247,7 +247,7 @@ def test_corruption_of_any_tensor_is_detected(rewrite: Callable[[Edit], Path], f
     stated = "encoder_fingerprint" if side == "encoder" else "fingerprint"
     for name in names[:: len(names) // 6]:
         path = rewrite(lambda tensors, _, name=name: tensors.update({name: changed(tensors[name])}))  # type: ignore[misc]
-        with pytest.raises(WeightsError, match=rf"changed.safetensors: corrupt: .* its {stated} "):
+        with pytest.raises(WeightsError, match=rf"changed.safetensors: corrupt: .* its {stated}"):
             read_weights(path)
 
 
@@ -279,7 +279,7 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
     for name, complaint in (
         ("text", "not a safetensors file"),
         ("folder", "not a safetensors file"),
-        ("plain", "is not a weights file of glc; make one with `glc export`"),
+        ("plain", "is not a weights file of glc; write one with `glc export`"),
         ("missing", "no such file"),
     ):
         for read in (read_weights, read_label):
@@ -302,7 +302,7 @@ def test_wrong_kind_error_says_how_to_use_the_file(label: Label, tmp_path: Path)
     save(path, {"a": torch.arange(3.0)}, label)
     for kind in (CodecLabel, VariantLabel, TrainingLabel, AutoencoderLabel):
         if not isinstance(label, kind):
-            with pytest.raises(WeightsError, match=r"some\.safetensors: not a thing but .*: (use|start)"):
+            with pytest.raises(WeightsError, match=r"some\.safetensors: is not a thing but .*: (use|train)"):
                 open_weights(path, kind, "a thing")
     if isinstance(label, VariantLabel):
         with pytest.raises(WeightsError, match="one encoder: use it with --encoder"):
@@ -331,7 +331,7 @@ def test_changed_tables_are_detected(rewrite: Callable[[Edit], Path]) -> None:
         tables["thresholds"][-1] += 1
         metadata["tables"] = json.dumps(tables)
 
-    with pytest.raises(WeightsError, match=r"changed.safetensors: corrupt: .* its fingerprint "):
+    with pytest.raises(WeightsError, match=r"changed.safetensors: corrupt: .* its fingerprint"):
         read_weights(rewrite(edit))
 
 
@@ -341,7 +341,7 @@ def test_changed_descriptions_are_detected(rewrite: Callable[[Edit], Path]) -> N
         description["decoder"]["window"] = 3
         metadata["model"] = json.dumps(description)
 
-    with pytest.raises(WeightsError, match=r"changed.safetensors: corrupt: .* its fingerprint "):
+    with pytest.raises(WeightsError, match=r"changed.safetensors: corrupt: .* its fingerprint"):
         read_weights(rewrite(edit))
 
 

@@ -206,7 +206,7 @@ def test_user_networks_have_the_same_memory_budget(package: Path, file: Path) ->
         (f"{PACKAGE}.broken.MyEncoder", "cannot be imported: RuntimeError: not today"),
         (PACKAGE, "cannot be imported"),
         (f"{PACKAGE}x.nets.MyEncoder", "its package is not trusted"),
-        ("glc.models.glc.Newer", "not a network known to this version of glc"),
+        ("glc.models.glc.Newer", "is not a network of this version of glc"),
     ],
 )
 def test_only_networks_defined_in_the_package_are_accepted(name: str, complaint: str, package: Path) -> None:
