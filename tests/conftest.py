@@ -44,10 +44,13 @@ def isolated() -> Iterator[None]:
     before = [
         (logger, logger.level, logger.disabled, logger.propagate, [*logger.handlers]) for logger in loggers
     ]
+    for logger in loggers:  # a fixture of a module may have disabled ours
+        logger.disabled = logger.disabled and not logger.name.startswith("glc")
     yield
     sys.setrecursionlimit(limit)
     for logger, level, disabled, propagate, handlers in before:
-        logger.level, logger.disabled, logger.propagate = level, disabled, propagate
+        logger.level, logger.propagate = level, propagate
+        logger.disabled = disabled and not logger.name.startswith("glc")
         # pytest adds and removes its own handlers.
         now = [h for h in logger.handlers if type(h).__module__.startswith("_pytest")]
         logger.handlers[:] = [h for h in handlers if not type(h).__module__.startswith("_pytest")] + now

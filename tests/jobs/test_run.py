@@ -33,7 +33,7 @@ def test_every_item_is_done_once_and_its_outcome_recorded(task: NumberTask, proc
     assert sorted(task.recorded) == [entry for entry in SQUARES if entry[0] != 2]
     assert all(task.outcome(item) == square for item, square in SQUARES)
     began = starts(task)
-    assert began[0] == "0"
+    assert set(began) <= {"0", "1"}  # on a busy machine one process may do everything
     assert len(began) <= processes
     run(task, quiet=True)  # nothing is left: no worker is made
     assert starts(task) == began
