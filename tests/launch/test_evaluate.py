@@ -28,12 +28,6 @@ from tests.wandb_file import read_finished_run, without_server
 SETS = {"kodak": 24, "clic2020": 428, "div2k": 100, "celebahq": 2824, "coco30k": 40504, "folder": None}
 
 
-@pytest.fixture(autouse=True)
-def quiet(monkeypatch: pytest.MonkeyPatch) -> None:
-    for key, value in QUIET.items():
-        monkeypatch.setenv(key, value)
-
-
 @pytest.fixture(scope="module")
 def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_images(tmp_path_factory.mktemp("set"))

@@ -13,19 +13,7 @@ from glc.errors import WeightsError
 from glc.io import checkpoint as checkpoints
 from glc.launch.start import UsageError, resolve_start
 from glc.launch.train import prepare
-from tests.short_runs import QUIET, STAGES, checkpoint, compose, run, settings, write_images
-
-
-@pytest.fixture(autouse=True)
-def quiet(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No test here uses the network."""
-    for key, value in QUIET.items():
-        monkeypatch.setenv(key, value)
-
-
-@pytest.fixture(scope="module")
-def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_images(tmp_path_factory.mktemp("images"))
+from tests.short_runs import STAGES, checkpoint, compose, run, settings
 
 
 @pytest.fixture(scope="module")

@@ -19,19 +19,7 @@ from glc.training.checkpoints import DivergedError
 from glc.training.loggers import RowLogger
 from tests.codec.fixed_model import fixed_codec_weights
 from tests.io.test_checkpoint import NAMES_OF_0_1
-from tests.short_runs import QUIET, checkpoint, compose, live_weights, run, settings, write_images
-
-
-@pytest.fixture(autouse=True)
-def quiet(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No test here uses the network."""
-    for key, value in QUIET.items():
-        monkeypatch.setenv(key, value)
-
-
-@pytest.fixture(scope="module")
-def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_images(tmp_path_factory.mktemp("images"))
+from tests.short_runs import checkpoint, compose, live_weights, run, settings
 
 
 @pytest.fixture(scope="module")
