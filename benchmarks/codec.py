@@ -117,7 +117,7 @@ def measure(settings: dict[str, Any]) -> Reading:
         x = stack_images([image]).to(device)
         rows, columns = (side // stride * stride for side in x.shape[-2:])
         with torch.inference_mode():
-            codec.model(x[..., :rows, :columns], codec.rate_of(quality) / RATE_ONE)
+            codec.model(x[..., :rows, :columns], codec.rate_index(quality) / RATE_ONE)
         return {}
 
     def file() -> dict[str, float]:

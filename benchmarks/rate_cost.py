@@ -44,32 +44,35 @@ def benchmarks(args: argparse.Namespace) -> Iterator[Benchmark]:
         "image",
         f"{args.weights.name}, {len(paths)} images. Details: bytes that the float model estimates, and "
         "the excess over them in percent.",
-        {f"rate {rate}": partial(measure, codec, paths, rate) for rate in range(codec.model.num_rates)},
+        {
+            f"rate {rate_index}": partial(measure, codec, paths, rate_index)
+            for rate_index in range(codec.model.num_rates)
+        },
         once=True,
     )
 
 
-def measure(codec: Codec, paths: list[Path], rate: int) -> Reading:
+def measure(codec: Codec, paths: list[Path], rate_index: int) -> Reading:
     """Count the bits of all images at a rate point."""
     clock = Clock(torch.device("cpu"))
     total = np.zeros(4)
     with torch.inference_mode():
         for path in paths:
-            total += count_bits(codec, stack_images([read_rgb(path)]), rate)
+            total += count_bits(codec, stack_images([read_rgb(path)]), rate_index)
     more = 100 * (total[1:] / total[0] - 1)
     details = dict(zip(("exact, %", "tables, %", "payload, %"), map(float, more), strict=True))
     return clock.reading(len(paths), **{"estimate, bytes": float(total[0]) / 8, **details})
 
 
-def count_bits(codec: Codec, x: Tensor, rate: int) -> np.ndarray:
+def count_bits(codec: Codec, x: Tensor, rate_index: int) -> np.ndarray:
     """Return the bits of one image x `[1, 3, H, W]`: estimate, exact, tables, payload."""
     latent_codec = codec.latent_codec
     assert isinstance(latent_codec, TransformLatentCodec)
     padded = pad(x, codec.model.stride)
-    out = codec.model(padded, rate)
-    data = codec.compress((x[0] + 1) / 2, codec.quality_of(rate * 4096))
+    out = codec.model(padded, rate_index)
+    data = codec.compress((x[0] + 1) / 2, codec.quality_of(rate_index * 4096))
     symbols = codec.symbols(data)
-    y = codec.model.coder.analysis(codec.model.encoder(padded), rate).float()
+    y = codec.model.coder.analysis(codec.model.encoder(padded), rate_index).float()
     exact = latent_codec.context(y.double(), latent_codec.prior(symbols.z))
     indexes = torch.bucketize(exact.scales, latent_codec.thresholds, right=True)
     z_bits = float(out.bits_z)

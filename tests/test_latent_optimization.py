@@ -182,7 +182,7 @@ def test_target_met_only_by_the_encoders_latent_keeps_it(codec: glc.Codec, photo
 def test_every_kind_of_coder_is_supported(variant: str, tmp_path: Path, photograph: np.ndarray) -> None:
     made = Variants(tmp_path).codec(variant)
     data = made.compress(photograph[:60, :90], 100 / 3, optimize_latent=LatentOptimizer(3, distance=Coarse()))
-    assert made.from_symbols(made.symbols(data), (60, 90), made.rate_of(100 / 3)) == data
+    assert made.from_symbols(made.symbols(data), (60, 90), made.rate_index(100 / 3)) == data
     assert (
         distance(made, data, photograph[:60, :90])
         <= distance(made, made.compress(photograph[:60, :90], 100 / 3), photograph[:60, :90]) + 0.01

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from glc.codec.weights.variants import decoders, encoders
     from glc.errors import (
         BitstreamError,
-        DamagedError,
+        CorruptFileError,
         ImageError,
         NewerVersionError,
         NotGlcError,
@@ -35,7 +35,7 @@ __version__ = "0.2.0.dev0"
 _HOMES = {
     "BitstreamError": "errors",
     "Codec": "codec.codec",
-    "DamagedError": "errors",
+    "CorruptFileError": "errors",
     "ImageError": "errors",
     "NewerVersionError": "errors",
     "NotGlcError": "errors",
@@ -54,7 +54,7 @@ _HOMES = {
 __all__ = [
     "BitstreamError",
     "Codec",
-    "DamagedError",
+    "CorruptFileError",
     "ImageError",
     "NewerVersionError",
     "NotGlcError",

@@ -13,7 +13,7 @@ class TruncatedError(BitstreamError):
     """The file ends within its header."""
 
 
-class DamagedError(BitstreamError):
+class CorruptFileError(BitstreamError):
     """The checksum does not match, or the payload does not decode: the file is truncated or corrupt."""
 
 

@@ -91,14 +91,16 @@ class LatentOptimizer:
         self.seed = seed
         self.distance = LPIPS(net, weights_dir) if distance is None else distance
 
-    def __call__(self, model: GLC, x: Tensor, latent: Tensor, rate: float, memory: int | None) -> Tensor:
+    def __call__(
+        self, model: GLC, x: Tensor, latent: Tensor, rate_index: float, memory: int | None
+    ) -> Tensor:
         """Return the optimised latent of an image at a rate point.
 
         Args:
             model: the codec's networks, without gradients.
             x: `[1, 3, H, W]` in [-1, 1], sides multiples of the model's stride.
             latent: E's l, `[1, C, H / f, W / f]`; not changed.
-            rate: rate point.
+            rate_index: rate point.
             memory: memory limit in bytes; None for no limit.
 
         Raises:
@@ -109,10 +111,10 @@ class LatentOptimizer:
         # Inference-mode tensors cannot be saved for backward; clones made outside of it can.
         with torch.inference_mode(False), torch.enable_grad():
             self.distance.to(x.device)
-            x, latent, rate = x.clone(), latent.clone(), float(rate)
-            side = self._tile_side(model, x, latent, rate, memory)
+            x, latent, rate_index = x.clone(), latent.clone(), float(rate_index)
+            side = self._tile_side(model, x, latent, rate_index, memory)
             for tile in _tiles(latent.shape[-2], latent.shape[-1], side, self._latents(model, self.margin)):
-                self._optimize(model, x, latent, rate, tile)
+                self._optimize(model, x, latent, rate_index, tile)
         return latent
 
     def _latents(self, model: GLC, pixels: float) -> int:
@@ -120,32 +122,32 @@ class LatentOptimizer:
         stride = model.coder.stride
         return max(1, math.floor(pixels / model.encoder.downsampling / stride)) * stride
 
-    def _optimize(self, model: GLC, x: Tensor, latent: Tensor, rate: float, tile: "_Tile") -> None:
+    def _optimize(self, model: GLC, x: Tensor, latent: Tensor, rate_index: float, tile: "_Tile") -> None:
         """Optimise one tile of the latent, in place."""
         f = model.encoder.downsampling
         seen = x[..., tile.top * f : tile.bottom * f, tile.left * f : tile.right * f]
         start = latent[..., tile.top : tile.bottom, tile.left : tile.right].clone()
         views = RandomAugmentation(self.distance, generator=torch.Generator().manual_seed(self.seed)).train()
         with torch.no_grad():
-            first = self._cost(model, seen, start, rate, self.distance)
+            first = self._cost(model, seen, start, rate_index, self.distance)
         moved = start.clone().requires_grad_()
         optimizer = torch.optim.Adam([moved])
         size = self.step_size * start.square().mean().sqrt().item()
         for step in range(self.steps):
             optimizer.param_groups[0]["lr"] = size * (1 - step / self.steps)
-            loss = self._loss(self._cost(model, seen, moved, rate, views), first)
+            loss = self._loss(self._cost(model, seen, moved, rate_index, views), first)
             (gradient,) = torch.autograd.grad(loss, moved)
             moved.grad = gradient * tile.inside.to(gradient)
             optimizer.step()
         with torch.no_grad():
-            last = self._cost(model, seen, moved, rate, self.distance)
+            last = self._cost(model, seen, moved, rate_index, self.distance)
             if self._loss(last, first) < 1:  # 1 is the loss of E's latent
                 latent[..., tile.top : tile.bottom, tile.left : tile.right] = moved
 
     def _cost(
-        self, model: GLC, x: Tensor, latent: Tensor, rate: float, distance: Callable[..., Tensor]
+        self, model: GLC, x: Tensor, latent: Tensor, rate_index: float, distance: Callable[..., Tensor]
     ) -> _Cost:
-        coded = model.coder(latent, rate)
+        coded = model.coder(latent, rate_index)
         x_hat = model.decode_latent(coded.latent_hat)
         distortion = (x - x_hat).abs().mean() + distance(x_hat, x).mean()
         return _Cost(coded.bits.sum(), distortion)
@@ -154,14 +156,14 @@ class LatentOptimizer:
         excess = (cost.bits / first.bits - 1).clamp(min=0)
         return cost.distortion / first.distortion + self.rate_weight * excess
 
-    def _tile_side(self, model: GLC, x: Tensor, latent: Tensor, rate: float, memory: int | None) -> int:
+    def _tile_side(self, model: GLC, x: Tensor, latent: Tensor, rate_index: float, memory: int | None) -> int:
         """Return the largest side of a tile, in latent rows, that fits `self.memory`."""
         f, margin = model.encoder.downsampling, self._latents(model, self.margin)
         height, width = latent.shape[-2:]
         least = max(2 * model.coder.stride, math.ceil(LEAST / f / model.coder.stride) * model.coder.stride)
         sample = latent[..., :least, :least].clone().requires_grad_()
         part = x[..., : least * f, : least * f]
-        kept = _bytes_kept(model, lambda: self._cost(model, part, sample, rate, self.distance))
+        kept = _bytes_kept(model, lambda: self._cost(model, part, sample, rate_index, self.distance))
         per_position = _RESERVE * kept / (sample.shape[-2] * sample.shape[-1])
         side = self._latents(model, self.tile)
         while True:

@@ -41,9 +41,9 @@ def test_quality_model_and_targets_reach_the_codec(glc: Glc, models: Path) -> No
     target = (low + high) // 2
     assert glc("compress", "photo.png", "--target-size", target, "-o", "size.glc").exit_code == 0
     assert 0.97 * target <= Path("size.glc").stat().st_size <= target
-    rate = 8 * target / 128**2
-    assert glc("compress", "photo.png", "--target-bpp", rate, "-o", "rate.glc").exit_code == 0
-    assert 0.97 * rate <= bpp("rate.glc") <= rate
+    rate_index = 8 * target / 128**2
+    assert glc("compress", "photo.png", "--target-bpp", rate_index, "-o", "rate.glc").exit_code == 0
+    assert 0.97 * rate_index <= bpp("rate.glc") <= rate_index
 
 
 def test_a_target_beyond_the_best_quality_gives_a_note(glc: Glc) -> None:

@@ -134,7 +134,7 @@ def test_a_corrupt_size_is_reported_as_corruption(glc: Glc) -> None:
 
 
 def test_reading_allocates_in_proportion_to_the_input(glc: Glc) -> None:
-    header = bitstream.Header(fingerprint=bytes(4), width=16384, height=16384, rate=0)
+    header = bitstream.Header(fingerprint=bytes(4), width=16384, height=16384, rate_index=0)
     data = bitstream.pack(header, b"\1" * (3 << 20))
     Path("a.glc").write_bytes(data)
     with open("a.glc", "rb") as file:

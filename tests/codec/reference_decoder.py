@@ -30,7 +30,7 @@ class TruncatedError(ValueError):
     """Check 3."""
 
 
-class DamagedError(ValueError):
+class CorruptFileError(ValueError):
     """Checks 2, 4, 6, 8, 9 and 10."""
 
 
@@ -52,7 +52,7 @@ class File:
     fingerprint: bytes
     width: int
     height: int
-    rate: int
+    rate_index: int
     payload: bytes
 
 
@@ -61,18 +61,18 @@ def parse(data: bytes, max_pixels: int = 16384 * 16384) -> File:
     if not data or data[:3] != b"GLC"[: len(data)]:
         raise NotGlcError("no magic")
     if len(data) > 3 and data[3] != 1:
-        raise NewerVersionError("unknown version") if data[3] else DamagedError("version 0")
+        raise NewerVersionError("unknown version") if data[3] else CorruptFileError("version 0")
     if len(data) < 18:
         raise TruncatedError("no room for a header and a checksum")
     if zlib.crc32(data[:-4]) != int.from_bytes(data[-4:], "little"):
-        raise DamagedError("checksum")
-    fingerprint, width, height, rate = struct.unpack_from("<4sHHH", data, 4)
+        raise CorruptFileError("checksum")
+    fingerprint, width, height, rate_index = struct.unpack_from("<4sHHH", data, 4)
     width, height, payload = width + 1, height + 1, data[14:-4]
     if width * height > max_pixels:
         raise SizeLimitError("too many pixels")
     if payload.endswith(b"\0"):
-        raise DamagedError("the payload ends in a zero byte")
-    return File(fingerprint, width, height, rate, payload)
+        raise CorruptFileError("the payload ends in a zero byte")
+    return File(fingerprint, width, height, rate_index, payload)
 
 
 # Part 5: the entropy coder.
@@ -114,7 +114,7 @@ class Stack:
     def finish(self) -> None:
         """Check 10: the payload must be used up."""
         if self.x or self.words:
-            raise DamagedError("data after the payload")
+            raise CorruptFileError("data after the payload")
 
 
 def decode_indices(stack: Stack, shape: tuple[int, ...], size: int, tables: list[Table]) -> Ints:
@@ -146,7 +146,7 @@ def decode_integers(stack: Stack, classes: Ints, tables: list[Table]) -> Ints:
         excess = (1 << lengths[k] - 1) + rests[k]
         values[i] = sorted_tables[i].low - excess if signs[k] else sorted_tables[i].high + excess
         if abs(values[i]) > 32767:
-            raise DamagedError("a symbol out of range")
+            raise CorruptFileError("a symbol out of range")
 
     found = np.empty(len(order), np.int64)
     found[order] = values
@@ -198,15 +198,15 @@ def decode(data: bytes, weights: Weights, max_pixels: int = 16384 * 16384) -> De
     file = parse(data, max_pixels)
     if file.fingerprint != bytes.fromhex(weights.fingerprint)[:4]:
         raise WrongWeightsError("other weights")
-    if file.rate > (weights.num_rates - 1) * 4096 or (weights.maps_indices and file.rate % 4096):
-        raise DamagedError("no such rate point")
+    if file.rate_index > (weights.num_rates - 1) * 4096 or (weights.maps_indices and file.rate_index % 4096):
+        raise CorruptFileError("no such rate point")
     pixels = weights.pixels
     stride = pixels if weights.maps_indices else 4 * pixels
     h, w = (-(-side // stride) * stride // pixels for side in (file.height, file.width))
     stack = Stack(file.payload)
 
     if weights.maps_indices:
-        size = weights.coder["sizes"][file.rate // 4096]
+        size = weights.coder["sizes"][file.rate_index // 4096]
         found = Decoded(None, decode_indices(stack, (h, w), size, []), None)
     else:
         z = decode_z(stack, weights, h // 4, w // 4)

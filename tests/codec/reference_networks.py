@@ -134,10 +134,10 @@ class Synthesis:
         v, g = np.split(self.conv(f"{name}.1.expand", x), 2)
         return x + self.conv(f"{name}.1.project", v * np.where(g >= 0, g, g * 0.1))
 
-    def __call__(self, y_hat: Ints, rate: int) -> np.ndarray:
+    def __call__(self, y_hat: Ints, rate_index: int) -> np.ndarray:
         """Return l_hat."""
         scales = self.weights.real("coder.synthesis.scaler.scale")
-        low, part = divmod(rate / 4096, 1)
+        low, part = divmod(rate_index / 4096, 1)
         low = int(low)
         scale = scales[low] + part * (scales[min(low + 1, len(scales) - 1)] - scales[low])
         x = np.ldexp(y_hat.astype(np.float64), -24)
@@ -146,8 +146,8 @@ class Synthesis:
         return self.gated_block("coder.synthesis.tail.1", self.gated_block("coder.synthesis.tail.0", x))
 
 
-def latents(weights: Weights, y: Ints, y_hat: Ints | None, rate: int) -> np.ndarray:
+def latents(weights: Weights, y: Ints, y_hat: Ints | None, rate_index: int) -> np.ndarray:
     """Return l_hat `[C, h, w]` of either coder."""
     if y_hat is None:
-        return weights.real(f"coder.codebooks.{rate // 4096}.embedding")[y].transpose(2, 0, 1)
-    return Synthesis(weights)(y_hat, rate)
+        return weights.real(f"coder.codebooks.{rate_index // 4096}.embedding")[y].transpose(2, 0, 1)
+    return Synthesis(weights)(y_hat, rate_index)

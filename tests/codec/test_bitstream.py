@@ -14,14 +14,14 @@ from hypothesis import strategies as st
 from glc.codec.bitstream import DEFAULT_LIMIT, MAX_SIDE, OVERHEAD, RATE_ONE, VERSION, Header, pack, unpack
 from glc.errors import (
     BitstreamError,
-    DamagedError,
+    CorruptFileError,
     NewerVersionError,
     NotGlcError,
     SizeLimitError,
     TruncatedError,
 )
 
-HEADER = Header(fingerprint=b"\x01\x80\xff\x00", width=768, height=511, rate=RATE_ONE + 7)
+HEADER = Header(fingerprint=b"\x01\x80\xff\x00", width=768, height=511, rate_index=RATE_ONE + 7)
 PAYLOAD = bytes(range(200, 240))
 ANY_SIZE = MAX_SIDE * MAX_SIDE
 
@@ -36,7 +36,7 @@ headers = st.builds(
     fingerprint=st.binary(min_size=4, max_size=4),
     width=st.integers(1, MAX_SIDE),
     height=st.integers(1, MAX_SIDE),
-    rate=st.integers(0, 2**16 - 1),
+    rate_index=st.integers(0, 2**16 - 1),
 )
 payloads = st.binary(max_size=200).map(lambda data: data.rstrip(b"\0"))
 
@@ -47,10 +47,10 @@ def test_pack_unpack_round_trip(header: Header, payload: bytes) -> None:
 
 
 @pytest.mark.parametrize("side", [1, 2, 256, 65535, 65536])
-@pytest.mark.parametrize("rate", [0, 1, RATE_ONE, 3 * RATE_ONE, 2**16 - 1])
-def test_fields_hold_their_extremes(side: int, rate: int) -> None:
+@pytest.mark.parametrize("rate_index", [0, 1, RATE_ONE, 3 * RATE_ONE, 2**16 - 1])
+def test_fields_hold_their_extremes(side: int, rate_index: int) -> None:
     for width, height in ((side, 1), (1, side), (side, side)):
-        header = Header(fingerprint=b"\xff\0\xff\0", width=width, height=height, rate=rate)
+        header = Header(fingerprint=b"\xff\0\xff\0", width=width, height=height, rate_index=rate_index)
         assert unpack(pack(header, b""), ANY_SIZE) == (header, b"")
 
 
@@ -62,7 +62,7 @@ def test_layout_matches_the_documentation() -> None:
 
 
 def test_header_and_checksum_take_at_most_20_bytes() -> None:
-    header = Header(fingerprint=b"\xff" * 4, width=16384, height=16384, rate=2**16 - 1)
+    header = Header(fingerprint=b"\xff" * 4, width=16384, height=16384, rate_index=2**16 - 1)
     for payload in (b"", b"\x01", PAYLOAD, b"\xff" * 100_000):
         assert len(pack(header, payload)) - len(payload) == OVERHEAD <= 20
 
@@ -70,7 +70,7 @@ def test_header_and_checksum_take_at_most_20_bytes() -> None:
 @pytest.mark.parametrize(("width", "height"), [(0, 5), (5, 0), (MAX_SIDE + 1, 1), (1, MAX_SIDE + 1), (-1, 1)])
 def test_invalid_sizes_are_refused_by_pack(width: int, height: int) -> None:
     with pytest.raises(SizeLimitError, match=f"{width} x {height}"):
-        pack(Header(fingerprint=b"abcd", width=width, height=height, rate=0), b"")
+        pack(Header(fingerprint=b"abcd", width=width, height=height, rate_index=0), b"")
 
 
 def test_bytearray_and_memoryview_are_accepted() -> None:
@@ -101,14 +101,14 @@ def test_newer_versions_raise_NewerVersionError(version: int) -> None:
 
 
 def test_version_zero_is_corrupt() -> None:
-    with pytest.raises(DamagedError, match="version 0 does not exist"):
+    with pytest.raises(CorruptFileError, match="version 0 does not exist"):
         unpack(with_checksum(b"GLC\0" + pack(HEADER, PAYLOAD)[4:-4]))
 
 
 def test_every_prefix_is_refused() -> None:
     data = pack(HEADER, PAYLOAD)
     for length in range(1, len(data)):
-        with pytest.raises(TruncatedError if length < OVERHEAD else DamagedError, match="truncated"):
+        with pytest.raises(TruncatedError if length < OVERHEAD else CorruptFileError, match="truncated"):
             unpack(data[:length])
 
 
@@ -118,9 +118,9 @@ def test_every_flipped_bit_is_refused() -> None:
         changed = bytearray(data)
         changed[position // 8] ^= 1 << position % 8
         kinds = [NotGlcError] * 3 + [NewerVersionError]
-        expected = kinds[position // 8] if position // 8 < len(kinds) else DamagedError
+        expected = kinds[position // 8] if position // 8 < len(kinds) else CorruptFileError
         if position == 3 * 8:  # version 1 becomes version 0
-            expected = DamagedError
+            expected = CorruptFileError
         with pytest.raises(expected):
             unpack(bytes(changed))
 
@@ -134,7 +134,7 @@ def test_every_deleted_duplicated_or_appended_byte_is_refused() -> None:
             with pytest.raises(BitstreamError):
                 unpack(changed)
     for more in (b"\0", b"\0\0\0\0", b"\xff", data):
-        with pytest.raises(DamagedError):
+        with pytest.raises(CorruptFileError):
             unpack(data + more)
 
 
@@ -148,7 +148,7 @@ def test_arbitrary_bytes_unpack_or_raise_BitstreamError(data: bytes, begins_well
 
 
 def test_payload_ending_in_zero_is_refused() -> None:
-    with pytest.raises(DamagedError, match="ends in a zero"):
+    with pytest.raises(CorruptFileError, match="ends in a zero"):
         unpack(pack(HEADER, PAYLOAD + b"\0"))
 
 
@@ -161,11 +161,11 @@ def test_max_pixels_limits_the_image_size() -> None:
 
 
 def test_oversized_headers_are_refused_before_allocation() -> None:
-    fits = Header(fingerprint=b"abcd", width=16384, height=16384, rate=0)
+    fits = Header(fingerprint=b"abcd", width=16384, height=16384, rate_index=0)
     assert unpack(pack(fits, b""))[0] == fits
     for width, height in ((16385, 16384), (MAX_SIDE, 4097), (MAX_SIDE, MAX_SIDE)):
         assert width * height > DEFAULT_LIMIT
-        data = pack(Header(fingerprint=b"abcd", width=width, height=height, rate=0), PAYLOAD)
+        data = pack(Header(fingerprint=b"abcd", width=width, height=height, rate_index=0), PAYLOAD)
         tracemalloc.start()
         try:
             with pytest.raises(SizeLimitError, match=f"{width} x {height}"):
@@ -178,7 +178,7 @@ def test_oversized_headers_are_refused_before_allocation() -> None:
 def test_corrupt_size_raises_DamagedError() -> None:
     data = bytearray(pack(HEADER, PAYLOAD))
     data[8:12] = b"\xff" * 4
-    with pytest.raises(DamagedError):
+    with pytest.raises(CorruptFileError):
         unpack(bytes(data))
 
 

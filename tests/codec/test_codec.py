@@ -26,11 +26,13 @@ from tests.programs import fresh
 def test_decoded_symbols_equal_the_encoders(codec: glc.Codec, height: int, width: int) -> None:
     image = fixed_image(height, width)
     for quality in (0, 16.1, 62.7, 100):
-        rate = codec.rate_of(quality)
-        (data,), sent = codec.entropy_encode(codec.encode_latent([to_input(image)]), [(height, width)], rate)
+        rate_index = codec.rate_index(quality)
+        (data,), sent = codec.entropy_encode(
+            codec.encode_latent([to_input(image)]), [(height, width)], rate_index
+        )
         assert codec.compress(image, quality) == data
         header, _ = bitstream.unpack(data)
-        assert (header.height, header.width, header.rate) == (height, width, rate)
+        assert (header.height, header.width, header.rate_index) == (height, width, rate_index)
         decoded, sizes = codec.entropy_decode([data])
         assert decoded.symbols == sent == codec.symbols(data)
         assert sent.y.any()
@@ -47,7 +49,7 @@ def test_symbols_depend_on_the_image_and_determine_it(codec: glc.Codec) -> None:
     symbols = codec.symbols(first)
     changed = glc.Symbols(symbols.z, symbols.y.clone())
     changed.y[0, 3, 4, 4] += 3
-    third = codec.from_symbols(changed, (64, 100), codec.rate_of(80))
+    third = codec.from_symbols(changed, (64, 100), codec.rate_index(80))
     assert codec.symbols(third) == changed
     assert codec.decompress(third).tobytes() != codec.decompress(first).tobytes()
 
@@ -57,11 +59,11 @@ def test_indices_outside_the_rate_points_codebook_are_refused(variants: Variants
     sizes = codec.model.coder.sizes
     for point, size in enumerate(sizes):
         y = torch.full((1, 4, 4), size - 1, dtype=torch.int32)
-        rate, side = point * bitstream.RATE_ONE, (4 * codec.model.stride, 4 * codec.model.stride)
+        rate_index, side = point * bitstream.RATE_ONE, (4 * codec.model.stride, 4 * codec.model.stride)
         symbols = glc.Symbols(torch.zeros(1, 0, dtype=torch.long), y)
-        assert codec.symbols(codec.from_symbols(symbols, side, rate)) == symbols
+        assert codec.symbols(codec.from_symbols(symbols, side, rate_index)) == symbols
         with pytest.raises(ValueError, match=rf"y must lie in \[0, {size - 1}\]"):
-            codec.from_symbols(glc.Symbols(symbols.z, y + 1), side, rate)
+            codec.from_symbols(glc.Symbols(symbols.z, y + 1), side, rate_index)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -92,7 +94,7 @@ def test_batch_symbols_equal_single_image_symbols(codec: glc.Codec) -> None:
     sizes = [(65, 90), (70, 96), (72, 89)]
     images = [fixed_image(height, width, seed=height) for height, width in sizes]
     latent = codec.encode_latent([to_input(image) for image in images])
-    files, chosen = codec.entropy_encode(latent, sizes, codec.rate_of(33))
+    files, chosen = codec.entropy_encode(latent, sizes, codec.rate_index(33))
     assert codec.compress_batch(images, 33) == files
     assert [image.size for image in codec.decompress_batch(files)] == [(90, 65), (96, 70), (89, 72)]
     assert codec.entropy_decode(files)[0].symbols == chosen
@@ -131,10 +133,10 @@ def test_concurrent_threads_write_the_same_bytes(codec: glc.Codec) -> None:
 @pytest.mark.parametrize("codec", WITH_Y, indirect=True)
 def test_decode_z_ignores_symbols_of_y(codec: glc.Codec) -> None:
     data = codec.compress(fixed_image(96, 64), 60)
-    symbols, rate = codec.symbols(data), codec.rate_of(60)
+    symbols, rate_index = codec.symbols(data), codec.rate_index(60)
 
     def with_symbols(z: Tensor, y: Tensor) -> bytes:
-        return codec.from_symbols(glc.Symbols(z, y), (96, 64), rate)
+        return codec.from_symbols(glc.Symbols(z, y), (96, 64), rate_index)
 
     image = codec.decode_z(data)
     assert image.size == (64, 96)
@@ -171,7 +173,7 @@ codec = glc.load(sys.argv[1])
 data = codec.compress(sys.argv[2], target_bpp=0.9)
 codec.decompress(data).save(sys.argv[4])
 codec.decode_z(data)
-open(sys.argv[3], "wb").write(codec.from_symbols(codec.symbols(data), (64, 100), codec.rate_of(25)))
+open(sys.argv[3], "wb").write(codec.from_symbols(codec.symbols(data), (64, 100), codec.rate_index(25)))
 loaded = {name for name in sys.modules if name.startswith(("glc.training", "glc.losses", "glc.metrics"))}
 assert not loaded, loaded
 """
@@ -187,7 +189,7 @@ def test_codec_works_without_the_training_stack(variants: Variants, tmp_path: Pa
     assert done.returncode == 0, done.stderr
     data = (tmp_path / "f").read_bytes()
     codec = variants.codec("categorical")
-    assert codec.from_symbols(codec.symbols(data), (64, 100), codec.rate_of(25)) == data
+    assert codec.from_symbols(codec.symbols(data), (64, 100), codec.rate_index(25)) == data
     with Image.open(tmp_path / "out.png") as image:
         assert image.size == (100, 64)
 

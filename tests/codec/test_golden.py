@@ -100,7 +100,7 @@ def test_golden_files_decode_to_the_same_integers(
     symbols = codec.symbols(data)
     assert digest(symbols) == expected["symbols"][file], HINT
     header, _ = bitstream.unpack(data)
-    assert codec.from_symbols(symbols, (header.height, header.width), header.rate) == data, HINT
+    assert codec.from_symbols(symbols, (header.height, header.width), header.rate_index) == data, HINT
 
 
 def test_escaped_integers_round_trip(expected: dict[str, Any], codecs: Any) -> None:

@@ -21,25 +21,25 @@ def test_quality_is_continuous(codec: glc.Codec, monkeypatch: pytest.MonkeyPatch
     plain = ImageNetworks(codec.model, codec.device, choose_precision("float32", codec.device))
     monkeypatch.setattr(codec, "networks", plain)
     top = (codec.model.num_rates - 1) * RATE_ONE
-    rates = [codec.rate_of(quality) for quality in np.linspace(0, 100, 3001)]
+    rates = [codec.rate_index(quality) for quality in np.linspace(0, 100, 3001)]
     assert (rates[0], rates[1500], rates[-1]) == (0, top // 2, top)
     assert all(0 < after - before <= top / 3000 + 1 for before, after in pairwise(rates))
-    for rate in (0, 1, RATE_ONE, RATE_ONE + 1, top - 1, top):
-        assert codec.rate_of(codec.quality_of(rate)) == rate
+    for rate_index in (0, 1, RATE_ONE, RATE_ONE + 1, top - 1, top):
+        assert codec.rate_index(codec.quality_of(rate_index)) == rate_index
     # The same integers one unit of the rate apart, across a trained point too, are nearly the same image.
     symbols = codec.symbols(codec.compress(fixed_image(64, 64), 33))
 
-    def draw(rate: int) -> np.ndarray:
-        return np.asarray(codec.decompress(codec.from_symbols(symbols, (64, 64), rate))).astype(int)
+    def draw(rate_index: int) -> np.ndarray:
+        return np.asarray(codec.decompress(codec.from_symbols(symbols, (64, 64), rate_index))).astype(int)
 
-    for rate in (0, 1000, RATE_ONE - 1, RATE_ONE, top - 1):
-        assert np.abs(draw(rate) - draw(rate + 1)).max() <= 2
+    for rate_index in (0, 1000, RATE_ONE - 1, RATE_ONE, top - 1):
+        assert np.abs(draw(rate_index) - draw(rate_index + 1)).max() <= 2
     assert np.abs(draw(0) - draw(RATE_ONE)).max() > 10
 
 
 def test_indices_map_coding_has_integer_rate_points_only(variants: Variants) -> None:
     codec = variants.codec("indices_map")
-    found = [codec.rate_of(quality) for quality in range(101)]
+    found = [codec.rate_index(quality) for quality in range(101)]
     assert set(found) == {k * RATE_ONE for k in range(len(SIZES))}
     assert found == sorted(found)
 
@@ -63,8 +63,8 @@ def test_a_target_is_reached_within_three_percent(codec: glc.Codec) -> None:
             bpp = (target + 0.001) * 8 / (128 * 192)
             assert 0.97 * bpp <= len(codec.compress(image, target_bpp=bpp)) * 8 / (128 * 192) <= bpp
     # It is an ordinary file of some quality.
-    rate = bitstream.unpack(data)[0].rate
-    assert codec.compress(image, codec.quality_of(rate)) == data
+    rate_index = bitstream.unpack(data)[0].rate_index
+    assert codec.compress(image, codec.quality_of(rate_index)) == data
 
 
 def test_unreachable_targets_raise_or_warn(codec: glc.Codec) -> None:

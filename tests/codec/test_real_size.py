@@ -65,7 +65,7 @@ def test_file_size_matches_the_estimate(
     for quality in (0, 50):
         data = codec.compress(image, quality)
         with torch.no_grad():
-            estimate = codec.model(x, codec.rate_of(quality) / RATE_ONE).bits.item() / 8
+            estimate = codec.model(x, codec.rate_index(quality) / RATE_ONE).bits.item() / 8
         assert abs(len(data) - estimate) <= 0.01 * estimate + SLACK
         assert zeros[0] < (codec.symbols(data).y == 0).float().mean() < zeros[1]
 

@@ -32,13 +32,13 @@ def test_files_of_other_weights_are_refused(variants: Variants, tmp_path: Path) 
 def test_missing_rate_points_are_refused(codec: glc.Codec) -> None:
     header, payload = bitstream.unpack(codec.compress(fixed_image(32, 32), 100))
     top = (codec.model.num_rates - 1) * RATE_ONE
-    assert header.rate == top
+    assert header.rate_index == top
     wrong = (
         [top + 1, 0xFFFF] if isinstance(codec.model.coder, TransformCoder) else [top + 1, 1, RATE_ONE // 2]
     )
-    for rate in wrong:
-        data = bitstream.pack(dataclasses.replace(header, rate=rate), payload)
-        with pytest.raises(glc.DamagedError, match="no rate point"):
+    for rate_index in wrong:
+        data = bitstream.pack(dataclasses.replace(header, rate_index=rate_index), payload)
+        with pytest.raises(glc.CorruptFileError, match="no rate point"):
             codec.decompress(data)
 
 

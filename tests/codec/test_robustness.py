@@ -37,16 +37,16 @@ def test_every_flipped_bit_is_an_error(codec: glc.Codec) -> None:
         found[outcome(codec, bytes(flipped))] += 1
     assert "image" not in found
     assert found["NotGlcError"] == 8 * len(bitstream.MAGIC)
-    assert found["DamagedError"] >= 8 * (len(data) - 4)
+    assert found["CorruptFileError"] >= 8 * (len(data) - 4)
 
 
 def test_every_truncation_and_extension_is_an_error(codec: glc.Codec) -> None:
     data = codec.compress(fixed_image(40, 40), 100)
     assert outcome(codec, data) == "image"
     kinds = {outcome(codec, data[:length]) for length in range(len(data))}
-    assert kinds == {"NotGlcError", "TruncatedError", "DamagedError"}
-    assert {outcome(codec, data + bytes([value])) for value in range(256)} == {"DamagedError"}
-    assert outcome(codec, data + data) == "DamagedError"
+    assert kinds == {"NotGlcError", "TruncatedError", "CorruptFileError"}
+    assert {outcome(codec, data + bytes([value])) for value in range(256)} == {"CorruptFileError"}
+    assert outcome(codec, data + data) == "CorruptFileError"
 
 
 def crafted(codec: glc.Codec, count: int) -> Iterator[bytes]:
@@ -77,7 +77,7 @@ def crafted(codec: glc.Codec, count: int) -> Iterator[bytes]:
             changes["width"] = chance.choice((1, 2, header.width, 65, chance.randrange(1, 200)))
             changes["height"] = chance.choice((1, 2, header.height, 65, chance.randrange(1, 200)))
         if k % 3 == 0:
-            changes["rate"] = chance.choice(
+            changes["rate_index"] = chance.choice(
                 (0, 1, top, bitstream.RATE_ONE, top + 1, 0xFFFF, chance.randrange(top))
             )
         yield bitstream.pack(dataclasses.replace(header, **changes), edits[k % len(edits)](payload))
@@ -87,9 +87,9 @@ def crafted(codec: glc.Codec, count: int) -> Iterator[bytes]:
 def test_corrupt_files_with_a_valid_checksum_raise_or_decode(codec: glc.Codec) -> None:
     found = Counter(outcome(codec, data) for data in crafted(codec, 96))
     # Both happen: a payload that decodes by chance, and one that does not.
-    assert found["DamagedError"] > 10
+    assert found["CorruptFileError"] > 10
     assert found["image"] > 0
-    assert found.keys() <= {"DamagedError", "image"}
+    assert found.keys() <= {"CorruptFileError", "image"}
 
 
 def test_symbols_and_decode_z_handle_corrupt_files(codec: glc.Codec) -> None:
@@ -113,7 +113,7 @@ def test_non_finite_images_raise_DamagedError(codec: glc.Codec) -> None:
     symbols = codec.symbols(data)
     # Networks of gates raise such values to powers that float32 cannot hold.
     huge = torch.full_like(symbols.y, SYMBOL_LIMIT)
-    crafted = codec.from_symbols(glc.Symbols(symbols.z, huge), (64, 64), codec.rate_of(100))
+    crafted = codec.from_symbols(glc.Symbols(symbols.z, huge), (64, 64), codec.rate_index(100))
     assert torch.equal(codec.symbols(crafted).y, huge)
     with pytest.raises(glc.BitstreamError):
         codec.decompress(crafted)
@@ -130,5 +130,5 @@ def test_wrong_types_and_foreign_data_are_refused(codec: glc.Codec, junk: bytes)
 
 def test_one_corrupt_file_fails_its_batch(codec: glc.Codec) -> None:
     good = codec.compress(fixed_image(32, 32), 0)
-    with pytest.raises(glc.DamagedError):
+    with pytest.raises(glc.CorruptFileError):
         codec.decompress_batch([good, good[:-1] + bytes([good[-1] ^ 1]), good])

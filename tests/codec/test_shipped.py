@@ -84,7 +84,7 @@ def test_golden_files_of_the_bundled_codec_decode_to_the_same_integers(codec: gl
     symbols = codec.symbols(data)
     assert load_script("ship_model").digest(symbols) == expected["symbols"]
     header, _ = bitstream.unpack(data)
-    assert codec.from_symbols(symbols, (header.height, header.width), header.rate) == data
+    assert codec.from_symbols(symbols, (header.height, header.width), header.rate_index) == data
 
 
 def test_golden_file_decodes_close_to_its_photograph(codec: glc.Codec) -> None:

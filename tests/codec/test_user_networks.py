@@ -147,8 +147,8 @@ class MyTransform(nn.Module):
         self.mix = nn.Conv2d(ins, outs, 3, padding=1)
         self.factor = factor
 
-    def forward(self, x: Tensor, rate: int | float | Tensor) -> Tensor:
-        scale = self.factor ** torch.as_tensor(rate, dtype=torch.float32)
+    def forward(self, x: Tensor, rate_index: int | float | Tensor) -> Tensor:
+        scale = self.factor ** torch.as_tensor(rate_index, dtype=torch.float32)
         return 2 * self.mix(x) * scale.view(-1, 1, 1, 1)
 
 
@@ -202,16 +202,16 @@ def test_user_networks_round_trip_on_any_number_of_threads(hyper: str, context: 
     assert codec.model.stride == 4 * (2 if hyper == "other stride" else 4)
     images = [torch.from_numpy(fixed_image(45, 70, seed)).permute(2, 0, 1)[None] for seed in range(2)]
     for quality in (0, 30, 100):
-        rate = codec.rate_of(quality)
+        rate_index = codec.rate_index(quality)
         torch.set_num_threads(2)
-        files, sent = codec.entropy_encode(codec.encode_latent(images), [(45, 70)] * 2, rate)
+        files, sent = codec.entropy_encode(codec.encode_latent(images), [(45, 70)] * 2, rate_index)
         assert sent.y.unique().numel() > 2
         assert sent.z.unique().numel() > 1
         torch.set_num_threads(1)
         for i, data in enumerate(files):
             symbols = other.symbols(data)
             assert symbols == glc.Symbols(sent.z[i : i + 1], sent.y[i : i + 1])
-            assert other.from_symbols(symbols, (45, 70), rate) == data
+            assert other.from_symbols(symbols, (45, 70), rate_index) == data
             assert other.decompress(data).size == (70, 45)
 
 

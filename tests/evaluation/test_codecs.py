@@ -161,7 +161,7 @@ def test_the_latent_codec_writes_its_own_files(tmp_path: Path) -> None:
     codec = LatentCodec(weights)
     assert codec.name == "mine"
     assert [setting.label for setting in codec.settings] == ["q0", "q33.33", "q66.67", "q100"]
-    assert [codec.codec.rate_of(s.quality or 0) for s in codec.settings] == [0, 4096, 8192, 12288]
+    assert [codec.codec.rate_index(s.quality or 0) for s in codec.settings] == [0, 4096, 8192, 12288]
     image = Image.fromarray(fixed_image(40, 50))
     data = codec.encode(image, codec.settings[1])
     assert data == codec.codec.compress(image, 100 / 3)

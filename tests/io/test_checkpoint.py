@@ -116,7 +116,7 @@ NAMES_OF_0_1 = {
     "glc.training.callbacks.time_limit.TimeLimit": "glc.training.checkpoints.TimeLimit",
     "glc.training.joint.JointStage": "glc.training.stages.joint.JointStage",
     "glc.training.restoration.RestorationStage": "glc.training.stages.restoration.RestorationStage",
-    "glc.training.saving.SealedCheckpointIO": "glc.training.checkpoints.SealedCheckpointIO",
+    "glc.training.saving.SealedCheckpointIO": "glc.training.checkpoints.ChecksumCheckpointIO",
     "glc.training.schedule.WarmupCosine": "glc.training.schedule.WarmupCosine",
     "glc.training.stage.Optimization": "glc.training.stages.base.Optimization",
     "glc.training.stylization.StylizationStage": "glc.training.stages.stylization.StylizationStage",

@@ -71,7 +71,7 @@ def test_higher_rates_start_with_finer_steps() -> None:
     assert (up[1:] > up[:-1]).all()
     torch.testing.assert_close(up * down, torch.ones(4, 8))  # what g_a multiplies, g_s divides by
     latent = torch.randn(8, 6, 8, 8)
-    bits = [float(coder(latent, rate).bits_y.detach().mean()) for rate in range(4)]
+    bits = [float(coder(latent, rate_index).bits_y.detach().mean()) for rate_index in range(4)]
     assert bits == sorted(bits)
 
 
@@ -109,15 +109,15 @@ def test_indices_map_bits_and_distortion_per_rate(indices_map: tuple[IndicesMapC
     coder, _ = indices_map
     latent = torch.randn(3, 6, 5, 7)
     errors = []
-    for rate, bits in enumerate((2, 4, 6)):
-        out = coder(latent, rate)
+    for rate_index, bits in enumerate((2, 4, 6)):
+        out = coder(latent, rate_index)
         torch.testing.assert_close(out.bits_y, torch.full((3,), 35.0 * bits))
         assert (out.bits_z == 0).all()
         assert out.symbols.shape == (3, 5, 7)
         vectors = latent.permute(0, 2, 3, 1).reshape(-1, 6)
-        nearest = torch.cdist(vectors, coder.codebooks[rate].embedding).argmin(1).view(3, 5, 7)
+        nearest = torch.cdist(vectors, coder.codebooks[rate_index].embedding).argmin(1).view(3, 5, 7)
         assert torch.equal(out.symbols, nearest)
-        expected = coder.codebooks[rate].embedding[nearest].permute(0, 3, 1, 2)
+        expected = coder.codebooks[rate_index].embedding[nearest].permute(0, 3, 1, 2)
         torch.testing.assert_close(out.latent_hat, expected)
         errors.append(float((out.latent_hat - latent).square().mean()))
     assert errors[0] > errors[1] > errors[2]
@@ -128,8 +128,8 @@ def test_indices_map_takes_one_rate_per_image(indices_map: tuple[IndicesMapCoder
     latent = torch.randn(3, 6, 4, 4)
     out = coder(latent, torch.tensor([2, 0, 1]))
     torch.testing.assert_close(out.bits_y, 16 * torch.tensor([6.0, 2.0, 4.0]))
-    for i, rate in enumerate((2, 0, 1)):
-        torch.testing.assert_close(out.latent_hat[i : i + 1], coder(latent[i : i + 1], rate).latent_hat)
+    for i, rate_index in enumerate((2, 0, 1)):
+        torch.testing.assert_close(out.latent_hat[i : i + 1], coder(latent[i : i + 1], rate_index).latent_hat)
 
 
 def test_indices_map_bits_of_sizes_that_are_not_powers_of_two() -> None:
@@ -137,9 +137,9 @@ def test_indices_map_bits_of_sizes_that_are_not_powers_of_two() -> None:
     torch.testing.assert_close(out.bits_y, torch.tensor([4 * math.log2(3)]))
 
 
-@pytest.mark.parametrize("rate", [0.5, 3, -1, torch.tensor([0.0, 1.5]), torch.tensor([0, 7])])
+@pytest.mark.parametrize("rate_index", [0.5, 3, -1, torch.tensor([0.0, 1.5]), torch.tensor([0, 7])])
 def test_indices_map_has_integer_rate_points_only(
-    indices_map: tuple[IndicesMapCoder, Tensor], rate: Rate
+    indices_map: tuple[IndicesMapCoder, Tensor], rate_index: Rate
 ) -> None:
     with pytest.raises(ValueError, match="integers 0 to 2"):
-        indices_map[0](torch.randn(2, 6, 2, 2), rate)
+        indices_map[0](torch.randn(2, 6, 2, 2), rate_index)

@@ -49,7 +49,7 @@ def test_shapes_for_odd_multiples_of_the_stride(make_glc: MakeGLC, size: tuple[i
 def test_a_batch_is_its_images_one_by_one(make_glc: MakeGLC, rates: list[Rate]) -> None:
     model = make_glc()
     x = torch.rand(3, 3, 32, 48) * 2 - 1
-    alone = [model(x[i : i + 1], rate) for i, rate in enumerate(rates)]
+    alone = [model(x[i : i + 1], rate_index) for i, rate_index in enumerate(rates)]
     assert_same(model(x, torch.tensor(rates)), stack(alone))
 
 
@@ -124,7 +124,7 @@ def test_images_that_do_not_fit_are_refused(make_glc: MakeGLC, shape: tuple[int,
         make_glc()(torch.zeros(shape), 0)
 
 
-@pytest.mark.parametrize("rate", [3, -0.1, torch.tensor([0, 3])])
-def test_invalid_rates_are_refused(make_glc: MakeGLC, rate: int | float | Tensor) -> None:
+@pytest.mark.parametrize("rate_index", [3, -0.1, torch.tensor([0, 3])])
+def test_invalid_rates_are_refused(make_glc: MakeGLC, rate_index: int | float | Tensor) -> None:
     with pytest.raises(ValueError, match=r"rate must lie in \[0, 2\]"):
-        make_glc()(torch.zeros(2, 3, 16, 16), rate)
+        make_glc()(torch.zeros(2, 3, 16, 16), rate_index)

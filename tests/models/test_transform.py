@@ -13,8 +13,8 @@ def scaler() -> RateScaler:
 
 def test_integer_points_are_the_learned_scales(scaler: RateScaler) -> None:
     for point in range(4):
-        for rate in (point, float(point), torch.tensor([point]), torch.tensor([float(point)])):
-            assert torch.equal(scaler(rate), scaler.scale[point].view(1, 5, 1, 1))
+        for rate_index in (point, float(point), torch.tensor([point]), torch.tensor([float(point)])):
+            assert torch.equal(scaler(rate_index), scaler.scale[point].view(1, 5, 1, 1))
 
 
 def test_between_points_it_interpolates_linearly(scaler: RateScaler) -> None:
@@ -27,7 +27,7 @@ def test_between_points_it_interpolates_linearly(scaler: RateScaler) -> None:
 def test_per_image_rates_equal_scalar_rates(scaler: RateScaler, rates: list[Rate]) -> None:
     together = scaler(torch.tensor(rates))
     assert together.shape == (4, 5, 1, 1)
-    torch.testing.assert_close(together, torch.cat([scaler(rate) for rate in rates]))
+    torch.testing.assert_close(together, torch.cat([scaler(rate_index) for rate_index in rates]))
 
 
 def test_points_start_evenly_apart_around_one() -> None:
@@ -43,12 +43,12 @@ def test_gradients_reach_the_two_points_around(scaler: RateScaler) -> None:
 
 
 @pytest.mark.parametrize(
-    "rate",
+    "rate_index",
     [-1, 4, 3.01, -0.5, float("nan"), torch.tensor([0, 4]), torch.tensor([1, -1]), torch.tensor([0.0, -0.1])],
 )
-def test_outside_the_trained_points_is_refused(scaler: RateScaler, rate: Rate) -> None:
+def test_outside_the_trained_points_is_refused(scaler: RateScaler, rate_index: Rate) -> None:
     with pytest.raises(ValueError, match=r"rate must lie in \[0, 3\], got"):
-        scaler(rate)
+        scaler(rate_index)
 
 
 def test_num_rates_must_be_at_least_1() -> None:

@@ -83,8 +83,8 @@ def encoder_symbols(codec: glc.Codec) -> Iterator[list[glc.Symbols]]:
     seen: list[glc.Symbols] = []
     encode = latent_codec.encode
 
-    def note(latent: torch.Tensor, rate: torch.Tensor) -> tuple[list[bytes], glc.Symbols]:
-        payloads, symbols = encode(latent, rate)
+    def note(latent: torch.Tensor, rate_index: torch.Tensor) -> tuple[list[bytes], glc.Symbols]:
+        payloads, symbols = encode(latent, rate_index)
         seen.append(symbols)
         return payloads, symbols
 
@@ -161,7 +161,7 @@ def differences(codec: glc.Codec, folders: list[Path]) -> list[str]:
                 ]
                 header = headers[names[0]]
                 if len(names) == 1:
-                    again = codec.from_symbols(symbols, (header.height, header.width), header.rate)
+                    again = codec.from_symbols(symbols, (header.height, header.width), header.rate_index)
                     wrong += [f"{names[0]}, {setting}: other bytes"] * (again != files[names[0]])
     return wrong
 

@@ -123,7 +123,7 @@ def test_changed_files_raise_typed_errors(stress: Stress) -> None:
     codec = glc.load(stress.weights, stress.device)
     sources = files(codec, chance)
     # Decode the largest padded image first, so that its memory does not count as growth.
-    widest = bitstream.Header(fingerprint=codec.fingerprint, width=MAX_PIXELS, height=1, rate=0)
+    widest = bitstream.Header(fingerprint=codec.fingerprint, width=MAX_PIXELS, height=1, rate_index=0)
     for data in (*sources, bitstream.pack(widest, b"")):
         judge(codec, data)
     before = peak_mib()

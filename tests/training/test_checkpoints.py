@@ -14,9 +14,9 @@ from glc.errors import WeightsError
 from glc.io.checkpoint import Checkpoint, open_checkpoint, save_checkpoint
 from glc.training.callbacks.codebook import CodebookRestart
 from glc.training.checkpoints import (
+    ChecksumCheckpointIO,
     LastCheckpoint,
     SavingError,
-    SealedCheckpointIO,
     keep_previous,
     open_last,
 )
@@ -102,11 +102,11 @@ def test_two_corrupt_checkpoints_raise(folder: Path, tmp_path: Path) -> None:
 def test_failed_write_raises_saving_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(SavingError, match=r"last\.ckpt.*rerun with resume=last"):
-        SealedCheckpointIO().save_checkpoint({"a": 1}, tmp_path / "file" / "last.ckpt")
+        ChecksumCheckpointIO().save_checkpoint({"a": 1}, tmp_path / "file" / "last.ckpt")
 
 
 def test_opened_checkpoint_is_returned_once_without_reading_the_file(folder: Path) -> None:
-    io = SealedCheckpointIO()
+    io = ChecksumCheckpointIO()
     io.opened = opened = open_last(folder)
     assert opened is not None
     opened.path.unlink()

@@ -191,7 +191,7 @@ class Service:
             "file": f"{len(data):,} bytes",
             "bits per pixel": f"{8 * len(data) / pixels:.4f}",
             "ratio": f"1 : {3 * pixels / len(data):,.0f}",
-            "quality": f"{codec.quality_of(header.rate):.1f} of 100",
+            "quality": f"{codec.quality_of(header.rate_index):.1f} of 100",
             **(self.measure(image, decoded) if compared else {}),
         }
         return Coded(image, decoded, self._keep(data, stem), metrics, coarse, note)
@@ -235,7 +235,7 @@ class Service:
             "size": f"{header.width} x {header.height} pixels",
             "file": f"{len(data):,} bytes",
             "bits per pixel": f"{8 * len(data) / (header.width * header.height):.4f}",
-            "quality": f"{codec.quality_of(header.rate):.1f} of 100",
+            "quality": f"{codec.quality_of(header.rate_index):.1f} of 100",
             "model": name,
         }
         return image, metrics

@@ -16,7 +16,7 @@ from typing import IO
 import click
 
 from glc.codec.bitstream import DEFAULT_LIMIT, HEADER, check_size, longest_file
-from glc.errors import DamagedError
+from glc.errors import CorruptFileError
 from glc.io.atomic import write_bytes
 
 STREAM = "-"
@@ -214,7 +214,7 @@ def read_glc(source: Path | None, max_pixels: int = DEFAULT_LIMIT) -> bytes:
         data = _read(file, limit + 1, start)
     if len(data) > limit:
         check_size(start, max_pixels)
-        raise DamagedError(f"corrupt file: longer than the maximum for its image size ({limit:,} bytes)")
+        raise CorruptFileError(f"corrupt file: longer than the maximum for its image size ({limit:,} bytes)")
     return data
 
 

@@ -22,7 +22,7 @@ import zlib
 from dataclasses import dataclass
 
 from glc.errors import (
-    DamagedError,
+    CorruptFileError,
     NewerVersionError,
     NotGlcError,
     SizeLimitError,
@@ -60,7 +60,7 @@ class Header:
     """Pixels, 1 to 65536."""
     height: int
     """Pixels, 1 to 65536."""
-    rate: int
+    rate_index: int
     """Rate point in units of 1 / `RATE_ONE`."""
 
 
@@ -77,7 +77,9 @@ def pack(header: Header, payload: bytes) -> bytes:
         )
     if len(header.fingerprint) != FINGERPRINT_BYTES:
         raise ValueError(f"a fingerprint has {FINGERPRINT_BYTES} bytes, not {len(header.fingerprint)}")
-    start = _HEADER.pack(MAGIC, VERSION, header.fingerprint, header.width - 1, header.height - 1, header.rate)
+    start = _HEADER.pack(
+        MAGIC, VERSION, header.fingerprint, header.width - 1, header.height - 1, header.rate_index
+    )
     return start + payload + _CHECKSUM.pack(zlib.crc32(payload, zlib.crc32(start)))
 
 
@@ -120,7 +122,7 @@ def unpack(data: bytes, max_pixels: int = DEFAULT_LIMIT) -> tuple[Header, bytes]
         max_pixels: largest image to accept, width times height.
 
     Raises:
-        NotGlcError, NewerVersionError, TruncatedError, DamagedError, SizeLimitError: see `glc.errors`.
+        NotGlcError, NewerVersionError, TruncatedError, CorruptFileError, SizeLimitError: see `glc.errors`.
     """
     if not isinstance(data, bytes | bytearray | memoryview):
         raise TypeError(f"expected the bytes of a .glc file, got {type(data).__name__}: read the file first")
@@ -132,7 +134,7 @@ def unpack(data: bytes, max_pixels: int = DEFAULT_LIMIT) -> tuple[Header, bytes]
     if len(data) > len(MAGIC) and data[len(MAGIC)] != VERSION:
         version = data[len(MAGIC)]
         if version < VERSION:
-            raise DamagedError(f"corrupt file: format version {version} does not exist")
+            raise CorruptFileError(f"corrupt file: format version {version} does not exist")
         raise NewerVersionError(
             f"the file has format version {version}; this glc reads version {VERSION}: update glc"
         )
@@ -140,11 +142,11 @@ def unpack(data: bytes, max_pixels: int = DEFAULT_LIMIT) -> tuple[Header, bytes]
         raise TruncatedError(f"truncated file: {len(data)} bytes; a .glc file has at least {OVERHEAD}")
     body, (checksum,) = data[: -_CHECKSUM.size], _CHECKSUM.unpack(data[-_CHECKSUM.size :])
     if zlib.crc32(body) != checksum:
-        raise DamagedError(f"corrupt or truncated file: checksum mismatch ({len(data)} bytes)")
-    _, _, fingerprint, width, height, rate = _HEADER.unpack_from(body)
-    header = Header(fingerprint=fingerprint, width=width + 1, height=height + 1, rate=rate)
+        raise CorruptFileError(f"corrupt or truncated file: checksum mismatch ({len(data)} bytes)")
+    _, _, fingerprint, width, height, rate_index = _HEADER.unpack_from(body)
+    header = Header(fingerprint=fingerprint, width=width + 1, height=height + 1, rate_index=rate_index)
     check_size(body, max_pixels)
     payload = body[_HEADER.size :]
     if payload.endswith(b"\0"):
-        raise DamagedError("corrupt file: the payload ends in a zero byte")
+        raise CorruptFileError("corrupt file: the payload ends in a zero byte")
     return header, payload

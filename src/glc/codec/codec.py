@@ -19,7 +19,7 @@ from glc.codec.runtime.precision import choose_precision
 from glc.codec.stages import ENTROPY_CODING, Observer, Stages
 from glc.codec.weights.file import Weights
 from glc.errors import (
-    DamagedError,
+    CorruptFileError,
     InexactError,
     NotFiniteError,
     TargetError,
@@ -139,21 +139,21 @@ class Codec:
         with torch.inference_mode():
             latent = self.encode_latent([x])
             if target is None:
-                rate = self.rate_of(quality)
+                rate_index = self.rate_index(quality)
                 if optimize_latent is not None:
-                    latent = self._improved(optimize_latent, x, latent, rate)
-                return self.entropy_encode(latent, [(height, width)], rate)[0][0]
-            rate, data = self._search(latent, x, target)
+                    latent = self._improved(optimize_latent, x, latent, rate_index)
+                return self.entropy_encode(latent, [(height, width)], rate_index)[0][0]
+            rate_index, data = self._search(latent, x, target)
             if optimize_latent is not None:
                 # The optimised latent may need more bits than E's: keep E's file where it misses the target.
                 with suppress(TargetError):
-                    latent = self._improved(optimize_latent, x, latent, rate)
-                    rate, data = self._search(latent, x, target)
+                    latent = self._improved(optimize_latent, x, latent, rate_index)
+                    rate_index, data = self._search(latent, x, target)
         if len(data) < (1 - TOLERANCE) * target:
-            highest = rate == (self.model.num_rates - 1) * RATE_ONE
+            highest = rate_index == (self.model.num_rates - 1) * RATE_ONE
             warnings.warn(
                 f"{len(data)} bytes ({8 * len(data) / (height * width):.4f} bpp, quality "
-                f"{self.quality_of(rate):.1f}) is the largest file below {int(target)} bytes: "
+                f"{self.quality_of(rate_index):.1f}) is the largest file below {int(target)} bytes: "
                 f"{'quality 100 needs no more' if highest else 'the next rate point exceeds it'}",
                 TargetWarning,
                 stacklevel=2,
@@ -164,8 +164,8 @@ class Codec:
         """Return the files of images of one padded size, encoded as a batch; see `compress`."""
         inputs = [to_input(image) for image in images]
         sizes = [(x.shape[-2], x.shape[-1]) for x in inputs]
-        rate = self.rate_of(quality)
-        return self.entropy_encode(self.encode_latent(inputs), sizes, rate)[0] if inputs else []
+        rate_index = self.rate_index(quality)
+        return self.entropy_encode(self.encode_latent(inputs), sizes, rate_index)[0] if inputs else []
 
     def decompress(self, data: bytes, *, max_pixels: int = DEFAULT_LIMIT) -> Image.Image:
         """Return the image in a file.
@@ -205,21 +205,25 @@ class Codec:
         return self.networks.encode(inputs)
 
     @torch.inference_mode()
-    def entropy_encode(self, latent: Tensor, sizes: Sequence[Size], rate: int) -> tuple[list[bytes], Symbols]:
+    def entropy_encode(
+        self, latent: Tensor, sizes: Sequence[Size], rate_index: int
+    ) -> tuple[list[bytes], Symbols]:
         """Return the files of latents, and their integers: the second stage of `compress`.
 
         Args:
             latent: l `[B, C, h, w]`, from `encode_latent`.
             sizes: height and width in pixels of each image.
-            rate: rate point in units of 1 / 4096, see `rate_of`.
+            rate_index: rate point in units of 1 / 4096, see `rate_index`.
 
         Raises:
             MemoryLimitError: the entropy model needs more memory than the limit.
         """
-        rates = latent.new_full((len(latent),), rate / RATE_ONE)
+        rates = latent.new_full((len(latent),), rate_index / RATE_ONE)
         with self._coding(len(latent), (latent.shape[-2], latent.shape[-1])):
             payloads, symbols = self.latent_codec.encode(latent, rates)
-        headers = (Header(fingerprint=self.fingerprint, width=w, height=h, rate=rate) for h, w in sizes)
+        headers = (
+            Header(fingerprint=self.fingerprint, width=w, height=h, rate_index=rate_index) for h, w in sizes
+        )
         return [bitstream.pack(*each) for each in zip(headers, payloads, strict=True)], symbols
 
     @torch.inference_mode()
@@ -250,13 +254,15 @@ class Codec:
             sizes: height and width in pixels of each image.
 
         Raises:
-            DamagedError: an image has non-finite pixels.
+            CorruptFileError: an image has non-finite pixels.
             MemoryLimitError: an image needs more memory than the limit.
         """
         try:
             return [Image.fromarray(image) for image in self.networks.decode(latent_hat, sizes)]
         except NotFiniteError as error:
-            raise DamagedError(f"corrupt file: the decoded image has non-finite pixels ({error})") from error
+            raise CorruptFileError(
+                f"corrupt file: the decoded image has non-finite pixels ({error})"
+            ) from error
 
     def observe(self, observer: Observer) -> AbstractContextManager[None]:
         """Call an observer around each stage that runs within the block; see `glc.codec.stages`.
@@ -285,12 +291,12 @@ class Codec:
         """
         headers, payloads = self._open([data], max_pixels)
         with torch.inference_mode():
-            size, rate = self._latent_size(headers[0]), self._rates(headers)
+            size, rate_index = self._latent_size(headers[0]), self._rates(headers)
             with self._coding(1, size):
-                latent_hat = self.latent_codec.decode_z(payloads, size, rate)
+                latent_hat = self.latent_codec.decode_z(payloads, size, rate_index)
             return self.decode_latent(latent_hat, [(headers[0].height, headers[0].width)])[0]
 
-    def from_symbols(self, symbols: Symbols, size: tuple[int, int], rate: int) -> bytes:
+    def from_symbols(self, symbols: Symbols, size: tuple[int, int], rate_index: int) -> bytes:
         """Return the file that holds given integers; the inverse of `symbols`.
 
         Only the integer networks run: the bytes are the same on every machine.
@@ -298,22 +304,22 @@ class Codec:
         Args:
             symbols: of one image, as `symbols` returns them.
             size: height and width of the image in pixels.
-            rate: rate point in units of 1 / 4096.
+            rate_index: rate point in units of 1 / 4096.
 
         Raises:
             ValueError: the symbols do not fit an image of that size at that rate point.
             MemoryLimitError: the entropy model needs more memory than the limit.
         """
-        if not 0 <= rate <= (self.model.num_rates - 1) * RATE_ONE or rate % self._unit:
-            raise ValueError(f"the model has no rate point {rate / RATE_ONE}")
-        header = Header(fingerprint=self.fingerprint, width=size[1], height=size[0], rate=rate)
+        if not 0 <= rate_index <= (self.model.num_rates - 1) * RATE_ONE or rate_index % self._unit:
+            raise ValueError(f"the model has no rate point {rate_index / RATE_ONE}")
+        header = Header(fingerprint=self.fingerprint, width=size[1], height=size[0], rate_index=rate_index)
         latent_size = self._latent_size(header)
         self.latent_codec.check(symbols, latent_size)
         with torch.inference_mode(), self._coding(1, latent_size):
             (payload,) = self.latent_codec.write(symbols, self._rates([header]))
         return bitstream.pack(header, payload)
 
-    def rate_of(self, quality: float) -> int:
+    def rate_index(self, quality: float) -> int:
         """Return the rate point of a quality from 0 to 100, in units of 1 / 4096.
 
         Raises:
@@ -324,19 +330,19 @@ class Codec:
         steps = (self.model.num_rates - 1) * RATE_ONE // self._unit
         return round(quality / 100 * steps) * self._unit
 
-    def quality_of(self, rate: int) -> float:
+    def quality_of(self, rate_index: int) -> float:
         """Return the quality of a rate point in units of 1 / 4096; 0 if the model has only one."""
-        return 100 * rate / max(1, (self.model.num_rates - 1) * RATE_ONE)
+        return 100 * rate_index / max(1, (self.model.num_rates - 1) * RATE_ONE)
 
     @contextmanager
     def _coding(self, count: int, size: Size) -> Iterator[None]:
         with self.networks.coding(self.latent_codec.memory(count, size)), self.stage(ENTROPY_CODING):
             yield
 
-    def _improved(self, optimize: LatentOptimization, x: Tensor, latent: Tensor, rate: int) -> Tensor:
+    def _improved(self, optimize: LatentOptimization, x: Tensor, latent: Tensor, rate_index: int) -> Tensor:
         with self.networks.searching():
             limit = self.networks.limit(self.model)
-            return optimize(self.model, self.networks.padded(x), latent, rate / RATE_ONE, limit)
+            return optimize(self.model, self.networks.padded(x), latent, rate_index / RATE_ONE, limit)
 
     def _search(self, latent: Tensor, x: Tensor, target: float) -> tuple[int, bytes]:
         """Return the rate point (in units of 1 / 4096) of the largest file below a target, and the file."""
@@ -364,8 +370,10 @@ class Codec:
                     f"the file was written with weights {header.fingerprint.hex()}; "
                     f"this model's are {self.fingerprint.hex()}"
                 )
-            if header.rate > (self.model.num_rates - 1) * RATE_ONE or header.rate % self._unit:
-                raise DamagedError(f"corrupt file: the model has no rate point {header.rate / RATE_ONE}")
+            if header.rate_index > (self.model.num_rates - 1) * RATE_ONE or header.rate_index % self._unit:
+                raise CorruptFileError(
+                    f"corrupt file: the model has no rate point {header.rate_index / RATE_ONE}"
+                )
             headers.append(header)
             payloads.append(payload)
         if len({self._latent_size(header) for header in headers}) > 1:
@@ -378,7 +386,7 @@ class Codec:
         return height // factor, width // factor
 
     def _rates(self, headers: Sequence[Header]) -> Tensor:
-        return torch.tensor([header.rate / RATE_ONE for header in headers], device=self.device)
+        return torch.tensor([header.rate_index / RATE_ONE for header in headers], device=self.device)
 
 
 def choose_device(name: str | torch.device) -> torch.device:

@@ -18,7 +18,9 @@ ImageLike = ImageSource | np.ndarray | Tensor
 class LatentOptimization(Protocol):
     """Optimises E's latent for one image, such as `glc.latent_optimization.LatentOptimizer`."""
 
-    def __call__(self, model: GLC, x: Tensor, latent: Tensor, rate: float, memory: int | None) -> Tensor:
+    def __call__(
+        self, model: GLC, x: Tensor, latent: Tensor, rate_index: float, memory: int | None
+    ) -> Tensor:
         """Return a latent for x `[1, 3, H, W]` in [-1, 1] at a rate point, using at most `memory` bytes."""
         ...
 

@@ -48,6 +48,7 @@ _RENAMED = {
     "glc.losses.augment.RandomViews": "glc.losses.augment.RandomAugmentation",
     "glc.training.callbacks.codebook.CodebookCare": "glc.training.callbacks.codebook.CodebookRestart",
     "glc.training.callbacks.ema.MovingAverage": "glc.training.callbacks.ema.EMA",
+    "glc.training.checkpoints.SealedCheckpointIO": "glc.training.checkpoints.ChecksumCheckpointIO",
 }
 # Their arguments, by present class, that have another name since version 0.1; None: the section `stage`.
 _ARGUMENTS = {

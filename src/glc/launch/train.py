@@ -29,7 +29,7 @@ from glc.launch.config import UsageError
 from glc.launch.overrides import command_line, register_resolvers
 from glc.launch.start import checkpoint_folder, resolve_start
 from glc.losses.perceptual import WeightsUnavailable
-from glc.training.checkpoints import LAST, DivergedError, RecordSettings, SavingError, SealedCheckpointIO
+from glc.training.checkpoints import LAST, ChecksumCheckpointIO, DivergedError, RecordSettings, SavingError
 from glc.training.init_from import check_resumable, warm_start
 
 log = logging.getLogger(__name__)
@@ -90,7 +90,7 @@ def prepare(cfg: DictConfig) -> Run:
     callbacks = [RecordSettings(settings), *_made(cfg.callbacks)]
     plugins = _made(cfg.trainer.plugins)
     for plugin in plugins:
-        if isinstance(plugin, SealedCheckpointIO):
+        if isinstance(plugin, ChecksumCheckpointIO):
             plugin.opened = start.resume
     options = {key: value for key, value in cfg.trainer.items() if key != "plugins"}
     trainer = instantiate(options, callbacks=callbacks, logger=_made(cfg.logger), plugins=plugins)

@@ -101,21 +101,21 @@ class TransformCoder(nn.Module):
                 assert layers[-1].project.bias is not None
                 layers[-1].project.bias[:shifted] += 1
 
-    def forward(self, latent: Tensor, rate: Rate, noise: bool = False) -> CoderOutput:
+    def forward(self, latent: Tensor, rate_index: Rate, noise: bool = False) -> CoderOutput:
         """Code l `[B, C, h, w]`, h and w multiples of 4, at a rate point.
 
         Args:
             latent: l.
-            rate: rate point(s).
+            rate_index: rate point(s).
             noise: estimate bits with uniform noise instead of rounding (training).
         """
-        y = self.analysis(latent, rate)
+        y = self.analysis(latent, rate_index)
         # Rounding errors of the entropy model change symbols: float32 also under autocast.
         with torch.autocast(latent.device.type, enabled=False):
             y = y.float()
             hyper = self.hyper(y, noise)
             context = self.context(y, self.hyper.synthesis(hyper.z_hat), noise)
-        latent_hat = self.synthesis(context.y_hat, rate).float()
+        latent_hat = self.synthesis(context.y_hat, rate_index).float()
         return CoderOutput(
             y=y,
             z=hyper.z,
@@ -128,10 +128,10 @@ class TransformCoder(nn.Module):
             bits_z=hyper.bits,
         )
 
-    def decode_z(self, indices: Tensor, rate: Rate) -> Tensor:
+    def decode_z(self, indices: Tensor, rate_index: Rate) -> Tensor:
         """Return the l_hat `[B, C, h, w]` predicted from the hyper-latent alone (paper figure 5)."""
         prior = self.hyper.synthesis(self.hyper.decode(indices))
-        return self.synthesis(self.context.decode_mean(prior), rate).float()
+        return self.synthesis(self.context.decode_mean(prior), rate_index).float()
 
 
 class IndicesMapCoder(nn.Module):
@@ -169,14 +169,17 @@ class IndicesMapCoder(nn.Module):
             # Codewords of C, not cluster means: a mean of codewords decodes to blur.
             quantizer.embedding.copy_(codebook[nearest_code(centres, codebook)])
 
-    def forward(self, latent: Tensor, rate: Rate, noise: bool = False) -> CoderOutput:
+    def forward(self, latent: Tensor, rate_index: Rate, noise: bool = False) -> CoderOutput:
         """Code l at a rate point.
 
         Raises:
             ValueError: a rate point between or outside the trained ones.
         """
         b = latent.shape[0]
-        points = [float(r) for r in (rate.expand(b).tolist() if isinstance(rate, Tensor) else [rate] * b)]
+        points = [
+            float(r)
+            for r in (rate_index.expand(b).tolist() if isinstance(rate_index, Tensor) else [rate_index] * b)
+        ]
         if any(r != int(r) or not 0 <= r < self.num_rates for r in points):
             raise ValueError(
                 f"rate points of indices-map coding are the integers 0 to {self.num_rates - 1}, got {points}"

@@ -69,12 +69,12 @@ class GLC(nn.Module):
         """K: the number of trained rate points."""
         return self.coder.num_rates
 
-    def forward(self, x: Tensor, rate: Rate, noise: bool = False) -> GLCOutput:
+    def forward(self, x: Tensor, rate_index: Rate, noise: bool = False) -> GLCOutput:
         """Code and reconstruct images.
 
         Args:
             x: `[B, 3, H, W]` in [-1, 1], sides multiples of `stride`.
-            rate: rate point in `[0, K - 1]`: an int, a float between points, or one per image `[B]`.
+            rate_index: rate point in `[0, K - 1]`: an int, a float between points, or one per image `[B]`.
             noise: estimate bits with uniform noise instead of rounding (training).
 
         Raises:
@@ -88,7 +88,7 @@ class GLC(nn.Module):
                 "pad the image"
             )
         latent = self.encoder(x)
-        coded = self.coder(latent, rate, noise)
+        coded = self.coder(latent, rate_index, noise)
         return GLCOutput(**vars(coded), latent=latent, x_hat=self.decode_latent(coded.latent_hat))
 
     def decode_latent(self, latent_hat: Tensor) -> Tensor:

@@ -69,7 +69,7 @@ class LatentDecoder(Protocol):
 class Transform(Protocol):
     """g_a or g_s: maps `[B, in, h, w]` to `[B, out, h, w]` at a rate point (`glc.models.transform.Rate`)."""
 
-    def __call__(self, x: Tensor, rate: int | float | Tensor, /) -> Tensor:
+    def __call__(self, x: Tensor, rate_index: int | float | Tensor, /) -> Tensor:
         """Return the transform; rate points may differ within a batch."""
         ...
 

@@ -28,27 +28,31 @@ class RateScaler(nn.Module):
         exponents = torch.arange(num_rates, device="cpu") - (num_rates - 1) / 2
         self.scale = nn.Parameter((ratio**exponents)[:, None].repeat(1, channels))
 
-    def forward(self, rate: Rate) -> Tensor:
+    def forward(self, rate_index: Rate) -> Tensor:
         """Return the scales `[1 or B, N, 1, 1]` at a rate point.
 
         Raises:
             ValueError: a rate point lies outside `[0, K - 1]`. Points on an accelerator are not checked,
                 which would synchronise with it.
         """
-        if not isinstance(rate, Tensor):
-            self._check(rate)
-            rate = torch.tensor([rate], device=self.scale.device)
-        elif rate.device.type == "cpu" and not torch.compiler.is_compiling():
-            for point in rate.tolist():
+        if not isinstance(rate_index, Tensor):
+            self._check(rate_index)
+            rate_index = torch.tensor([rate_index], device=self.scale.device)
+        elif rate_index.device.type == "cpu" and not torch.compiler.is_compiling():
+            for point in rate_index.tolist():
                 self._check(point)
-        low = rate.floor().long().clamp(0, self.num_rates - 1) if rate.is_floating_point() else rate.long()
+        low = (
+            rate_index.floor().long().clamp(0, self.num_rates - 1)
+            if rate_index.is_floating_point()
+            else rate_index.long()
+        )
         high = (low + 1).clamp_max(self.num_rates - 1)
-        fraction = (rate - low).to(self.scale.dtype)[:, None]
+        fraction = (rate_index - low).to(self.scale.dtype)[:, None]
         return torch.lerp(self.scale[low], self.scale[high], fraction)[:, :, None, None]
 
-    def _check(self, rate: float) -> None:
-        if not 0 <= rate <= self.num_rates - 1:
-            raise ValueError(f"rate must lie in [0, {self.num_rates - 1}], got {rate}")
+    def _check(self, rate_index: float) -> None:
+        if not 0 <= rate_index <= self.num_rates - 1:
+            raise ValueError(f"rate_index must lie in [0, {self.num_rates - 1}], got {rate_index}")
 
 
 class RateTransform(nn.Module):
@@ -78,6 +82,6 @@ class RateTransform(nn.Module):
             GatedDepthConvBlock(channels, channels), GatedDepthConvBlock(channels, out_channels)
         )
 
-    def forward(self, x: Tensor, rate: Rate) -> Tensor:
+    def forward(self, x: Tensor, rate_index: Rate) -> Tensor:
         """Transform a map at a rate point; height and width are unchanged."""
-        return self.tail(self.head(x) * self.scaler(rate))
+        return self.tail(self.head(x) * self.scaler(rate_index))

@@ -32,7 +32,7 @@ class SavingError(RuntimeError):
     """A checkpoint could not be written; the message says which files are left and what to do."""
 
 
-class SealedCheckpointIO(TorchCheckpointIO):
+class ChecksumCheckpointIO(TorchCheckpointIO):
     """Save atomically with a checksum (`glc.io.checkpoint`); load an opened checkpoint without a second read.
 
     Set `opened` to the checkpoint that `trainer.fit(ckpt_path=)` will load; it is returned once.

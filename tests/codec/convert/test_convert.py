@@ -107,7 +107,7 @@ def test_a_converted_model_is_a_codec(converted: dict[str, Path]) -> None:
     image = torch.rand(3, 70, 90, generator=torch.Generator().manual_seed(0))
     x, files = to_input(image), set()
     for quality in (0, 37, 100):
-        (data,), sent = codec.entropy_encode(codec.encode_latent([x]), [(70, 90)], codec.rate_of(quality))
+        (data,), sent = codec.entropy_encode(codec.encode_latent([x]), [(70, 90)], codec.rate_index(quality))
         assert data == codec.compress(image, quality)
         assert codec.symbols(data) == sent
         assert codec.decompress(data).size == (90, 70)

@@ -83,23 +83,23 @@ def test_glc(source: Callable[[str], Path], stand_in_module: ModuleType, tmp_pat
     convert(path, weights)
     model, expected = read_weights(weights).model, results("glc_image_64x64")
     x = torch.from_numpy(stand_in_module.image(64, 64))
-    for rate in range(4):
-        out = model(x, rate)
+    for rate_index in range(4):
+        out = model(x, rate_index)
         errors = {"latent": error(out.latent, expected["latent"])}
         for name in ("y", "latent_hat", "x_hat", "scales"):
-            errors[name] = error(getattr(out, name), expected[f"q{rate}/{name}"])
-        equal = float((out.symbols.numpy().round() == expected[f"q{rate}/symbols"]).mean())
-        bits = out.bits_y.item() / float(expected[f"q{rate}/bits_y"]) - 1
+            errors[name] = error(getattr(out, name), expected[f"q{rate_index}/{name}"])
+        equal = float((out.symbols.numpy().round() == expected[f"q{rate_index}/symbols"]).mean())
+        bits = out.bits_y.item() / float(expected[f"q{rate_index}/bits_y"]) - 1
         print(
-            f"\nglc q{rate}",
+            f"\nglc q{rate_index}",
             {k: f"{v:.1e}" for k, v in errors.items()},
             f"symbols {equal:.4%} bits_y {bits:+.1e}",
         )
         assert max(errors.values()) < 1e-4
-        assert (out.z_indices.numpy() == expected[f"q{rate}/z_indices"]).all()
+        assert (out.z_indices.numpy() == expected[f"q{rate_index}/z_indices"]).all()
         assert equal >= 0.999
         assert abs(bits) < 1e-3
-        assert out.bits_z.item() == pytest.approx(float(expected[f"q{rate}/bits_z"]), rel=1e-6)
+        assert out.bits_z.item() == pytest.approx(float(expected[f"q{rate_index}/bits_z"]), rel=1e-6)
     latent = torch.from_numpy(expected["latent"])
     quantizer = networks(path, "quantizer")["quantizer"]
     assert (quantizer.encode(latent).numpy() == expected["vq_indices"]).all()

@@ -58,11 +58,11 @@ def test_converted_codec_equals_the_authors_code(files: dict[str, Path], tmp_pat
             module.window = WINDOW
     expected = EXPECTED["glc"]
     assert len(expected["rates"]) == model.num_rates
-    for rate, values in enumerate(expected["rates"]):
-        out = model(image(*IMAGE), rate)
+    for rate_index, values in enumerate(expected["rates"]):
+        out = model(image(*IMAGE), rate_index)
         assert close(out.latent, expected["latent"])
         for name in ("y", "scales", "latent_hat", "x_hat"):
-            assert close(getattr(out, name), values[name]), (rate, name)
+            assert close(getattr(out, name), values[name]), (rate_index, name)
         assert out.z_indices.flatten().tolist() == values["z_indices"]
         assert int((out.symbols != 0).sum()) == values["nonzero"]
         assert digest(out.symbols.round().long()) == values["symbols"]

@@ -20,7 +20,7 @@ from glc.codec.entropy.ans import (
     UniformModel,
 )
 from glc.codec.entropy.tables import TOTAL, Table, gaussian_tables, index_table, quantize_probabilities
-from glc.errors import DamagedError
+from glc.errors import CorruptFileError
 
 GAUSSIANS = gaussian_tables().y
 ODD = (
@@ -293,7 +293,7 @@ def test_random_bytes_decode_or_raise_damaged() -> None:
         try:
             decoder = AnsDecoder(payload)
             symbols = model.pop(decoder, indexes)
-        except DamagedError:
+        except CorruptFileError:
             damaged += 1
             continue
         assert symbols.shape == indexes.shape
@@ -310,7 +310,7 @@ def test_random_bytes_decode_alike_in_both_decoders() -> None:
         indexes = rng.integers(0, len(ALL_TABLES), 10)
         expected = Reader(payload).read_integers(ALL_TABLES, indexes.tolist())
         if max(map(abs, expected)) > SYMBOL_LIMIT:
-            with pytest.raises(DamagedError, match="beyond the limit"):
+            with pytest.raises(CorruptFileError, match="beyond the limit"):
                 model.pop(AnsDecoder(payload), indexes)
         else:
             assert model.pop(AnsDecoder(payload), indexes).tolist() == expected
@@ -320,7 +320,7 @@ def test_symbol_beyond_the_limit_raises_damaged() -> None:
     table = GAUSSIANS[0]
     model, encoder = IntegerModel([table]), AnsEncoder()
     model.push(encoder, np.array([SYMBOL_LIMIT + 1]), np.zeros(1, np.int64))
-    with pytest.raises(DamagedError, match="beyond the limit"):
+    with pytest.raises(CorruptFileError, match="beyond the limit"):
         model.pop(AnsDecoder(encoder.payload()), np.zeros(1, np.int64))
 
 
@@ -329,13 +329,13 @@ def test_undecoded_data_raises_damaged() -> None:
     model.push(encoder, np.arange(60, dtype=np.int32))
     decoder = AnsDecoder(encoder.payload())
     model.pop(decoder, 59)
-    with pytest.raises(DamagedError, match="more than the image"):
+    with pytest.raises(CorruptFileError, match="more than the image"):
         decoder.finish()
 
 
 @pytest.mark.parametrize("payload", [bytes(4), b"\1\2\3\4" + bytes(4), b"\1" + bytes(11)])
 def test_trailing_zero_words_raise_damaged(payload: bytes) -> None:
-    with pytest.raises(DamagedError, match="ends in zeros"):
+    with pytest.raises(CorruptFileError, match="ends in zeros"):
         AnsDecoder(payload)
 
 

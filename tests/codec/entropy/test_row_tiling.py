@@ -72,7 +72,7 @@ def test_row_tiles_do_not_change_a_file(hyper: str, tmp_path: Path, monkeypatch:
     symbols, decoded = codec.symbols(data), codec.decompress(data)
     monkeypatch.setattr(row_tiling, "TILE_ELEMENTS", 1)
     assert codec.symbols(data) == symbols
-    assert codec.from_symbols(symbols, (32 * codec.model.stride, 20), codec.rate_of(100)) == data
+    assert codec.from_symbols(symbols, (32 * codec.model.stride, 20), codec.rate_index(100)) == data
     difference = torch.tensor(list(codec.decompress(data).tobytes())).float() - torch.tensor(
         list(decoded.tobytes())
     )

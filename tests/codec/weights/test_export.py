@@ -47,11 +47,11 @@ def test_exported_codec_equals_the_EMA_model(stages: dict[str, Path], weights: P
     loaded = read_weights(weights).model
     assert not loaded.training
     x = image()
-    for rate in (0, 1.5, 3):
-        expected, out = trained(x, rate), loaded(x, rate)
+    for rate_index in (0, 1.5, 3):
+        expected, out = trained(x, rate_index), loaded(x, rate_index)
         for name in ("latent", "z_indices", "symbols", "scales", "latent_hat", "x_hat", "bits_y", "bits_z"):
             assert torch.equal(getattr(out, name), getattr(expected, name)), name
-        assert not torch.equal(live(x, rate).x_hat, out.x_hat)
+        assert not torch.equal(live(x, rate_index).x_hat, out.x_hat)
 
 
 def test_export_omits_training_networks(weights: Path) -> None:

@@ -199,7 +199,7 @@ def test_additional_metadata_are_ignored(rewrite: Callable[[Edit], Path], file: 
 
 def test_save_read_round_trip(file: Path, tmp_path: Path) -> None:
     weights = read_weights(file)
-    assert [rate["lmbda"] for rate in weights.rates] == [1, 2, 4, 8]
+    assert [rate_index["lmbda"] for rate_index in weights.rates] == [1, 2, 4, 8]
     save_weights(
         tmp_path / "again.safetensors",
         weights.model.state_dict(),
@@ -234,7 +234,7 @@ def test_half_precision_is_read_exactly(file: Path, tmp_path: Path) -> None:
         assert torch.equal(tensor, state[name].to(tensor.dtype))
     codec = Codec(half)
     data = codec.compress(fixed_image(64, 64), 100)
-    assert codec.from_symbols(codec.symbols(data), (64, 64), codec.rate_of(100)) == data
+    assert codec.from_symbols(codec.symbols(data), (64, 64), codec.rate_index(100)) == data
     with pytest.raises(glc.WrongWeightsError):
         Codec(weights).decompress(data)
 

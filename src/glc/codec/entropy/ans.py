@@ -15,7 +15,7 @@ import constriction
 import numpy as np
 
 from glc.codec.entropy.tables import PRECISION, SYMBOL_LIMIT, Table
-from glc.errors import DamagedError
+from glc.errors import CorruptFileError
 
 _MAX_EXCESS_BITS = 16
 """Largest bit length of an excess: 2^16 - 1 spans from one symbol limit to the other."""
@@ -46,7 +46,7 @@ class AnsDecoder:
     """Pops runs of symbols from a payload of `AnsEncoder`.
 
     Raises:
-        DamagedError: if the payload ends in a zero word.
+        CorruptFileError: if the payload ends in a zero word.
     """
 
     def __init__(self, payload: bytes) -> None:
@@ -54,7 +54,7 @@ class AnsDecoder:
         try:
             self.coder = _Stack(np.frombuffer(padded, "<u4").astype(np.uint32))
         except ValueError as error:
-            raise DamagedError("damaged: the payload ends in zeros") from error
+            raise CorruptFileError("damaged: the payload ends in zeros") from error
 
     def pop_bits(self, count: int, bits: int) -> np.ndarray:
         """Decode `count` integers of `bits` bits each, int64."""
@@ -68,10 +68,10 @@ class AnsDecoder:
         """Check that all of the payload was decoded.
 
         Raises:
-            DamagedError: if data is left.
+            CorruptFileError: if data is left.
         """
         if not self.coder.is_empty():
-            raise DamagedError("damaged: the payload holds more than the image")
+            raise CorruptFileError("damaged: the payload holds more than the image")
 
 
 def _slices(bits: int) -> list[tuple[int, int]]:
@@ -146,7 +146,7 @@ class IntegerModel:
         """Decode a run of symbols with the given table indexes, int32.
 
         Raises:
-            DamagedError: if an escaped symbol exceeds `SYMBOL_LIMIT`.
+            CorruptFileError: if an escaped symbol exceeds `SYMBOL_LIMIT`.
         """
         order, ends = self._group(indexes)
         positions = np.empty(len(indexes), np.int32)
@@ -188,7 +188,7 @@ class IntegerModel:
             excess[chosen] += stack.pop_bits(int(chosen.sum()), length - 1)
         symbols = np.where(below, low - excess, high + excess)
         if np.abs(symbols).max() > SYMBOL_LIMIT:
-            raise DamagedError("damaged: a symbol lies beyond the limit")
+            raise CorruptFileError("damaged: a symbol lies beyond the limit")
         return symbols.astype(np.int32)
 
 

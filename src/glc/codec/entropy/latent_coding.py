@@ -147,9 +147,9 @@ class TransformLatentCodec:
         """Return the bytes of the maps for a batch of latents of h x w."""
         return _BYTES_PER_ELEMENT * batch * self.context.channels * size[0] * size[1]
 
-    def encode(self, latent: Tensor, rate: Tensor) -> tuple[list[bytes], Symbols]:
+    def encode(self, latent: Tensor, rate_index: Tensor) -> tuple[list[bytes], Symbols]:
         """Return the payloads and the symbols of latents l `[B, C, h, w]` at rate points `[B]`."""
-        y = self._transform("g_a", self.coder.analysis, latent, rate)
+        y = self._transform("g_a", self.coder.analysis, latent, rate_index)
         if not y.isfinite().all():
             raise ValueError("the transform of the image is not finite; check the weights")
 
@@ -178,7 +178,7 @@ class TransformLatentCodec:
         _check("y", symbols.y, (1, self.context.channels, *size), -SYMBOL_LIMIT, SYMBOL_LIMIT)
         _check("z", symbols.z, (1, *self._z_shape(size)), *self.z_limits)
 
-    def write(self, symbols: Symbols, rate: Tensor) -> list[bytes]:
+    def write(self, symbols: Symbols, rate_index: Tensor) -> list[bytes]:
         """Return the payloads of given symbols at rate points `[B]`; the same bytes on every machine."""
         y = symbols.y.to(self.device)
         return self._write(symbols.z, lambda step: y)[0]
@@ -204,16 +204,16 @@ class TransformLatentCodec:
             payloads.append(stack.payload())
         return payloads, Symbols(z, symbols)
 
-    def decode(self, payloads: Sequence[bytes], size: tuple[int, int], rate: Tensor) -> Decoded:
+    def decode(self, payloads: Sequence[bytes], size: tuple[int, int], rate_index: Tensor) -> Decoded:
         """Decode payloads.
 
         Args:
             payloads: of B images of one size.
             size: h, w of the latent.
-            rate: rate points `[B]`.
+            rate_index: rate points `[B]`.
 
         Raises:
-            DamagedError: if a payload is corrupt.
+            CorruptFileError: if a payload is corrupt.
         """
         stacks = [AnsDecoder(payload) for payload in payloads]
         z = self._pop_z(stacks, size)
@@ -230,14 +230,14 @@ class TransformLatentCodec:
             symbols += step.symbols
         for stack in stacks:
             stack.finish()
-        y_hat = step.y_hat.to(rate.device, torch.float32)
-        latent_hat = self._transform("g_s", self.coder.synthesis, y_hat, rate)
+        y_hat = step.y_hat.to(rate_index.device, torch.float32)
+        latent_hat = self._transform("g_s", self.coder.synthesis, y_hat, rate_index)
         return Decoded(Symbols(z, symbols.cpu()), latent_hat)
 
-    def decode_z(self, payloads: Sequence[bytes], size: tuple[int, int], rate: Tensor) -> Tensor:
+    def decode_z(self, payloads: Sequence[bytes], size: tuple[int, int], rate_index: Tensor) -> Tensor:
         """Return the l_hat `[B, C, h, w]` that the hyper-latents z alone predict (paper figure 5)."""
         z = self._pop_z([AnsDecoder(payload) for payload in payloads], size)
-        return self.coder.decode_z(z.to(rate.device), rate)
+        return self.coder.decode_z(z.to(rate_index.device), rate_index)
 
     def prior(self, z: Tensor) -> Tensor:
         """Return the prior `[B, 3N, h, w]` that z predicts, float64, on the integer networks' device."""
@@ -266,10 +266,10 @@ class TransformLatentCodec:
         z_hat = self.coder.hyper.decode(z.to(next(self.coder.parameters()).device))
         return z_hat.to(self.device, torch.float64)
 
-    def _transform(self, name: str, transform: nn.Module, x: Tensor, rate: Tensor) -> Tensor:
+    def _transform(self, name: str, transform: nn.Module, x: Tensor, rate_index: Tensor) -> Tensor:
         """Return g_a or g_s of a map, float32."""
         with self.stage(name):
-            (out,) = in_row_tiles(lambda tile: (transform(tile, rate).float(),), (x,), halo(transform))
+            (out,) = in_row_tiles(lambda tile: (transform(tile, rate_index).float(),), (x,), halo(transform))
         return out
 
     def _z_shape(self, size: tuple[int, int]) -> tuple[int, ...]:
@@ -303,26 +303,26 @@ class IndicesMapLatentCodec:
         """Return the bytes of the indices for a batch of latents of h x w."""
         return 8 * batch * size[0] * size[1]
 
-    def encode(self, latent: Tensor, rate: Tensor) -> tuple[list[bytes], Symbols]:
+    def encode(self, latent: Tensor, rate_index: Tensor) -> tuple[list[bytes], Symbols]:
         """Return the payloads and the symbols of latents l `[B, C, h, w]` at integer rate points `[B]`."""
         with self.stage(CODEBOOK_SEARCH):
-            indices = self.coder(latent, rate).symbols.to(torch.int32)
+            indices = self.coder(latent, rate_index).symbols.to(torch.int32)
         indices = indices.cpu()
         symbols = Symbols(indices.new_zeros(len(indices), 0).long(), indices)
-        return self.write(symbols, rate), symbols
+        return self.write(symbols, rate_index), symbols
 
     def check(self, symbols: Symbols, size: tuple[int, int]) -> None:
         """Check that symbols are valid for one latent of h x w; see `TransformLatentCodec.check`."""
         _check("y", symbols.y, (1, *size), 0, max(self.coder.sizes) - 1)
 
-    def write(self, symbols: Symbols, rate: Tensor) -> list[bytes]:
+    def write(self, symbols: Symbols, rate_index: Tensor) -> list[bytes]:
         """Return the payloads of given symbols at integer rate points `[B]`.
 
         Raises:
             ValueError: if an index is out of range for its rate point.
         """
         payloads = []
-        for point, values in zip(rate.tolist(), symbols.y.numpy(), strict=True):
+        for point, values in zip(rate_index.tolist(), symbols.y.numpy(), strict=True):
             size = self.coder.sizes[int(point)]
             if values.size and int(values.max()) >= size:
                 raise ValueError(f"y must lie in [0, {size - 1}] at rate point {int(point)}")
@@ -331,20 +331,20 @@ class IndicesMapLatentCodec:
             payloads.append(stack.payload())
         return payloads
 
-    def decode(self, payloads: Sequence[bytes], size: tuple[int, int], rate: Tensor) -> Decoded:
+    def decode(self, payloads: Sequence[bytes], size: tuple[int, int], rate_index: Tensor) -> Decoded:
         """Decode payloads; see `TransformLatentCodec.decode`."""
         indices, latents = [], []
-        for payload, point in zip(payloads, rate.tolist(), strict=True):
+        for payload, point in zip(payloads, rate_index.tolist(), strict=True):
             stack = AnsDecoder(payload)
             values = self.models[int(point)].pop(stack, size[0] * size[1])
             stack.finish()
             indices.append(torch.from_numpy(values).view(1, *size))
             codebook = self.coder.codebooks[int(point)]
-            latents.append(codebook.decode(indices[-1].long().to(rate.device)))  # type: ignore[operator]
+            latents.append(codebook.decode(indices[-1].long().to(rate_index.device)))  # type: ignore[operator]
         symbols = torch.cat(indices)
         return Decoded(Symbols(symbols.new_zeros(len(payloads), 0).long(), symbols), torch.cat(latents))
 
-    def decode_z(self, payloads: Sequence[bytes], size: tuple[int, int], rate: Tensor) -> Tensor:
+    def decode_z(self, payloads: Sequence[bytes], size: tuple[int, int], rate_index: Tensor) -> Tensor:
         """Raise an error: there is no hyper-latent.
 
         Raises:

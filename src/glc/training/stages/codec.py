@@ -145,7 +145,7 @@ class CodecStage(Stage):
         return panel
 
     @abstractmethod
-    def validate_rate(self, x: Tensor, rate: int) -> tuple[dict[str, Tensor], GLCOutput]:
+    def validate_rate(self, x: Tensor, rate_index: int) -> tuple[dict[str, Tensor], GLCOutput]:
         """Code images at a rate point; return the loss terms, each `[B]`, with their total `loss`."""
 
 

@@ -52,9 +52,9 @@ class JointStage(CodecStage):
     def training_step(self, batch: Any, batch_idx: int) -> None:
         """Do one step on a batch of images, each at its own rate point."""
         x = self.images(batch)
-        rate = self.sample_rates(x)
-        lmbda, share = self.lmbda[rate], self.share[rate]
-        out = self.model(x, rate, self.noise)
+        rate_index = self.sample_rates(x)
+        lmbda, share = self.lmbda[rate_index], self.share[rate_index]
+        out = self.model(x, rate_index, self.noise)
         self.observe_hyper(out.z, out.z_indices)
 
         loss_d, terms_d = self.adversarial.discriminator_loss(x, out.x_hat, self.global_step)
@@ -94,10 +94,10 @@ class JointStage(CodecStage):
             indices = self.quantizer.encode(latent)
         return self.code_loss(latent, self.vq_encoder(x_hat), indices)
 
-    def validate_rate(self, x: Tensor, rate: int) -> tuple[dict[str, Tensor], GLCOutput]:
+    def validate_rate(self, x: Tensor, rate_index: int) -> tuple[dict[str, Tensor], GLCOutput]:
         """Code images at a rate point."""
-        out = self.model(x, rate)
+        out = self.model(x, rate_index)
         coding = self.coding_terms(out)
         distortion = {**self.pixel_terms(x, out.x_hat), **self.code_terms(x, out.x_hat)}
-        total = self.total(coding, distortion, self.lmbda[rate])
+        total = self.total(coding, distortion, self.lmbda[rate_index])
         return {**coding, **distortion, "loss": total}, out

@@ -96,8 +96,8 @@ class StylizationStage(FineTuneStage):
         """Do one step on a batch of images, each at its own rate point."""
         x = self.images(batch)
         with torch.no_grad():
-            rate = sample_rates(len(x), self.model.num_rates, x.device)
-            latent_hat = self.refined(self.model.coder(self.model.encoder(x), rate).latent_hat)
+            rate_index = sample_rates(len(x), self.model.num_rates, x.device)
+            latent_hat = self.refined(self.model.coder(self.model.encoder(x), rate_index).latent_hat)
         terms = self.terms(x, self.decoder(latent_hat))
         self.optimize(terms["loss"].mean(), batch_idx)
         self.log_terms("train", terms, len(x))

@@ -26,15 +26,15 @@ class TransformStage(CodecStage):
     def training_step(self, batch: Any, batch_idx: int) -> None:
         """Do one step on a batch of images, each at its own rate point."""
         x = self.images(batch)
-        rate = self.sample_rates(x)
+        rate_index = self.sample_rates(x)
         with torch.no_grad():
             latent = self.model.encoder(x)
             indices = self.quantizer.encode(latent)
-        coded = self.model.coder(latent, rate, self.noise)
+        coded = self.model.coder(latent, rate_index, self.noise)
         self.observe_hyper(coded.z, coded.z_indices)
 
-        terms = self.code_terms(latent, indices, coded, self.lmbda[rate])
-        self.optimize((self.share[rate] * terms["loss"]).mean(), batch_idx)
+        terms = self.code_terms(latent, indices, coded, self.lmbda[rate_index])
+        self.optimize((self.share[rate_index] * terms["loss"]).mean(), batch_idx)
         self.log_terms("train", terms, len(x))
 
     def code_terms(
@@ -45,7 +45,9 @@ class TransformStage(CodecStage):
         coding = self.coding_terms(coded)
         return {**coding, **distortion, "loss": self.total(coding, distortion, lmbda)}
 
-    def validate_rate(self, x: Tensor, rate: int) -> tuple[dict[str, Tensor], GLCOutput]:
+    def validate_rate(self, x: Tensor, rate_index: int) -> tuple[dict[str, Tensor], GLCOutput]:
         """Code images at a rate point."""
-        out = self.model(x, rate)
-        return self.code_terms(out.latent, self.quantizer.encode(out.latent), out, self.lmbda[rate]), out
+        out = self.model(x, rate_index)
+        return self.code_terms(
+            out.latent, self.quantizer.encode(out.latent), out, self.lmbda[rate_index]
+        ), out
