@@ -1,6 +1,5 @@
 """What every test can rely on: a fixed seed, and no more threads than a small machine has."""
 
-import logging
 import os
 import sys
 from collections.abc import Iterator
@@ -10,6 +9,7 @@ SHARED = "PYTEST_XDIST_WORKER" in os.environ
 if SHARED:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import hydra._internal.core_plugins.basic_launcher  # noqa: E402
 import pytest  # noqa: E402
 import torch  # noqa: E402
 
@@ -28,34 +28,20 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
-@pytest.fixture(autouse=True)
-def isolated() -> Iterator[None]:
-    """Start each test from the same random numbers, and take back what it does to the whole process.
+RECURSION_LIMIT = sys.getrecursionlimit()
 
-    Commands that run in process configure logging as Hydra does (loggers disabled, handlers replaced), and
-    PyTorch's compiler raises the recursion limit.
-    """
+
+@pytest.fixture(autouse=True, scope="session")
+def logging_of_pytest() -> Iterator[None]:
+    """Keep Hydra, in commands that run in process, from disabling loggers and removing pytest's handlers."""
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (hydra.core.utils, hydra._internal.hydra, hydra._internal.core_plugins.basic_launcher):
+            patch.setattr(module, "configure_log", lambda *_: None)
+        yield
+
+
+@pytest.fixture(autouse=True)
+def isolated() -> None:
+    """Start each test from the same random numbers and recursion limit (PyTorch's compiler raises it)."""
     torch.manual_seed(0)
-    limit, root = sys.getrecursionlimit(), logging.getLogger()
-    loggers = [
-        root,
-        *(x for x in logging.Logger.manager.loggerDict.values() if isinstance(x, logging.Logger)),
-    ]
-    before = [
-        (logger, logger.level, logger.disabled, logger.propagate, [*logger.handlers]) for logger in loggers
-    ]
-    for logger in loggers:  # a fixture of a module may have disabled ours
-        logger.disabled = logger.disabled and not logger.name.startswith("glc")
-    yield
-    sys.setrecursionlimit(limit)
-    for logger, level, disabled, propagate, handlers in before:
-        logger.level, logger.propagate = level, propagate
-        logger.disabled = disabled and not logger.name.startswith("glc")
-        # pytest adds and removes its own handlers.
-        now = [h for h in logger.handlers if type(h).__module__.startswith("_pytest")]
-        logger.handlers[:] = [h for h in handlers if not type(h).__module__.startswith("_pytest")] + now
-    known = {logger for logger, *_ in before}
-    for logger in logging.Logger.manager.loggerDict.values():
-        if isinstance(logger, logging.Logger) and logger not in known:
-            logger.disabled = False
-    root.manager._clear_cache()  # type: ignore[attr-defined]
+    sys.setrecursionlimit(RECURSION_LIMIT)

@@ -444,7 +444,7 @@ def test_shards_that_cannot_be_evaluated_are_refused(
 
 
 def test_from_the_configuration(
-    shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def run(*more: str) -> None:
         words = [
@@ -457,7 +457,7 @@ def test_from_the_configuration(
         evaluate.main([*words, *more])
 
     def exit_code(*more: str) -> Any:
-        capsys.readouterr()
+        caplog.clear()
         with pytest.raises(SystemExit) as caught:
             run(*more)
         return caught.value.code
@@ -470,8 +470,8 @@ def test_from_the_configuration(
     assert (figures["q10"]["width"], figures["q10"]["height"]) == (32, 32)
     assert exit_code(f"testset.path='{shards}/val-{{0..2}}.tar'", "testset.center_crop=32") == 1
     assert exit_code(f"testset.path={shards}") == 2
-    assert "center_crop was 32, is null" in capsys.readouterr().out
+    assert "center_crop was 32, is null" in caplog.text
     full = OSError(errno.ENOSPC, "No space left on device")
     monkeypatch.setattr(Journal, "add", Mock(side_effect=full))
     assert exit_code(f"testset.path={shards}", "overwrite=true") == 3
-    assert "run the same command again" in capsys.readouterr().out
+    assert "run the same command again" in caplog.text
