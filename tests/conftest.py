@@ -1,5 +1,6 @@
 """What every test can rely on: a fixed seed, and no more threads than a small machine has."""
 
+import logging
 import os
 import sys
 from collections.abc import Iterator
@@ -42,6 +43,11 @@ def logging_of_pytest() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def isolated() -> None:
-    """Start each test from the same random numbers and recursion limit (PyTorch's compiler raises it)."""
+    """Start each test from the same random numbers, recursion limit and levels of loggers.
+
+    PyTorch's compiler raises the limit; commands and benchmarks that run in process make loggers quiet.
+    """
     torch.manual_seed(0)
     sys.setrecursionlimit(RECURSION_LIMIT)
+    for name in ("glc", "lightning.pytorch", "lightning.pytorch.utilities.rank_zero"):
+        logging.getLogger(name).setLevel(logging.NOTSET)
