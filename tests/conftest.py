@@ -49,5 +49,6 @@ def isolated() -> None:
     """
     torch.manual_seed(0)
     sys.setrecursionlimit(RECURSION_LIMIT)
-    for name in ("glc", "lightning.pytorch", "lightning.pytorch.utilities.rank_zero"):
-        logging.getLogger(name).setLevel(logging.NOTSET)
+    logging.getLogger("glc").setLevel(logging.NOTSET)
+    logging.getLogger("lightning.pytorch").setLevel(logging.INFO)
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.NOTSET)
