@@ -126,5 +126,5 @@ def test_images_that_do_not_fit_are_refused(make_glc: MakeGLC, shape: tuple[int,
 
 @pytest.mark.parametrize("rate_index", [3, -0.1, torch.tensor([0, 3])])
 def test_invalid_rates_are_refused(make_glc: MakeGLC, rate_index: int | float | Tensor) -> None:
-    with pytest.raises(ValueError, match=r"rate must lie in \[0, 2\]"):
+    with pytest.raises(ValueError, match=r"rate_index must lie in \[0, 2\]"):
         make_glc()(torch.zeros(2, 3, 16, 16), rate_index)
