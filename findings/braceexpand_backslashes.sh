@@ -1,17 +1,17 @@
 #!/bin/sh
 # braceexpand 0.1.7, as used by WebDataset for shard patterns: backslashes disappear, so Windows paths name other files.
 #
-# Guess: `braceexpand(r"data\train-{000..002}.tar")` expands the braces and leaves the rest of the name as it is, and a path without braces comes
+# Expected: `braceexpand(r"data\train-{000..002}.tar")` expands the braces and leaves the rest of the name as it is, and a path without braces comes
 # back unchanged.
 #
-# Seen: a backslash is an escape character by default, also where no brace follows, and is removed. With escape=False the path survives.
+# Observed: a backslash is an escape character by default, also where no brace follows, and is removed. With escape=False the path survives.
 #
 #   data\train-000.tar        -> datatrain-000.tar
 #   data\train-{000..001}.tar -> datatrain-000.tar datatrain-001.tar
 #   the same, escape=False    -> data\train-000.tar data\train-001.tar
 #
-# Who is bitten: training on Windows with shards named by str(Path(...)): "file not found" for a name that nobody typed.
-# What helps: forward slashes, or braceexpand(pattern, escape=False) where the separator is a backslash.
+# Affected: training on Windows with shards named by str(Path(...)): "file not found" for a name that nobody typed.
+# Workaround: forward slashes, or braceexpand(pattern, escape=False) where the separator is a backslash.
 set -eu
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT

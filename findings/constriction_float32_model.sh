@@ -1,18 +1,18 @@
 #!/bin/sh
 # constriction 0.5.0 (numpy 2.3.5): the same probabilities give another entropy model in float32 than in float64.
 #
-# Guess: `Categorical(p, perfect=False)` depends on the values in p only. Integer frequencies that sum to 2^24, divided by 2^24, are exact in
+# Expected: `Categorical(p, perfect=False)` depends on the values in p only. Integer frequencies that sum to 2^24, divided by 2^24, are exact in
 # both types, so files written with one should decode with the other.
 #
-# Seen: from some tens of symbols on, the two arrays (equal element by element) make different models. The compressed words differ, and
+# Observed: from some tens of symbols on, the two arrays (equal element by element) make different models. The compressed words differ, and
 # decoding one with the other raises nothing: it returns wrong symbols.
 #
 #   symbols  same bytes  wrong symbols of 5000
 #        20        True                      0
 #       300       False                   4973
 #
-# Who is bitten: everybody who keeps tables as float32 on one side (a PyTorch default) and float64 on the other.
-# What helps: one type everywhere, float64, and a checksum of the decoded symbols or of the file.
+# Affected: everybody who keeps tables as float32 on one side (a PyTorch default) and float64 on the other.
+# Workaround: one type everywhere, float64, and a checksum of the decoded symbols or of the file.
 set -eu
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT

@@ -1,16 +1,16 @@
 #!/bin/sh
 # pillow-jxl-plugin 1.3.8 (Pillow 12.0.0): quality=100 is not the best quality, it is an error.
 #
-# Guess: as in cjxl, where -q 100 means lossless, `image.save(..., quality=100)` is lossless, or lossy at a tiny distance.
+# Expected: as in cjxl, where -q 100 means lossless, `image.save(..., quality=100)` is lossless, or lossy at a tiny distance.
 #
-# Seen: RuntimeError "The encoder API is used in an incorrect way", for every image, while 99 works and `lossless=True` is exact.
+# Observed: RuntimeError "The encoder API is used in an incorrect way", for every image, while 99 works and `lossless=True` is exact.
 #
 #   quality=99     saved
 #   quality=100    RuntimeError: The encoder API is used in an incorrect way
 #   lossless=True  saved, exact
 #
-# Who is bitten: quality ladders and searches over 0..100 that work with Pillow's own JPEG, WebP and AVIF.
-# What helps: stop at 99, and ask for lossless=True above.
+# Affected: quality ladders and searches over 0..100 that work with Pillow's own JPEG, WebP and AVIF.
+# Workaround: stop at 99, and ask for lossless=True above.
 set -eu
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT

@@ -1,18 +1,18 @@
 #!/bin/sh
 # safetensors 0.8.0 (numpy 2.3.5): save_file replaces the file instead of writing into it.
 #
-# Guess: like open(path, "wb"): a new file gets the permissions of the umask, an existing one keeps its own, and a symbolic link is written
+# Expected: like open(path, "wb"): a new file gets the permissions of the umask, an existing one keeps its own, and a symbolic link is written
 # through.
 #
-# Seen: a new file is readable by its owner only (0600) under umask 022; an existing file of mode 0644 becomes 0600; a link is replaced by a
-# regular file, and its target keeps the old tensors. `open(path, "wb").write(save(...))` does what was guessed.
+# Observed: a new file is readable by its owner only (0600) under umask 022; an existing file of mode 0644 becomes 0600; a link is replaced by a
+# regular file, and its target keeps the old tensors. `open(path, "wb").write(save(...))` does what is expected.
 #
 #   new file                 0600   (write(save(...)): 0644)
 #   existing file of 0644    0600
 #   through a link           the link is gone, the target is unchanged
 #
-# Who is bitten: shared folders where others can no longer read new weights; caches and "latest" links that point into a store of blobs.
-# What helps: write to a temporary name, set its mode, resolve links, rename.
+# Affected: shared folders where others can no longer read new weights; caches and "latest" links that point into a store of blobs.
+# Workaround: write to a temporary name, set its mode, resolve links, rename.
 set -eu
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT

@@ -92,7 +92,7 @@ def save_side_by_side(strips: list[list[Tensor]], path: Path) -> None:
 
 
 def shortcomings(summary: dict[str, Any]) -> list[str]:
-    """Return what the demo should show and did not; an empty list on success."""
+    """Return the expectations that the demo did not meet; an empty list on success."""
     rates = [point["bpp"] for point in summary["points"]]
     found = [] if rates == sorted(set(rates)) else [f"the rates do not increase with lambda: {rates}"]
     for stage, loss in summary["stages"].items():

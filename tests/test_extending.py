@@ -66,7 +66,7 @@ def done(installed: dict[str, str], tmp_path_factory: pytest.TempPathFactory) ->
     (folder / "photos" / "0.png").rename(folder / "photo.png")
     (commands,) = [text for _, language, text in BLOCKS if language == "sh"]
     assert commands.startswith("pip install examples/glc_example\n")
-    for line in commands.splitlines()[1:]:
+    for line in commands.replace("\\\n", " ").splitlines()[1:]:
         program, *words = shlex.split(line)
         assert program == "glc"
         ran = subprocess.run(

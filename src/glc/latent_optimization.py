@@ -94,13 +94,13 @@ class LatentOptimizer:
     def __call__(
         self, model: GLC, x: Tensor, latent: Tensor, rate_index: float, memory: int | None
     ) -> Tensor:
-        """Return the optimised latent of an image at a rate point.
+        """Return the optimised latent of an image at a rate index.
 
         Args:
             model: the codec's networks, without gradients.
             x: `[1, 3, H, W]` in [-1, 1], sides multiples of the model's stride.
             latent: E's l, `[1, C, H / f, W / f]`; not changed.
-            rate_index: rate point.
+            rate_index: see `glc.models.transform.Rate`.
             memory: memory limit in bytes; None for no limit.
 
         Raises:

@@ -19,7 +19,7 @@ def test_info_shows_the_header(glc: Glc, models: Path) -> None:
         "version": 1,
         "width": 40,
         "height": 30,
-        "rate_point": 0.75,
+        "rate_index": 0.75,
         "bytes": len(data),
         "bpp": 8 * len(data) / 1200,
         "fingerprint": library.load(models / "other.safetensors", "cpu").fingerprint.hex(),

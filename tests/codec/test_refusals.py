@@ -38,7 +38,7 @@ def test_missing_rate_points_are_refused(codec: glc.Codec) -> None:
     )
     for rate_index in wrong:
         data = bitstream.pack(dataclasses.replace(header, rate_index=rate_index), payload)
-        with pytest.raises(glc.CorruptFileError, match="no rate point"):
+        with pytest.raises(glc.CorruptFileError, match="no rate index"):
             codec.decompress(data)
 
 

@@ -102,7 +102,7 @@ def test_a_sparse_file_cannot_take_more_memory_than_the_shard_has(tmp_path: Path
     assert "not a regular file" in str(problem)
 
 
-def test_truncated_and_damaged_shards_raise(tmp_path: Path) -> None:
+def test_truncated_and_corrupt_shards_raise(tmp_path: Path) -> None:
     path = write_tar(tmp_path / "s.tar", [(f"{i}.txt", bytes([i]) * 700) for i in range(6)])
     good = path.read_bytes()
     end = 6 * (512 + 1024)
@@ -142,7 +142,7 @@ def test_a_header_that_tarfile_cannot_parse_raises_shard_error(tmp_path: Path, k
         path.write_bytes(before + hostile + closing_bytes(0))
         samples = read_samples(path)
         assert [next(samples).key for _ in found] == found
-        with pytest.raises(ShardError, match=r"s\.tar: damaged header"):
+        with pytest.raises(ShardError, match=r"s\.tar: corrupt header"):
             next(samples)
 
 

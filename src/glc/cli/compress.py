@@ -55,7 +55,7 @@ def _shared_options(command: Callable[..., None]) -> Callable[..., None]:
                 "-o", "--output", metavar="OUT", help="File or folder to write, or - for standard output."
             ),
             click.option(
-                "--model", metavar="NAME|FILE", help="Known model (see `glc models`) or weights file."
+                "--model", metavar="NAME|FILE", help="Weights file, or a name that `glc models` lists."
             ),
             click.option(
                 "--device",
@@ -105,7 +105,7 @@ def _number(ctx: click.Context, parameter: click.Parameter, value: float | None)
     "--quality",
     type=click.FloatRange(0, 100),
     callback=_number,
-    help="From 0 (fewest bits) to 100 (most bits); fractions are allowed.  [default: 50]",
+    help="From 0 (smallest file) to 100 (largest); fractions are allowed.  [default: 50]",
 )
 @click.option(
     "--target-bpp", type=float, callback=_positive, help="Maximum bits per pixel, instead of --quality."

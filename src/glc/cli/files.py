@@ -25,7 +25,7 @@ STREAM = "-"
 
 @dataclass(frozen=True)
 class Kind:
-    """The kind of file that a command reads, and the suffix of what it writes."""
+    """The kind of file that a command reads, and the suffix of its output."""
 
     noun: str
     """Name of the kind for messages, in the plural."""

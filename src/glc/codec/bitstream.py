@@ -9,7 +9,7 @@ offset  bytes  field
      4      4  fingerprint   first bytes of the weights' fingerprint
      8      2  width  - 1    of the image in pixels
     10      2  height - 1
-    12      2  rate          rate point times 4096, from 0 to (K - 1) * 4096
+    12      2  rate index    rate index times 4096, from 0 to (K - 1) * 4096; K: number of rate points
     14      n  payload       bytes of the entropy coder, up to the checksum; does not end in a zero byte
 14 + n      4  checksum      CRC-32 of everything before it
 ```
@@ -33,9 +33,9 @@ MAGIC = b"GLC"
 VERSION = 1
 """Incremented with every change of the format."""
 RATE_ONE = 4096
-"""Units of the rate field per rate point."""
+"""Units of the rate index in a file: it is stored times 4096."""
 MAX_RATES = 16
-"""Rate points that the rate field can hold."""
+"""Most rate points of a model; the field of the rate index can hold no more."""
 MAX_SIDE = 1 << 16
 """Longest side that the header can hold."""
 DEFAULT_LIMIT = 16384 * 16384
@@ -61,7 +61,7 @@ class Header:
     height: int
     """Pixels, 1 to 65536."""
     rate_index: int
-    """Rate point in units of 1 / `RATE_ONE`."""
+    """Rate index in units of 1 / `RATE_ONE`."""
 
 
 def pack(header: Header, payload: bytes) -> bytes:

@@ -30,7 +30,7 @@ from glc.models.coder import IndicesMapCoder
 
 
 class TargetWarning(UserWarning):
-    """The file is more than 3 % below its target: quality 100 needs no more, or no rate point is nearer."""
+    """The file is more than 3 % below its target: quality 100 needs no more, or no rate point is closer."""
 
 
 class Codec:
@@ -115,8 +115,8 @@ class Codec:
             target_bpp: instead of a quality: maximum bits per pixel, header included. The file is at most 3 %
                 smaller.
             target_size: the same in bytes.
-            optimize_latent: optimises E's latent for this image at the file's rate point (with a target: at
-                the rate point that E's latent needs).
+            optimize_latent: optimises E's latent for this image at the file's rate index (with a target: at
+                the rate index that E's latent needs).
 
         Raises:
             ImageError: the image cannot be read.
@@ -213,7 +213,7 @@ class Codec:
         Args:
             latent: l `[B, C, h, w]`, from `encode_latent`.
             sizes: height and width in pixels of each image.
-            rate_index: rate point in units of 1 / 4096, see `rate_index`.
+            rate_index: in units of 1 / 4096, see `rate_index`.
 
         Raises:
             MemoryLimitError: the entropy model needs more memory than the limit.
@@ -304,14 +304,14 @@ class Codec:
         Args:
             symbols: of one image, as `symbols` returns them.
             size: height and width of the image in pixels.
-            rate_index: rate point in units of 1 / 4096.
+            rate_index: in units of 1 / 4096, see `rate_index`.
 
         Raises:
-            ValueError: the symbols do not fit an image of that size at that rate point.
+            ValueError: the symbols do not fit an image of that size at that rate index.
             MemoryLimitError: the entropy model needs more memory than the limit.
         """
         if not 0 <= rate_index <= (self.model.num_rates - 1) * RATE_ONE or rate_index % self._unit:
-            raise ValueError(f"the model has no rate point {rate_index / RATE_ONE}")
+            raise ValueError(f"the model has no rate index {rate_index / RATE_ONE}")
         header = Header(fingerprint=self.fingerprint, width=size[1], height=size[0], rate_index=rate_index)
         latent_size = self._latent_size(header)
         self.latent_codec.check(symbols, latent_size)
@@ -320,7 +320,7 @@ class Codec:
         return bitstream.pack(header, payload)
 
     def rate_index(self, quality: float) -> int:
-        """Return the rate point of a quality from 0 to 100, in units of 1 / 4096.
+        """Return the rate index of a quality from 0 to 100, in units of 1 / 4096.
 
         Raises:
             ValueError: the quality is out of range.
@@ -331,7 +331,7 @@ class Codec:
         return round(quality / 100 * steps) * self._unit
 
     def quality_of(self, rate_index: int) -> float:
-        """Return the quality of a rate point in units of 1 / 4096; 0 if the model has only one."""
+        """Return the quality of a rate index in units of 1 / 4096; 0 if the model has one rate point."""
         return 100 * rate_index / max(1, (self.model.num_rates - 1) * RATE_ONE)
 
     @contextmanager
@@ -345,7 +345,7 @@ class Codec:
             return optimize(self.model, self.networks.padded(x), latent, rate_index / RATE_ONE, limit)
 
     def _search(self, latent: Tensor, x: Tensor, target: float) -> tuple[int, bytes]:
-        """Return the rate point (in units of 1 / 4096) of the largest file below a target, and the file."""
+        """Return the rate index (in units of 1 / 4096) of the largest file below a target, and the file."""
         height, width = x.shape[-2:]
         made: dict[int, bytes] = {}
 
@@ -372,7 +372,7 @@ class Codec:
                 )
             if header.rate_index > (self.model.num_rates - 1) * RATE_ONE or header.rate_index % self._unit:
                 raise CorruptFileError(
-                    f"corrupt file: the model has no rate point {header.rate_index / RATE_ONE}"
+                    f"corrupt file: the model has no rate index {header.rate_index / RATE_ONE}"
                 )
             headers.append(header)
             payloads.append(payload)

@@ -21,7 +21,7 @@ class LatentOptimization(Protocol):
     def __call__(
         self, model: GLC, x: Tensor, latent: Tensor, rate_index: float, memory: int | None
     ) -> Tensor:
-        """Return a latent for x `[1, 3, H, W]` in [-1, 1] at a rate point, using at most `memory` bytes."""
+        """Return a latent for x `[1, 3, H, W]` in [-1, 1] at a rate index, using at most `memory` bytes."""
         ...
 
 

@@ -1,4 +1,4 @@
-"""Search for the rate point whose file has a given size."""
+"""Search for the rate index or quality whose file has a given size."""
 
 import math
 from collections.abc import Callable

@@ -133,15 +133,15 @@ class Downsample(Degradation):
 
 
 class Mask(Degradation):
-    """Holes filled with mid grey: strokes as of a brush, and boxes, as many as cover a share of the image.
+    """Holes filled with mid grey: brush strokes and boxes, until they cover a share of the image.
 
-    The encoder sees the filled image and nothing else: what has holes is an ordinary image file.
+    The encoder gets the filled image and no mask, so an image with holes is an ordinary image file.
 
     Args:
-        share: of the image that is lost, at least; within [0, 0.9]. The last stroke or box may exceed it.
-        boxes: probability that a piece is a box and no stroke, within [0, 1].
-        canvas: side in pixels of the image that a smaller one is cut from: a training crop has holes of the
-            size that they have in whole images, and may have none. 1 draws holes for the crop itself.
+        share: minimum share of the image to cover, within [0, 0.9]; the last stroke or box may exceed it.
+        boxes: probability that a hole is a box instead of a stroke, within [0, 1].
+        canvas: side in pixels of the masks that those of smaller crops are cut from. Holes then have the size
+            that they have in complete images, and a crop may have none. 1: sample a mask for each crop.
     """
 
     def __init__(self, share: Range = (0.05, 0.25), boxes: float = 0.3, canvas: int = 512) -> None:

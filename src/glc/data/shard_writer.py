@@ -46,7 +46,7 @@ class Encoding:
 
 
 def make_key(position: int, name: str) -> str:
-    """Key of a sample: its position in the whole set (so it is unique) and a readable part of its name."""
+    """Key of a sample: its position in the set (so it is unique) and a readable part of its name."""
     stem = Path(name).stem
     readable = re.sub(r"[^A-Za-z0-9_-]+", "_", stem).strip("_")[:40]
     return f"{position:08d}-{readable}" if readable else f"{position:08d}"
@@ -98,7 +98,7 @@ MANIFEST = "manifest.json"
 
 
 class PackError(ValueError):
-    """Packing cannot start, or a packed set is damaged; the message names the cause and the fix."""
+    """Packing cannot start, or a packed set is corrupt; the message names the cause and the fix."""
 
 
 @dataclass
@@ -158,7 +158,7 @@ def read_manifest(folder: str | os.PathLike[str]) -> Manifest:
 
     Raises:
         FileNotFoundError: the file does not exist.
-        PackError: it is damaged, or of a newer format.
+        PackError: it is corrupt, or of a newer format.
     """
     path = Path(folder) / MANIFEST
     content = load_json(path)
@@ -171,7 +171,7 @@ def read_manifest(folder: str | os.PathLike[str]) -> Manifest:
         shards = [ShardRecord(**shard) for shard in content["shards"]]
         return Manifest(content["name"], content["settings"], shards)
     except (KeyError, TypeError) as error:
-        raise PackError(f"{path}: damaged ({error!r}); pack again with --force") from error
+        raise PackError(f"{path}: corrupt ({error!r}); pack again with --force") from error
 
 
 def load_json(path: Path) -> dict[str, Any]:

@@ -1,10 +1,8 @@
 """Training checkpoints: written with a SHA-256, opened once, read without executing code.
 
 `torch.save` writes a zip archive, which may end in a comment. glc writes the comment `sha256:` and 64
-hexadecimal
-digits: the checksum of all bytes before the comment was added. Zip tools and `torch.load` ignore it, and a
-    single
-file can be renamed atomically.
+hexadecimal digits: the checksum of the file without the comment. Zip tools and `torch.load` ignore it, and
+the checkpoint remains a single file, which can be renamed atomically.
 """
 
 import hashlib
@@ -20,7 +18,7 @@ from glc.errors import WeightsError
 from glc.io.atomic import replacing
 
 CHECKPOINT_FORMAT = 1
-"""Version of what glc's training adds to a checkpoint under the key `glc`."""
+"""Version of the entry `glc` that training adds to a checkpoint."""
 
 _MARK = b"sha256:"
 _DIGITS = 64

@@ -26,7 +26,7 @@ MANIFEST = "manifest.json"
 FAILURES = "failures.jsonl"
 STATE = ".glc"
 _STATE_SUFFIXES = (".json", ".journal", ".part", ".mark")
-REMEDY = "choose another folder with -o, or replace what is there with --force"
+REMEDY = "choose another folder with -o, or replace its content with --force"
 
 
 class JobError(ValueError):

@@ -176,7 +176,7 @@ def _damage() -> Iterator[None]:
     except (OSError, tarfile.TarError):
         raise
     except Exception as error:
-        raise tarfile.ReadError(f"damaged header ({type(error).__name__})") from error
+        raise tarfile.ReadError(f"corrupt header ({type(error).__name__})") from error
 
 
 def _check_end(path: Path, end: int) -> None:

@@ -1,4 +1,4 @@
-"""Self-attention over latents, in windows or over the whole map."""
+"""Self-attention over latents, in windows or global."""
 
 import torch
 import torch.nn.functional as F

@@ -42,7 +42,7 @@ class RandomAugmentation(nn.Module):
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         """Return the distances `[B]` between x and y `[B, 3, H, W]` in [-1, 1].
 
-        Cropping and downscaling leave at least `LEAST` pixels per side, or the whole side if it is shorter.
+        Cropping and downscaling leave at least `LEAST` pixels per side, or all of the side if it is shorter.
         """
         return self.distance(*self.augment(x, y)) if self.training else self.distance(x, y)
 

@@ -131,7 +131,7 @@ def _features_for(slices: nn.Module, path: Path) -> dict[str, Tensor]:
 def _read_state_dict(path: Path) -> dict[str, Tensor]:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises a different type for each kind of damage
+    except Exception as error:  # torch raises a different type for each kind of corruption
         raise ValueError(
             f"{path}: cannot be read as a file of tensors ({type(error).__name__}); replace it"
         ) from error

@@ -102,11 +102,11 @@ class TransformCoder(nn.Module):
                 layers[-1].project.bias[:shifted] += 1
 
     def forward(self, latent: Tensor, rate_index: Rate, noise: bool = False) -> CoderOutput:
-        """Code l `[B, C, h, w]`, h and w multiples of 4, at a rate point.
+        """Code l `[B, C, h, w]`, h and w multiples of 4, at a rate index.
 
         Args:
             latent: l.
-            rate_index: rate point(s).
+            rate_index: one for all images, or one per image `[B]`.
             noise: estimate bits with uniform noise instead of rounding (training).
         """
         y = self.analysis(latent, rate_index)
@@ -170,10 +170,10 @@ class IndicesMapCoder(nn.Module):
             quantizer.embedding.copy_(codebook[nearest_code(centres, codebook)])
 
     def forward(self, latent: Tensor, rate_index: Rate, noise: bool = False) -> CoderOutput:
-        """Code l at a rate point.
+        """Code l at a rate index.
 
         Raises:
-            ValueError: a rate point between or outside the trained ones.
+            ValueError: a rate index between or outside the trained rate points.
         """
         b = latent.shape[0]
         points = [
@@ -182,7 +182,7 @@ class IndicesMapCoder(nn.Module):
         ]
         if any(r != int(r) or not 0 <= r < self.num_rates for r in points):
             raise ValueError(
-                f"rate points of indices-map coding are the integers 0 to {self.num_rates - 1}, got {points}"
+                f"rate indexes of indices-map coding are the integers 0 to {self.num_rates - 1}, got {points}"
             )
         quantized = [self.codebooks[int(r)](latent[i : i + 1]) for i, r in enumerate(points)]
         indices = torch.cat([q.indices for q in quantized])

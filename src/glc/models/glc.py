@@ -74,11 +74,11 @@ class GLC(nn.Module):
 
         Args:
             x: `[B, 3, H, W]` in [-1, 1], sides multiples of `stride`.
-            rate_index: rate point in `[0, K - 1]`: an int, a float between points, or one per image `[B]`.
+            rate_index: in `[0, K - 1]`: an int, a float between rate points, or one per image `[B]`.
             noise: estimate bits with uniform noise instead of rounding (training).
 
         Raises:
-            ValueError: x has the wrong shape, or the rate point is out of range.
+            ValueError: x has the wrong shape, or the rate index is out of range.
         """
         if x.dim() != 4 or x.shape[1] != 3:
             raise ValueError(f"x must be [B, 3, H, W], got {list(x.shape)}")

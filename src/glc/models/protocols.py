@@ -67,10 +67,10 @@ class LatentDecoder(Protocol):
 
 
 class Transform(Protocol):
-    """g_a or g_s: maps `[B, in, h, w]` to `[B, out, h, w]` at a rate point (`glc.models.transform.Rate`)."""
+    """g_a or g_s: maps `[B, in, h, w]` to `[B, out, h, w]` at a rate index (`glc.models.transform.Rate`)."""
 
     def __call__(self, x: Tensor, rate_index: int | float | Tensor, /) -> Tensor:
-        """Return the transform; rate points may differ within a batch."""
+        """Return the transform; rate indexes may differ within a batch."""
         ...
 
 

@@ -6,7 +6,8 @@ from torch import Tensor, nn
 from glc.layers.blocks import GatedDepthConvBlock
 
 Rate = int | float | Tensor
-"""A rate point from 0 (fewest bits): an int, a float between two points, or one per image `[B]`."""
+"""A rate index from 0 (fewest bits) to K - 1, the trained rate points: an int, a float between two,
+or one per image `[B]`."""
 
 
 class RateScaler(nn.Module):
@@ -29,11 +30,11 @@ class RateScaler(nn.Module):
         self.scale = nn.Parameter((ratio**exponents)[:, None].repeat(1, channels))
 
     def forward(self, rate_index: Rate) -> Tensor:
-        """Return the scales `[1 or B, N, 1, 1]` at a rate point.
+        """Return the scales `[1 or B, N, 1, 1]` at a rate index.
 
         Raises:
-            ValueError: a rate point lies outside `[0, K - 1]`. Points on an accelerator are not checked,
-                which would synchronise with it.
+            ValueError: a rate index lies outside `[0, K - 1]`. Indexes on an accelerator are not checked,
+                because that would synchronise with it.
         """
         if not isinstance(rate_index, Tensor):
             self._check(rate_index)
@@ -83,5 +84,5 @@ class RateTransform(nn.Module):
         )
 
     def forward(self, x: Tensor, rate_index: Rate) -> Tensor:
-        """Transform a map at a rate point; height and width are unchanged."""
+        """Transform a map at a rate index; height and width are unchanged."""
         return self.tail(self.head(x) * self.scaler(rate_index))

@@ -244,11 +244,11 @@ def _networks(source: Source, own: Sequence[str], pixels: bool) -> tuple[dict[st
     """
     if TrainingLabel.MARK in source.metadata:
         found = {name: strip_prefix(source.tensors, name) for name in TRAINING_NETWORKS}
-        damaged = [key for key, tensor in source.tensors.items() if not tensor.isfinite().all()]
-        if damaged or not any(found.values()):
+        broken = [key for key, tensor in source.tensors.items() if not tensor.isfinite().all()]
+        if broken or not any(found.values()):
             raise WeightsError(
                 f"{source.path}: corrupt training weights: "
-                + (f"{damaged[0]} has non-finite values" if damaged else "no known network")
+                + (f"{broken[0]} has non-finite values" if broken else "no known network")
             )
         return {name: state for name, state in found.items() if state}, "The file holds training weights"
     if source.checkpoint is not None:
@@ -282,6 +282,6 @@ def _completed(found: dict[str, dict[str, Tensor]]) -> dict[str, dict[str, Tenso
 def _fitting(weights: dict[str, Tensor], network: nn.Module) -> dict[str, Tensor]:
     """Return the weights, with refinement blocks added if the decoder has them and the file does not."""
     if isinstance(network, Decoder) and network.fine_blocks and len(weights) < len(network.state_dict()):
-        with suppress(KeyError, RuntimeError):  # of another decoder: what differs is said later
+        with suppress(KeyError, RuntimeError):  # of another decoder: the difference is reported later
             return network.inflate(weights)
     return weights

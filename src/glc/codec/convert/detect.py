@@ -79,7 +79,7 @@ def recognize(source: Source, kind: str = "auto") -> ThirdPartyFile:
         found = next(kinds, None)
         if found is None:
             raise WeightsError(
-                f"{source.path}: unknown layout (supported: {', '.join(KINDS)}, and checkpoints of glc);  "
+                f"{source.path}: unknown layout (supported: {', '.join(KINDS)}, and checkpoints of glc); "
                 f"the first of its {len(names)} tensors: {', '.join(sorted(names)[:3])}"
             )
         kind = found

@@ -431,7 +431,7 @@ LAYOUTS = {
             spread=frozenset({"q_enc", "q_dec"}),
         ),
         Layout(
-            kind="taming",  # f=16 with 16384 codes, and others; latent diffusion's
+            kind="taming",  # f=16 with 16384 codewords, and others; latent diffusion's
             title="VQGAN of taming-transformers",
             signs=("encoder.down.", "decoder.up."),
             sizes={
@@ -445,7 +445,7 @@ LAYOUTS = {
             ignored=("loss.", "model_ema."),  # discriminator, LPIPS; EMA weights
         ),
         Layout(
-            kind="codeformer",  # aligned faces of 512 pixels: f=32, 1024 codes
+            kind="codeformer",  # aligned faces of 512 pixels: f=32, 1024 codewords
             title="CodeFormer VQGAN",
             signs=("generator.blocks.", "encoder.blocks."),
             sizes={

@@ -54,7 +54,7 @@ class AnsDecoder:
         try:
             self.coder = _Stack(np.frombuffer(padded, "<u4").astype(np.uint32))
         except ValueError as error:
-            raise CorruptFileError("damaged: the payload ends in zeros") from error
+            raise CorruptFileError("corrupt file: the payload ends in zeros") from error
 
     def pop_bits(self, count: int, bits: int) -> np.ndarray:
         """Decode `count` integers of `bits` bits each, int64."""
@@ -71,7 +71,7 @@ class AnsDecoder:
             CorruptFileError: if data is left.
         """
         if not self.coder.is_empty():
-            raise CorruptFileError("damaged: the payload holds more than the image")
+            raise CorruptFileError("corrupt file: the payload holds more than the image")
 
 
 def _slices(bits: int) -> list[tuple[int, int]]:
@@ -188,7 +188,7 @@ class IntegerModel:
             excess[chosen] += stack.pop_bits(int(chosen.sum()), length - 1)
         symbols = np.where(below, low - excess, high + excess)
         if np.abs(symbols).max() > SYMBOL_LIMIT:
-            raise CorruptFileError("damaged: a symbol lies beyond the limit")
+            raise CorruptFileError(f"corrupt file: a symbol exceeds {SYMBOL_LIMIT}")
         return symbols.astype(np.int32)
 
 

@@ -148,7 +148,7 @@ class TransformLatentCodec:
         return _BYTES_PER_ELEMENT * batch * self.context.channels * size[0] * size[1]
 
     def encode(self, latent: Tensor, rate_index: Tensor) -> tuple[list[bytes], Symbols]:
-        """Return the payloads and the symbols of latents l `[B, C, h, w]` at rate points `[B]`."""
+        """Return the payloads and the symbols of latents l `[B, C, h, w]` at rate indexes `[B]`."""
         y = self._transform("g_a", self.coder.analysis, latent, rate_index)
         if not y.isfinite().all():
             raise ValueError("the transform of the image is not finite; check the weights")
@@ -179,7 +179,7 @@ class TransformLatentCodec:
         _check("z", symbols.z, (1, *self._z_shape(size)), *self.z_limits)
 
     def write(self, symbols: Symbols, rate_index: Tensor) -> list[bytes]:
-        """Return the payloads of given symbols at rate points `[B]`; the same bytes on every machine."""
+        """Return the payloads of given symbols at rate indexes `[B]`; the same bytes on every machine."""
         y = symbols.y.to(self.device)
         return self._write(symbols.z, lambda step: y)[0]
 
@@ -210,7 +210,7 @@ class TransformLatentCodec:
         Args:
             payloads: of B images of one size.
             size: h, w of the latent.
-            rate_index: rate points `[B]`.
+            rate_index: rate indexes `[B]`.
 
         Raises:
             CorruptFileError: if a payload is corrupt.
@@ -304,7 +304,7 @@ class IndicesMapLatentCodec:
         return 8 * batch * size[0] * size[1]
 
     def encode(self, latent: Tensor, rate_index: Tensor) -> tuple[list[bytes], Symbols]:
-        """Return the payloads and the symbols of latents l `[B, C, h, w]` at integer rate points `[B]`."""
+        """Return the payloads and the symbols of latents l `[B, C, h, w]` at integer rate indexes `[B]`."""
         with self.stage(CODEBOOK_SEARCH):
             indices = self.coder(latent, rate_index).symbols.to(torch.int32)
         indices = indices.cpu()
@@ -316,10 +316,10 @@ class IndicesMapLatentCodec:
         _check("y", symbols.y, (1, *size), 0, max(self.coder.sizes) - 1)
 
     def write(self, symbols: Symbols, rate_index: Tensor) -> list[bytes]:
-        """Return the payloads of given symbols at integer rate points `[B]`.
+        """Return the payloads of given symbols at integer rate indexes `[B]`.
 
         Raises:
-            ValueError: if an index is out of range for its rate point.
+            ValueError: if an index is out of range for its rate index.
         """
         payloads = []
         for point, values in zip(rate_index.tolist(), symbols.y.numpy(), strict=True):

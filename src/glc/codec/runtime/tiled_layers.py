@@ -49,7 +49,7 @@ class TiledLayer(Protocol):
     scale: float
     """Rows of the output per row of the input."""
     halo: int
-    """Receptive-field radius in input rows; -1 if an output depends on the whole map."""
+    """Receptive-field radius in input rows; -1 if an output depends on the complete map."""
     makes_map: bool
     """Whether the output is a new map rather than the overwritten input."""
     scratch_channels: int
@@ -102,7 +102,7 @@ class TiledAttention:
     """`WindowAttention`, a few rows of windows at a time; overwrites its input."""
 
     scale = 1.0
-    halo = -1  # a whole window: too large a halo
+    halo = -1  # a complete window: too large a halo
     makes_map = False
     scratch_channels = 0
 
@@ -198,7 +198,7 @@ class TiledConvolution:
 
 
 def has_global_norm(modules: tuple[nn.Module, ...]) -> bool:
-    """Whether a module normalises over the whole map."""
+    """Whether a module normalises over the complete map."""
     return any(isinstance(module, nn.GroupNorm) for module in modules)
 
 

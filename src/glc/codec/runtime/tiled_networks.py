@@ -152,7 +152,7 @@ class TiledDecoder:
     """D in row tiles, from a latent to the rows of an image.
 
     The layers before the first upsampling always run in float32: they hold most of the weights but few of the
-    multiplications, and their errors spread over the whole image.
+    multiplications, and their errors spread over the complete image.
 
     Args:
         decoder: the network; its present weights are used.

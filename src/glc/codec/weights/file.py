@@ -172,7 +172,7 @@ class VariantLabel(Label):
     fingerprint: str
     """Of the codec that it was made for, 64 hexadecimal digits."""
     about: Mapping[str, Any] = field(default_factory=dict)
-    """What it was trained for (stage, degradation, style), as plain values; for people."""
+    """What it was trained for (stage, degradation, style), as plain values; informative."""
 
     MARK = "part"
     USE = "one {self.kind}: use it with --{self.kind}"
@@ -228,7 +228,7 @@ class TrainingLabel(Label):
         words = ", ".join(TRAINING_NETWORKS[name] for name in self.networks)
         return {
             self.MARK: json.dumps({"networks": list(self.networks), "decoder": self.decoder}),
-            "content": f"{words}: what training needs besides the codec, for init_from=[CODEC,FILE]",
+            "content": f"{words}: training weights of a codec, for init_from=[CODEC,FILE]",
         }
 
 
@@ -387,7 +387,7 @@ def read_weights(path: str | Path, mapped: bool = False, trust: Trust = ()) -> W
 
     Args:
         path: the file.
-        mapped: see `open_weights`. For codecs, which use a part of the tensors at a time; not for training.
+        mapped: see `open_weights`. For codecs, which use some of the tensors at a time; not for training.
         trust: packages whose networks it may name, see `glc.codec.weights.trust`.
 
     Raises:

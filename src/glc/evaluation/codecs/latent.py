@@ -64,7 +64,7 @@ class LatentCodec(ImageCodec):
         return self.codec.compress(image, quality, optimize_latent=self._optimizer)
 
     def _search(self, image: Image.Image, target_bpp: float) -> bytes:
-        # The codec encodes the latent once for the whole search.
+        # The codec encodes the latent once per search.
         return self.codec.compress(image, target_bpp=target_bpp, optimize_latent=self._optimizer)
 
     def decode(self, data: bytes) -> Image.Image:

@@ -1,4 +1,4 @@
-"""Codebooks in training: k-means initialisation, dead-code restart, and histograms of code usage.
+"""Codebooks in training: k-means initialisation, dead-code restart, and histograms of codebook usage.
 
 Both callbacks work with any module that records its quantizers' inputs as `glc.training.stages.base.Stage`
 does, and do nothing for others.

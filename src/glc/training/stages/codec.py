@@ -85,7 +85,7 @@ class CodecStage(Stage):
         return missing
 
     def sample_rates(self, x: Tensor) -> Tensor:
-        """Sample a rate point for each image `[B]`: this device's part of one sample for the whole step."""
+        """Sample a rate point for each image `[B]`: this device's share of the sample of the step."""
         b, world, accumulate = len(x), self.trainer.world_size, self.optimization.accumulate
         step = self.position - self.accumulated  # the position of the step's first batch
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + step)
