@@ -64,17 +64,12 @@ def test_vqgan(model: str, count: int | None, factor: int, codes: int, dim: int)
         assert count_parameters(network) == count
 
 
-def test_deployed_natural_codec_has_105_million_parameters() -> None:
-    assert count_parameters(codec("natural")) == 104_639_107
-
-
-def test_deployed_facial_codec_parameters() -> None:
+def test_deployed_codecs_and_code_predictor() -> None:
+    natural = 104_639_107
+    assert count_parameters(codec("natural")) == natural
     # The published VQGAN without C, and the natural model's coder with a C_h of 1024 codes instead of 16384.
-    coder = 104_639_107 - (76_073_859 - 16384 * 256) - (16384 - 1024) * 256
+    coder = natural - (76_073_859 - 16384 * 256) - (16384 - 1024) * 256
     assert count_parameters(codec("facial")) == (63_740_099 - 1024 * 256) + coder
-
-
-def test_code_predictor() -> None:
     predictor = build(configure("model=natural").stage.module.predictor)
     assert isinstance(predictor, CodePredictor)
     assert count_parameters(predictor) == 27_577_344
@@ -85,13 +80,10 @@ def stored(module: nn.Module) -> int:
     return sum(tensor.numel() for tensor in module.state_dict().values())
 
 
-def test_small_codec_fits_in_24_megabytes_of_half_precision() -> None:
-    assert 2e6 < stored(codec("small")) <= 12e6
-
-
-@pytest.mark.parametrize("variants", ["[]", "factorized", "indices_map"])
-def test_tiny_codec_has_less_than_a_million_numbers(variants: str) -> None:
-    assert stored(codec("tiny", f"model/variants={variants}")) < 1e6
+def test_small_codecs_are_small() -> None:
+    assert 2e6 < stored(codec("small")) <= 12e6  # 24 MB in half precision
+    for variants in ("[]", "factorized", "indices_map"):
+        assert stored(codec("tiny", f"model/variants={variants}")) < 1e6
 
 
 def test_config_groups_select_the_ablations() -> None:
@@ -162,13 +154,8 @@ def test_natural_codec_part_by_part() -> None:
 @pytest.mark.parametrize(
     ("model", "file", "encoder", "decoder"),
     [
-        (
-            "natural",
-            "taming_vqgan_state_dict.json",
-            ("encoder.", "quant_conv."),
-            ("decoder.", "post_quant_conv."),
-        ),
-        ("facial", "codeformer_vqgan_state_dict.json", ("encoder.",), ("generator.",)),
+        ("natural", "taming", ("encoder.", "quant_conv."), ("decoder.", "post_quant_conv.")),
+        ("facial", "codeformer", ("encoder.",), ("generator.",)),
     ],
 )
 def test_vqgan_part_by_part(
@@ -180,4 +167,4 @@ def test_vqgan_part_by_part(
         decoder: [network.decoder],
         ("quantize.",): [network.quantizer],
     }
-    compare(listing(file), parts)
+    compare(listing(f"{file}_vqgan_state_dict.json"), parts)
