@@ -239,18 +239,6 @@ def test_models_and_devices_are_checked_before_any_work(
         assert {path: Path(path).read_bytes() for path in tree(".")} == before
 
 
-def test_without_any_model_the_error_names_the_fix(glc: Glc, monkeypatch: pytest.MonkeyPatch) -> None:
-    glc("compress", image("a.png"))
-    monkeypatch.delenv("GLC_MODELS")
-    monkeypatch.setattr("glc.pretrained.__path__", [])
-    for name in (["compress", "a.png"], ["decompress", "a.glc"]):
-        result = glc(*name, "--force")
-        assert result.exit_code == 2
-        assert "there is no model 'small'" in result.stderr
-        assert "glc export" in result.stderr
-        assert "--model" in result.stderr
-
-
 def test_a_terminal_shows_a_progress_bar_for_several_files(glc: Glc) -> None:
     for name in ("a.png", "b.png"):
         image(name)

@@ -102,15 +102,6 @@ def test_training_changes_the_image_and_not_the_network(squeeze_dir: Path) -> No
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
 
 
-def test_follows_the_device_and_keeps_float32(squeeze_dir: Path) -> None:
-    loss = LPIPS("squeeze", squeeze_dir)
-    nn.ModuleList([loss]).bfloat16()
-    assert {p.dtype for p in loss.network.module.parameters()} == {torch.float32}
-    nn.ModuleList([loss]).to("meta")
-    assert {p.device.type for p in loss.network.module.parameters()} == {"meta"}
-    assert loss.network.module.scaling_layer.shift.device.type == "meta"
-
-
 def test_precision_under_autocast(squeeze_dir: Path) -> None:
     exact, fast = LPIPS("squeeze", squeeze_dir), LPIPS("squeeze", squeeze_dir, precision="autocast")
     x, y = images()

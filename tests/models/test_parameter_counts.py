@@ -1,9 +1,5 @@
 """The configured models have the published sizes, part by part."""
 
-import json
-import os
-from collections import Counter
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -103,68 +99,3 @@ def test_attention_windows_follow_the_configuration(model: str) -> None:
         network = codec(model, f"model.window={choice}")
         windows = {module.window for module in network.modules() if hasattr(module, "window")}
         assert windows == {window}
-
-
-def listing(name: str) -> dict[str, list[int]]:
-    folder = os.environ.get("GLC_REFERENCE")
-    if not folder:
-        pytest.skip("to compare with the published layouts: GLC_REFERENCE=FOLDER, which holds " + name)
-    return json.loads((Path(folder) / name).read_text())
-
-
-def shapes(modules: Iterable[nn.Module]) -> Counter[tuple[int, ...]]:
-    return Counter(tuple(p.shape) for module in modules for p in module.parameters())
-
-
-def compare(published: dict[str, list[int]], parts: dict[tuple[str, ...], list[nn.Module]]) -> None:
-    """Each part has as many tensors of each shape as the names with its prefixes, and no name is left."""
-    left = dict(published)
-    for prefixes, modules in parts.items():
-        names = [name for name in left if name.startswith(prefixes)]
-        # The scales of the rate points are [K, N] here, [K, N, 1, 1] there.
-        wanted = Counter(tuple(left[n][:2] if n.startswith("q_") else left[n]) for n in names)
-        assert shapes(modules) == wanted, prefixes
-        for name in names:
-            del left[name]
-    assert not left
-
-
-def test_natural_codec_part_by_part() -> None:
-    published = listing("glc_image_state_dict.json")
-    network, c = codec("natural"), vqgan("natural").quantizer
-    coder = network.coder
-    assert isinstance(coder, TransformCoder)
-    predictor = build(configure("model=natural").stage.module.predictor)
-    parts: dict[tuple[str, ...], list[nn.Module]] = {
-        ("vqgan.encoder.",): [network.encoder],
-        ("vqgan.generator.",): [network.decoder],
-        ("vqgan.quantize.",): [c],
-        ("enc.", "q_enc"): [coder.analysis],
-        ("dec.", "q_dec"): [coder.synthesis],
-        ("hyper_enc.",): [coder.hyper.analysis],
-        ("hyper_dec.", "y_prior_fusion."): [coder.hyper.synthesis],
-        ("z_vq.",): [coder.hyper.quantizer],
-        ("y_spatial_prior",): [coder.context],
-        ("code_pred_loss.",): [predictor],
-        ("code_pred_pix_loss.",): [predictor],
-    }
-    compare(published, parts)
-
-
-@pytest.mark.parametrize(
-    ("model", "file", "encoder", "decoder"),
-    [
-        ("natural", "taming", ("encoder.", "quant_conv."), ("decoder.", "post_quant_conv.")),
-        ("facial", "codeformer", ("encoder.",), ("generator.",)),
-    ],
-)
-def test_vqgan_part_by_part(
-    model: str, file: str, encoder: tuple[str, ...], decoder: tuple[str, ...]
-) -> None:
-    network = vqgan(model)
-    parts: dict[tuple[str, ...], list[nn.Module]] = {
-        encoder: [network.encoder],
-        decoder: [network.decoder],
-        ("quantize.",): [network.quantizer],
-    }
-    compare(listing(f"{file}_vqgan_state_dict.json"), parts)
