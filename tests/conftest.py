@@ -4,6 +4,7 @@ import logging
 import os
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 # Workers side by side share the cores: a thread for each, and for each program that a test starts.
 SHARED = "PYTEST_XDIST_WORKER" in os.environ
@@ -52,3 +53,12 @@ def isolated() -> None:
     logging.getLogger("glc").setLevel(logging.NOTSET)
     logging.getLogger("lightning.pytorch").setLevel(logging.INFO)
     logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.NOTSET)
+
+
+@pytest.fixture
+def offline(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Use no network and an empty cache of weights; return the cache's folder."""
+    home = tmp_path_factory.mktemp("torch")
+    monkeypatch.setenv("GLC_OFFLINE", "1")
+    monkeypatch.setenv("TORCH_HOME", str(home))
+    return home / "hub" / "checkpoints"

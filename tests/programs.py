@@ -62,7 +62,7 @@ class Started:
         self.shown = [Path(self.folder.name, name) for name in ("out", "err")]
         variables = {**os.environ, "OMP_NUM_THREADS": "1", **(environment or {})}
         outputs = [str(self.shown[0]), terminal or str(self.shown[1])]
-        self.process = _context().Process(target=_run, args=(self.words, variables, str(folder), outputs))
+        self.process = fork_server().Process(target=_run, args=(self.words, variables, str(folder), outputs))
         self.process.start()
 
     def running(self) -> bool:
@@ -119,7 +119,8 @@ def load_script(name: str) -> types.ModuleType:
 
 
 @cache
-def _context() -> ForkServerContext:
+def fork_server() -> ForkServerContext:
+    """Return a context whose processes begin with the usual imports done."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(IMPORTED)
     with patch.dict(os.environ, OMP_NUM_THREADS="1"):

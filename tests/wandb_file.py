@@ -67,9 +67,8 @@ def read_offline_run(path: Path) -> OfflineRun:
         elif kind == "config":
             _update(run.config, record.config.update)
         elif kind == "history":
-            row: dict[str, Any] = {}
-            _update(row, record.history.item)
-            run.history.append(row)
+            run.history.append({})
+            _update(run.history[-1], record.history.item)
         elif kind == "summary":
             _update(run.summary, record.summary.update)
         elif kind == "exit":
@@ -77,10 +76,8 @@ def read_offline_run(path: Path) -> OfflineRun:
         elif kind == "metric":
             metric = record.metric
             options = [option.name for option, on in metric.summary.ListFields() if on]
-            run.definitions[metric.name or metric.glob_name] = {
-                "step": metric.step_metric,
-                "summary": options,
-            }
+            about = {"step": metric.step_metric, "summary": options}
+            run.definitions[metric.name or metric.glob_name] = about
     return run
 
 

@@ -74,9 +74,7 @@ def test_a_file_with_the_name_of_a_model_does_not_hide_it(
     assert both.first == "mine.safetensors"
     assert {"mine", "mine.safetensors"} <= set(both.models)
     assert both.codec("mine").weights.fingerprint != both.codec(both.first).weights.fingerprint
-
-
-def test_the_file_of_a_model_is_that_model(service: Service, folder: Path) -> None:
+    # The model's own file is that model.
     named = Service(str(folder / "mine.safetensors"), "cpu")
     assert named.first == "mine"
     assert named.models.keys() == service.models.keys()
@@ -170,13 +168,10 @@ def test_canvas_fits_into_the_upload_limit(service: Service, folder: Path, tmp_p
     assert (rows.min(), columns.min(), rows.max(), columns.max()) == pytest.approx((24, 36, 38, 50), abs=1)
 
 
-def test_without_a_model_the_error_names_the_option(
+def test_a_model_may_be_given_by_its_file_alone(
     tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("GLC_MODELS", str(tmp_path))
-    if not glc.codec.weights.catalog.catalog():
-        with pytest.raises(glc.WeightsError, match="--model"):
-            Service()
     alone = Service(str(folder / "other.safetensors"), "cpu")
     assert alone.first == "other"
     assert alone.models["other"] == str(folder / "other.safetensors")

@@ -1,7 +1,6 @@
 """Each benchmark at a small size."""
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +16,6 @@ from benchmarks.random_weights import random_weights
 from glc.cli import main as cli
 from glc.codec.weights.file import read_weights
 from tests.codec.fixed_model import fixed_codec_weights, fixed_image
-
-
-@pytest.fixture(autouse=True)
-def threads() -> Iterator[None]:
-    """Restore the number of threads afterwards."""
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
 
 
 def measured(folder: Path, name: str, *words: object) -> dict[str, Any]:

@@ -1,13 +1,17 @@
-"""Two small known models, and a fixture that runs commands in this process."""
+"""Two small known models, commands in this process, and test images."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
+from PIL import Image
 
 from glc.cli import main
-from tests.cli.runs import Glc
-from tests.codec.fixed_model import fixed_codec_weights
+from tests.codec.fixed_model import fixed_codec_weights, fixed_image
+
+Glc = Callable[..., Result]
+"""Takes arguments and, as `stdin`, bytes for standard input."""
 
 
 @pytest.fixture(scope="session")
@@ -32,3 +36,15 @@ def glc(models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Glc:
         return result
 
     return run
+
+
+def image(path: str | Path, height: int = 40, width: int = 50, seed: int = 0) -> Path:
+    """Write an image and return its path."""
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(fixed_image(height, width, seed)).save(path)
+    return Path(path)
+
+
+def tree(folder: str | Path) -> list[str]:
+    """Return the files under a folder."""
+    return sorted(p.relative_to(folder).as_posix() for p in Path(folder).rglob("*") if p.is_file())

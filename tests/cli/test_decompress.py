@@ -13,7 +13,7 @@ from glc.cli.files import read_glc, read_image
 from glc.codec import bitstream
 from glc.codec.weights.file import read_weights
 from glc.codec.weights.trust import Trust
-from tests.cli.runs import Glc, image, tree
+from tests.cli.conftest import Glc, image, tree
 
 
 def test_the_image_equals_that_of_the_library(glc: Glc, models: Path) -> None:
@@ -98,16 +98,12 @@ def test_the_error_for_wrong_weights_names_the_right_model(
 def test_truncated_and_corrupt_files_are_refused(glc: Glc) -> None:
     glc("compress", image("a.png"))
     complete = Path("a.glc").read_bytes()
-    flipped = bytearray(complete)
-    flipped[20] ^= 4
-    later = complete[:3] + b"\x02" + complete[4:]
     for data, message in (
         (b"", "the file is empty"),
         (b"\x89PNG" + bytes(100), "not a .glc file"),
         (complete[:10], "truncated file: 10 bytes"),
         (complete[:-1], "corrupt or truncated file: "),
-        (bytes(flipped), "corrupt or truncated file: "),
-        (later, "the file has format version 2"),
+        (complete[:3] + b"\x02" + complete[4:], "the file has format version 2"),
     ):
         Path("bad.glc").write_bytes(data)
         for command in ("decompress", "info"):
@@ -119,13 +115,17 @@ def test_truncated_and_corrupt_files_are_refused(glc: Glc) -> None:
     assert tree(".") == ["a.glc", "a.png", "bad.glc"]
 
 
-def test_a_corrupt_size_is_reported_as_corruption(glc: Glc) -> None:
+def test_max_pixels_limits_the_size_and_a_corrupt_size_is_corruption(glc: Glc) -> None:
     glc("compress", image("a.png", 40, 50))
+    result = glc("decompress", "a.glc", "-o", "b.png", "--max-pixels", 1999)
+    assert result.exit_code == 2
+    assert result.stderr == "a.glc: the image has 50 x 40 pixels, above the limit of 1999\n"
+    assert glc("decompress", "a.glc", "-o", "b.png", "--max-pixels", 2000).exit_code == 0
     damaged = bytearray(Path("a.glc").read_bytes())
     damaged[8:12] = b"\xff\xff\xff\xff"
     Path("a.glc").write_bytes(damaged)
     for more in ((), ("--max-pixels", 100)):
-        result = glc("decompress", "a.glc", "-o", "b.png", *more)
+        result = glc("decompress", "a.glc", "-o", "c.png", *more)
         assert result.exit_code == 2
         assert result.stderr.startswith("a.glc: corrupt or truncated file: ")
     # Longer than any file that is accepted: the end is not waited for.
@@ -144,11 +144,3 @@ def test_reading_allocates_in_proportion_to_the_input(glc: Glc) -> None:
             peak = tracemalloc.get_traced_memory()[1]
             tracemalloc.stop()
             assert peak < 4 * len(data)
-
-
-def test_max_pixels_limits_the_image_size(glc: Glc) -> None:
-    glc("compress", image("a.png", 40, 50))
-    result = glc("decompress", "a.glc", "--force", "--max-pixels", 1999)
-    assert result.exit_code == 2
-    assert result.stderr == "a.glc: the image has 50 x 40 pixels, above the limit of 1999\n"
-    assert glc("decompress", "a.glc", "--force", "--max-pixels", 2000).exit_code == 0

@@ -1,26 +1,20 @@
 """`glc compress --optimize-latent`, with LPIPS' weights from a folder."""
 
 import os
-import tarfile
 from pathlib import Path
 
 import pytest
 
-from tests.cli.runs import Glc, image, tree
-from tests.losses.test_perceptual import FILES, reference, save_features
+from tests.cli.conftest import Glc, image, tree
+from tests.jobs.stand_ins import read_tar, write_tar
+from tests.short_runs import stand_in_weights
 
-
-@pytest.fixture(autouse=True)
-def offline(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
-    monkeypatch.setenv("GLC_OFFLINE", "1")
-    monkeypatch.setenv("TORCH_HOME", str(tmp_path_factory.mktemp("torch")))
+pytestmark = pytest.mark.usefixtures("offline")
 
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("lpips")
-    save_features(reference("squeeze"), folder / FILES["squeeze"])
-    return folder
+    return stand_in_weights(tmp_path_factory.mktemp("lpips"))
 
 
 def test_optimized_files_differ_and_decompress(glc: Glc, weights: Path) -> None:
@@ -31,9 +25,8 @@ def test_optimized_files_differ_and_decompress(glc: Glc, weights: Path) -> None:
     assert optimized.exit_code == 0, optimized.output
     assert tree("optimized") == tree("plain") == ["a.glc", "b.glc"]
     # So few steps need not improve every image.
-    assert any(
-        Path("optimized", name).read_bytes() != Path("plain", name).read_bytes() for name in tree("plain")
-    )
+    files = [[Path(folder, name).read_bytes() for name in tree(folder)] for folder in ("optimized", "plain")]
+    assert files[0] != files[1]
     assert glc("decompress", "optimized", "-o", "decoded").exit_code == 0
     assert tree("decoded") == ["a.png", "b.png"]
 
@@ -52,17 +45,12 @@ def test_missing_lpips_weights_write_nothing(glc: Glc) -> None:
 
 
 def test_shards_contain_the_same_files(glc: Glc, weights: Path) -> None:
-    path = image("in/a.png", 64, 96)
-    with tarfile.open("in.tar", "w") as shard:
-        shard.add(path, "a.png")
+    write_tar(Path("in.tar"), [("a.png", image("in/a.png", 64, 96).read_bytes())])
     options = ("--optimize-latent", 2, "--lpips-weights", weights, "-o", "out")
     assert glc("compress", "in", *options).exit_code == 0
     result = glc("compress", "in.tar", "--shards", *options)
     assert result.exit_code == 0, result.output
-    with tarfile.open("out/in.tar") as shard:
-        member = shard.extractfile("a.glc")
-        assert member is not None
-        assert member.read() == Path("out/a.glc").read_bytes()
+    assert read_tar(Path("out/in.tar"))["a.glc"] == Path("out/a.glc").read_bytes()
     # Other steps are other settings: a folder that was begun with these ones refuses them.
     other = glc("compress", "in.tar", "--shards", *options[2:], "--optimize-latent", 1)
     assert "optimize_latent" in other.output

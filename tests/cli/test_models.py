@@ -8,7 +8,7 @@ import pytest
 import glc as library
 from glc.codec.weights.file import read_weights
 from glc.codec.weights.variants import save_variant
-from tests.cli.runs import Glc, image
+from tests.cli.conftest import Glc, image
 
 
 def test_info_shows_the_header(glc: Glc, models: Path) -> None:
@@ -32,18 +32,16 @@ def test_info_shows_the_header(glc: Glc, models: Path) -> None:
         assert part in text
 
 
-def test_info_needs_no_weights(glc: Glc, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_info_needs_no_weights_and_reports_unreadable_files(
+    glc: Glc, monkeypatch: pytest.MonkeyPatch
+) -> None:
     glc("compress", image("a.png"))
     monkeypatch.setenv("GLC_MODELS", "nowhere")
     result = glc("info", "a.glc", "--json")
     assert result.exit_code == 0
     assert json.loads(result.stdout)["model"] is None
     assert "unknown" in glc("info", "a.glc").stdout
-
-
-def test_info_reports_unreadable_files(glc: Glc) -> None:
-    Path("folder").mkdir()
-    for name, message in (("folder", "Is a directory"), ("missing.glc", "No such file or directory")):
+    for name, message in ((".", "Is a directory"), ("missing.glc", "No such file or directory")):
         result = glc("info", name)
         assert (result.exit_code, result.stdout) == (2, "")
         assert result.stderr == f"{name}: {message}\n"
@@ -74,28 +72,27 @@ def test_models_lists_variants_below_their_model(glc: Glc, models: Path) -> None
     codec = read_weights(models / "other.safetensors")
     part = models / "moved.encoder.safetensors"
     state, description = codec.model.encoder.state_dict(), codec.description["encoder"]
+    save_variant(part, "encoder", state, description, codec.fingerprint, {})
     try:
-        save_variant(part, "encoder", state, description, codec.fingerprint, {})
         lines = glc("models").stdout.splitlines()
-        other = next(at for at, line in enumerate(lines) if line.startswith("other"))
-        assert [at for at, line in enumerate(lines) if line == "  --encoder moved"] == [other + 1]
         rows = {row["name"]: row for row in json.loads(glc("models", "--json").stdout)}
-        assert [rows[name]["encoders"] for name in ("other", "small")] == [["moved"], []]
-        assert not rows["other"]["decoders"]
     finally:
-        part.unlink(missing_ok=True)
+        part.unlink()
+    other = next(at for at, line in enumerate(lines) if line.startswith("other"))
+    assert [at for at, line in enumerate(lines) if line == "  --encoder moved"] == [other + 1]
+    assert [rows[name]["encoders"] for name in ("other", "small")] == [["moved"], []]
+    assert not rows["other"]["decoders"]
 
 
 def test_models_reports_invalid_files_and_lists_the_others(
     glc: Glc, models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "some").mkdir()
-    (tmp_path / "some" / "text.safetensors").write_text("no weights")
-    (tmp_path / "some" / "good.safetensors").symlink_to(models / "small.safetensors")
-    monkeypatch.setenv("GLC_MODELS", str(tmp_path / "some"))
+    (tmp_path / "text.safetensors").write_text("no weights")
+    (tmp_path / "good.safetensors").symlink_to(models / "small.safetensors")
+    monkeypatch.setenv("GLC_MODELS", str(tmp_path))
     result = glc("models")
     assert result.exit_code == 1
-    assert f"{tmp_path / 'some' / 'text.safetensors'}: not a safetensors file" in result.stderr
+    assert f"{tmp_path / 'text.safetensors'}: not a safetensors file" in result.stderr
     assert result.stderr.count("\n") == 1
     assert "\ngood " in result.stdout
     # The other models remain usable.

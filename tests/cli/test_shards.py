@@ -1,5 +1,6 @@
 """`--shards`: output shards and messages."""
 
+import io
 import json
 from pathlib import Path
 
@@ -9,7 +10,7 @@ from PIL import Image
 
 from glc.codec.weights.file import read_weights
 from glc.codec.weights.variants import save_variant
-from tests.cli.runs import Glc, image
+from tests.cli.conftest import Glc, image
 from tests.jobs.stand_ins import read_tar, write_tar
 
 
@@ -41,9 +42,7 @@ def test_round_trip_of_shards(glc: Glc, shards: Path) -> None:
     decoded = read_tar(Path("back/in-1.tar"))
     assert list(decoded) == ["1-0.png", "1-1.png"]
     glc("decompress", "1-1.glc", "-o", "1-1.decoded.png", *model)
-    Path("from_shard.png").write_bytes(decoded["1-1.png"])
-    images = [np.asarray(Image.open(name)) for name in ("1-1.decoded.png", "from_shard.png")]
-    assert np.array_equal(*images)
+    assert np.array_equal(Image.open("1-1.decoded.png"), Image.open(io.BytesIO(decoded["1-1.png"])))
     totals = [json.loads(Path(f"{name}/manifest.json").read_text())["totals"] for name in ("out", "back")]
     assert totals[0]["bpp"] == totals[1]["bpp"] == 8 * totals[0]["coded_bytes"] / (4 * 40 * 50)
 
@@ -76,14 +75,6 @@ def test_usage_errors_leave_no_output(glc: Glc, shards: Path, tmp_path: Path) ->
     assert "0-0.png" in refused("--shards", "in", "-o", "0-0.png")
 
 
-def test_a_job_with_another_model_is_refused(glc: Glc, shards: Path) -> None:
-    assert glc("compress", "--shards", "in", "-o", "out", "--model", "small").exit_code == 0
-    result = glc("compress", "--shards", "in", "-o", "out", "--model", "other")
-    assert result.exit_code == 2
-    assert "weights.model was" in result.stderr
-    assert "--force" in result.stderr
-
-
 @pytest.mark.parametrize("processes", [1, 2])
 def test_an_unknown_name_is_reported_before_any_output(glc: Glc, shards: Path, processes: int) -> None:
     words = ("compress", "--shards", "in", "-o", "out", "--processes", processes)
@@ -94,16 +85,7 @@ def test_an_unknown_name_is_reported_before_any_output(glc: Glc, shards: Path, p
         assert not Path("out").exists()
 
 
-def test_a_model_that_cannot_be_loaded_does_not_block_the_folder(glc: Glc, shards: Path) -> None:
-    Path("bad.safetensors").write_bytes(b"no weights")
-    words = ("compress", "--shards", "in", "-o", "out", "--model")
-    result = glc(*words, "bad.safetensors")
-    assert result.exit_code == 2
-    assert "bad.safetensors" in result.stderr
-    assert glc(*words, "small").exit_code == 0
-
-
-def test_a_job_with_another_encoder_of_the_same_name_is_refused(
+def test_a_job_with_other_weights_is_refused(
     glc: Glc, shards: Path, models: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     weights = read_weights(models / "small.safetensors")
@@ -116,25 +98,34 @@ def test_a_job_with_another_encoder_of_the_same_name_is_refused(
         part = Path("ours.encoder.safetensors")
         save_variant(part, "encoder", state, weights.description["encoder"], weights.fingerprint)
 
-    words = ("compress", "--shards", "in", "-o", "out", "--model", "small", "--encoder", "ours")
+    job = ("compress", "--shards", "in", "-o", "out", "--model")
     write(1.0)
-    assert glc(*words).exit_code == 0
-    write(1.1)
-    result = glc(*words)
+    # One that cannot be loaded does not block the folder.
+    Path("bad.safetensors").write_bytes(b"no weights")
+    result = glc(*job, "bad.safetensors")
     assert result.exit_code == 2
-    assert "weights.encoder was" in result.stderr
+    assert "bad.safetensors" in result.stderr
+    assert glc(*job, "small", "--encoder", "ours").exit_code == 0
+    write(1.1)
+    for words, message in (
+        (("small", "--encoder", "ours"), "weights.encoder was"),
+        (("other",), "weights.model was"),
+    ):
+        result = glc(*job, *words)
+        assert result.exit_code == 2
+        assert message in result.stderr
+        assert "--force" in result.stderr
 
 
 def test_standard_input_is_read_up_to_a_limit(glc: Glc, monkeypatch: pytest.MonkeyPatch) -> None:
     source = image("photo.png")
     data = glc("compress", source, "-o", "-", "--model", "small").stdout_bytes
-    result = glc("decompress", "-", stdin=data[:14] + bytes(2 << 20))
-    assert result.exit_code == 2
-    assert "longer than the maximum" in result.stderr
-    result = glc("decompress", "-", "--max-pixels", 100, stdin=data)
-    assert result.exit_code == 2
-    assert "limit of 100" in result.stderr
     monkeypatch.setattr("glc.data.images.MAX_PIXELS", 1000)
-    result = glc("compress", "-", "--model", "small", stdin=bytes((1 << 20) + 8001))
-    assert result.exit_code == 2
-    assert "longer than the limit of 1,056,576 bytes" in result.stderr
+    for words, stdin, message in (
+        (("decompress", "-"), data[:14] + bytes(2 << 20), "longer than the maximum"),
+        (("decompress", "-", "--max-pixels", 100), data, "limit of 100"),
+        (("compress", "-"), bytes((1 << 20) + 8001), "longer than the limit of 1,056,576 bytes"),
+    ):
+        result = glc(*words, stdin=stdin)
+        assert result.exit_code == 2
+        assert message in result.stderr

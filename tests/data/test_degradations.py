@@ -5,16 +5,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from glc.data.degradations import (
-    HOLE,
-    JPEG,
-    Blur,
-    Degradation,
-    Downsample,
-    GaussianNoise,
-    Mask,
-    Mixture,
-)
+from glc.data.degradations import HOLE, JPEG, Blur, Degradation, Downsample, GaussianNoise, Mask, Mixture
 from glc.data.images import from_uint8
 
 ALL: dict[str, Callable[[], Degradation]] = {
@@ -122,10 +113,7 @@ def test_a_mixture_samples_by_weight() -> None:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (
-            lambda: GaussianNoise(-1),
-            r"degradation\.sigma must be a number or \[low, high\] within \[0",
-        ),
+        (lambda: GaussianNoise(-1), r"degradation\.sigma must be a number or \[low, high\] within \[0"),
         (lambda: Blur([3, 1]), r"degradation\.sigma"),
         (lambda: JPEG(100), r"degradation\.quality .*\[1, 95\], got 100"),
         (lambda: Downsample([1, 2, 3]), r"degradation\.factor"),

@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from PIL import Image
 
 Curve = Sequence[Mapping[str, float]]
@@ -42,33 +41,15 @@ def write_run(
     labels = [f"q{i}" for i in range(len(curve))]
     points, rows = [], []
     for k, (label, point) in enumerate(zip(labels, curve, strict=True)):
-        points.append(
-            {
-                "setting": {"quality": k},
-                "label": label,
-                "images": len(images),
-                **point,
-                "encode_seconds": 0.5,
-                "decode_seconds": 0.25,
-            }
-        )
+        seconds = {"encode_seconds": 0.5, "decode_seconds": 0.25}
+        setting = {"setting": {"quality": k}, "label": label, "images": len(images)}
+        points.append({**setting, **point, **seconds})
         for i, image in enumerate(images):
             values = {key: value for key, value in point.items() if key in ("psnr", "ms_ssim", "lpips")}
             if "lpips" in values:
                 values["lpips"] += 0.01 * (i - 1)
-            rows.append(
-                {
-                    "image": image,
-                    "width": SIZE[0],
-                    "height": SIZE[1],
-                    "label": label,
-                    "bytes": 100,
-                    "bpp": point["bpp"],
-                    **values,
-                    "encode_seconds": 0.5,
-                    "decode_seconds": 0.25,
-                }
-            )
+            about = {"image": image, "width": SIZE[0], "height": SIZE[1], "label": label, "bytes": 100}
+            rows.append({**about, "bpp": point["bpp"], **values, **seconds})
             path = folder / "reconstructions" / label / f"{image}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
             Image.new("RGB", SIZE, (colour[0] + 8 * k, colour[1] + 8 * i, colour[2])).save(path)
@@ -97,5 +78,5 @@ def write_originals(folder: Path, images: Sequence[str] = IMAGES, size: tuple[in
     """Write blue images of the names."""
     folder.mkdir(parents=True, exist_ok=True)
     for image in images:
-        Image.fromarray(np.full((size[1], size[0], 3), (10, 20, 230), np.uint8)).save(folder / f"{image}.png")
+        Image.new("RGB", size, (10, 20, 230)).save(folder / f"{image}.png")
     return folder

@@ -1,7 +1,6 @@
 """Images, metrics and codecs for evaluations of seconds; at module level, so that workers find them."""
 
 import csv
-import io
 import json
 from collections.abc import Sequence
 from functools import partial
@@ -81,7 +80,8 @@ def evaluation(out: Path, path: Path | str, **changes: Any) -> Evaluation:
 def results(out: Path) -> tuple[dict[str, Any], list[dict[str, str]]]:
     """Return what a run's result files hold, but for how long things took."""
     summary = json.loads((out / "summary.json").read_text())
-    rows = list(csv.DictReader(io.StringIO((out / "per_image.csv").read_text())))
+    with (out / "per_image.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
     for entry in (*summary["points"], *rows):
         for key in ("encode_seconds", "decode_seconds"):
             assert float(entry.pop(key, 0)) >= 0

@@ -3,9 +3,10 @@
 import csv
 import errno
 import json
+import multiprocessing
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ from glc.jobs.manifest import JobError
 from glc.launch import evaluate
 from tests.evaluation.stand_ins import SIZES, evaluation, make_jpeg, results, write_images
 from tests.jobs.stand_ins import contents, read_tar, write_tar
+from tests.programs import fork_server
 
 
 @pytest.fixture(scope="module")
@@ -42,32 +44,39 @@ def finished(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-class Interrupted(ImageCodec):
-    """JPEG, until it is stopped."""
+class Interrupted(StillCodec):
+    """JPEG for a number of files, then an interrupt."""
 
-    def __init__(self, after: int) -> None:
-        self.inner = make_jpeg((10, 50), "cpu")
-        self.name, self.kind, self.suffix = self.inner.name, self.inner.kind, self.inner.suffix
-        self.ladder, self.settings, self.left = self.inner.ladder, self.inner.settings, after
+    def __init__(self, left: int) -> None:
+        super().__init__("JPEG", ".jpg", {"optimize": True}, 1, 95, qualities=(10, 50))
+        self.left = left
 
     def encode_at(self, image: Image.Image, quality: float) -> bytes:
         self.left -= 1
         if self.left < 0:
             raise KeyboardInterrupt
-        return self.inner.encode_at(image, quality)
+        return super().encode_at(image, quality)
+
+
+class Shrinking(StillCodec):
+    """JPEG that loses a column of images of one width, and fails for squares at quality 50."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__("JPEG", ".jpg", lowest=1, highest=95, qualities=(10, 50))
+        self.width = width
 
     def decode(self, data: bytes) -> Image.Image:
-        return self.inner.decode(data)
+        image = super().decode(data)
+        return image.crop((0, 0, image.width - (image.width == self.width), image.height))
 
-    def versions(self) -> Mapping[str, str]:
-        return self.inner.versions()
+    def encode(self, image: Image.Image, setting: Setting) -> bytes:
+        if setting.quality == 50 and image.size == (48, 48):
+            raise RuntimeError("no")
+        return super().encode(image, setting)
 
-    def options(self) -> Mapping[str, Any]:
-        return self.inner.options()
 
-
-def interrupted(after: int, device: str) -> ImageCodec:
-    return Interrupted(after)
+def pixels(path: Path) -> np.ndarray:
+    return np.asarray(Image.open(path), dtype=float)
 
 
 def test_results_are_those_of_the_files_on_disk(finished: Path, images: Path) -> None:
@@ -76,26 +85,24 @@ def test_results_are_those_of_the_files_on_disk(finished: Path, images: Path) ->
         f"p{i}{label}" for i in range(4) for label in ("q10", "q50")
     ]
     for row in rows:
-        original = np.asarray(Image.open(images / f"{row['image']}.png"), dtype=float)
-        data = (finished / "files" / row["label"] / f"{row['image']}.jpg").read_bytes()
-        decoded = np.asarray(Image.open(finished / "files" / row["label"] / f"{row['image']}.jpg"))
-        saved = np.asarray(Image.open(finished / "reconstructions" / row["label"] / f"{row['image']}.png"))
-        np.testing.assert_array_equal(saved, decoded)
-        assert int(row["bytes"]) == len(data)
-        assert float(row["bpp"]) == 8 * len(data) / (original.shape[0] * original.shape[1])
-        psnr = 10 * np.log10(255**2 / np.mean((original - decoded) ** 2))
+        name, label = row["image"], row["label"]
+        original, file = pixels(images / f"{name}.png"), finished / "files" / label / f"{name}.jpg"
+        np.testing.assert_array_equal(
+            pixels(finished / "reconstructions" / label / f"{name}.png"), pixels(file)
+        )
+        assert int(row["bytes"]) == file.stat().st_size
+        assert float(row["bpp"]) == 8 * file.stat().st_size / (original.shape[0] * original.shape[1])
+        psnr = 10 * np.log10(255**2 / np.mean((original - pixels(file)) ** 2))
         assert float(row["psnr"]) == pytest.approx(psnr, abs=1e-3)
     for point in summary["points"]:
-        mine = [row for row in rows if row["label"] == point["label"]]
-        assert point["psnr"] == pytest.approx(np.mean([float(row["psnr"]) for row in mine]))
-        assert point["bpp"] == pytest.approx(np.mean([float(row["bpp"]) for row in mine]))
+        label = point["label"]
+        for key in ("psnr", "bpp"):
+            mean = np.mean([float(row[key]) for row in rows if row["label"] == label])
+            assert point[key] == pytest.approx(mean)
         # Over all values of all images, not a mean of means.
+        decoded = finished / "reconstructions" / label
         differences = [
-            np.abs(
-                np.asarray(Image.open(images / f"p{i}.png"), dtype=float)
-                - np.asarray(Image.open(finished / "reconstructions" / point["label"] / f"p{i}.png"))
-            ).ravel()
-            for i in range(4)
+            np.abs(pixels(images / f"p{i}.png") - pixels(decoded / f"p{i}.png")).ravel() for i in range(4)
         ]
         assert point["difference"] == pytest.approx(np.concatenate(differences).mean() / 127.5, rel=1e-4)
     assert summary["points"][0]["setting"] == {"quality": 10}
@@ -119,7 +126,7 @@ def test_a_run_that_was_killed_resumes_to_the_same_results(
     images: Path, finished: Path, tmp_path: Path, after: int
 ) -> None:
     with pytest.raises(KeyboardInterrupt):
-        evaluation(tmp_path, images, make_codec=partial(interrupted, after)).run()
+        evaluation(tmp_path, images, make_codec=lambda device: Interrupted(after)).run()
     assert not (tmp_path / "summary.json").exists()
     journal = tmp_path / "journal.jsonl"
     assert len(journal.read_text().splitlines()) == after
@@ -128,24 +135,32 @@ def test_a_run_that_was_killed_resumes_to_the_same_results(
     (tmp_path / "files" / "q10").mkdir(parents=True, exist_ok=True)
     (tmp_path / "files" / "q10" / ".glc-0123456789abcdef.part").write_bytes(b"half")
     # It does what is left, and not more.
-    evaluation(tmp_path, images, make_codec=partial(interrupted, 8 - after)).run()
+    evaluation(tmp_path, images, make_codec=lambda device: Interrupted(8 - after)).run()
     assert results(tmp_path) == results(finished)
     assert not list(tmp_path.rglob("*.part"))
     # A third start has nothing to do.
-    before = (tmp_path / "summary.json").read_bytes(), (tmp_path / "per_image.csv").read_bytes()
-    evaluation(tmp_path, images, make_codec=partial(interrupted, 0)).run()
-    assert ((tmp_path / "summary.json").read_bytes(), (tmp_path / "per_image.csv").read_bytes()) == before
+    before = contents(tmp_path)
+    evaluation(tmp_path, images, make_codec=lambda device: Interrupted(0)).run()
+    assert contents(tmp_path) == before
 
 
 def test_a_missing_file_is_written_again(images: Path, finished: Path, tmp_path: Path) -> None:
     evaluation(tmp_path, images).run()
     (tmp_path / "reconstructions" / "q50" / "p1.png").unlink()
     (tmp_path / "files" / "q10" / "p2.jpg").write_bytes(b"short")
-    evaluation(tmp_path, images, make_codec=partial(interrupted, 2)).run()
+    evaluation(tmp_path, images, make_codec=lambda device: Interrupted(2)).run()
     assert results(tmp_path) == results(finished)
     assert (tmp_path / "reconstructions" / "q50" / "p1.png").is_file()
 
 
+@pytest.fixture
+def forked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fork the workers with their imports done; tests/jobs starts new interpreters as commands do."""
+    server = fork_server()
+    monkeypatch.setattr(multiprocessing, "get_context", lambda method: server)
+
+
+@pytest.mark.usefixtures("forked")
 def test_two_processes_give_the_numbers_of_one(images: Path, finished: Path, tmp_path: Path) -> None:
     evaluation(tmp_path, images, processes=2).run()
     assert results(tmp_path) == results(finished)
@@ -197,29 +212,11 @@ def test_a_folder_whose_settings_are_unknown_is_refused(images: Path, tmp_path: 
         evaluation(tmp_path, images).run()
 
 
-class Shrinking(StillCodec):
-    """Loses a column of wide images, and cannot do one image at its best quality."""
-
-    def decode(self, data: bytes) -> Image.Image:
-        image = super().decode(data)
-        return image.crop((0, 0, image.width - (image.width == 71), image.height))
-
-    def encode(self, image: Image.Image, setting: Setting) -> bytes:
-        if setting.quality == 50 and image.size == (48, 48):
-            raise RuntimeError("no")
-        return super().encode(image, setting)
-
-
-def shrinking(device: str) -> ImageCodec:
-    return Shrinking("JPEG", ".jpg", lowest=1, highest=95, qualities=(10, 50))
-
-
 def test_images_that_fail_are_named_and_the_others_measured(tmp_path: Path) -> None:
     images = write_images(tmp_path / "set")
-    whole = (images / "p2.png").read_bytes()
-    (images / "broken.png").write_bytes(whole[: len(whole) // 2])
+    (images / "broken.png").write_bytes((images / "p2.png").read_bytes()[:9000])
     (images / "text.jpg").write_text("no image")
-    summary = evaluation(tmp_path / "out", images, make_codec=shrinking).run()
+    summary = evaluation(tmp_path / "out", images, make_codec=lambda device: Shrinking(71)).run()
     failed = {(entry["image"], entry.get("label")): entry["reason"] for entry in summary["failed"]}
     assert failed.keys() == {("broken", None), ("text", None), ("p1", "q50"), ("p3", None)}
     assert "broken.png: corrupt or truncated" in failed["broken", None]
@@ -312,117 +309,94 @@ def test_each_shard_has_its_row_and_the_totals_add_up(finished_shards: Path) -> 
 
 
 def test_files_are_kept_when_asked_for(shards: Path, finished_shards: Path, tmp_path: Path) -> None:
-    evaluation(tmp_path / "out", shards, keep=True).run()
-    kept = read_tar(tmp_path / "out" / "val-1.tar")
-    assert list(kept) == [
-        f"p{i}.{suffix}" for i in (2, 3) for suffix in ("json", "q10.jpg", "q10.png", "q50.jpg", "q50.png")
-    ]
+    evaluation(tmp_path, shards, keep=True).run()
+    kept = read_tar(tmp_path / "val-1.tar")
+    suffixes = ("json", "q10.jpg", "q10.png", "q50.jpg", "q50.png")
+    assert list(kept) == [f"p{i}.{suffix}" for i in (2, 3) for suffix in suffixes]
     assert len(kept["p2.q10.jpg"]) == json.loads(kept["p2.json"])["q10"]["bytes"]
-    assert (tmp_path / "out" / "per_image.csv").read_bytes() == (
-        finished_shards / "per_image.csv"
-    ).read_bytes()
+    table = "per_image.csv"
+    assert (tmp_path / table).read_bytes() == (finished_shards / table).read_bytes()
 
 
 def test_shards_killed_anywhere_resume_and_measure_each_image_once(
     shards: Path, finished_shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    process, publish = ImageProcessor.process_file, atomic.publish
-    counter = {"measured": 0, "left": 0}
+    measured, left = 0, 0
 
-    def step() -> None:
-        counter["left"] -= 1
-        if counter["left"] < 0:
-            raise KeyboardInterrupt
+    def interrupting(function: Callable[..., Any], after: bool) -> Callable[..., Any]:
+        """Interrupt before or after a call, once the count of calls has run out."""
 
-    def measured(self: ImageProcessor, data: bytes, name: str) -> Any:
-        counter["measured"] += 1
-        made = process(self, data, name)
-        step()
-        return made
+        def call(*args: Any, **options: Any) -> Any:
+            nonlocal measured, left
+            measured += after
+            left -= 1
+            found = function(*args, **options) if after or left >= 0 else None
+            if left < 0:
+                raise KeyboardInterrupt
+            return found
 
-    def published(*args: Any, **options: Any) -> None:
-        step()  # before a file of results takes its place
-        publish(*args, **options)
+        return call
 
-    monkeypatch.setattr(ImageProcessor, "process_file", measured)
-    monkeypatch.setattr(atomic, "publish", published)
+    monkeypatch.setattr(ImageProcessor, "process_file", interrupting(ImageProcessor.process_file, after=True))
+    monkeypatch.setattr(atomic, "publish", interrupting(atomic.publish, after=False))
     for survived in range(30):
-        counter["left"] = 1 + survived % 3
+        left = 1 + survived % 3
         try:
-            evaluation(tmp_path / "out", shards).run()
+            evaluation(tmp_path, shards).run()
             break
         except KeyboardInterrupt:
             pass
     monkeypatch.undo()
-    evaluation(tmp_path / "out", shards).run()
+    evaluation(tmp_path, shards).run()
     assert survived > 4
-    assert contents(tmp_path / "out") == contents(finished_shards)
+    assert contents(tmp_path) == contents(finished_shards)
     # What was measured and not yet noted is measured again, no more.
-    assert counter["measured"] <= 4 + survived
+    assert measured <= 4 + survived
 
 
 def test_finished_shards_are_kept_and_missing_ones_written_again(
     shards: Path, finished_shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    evaluation(tmp_path / "out", shards).run()
+    evaluation(tmp_path, shards).run()
     monkeypatch.setattr(ImageProcessor, "process_file", lambda *_: pytest.fail("measured again"))
-    before = (tmp_path / "out" / "per_image.csv").stat().st_mtime_ns
-    assert evaluation(tmp_path / "out", shards).run() == results(finished_shards)[0]
-    assert (tmp_path / "out" / "per_image.csv").stat().st_mtime_ns == before
-    (tmp_path / "out" / "per_shard.csv").unlink()
-    evaluation(tmp_path / "out", shards).run()
-    assert contents(tmp_path / "out") == contents(finished_shards)
+    before = (tmp_path / "per_image.csv").stat().st_mtime_ns
+    assert evaluation(tmp_path, shards).run() == results(finished_shards)[0]
+    assert (tmp_path / "per_image.csv").stat().st_mtime_ns == before
+    (tmp_path / "per_shard.csv").unlink()
+    evaluation(tmp_path, shards).run()
+    assert contents(tmp_path) == contents(finished_shards)
     monkeypatch.undo()
-    (tmp_path / "out" / "val-0.tar").unlink()
-    evaluation(tmp_path / "out", shards).run()
-    assert contents(tmp_path / "out") == contents(finished_shards)
+    (tmp_path / "val-0.tar").unlink()
+    evaluation(tmp_path, shards).run()
+    assert contents(tmp_path) == contents(finished_shards)
 
 
+@pytest.mark.usefixtures("forked")
 def test_two_processes_measure_shards_like_one(shards: Path, finished_shards: Path, tmp_path: Path) -> None:
-    evaluation(tmp_path / "out", shards, processes=2).run()
-    assert contents(tmp_path / "out") == contents(finished_shards)
+    evaluation(tmp_path, shards, processes=2).run()
+    assert contents(tmp_path) == contents(finished_shards)
 
 
-class Halved(ImageCodec):
-    """Loses images of 48 rows, and makes others smaller at quality 50."""
-
-    def __init__(self) -> None:
-        self.inner = make_jpeg((10, 50), "cpu")
-        self.name, self.kind, self.suffix, self.ladder = "halved", "jpeg", ".jpg", self.inner.ladder
-        self.settings = self.inner.settings
-
-    def encode_at(self, image: Any, quality: float) -> bytes:
-        if image.height == 48:
-            raise KeyError("lost")
-        return self.inner.encode_at(
-            image.reduce(2) if quality == 50 and image.height < 70 else image, quality
-        )
-
-    def decode(self, data: bytes) -> Any:
-        return self.inner.decode(data)
-
-    def versions(self) -> dict[str, str]:
-        return {}
-
-
-def test_failures_are_reported_and_means_are_over_the_same_images(
-    shards: Path, images: Path, tmp_path: Path
-) -> None:
-    whole = (shards / "val-1.tar").read_bytes()
-    write_tar(tmp_path / "in" / "val-0.tar", read_tar(shards / "val-0.tar").items())
-    (tmp_path / "in" / "val-1.tar").write_bytes(whole.rstrip(b"\0")[:-100])
-    write_tar(tmp_path / "in" / "val-2.tar", [("bad.png", b"no image"), ("none.txt", b"")])
-    given = ShardSet(str(tmp_path / "in" / "val-{0..3}.tar"), count=9)
-    run = evaluation(tmp_path / "out", shards, images=given, make_codec=lambda device: Halved())
-    summary = run.run()
+def test_failures_are_reported_and_means_are_over_the_same_images(shards: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "in"
+    write_tar(folder / "val-0.tar", read_tar(shards / "val-0.tar").items())
+    (folder / "val-1.tar").write_bytes((shards / "val-1.tar").read_bytes().rstrip(b"\0")[:-100])
+    write_tar(folder / "val-2.tar", [("bad.png", b"no image"), ("none.txt", b"")])
+    given = ShardSet(str(folder / "val-{0..3}.tar"), count=9)
+    summary = evaluation(
+        tmp_path / "out", shards, images=given, make_codec=lambda device: Shrinking(56)
+    ).run()
     reasons = {failure["image"]: failure["reason"] for failure in summary["failed"]}
-    assert "q50: p0.png: decoded to 28x20 pixels, the original has 56x40" in reasons["val-0/p0"]
-    assert reasons["val-0/p1"] == "q10: 'lost'"
-    assert "val-1.tar" in reasons["val-1.tar"]  # cut short
-    assert "not an image" in reasons["val-2/bad"]
-    assert "no file to process" in reasons["val-2/none"]
-    assert "no such file" in reasons["val-3.tar"]
-    assert "have 5 images, the set has 9" in reasons["number"]
+    for image, reason in {
+        "val-0/p0": "q10: p0.png: decoded to 55x40 pixels, the original has 56x40",
+        "val-0/p1": "q50: no",
+        "val-1.tar": "val-1.tar",  # cut short
+        "val-2/bad": "not an image",
+        "val-2/none": "no file to process",
+        "val-3.tar": "no such file",
+        "number": "have 5 images, the set has 9",
+    }.items():
+        assert reason in reasons[image]
     assert [point["images"] for point in summary["points"]] == [1, 1]  # p2
     assert summary["data"]["count"] == 5
 
@@ -446,15 +420,10 @@ def test_shards_that_cannot_be_evaluated_are_refused(
 def test_from_the_configuration(
     shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
+    fixed = ("codec=jpeg", "qualities=[10,50]", "metrics=none", "testset=shards", f"out={tmp_path / 'out'}")
+
     def run(*more: str) -> None:
-        words = [
-            "codec=jpeg",
-            "qualities=[10,50]",
-            "metrics=none",
-            "testset=shards",
-            f"out={tmp_path / 'out'}",
-        ]
-        evaluate.main([*words, *more])
+        evaluate.main([*fixed, *more])
 
     def exit_code(*more: str) -> Any:
         caplog.clear()

@@ -1,6 +1,5 @@
 """Plots: what is drawn, and that published points cannot be taken for measured ones."""
 
-import io
 import math
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
@@ -10,11 +9,12 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from PIL import Image
 
-from glc.evaluation.plots import png, rd_figure, save_plots, svg
+from glc.evaluation.plots import rd_figure, save_plots, svg
 from glc.evaluation.results import read_results
 from glc.evaluation.tables import PublishedCurve
 from tests.evaluation.fake_run import CURVE, at_rates, write_run
 
+SVG = "{http://www.w3.org/2000/svg}"
 PAPER = PublishedCurve("Paper", "x", "plot", [{"bpp": 0.04, "lpips": 0.2}, {"bpp": 0.06, "lpips": 0.1}])
 
 
@@ -49,14 +49,11 @@ def test_published_points_look_published(folder: Path) -> None:
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["glc", "Paper (published)"]
 
 
-def test_runs_without_the_metric_are_omitted(folder: Path) -> None:
+def test_runs_without_the_metric_and_infinite_values_are_omitted(folder: Path, tmp_path: Path) -> None:
     assert set(lines(rd_figure([read_results(folder)], "psnr", [PAPER]))) == {"glc"}
     assert not lines(rd_figure([read_results(folder)], "dists"))
-
-
-def test_infinite_quality_is_omitted(tmp_path: Path) -> None:
-    folder = write_run(tmp_path / "run", curve=[*CURVE, {"bpp": 9.0, "psnr": math.inf}])
-    drawn = lines(rd_figure([read_results(folder)], "psnr"))
+    lossless = write_run(tmp_path / "lossless", curve=[*CURVE, {"bpp": 9.0, "psnr": math.inf}])
+    drawn = lines(rd_figure([read_results(lossless)], "psnr"))
     assert len(drawn["glc"].get_xydata()) == len(CURVE)
 
 
@@ -76,36 +73,24 @@ def test_files(folder: Path, tmp_path: Path) -> None:
     for path in written:
         if path.suffix == ".png":
             with Image.open(path) as image:
+                assert image.width > 800
                 assert len(image.convert("RGB").getcolors(maxcolors=image.width * image.height) or []) > 10
         else:
-            assert ElementTree.parse(path).getroot().tag == "{http://www.w3.org/2000/svg}svg"
+            assert ElementTree.parse(path).getroot().tag == f"{SVG}svg"
 
 
 def test_svg_is_reproducible_and_its_text_is_text(folder: Path) -> None:
     run = read_results(folder)
     first = svg(rd_figure([run], "lpips", [PAPER]), "lpips")
     assert svg(rd_figure([run], "lpips", [PAPER]), "lpips") == first
-    texts = [
-        element.text for element in ElementTree.fromstring(first).iter("{http://www.w3.org/2000/svg}text")
-    ]
-    assert {"glc", "Paper (published)", "rate (bits per pixel)", "LPIPS ↓"} <= set(texts)
+    texts = {element.text for element in ElementTree.fromstring(first).iter(f"{SVG}text")}
+    assert {"glc", "Paper (published)", "rate (bits per pixel)", "LPIPS ↓"} <= texts
 
 
-def test_inline_svg_begins_with_its_element(folder: Path) -> None:
+def test_inline_svgs_of_a_page_share_no_names(folder: Path) -> None:
     run = read_results(folder)
-    text = svg(rd_figure([run], "lpips"), "lpips", inline=True)
+    text, other = (svg(rd_figure([run], "lpips"), name, inline=True) for name in ("lpips", "other"))
     assert text.startswith("<svg")
-    ids = [
-        element.get("id")
-        for element in ElementTree.fromstring(text).iter()
-        if element.tag.endswith("clipPath")
-    ]
-    other = svg(rd_figure([run], "lpips"), "other", inline=True)
+    ids = [element.get("id") for element in ElementTree.fromstring(text).iter(f"{SVG}clipPath")]
     assert ids
-    # Names are of the whole page: one plot must not find the parts of another.
     assert not [name for name in ids if f'id="{name}"' in other]
-
-
-def test_png_has_pixels(folder: Path) -> None:
-    image = Image.open(io.BytesIO(png(rd_figure([read_results(folder)], "psnr"))))
-    assert image.width > 800

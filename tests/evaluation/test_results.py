@@ -7,14 +7,7 @@ from typing import Any
 
 import pytest
 
-from glc.evaluation.results import (
-    Results,
-    ResultsError,
-    all_metrics,
-    metric,
-    read_results,
-    read_runs,
-)
+from glc.evaluation.results import Results, ResultsError, all_metrics, metric, read_results, read_runs
 from tests.evaluation.fake_run import CURVE, IMAGES, write_run
 
 
@@ -51,23 +44,14 @@ def test_a_metric_without_a_value_is_omitted(tmp_path: Path) -> None:
 
 
 def test_results_of_version_0_1_are_read(tmp_path: Path) -> None:
-    folder = write_run(tmp_path / "a")
-
-    def fail(summary: Any) -> None:
-        summary["failed"].append({"image": "quay", "reason": "corrupt"})
-
-    change(folder, fail)
+    folder = write_run(tmp_path / "a", failed=[{"image": "quay", "reason": "corrupt"}])
     expected = read_results(folder)
-    for name, columns in (("summary.json", False), ("per_image.csv", True)):
-        path = folder / name
-        text = path.read_text()
-        if columns:
-            header, _, rest = text.partition("\n")
-            text = header.replace("image", "picture") + "\n" + rest
-        else:
-            text = text.replace('"images":', '"pictures":').replace('"image":', '"picture":')
-        assert "picture" in text
-        path.write_text(text)
+    summary, table = folder / "summary.json", folder / "per_image.csv"
+    header, _, rows = table.read_text().partition("\n")
+    table.write_text(header.replace("image", "picture") + "\n" + rows)
+    text = summary.read_text().replace('"images":', '"pictures":').replace('"image":', '"picture":')
+    assert '"picture"' in text
+    summary.write_text(text)
     assert read_results(folder) == expected
     assert [failure["image"] for failure in expected.failed] == ["quay"]
 

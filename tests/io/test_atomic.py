@@ -21,7 +21,7 @@ def names(folder: Path) -> list[str]:
 
 
 def test_file_is_replaced_only_when_complete(tmp_path: Path) -> None:
-    path = tmp_path / "new" / "folder" / "a.bin"
+    path = tmp_path / "new" / ("a" * 255)  # the longest name
     write_bytes(path, b"old")
     with replacing(path) as partial:
         partial.write_bytes(b"half")
@@ -29,7 +29,7 @@ def test_file_is_replaced_only_when_complete(tmp_path: Path) -> None:
         assert partial.parent == path.parent
         partial.write_bytes(b"whole")
     assert path.read_bytes() == b"whole"
-    assert names(path.parent) == ["a.bin"]
+    assert names(path.parent) == [path.name]
 
 
 def test_text_is_utf8_and_keeps_the_bytes_of_file_names(tmp_path: Path) -> None:
@@ -78,7 +78,7 @@ def test_an_error_names_the_destination(tmp_path: Path) -> None:
     (tmp_path / "folder").mkdir()
     with pytest.raises(IsADirectoryError) as caught:
         write_bytes(tmp_path / "folder", b"x")
-    assert str(caught.value).count(str(tmp_path / "folder")) >= 1
+    assert str(tmp_path / "folder") in str(caught.value)
     assert ".part" not in str(caught.value)
     with (
         pytest.raises(OSError, match=r"No space left on device: '.*a\.bin'") as full,
@@ -125,11 +125,6 @@ def test_symbolic_links_are_followed(tmp_path: Path) -> None:
     assert link.is_symlink()
     assert target.read_bytes() == b"new"
     assert names(target.parent) == ["target.bin"]
-
-
-def test_names_of_maximum_length_work(tmp_path: Path) -> None:
-    write_bytes(tmp_path / ("a" * 255), b"x")
-    assert names(tmp_path) == ["a" * 255]
 
 
 def test_content_is_synced_before_the_rename_and_the_folder_after(

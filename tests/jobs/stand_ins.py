@@ -25,7 +25,7 @@ SETTINGS = {"command": "reverse"}
 def write_tar(path: Path, members: Iterable[tuple[str, bytes]]) -> Path:
     """Write a shard as anyone would."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tarfile.open(path, "w") as tar:
+    with tarfile.open(path, "w", format=tarfile.PAX_FORMAT) as tar:
         for name, content in members:
             member = tarfile.TarInfo(name)
             member.size = len(content)

@@ -2,6 +2,7 @@
 
 import multiprocessing
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
@@ -100,37 +101,32 @@ def test_ranks_start_at_different_items(task: NumberTask, monkeypatch: pytest.Mo
 
 
 def test_an_interrupted_run_ends_its_processes(task: NumberTask, monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupt(item: int, outcome: str) -> None:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(task, "record", interrupt)
+    monkeypatch.setattr(task, "record", Mock(side_effect=KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         run(task, processes=2, quiet=True)
     assert not multiprocessing.active_children()
 
 
 def test_an_error_in_make_worker_is_raised(task: NumberTask, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(self: NumberWorker, folder: Path, local_rank: int) -> None:
-        raise ValueError("no such weights")
-
     with monkeypatch.context() as patch:
-        patch.setattr(NumberWorker, "__init__", refuse)
+        patch.setattr(NumberWorker, "__init__", Mock(side_effect=ValueError("no such weights")))
         with pytest.raises(ValueError, match="no such weights"):
             run(task, quiet=True)
     run(task, quiet=True)
     assert sorted(task.recorded) == SQUARES
 
 
-def test_rank_and_world_size_come_from_torchrun_or_slurm(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("RANK", "WORLD_SIZE", "SLURM_PROCID", "SLURM_NTASKS"):
-        monkeypatch.delenv(name, raising=False)
+def test_rank_and_world_size_come_from_torchrun_or_slurm(
+    task: NumberTask, monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert dist_info() == (0, 1)
-    monkeypatch.setenv("SLURM_PROCID", "3")
-    monkeypatch.setenv("SLURM_NTASKS", "8")
-    assert dist_info() == (3, 8)
-    monkeypatch.setenv("RANK", "1")
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    assert dist_info() == (1, 2)
+    for (rank, world_size), found in {
+        ("SLURM_PROCID", "SLURM_NTASKS"): (3, 8),
+        ("RANK", "WORLD_SIZE"): (1, 2),
+    }.items():
+        monkeypatch.setenv(rank, str(found[0]))
+        monkeypatch.setenv(world_size, str(found[1]))
+        assert dist_info() == found
     for rank in ("2", "-1", "one"):
         monkeypatch.setenv("RANK", rank)
         with pytest.raises(JobError, match=f"RANK={rank} is out of range for WORLD_SIZE=2"):

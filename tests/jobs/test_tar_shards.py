@@ -1,6 +1,5 @@
 """Finding shards, reading their samples, and encoding members."""
 
-import io
 import random
 import tarfile
 from pathlib import Path
@@ -45,16 +44,8 @@ def test_finds_shards_by_braces_folder_and_glob(tmp_path: Path) -> None:
 
 
 def test_samples_are_files_that_share_a_key(tmp_path: Path) -> None:
-    path = write_tar(
-        tmp_path / "s.tar",
-        [
-            ("x/1.jpg", b"a"),
-            ("x/1.seg.png", b"bb"),
-            ("x/2.v1.jpg", b"c"),
-            ("y/2.txt", b""),
-            ("x/1.json", b""),
-        ],
-    )
+    files = {"x/1.jpg": b"a", "x/1.seg.png": b"bb", "x/2.v1.jpg": b"c", "y/2.txt": b"", "x/1.json": b""}
+    path = write_tar(tmp_path / "s.tar", files.items())
     assert names(path) == [
         ("x/1", ["jpg", "seg.png"], None),
         ("x/2", ["v1.jpg"], None),
@@ -69,21 +60,19 @@ def test_samples_are_files_that_share_a_key(tmp_path: Path) -> None:
 def test_unsafe_paths_and_links_are_problems(tmp_path: Path) -> None:
     path = tmp_path / "s.tar"
     with tarfile.open(path, "w") as tar:
-        for name, kind in (("../up.jpg", tarfile.REGTYPE), ("/etc/x.jpg", tarfile.REGTYPE)):
+        for name, kind in (
+            ("../up.jpg", tarfile.REGTYPE),
+            ("/etc/x.jpg", tarfile.REGTYPE),
+            ("link.jpg", tarfile.SYMTYPE),
+            ("folder", tarfile.DIRTYPE),
+        ):
             member = tarfile.TarInfo(name)
-            member.type = kind
+            member.type, member.linkname = kind, "/etc/passwd"
             tar.addfile(member)
-        link = tarfile.TarInfo("link.jpg")
-        link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
-        tar.addfile(link)
-        folder = tarfile.TarInfo("folder")
-        folder.type = tarfile.DIRTYPE
-        tar.addfile(folder)
     found = names(path)
-    assert len(found) == 3
-    assert all(files == [] for _, files, _ in found)
-    assert all(problem for _, _, problem in found)
+    assert [files for _, files, _ in found] == [[]] * 3
     assert "unsafe path" in str(found[0][2])
+    assert "unsafe path" in str(found[1][2])
     assert "not a regular file" in str(found[2][2])
 
 
@@ -153,14 +142,7 @@ def test_errors_of_the_caller_are_not_shard_errors(tmp_path: Path) -> None:
         samples.throw(MemoryError)
 
 
-def test_written_shards_equal_those_of_tarfile() -> None:
+def test_written_shards_equal_those_of_tarfile(tmp_path: Path) -> None:
     files = [("0.glc", b"GLC" * 300), ("deep/" * 40 + "é.json", b"{}"), ("n.txt", b"")]
     content = b"".join(member_bytes(name, data) for name, data in files)
-    written = content + closing_bytes(len(content))
-    expected = io.BytesIO()
-    with tarfile.open(fileobj=expected, mode="w", format=tarfile.PAX_FORMAT) as tar:
-        for name, data in files:
-            member = tarfile.TarInfo(name)
-            member.size = len(data)
-            tar.addfile(member, io.BytesIO(data))
-    assert written == expected.getvalue()
+    assert content + closing_bytes(len(content)) == write_tar(tmp_path / "s.tar", files).read_bytes()

@@ -45,12 +45,10 @@ def test_equals_a_loop_over_windows(window: int | None, size: tuple[int, int]) -
     torch.testing.assert_close(actual, expected)
     weights = torch.randn_like(expected)
     inputs = [x, *module.parameters()]
-    for got, want in zip(
+    torch.testing.assert_close(
         torch.autograd.grad((actual * weights).sum(), inputs),
         torch.autograd.grad((expected * weights).sum(), inputs),
-        strict=True,
-    ):
-        torch.testing.assert_close(got, want)
+    )
 
 
 def test_attention_is_global_in_training() -> None:
@@ -59,17 +57,6 @@ def test_attention_is_global_in_training() -> None:
     trained = module.train()(x)
     torch.testing.assert_close(trained, naive(module, x, None))
     assert not torch.allclose(trained, module.eval()(x))
-
-
-def test_windows_do_not_attend_to_each_other() -> None:
-    module = WindowAttention(4, 4, "pixel").eval()
-    x = torch.randn(1, 4, 8, 8)
-    changed = x.clone()
-    changed[:, :, 4:, :4] += 1
-    moved = (module(changed) != module(x)).any(1)[0]
-    assert moved[4:, :4].all()
-    moved[4:, :4] = False
-    assert not moved.any()
 
 
 @pytest.mark.parametrize("size", [(6, 4), (5, 3), (1, 9)])

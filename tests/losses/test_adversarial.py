@@ -1,3 +1,5 @@
+from contextlib import suppress
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -48,16 +50,23 @@ class Game:
     def distortion(self, x_hat: Tensor) -> Tensor:
         return (self.x - x_hat).square().mean((1, 2, 3))
 
+    def generator_loss(
+        self, adversarial: AdversarialLoss, step: int = 0, scale: Tensor | float = 1.0
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        distortion = self.distortion(self.pixels)
+        return adversarial.generator_loss(self.x_hat, self.pixels, distortion, self.last, step, scale)
+
     def adversarial(self, x_hat: Tensor) -> Tensor:
         return -self.discriminator(x_hat).mean((1, 2, 3))
 
     def balance(self) -> Tensor:
         """Ratio of gradient norms, straight from its definition."""
         x_hat = self.decoder(self.latent)
-        norms = []
-        for loss in (self.distortion(x_hat), self.adversarial(x_hat)):
-            norms.append(torch.autograd.grad(loss.mean(), self.last, retain_graph=True)[0].norm())
-        return norms[0] / (norms[1] + 1e-4)
+        distortion, adversarial = (
+            torch.autograd.grad(loss.mean(), self.last, retain_graph=True)[0].norm()
+            for loss in (self.distortion(x_hat), self.adversarial(x_hat))
+        )
+        return distortion / (adversarial + 1e-4)
 
 
 @pytest.fixture
@@ -101,7 +110,7 @@ def test_discriminator_loss_is_zero_with_gradients_before_start() -> None:
 def test_active_depends_on_weight_and_step(weight: float, start: int, active: bool, game: Game) -> None:
     adversarial = AdversarialLoss(game.discriminator, weight, start)
     assert adversarial.active(5) == active
-    _, terms = adversarial.generator_loss(game.x_hat, game.pixels, game.distortion(game.pixels), game.last, 5)
+    _, terms = game.generator_loss(adversarial, step=5)
     assert bool(terms) == active
 
 
@@ -113,14 +122,9 @@ def test_adaptive_weight_is_the_ratio_of_gradient_norms(game: Game) -> None:
     weight = adaptive_weight(game.x_hat, *gradients, game.last)
     assert not weight.requires_grad
     torch.testing.assert_close(weight.double(), game.balance(), rtol=1e-5, atol=0)
-    limited = adaptive_weight(game.x_hat, *gradients, game.last, limit=1e-3)
-    torch.testing.assert_close(limited, torch.full_like(limited, 1e-3))
-
-
-def test_adaptive_weight_is_limited(game: Game) -> None:
-    gradient = torch.full_like(game.x_hat, 10.0)
-    weight = adaptive_weight(game.x_hat, gradient, torch.zeros_like(gradient), game.last, limit=50)
-    assert weight == 50
+    assert adaptive_weight(game.x_hat, *gradients, game.last, limit=1e-3) == pytest.approx(1e-3)
+    zeros = torch.zeros_like(gradients[0])
+    assert adaptive_weight(game.x_hat, gradients[0] * 1e9, zeros, game.last, limit=50) == 50
 
 
 @pytest.mark.parametrize("per_image", [False, True])
@@ -130,9 +134,7 @@ def test_generator_gradient_equals_autograd_of_the_explicit_loss(
 ) -> None:
     scale = torch.tensor([0.5, 4.0, 16.0], dtype=torch.double) if per_image else 3.0
     adversarial = AdversarialLoss(game.discriminator, weight=0.8, start=start)
-    loss, terms = adversarial.generator_loss(
-        game.x_hat, game.pixels, game.distortion(game.pixels), game.last, 50, scale
-    )
+    loss, terms = game.generator_loss(adversarial, 50, scale)
     actual = torch.autograd.grad(loss, list(game.decoder.parameters()))
 
     x_hat = game.decoder(game.latent)
@@ -155,7 +157,7 @@ def test_generator_loss_has_no_gradient_to_the_discriminator(game: Game) -> None
     game.discriminator.register_forward_pre_hook(
         lambda module, _: wanted.extend(p.requires_grad for p in module.parameters())
     )
-    loss, _ = adversarial.generator_loss(game.x_hat, game.pixels, game.distortion(game.pixels), game.last, 0)
+    loss, _ = game.generator_loss(adversarial)
     assert wanted
     assert not any(wanted)
     loss.backward()
@@ -171,9 +173,7 @@ def test_one_backward_pass_gives_both_gradients(game: Game) -> None:
     loss_d, _ = adversarial.discriminator_loss(game.x, game.x_hat, 0)
     parameters = [*game.decoder.parameters(), *game.discriminator.parameters()]
     own = torch.autograd.grad(loss_d, list(game.discriminator.parameters()), retain_graph=True)
-    loss_g, _ = adversarial.generator_loss(
-        game.x_hat, game.pixels, game.distortion(game.pixels), game.last, 0
-    )
+    loss_g, _ = game.generator_loss(adversarial)
     decoders = torch.autograd.grad(loss_g, list(game.decoder.parameters()), retain_graph=True)
     together = torch.autograd.grad(loss_g + loss_d, parameters)
     for got, want in zip(together, [*decoders, *own], strict=True):
@@ -184,12 +184,8 @@ def test_frozen_restores_requires_grad_after_an_error() -> None:
     module = nn.Linear(2, 2)
     module.bias.requires_grad_(False)
 
-    def fail_while_frozen() -> None:
-        with frozen(module):
-            assert not module.weight.requires_grad
-            raise RuntimeError("inside")
-
-    with pytest.raises(RuntimeError, match="inside"):
-        fail_while_frozen()
+    with suppress(RuntimeError), frozen(module):
+        assert not module.weight.requires_grad
+        raise RuntimeError
     assert module.weight.requires_grad
     assert not module.bias.requires_grad

@@ -6,7 +6,6 @@ from torch import Tensor, nn
 
 from glc.losses.latent import CodebookLoss, CodePredictionLoss, RateLoss
 from glc.models.code_predictor import CodePredictor
-from glc.models.quantizer import VectorQuantizer
 
 
 def test_rate_is_bits_per_latent_position() -> None:
@@ -16,18 +15,12 @@ def test_rate_is_bits_per_latent_position() -> None:
     torch.testing.assert_close(terms["rate_z"], torch.tensor([0.4, 1.0]))
 
 
-@pytest.mark.parametrize(("beta", "expected"), [(0.25, 5.0), (1.0, 8.0), (0.0, 4.0)])
-def test_codebook_loss_values(beta: float, expected: float) -> None:
-    vectors, codes = torch.ones(2, 3, 4, 4), torch.full((2, 3, 4, 4), 3.0)
-    loss = CodebookLoss(beta)(vectors, codes)
-    torch.testing.assert_close(loss, torch.full((2,), expected))
-
-
-def test_codebook_loss_is_a_mean_per_image() -> None:
+@pytest.mark.parametrize(("beta", "expected"), [(0.25, 1.25), (1.0, 2.0), (0.0, 1.0)])
+def test_codebook_loss_is_a_mean_per_image(beta: float, expected: float) -> None:
     vectors = torch.zeros(2, 1, 2, 2)
     codes = vectors.clone()
     codes[1, 0, 0, 0] = 2
-    torch.testing.assert_close(CodebookLoss(0.5)(vectors, codes), torch.tensor([0.0, 1.5]))
+    torch.testing.assert_close(CodebookLoss(beta)(vectors, codes), torch.tensor([0.0, expected]))
 
 
 def test_beta_weights_the_commitment_term() -> None:
@@ -37,19 +30,6 @@ def test_beta_weights_the_commitment_term() -> None:
     difference = (codes - vectors).detach() / 12  # of 12 elements
     torch.testing.assert_close(to_codes, 2 * difference)
     torch.testing.assert_close(to_vectors, -0.25 * 2 * difference)
-
-
-def test_codebook_loss_trains_used_codewords_and_vectors() -> None:
-    quantizer = VectorQuantizer(8, 4)
-    torch.nn.init.normal_(quantizer.embedding)
-    x = torch.randn(1, 4, 2, 1, requires_grad=True)
-    out = quantizer(x)
-    CodebookLoss()(x, out.codes).sum().backward()
-    assert quantizer.embedding.grad is not None
-    touched = quantizer.embedding.grad.abs().sum(1).nonzero().flatten()
-    assert touched.tolist() == out.indices.unique().tolist()
-    assert x.grad is not None
-    assert (x.grad != 0).all()
 
 
 class Fixed(nn.Module):
@@ -63,23 +43,12 @@ class Fixed(nn.Module):
         return self.logits.expand(len(latent), -1, -1, -1)
 
 
-def loss_for(logits: Tensor) -> CodePredictionLoss:
-    return CodePredictionLoss(Fixed(logits))
-
-
-def test_uniform_prediction_costs_log_codebook_size() -> None:
-    latent = torch.randn(2, 5, 3, 4)
-    terms = loss_for(torch.zeros(3, 4, 50))(latent, latent, torch.randint(50, (2, 3, 4)))
-    torch.testing.assert_close(terms["code_ce"], torch.full((2,), math.log(50)))
-    torch.testing.assert_close(terms["latent_mse"], torch.zeros(2))
-
-
 def test_code_prediction_loss_values() -> None:
     # Probabilities 3/4, 1/4 at the left position, 1/2, 1/2 at the right one.
     logits = torch.tensor([[[math.log(3), 0.0], [0.0, 0.0]]])
     latent, latent_hat = torch.zeros(2, 2, 1, 2), torch.zeros(2, 2, 1, 2)
     latent_hat[1, 0, 0, 0] = 4.0
-    terms = loss_for(logits)(latent, latent_hat, torch.tensor([[[0, 0]], [[1, 0]]]))
+    terms = CodePredictionLoss(Fixed(logits))(latent, latent_hat, torch.tensor([[[0, 0]], [[1, 0]]]))
     expected = [(math.log(4 / 3) + math.log(2)) / 2, (math.log(4) + math.log(2)) / 2]
     torch.testing.assert_close(terms["code_ce"], torch.tensor(expected))
     torch.testing.assert_close(terms["latent_mse"], torch.tensor([0.0, 4.0]))
@@ -109,7 +78,7 @@ def test_cross_entropy_is_computed_in_full_precision() -> None:
     logits = 20 * torch.randn(2, 2, 64)
     indices = torch.randint(64, (1, 2, 2))
     with torch.autocast("cpu", torch.bfloat16):
-        terms = loss_for(logits)(latent, latent, indices)
+        terms = CodePredictionLoss(Fixed(logits))(latent, latent, indices)
     exact = nn.functional.cross_entropy(logits.double().flatten(0, 1), indices.flatten())
     assert terms["code_ce"].dtype == torch.float32
     torch.testing.assert_close(terms["code_ce"].double(), exact.view(1), atol=1e-5, rtol=1e-5)

@@ -8,13 +8,10 @@ import urllib.error
 import warnings
 from pathlib import Path
 
-import lightning as L
 import lpips
 import pytest
 import torch
-from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 
 from glc.losses import perceptual
 from glc.losses.perceptual import LPIPS, WeightsUnavailable, find_weights
@@ -22,12 +19,7 @@ from glc.losses.perceptual import LPIPS, WeightsUnavailable, find_weights
 FILES = {"vgg": "vgg16-features.pth", "alex": "alexnet_features.pth", "squeeze": "squeezenet1_1_features.pth"}
 
 
-@pytest.fixture(autouse=True)
-def offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    """Use no network and an empty cache; return its folder."""
-    monkeypatch.setenv("GLC_OFFLINE", "1")
-    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
-    return tmp_path / "torch" / "hub" / "checkpoints"
+pytestmark = pytest.mark.usefixtures("offline")
 
 
 def reference(net: str, seed: int = 0) -> lpips.LPIPS:
@@ -66,23 +58,18 @@ def images(seed: int = 1, size: int = 64) -> tuple[Tensor, Tensor]:
     return x, (x + 0.3 * noise).clamp(-1, 1)
 
 
-@pytest.mark.parametrize("net", ["vgg", "alex", "squeeze"])
-def test_equals_the_lpips_package(net: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("net", "prefix"),
+    [("vgg", "features."), ("alex", "features."), ("squeeze", "features."), ("squeeze", "")],
+)
+def test_equals_the_lpips_package(net: str, prefix: str, tmp_path: Path) -> None:
     expected = reference(net)
-    save_features(expected, tmp_path / FILES[net])
+    save_features(expected, tmp_path / FILES[net], prefix)  # of the whole network, or its features alone
     x, y = images()
     distance = LPIPS(net, weights_dir=tmp_path)(x, y)
     assert distance.shape == (2,)
     assert distance.min() > 1e-3
     torch.testing.assert_close(distance, expected(x, y).flatten(), rtol=0, atol=1e-5)
-
-
-@pytest.mark.parametrize("prefix", ["features.", ""])
-def test_accepts_state_dict_of_network_or_features(prefix: str, tmp_path: Path) -> None:
-    expected = reference("squeeze", seed=3)
-    save_features(expected, tmp_path / FILES["squeeze"], prefix)
-    x, y = images()
-    torch.testing.assert_close(LPIPS("squeeze", tmp_path)(x, y), expected(x, y).flatten())
 
 
 def test_construction_consumes_no_random_numbers(squeeze_dir: Path) -> None:
@@ -99,6 +86,7 @@ def test_training_changes_the_image_and_not_the_network(squeeze_dir: Path) -> No
     x, start = images()
     y = nn.Parameter(start)
     parent = nn.ModuleDict({"loss": loss}).requires_grad_(True).train()
+    assert not parent.state_dict()
     optimizer = torch.optim.Adam([y, *parent.parameters()], lr=0.02)
     distances = []
     for _ in range(8):
@@ -114,23 +102,6 @@ def test_training_changes_the_image_and_not_the_network(squeeze_dir: Path) -> No
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
 
 
-def test_network_is_hidden_from_parent_modules(squeeze_dir: Path) -> None:
-    parent = nn.ModuleDict({"layer": nn.Linear(2, 2), "loss": LPIPS("squeeze", squeeze_dir)})
-    assert set(parent.state_dict()) == {"layer.weight", "layer.bias"}
-    assert len(list(parent.parameters())) == 2
-    assert not list(parent.buffers())
-    assert not parent.load_state_dict(nn.ModuleDict({"layer": nn.Linear(2, 2)}).state_dict()).missing_keys
-
-
-def test_follows_the_device_and_keeps_float32(squeeze_dir: Path) -> None:
-    loss = LPIPS("squeeze", squeeze_dir)
-    nn.ModuleList([loss]).bfloat16()
-    assert {p.dtype for p in loss.network.module.parameters()} == {torch.float32}
-    nn.ModuleList([loss]).to("meta")
-    assert {p.device.type for p in loss.network.module.parameters()} == {"meta"}
-    assert loss.network.module.scaling_layer.shift.device.type == "meta"
-
-
 def test_precision_under_autocast(squeeze_dir: Path) -> None:
     exact, fast = LPIPS("squeeze", squeeze_dir), LPIPS("squeeze", squeeze_dir, precision="autocast")
     x, y = images()
@@ -140,47 +111,6 @@ def test_precision_under_autocast(squeeze_dir: Path) -> None:
         rounded = fast(x, y)
     assert not torch.equal(rounded.float(), expected)
     torch.testing.assert_close(rounded.float(), expected, rtol=0.1, atol=1e-3)
-
-
-class Tiny(L.LightningModule):
-    def __init__(self, loss: nn.Module) -> None:
-        super().__init__()
-        self.net = nn.Conv2d(3, 3, 1)
-        self.loss = loss
-
-    def training_step(self, batch: Tensor) -> Tensor:
-        return self.loss(self.net(batch), batch).mean()
-
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        return torch.optim.SGD(self.parameters(), lr=0.1)
-
-    def train_dataloader(self) -> DataLoader:
-        return DataLoader([images(seed, 32)[0] for seed in range(3)], batch_size=None)
-
-
-def test_works_with_lightning_weight_averaging(squeeze_dir: Path, tmp_path: Path) -> None:
-    module = Tiny(LPIPS("squeeze", squeeze_dir))
-    before = module.net.weight.detach().clone()
-    save = ModelCheckpoint(dirpath=tmp_path, filename="end", save_weights_only=False)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        L.Trainer(
-            max_epochs=1,
-            accelerator="cpu",
-            logger=False,
-            callbacks=[EMAWeightAveraging(decay=0.5), save],
-            enable_progress_bar=False,
-            enable_model_summary=False,
-        ).fit(module)
-    checkpoint = torch.load(tmp_path / "end.ckpt", weights_only=True)
-    averaged, live = checkpoint["state_dict"], checkpoint["current_model_state"]
-    assert set(averaged) == set(live) == {"net.weight", "net.bias"}
-    assert not torch.equal(live["net.weight"], before)
-    assert not torch.equal(averaged["net.weight"], live["net.weight"])
-    fresh = Tiny(LPIPS("squeeze", squeeze_dir))
-    fresh.load_state_dict(averaged)
-    x, y = images()
-    assert torch.equal(fresh.loss(x, y), module.loss(x, y))
 
 
 # Look-up of weights -------------------------------------------------------------------------------
@@ -196,14 +126,13 @@ def published(folder: Path, content: bytes, digest: str | None = None) -> str:
 
 def test_folder_is_searched_before_the_cache(offline: Path, tmp_path: Path) -> None:
     url = published(offline, b"weights")
-    name = url.rsplit("/", 1)[-1]
-    assert find_weights(url) == offline / name
-    (tmp_path / "mine").mkdir()
-    assert find_weights(url, tmp_path / "mine", "net*.pth") == offline / name
-    (tmp_path / "mine" / "net_own.pth").touch()
-    assert find_weights(url, tmp_path / "mine", "net*.pth") == tmp_path / "mine" / "net_own.pth"
-    published(tmp_path / "mine", b"weights")
-    assert find_weights(url, tmp_path / "mine", "net*.pth") == tmp_path / "mine" / name
+    name, mine = url.rsplit("/", 1)[-1], tmp_path / "mine"
+    mine.mkdir()
+    assert find_weights(url) == find_weights(url, mine, "net*.pth") == offline / name
+    (mine / "net_own.pth").touch()
+    assert find_weights(url, mine, "net*.pth") == mine / "net_own.pth"
+    published(mine, b"weights")
+    assert find_weights(url, mine, "net*.pth") == mine / name
 
 
 @pytest.mark.parametrize("place", ["folder", "cache"])
@@ -214,15 +143,11 @@ def test_file_with_a_wrong_hash_is_refused(place: str, offline: Path, tmp_path: 
         find_weights(url, None if place == "cache" else folder)
 
 
-def test_other_networks_of_the_family_are_ignored(tmp_path: Path) -> None:
-    (tmp_path / "vgg16_bn-6c64b313.pth").touch()
+def test_other_networks_and_several_files_of_one_are_refused(tmp_path: Path) -> None:
+    for name in ("vgg16_bn-6c64b313.pth", "alexnet_a.pth", "alexnet_b.pth"):
+        (tmp_path / name).touch()
     with pytest.raises(WeightsUnavailable, match=r"no vgg16\*\.pth"):
         LPIPS("vgg", tmp_path)
-
-
-def test_several_matching_files_are_refused(tmp_path: Path) -> None:
-    (tmp_path / "alexnet_a.pth").touch()
-    (tmp_path / "alexnet_b.pth").touch()
     with pytest.raises(ValueError, match="2 files match"):
         LPIPS("alex", tmp_path)
 
@@ -240,20 +165,19 @@ def test_no_network_fails_fast(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GLC_OFFLINE", "0")
     monkeypatch.setattr(perceptual, "REACH_SECONDS", 0.2)
 
-    def hang(*args: object, **kwargs: object) -> None:
-        time.sleep(2)
-        raise urllib.error.URLError("too late")
+    def answer(seconds: float, message: str) -> None:
+        def open_address(*args: object, **kwargs: object) -> None:
+            time.sleep(seconds)
+            raise urllib.error.URLError(message)
 
-    monkeypatch.setattr("urllib.request.urlopen", hang)
+        monkeypatch.setattr("urllib.request.urlopen", open_address)
+
+    answer(2, "too late")
     start = time.monotonic()
     with pytest.raises(WeightsUnavailable, match="no answer within"):
         find_weights("https://weights.invalid/net-01234567.pth")
     assert time.monotonic() - start < 1.5
-
-    def refuse(*args: object, **kwargs: object) -> None:
-        raise urllib.error.URLError("name not known")
-
-    monkeypatch.setattr("urllib.request.urlopen", refuse)
+    answer(0, "name not known")
     with pytest.raises(WeightsUnavailable, match=r"not reachable: .*name not known"):
         find_weights("https://weights.invalid/net-01234567.pth")
 

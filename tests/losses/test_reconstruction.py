@@ -1,5 +1,4 @@
 import logging
-from pathlib import Path
 
 import pytest
 import torch
@@ -39,13 +38,7 @@ def test_weight_of_a_missing_distance_is_ignored() -> None:
     assert ReconstructionLoss(Signed()).usable(weights) == weights
 
 
-@pytest.fixture
-def no_weights(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("GLC_OFFLINE", "1")
-    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-
-
-@pytest.mark.usefixtures("no_weights")
+@pytest.mark.usefixtures("offline")
 def test_missing_weights_raise_or_warn(caplog: pytest.LogCaptureFixture) -> None:
     with pytest.raises(WeightsUnavailable, match=r"(?s)alexnet.*perceptual\.required=false"):
         load_perceptual("alex")

@@ -11,11 +11,7 @@ from torchvision.models import vgg16
 from glc.losses.perceptual import WeightsUnavailable
 from glc.metrics import DISTS
 
-
-@pytest.fixture(autouse=True)
-def offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("GLC_OFFLINE", "1")
-    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+pytestmark = pytest.mark.usefixtures("offline")
 
 
 @pytest.fixture(scope="module")
@@ -62,13 +58,8 @@ def test_dists_is_that_of_torchmetrics(
     assert 0.001 < got[1] < got[2]
     one = metric(x[1:2], x_hat[1:2])
     assert one.shape == (1,)
+    assert not [*metric.state_dict(), *metric.parameters()]  # the network stays out of checkpoints
     torch.testing.assert_close(one, got[1:2], rtol=1e-4, atol=1e-6)
-
-
-def test_its_network_stays_out_of_checkpoints(folder: Path) -> None:
-    metric = DISTS(folder)
-    assert not metric.state_dict()
-    assert not list(metric.parameters())
 
 
 def test_missing_and_wrong_weights_are_named(folder: Path, tmp_path: Path) -> None:

@@ -14,11 +14,7 @@ from glc.losses.perceptual import WeightsUnavailable
 from glc.metrics import FID, KID, features
 from glc.metrics.features import PatchFeatures
 
-
-@pytest.fixture(autouse=True)
-def offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("GLC_OFFLINE", "1")
-    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+pytestmark = pytest.mark.usefixtures("offline")
 
 
 class Counting(nn.Module):
@@ -79,7 +75,8 @@ def random_inception(monkeypatch: pytest.MonkeyPatch) -> dict[str, Tensor]:
 def test_inception_is_found_in_a_folder_and_shared(
     random_inception: dict[str, Tensor], tmp_path: Path
 ) -> None:
-    torch.save(random_inception, tmp_path / "weights-inception-mine.pth")
+    path = tmp_path / "weights-inception-mine.pth"
+    torch.save(random_inception, path)
     fid, kid = FID(32, weights_dir=tmp_path), KID(32, weights_dir=tmp_path)
     assert fid.inception is kid.network
     assert kid.network.num_features == 2048
@@ -90,9 +87,7 @@ def test_inception_is_found_in_a_folder_and_shared(
     some = patches(1, size=32)
     # As torch-fidelity computes it itself, resizing as TensorFlow 1 did.
     theirs = inception_extractor.FeatureExtractorInceptionV3(
-        "inception-v3-compat",
-        ["2048"],
-        feature_extractor_weights_path=tmp_path / "weights-inception-mine.pth",
+        "inception-v3-compat", ["2048"], feature_extractor_weights_path=path
     )
     expected = theirs(some)[0]
     assert expected.std() > 0
@@ -101,7 +96,7 @@ def test_inception_is_found_in_a_folder_and_shared(
     del random_inception["fc.weight"]
     other = tmp_path / "other"
     other.mkdir()
-    torch.save(random_inception, other / "weights-inception-mine.pth")
+    torch.save(random_inception, other / path.name)
     with pytest.raises(ValueError, match=r"weights-inception-mine\.pth: not the weights of FID's Inception"):
         features.inception(other)
 

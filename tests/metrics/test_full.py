@@ -22,22 +22,30 @@ def make(*overrides: str) -> QualityMetrics:
         return instantiate(compose(overrides=list(overrides)).metrics)
 
 
+@pytest.mark.usefixtures("offline")
 @pytest.mark.parametrize(("choice", "names"), [("full", FULL), ("full_64", FULL | {"fid_64", "kid_64"})])
 def test_unavailable_metrics_have_a_reason_and_the_rest_is_measured(
-    choice: str, names: set[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    choice: str, names: set[str], tmp_path: Path
 ) -> None:
-    monkeypatch.setenv("GLC_OFFLINE", "1")
-    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
-    folder = tmp_path / "weights"
-    folder.mkdir()
-    metrics = make(f"+metrics={choice}", f"metrics.weights_dir={folder}")
+    metrics = make(f"+metrics={choice}", f"metrics.weights_dir={tmp_path}")
     x = torch.rand(1, 3, 176, 180) * 2 - 1
     metrics.update(x, x * 0.9, bits=torch.tensor([8.0]))
     assert set(metrics.compute()) == {"psnr", "ms_ssim", "bpp"}
     assert set(metrics.unavailable) == names - {"psnr", "ms_ssim"}
     for name, reason in metrics.unavailable.items():
         assert "Fix: " in reason
-        assert str(folder) in reason or name == "fd_dinov2"  # which lacks a package first
+        assert str(tmp_path) in reason or name == "fd_dinov2"  # which lacks a package first
+
+
+@pytest.mark.usefixtures("offline")
+@pytest.mark.parametrize(("choice", "names"), [("default", {"psnr", "ms_ssim", "bpp"}), ("none", {"bpp"})])
+def test_smaller_choices_build(choice: str, names: set[str]) -> None:
+    metrics = make(f"+metrics={choice}")
+    x = torch.rand(1, 3, 176, 176) * 2 - 1
+    metrics.update(x, x * 0.9, bits=torch.ones(1))
+    assert set(metrics.compute()) == names
+    if choice == "default":
+        assert "alexnet-owt-7be5be79.pth" in metrics.unavailable["lpips_alex"]
 
 
 def test_a_wrong_folder_is_noticed_before_anything_is_measured(tmp_path: Path) -> None:
@@ -45,9 +53,7 @@ def test_a_wrong_folder_is_noticed_before_anything_is_measured(tmp_path: Path) -
         make("+metrics=full", f"metrics.weights_dir={tmp_path}/nowhere")
 
 
-@pytest.mark.skipif(
-    "GLC_WEIGHTS" not in os.environ, reason="GLC_WEIGHTS names no folder of published weights"
-)
+@pytest.mark.skipif("GLC_WEIGHTS" not in os.environ, reason="GLC_WEIGHTS: no folder of published weights")
 def test_lpips_is_that_of_the_lpips_package() -> None:
     folder = Path(os.environ["GLC_WEIGHTS"])
     with warnings.catch_warnings():

@@ -31,11 +31,6 @@ def test_groups_code_different_positions_at_each_step_and_all_in_the_end() -> No
         assert torch.equal(groups[:, 0], cell.repeat(1, 3, 2))  # the same in every cell
 
 
-def test_the_first_step_codes_the_groups_in_reading_order() -> None:
-    first = quadtree_masks(4, 2, 2)[0, 0].flatten(1)
-    assert torch.equal(first, torch.eye(4, dtype=torch.bool))
-
-
 def test_position_of_each_group_at_each_step() -> None:
     # What files and published weights were made with.
     order = [[0, 1, 2, 3], [3, 2, 1, 0], [2, 3, 0, 1], [1, 0, 3, 2]]

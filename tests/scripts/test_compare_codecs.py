@@ -1,7 +1,6 @@
 """scripts/compare_codecs.py: the tables and the plot that it writes into a document."""
 
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 
@@ -10,15 +9,12 @@ from glc.evaluation.tables import PublishedCurve
 from tests.evaluation.fake_run import at_rates, write_run
 from tests.programs import load_script
 
+script = load_script("compare_codecs")
+
 DOCUMENT = "# Words\n\n<!-- comparison -->\nold\n<!-- end of comparison -->\n\nmore words\n"
 
 
-@pytest.fixture(scope="module")
-def script() -> ModuleType:
-    return load_script("compare_codecs")
-
-
-def written(tmp_path: Path, script: ModuleType) -> str:
+def written(tmp_path: Path) -> str:
     write_run(tmp_path / "out" / "slim", "slim", at_rates(0.5))
     write_run(tmp_path / "out" / "vvc", "vvc")
     (tmp_path / "words.md").write_text(DOCUMENT)
@@ -27,8 +23,8 @@ def written(tmp_path: Path, script: ModuleType) -> str:
     return (tmp_path / "words.md").read_text()
 
 
-def test_tables_and_plot_replace_text_between_markers(tmp_path: Path, script: ModuleType) -> None:
-    text = written(tmp_path, script)
+def test_tables_and_plot_replace_text_between_markers(tmp_path: Path) -> None:
+    text = written(tmp_path)
     assert text.startswith("# Words\n\n<!-- comparison -->\n")
     assert text.endswith("<!-- end of comparison -->\n\nmore words\n")
     assert "old" not in text
@@ -40,11 +36,11 @@ def test_tables_and_plot_replace_text_between_markers(tmp_path: Path, script: Mo
     assert {"LPIPS ↓", "PSNR (dB) ↑"} <= {part.split("<")[0] for part in rendered.split(">")}
     assert rendered.count(">vvc<") == 1  # one legend
     # The same results give the same bytes.
-    assert written(tmp_path, script) == text
+    assert written(tmp_path) == text
     assert plot.read_text() == rendered
 
 
-def test_document_without_markers_is_unchanged(tmp_path: Path, script: ModuleType) -> None:
+def test_document_without_markers_is_unchanged(tmp_path: Path) -> None:
     for text in ("words", DOCUMENT + script.BEGIN, "<!-- end of comparison -->\n<!-- comparison -->"):
         (tmp_path / "words.md").write_text(text)
         with pytest.raises(ValueError, match=r"words.md: markers missing; put <!-- comparison -->"):
@@ -52,7 +48,7 @@ def test_document_without_markers_is_unchanged(tmp_path: Path, script: ModuleTyp
         assert (tmp_path / "words.md").read_text() == text
 
 
-def test_published_points_within_measured_rates_are_compared(tmp_path: Path, script: ModuleType) -> None:
+def test_published_points_within_measured_rates_are_compared(tmp_path: Path) -> None:
     run = read_results(write_run(tmp_path / "vvc", "vvc"))
     points = [{"bpp": 0.01, "psnr": 1.0}, {"bpp": (0.02 * 0.03) ** 0.5, "psnr": 22.75}]
     entry = PublishedCurve("VTM (VVC)", "a paper", "file", points)

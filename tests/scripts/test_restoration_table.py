@@ -3,7 +3,6 @@
 import json
 import sys
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import pytest
@@ -16,13 +15,10 @@ from glc.data.degradations import GaussianNoise, Mask
 from tests.codec.fixed_model import fixed_codec_weights, fixed_image
 from tests.programs import load_script
 
-
-@pytest.fixture(scope="module")
-def table() -> ModuleType:
-    return load_script("restoration_table")
+table = load_script("restoration_table")
 
 
-def test_restorers_reduce_the_error(table: ModuleType, tmp_path: Path) -> None:
+def test_restorers_reduce_the_error(tmp_path: Path) -> None:
     rows, columns = np.mgrid[:64, :64]
     clean = np.stack([rows * 2 + 60, columns * 2 + 60, rows + columns + 60], -1).astype(np.uint8)
     image = Image.fromarray(clean)
@@ -52,7 +48,7 @@ def test_restorers_reduce_the_error(table: ModuleType, tmp_path: Path) -> None:
         assert np.abs(halved - np.asarray(degraded, float) / 2).max() <= 0.51
 
 
-def test_encoder_with_more_bytes_does_not_beat_the_codec(table: ModuleType) -> None:
+def test_encoder_with_more_bytes_does_not_beat_the_codec() -> None:
     alone = {"psnr": 20.0, "lpips_alex": 0.4, "bytes": 1000}
     ours = {"psnr": 20.1, "lpips_alex": 0.39, "bytes": 1000}
     assert table.beats(ours, alone)
@@ -61,8 +57,9 @@ def test_encoder_with_more_bytes_does_not_beat_the_codec(table: ModuleType) -> N
     assert table.beats({"psnr": 20.1, "bytes": 990}, {"psnr": 20.0, "bytes": 1000})
 
 
+@pytest.mark.usefixtures("offline")
 def test_table_compares_at_equal_rate(
-    table: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     codec = fixed_codec_weights(tmp_path / "codec.safetensors")
     weights = read_weights(codec)
@@ -74,8 +71,6 @@ def test_table_compares_at_equal_rate(
     words = ["--codec", str(codec), "--encoder", str(encoder), "--images", str(tmp_path / "photos")]
     words += ["--output", str(tmp_path / "out"), "degradation.sigma=30"]
     monkeypatch.setattr(sys, "argv", ["restoration_table.py", *words])
-    monkeypatch.setenv("GLC_OFFLINE", "1")
-    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     # The encoder is the codec's own: it does not beat itself.
     assert table.main() == 1
     rows = json.loads((tmp_path / "out" / "table.json").read_text())

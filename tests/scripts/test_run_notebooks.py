@@ -29,10 +29,8 @@ def test_outputs_are_stripped_and_imports_are_allowed(path: Path) -> None:
         assert cell.outputs == []
         assert cell.execution_count is None
         for node in ast.walk(ast.parse(cell.source)):
-            if isinstance(node, ast.Import):
-                names = [alias.name for alias in node.names]
-            else:
-                names = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
             assert {name.split(".")[0] for name in names} <= ALLOWED
     assert {"kernelspec", "language_info"} == notebook.metadata.keys()
 

@@ -5,6 +5,7 @@ make stress ARGS="-k fuzz --stress rounds=100000"         the long form of one, 
 pytest -m stress                                          the short form, seconds each; `make test` runs it
 """
 
+import contextlib
 import csv
 import dataclasses
 import json
@@ -117,15 +118,11 @@ def kill_and_resume(
 
 def workers_of(process: Started) -> list[int]:
     """Return the worker processes of a command (Linux; none elsewhere)."""
-    found = []
     pid = process.process.pid
-    try:
-        for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
-            if b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes():
-                found.append(int(child))
-    except OSError:
-        pass  # it has ended
-    return found
+    with contextlib.suppress(OSError):  # it has ended
+        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+        return [int(x) for x in children if b"spawn_main" in Path(f"/proc/{x}/cmdline").read_bytes()]
+    return []
 
 
 def as_work_grows(
@@ -148,10 +145,8 @@ def size_of(folder: Path) -> int:
     total = 0
     for parent, _, names in os.walk(folder):
         for name in names:
-            try:
+            with contextlib.suppress(FileNotFoundError):  # renamed meanwhile
                 total += os.stat(os.path.join(parent, name)).st_size
-            except FileNotFoundError:
-                continue  # renamed meanwhile
     return total
 
 
@@ -160,23 +155,17 @@ def contents(folder: Path) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder)
-        if not path.is_file() or path.name == "journal.jsonl":
-            continue
-        if any(part.startswith(".") for part in name.parts):
-            continue
-        found[str(name)] = _without_seconds(path)
+        hidden = any(part.startswith(".") for part in name.parts)
+        if path.is_file() and not hidden and path.name != "journal.jsonl":
+            found[str(name)] = _without_seconds(path)
     return found
 
 
 def _without_seconds(path: Path) -> Any:
     if path.suffix == ".csv":
         with path.open(newline="") as file:
-            return [
-                {k: v for k, v in row.items() if not k.endswith("seconds")} for row in csv.DictReader(file)
-            ]
-    if path.suffix == ".json":
-        return _strip(json.loads(path.read_text()))
-    return path.read_bytes()
+            return [_strip(row) for row in csv.DictReader(file)]
+    return _strip(json.loads(path.read_text())) if path.suffix == ".json" else path.read_bytes()
 
 
 def _strip(value: Any) -> Any:

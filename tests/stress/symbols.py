@@ -154,14 +154,12 @@ def differences(codec: glc.Codec, folders: list[Path]) -> list[str]:
         with under(codec, setting), torch.inference_mode():
             for names in batches(sizes, setting.batch):
                 decoded, _ = codec.entropy_decode([files[name] for name in names], max_pixels=NO_LIMIT)
-                symbols = decoded.symbols
-                found = digests_of(symbols)
-                wrong += [
-                    f"{n}, {setting}" for n, value in zip(names, found, strict=True) if value != expected[n]
-                ]
-                header = headers[names[0]]
+                found = zip(names, digests_of(decoded.symbols), strict=True)
+                wrong += [f"{name}, {setting}" for name, value in found if value != expected[name]]
                 if len(names) == 1:
-                    again = codec.from_symbols(symbols, (header.height, header.width), header.rate_index)
+                    header = headers[names[0]]
+                    size = header.height, header.width
+                    again = codec.from_symbols(decoded.symbols, size, header.rate_index)
                     wrong += [f"{names[0]}, {setting}: other bytes"] * (again != files[names[0]])
     return wrong
 

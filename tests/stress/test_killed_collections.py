@@ -3,7 +3,6 @@
 import io
 import json
 import random
-import tarfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,7 +11,7 @@ import pytest
 from glc.data.images import read_rgb
 from glc.data.sources import sample_paths
 from tests.evaluation.stand_ins import write_images
-from tests.jobs.stand_ins import write_tar
+from tests.jobs.stand_ins import read_tar, write_tar
 from tests.programs import EVALUATE, GLC, Started, start
 from tests.short_runs import QUIET
 from tests.stress.harness import Stress, as_work_grows, contents, kill_and_resume
@@ -33,8 +32,8 @@ def write_shards(folder: Path, shards: int, images: int, side: int, chance: rand
             source = chance.choice(sources)
             left, top = (chance.randrange(length - side) for length in source.size)
             stream = io.BytesIO()
-            crop = source.crop((left, top, left + side - chance.randrange(9), top + side))
-            crop.save(stream, "JPEG", quality=95)
+            box = (left, top, left + side - chance.randrange(9), top + side)
+            source.crop(box).save(stream, "JPEG", quality=95)
             content = stream.getvalue()
             if number in damaged:
                 content = content[: len(content) // 2]
@@ -84,12 +83,8 @@ def test_killed_shard_job_has_every_sample_once(stress: Stress, kind: str) -> No
         return [*EVALUATE, f"codec={stress.weights}", *data, *metrics, f"out={out}", f"processes={processes}"]
 
     killed = disturbed(words, stress, stress.count(2, 10), processes, ended=1)
-    done = []
-    for path in killed.glob("*.tar"):
-        with tarfile.open(path) as tar:
-            done += [
-                int(name.partition(".")[0]) for name in tar.getnames() if name.endswith((".glc", ".json"))
-            ]
+    names = [name for path in killed.glob("*.tar") for name in read_tar(path)]
+    done = [int(name.partition(".")[0]) for name in names if name.endswith((".glc", ".json"))]
     failed = [int(json.loads(line)["key"]) for line in (killed / "failures.jsonl").read_text().splitlines()]
     assert sorted(failed) == damaged
     assert sorted(done + failed) == list(range(images))

@@ -60,12 +60,11 @@ def words(data: Path, runs: Path, name: str, stage: str, steps: int) -> list[obj
     del values["data.stride"], values["data.batch_size"]
     if stage != "transform":
         values["stage.discriminator_start"] = 3
+    undisturbed = {name: runs / "undisturbed" / name / "checkpoints" / "last.ckpt" for name in STAGES}
     if stage != "vqvae":
-        values["init_from"] = (
-            runs / "undisturbed" / STAGES[STAGES.index(stage) - 1] / "checkpoints" / "last.ckpt"
-        )
+        values["init_from"] = undisturbed[STAGES[STAGES.index(stage) - 1]]
     if stage == "joint":
-        values["stage.discriminator_from"] = runs / "undisturbed" / "vqvae" / "checkpoints" / "last.ckpt"
+        values["stage.discriminator_from"] = undisturbed["vqvae"]
     return [*TRAIN, *arguments(values)]
 
 

@@ -53,9 +53,8 @@ def run_all(nodes: list[Node], words: list[str], log: Path) -> None:
     with log.open("w") as file:
         for before, more in nodes:
             environment = {**os.environ, **QUIET, "OMP_NUM_THREADS": "1", **more}
-            started.append(
-                subprocess.Popen([*before, *words], cwd=ROOT, env=environment, stdout=file, stderr=file)
-            )
+            command = [*before, *words]
+            started.append(subprocess.Popen(command, cwd=ROOT, env=environment, stdout=file, stderr=file))
         try:
             for process in started:
                 assert process.wait(280) == 0, log.read_text()[-4000:]
