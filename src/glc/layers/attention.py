@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from glc.layers.normalization import make_norm
+from glc.layers.blocks import make_norm
 
 
 def partition_windows(x: Tensor, window: int) -> tuple[Tensor, Tensor | None]:

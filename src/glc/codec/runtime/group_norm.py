@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from glc.codec.runtime import winograd
-from glc.layers.normalization import PixelNorm
+from glc.layers.blocks import PixelNorm
 
 
 class Moments(NamedTuple):
@@ -65,7 +65,7 @@ class Normalizer:
     """The normalisation of one map, optionally followed by swish, applied to row tiles.
 
     Args:
-        norm: a result of `glc.layers.normalization.make_norm`, or an identity.
+        norm: a result of `glc.layers.blocks.make_norm`, or an identity.
         statistics: of the map's channels; only group normalisation uses them.
         swish: apply swish after it.
     """

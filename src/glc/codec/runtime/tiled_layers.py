@@ -12,8 +12,7 @@ from glc.codec.runtime.row_tiles import Source, empty_map, fill
 from glc.codec.runtime.threads import Scratch, Workers
 from glc.codec.runtime.winograd import WINOGRAD_TILE
 from glc.layers.attention import WindowAttention, merge_windows, partition_windows
-from glc.layers.blocks import Downsample, ResidualBlock, Upsample
-from glc.layers.normalization import PixelNorm
+from glc.layers.blocks import Downsample, PixelNorm, ResidualBlock, Upsample
 
 _SWISH = nn.SiLU()
 _BEFORE = (nn.GroupNorm, PixelNorm, nn.Identity, nn.SiLU)
