@@ -14,8 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from glc.codec.runtime.memory import check_memory
-from glc.losses.augment import LEAST, RandomAugmentation
-from glc.losses.perceptual import LPIPS, Net
+from glc.losses.perceptual import LEAST, LPIPS, Net, RandomAugmentation
 from glc.models.glc import GLC
 
 DEFAULT_STEPS = 10

@@ -1,10 +1,8 @@
 """Training checkpoints: written with a SHA-256, opened once, read without executing code.
 
 `torch.save` writes a zip archive, which may end in a comment. glc writes the comment `sha256:` and 64
-hexadecimal
-digits: the checksum of all bytes before the comment was added. Zip tools and `torch.load` ignore it, and a
-    single
-file can be renamed atomically.
+hexadecimal digits: the checksum of all bytes before the comment was added. Zip tools and `torch.load` ignore
+it, and a single file can be renamed atomically.
 """
 
 import hashlib
@@ -30,6 +28,7 @@ _CHUNK = 1 << 22
 # Modules named in settings of version 0.1, and their classes' present modules.
 _MOVED = {
     "glc.codec.export": "glc.codec.weights.export",
+    "glc.losses.augment": "glc.losses.perceptual",
     "glc.losses.vq": "glc.losses.latent",
     "glc.training.callbacks.average": "glc.training.callbacks.ema",
     "glc.training.callbacks.checkpoint": "glc.training.checkpoints",
@@ -45,7 +44,7 @@ _MOVED = {
 }
 # Classes that have another name since version 0.1.
 _RENAMED = {
-    "glc.losses.augment.RandomViews": "glc.losses.augment.RandomAugmentation",
+    "glc.losses.perceptual.RandomViews": "glc.losses.perceptual.RandomAugmentation",
     "glc.training.callbacks.codebook.CodebookCare": "glc.training.callbacks.codebook.CodebookRestart",
     "glc.training.callbacks.ema.MovingAverage": "glc.training.callbacks.ema.EMA",
     "glc.training.checkpoints.SealedCheckpointIO": "glc.training.checkpoints.ChecksumCheckpointIO",
