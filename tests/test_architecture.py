@@ -201,7 +201,6 @@ TESTED_BY = {
     "app/page": "browser/test_page",
     "codec/convert": "codec/convert/test_convert",
     "codec/entropy/latent_coding": "codec/test_codec",
-    "codec/load": "codec/test_codec",
     "codec/runtime": "codec/runtime/test_tiled_networks",
     "codec/stages": "codec/test_codec",
     "data/shard_writer": "data/test_pack",

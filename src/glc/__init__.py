@@ -13,9 +13,8 @@ import.
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from glc.codec.codec import Codec, TargetWarning
+    from glc.codec.codec import Codec, TargetWarning, load
     from glc.codec.entropy.latent_coding import Symbols
-    from glc.codec.load import load
     from glc.codec.weights.variants import decoders, encoders
     from glc.errors import (
         BitstreamError,
@@ -48,7 +47,7 @@ _HOMES = {
     "WrongWeightsError": "errors",
     "decoders": "codec.weights.variants",
     "encoders": "codec.weights.variants",
-    "load": "codec.load",
+    "load": "codec.codec",
 }
 
 __all__ = [

@@ -8,8 +8,7 @@ from typing import Any
 
 from glc.cli.errors import NothingDoneError, message
 from glc.codec.bitstream import Header
-from glc.codec.codec import Codec, choose_device
-from glc.codec.load import assemble
+from glc.codec.codec import Codec, assemble, choose_device
 from glc.codec.weights.catalog import DEFAULT_MODEL, FOLDER_VARIABLE, catalog, find
 from glc.codec.weights.file import CodecLabel, Kind, read_label
 from glc.codec.weights.variants import made_for, read_variant

@@ -21,8 +21,7 @@ from glc.cli.pipeline import Steps, outcomes, threads_for
 from glc.cli.shards import check_target, shard_options
 from glc.cli.trust import trust_option
 from glc.codec.bitstream import DEFAULT_LIMIT
-from glc.codec.runtime.memory import parse_memory
-from glc.codec.runtime.precision import PRECISIONS
+from glc.codec.runtime.resources import PRECISIONS, parse_memory
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -118,7 +118,7 @@ def complexity(
     output: Path | None,
 ) -> None:
     """Measure a model's complexity: parameters, MACs, time and memory per image size and device."""
-    from glc.codec.load import load
+    from glc.codec.codec import load
 
     with needs("eval"):
         from glc.evaluation.complexity import (

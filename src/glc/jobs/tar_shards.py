@@ -10,8 +10,24 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
-from glc.io.patterns import expand_braces
+from braceexpand import braceexpand
+
 from glc.jobs.manifest import Stamp
+
+
+def expand_braces(pattern: str, separator: str = os.sep) -> list[str]:
+    """Return the names that a pattern stands for; a pattern without braces stands for itself.
+
+    Args:
+        pattern: a path or URL, with `{a,b}` or `{000..099}` anywhere.
+        separator: of paths. Where it is a backslash (Windows), a backslash does not escape a brace:
+            braceexpand would remove it from the path.
+
+    Raises:
+        ValueError: the braces are not balanced.
+    """
+    return list(braceexpand(pattern, escape=separator != "\\"))
+
 
 MAX_FILE = 1 << 30
 """Size limit of a member, in bytes."""

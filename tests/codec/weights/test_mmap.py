@@ -18,7 +18,7 @@ import glc
 from glc.codec import bitstream
 from glc.codec.runtime import networks
 from glc.codec.runtime.networks import ImageNetworks
-from glc.codec.runtime.precision import choose_precision
+from glc.codec.runtime.resources import choose_precision
 from glc.codec.weights import mmap
 from glc.codec.weights.file import read_weights, save_weights
 from glc.codec.weights.mmap import MappedFile, bytes_to_read

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import glc
-from glc.codec.load import assemble
+from glc.codec.codec import assemble
 from glc.codec.weights.architecture import build
 from glc.codec.weights.export import export, make_tables, rate_points
 from glc.codec.weights.file import build_model, read_weights, save_weights

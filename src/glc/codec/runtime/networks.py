@@ -11,8 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from glc.codec.images import padded_size
-from glc.codec.runtime.memory import available_memory, check_memory, give_back_freed, resident_memory
-from glc.codec.runtime.precision import Precision
+from glc.codec.runtime.resources import (
+    Precision,
+    available_memory,
+    check_memory,
+    give_back_freed,
+    resident_memory,
+)
 from glc.codec.runtime.row_tiles import Source
 from glc.codec.runtime.tiled_networks import TiledDecoder, TiledEncoder
 from glc.codec.stages import Stages
