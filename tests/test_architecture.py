@@ -186,7 +186,7 @@ def test_contributing_has_the_table() -> None:
 # Test files that test no single module, by folder of tests/, and why they exist.
 CROSS_CUTTING = {
     "": "architecture documents extending tooling wheel",  # the repository
-    "cli": "decompress failures",  # commands
+    "cli": "decompress failures latent_optimization",  # commands
     # files
     "codec": "golden quality real_size reference_decoder refusals robustness shipped user_networks waits",
     "codec/convert": "reference refusals vectors",  # published networks

@@ -299,7 +299,6 @@ BANNED = {
 ALLOWED = {
     "pictures?": ("renamed_option", "still-picture", 'settings["pictures"]'),
     "effort": (
-        "refuse_effort",
         "--effort",
         "cjxl",
         "jpegxl",

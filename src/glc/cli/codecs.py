@@ -4,7 +4,7 @@ import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from glc.cli.errors import NothingDoneError, message
 from glc.codec.bitstream import Header
@@ -13,6 +13,9 @@ from glc.codec.weights.catalog import DEFAULT_MODEL, FOLDER_VARIABLE, catalog, f
 from glc.codec.weights.file import CodecLabel, Kind, read_label
 from glc.codec.weights.variants import made_for, read_variant
 from glc.errors import WeightsError, WrongWeightsError
+
+if TYPE_CHECKING:
+    from glc.latent_optimization import LatentOptimizer
 
 
 @dataclass(frozen=True)
@@ -160,3 +163,22 @@ class Codecs:
                 text = str(error)
                 raise WeightsError(text if str(file) in text else f"{file}: {text}") from error
         return self.loaded[file]
+
+
+def make_optimizer(steps: int, weights_dir: str | None) -> "LatentOptimizer | None":
+    """Return a latent optimiser of a number of steps, or None for 0.
+
+    Raises:
+        NothingDoneError: LPIPS or its weights are missing.
+    """
+    if not steps:
+        return None
+    try:
+        from glc.latent_optimization import LatentOptimizer
+
+        return LatentOptimizer(steps, weights_dir=weights_dir)
+    except ImportError as error:
+        wanted = f"--optimize-latent needs the package {error.name}: pip install 'glc-codec[eval]'"
+        raise NothingDoneError(wanted) from error
+    except (ValueError, OSError, RuntimeError) as error:
+        raise NothingDoneError(f"--optimize-latent: {message(error)}; or --lpips-weights FOLDER") from error

@@ -25,7 +25,7 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Union
 
@@ -276,14 +276,28 @@ def list_images(folder: str | os.PathLike[str]) -> list[Path]:
     root = Path(folder)
     if not root.is_dir():
         raise NotADirectoryError(f"{root}: no such folder")
+    return list_files(root, is_image_name)
+
+
+def list_files(
+    folder: Path, accepts: Callable[[str], bool], onerror: Callable[[OSError], None] | None = None
+) -> list[Path]:
+    """List the files under a folder, sorted by relative path; hidden names are skipped, links followed once.
+
+    Args:
+        folder: the folder.
+        accepts: whether to list a file of this name.
+        onerror: called with the error of a folder that cannot be read.
+    """
     found: list[Path] = []
     seen: set[tuple[int, int]] = set()  # links may form cycles
-    for current, folders, files in os.walk(root, followlinks=True):
+    for current, folders, files in os.walk(folder, onerror=onerror, followlinks=True):
+        folders.sort()
         status = os.stat(current)
         if (status.st_dev, status.st_ino) in seen:
             folders.clear()
             continue
         seen.add((status.st_dev, status.st_ino))
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        found += [Path(current, name) for name in files if not name.startswith(".") and is_image_name(name)]
-    return sorted(found, key=lambda path: path.relative_to(root).as_posix())
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        found += [Path(current, name) for name in files if not name.startswith(".") and accepts(name)]
+    return sorted(found, key=lambda path: path.relative_to(folder).as_posix())

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import glc
-from glc.cli.convert import convert as command
+from glc.cli.models import convert as command
 from glc.codec.convert.convert import convert, convert_to_official
 from glc.codec.convert.layouts import LAYOUTS, FittedLayout, codec_description
 from glc.codec.images import to_input
