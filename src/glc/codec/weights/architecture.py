@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from glc.codec.bitstream import MAX_RATES
-from glc.codec.weights.trust import Trust, find_class
+from glc.codec.weights.trust import Trust, build_nested, find_class
 from glc.errors import ArchitectureError, OverBudgetError
 from glc.models.autoencoder import Decoder, Encoder
 from glc.models.code_predictor import CodePredictionRefiner, CodePredictor
@@ -26,9 +26,6 @@ from glc.models.glc import GLC
 from glc.models.hyperprior import CategoricalHyperprior, FactorizedHyperprior
 from glc.models.protocols import require
 from glc.models.quantizer import VectorQuantizer
-
-TARGET = "_target_"
-"""Key of a class's name in a description, as in the configuration."""
 
 _KINDS: dict[str, tuple[type[nn.Module], ...]] = {
     "encoder": (Encoder,),
@@ -110,24 +107,12 @@ def _without_projections(description: Any) -> Any:
 
 def _classes(description: Any, trust: Trust) -> dict[str, type[nn.Module]]:
     """Return the classes that a description names, by name; import those of trusted packages."""
-    found = {}
-    for name in _names(description):
+    names: list[Any] = []
+    build_nested(description, lambda name, _: names.append(name))
+    for name in names:
         if not isinstance(name, str):
             raise ArchitectureError(f"{name!r} is not the name of a network")
-        found[name] = _OURS.get(name) or find_class(name, trust)
-    return found
-
-
-def _names(description: Any) -> Iterator[Any]:
-    if isinstance(description, list | tuple):
-        for item in description:
-            yield from _names(item)
-    elif isinstance(description, Mapping):
-        if TARGET in description:
-            yield description[TARGET]
-        for key, value in description.items():
-            if key != TARGET:
-                yield from _names(value)
+    return {name: _OURS.get(name) or find_class(name, trust) for name in names}
 
 
 @contextmanager
@@ -142,22 +127,17 @@ def _empty(classes: Mapping[str, type[nn.Module]]) -> Iterator[None]:
 
 
 def _build(description: Any, classes: Mapping[str, type[nn.Module]]) -> Any:
-    if isinstance(description, list | tuple):
-        return [_build(item, classes) for item in description]
-    if not isinstance(description, Mapping):
-        return description
-    values = {key: _build(value, classes) for key, value in description.items() if key != TARGET}
-    if TARGET not in description:
-        return values
-    name = description[TARGET]
-    network = classes[name]
-    if issubclass(network, tuple(_NETWORKS)):  # other classes check their own arguments
-        for key, value in values.items():
-            _check(name, key, value)
-    try:
-        return network(**values)
-    except Exception as error:  # arbitrary arguments may raise any error
-        raise ArchitectureError(f"{name}: {error}") from error
+    def make(name: str, values: dict[str, Any]) -> Any:
+        network = classes[name]
+        if issubclass(network, tuple(_NETWORKS)):  # other classes check their own arguments
+            for key, value in values.items():
+                _check(name, key, value)
+        try:
+            return network(**values)
+        except Exception as error:  # arbitrary arguments may raise any error
+            raise ArchitectureError(f"{name}: {error}") from error
+
+    return build_nested(description, make)
 
 
 def check_network(owner: str, key: str, value: Any) -> None:
