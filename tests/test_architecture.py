@@ -187,8 +187,8 @@ def test_contributing_has_the_table() -> None:
 CROSS_CUTTING = {
     "": "architecture documents extending tooling wheel",  # the repository
     "cli": "decompress failures latent_optimization",  # commands
-    # files
-    "codec": "golden quality real_size reference_decoder refusals robustness shipped user_networks waits",
+    "codec": "golden images quality real_size reference_decoder refusals"
+    " robustness shipped user_networks waits",  # files
     "codec/convert": "reference refusals vectors",  # published networks
     "io": "one_writer",  # all of glc
     "launch": "entry_commands",  # processes

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from glc.codec.codec import Codec, TargetWarning, load
     from glc.codec.entropy.latent_coding import Symbols
-    from glc.codec.weights.variants import decoders, encoders
+    from glc.codec.weights.catalog import decoders, encoders
     from glc.errors import (
         BitstreamError,
         CorruptFileError,
@@ -45,8 +45,8 @@ _HOMES = {
     "TruncatedError": "errors",
     "WeightsError": "errors",
     "WrongWeightsError": "errors",
-    "decoders": "codec.weights.variants",
-    "encoders": "codec.weights.variants",
+    "decoders": "codec.weights.catalog",
+    "encoders": "codec.weights.catalog",
     "load": "codec.codec",
 }
 

@@ -11,11 +11,10 @@ import pytest
 
 from glc.errors import MemoryLimitError
 from glc.io import atomic
-from glc.jobs import journal as journals
-from glc.jobs.journal import Journal, Log
+from glc.jobs import tar_shards
 from glc.jobs.manifest import Folder, JobError
 from glc.jobs.run import UnfinishedError
-from glc.jobs.tar_shards import find_shards
+from glc.jobs.tar_shards import Journal, Log, find_shards
 from glc.jobs.worker import ShardProgress
 from tests.jobs.stand_ins import Reverser, code, contents, read_tar, write_tar
 
@@ -97,7 +96,7 @@ def test_a_kill_at_any_write_loses_at_most_one_sample(
         return call
 
     monkeypatch.setattr(Log, "append", killing(Log.append))
-    monkeypatch.setattr(journals, "publish", killing(atomic.publish))
+    monkeypatch.setattr(tar_shards, "publish", killing(atomic.publish))
     monkeypatch.setattr(Folder, "write_record", killing(Folder.write_record))
     kills = 0
     for kills in range(80):

@@ -13,8 +13,7 @@ from PIL import Image, ImageFilter
 
 from glc.codec.bitstream import Header, unpack
 from glc.codec.codec import Codec, TargetWarning, load
-from glc.codec.weights.catalog import DEFAULT_MODEL, catalog
-from glc.codec.weights.variants import decoders, encoders
+from glc.codec.weights.catalog import DEFAULT_MODEL, catalog, decoders, encoders
 from glc.data.images import open_image, read_rgb, stack_images
 from glc.errors import ImageError, WeightsError, WrongWeightsError
 

@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING, Any
 from glc.cli.errors import NothingDoneError, message
 from glc.codec.bitstream import Header
 from glc.codec.codec import Codec, assemble, choose_device
-from glc.codec.weights.catalog import DEFAULT_MODEL, FOLDER_VARIABLE, catalog, find
+from glc.codec.weights.catalog import DEFAULT_MODEL, FOLDER_VARIABLE, catalog, find, made_for, read_variant
 from glc.codec.weights.file import CodecLabel, Kind, read_label
-from glc.codec.weights.variants import made_for, read_variant
 from glc.errors import WeightsError, WrongWeightsError
 
 if TYPE_CHECKING:

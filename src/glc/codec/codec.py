@@ -4,6 +4,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from PIL import Image
@@ -12,16 +13,15 @@ from torch import Tensor
 from glc.codec import bitstream
 from glc.codec.bitstream import DEFAULT_LIMIT, FINGERPRINT_BYTES, MAX_RATES, RATE_ONE, Header
 from glc.codec.entropy.latent_coding import Decoded, Symbols, make_latent_codec
-from glc.codec.images import ImageLike, LatentOptimization, padded_size, to_input
 from glc.codec.rate_search import TOLERANCE, search
 from glc.codec.runtime.networks import ImageNetworks, Size
 from glc.codec.runtime.resources import choose_precision, parse_memory
 from glc.codec.stages import ENTROPY_CODING, Observer, Stages
-from glc.codec.weights.catalog import DEFAULT_MODEL, find
+from glc.codec.weights.catalog import DEFAULT_MODEL, attach, find, read_variant
 from glc.codec.weights.export import read_codec
 from glc.codec.weights.file import Kind, Weights, read_weights
 from glc.codec.weights.trust import Trust
-from glc.codec.weights.variants import attach, read_variant
+from glc.data.images import ImageLike, padded_size, to_input
 from glc.errors import (
     CorruptFileError,
     InexactError,
@@ -31,10 +31,21 @@ from glc.errors import (
     WrongWeightsError,
 )
 from glc.models.coder import IndicesMapCoder
+from glc.models.glc import GLC
 
 
 class TargetWarning(UserWarning):
     """The file is more than 3 % below its target: quality 100 needs no more, or no rate point is nearer."""
+
+
+class LatentOptimization(Protocol):
+    """Optimises E's latent for one image, such as `glc.latent_optimization.LatentOptimizer`."""
+
+    def __call__(
+        self, model: GLC, x: Tensor, latent: Tensor, rate_index: float, memory: int | None
+    ) -> Tensor:
+        """Return a latent for x `[1, 3, H, W]` in [-1, 1] at a rate point, using at most `memory` bytes."""
+        ...
 
 
 class Codec:
@@ -198,7 +209,7 @@ class Codec:
         """Return E's latents l `[B, C, h, w]` of images: the first of the two stages of `compress`.
 
         Args:
-            inputs: from `glc.codec.images.to_input`, of one padded size.
+            inputs: from `glc.data.images.to_input`, of one padded size.
 
         Raises:
             ValueError: the padded sizes differ.

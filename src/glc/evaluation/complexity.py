@@ -18,8 +18,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from glc.codec.codec import Codec
-from glc.codec.images import padded_size
 from glc.codec.stages import ENTROPY_CODING
+from glc.data.images import padded_size
 from glc.evaluation.tables import NOTHING, ResultTable, published_latencies
 from glc.models.coder import TransformCoder
 from glc.models.glc import GLC, count_parameters

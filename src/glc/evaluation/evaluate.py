@@ -52,10 +52,9 @@ from glc.evaluation.summary import merge_shards, write_results
 from glc.evaluation.testsets import ImageFile, ImageSet, ShardSet
 from glc.io.atomic import write_text
 from glc.io.locks import lock
-from glc.jobs.journal import Log
 from glc.jobs.manifest import Folder, JobError, as_json, describe_differences
 from glc.jobs.run import Done, Task, dist_info, local_rank_of, run
-from glc.jobs.tar_shards import refuse_overwriting
+from glc.jobs.tar_shards import Log, refuse_overwriting
 from glc.jobs.worker import run_shards
 
 IDENTITY = "run.json"

@@ -3,7 +3,7 @@
 ```
 OUT/.glc/settings.json        settings of the job
 OUT/.glc/NAME.tar.json        record of a finished shard
-OUT/.glc/NAME.tar.journal     log of an unfinished shard (glc.jobs.journal), beside NAME.tar.part
+OUT/.glc/NAME.tar.journal     log of an unfinished shard (glc.jobs.tar_shards), beside NAME.tar.part
 OUT/manifest.json             written when all shards are finished
 OUT/failures.jsonl            failed samples with reasons, if any
 ```

@@ -14,10 +14,9 @@ from typing import Any, Protocol
 
 from glc.errors import MemoryLimitError
 from glc.io.locks import lock
-from glc.jobs.journal import Journal
 from glc.jobs.manifest import REMEDY, Folder, Record, Source
 from glc.jobs.run import DeferredError, Done, Task, reason_of, run
-from glc.jobs.tar_shards import Sample, ShardError
+from glc.jobs.tar_shards import Journal, Sample, ShardError
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from glc.layers.attention import WindowAttention
-from glc.layers.blocks import Downsample, ResidualBlock, Upsample, make_norm
+from glc.layers.blocks import Downsample, ResidualBlock, Upsample, WindowAttention, make_norm
 from glc.models.quantizer import Quantized, VectorQuantizer
 
 _QUAD = 12

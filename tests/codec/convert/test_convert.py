@@ -17,10 +17,10 @@ import glc
 from glc.cli.models import convert as command
 from glc.codec.convert.convert import convert, convert_to_official
 from glc.codec.convert.layouts import LAYOUTS, FittedLayout, codec_description
-from glc.codec.images import to_input
 from glc.codec.weights.architecture import build
 from glc.codec.weights.export import export
 from glc.codec.weights.file import read_weights
+from glc.data.images import to_input
 from glc.errors import WeightsError
 from tests.codec.convert.stand_ins import SMALL, layouts, stand_ins
 

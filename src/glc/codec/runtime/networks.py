@@ -10,7 +10,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from glc.codec.images import padded_size
 from glc.codec.runtime.resources import (
     Precision,
     available_memory,
@@ -22,7 +21,7 @@ from glc.codec.runtime.row_tiles import Source
 from glc.codec.runtime.tiled_networks import TiledDecoder, TiledEncoder
 from glc.codec.stages import Stages
 from glc.codec.weights.mmap import MappedFile, bytes_to_read
-from glc.data.images import from_uint8, to_uint8
+from glc.data.images import from_uint8, padded_size, to_uint8
 from glc.errors import MemoryLimitError, NotFiniteError
 from glc.models.autoencoder import Decoder, Encoder
 from glc.models.glc import GLC

@@ -11,8 +11,15 @@ from glc.codec.runtime import winograd
 from glc.codec.runtime.row_tiles import ChannelStatistics, Normalizer, Source, Write, empty_map, fill
 from glc.codec.runtime.threads import Scratch, Workers
 from glc.codec.runtime.winograd import WINOGRAD_TILE, TransformedWeights
-from glc.layers.attention import WindowAttention, merge_windows, partition_windows
-from glc.layers.blocks import Downsample, PixelNorm, ResidualBlock, Upsample
+from glc.layers.blocks import (
+    Downsample,
+    PixelNorm,
+    ResidualBlock,
+    Upsample,
+    WindowAttention,
+    merge_windows,
+    partition_windows,
+)
 
 
 class Convolution:

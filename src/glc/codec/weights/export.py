@@ -9,7 +9,6 @@ from torch import Tensor
 
 from glc.codec.entropy.latent_coding import make_latent_codec
 from glc.codec.entropy.tables import Table, Tables, density_tables, gaussian_tables, index_table
-from glc.codec.images import pad
 from glc.codec.weights.architecture import bake_projections
 from glc.codec.weights.catalog import find
 from glc.codec.weights.file import (
@@ -27,7 +26,7 @@ from glc.codec.weights.file import (
 )
 from glc.codec.weights.state import half_precision, strip_prefix
 from glc.codec.weights.trust import Trust
-from glc.data.images import read_rgb, stack_images
+from glc.data.images import pad, read_rgb, stack_images
 from glc.errors import WeightsError
 from glc.io.checkpoint import Checkpoint, open_checkpoint
 from glc.models.glc import GLC
@@ -128,7 +127,7 @@ def export(
     """Write the codec in a training checkpoint as a weights file (safetensors).
 
     A checkpoint of stage=restoration or stage=stylization gives the file of the encoder or decoder variant
-    that was trained, see `glc.codec.weights.variants`.
+    that was trained, see `glc.codec.weights.catalog`.
 
     Args:
         checkpoint: of stage II or III, or of an application.
