@@ -18,8 +18,7 @@ The value is a package or module and includes its submodules. Decoding a `.glc` 
 
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from importlib import metadata
-from pkgutil import resolve_name
+from importlib import import_module, metadata
 from typing import TYPE_CHECKING, Any
 
 from glc.errors import ArchitectureError
@@ -96,15 +95,15 @@ def import_from(name: str, packages: Sequence[str], accepts: Callable[[Any], boo
 
     Args:
         name: its dotted name, below one of the packages.
-        packages: packages or modules.
         accepts: whether it is of the wanted kind.
         what: description of the kind, for messages.
 
     Raises:
         ArchitectureError: it cannot be imported, is of another kind, or is defined elsewhere.
     """
+    module, _, attribute = name.rpartition(".")
     try:
-        found = resolve_name(name)
+        found = getattr(import_module(module), attribute)
     except Exception as error:  # importing may raise any error
         raise ArchitectureError(f"{name!r} cannot be imported: {type(error).__name__}: {error}") from error
     # A module of the package also has the names that it imported, such as `os`.
