@@ -10,7 +10,7 @@ from glc.cli.errors import NothingDoneError, message
 from glc.codec.bitstream import Header
 from glc.codec.codec import Codec, assemble, choose_device
 from glc.codec.weights.catalog import DEFAULT_MODEL, FOLDER_VARIABLE, catalog, find, made_for, read_variant
-from glc.codec.weights.file import CodecLabel, Kind, read_label
+from glc.codec.weights.file import CodecLabel, Kind, kind_of, read_header
 from glc.errors import WeightsError, WrongWeightsError
 
 if TYPE_CHECKING:
@@ -54,10 +54,13 @@ def known_models() -> tuple[list[KnownModel], list[str]]:
 
 def _describe(name: str, file: Path) -> KnownModel:
     # The header only: reading all tensors to check the fingerprint takes seconds.
-    label = read_label(file)
-    if not isinstance(label, CodecLabel):
-        raise WeightsError(f"{file}: not a codec; it is {label.USE.format(self=label)}")
-    return KnownModel(name, file, label.fingerprint, list(label.rates), file.stat().st_size)
+    header = read_header(file)
+    kind = kind_of(header)
+    if kind is not CodecLabel:
+        label = kind.parse(header)
+        raise header.error(f"not a codec; it is {label.USE.format(self=label)}")
+    fingerprint = header.metadata.get("fingerprint", "")
+    return KnownModel(name, file, fingerprint, CodecLabel.rate_points(header), file.stat().st_size)
 
 
 def model_of(header: Header, known: Iterable[KnownModel]) -> KnownModel | None:
@@ -71,7 +74,6 @@ class Codecs:
 
     Args:
         model: name or file given by the user, or None.
-        device: name of the device.
         precision: number format, see `glc.load`.
         memory: limit in bytes, or None for the available memory.
         encoder: file or name of an encoder that replaces the codec's own, or None.
