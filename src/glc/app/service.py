@@ -145,11 +145,8 @@ class Service:
         """Compress an image and decode the result.
 
         Args:
-            path: the image file.
-            model: name of the model.
             quality: 0 to 100.
             target_size: maximum bytes, instead of a quality.
-            encoder: name of an encoder variant made for the model.
 
         Raises:
             ValueError: it cannot be done; the message gives the reason.
@@ -280,10 +277,7 @@ class Service:
         """Fill a mask with grey, and compress with an inpainting encoder.
 
         Args:
-            path: the image file.
             mask: `[H, W]`, bool, in the size of `canvas`; true for pixels to replace.
-            model: name of the model.
-            encoder: name of an inpainting encoder.
             quality: 0 to 100.
 
         Returns:

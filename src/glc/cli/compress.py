@@ -208,9 +208,7 @@ def compress(
     help="Refuse larger images.  [default: 16384 x 16384]",
 )
 @click.option(
-    "--decoder",
-    metavar="NAME|FILE",
-    help="Decoder that replaces the model's own, e.g. for a style.",
+    "--decoder", metavar="NAME|FILE", help="Decoder that replaces the model's own, e.g. for a style."
 )
 @_shared_options
 def decompress(

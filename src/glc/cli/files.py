@@ -83,7 +83,6 @@ def find_jobs(
     Args:
         inputs: files, folders or `-`.
         output: a file, a folder or `-`.
-        kind: kind of the input files.
         force: whether existing files may be replaced.
 
     Returns:
@@ -288,10 +287,8 @@ def outcomes(
     ```
 
     Args:
-        jobs: the files.
         read: returns what `code` takes.
         code: returns the data to write and a summary line; runs in the calling thread, in order.
-        write: writes the data.
         threads: number of reading threads, and of writing threads; 0 processes files one after another.
     """
     if not threads or len(jobs) < 2:

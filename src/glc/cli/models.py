@@ -96,10 +96,7 @@ def models(as_json: bool) -> None:
         if any(model.name == DEFAULT_MODEL for model in known):
             click.echo("* default model")
     else:
-        click.echo(
-            f"no models found; set {FOLDER_VARIABLE} to a folder of weights files",
-            err=True,
-        )
+        click.echo(f"no models found; set {FOLDER_VARIABLE} to a folder of weights files", err=True)
     for problem in problems:
         click.echo(problem, err=True)
     if problems:

@@ -56,12 +56,7 @@ def _trusting(packages: tuple[str, ...]) -> Iterator[None]:
 
 
 def renamed_option(old: str, new: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Return a decorator that adds a hidden option with one value, refused with the name of its successor.
-
-    Args:
-        old: the option of an earlier version, such as `--photos`.
-        new: the option to use instead.
-    """
+    """Return a decorator that adds a hidden option with one value, refused with the name of its successor."""
 
     def refuse(ctx: click.Context, parameter: click.Parameter, value: str | None) -> None:
         if value is not None:

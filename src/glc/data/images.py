@@ -334,7 +334,6 @@ def list_files(
     """List the files under a folder, sorted by relative path; hidden names are skipped, links followed once.
 
     Args:
-        folder: the folder.
         accepts: whether to list a file of this name.
         onerror: called with the error of a folder that cannot be read.
     """

@@ -200,11 +200,7 @@ _SAMPLES: dict[str, list[tuple[tuple[str, str, str], str]]] = {
         (_SKIMAGE, "rocket.jpg"),
         (_SKLEARN, "china.jpg"),
     ],
-    "test": [
-        (_SKIMAGE, "chelsea.png"),
-        (_SKLEARN, "flower.jpg"),
-        (_MATPLOTLIB, "grace_hopper.jpg"),
-    ],
+    "test": [(_SKIMAGE, "chelsea.png"), (_SKLEARN, "flower.jpg"), (_MATPLOTLIB, "grace_hopper.jpg")],
 }
 
 

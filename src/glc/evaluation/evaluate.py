@@ -97,16 +97,12 @@ class Evaluation:
     metrics are not computed, because they need all images in one place.
 
     Args:
-        out: output folder.
-        images: the test set.
         make_codec: makes the codec on a device, in any process.
         make_metrics: makes the metrics, in any process.
         metrics: names of all requested metrics.
         protocol: their configuration, in JSON's types, for `run.json`.
         device: `auto`, `cpu`, `cuda`, or several of them for several processes.
-        processes: number of processes of this command.
         threads: threads per process. Results of networks may differ in the last digits with it.
-        seed: seed of everything random.
         overwrite: replace existing results; unfinished shards are resumed.
         progress: False: show no progress.
         keep: for shards: write each image's files and reconstructions into the output shards.

@@ -119,7 +119,6 @@ def load_safely(file: BinaryIO, path: Path) -> Any:
 
     Args:
         file: the file, at any position.
-        path: its name, for messages.
 
     Raises:
         WeightsError: the file does not match its checksum.
@@ -249,7 +248,6 @@ def verify(file: BinaryIO, path: str | Path) -> bool:
 
     Args:
         file: the file, at any position.
-        path: its name, for messages.
 
     Returns:
         Whether it has a checksum. Files of other programs have none. A truncated file has lost it, but is not

@@ -118,10 +118,8 @@ def run(task: Task, *, processes: int = 1, threads: int | None = None, quiet: bo
     """Process the unfinished items of a task, together with other commands like this one.
 
     Args:
-        task: the work.
         processes: number of processes of this command; 1 works in this process.
         threads: threads per process; None: torch's default.
-        quiet: show no progress.
 
     Raises:
         UnfinishedError: some items are not finished.

@@ -143,7 +143,6 @@ def read_samples(path: Path, skip: int = 0) -> Iterator[Sample]:
     """Read a shard's samples in order: a sample is a run of consecutive files with the same key (WebDataset).
 
     Args:
-        path: the shard.
         skip: number of samples at the start to return without files.
 
     Raises:
@@ -311,9 +310,6 @@ class Journal:
     of the finished shard.
 
     Args:
-        target: the shard.
-        part: the partial file.
-        notes: the log.
         source: identifies the source; samples written for another source are dropped.
 
     Raises:
@@ -370,9 +366,7 @@ class Journal:
         """Write a sample's files, none if it failed, and log its outcome.
 
         Args:
-            key: its key.
             read: its end in the source.
-            files: names and contents.
             **result: `bytes` and `pixels`, or `error`.
 
         Raises:

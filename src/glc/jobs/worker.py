@@ -216,9 +216,6 @@ class ShardTask(Task):
     """A task whose items are shards; their records are files in the output folder.
 
     Args:
-        folder: output folder.
-        shards: sources.
-        make_processor: see `MakeProcessor`.
         amount: unit of the sources' sizes.
         locks_required: refuse file systems without locks, where commands cannot share the work.
     """
@@ -270,15 +267,11 @@ def run_shards(
 
     Args:
         shards: sources; each output shard has the name of its source.
-        path: output folder.
         settings: everything that determines the bytes; all shards of a folder have the same settings.
         make_processor: called once per process.
-        processes: number of processes of this command.
         threads: threads per process; part of the settings.
         force: replace shards made with other settings, and a finished job with the same settings. An
             unfinished job is resumed.
-        quiet: show no progress.
-        remedy: advice in messages about existing shards.
         began: start of the command (`time.time()`); None: now.
 
     Returns:

@@ -150,7 +150,6 @@ class FittedLayout:
         """Return the state dicts of the networks, as views of the tensors of a file that fits the layout.
 
         Args:
-            tensors: of the file.
             networks: names of the networks to return, which must be complete; by default those present.
         """
         chosen = self.present(tensors) if networks is None else networks

@@ -42,11 +42,9 @@ class ImageNetworks:
 
     Args:
         model: the model; a network's weights are read when it is first used.
-        device: of the networks.
         precision: number formats of E and D.
         memory: bytes that the process may use; None for the machine's available memory.
         files: mapped files of the model's weights; one network's weights are in memory at a time.
-        stage: observer of the stages.
     """
 
     def __init__(
@@ -282,7 +280,6 @@ def _full_network(network: nn.Module, dtype: torch.dtype, first: bool) -> Callab
     hold 8 bits. A user's own network runs under autocast.
 
     Args:
-        network: E or D.
         dtype: of all other layers.
         first: whether pixels are the input (E) rather than the output (D).
     """

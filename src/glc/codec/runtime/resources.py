@@ -27,7 +27,6 @@ def check_memory(need: int, limit: int | None, name: str) -> None:
     Args:
         need: bytes of the computation.
         limit: bytes that may be used; None for no limit.
-        name: of the computation, for the message.
 
     Raises:
         MemoryLimitError: when it needs more than the limit.
@@ -113,7 +112,6 @@ def choose_precision(name: str, device: torch.device) -> Precision:
         name: "float32", "bfloat16", or "auto": E in float32, and D in bfloat16 if that is faster: on GPUs
             with bfloat16 units, and on processors with them (AVX-512 BF16, AMX or Arm BF16) if the float32
             convolutions of `glc.codec.runtime.winograd` are not available.
-        device: where the networks run.
 
     Raises:
         ValueError: for an unknown name.

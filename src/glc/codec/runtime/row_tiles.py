@@ -75,7 +75,6 @@ class Normalizer:
     Args:
         norm: a result of `glc.layers.blocks.make_norm`, or an identity.
         statistics: of the map's channels; only group normalisation uses them.
-        swish: apply swish after it.
     """
 
     def __init__(self, norm: nn.Module, statistics: ChannelStatistics | None, swish: bool) -> None:
@@ -160,12 +159,8 @@ def fill(
     """Write a map `[1, C, H, W]` in row tiles and return the statistics of its channels.
 
     Args:
-        out: the map.
-        write: writes some rows.
         gather: whether to return statistics; None otherwise.
-        workers: threads that compute the tiles.
         multiple: of which a tile's height must be.
-        add: add to the map instead of overwriting it.
         width: elements of the input per row of the output, if more than the output's own.
         divisible: whether `write` can compute some channels without the others. If so, and there are few
             tiles, several threads share one.

@@ -31,7 +31,6 @@ class Convolution:
 
     Args:
         conv: 1x1, 3x3, or 3x3 of stride 2, padded at the right and lower edge only.
-        dtype: of the maps.
         doubles: upsample the map by two first; 3x3 only.
     """
 
@@ -316,7 +315,6 @@ def make_tiled_layers(
 
     Args:
         blocks: of E or D, between its first and its last convolution.
-        dtype: of the maps.
         after: normalisation and swish that follow.
     """
     layers: list[TiledLayer] = []

@@ -103,7 +103,6 @@ class TiledEncoder:
         Args:
             image: rows `[1, 3, rows, W]` in [-1, 1].
             width: W.
-            limit: bytes that may be used.
 
         Raises:
             MemoryLimitError: when the limit is too low.
@@ -202,7 +201,6 @@ class TiledDecoder:
         Args:
             latent: float32.
             write: called with the index of a row and the rows from it on, `[1, 3, rows, W]`, not clamped.
-            limit: bytes that may be used.
             release: called after weights that are not needed again.
 
         Raises:

@@ -63,10 +63,8 @@ def build_for(description: Any, tensors: Mapping[str, Tensor], share: bool = Fal
     """Build a described network with given weights, with memory limited by their size.
 
     Args:
-        description: see `build`.
         tensors: the complete state. Tensors of another dtype than the network's are converted.
         share: use them as the network's own tensors, without a copy.
-        trust: see `build`.
 
     Raises:
         ArchitectureError: see `build`.
@@ -146,7 +144,6 @@ def check_network(owner: str, key: str, value: Any) -> None:
     Args:
         owner: the class or file that has the argument, for messages.
         key: a key of `_KINDS`, such as `encoder`.
-        value: the network.
 
     Raises:
         ArchitectureError: it has another type, or lacks members of the protocol.
@@ -189,9 +186,6 @@ class Budget(TorchFunctionMode):
 
     A line of text in a weights file could request any amount of memory. The tensors in the file give the
     limit: the network that they belong to is not much larger.
-
-    Args:
-        elements: the limit.
     """
 
     def __init__(self, elements: int) -> None:
