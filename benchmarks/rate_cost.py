@@ -21,12 +21,10 @@ from torch import Tensor
 
 from benchmarks.readings import Benchmark, Clock, Reading
 from glc.codec.bitstream import OVERHEAD
-from glc.codec.codec import Codec
+from glc.codec.codec import Codec, load
 from glc.codec.entropy.latent_coding import TransformLatentCodec
 from glc.codec.entropy.tables import PRECISION, Table
-from glc.codec.images import pad
-from glc.codec.load import load
-from glc.data.images import list_images, read_rgb, stack_images
+from glc.data.images import list_images, pad, read_rgb, stack_images
 
 
 def benchmarks(args: argparse.Namespace) -> Iterator[Benchmark]:

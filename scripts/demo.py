@@ -21,8 +21,7 @@ import torch
 from torch import Tensor
 from torchvision.utils import save_image
 
-from glc.codec.codec import Codec
-from glc.codec.load import load
+from glc.codec.codec import Codec, load
 from glc.codec.weights.export import export
 from glc.data.images import read_rgb, to_tensor
 from glc.data.pack import pack

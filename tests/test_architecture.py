@@ -186,9 +186,9 @@ def test_contributing_has_the_table() -> None:
 # Test files that test no single module, by folder of tests/, and why they exist.
 CROSS_CUTTING = {
     "": "architecture documents extending tooling wheel",  # the repository
-    "cli": "decompress failures",  # commands
-    # files
-    "codec": "golden quality real_size reference_decoder refusals robustness shipped user_networks waits",
+    "cli": "decompress failures latent_optimization",  # commands
+    "codec": "golden images quality real_size reference_decoder refusals"
+    " robustness shipped user_networks waits",  # files
     "codec/convert": "reference refusals vectors",  # published networks
     "io": "one_writer",  # all of glc
     "launch": "entry_commands",  # processes
@@ -201,7 +201,6 @@ TESTED_BY = {
     "app/page": "browser/test_page",
     "codec/convert": "codec/convert/test_convert",
     "codec/entropy/latent_coding": "codec/test_codec",
-    "codec/load": "codec/test_codec",
     "codec/runtime": "codec/runtime/test_tiled_networks",
     "codec/stages": "codec/test_codec",
     "data/shard_writer": "data/test_pack",

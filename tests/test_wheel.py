@@ -110,7 +110,7 @@ def test_the_wheel_contains_the_package_and_the_configuration(wheel: Path, tmp_p
     (archive_file,) = SdistBuilder(str(ROOT)).build(directory=str(tmp_path))
     with tarfile.open(archive_file) as source:
         names = {name.partition("/")[2] for name in source.getnames()}
-    assert {"conf/train.yaml", "conf/evaluate.yaml", "src/glc/cli/launch.py", "pyproject.toml"} <= names
+    assert {"conf/train.yaml", "conf/evaluate.yaml", "src/glc/cli/experiments.py", "pyproject.toml"} <= names
 
 
 def test_training_codec_and_evaluation_run_from_the_wheel(installed: Installed) -> None:

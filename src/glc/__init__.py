@@ -13,10 +13,9 @@ import.
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from glc.codec.codec import Codec, TargetWarning
+    from glc.codec.codec import Codec, TargetWarning, load
     from glc.codec.entropy.latent_coding import Symbols
-    from glc.codec.load import load
-    from glc.codec.weights.variants import decoders, encoders
+    from glc.codec.weights.catalog import decoders, encoders
     from glc.errors import (
         BitstreamError,
         CorruptFileError,
@@ -46,9 +45,9 @@ _HOMES = {
     "TruncatedError": "errors",
     "WeightsError": "errors",
     "WrongWeightsError": "errors",
-    "decoders": "codec.weights.variants",
-    "encoders": "codec.weights.variants",
-    "load": "codec.load",
+    "decoders": "codec.weights.catalog",
+    "encoders": "codec.weights.catalog",
+    "load": "codec.codec",
 }
 
 __all__ = [

@@ -13,9 +13,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from glc.codec.runtime.memory import check_memory
-from glc.losses.augment import LEAST, RandomAugmentation
-from glc.losses.perceptual import LPIPS, Net
+from glc.codec.runtime.resources import check_memory
+from glc.losses.perceptual import LEAST, LPIPS, Net, RandomAugmentation
 from glc.models.glc import GLC
 
 DEFAULT_STEPS = 10

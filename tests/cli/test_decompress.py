@@ -66,7 +66,7 @@ def test_each_file_is_decoded_with_the_known_model_that_made_it(
 
     for name, model in (("a", "small"), ("b", "other"), ("c", "small"), ("d", "other")):
         assert glc("compress", image(f"{name}.png"), "-o", f"in/{name}.glc", "--model", model).exit_code == 0
-    monkeypatch.setattr("glc.codec.load.read_weights", count)
+    monkeypatch.setattr("glc.codec.codec.read_weights", count)
     result = glc("decompress", "in", "-o", "out")
     assert result.exit_code == 0, result.stderr
     assert tree("out") == ["a.png", "b.png", "c.png", "d.png"]

@@ -62,7 +62,7 @@ def test_shards_contain_the_same_files(glc: Glc, weights: Path) -> None:
         (("--optimize-latent", 3, "--encoder", "denoise"), "cannot be combined with --encoder"),
         (("--lpips-weights", "."), "needs --optimize-latent STEPS"),
         (("--optimize-latent", -1), "--optimize-latent"),
-        (("--effort", 3), "--effort is now --optimize-latent: give --optimize-latent 3"),
+        (("--effort", 3), "--effort: renamed in 0.2; use --optimize-latent"),
     ],
 )
 def test_invalid_options_are_refused(glc: Glc, arguments: tuple[object, ...], reason: str) -> None:

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 import glc as library
+from glc.codec.weights.catalog import save_variant
 from glc.codec.weights.file import read_weights
-from glc.codec.weights.variants import save_variant
 from tests.cli.conftest import Glc, image
 
 
@@ -111,3 +111,13 @@ def test_models_without_any_model(glc: Glc, monkeypatch: pytest.MonkeyPatch) -> 
     result = glc("models")
     assert (result.exit_code, result.stdout) == (0, "")
     assert "GLC_MODELS" in result.stderr
+
+
+def test_models_are_listed_without_parsing_their_tables(glc: Glc, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise AssertionError("tables were parsed")
+
+    glc("compress", image("a.png"))
+    monkeypatch.setattr("glc.codec.entropy.tables.Tables.from_json", fail)
+    assert "small *" in glc("models").stdout
+    assert "rate point  " in glc("info", "a.glc").stdout

@@ -13,7 +13,7 @@ from torch import Tensor
 
 import glc
 from glc.codec import bitstream
-from glc.codec.images import to_input
+from glc.data.images import to_input
 from glc.models.hyperprior import CategoricalHyperprior
 from tests.codec.fixed_model import fixed_image
 from tests.codec.variants import VARIANTS, WITH_Y, Variants

@@ -11,7 +11,7 @@ from PIL import Image
 
 import glc
 from glc.codec.bitstream import unpack
-from glc.codec.images import crop, pad, padded_size
+from glc.data.images import crop, pad, padded_size
 from tests.codec.fixed_model import fixed_codec_weights, fixed_image
 
 MODES = (

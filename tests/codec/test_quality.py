@@ -10,7 +10,7 @@ import glc
 from glc.codec import bitstream
 from glc.codec.bitstream import RATE_ONE
 from glc.codec.runtime.networks import ImageNetworks
-from glc.codec.runtime.precision import choose_precision
+from glc.codec.runtime.resources import choose_precision
 from tests.codec.fixed_model import SIZES, fixed_image
 from tests.codec.variants import WITH_Y, Variants
 

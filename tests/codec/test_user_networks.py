@@ -14,7 +14,7 @@ from glc.codec.codec import Codec
 from glc.codec.entropy.integer_nets import InexactError
 from glc.codec.entropy.latent_coding import make_latent_codec
 from glc.codec.entropy.tables import gaussian_tables
-from glc.codec.runtime.memory import MemoryLimitError, resident_memory
+from glc.codec.runtime.resources import MemoryLimitError, resident_memory
 from glc.codec.weights.export import make_tables, rate_points
 from glc.codec.weights.file import Weights
 from glc.errors import WeightsError

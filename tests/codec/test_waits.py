@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 import glc
-from glc.codec.images import to_input
+from glc.data.images import to_input
 from glc.models.context import STEPS
 from tests.codec.fixed_model import fixed_codec_weights, fixed_image
 

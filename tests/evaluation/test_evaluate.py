@@ -23,8 +23,8 @@ from glc.evaluation.report import build_report
 from glc.evaluation.results import read_results
 from glc.evaluation.testsets import ImageSet, ShardSet
 from glc.io import atomic
-from glc.jobs.journal import Journal
 from glc.jobs.manifest import JobError
+from glc.jobs.tar_shards import Journal
 from glc.launch import evaluate
 from tests.evaluation.stand_ins import SIZES, evaluation, make_jpeg, results, write_images
 from tests.jobs.stand_ins import contents, read_tar, write_tar

@@ -14,8 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from glc.jobs.progress import Done
-from glc.jobs.run import DeferredError, Task
+from glc.jobs.run import DeferredError, Done, Task
 from glc.jobs.tar_shards import find_shards
 from glc.jobs.worker import FileProcessor, MakeProcessor, Processed, run_shards
 

@@ -10,13 +10,13 @@ from unittest.mock import Mock
 
 import pytest
 
-from glc.codec.runtime.memory import MemoryLimitError
+from glc.errors import MemoryLimitError
 from glc.io import atomic
-from glc.jobs import journal as journals
-from glc.jobs.journal import Journal, Log
+from glc.jobs import tar_shards
 from glc.jobs.manifest import Folder, JobError
 from glc.jobs.run import UnfinishedError
-from glc.jobs.tar_shards import find_shards
+from glc.jobs.tar_shards import Journal, Log, find_shards
+from glc.jobs.worker import ShardProgress
 from tests.jobs.stand_ins import Reverser, code, contents, read_tar, write_tar
 
 Files = dict[str, bytes]
@@ -108,7 +108,7 @@ def test_a_kill_at_any_write_loses_at_most_one_sample(
         return call
 
     monkeypatch.setattr(Log, "append", killing(Log.append))
-    monkeypatch.setattr(journals, "publish", killing(atomic.publish))
+    monkeypatch.setattr(tar_shards, "publish", killing(atomic.publish))
     monkeypatch.setattr(Folder, "write_record", killing(Folder.write_record))
     kills = 0
     for kills in range(80):
@@ -325,3 +325,19 @@ def test_a_folder_has_shards_of_one_setting(shards: Path, out: Path) -> None:
     write_tar(out / "foreign" / "in-1.tar", [])
     with pytest.raises(JobError, match=r"in-1\.tar: already exists.*--force"):
         code(shards, out / "foreign")
+
+
+def test_progress_counts_finished_and_partly_read_shards(shards: Path, tmp_path: Path) -> None:
+    code(shards, tmp_path / "out")
+    found = find_shards([str(shards)])
+    folder = Folder(tmp_path / "out")
+    progress = ShardProgress(folder, found)
+    assert progress.look() == (progress.total, 3)
+    folder.note(found[1], "json").unlink()
+    folder.note(found[1], "journal").write_text('{"source": {}}\n{"read": 3000}\n{"read": 40')
+    progress = ShardProgress(folder, found)
+    rest = found[0].size() + found[2].size()
+    assert progress.look() == (rest + 3000, 2)
+    # The last line of a journal that is complete is that of the shard.
+    folder.note(found[1], "journal").write_text('{"source": {}}\n{"read": 4000}\n{"sha256": ""}\n')
+    assert ShardProgress(folder, found).look() == (rest + 4000, 2)

@@ -12,10 +12,61 @@ from glc.layers.blocks import (
     GatedDepthConv,
     GatedDepthConvBlock,
     GatedFeedForward,
+    PixelNorm,
     ResidualBlock,
     SubpixelUpsample,
     Upsample,
+    WindowAttention,
+    make_norm,
+    merge_windows,
+    partition_windows,
 )
+
+
+def test_pixel_norm_applies_gain_then_bias_per_channel() -> None:
+    norm = PixelNorm(3)
+    with torch.no_grad():
+        norm.weight.copy_(torch.tensor([1.0, 2.0, -1.0]))
+        norm.bias.copy_(torch.tensor([0.0, 0.5, 10.0]))
+    x = torch.tensor([3.0, 4.0, 0.0]).view(1, 3, 1, 1)
+    rms = (25 / 3) ** 0.5
+    expected = torch.tensor([3 / rms, 8 / rms + 0.5, 10.0]).view(1, 3, 1, 1)
+    torch.testing.assert_close(norm(x), expected)
+
+
+def test_pixel_norm_is_local_and_group_norm_is_not() -> None:
+    x = torch.randn(1, 8, 4, 4)
+    changed = x.clone()
+    changed[:, :, 1, 2] *= -3
+    for kind, local in (("pixel", True), ("group", False)):
+        norm = make_norm(kind, 8)
+        moved = (norm(changed) != norm(x)).any(1)[0]
+        assert moved[1, 2]
+        assert (moved.sum() == 1) == local
+
+
+def test_pixel_norm_keeps_the_dtype_and_maps_zeros_to_zeros() -> None:
+    out = PixelNorm(4)(torch.zeros(1, 4, 2, 2, dtype=torch.bfloat16))
+    assert out.dtype == torch.bfloat16
+    assert (out == 0).all()
+
+
+@pytest.mark.parametrize(("channels", "groups"), [(64, 32), (48, 16), (24, 8), (7, 1)])
+def test_group_count_is_the_gcd_of_channels_and_32(channels: int, groups: int) -> None:
+    norm = make_norm("group", channels)
+    assert isinstance(norm, nn.GroupNorm)
+    assert norm.num_groups == groups
+    x = torch.randn(2, channels, 5, 5) * 3 + 1
+    grouped = norm(x).view(2, groups, -1)
+    torch.testing.assert_close(grouped.mean(2), torch.zeros(2, groups), atol=1e-5, rtol=0)
+    torch.testing.assert_close(grouped.var(2, correction=0), torch.ones(2, groups), atol=1e-3, rtol=0)
+
+
+def test_none_is_the_identity_and_unknown_kinds_are_refused() -> None:
+    x = torch.randn(1, 4, 2, 2)
+    assert torch.equal(make_norm("none", 4)(x), x)
+    with pytest.raises(ValueError, match=r"group, pixel or none.*'layer'"):
+        make_norm("layer", 4)
 
 
 def receptive_field(module: nn.Module, x: Tensor, row: int, col: int) -> tuple[int, int, int, int]:
@@ -84,3 +135,78 @@ def test_subpixel_upsampling_has_a_3x3_receptive_field_after_the_shuffle() -> No
     assert module(x).shape == (1, 2, 10, 8)
     assert receptive_field(module, x, 4, 4) == (1, 2, 1, 2)
     assert receptive_field(module, x, 5, 5) == (2, 3, 2, 3)
+
+
+def naive(module: WindowAttention, x: Tensor, window: int | None) -> Tensor:
+    """Reference attention: one image, one window, one query at a time."""
+    h = module.norm(x)
+    query, key, value = module.query(h), module.key(h), module.value(h)
+    height, width = x.shape[-2:]
+    side = max(height, width) if window is None else window
+    images = []
+    for b in range(len(x)):
+        rows = []
+        for top in range(0, height, side):
+            row = []
+            for left in range(0, width, side):
+                q, k, v = (m[b, :, top : top + side, left : left + side] for m in (query, key, value))
+                size = q.shape
+                q, k, v = q.flatten(1), k.flatten(1), v.flatten(1)
+                out = [v @ (q[:, i] @ k / q.shape[0] ** 0.5).softmax(0) for i in range(q.shape[1])]
+                row.append(torch.stack(out, 1).view(size))
+            rows.append(torch.cat(row, 2))
+        images.append(torch.cat(rows, 1))
+    return x + module.out(torch.stack(images))
+
+
+CASES = [
+    pytest.param(4, (8, 12), id="tiles exactly"),
+    pytest.param(4, (7, 10), id="ragged edges"),
+    pytest.param(4, (9, 3), id="one side smaller than the window"),
+    pytest.param(16, (5, 6), id="window larger than the map"),
+    pytest.param(1, (3, 2), id="windows of one position"),
+    pytest.param(None, (5, 7), id="global"),
+]
+
+
+@pytest.mark.parametrize(("window", "size"), CASES)
+def test_equals_a_loop_over_windows(window: int | None, size: tuple[int, int]) -> None:
+    module = WindowAttention(8, window, "pixel").double().eval()
+    x = torch.randn(2, 8, *size, dtype=torch.double, requires_grad=True)
+    expected, actual = naive(module, x, window), module(x)
+    torch.testing.assert_close(actual, expected)
+    weights = torch.randn_like(expected)
+    inputs = [x, *module.parameters()]
+    for got, want in zip(
+        torch.autograd.grad((actual * weights).sum(), inputs),
+        torch.autograd.grad((expected * weights).sum(), inputs),
+        strict=True,
+    ):
+        torch.testing.assert_close(got, want)
+
+
+def test_attention_is_global_in_training() -> None:
+    module = WindowAttention(8, 2).double()
+    x = torch.randn(2, 8, 5, 6, dtype=torch.double)
+    trained = module.train()(x)
+    torch.testing.assert_close(trained, naive(module, x, None))
+    assert not torch.allclose(trained, module.eval()(x))
+
+
+@pytest.mark.parametrize("size", [(6, 4), (5, 3), (1, 9)])
+def test_merge_inverts_partition_and_mask_marks_positions(size: tuple[int, int]) -> None:
+    x = torch.randn(2, 3, *size)
+    tokens, mask = partition_windows(x, 2)
+    torch.testing.assert_close(merge_windows(tokens, 2, size), x, rtol=0, atol=0)
+    if mask is None:
+        assert size == (6, 4)
+    else:
+        assert mask.shape == tokens.shape[:2]
+        assert mask.sum() == 2 * size[0] * size[1]
+        assert (tokens[~mask] == 0).all()
+        assert (tokens[mask] != 0).all()
+
+
+def test_window_below_one_is_refused() -> None:
+    with pytest.raises(ValueError, match="at least 1"):
+        WindowAttention(4, 0)

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from glc.layers.attention import WindowAttention
+from glc.layers.blocks import WindowAttention
 from glc.models.autoencoder import Decoder, Encoder, VQAutoencoder
 from glc.models.quantizer import VectorQuantizer
 

@@ -20,8 +20,7 @@ from PIL import Image
 
 import glc
 from glc.codec.bitstream import unpack
-from glc.codec.images import padded_size
-from glc.data.images import list_images, read_rgb
+from glc.data.images import list_images, padded_size, read_rgb
 from tests.codec.fixed_model import fixed_image
 from tests.programs import load_script
 

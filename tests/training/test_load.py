@@ -73,7 +73,7 @@ def renamed(stages: dict[str, Path], path: Path, *keys: str, target: str, **argu
     [
         ("os.remove", r"names os\.remove, which loading would run; .* pass trust='os'"),
         ("glc.io.atomic.write_text", r"names glc\.io\.atomic\.write_text, which loading would run"),
-        ("glc.training.stages.base.random.seed", "not a class that 'glc' defines"),
+        ("glc.training.stages.base.random", "not a class that 'glc' defines"),
         ("glc.losses.nothing.Such", "cannot be imported"),
         ("torch.nn.init.zeros_", "not a class that 'torch' defines"),
         ("tests.training.own.Plain", "pass trust='tests'"),

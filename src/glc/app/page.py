@@ -247,11 +247,6 @@ def _style_tab(service: Service, model: gr.Dropdown) -> None:
 def launch(service: Service, host: str = "127.0.0.1", port: int = 7860) -> tuple[gr.Blocks, str]:
     """Start serving in the background; return the page and its address.
 
-    Args:
-        service: the operations, models and limits.
-        host: address to listen on.
-        port: a free port.
-
     Raises:
         OSError: the port is in use.
     """

@@ -12,10 +12,8 @@ import numpy as np
 from PIL import Image, ImageFilter
 
 from glc.codec.bitstream import Header, unpack
-from glc.codec.codec import Codec, TargetWarning
-from glc.codec.load import load
-from glc.codec.weights.catalog import DEFAULT_MODEL, catalog
-from glc.codec.weights.variants import decoders, encoders
+from glc.codec.codec import Codec, TargetWarning, load
+from glc.codec.weights.catalog import DEFAULT_MODEL, catalog, decoders, encoders
 from glc.data.images import open_image, read_rgb, stack_images
 from glc.errors import ImageError, WeightsError, WrongWeightsError
 
@@ -147,11 +145,8 @@ class Service:
         """Compress an image and decode the result.
 
         Args:
-            path: the image file.
-            model: name of the model.
             quality: 0 to 100.
             target_size: maximum bytes, instead of a quality.
-            encoder: name of an encoder variant made for the model.
 
         Raises:
             ValueError: it cannot be done; the message gives the reason.
@@ -282,10 +277,7 @@ class Service:
         """Fill a mask with grey, and compress with an inpainting encoder.
 
         Args:
-            path: the image file.
             mask: `[H, W]`, bool, in the size of `canvas`; true for pixels to replace.
-            model: name of the model.
-            encoder: name of an inpainting encoder.
             quality: 0 to 100.
 
         Returns:

@@ -7,13 +7,9 @@ import click
 
 from glc import __version__
 from glc.cli.compress import compress, decompress
-from glc.cli.convert import convert
 from glc.cli.errors import Commands
-from glc.cli.export import export
-from glc.cli.launch import evaluate, train
-from glc.cli.models import info, models
-from glc.cli.pack import pack
-from glc.cli.report import complexity, report
+from glc.cli.experiments import complexity, evaluate, pack, report, train
+from glc.cli.models import convert, export, info, models
 from glc.cli.serve import serve
 
 
@@ -24,17 +20,8 @@ def main() -> None:
 
 
 for _command in (
-    compress,
-    decompress,
-    info,
-    models,
-    convert,
-    pack,
-    train,
-    export,
-    evaluate,
-    report,
-    complexity,
-    serve,
+    *(compress, decompress, info, models),
+    *(convert, pack, train, export),
+    *(evaluate, report, complexity, serve),
 ):
     main.add_command(_command)

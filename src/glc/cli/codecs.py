@@ -4,16 +4,17 @@ import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from glc.cli.errors import NothingDoneError, message
 from glc.codec.bitstream import Header
-from glc.codec.codec import Codec, choose_device
-from glc.codec.load import assemble
-from glc.codec.weights.catalog import DEFAULT_MODEL, FOLDER_VARIABLE, catalog, find
-from glc.codec.weights.file import CodecLabel, Kind, read_label
-from glc.codec.weights.variants import made_for, read_variant
+from glc.codec.codec import Codec, assemble, choose_device
+from glc.codec.weights.catalog import DEFAULT_MODEL, FOLDER_VARIABLE, catalog, find, made_for, read_variant
+from glc.codec.weights.file import CodecLabel, Kind, kind_of, read_header
 from glc.errors import WeightsError, WrongWeightsError
+
+if TYPE_CHECKING:
+    from glc.latent_optimization import LatentOptimizer
 
 
 @dataclass(frozen=True)
@@ -53,10 +54,13 @@ def known_models() -> tuple[list[KnownModel], list[str]]:
 
 def _describe(name: str, file: Path) -> KnownModel:
     # The header only: reading all tensors to check the fingerprint takes seconds.
-    label = read_label(file)
-    if not isinstance(label, CodecLabel):
-        raise WeightsError(f"{file}: not a codec; it is {label.USE.format(self=label)}")
-    return KnownModel(name, file, label.fingerprint, list(label.rates), file.stat().st_size)
+    header = read_header(file)
+    kind = kind_of(header)
+    if kind is not CodecLabel:
+        label = kind.parse(header)
+        raise header.error(f"not a codec; it is {label.USE.format(self=label)}")
+    fingerprint = header.metadata.get("fingerprint", "")
+    return KnownModel(name, file, fingerprint, CodecLabel.rate_points(header), file.stat().st_size)
 
 
 def model_of(header: Header, known: Iterable[KnownModel]) -> KnownModel | None:
@@ -70,7 +74,6 @@ class Codecs:
 
     Args:
         model: name or file given by the user, or None.
-        device: name of the device.
         precision: number format, see `glc.load`.
         memory: limit in bytes, or None for the available memory.
         encoder: file or name of an encoder that replaces the codec's own, or None.
@@ -161,3 +164,22 @@ class Codecs:
                 text = str(error)
                 raise WeightsError(text if str(file) in text else f"{file}: {text}") from error
         return self.loaded[file]
+
+
+def make_optimizer(steps: int, weights_dir: str | None) -> "LatentOptimizer | None":
+    """Return a latent optimiser of a number of steps, or None for 0.
+
+    Raises:
+        NothingDoneError: LPIPS or its weights are missing.
+    """
+    if not steps:
+        return None
+    try:
+        from glc.latent_optimization import LatentOptimizer
+
+        return LatentOptimizer(steps, weights_dir=weights_dir)
+    except ImportError as error:
+        wanted = f"--optimize-latent needs the package {error.name}: pip install 'glc-codec[eval]'"
+        raise NothingDoneError(wanted) from error
+    except (ValueError, OSError, RuntimeError) as error:
+        raise NothingDoneError(f"--optimize-latent: {message(error)}; or --lpips-weights FOLDER") from error

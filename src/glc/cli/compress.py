@@ -7,7 +7,7 @@ import math
 import os
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,14 +15,29 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from glc.cli.errors import NOTHING_DONE, ONE_FAILED, NothingDoneError, message_about
-from glc.cli.files import Job, Kind, Plan, make_plan
-from glc.cli.latent_optimization import check_options, make_optimizer, refuse_effort
-from glc.cli.pipeline import Steps, outcomes, threads_for
-from glc.cli.shards import check_target, shard_options
-from glc.cli.trust import trust_option
+from glc.cli.files import (
+    Job,
+    Kind,
+    find_jobs,
+    is_single,
+    outcomes,
+    read_glc,
+    read_image,
+    threads_for,
+    write_result,
+)
+from glc.cli.options import (
+    check_latent_options,
+    check_target,
+    device_option,
+    model_option,
+    quiet_option,
+    renamed_option,
+    trust_option,
+)
+from glc.cli.shards import shard_options
 from glc.codec.bitstream import DEFAULT_LIMIT
-from glc.codec.runtime.memory import parse_memory
-from glc.codec.runtime.precision import PRECISIONS
+from glc.codec.runtime.resources import PRECISIONS, parse_memory
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -49,38 +64,28 @@ def _memory(ctx: click.Context, parameter: click.Parameter, value: str | None) -
 
 
 def _shared_options(command: Callable[..., None]) -> Callable[..., None]:
-    for option in reversed(
-        (
-            click.option(
-                "-o", "--output", metavar="OUT", help="File or folder to write, or - for standard output."
-            ),
-            click.option(
-                "--model", metavar="NAME|FILE", help="Weights file, or a name that `glc models` lists."
-            ),
-            click.option(
-                "--device",
-                metavar="auto|cpu|cuda",
-                default="auto",
-                show_default=True,
-                help="Device that runs the networks.",
-            ),
-            click.option(
-                "--precision",
-                type=click.Choice(PRECISIONS),
-                default="auto",
-                show_default=True,
-                help="Precision of encoder and decoder; does not affect the bitstream's integers.",
-            ),
-            click.option(
-                "--memory",
-                metavar="SIZE",
-                callback=_memory,
-                help="Memory limit, e.g. 8GB.  [default: available memory]",
-            ),
-            click.option("--force", is_flag=True, help="Replace existing files."),
-            click.option("--quiet", is_flag=True, help="Print errors only."),
-            trust_option,
-        )
+    for option in (
+        trust_option,
+        quiet_option,
+        click.option("--force", is_flag=True, help="Replace existing files."),
+        click.option(
+            "--memory",
+            metavar="SIZE",
+            callback=_memory,
+            help="Memory limit, e.g. 8GB.  [default: available memory]",
+        ),
+        click.option(
+            "--precision",
+            type=click.Choice(PRECISIONS),
+            default="auto",
+            show_default=True,
+            help="Precision of encoder and decoder; does not affect the bitstream's integers.",
+        ),
+        device_option,
+        model_option,
+        click.option(
+            "-o", "--output", metavar="OUT", help="File or folder to write, or - for standard output."
+        ),
     ):
         command = option(command)
     return command
@@ -123,7 +128,7 @@ def _number(ctx: click.Context, parameter: click.Parameter, value: float | None)
     default=0,
     help="Latent optimisation steps per image: 0 for none; 10 is slow, seconds per step.",
 )
-@click.option("--effort", hidden=True, expose_value=False, callback=refuse_effort)
+@renamed_option("--effort", "--optimize-latent")
 @click.option(
     "--lpips-weights",
     metavar="FOLDER",
@@ -153,20 +158,19 @@ def compress(
     given folders. With a target, a file is at most 3 % smaller than the target.
     """
     check_target(quality, target_bpp, target_size)
-    check_options(optimize_latent, lpips_weights, encoder)
+    check_latent_options(optimize_latent, lpips_weights, encoder)
     from glc.data.images import is_image_name
 
-    plan = make_plan(inputs, output, Kind("images", is_image_name, GLC_SUFFIX), force)
-    for job in plan.jobs:
+    def check(job: Job) -> None:
         if job.destination is not None and is_image_name(job.destination.name):
             raise click.UsageError(
                 f"{job.target}: has an image's suffix; compressed files end in {GLC_SUFFIX}"
             )
-    _refuse_terminal(plan)
 
-    def start() -> Steps[Image, bytes]:
-        from glc.cli.codecs import Codecs
-        from glc.cli.files import read_image, write_result
+    jobs, failed = _plan(inputs, output, Kind("images", is_image_name, GLC_SUFFIX), force, check)
+    results: Iterable[tuple[Job, str | Exception]] = ()
+    if jobs:
+        from glc.cli.codecs import Codecs, make_optimizer
         from glc.data.images import read_rgb
 
         codec = Codecs(model, device, precision, memory, encoder=encoder).for_images()
@@ -190,9 +194,8 @@ def compress(
         def write(job: Job, data: bytes) -> None:
             write_result(job, data, force)
 
-        return Steps(read, code, write, threads_for(codec.device.type))
-
-    _run(plan, start, quiet)
+        results = outcomes(jobs, read, code, write, threads_for(codec.device.type))
+    _report(results, len(jobs), failed, is_single(inputs), quiet)
 
 
 @click.command()
@@ -205,9 +208,7 @@ def compress(
     help="Refuse larger images.  [default: 16384 x 16384]",
 )
 @click.option(
-    "--decoder",
-    metavar="NAME|FILE",
-    help="Decoder that replaces the model's own, e.g. for a style.",
+    "--decoder", metavar="NAME|FILE", help="Decoder that replaces the model's own, e.g. for a style."
 )
 @_shared_options
 def decompress(
@@ -230,14 +231,10 @@ def decompress(
     decoded with the known model that made it.
     """
     kind = Kind(f"{GLC_SUFFIX} files", lambda name: os.path.splitext(name)[1].lower() == GLC_SUFFIX, ".png")
-    plan = make_plan(inputs, output, kind, force)
-    for job in plan.jobs:
-        _format_of(job.destination)
-    _refuse_terminal(plan)
-
-    def start() -> Steps[bytes, Image]:
+    jobs, failed = _plan(inputs, output, kind, force, lambda job: _format_of(job.destination))
+    results: Iterable[tuple[Job, str | Exception]] = ()
+    if jobs:
         from glc.cli.codecs import Codecs
-        from glc.cli.files import read_glc, write_result
         from glc.codec.bitstream import unpack
         from glc.codec.codec import choose_device
 
@@ -256,33 +253,35 @@ def decompress(
         def write(job: Job, image: Image) -> None:
             write_result(job, _encoded(image, job.destination), force)
 
-        return Steps(read, code, write, threads_for(choose_device(device).type))
+        results = outcomes(jobs, read, code, write, threads_for(choose_device(device).type))
+    _report(results, len(jobs), failed, is_single(inputs), quiet)
 
-    _run(plan, start, quiet)
+
+def _plan(
+    inputs: tuple[str, ...], output: str | None, kind: Kind, force: bool, check: Callable[[Job], object]
+) -> tuple[list[Job], int]:
+    """Return the jobs of a command and the number of inputs that cannot be processed, which are printed."""
+    jobs, problems = find_jobs(inputs, output, kind, force)
+    for job in jobs:
+        check(job)
+        if job.destination is None and sys.stdout.isatty():
+            raise click.UsageError("standard output is a terminal; redirect it, or give a file with -o")
+    for problem in problems:
+        click.echo(problem, err=True)
+    return jobs, len(problems)
 
 
-def _run(plan: Plan, start: Callable[[], Steps[Any, Any]], quiet: bool) -> None:
-    """Run the jobs of a plan; report failed jobs and continue.
-
-    Args:
-        plan: the jobs.
-        start: loads the codec and returns the steps of a job.
-        quiet: print errors only.
-
-    Raises:
-        click.exceptions.Exit: a job failed.
-    """
+def _report(
+    results: Iterable[tuple[Job, str | Exception]], total: int, failed: int, single: bool, quiet: bool
+) -> None:
+    """Print each outcome as it arrives, beside a progress bar; exit with an error if any input failed."""
     from tqdm import tqdm
 
-    for problem in plan.problems:
-        click.echo(problem, err=True)
-    failed = len(plan.problems)
     # None: only on a terminal. In a log the bar would bury the messages.
-    hidden = True if quiet or len(plan.jobs) < 2 else None
-    done = outcomes(plan.jobs, start()) if plan.jobs else iter(())
+    hidden = True if quiet or total < 2 else None
     with (
         warnings.catch_warnings(action="ignore"),
-        tqdm(done, total=len(plan.jobs), unit="file", disable=hidden, dynamic_ncols=True) as bar,
+        tqdm(results, total=total, unit="file", disable=hidden, dynamic_ncols=True) as bar,
     ):
         for job, outcome in bar:
             if isinstance(outcome, Exception):
@@ -293,7 +292,7 @@ def _run(plan: Plan, start: Callable[[], Steps[Any, Any]], quiet: bool) -> None:
                 out = sys.stderr if job.destination is None else sys.stdout
                 bar.write(f"{job.name} -> {job.target}: {outcome}", file=out)
     if failed:
-        raise click.exceptions.Exit(NOTHING_DONE if plan.single else ONE_FAILED)
+        raise click.exceptions.Exit(NOTHING_DONE if single else ONE_FAILED)
 
 
 @contextmanager
@@ -309,11 +308,6 @@ def _notes(job: Job) -> Iterator[None]:
         yield
     for warning in caught:
         tqdm.write(f"{job.name}: note: {warning.message}", file=sys.stderr)
-
-
-def _refuse_terminal(plan: Plan) -> None:
-    if any(job.destination is None for job in plan.jobs) and sys.stdout.isatty():
-        raise click.UsageError("standard output is a terminal; redirect it, or give a file with -o")
 
 
 def _format_of(destination: Path | None) -> tuple[str, dict[str, Any]]:

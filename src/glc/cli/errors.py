@@ -1,6 +1,6 @@
 """Errors of the command line: one line on stderr and an exit code."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
 from typing import Any
@@ -35,22 +35,6 @@ class NothingDoneError(click.ClickException):
     """Nothing could be started."""
 
     exit_code = NOTHING_DONE
-
-
-def renamed_option(old: str, new: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Return a decorator that adds a hidden option with one value, refused with the name of its successor.
-
-    Args:
-        old: the option of an earlier version, such as `--photos`.
-        new: the option to use instead.
-    """
-
-    def refuse(ctx: click.Context, parameter: click.Parameter, value: str | None) -> None:
-        if value is not None:
-            raise click.UsageError(f"{old}: renamed in 0.2; use {new}")
-
-    # Eager: reported before missing arguments and errors of other options.
-    return click.option(old, hidden=True, expose_value=False, is_eager=True, callback=refuse)
 
 
 @contextmanager

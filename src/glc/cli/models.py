@@ -1,4 +1,4 @@
-"""The commands `glc info` and `glc models`."""
+"""Commands about models and their files: `glc info`, `glc models`, `glc convert`, `glc export`."""
 
 import json
 from pathlib import Path
@@ -6,7 +6,8 @@ from pathlib import Path
 import click
 
 from glc.cli.errors import NOTHING_DONE, ONE_FAILED, message_about
-from glc.cli.files import STREAM, Job
+from glc.cli.files import STREAM, Job, read_glc
+from glc.cli.options import renamed_option, trust_option
 
 
 @click.command()
@@ -15,7 +16,6 @@ from glc.cli.files import STREAM, Job
 def info(file: Path, as_json: bool) -> None:
     """Show the header of a .glc FILE, or of standard input for -. Needs no weights."""
     from glc.cli.codecs import known_models, model_of
-    from glc.cli.files import read_glc
     from glc.codec.bitstream import MAX_SIDE, RATE_ONE, VERSION, unpack
 
     job = Job(None if str(file) == STREAM else file, None)
@@ -96,11 +96,94 @@ def models(as_json: bool) -> None:
         if any(model.name == DEFAULT_MODEL for model in known):
             click.echo("* default model")
     else:
-        click.echo(
-            f"no models found; set {FOLDER_VARIABLE} to a folder of weights files",
-            err=True,
-        )
+        click.echo(f"no models found; set {FOLDER_VARIABLE} to a folder of weights files", err=True)
     for problem in problems:
         click.echo(problem, err=True)
     if problems:
         raise click.exceptions.Exit(ONE_FAILED)
+
+
+@click.command()
+@click.argument("source", type=click.Path(path_type=Path, exists=True))
+@click.argument("destination", type=click.Path(path_type=Path))
+@click.option(
+    "--kind",
+    type=click.Choice(["auto", "glc", "taming", "codeformer", "lightning"]),
+    default="auto",
+    show_default=True,
+    help="Format of SOURCE: the released GLC image model, a VQGAN of taming-transformers or CodeFormer, or a "
+    "training checkpoint of this project. auto detects it from the tensor names.",
+)
+@click.option(
+    "--to",
+    "target",
+    type=click.Choice(["glc"]),
+    help="Convert to the authors' format; SOURCE is a weights file or training checkpoint of model=natural.",
+)
+@trust_option
+@click.option("--force", is_flag=True, help="Replace an existing DESTINATION.")
+def convert(source: Path, destination: Path, kind: str, target: str | None, force: bool) -> None:
+    """Convert third-party weights SOURCE to a weights file DESTINATION (.safetensors).
+
+    A GLC image model becomes a codec. A VQGAN becomes an autoencoder that training can start from
+    (init_from=). No code in SOURCE is executed. With --to glc, a codec of this project is converted to the
+    format of the authors' code.
+    """
+    from glc.codec.convert.convert import convert as convert_to_ours
+    from glc.codec.convert.convert import convert_to_official
+
+    if target is None:
+        lines = convert_to_ours(source, destination, kind, force)
+    elif kind != "auto":
+        raise click.UsageError("--kind cannot be combined with --to glc")
+    else:
+        lines = convert_to_official(source, destination, force=force)
+    for line in lines:
+        click.echo(line)
+
+
+@click.command()
+@click.argument("checkpoint", type=click.Path(path_type=Path, exists=True))
+@click.argument("destination", type=click.Path(path_type=Path))
+@click.option("--half", is_flag=True, help="Store the weights in half precision, which halves the file.")
+@click.option(
+    "--images",
+    type=click.Path(path_type=Path),
+    multiple=True,
+    help="Images to count the hyper-latent's codewords on, which makes files smaller: a folder, a text file "
+    "that lists images, or an image. Use images like those to be compressed. Repeatable.",
+)
+@click.option(
+    "--training",
+    is_flag=True,
+    help="Write the training weights instead: codebook C, code predictor, E_VQ and discriminator, for "
+    "init_from=[CODEC,DESTINATION].",
+)
+@click.option("--force", is_flag=True, help="Replace an existing DESTINATION.")
+@renamed_option("--photos", "--images")
+@trust_option
+def export(
+    checkpoint: Path, destination: Path, half: bool, images: tuple[Path, ...], training: bool, force: bool
+) -> None:
+    """Export the codec of a training CHECKPOINT as a weights file DESTINATION (.safetensors).
+
+    CHECKPOINT may be the folder of a training run; its last checkpoint is then used.
+    """
+    if training and images:
+        raise click.UsageError("--images: only applies to a codec; omit it with --training")
+    from tqdm import tqdm
+
+    from glc.codec.weights.export import export as write
+    from glc.codec.weights.export import export_training_weights
+    from glc.data.sources import list_sources
+    from glc.io.atomic import check_destination
+
+    if checkpoint.is_dir():
+        checkpoint = checkpoint / "checkpoints" / "last.ckpt"
+    check_destination(destination, checkpoint, force)
+    if training:
+        click.echo(f"{destination}: {', '.join(export_training_weights(checkpoint, destination, half))}")
+        return
+    paths = [path for _, path in list_sources(images)] if images else []
+    with tqdm(paths, desc="counting", unit="image", disable=None if paths else True) as counted:
+        write(checkpoint, destination, half, counted)

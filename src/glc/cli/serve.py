@@ -5,7 +5,7 @@ from pathlib import Path
 import click
 
 from glc.cli.errors import needs
-from glc.cli.trust import trust_option
+from glc.cli.options import device_option, trust_option
 
 
 @click.command()
@@ -17,13 +17,7 @@ from glc.cli.trust import trust_option
 )
 @click.option("--port", type=click.IntRange(1, 65535), default=7860, show_default=True)
 @click.option("--model", metavar="NAME|FILE", help="Model to select initially.")
-@click.option(
-    "--device",
-    metavar="auto|cpu|cuda",
-    default="auto",
-    show_default=True,
-    help="Device that runs the networks.",
-)
+@device_option
 @click.option(
     "--max-upload-mb",
     type=click.IntRange(min=1),

@@ -17,7 +17,7 @@ import click
 
 from glc import __version__
 from glc.cli.errors import ONE_FAILED, NothingDoneError, message
-from glc.cli.latent_optimization import check_options, make_optimizer
+from glc.cli.options import check_latent_options, check_target
 from glc.jobs.worker import FileProcessor, Processed
 
 _OPTIONS = ("quality", "target_bpp", "target_size", "max_pixels")
@@ -65,18 +65,6 @@ def shard_options(command: Callable[..., None]) -> Callable[..., None]:
     return either
 
 
-def check_target(quality: float | None, target_bpp: float | None, target_size: int | None) -> None:
-    """Refuse more than one of quality, bits per pixel and bytes.
-
-    Raises:
-        click.UsageError: more than one is given.
-    """
-    if sum(value is not None for value in (quality, target_bpp, target_size)) > 1:
-        raise click.UsageError(
-            "--quality, --target-bpp and --target-size cannot be combined; give one of them"
-        )
-
-
 @dataclass(frozen=True)
 class CodingJob:
     """Settings of a batch job; calling it in a worker process makes the sample processor."""
@@ -112,7 +100,7 @@ class CodingJob:
         """Load the model, on the GPU of this local rank if there are several."""
         import torch
 
-        from glc.cli.codecs import Codecs
+        from glc.cli.codecs import Codecs, make_optimizer
 
         device = self.device
         if device in ("auto", "cuda") and torch.cuda.device_count() > 1:
@@ -145,10 +133,11 @@ def make_job(
     options = {name: given.pop(name) for name in _OPTIONS if name in given}
     if command == "compress":
         check_target(**options)
-        check_options(optimize_latent, lpips_weights, given["encoder"])
-        make_optimizer(
-            optimize_latent, lpips_weights
-        )  # a missing package is reported before a process starts
+        check_latent_options(optimize_latent, lpips_weights, given["encoder"])
+        if optimize_latent:  # a missing package is reported before a process starts
+            from glc.cli.codecs import make_optimizer
+
+            make_optimizer(optimize_latent, lpips_weights)
         if not any(value is not None for value in options.values()):
             options["quality"] = 50
     asked = {name: value for name, value in options.items() if value is not None}

@@ -21,13 +21,7 @@ import struct
 import zlib
 from dataclasses import dataclass
 
-from glc.errors import (
-    CorruptFileError,
-    NewerVersionError,
-    NotGlcError,
-    SizeLimitError,
-    TruncatedError,
-)
+from glc.errors import CorruptFileError, NewerVersionError, NotGlcError, SizeLimitError, TruncatedError
 
 MAGIC = b"GLC"
 VERSION = 1

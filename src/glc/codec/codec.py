@@ -1,8 +1,10 @@
-"""The codec: images to files and back."""
+"""The codec: images to files and back; `load` makes one from the names or files of its networks."""
 
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
+from pathlib import Path
+from typing import Protocol
 
 import torch
 from PIL import Image
@@ -11,13 +13,15 @@ from torch import Tensor
 from glc.codec import bitstream
 from glc.codec.bitstream import DEFAULT_LIMIT, FINGERPRINT_BYTES, MAX_RATES, RATE_ONE, Header
 from glc.codec.entropy.latent_coding import Decoded, Symbols, make_latent_codec
-from glc.codec.images import ImageLike, LatentOptimization, padded_size, to_input
 from glc.codec.rate_search import TOLERANCE, search
-from glc.codec.runtime.memory import parse_memory
 from glc.codec.runtime.networks import ImageNetworks, Size
-from glc.codec.runtime.precision import choose_precision
+from glc.codec.runtime.resources import choose_precision, parse_memory
 from glc.codec.stages import ENTROPY_CODING, Observer, Stages
-from glc.codec.weights.file import Weights
+from glc.codec.weights.catalog import DEFAULT_MODEL, attach, find, read_variant
+from glc.codec.weights.export import read_codec
+from glc.codec.weights.file import Kind, Weights, read_weights
+from glc.codec.weights.trust import Trust
+from glc.data.images import ImageLike, padded_size, to_input
 from glc.errors import (
     CorruptFileError,
     InexactError,
@@ -27,10 +31,21 @@ from glc.errors import (
     WrongWeightsError,
 )
 from glc.models.coder import IndicesMapCoder
+from glc.models.glc import GLC
 
 
 class TargetWarning(UserWarning):
     """The file is more than 3 % below its target: quality 100 needs no more, or no rate point is closer."""
+
+
+class LatentOptimization(Protocol):
+    """Optimises E's latent for one image, such as `glc.latent_optimization.LatentOptimizer`."""
+
+    def __call__(
+        self, model: GLC, x: Tensor, latent: Tensor, rate_index: float, memory: int | None
+    ) -> Tensor:
+        """Return a latent for x `[1, 3, H, W]` in [-1, 1] at a rate index, using at most `memory` bytes."""
+        ...
 
 
 class Codec:
@@ -194,7 +209,7 @@ class Codec:
         """Return E's latents l `[B, C, h, w]` of images: the first of the two stages of `compress`.
 
         Args:
-            inputs: from `glc.codec.images.to_input`, of one padded size.
+            inputs: from `glc.data.images.to_input`, of one padded size.
 
         Raises:
             ValueError: the padded sizes differ.
@@ -403,3 +418,51 @@ def choose_device(name: str | torch.device) -> torch.device:
     except (RuntimeError, AssertionError) as error:
         raise ValueError(f"device {str(name)!r} is not available: {str(error).splitlines()[0]}") from error
     return device
+
+
+def load(
+    model: str | Path = DEFAULT_MODEL,
+    device: str | torch.device = "auto",
+    *,
+    encoder: str | Path | None = None,
+    decoder: str | Path | None = None,
+    precision: str = "auto",
+    memory: int | str | None = None,
+    trust: Trust = (),
+) -> Codec:
+    """Return the codec of a weights file or of a bundled model.
+
+    Args:
+        model: a file, or a name (`glc models` lists them), by default the bundled codec; or a checkpoint of
+            stage II or III, or the folder of its run, for the codec that `glc export` would make of it.
+        device: "cpu", "cuda", or "auto" for a GPU if there is one.
+        encoder: file or name of an encoder variant for this model (restoration, for example) to compress
+            with.
+        decoder: file or name of a decoder variant (stylization, for example) to decompress with.
+        precision: "auto", "float32" or "bfloat16" for E and D; any precision reads any file.
+        memory: memory limit in bytes or as text such as "8GB"; None for the available memory.
+        trust: a package, or several, whose networks the files may name: importing it runs its code, see
+            `glc.codec.weights.trust`.
+
+    Raises:
+        WeightsError: the model does not exist, its file cannot be used or names networks of a package that is
+            not trusted, or the encoder or decoder was made for another model.
+        ValueError: the device is not available, or the precision or memory limit is invalid.
+    """
+    trained = Path(model).suffix == ".ckpt" or (Path(model) / "checkpoints").is_dir()
+    file = Path(model) if trained else find(model)
+    return Codec(assemble(file, encoder, decoder, trust), choose_device(device), precision, memory)
+
+
+def assemble(
+    file: Path, encoder: str | Path | None = None, decoder: str | Path | None = None, trust: Trust = ()
+) -> Weights:
+    """Return the weights in a codec's file, with an encoder or decoder variant in place of its own.
+
+    Tensors are memory-mapped where possible, see `glc.codec.weights.mmap`.
+    """
+    trained = file.suffix == ".ckpt" or file.is_dir()
+    weights = read_codec(file, trust) if trained else read_weights(file, mapped=True, trust=trust)
+    named: list[tuple[Kind, str | Path | None]] = [("encoder", encoder), ("decoder", decoder)]
+    chosen = [(find(name, kind), kind) for kind, name in named if name is not None]
+    return attach(weights, *(read_variant(path, kind, mapped=True, trust=trust) for path, kind in chosen))

@@ -39,10 +39,7 @@ class Native:
     """
 
     def __init__(
-        self,
-        source: Path,
-        declare: Callable[[ctypes.CDLL], None],
-        self_test: Callable[[ctypes.CDLL], bool],
+        self, source: Path, declare: Callable[[ctypes.CDLL], None], self_test: Callable[[ctypes.CDLL], bool]
     ) -> None:
         self.source = source
         self._declare, self._self_test = declare, self_test

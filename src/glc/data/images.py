@@ -1,4 +1,4 @@
-"""Read images and convert value ranges; the only module that does either.
+"""Read images, convert value ranges and pad; the only module that does any of these.
 
 Needs Pillow, numpy and torch (imported on first use, so that commands that only read images start fast).
 
@@ -25,7 +25,7 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Union
 
@@ -38,6 +38,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 ImageSource = Union[str, "os.PathLike[str]", bytes, IO[bytes], Image.Image]
+ImageLike = Union[ImageSource, np.ndarray, "Tensor"]
+"""A path, a PIL image, an array `[H, W, 3]` of uint8, or a float tensor `[3, H, W]` in [0, 1]."""
 
 MAX_PIXELS = 178_956_970
 """Images above this are refused as decompression bombs (Pillow's own hard limit)."""
@@ -251,6 +253,53 @@ def stack_levels(images: Sequence[Image.Image]) -> Tensor:
     return torch.from_numpy(levels)
 
 
+def to_input(image: ImageLike) -> Tensor:
+    """Return an image as `[1, 3, H, W]`, uint8 levels or float32 in [-1, 1].
+
+    Raises:
+        ImageError: a file cannot be read.
+        ValueError: an array or a tensor has the wrong type, shape or range.
+    """
+    import torch
+
+    if isinstance(image, torch.Tensor):
+        if image.ndim != 3 or image.shape[0] != 3 or not image.is_floating_point():
+            raise ValueError(
+                f"a tensor must be floats [3, H, W] in [0, 1], got {image.dtype} {list(image.shape)}"
+            )
+        if 0 in image.shape or not (image.min() >= 0 and image.max() <= 1):
+            raise ValueError("a tensor must hold pixels, with values in [0, 1]")
+        return image.detach().float()[None] * 2 - 1
+    if isinstance(image, np.ndarray):
+        if image.dtype != np.uint8 or image.ndim not in (2, 3) or 0 in image.shape:
+            raise ValueError(f"an array must be uint8 [H, W, 3], got {image.dtype} {list(image.shape)}")
+        shape = list(image.shape)
+        try:
+            image = Image.fromarray(image)
+        except TypeError as error:
+            raise ValueError(f"an array must be uint8 [H, W, 3], got {shape}") from error
+    return torch.from_numpy(np.asarray(read_rgb(image)).transpose(2, 0, 1)[None].copy())
+
+
+def padded_size(height: int, width: int, stride: int) -> tuple[int, int]:
+    """Return an image's height and width rounded up to multiples of the stride."""
+    return -(-height // stride) * stride, -(-width // stride) * stride
+
+
+def pad(x: Tensor, stride: int) -> Tensor:
+    """Extend images `[B, C, H, W]` at the right and lower edge, repeating the last pixels."""
+    import torch
+
+    height, width = x.shape[-2:]
+    rows, cols = padded_size(height, width, stride)
+    return torch.nn.functional.pad(x, (0, cols - width, 0, rows - height), mode="replicate")
+
+
+def crop(x: Tensor, height: int, width: int) -> Tensor:
+    """Undo `pad`."""
+    return x[..., :height, :width]
+
+
 def to_image(x: Tensor) -> Image.Image:
     """Turn a tensor [3, H, W] in [-1, 1] into an 8-bit RGB image; values outside are clamped.
 
@@ -276,14 +325,27 @@ def list_images(folder: str | os.PathLike[str]) -> list[Path]:
     root = Path(folder)
     if not root.is_dir():
         raise NotADirectoryError(f"{root}: no such folder")
+    return list_files(root, is_image_name)
+
+
+def list_files(
+    folder: Path, accepts: Callable[[str], bool], onerror: Callable[[OSError], None] | None = None
+) -> list[Path]:
+    """List the files under a folder, sorted by relative path; hidden names are skipped, links followed once.
+
+    Args:
+        accepts: whether to list a file of this name.
+        onerror: called with the error of a folder that cannot be read.
+    """
     found: list[Path] = []
     seen: set[tuple[int, int]] = set()  # links may form cycles
-    for current, folders, files in os.walk(root, followlinks=True):
+    for current, folders, files in os.walk(folder, onerror=onerror, followlinks=True):
+        folders.sort()
         status = os.stat(current)
         if (status.st_dev, status.st_ino) in seen:
             folders.clear()
             continue
         seen.add((status.st_dev, status.st_ino))
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        found += [Path(current, name) for name in files if not name.startswith(".") and is_image_name(name)]
-    return sorted(found, key=lambda path: path.relative_to(root).as_posix())
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        found += [Path(current, name) for name in files if not name.startswith(".") and accepts(name)]
+    return sorted(found, key=lambda path: path.relative_to(folder).as_posix())

@@ -28,7 +28,7 @@ from typing import Literal, get_args
 from glc.data.images import is_image_name, list_images
 from glc.data.shard_writer import MANIFEST, PackError, read_manifest
 from glc.errors import ListingError
-from glc.io.patterns import expand_braces
+from glc.jobs.tar_shards import expand_braces
 
 _log = logging.getLogger(__name__)
 _URL = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]+:")
@@ -200,11 +200,7 @@ _SAMPLES: dict[str, list[tuple[tuple[str, str, str], str]]] = {
         (_SKIMAGE, "rocket.jpg"),
         (_SKLEARN, "china.jpg"),
     ],
-    "test": [
-        (_SKIMAGE, "chelsea.png"),
-        (_SKLEARN, "flower.jpg"),
-        (_MATPLOTLIB, "grace_hopper.jpg"),
-    ],
+    "test": [(_SKIMAGE, "chelsea.png"), (_SKLEARN, "flower.jpg"), (_MATPLOTLIB, "grace_hopper.jpg")],
 }
 
 

@@ -18,8 +18,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from glc.codec.codec import Codec
-from glc.codec.images import padded_size
 from glc.codec.stages import ENTROPY_CODING
+from glc.data.images import padded_size
 from glc.evaluation.tables import NOTHING, ResultTable, published_latencies
 from glc.models.coder import TransformCoder
 from glc.models.glc import GLC, count_parameters
@@ -117,7 +117,6 @@ def macs_by_part(model: GLC, size: Size) -> dict[str, int]:
 
     Args:
         model: the networks; only their shapes are used.
-        size: width and height of the image.
     """
     height, width = padded_size(size[1], size[0], model.stride)
     counter = FlopCounterMode(display=False)
@@ -145,8 +144,6 @@ def measure(codec: Codec, size: Size, quality: float = 50, repeats: int = 3) -> 
     The image is smooth random noise, seeded. One warm-up call per direction is not counted.
 
     Args:
-        codec: the codec to measure.
-        size: width and height of the image.
         quality: 0 to 100.
         repeats: number of calls; the median is returned.
     """
@@ -282,11 +279,7 @@ _CLEAR = Path("/proc/self/clear_refs")
 
 
 class Stopwatch:
-    """Sums the wall-clock time of stages; the time of an inner stage is not counted in the outer one.
-
-    Args:
-        device: synchronised before and after each stage.
-    """
+    """Sums the wall-clock time of stages; the time of an inner stage is not counted in the outer one."""
 
     def __init__(self, device: torch.device) -> None:
         self.seconds: dict[str, float] = defaultdict(float)
@@ -327,9 +320,6 @@ class PeakMemory:
 
     GPU: torch's allocations. CPU: resident memory of the process, including libraries and weights; only on
     Linux, which can reset the peak.
-
-    Args:
-        device: the device to watch.
     """
 
     def __init__(self, device: torch.device) -> None:

@@ -52,11 +52,9 @@ from glc.evaluation.summary import merge_shards, write_results
 from glc.evaluation.testsets import ImageFile, ImageSet, ShardSet
 from glc.io.atomic import write_text
 from glc.io.locks import lock
-from glc.jobs.journal import Log
 from glc.jobs.manifest import Folder, JobError, as_json, describe_differences
-from glc.jobs.progress import Done
-from glc.jobs.run import Task, dist_info, local_rank_of, run
-from glc.jobs.tar_shards import refuse_overwriting
+from glc.jobs.run import Done, Task, dist_info, local_rank_of, run
+from glc.jobs.tar_shards import Log, refuse_overwriting
 from glc.jobs.worker import run_shards
 
 IDENTITY = "run.json"
@@ -99,16 +97,12 @@ class Evaluation:
     metrics are not computed, because they need all images in one place.
 
     Args:
-        out: output folder.
-        images: the test set.
         make_codec: makes the codec on a device, in any process.
         make_metrics: makes the metrics, in any process.
         metrics: names of all requested metrics.
         protocol: their configuration, in JSON's types, for `run.json`.
         device: `auto`, `cpu`, `cuda`, or several of them for several processes.
-        processes: number of processes of this command.
         threads: threads per process. Results of networks may differ in the last digits with it.
-        seed: seed of everything random.
         overwrite: replace existing results; unfinished shards are resumed.
         progress: False: show no progress.
         keep: for shards: write each image's files and reconstructions into the output shards.

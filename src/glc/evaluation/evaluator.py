@@ -31,13 +31,7 @@ _DIGITS = 9  # enough to represent any float32 exactly
 
 @dataclass
 class Evaluator:
-    """Encodes and decodes images and measures the reconstructions.
-
-    Args:
-        codec: the codec to evaluate.
-        metrics: per-image metrics.
-        device: device of the metrics.
-    """
+    """Encodes and decodes images and measures the reconstructions."""
 
     codec: ImageCodec
     metrics: QualityMetrics

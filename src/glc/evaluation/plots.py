@@ -27,8 +27,6 @@ def rd_figure(runs: Sequence[Results], name: str, published: Sequence[PublishedC
 
     Args:
         runs: measured runs; those without the metric are omitted.
-        name: the metric's key.
-        published: curves on the same set.
     """
     return rd_panels(runs, [name], published)
 
@@ -110,7 +108,6 @@ def svg(figure: Figure, salt: str, inline: bool = False) -> str:
     """Encode a figure as reproducible SVG, with text as text elements.
 
     Args:
-        figure: the figure.
         salt: seed of element identifiers; figures on one page need different ones.
         inline: omit the XML header, for embedding in HTML.
     """

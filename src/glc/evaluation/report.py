@@ -17,13 +17,7 @@ from PIL import Image
 
 from glc.evaluation.plots import rd_figure, save_plots, svg
 from glc.evaluation.results import Results, ResultsError, Row, all_metrics, metric
-from glc.evaluation.tables import (
-    PublishedCurve,
-    bd_rate_table,
-    number,
-    points_table,
-    published_curves,
-)
+from glc.evaluation.tables import PublishedCurve, bd_rate_table, number, points_table, published_curves
 from glc.io.atomic import write_text
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".ppm")
@@ -80,11 +74,7 @@ def build_report(
         ("plots", "Rate and quality", _plots(runs, published)),
         ("points", "Points", points_table(runs, published).to_html()),
         ("bd-rate", "BD-rate", bd_rate_table(runs, anchor_index(runs, anchor), published).to_html()),
-        (
-            "compare",
-            "Images at similar rate",
-            _slider(shown, found, images),
-        ),
+        ("compare", "Images at similar rate", _slider(shown, found, images)),
         ("failures", "Worst images of each codec", _failures(runs, found)),
         ("settings", "Settings and versions", _settings(runs)),
     ]
@@ -309,7 +299,6 @@ def at_equal_rate(runs: Sequence[Results], limit: int) -> list[Choice]:
 
     Args:
         runs: runs on the same set.
-        limit: largest number of images.
     """
 
     def distance(bpp: float, other: Results) -> float:

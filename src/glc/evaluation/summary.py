@@ -37,11 +37,7 @@ Entries = Mapping[tuple[str, str], Entry]
 
 
 class Means:
-    """Means over images at one setting, in constant memory.
-
-    Args:
-        names: per-image metrics, in the order of the columns.
-    """
+    """Means over images at one setting, in constant memory."""
 
     _AT_ONCE = 1 << 16
 
@@ -104,10 +100,6 @@ def write_results(
     """Write both files of a finished run and return the summary.
 
     Args:
-        out: output folder.
-        identity: everything that determined the results.
-        settings: settings of the codec.
-        images: the test set.
         entries: outcome of each image, by its name and the setting's label.
         sets: set metrics, by label.
         metrics: per-image metrics, in the order of the columns, with those unavailable.
@@ -224,12 +216,6 @@ def merge_shards(
 
     Args:
         folder: folder of the output shards and their manifest.
-        shards: sources of the output shards.
-        identity: everything that determined the results.
-        settings: settings of the codec.
-        names: per-image metrics.
-        unavailable: metrics that were not measured, with reasons.
-        totals: totals of the manifest.
         count: expected number of images; None: any.
 
     Returns:

@@ -176,8 +176,6 @@ def points_table(
     """Return the means of each run at each setting, then published points, marked as such.
 
     Args:
-        runs: measured runs.
-        published: curves on the same set.
         seconds: include times, which are valid only if nothing else ran on the machine.
     """
     times = ("encode_seconds", "decode_seconds") if seconds else ()
@@ -316,7 +314,6 @@ def bd_rate(anchor: Curve, test: Curve, name: str) -> BDRate:
     Args:
         anchor: points of the anchor, at least three.
         test: points of the tested codec, at least three.
-        name: the metric's key.
     """
     higher = metric(name).higher_is_better
     if higher is None:

@@ -39,7 +39,6 @@ def replacing(
     would allow only the owner).
 
     Args:
-        path: the file to write.
         fsync: sync the content, then the rename, to disk: for files that cannot be regenerated.
         overwrite: whether an existing file may be replaced.
         sole_writer: no other process writes this file. The temporary name is then fixed, so that a new
@@ -72,11 +71,6 @@ def replacing(
 
 def publish(partial: Path, path: Path, *, fsync: bool = False) -> None:
     """Rename a complete file to its final name, replacing an existing file. Both are on one file system.
-
-    Args:
-        partial: the complete file.
-        path: its final name.
-        fsync: sync the content, then the rename, to disk.
 
     Raises:
         OSError: the rename failed; the error names `path`.

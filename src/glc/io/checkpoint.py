@@ -28,6 +28,7 @@ _CHUNK = 1 << 22
 # Modules named in settings of version 0.1, and their classes' present modules.
 _MOVED = {
     "glc.codec.export": "glc.codec.weights.export",
+    "glc.losses.augment": "glc.losses.perceptual",
     "glc.losses.vq": "glc.losses.latent",
     "glc.training.callbacks.average": "glc.training.callbacks.ema",
     "glc.training.callbacks.checkpoint": "glc.training.checkpoints",
@@ -43,7 +44,7 @@ _MOVED = {
 }
 # Classes that have another name since version 0.1.
 _RENAMED = {
-    "glc.losses.augment.RandomViews": "glc.losses.augment.RandomAugmentation",
+    "glc.losses.perceptual.RandomViews": "glc.losses.perceptual.RandomAugmentation",
     "glc.training.callbacks.codebook.CodebookCare": "glc.training.callbacks.codebook.CodebookRestart",
     "glc.training.callbacks.ema.MovingAverage": "glc.training.callbacks.ema.EMA",
     "glc.training.checkpoints.SealedCheckpointIO": "glc.training.checkpoints.ChecksumCheckpointIO",
@@ -118,7 +119,6 @@ def load_safely(file: BinaryIO, path: Path) -> Any:
 
     Args:
         file: the file, at any position.
-        path: its name, for messages.
 
     Raises:
         WeightsError: the file does not match its checksum.
@@ -248,7 +248,6 @@ def verify(file: BinaryIO, path: str | Path) -> bool:
 
     Args:
         file: the file, at any position.
-        path: its name, for messages.
 
     Returns:
         Whether it has a checksum. Files of other programs have none. A truncated file has lost it, but is not

@@ -3,7 +3,7 @@
 ```
 OUT/.glc/settings.json        settings of the job
 OUT/.glc/NAME.tar.json        record of a finished shard
-OUT/.glc/NAME.tar.journal     log of an unfinished shard (glc.jobs.journal), beside NAME.tar.part
+OUT/.glc/NAME.tar.journal     log of an unfinished shard (glc.jobs.tar_shards), beside NAME.tar.part
 OUT/manifest.json             written when all shards are finished
 OUT/failures.jsonl            failed samples with reasons, if any
 ```
@@ -100,7 +100,6 @@ class Folder:
     """Output folder of a job.
 
     Args:
-        path: the folder.
         settings: everything that determines the bytes of its shards, in JSON's types. None: any settings.
         state: name of the subfolder for the state of the job.
     """
@@ -131,12 +130,10 @@ class Folder:
         Settings of a job that did not start are replaced.
 
         Args:
-            shards: the shards to write.
             force: replace shards made with other settings, and a finished job with the same settings.
             began: start of the command, in seconds since the epoch. A job that finished later was done by
                 other processes of the same command, and an unfinished one is resumed, so that `force` does
                 not undo this command's own work.
-            remedy: advice in messages about existing shards.
 
         Raises:
             JobError: without `force`: the folder contains shards with other settings or of another origin.

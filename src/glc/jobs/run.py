@@ -22,10 +22,9 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing import connection
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from glc.jobs.manifest import JobError
-from glc.jobs.progress import Done, ProgressBar
 
 UNFINISHED = 3
 """Exit code of a command with unfinished items; the same command resumes."""
@@ -33,6 +32,8 @@ _ATTEMPTS = 2
 """Worker processes that may die on an item before it is given up."""
 _PAUSE = 0.5
 """Seconds until an item that another command has locked is tried again."""
+_IN_LOGS = 60.0
+"""Seconds between lines of progress if stderr is not a terminal."""
 
 
 class UnfinishedError(RuntimeError):
@@ -41,6 +42,13 @@ class UnfinishedError(RuntimeError):
 
 class DeferredError(RuntimeError):
     """An item cannot be processed now, e.g. for lack of memory, but others can. It stays unfinished."""
+
+
+class Done(NamedTuple):
+    """Finished part of a task: the amount, in its unit of progress, and the number of items."""
+
+    amount: int
+    items: int
 
 
 class Worker(Protocol):
@@ -110,10 +118,8 @@ def run(task: Task, *, processes: int = 1, threads: int | None = None, quiet: bo
     """Process the unfinished items of a task, together with other commands like this one.
 
     Args:
-        task: the work.
         processes: number of processes of this command; 1 works in this process.
         threads: threads per process; None: torch's default.
-        quiet: show no progress.
 
     Raises:
         UnfinishedError: some items are not finished.
@@ -126,7 +132,7 @@ def run(task: Task, *, processes: int = 1, threads: int | None = None, quiet: bo
     left = [*left[start:], *left[:start]]
     problems: list[str] = []
     if left:
-        with ProgressBar(task, quiet or rank > 0):
+        with _ProgressBar(task, quiet or rank > 0):
             if processes == 1:
                 problems = _run_here(task, left, threads)
             else:
@@ -138,6 +144,57 @@ def run(task: Task, *, processes: int = 1, threads: int | None = None, quiet: bo
             f"{task.name}: {undone} of {len(task.items)} {task.unit} are not finished{reason}; "
             "run the same command again to resume"
         )
+
+
+class _ProgressBar:
+    """Shows progress and remaining time while in the context.
+
+    A bar on a terminal, otherwise one line per minute. The remaining time is estimated from the progress of
+    all processes since the start.
+    """
+
+    def __init__(self, task: Task, quiet: bool) -> None:
+        self.task, self.quiet = task, quiet
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+
+    def __enter__(self) -> _ProgressBar:
+        if not self.quiet:
+            self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        if not self.quiet:
+            self._thread.join()
+
+    def _run(self) -> None:
+        from tqdm import tqdm
+
+        task = self.task
+        start = task.look()
+        on_terminal = sys.stderr.isatty()
+        unit = (
+            {"unit": task.amount, "unit_scale": True} if task.amount == "B" else {"unit": f" {task.amount}"}
+        )
+        shown: dict[str, Any] = {"total": task.total, "initial": start.amount, **unit}
+        bar = tqdm(disable=not on_terminal, dynamic_ncols=True, **shown)
+        began = reported = time.monotonic()
+        pause = 1.0
+        with bar:
+            while not self._over.wait(pause):
+                looked = time.monotonic()
+                now = task.look()
+                # On slow file systems with many shards: at most a twentieth of the time is spent on progress.
+                pause = max(1.0, 20 * (time.monotonic() - looked))
+                items = f"{now.items} of {len(task.items)} {task.unit}"
+                bar.set_postfix_str(items, refresh=False)
+                bar.update(now.amount - bar.n)
+                if not on_terminal and looked - reported >= _IN_LOGS:
+                    reported = looked
+                    seconds = looked - began
+                    line = tqdm.format_meter(now.amount, elapsed=seconds, ncols=0, postfix=items, **shown)
+                    print(line, file=sys.stderr, flush=True)
 
 
 def _run_here(task: Task, left: Sequence[Any], threads: int | None) -> list[str]:

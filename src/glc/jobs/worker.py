@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
@@ -12,11 +14,9 @@ from typing import Any, Protocol
 
 from glc.errors import MemoryLimitError
 from glc.io.locks import lock
-from glc.jobs.journal import Journal
 from glc.jobs.manifest import REMEDY, Folder, Record, Source
-from glc.jobs.progress import Done, ShardProgress
-from glc.jobs.run import DeferredError, Task, reason_of, run
-from glc.jobs.tar_shards import Sample, ShardError
+from glc.jobs.run import DeferredError, Done, Task, reason_of, run
+from glc.jobs.tar_shards import Journal, Sample, ShardError
 
 
 @dataclass(frozen=True)
@@ -73,6 +73,9 @@ class FileProcessor(ABC):
             raise ValueError(f"two output files would have the same name ({', '.join(names)})")
         return replace(found, files=files)
 
+
+_TAIL = 1 << 16
+"""Bytes at the end of a journal that contain its last complete line."""
 
 MakeProcessor = Callable[[int], SampleProcessor]
 """Makes the processor of a process from its local rank; must be picklable."""
@@ -168,13 +171,51 @@ def _samples(shard: Source, skip: int) -> Iterator[Any]:
         raise DeferredError(f"{shard.name}: not enough memory to read one of its files") from error
 
 
+class ShardProgress:
+    """Progress of all processes on all machines, read from the state files of a folder."""
+
+    def __init__(self, folder: Folder, shards: Sequence[Source]) -> None:
+        self.folder = folder
+        self._open = {shard.name: (shard, shard.size()) for shard in shards}
+        self.total = sum(size for _, size in self._open.values())
+        self._finished = Done(0, 0)
+
+    def look(self) -> Done:
+        """Return the current progress; the record of a finished shard is read once."""
+        present = {entry.name for entry in os.scandir(self.folder.notes)}
+        underway = 0
+        for name, (shard, size) in list(self._open.items()):
+            if f"{name}.json" in present and self.folder.record(shard) is not None:
+                del self._open[name]
+                self._finished = Done(self._finished.amount + size, self._finished.items + 1)
+            elif f"{name}.journal" in present:
+                underway += min(size, _read_so_far(self.folder.note(shard, "journal")))
+        return Done(self._finished.amount + underway, self._finished.items)
+
+
+def _read_so_far(path: os.PathLike[str]) -> int:
+    """Return the position in the source, from the last complete line of a journal that has it."""
+    try:
+        with open(path, "rb") as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - _TAIL))
+            lines = file.read().splitlines(keepends=True)
+    except FileNotFoundError:
+        return 0  # finished meanwhile
+    for line in reversed(lines):
+        if line.endswith(b"\n"):
+            try:
+                found = json.loads(line)
+                if "sha256" not in found:
+                    return int(found.get("read", 0))
+            except ValueError:
+                return 0
+    return 0
+
+
 class ShardTask(Task):
     """A task whose items are shards; their records are files in the output folder.
 
     Args:
-        folder: output folder.
-        shards: sources.
-        make_processor: see `MakeProcessor`.
         amount: unit of the sources' sizes.
         locks_required: refuse file systems without locks, where commands cannot share the work.
     """
@@ -226,15 +267,11 @@ def run_shards(
 
     Args:
         shards: sources; each output shard has the name of its source.
-        path: output folder.
         settings: everything that determines the bytes; all shards of a folder have the same settings.
         make_processor: called once per process.
-        processes: number of processes of this command.
         threads: threads per process; part of the settings.
         force: replace shards made with other settings, and a finished job with the same settings. An
             unfinished job is resumed.
-        quiet: show no progress.
-        remedy: advice in messages about existing shards.
         began: start of the command (`time.time()`); None: now.
 
     Returns:

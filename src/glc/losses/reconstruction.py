@@ -5,8 +5,7 @@ from collections.abc import Mapping
 
 from torch import Tensor, nn
 
-from glc.losses.augment import RandomAugmentation
-from glc.losses.perceptual import LPIPS, Net, WeightsUnavailable
+from glc.losses.perceptual import LPIPS, Net, RandomAugmentation, WeightsUnavailable
 
 log = logging.getLogger(__name__)
 

@@ -5,8 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from glc.losses.augment import RandomAugmentation
-from glc.losses.perceptual import LPIPS
+from glc.losses.perceptual import LPIPS, RandomAugmentation
 
 
 def gram(features: Tensor) -> Tensor:

@@ -1,9 +1,7 @@
 """Metrics of reconstructed images and of compressed files."""
 
-from glc.metrics.distributions import CMMD, FID, KID
-from glc.metrics.dists import DISTS
-from glc.metrics.patches import cut_patches, patch_count
-from glc.metrics.quality import MSSSIM, PSNR, NotMeasurable, QualityMetrics, bits_per_pixel
+from glc.metrics.distributions import CMMD, FID, KID, cut_patches, patch_count
+from glc.metrics.quality import DISTS, MSSSIM, PSNR, NotMeasurable, QualityMetrics, bits_per_pixel
 
 __all__ = [
     "CMMD",

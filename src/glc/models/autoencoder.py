@@ -8,9 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from glc.layers.attention import WindowAttention
-from glc.layers.blocks import Downsample, ResidualBlock, Upsample
-from glc.layers.normalization import make_norm
+from glc.layers.blocks import Downsample, ResidualBlock, Upsample, WindowAttention, make_norm
 from glc.models.quantizer import Quantized, VectorQuantizer
 
 _QUAD = 12
@@ -54,7 +52,7 @@ class Encoder(_Pipeline):
         num_blocks: residual blocks per level.
         stem: factor of the space-to-depth rearrangement before the first convolution; 1 for none. A stem
             of 4 makes the network 16 times faster at equal widths.
-        norm: kind of normalisation, see `glc.layers.normalization.make_norm`.
+        norm: kind of normalisation, see `glc.layers.blocks.make_norm`.
         level_attention: attention after each residual block of the last level, as in VQGAN.
         window: side of an attention window at evaluation, in latent positions; None for global attention.
         out_activation: swish before the last convolution (taming's VQGAN has it, CodeFormer's does not).

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from glc.layers.attention import merge_windows, partition_windows
+from glc.layers.blocks import merge_windows, partition_windows
 from glc.models.quantizer import VectorQuantizer
 
 

@@ -13,14 +13,13 @@ import inspect
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from pkgutil import resolve_name
 from typing import Any
 
 import lightning as L
 
 from glc.codec.weights.export import read_codec
-from glc.codec.weights.trust import trusted_prefixes
-from glc.errors import WeightsError
+from glc.codec.weights.trust import build_nested, import_from, trusted_prefixes
+from glc.errors import ArchitectureError, WeightsError
 from glc.io.checkpoint import Checkpoint, open_checkpoint
 from glc.losses.reconstruction import load_perceptual
 from glc.training.checkpoints import open_last
@@ -60,7 +59,8 @@ def load_stage(
     if "part" in checkpoint.content["glc"] and "codec" not in given:
         given = {**given, "codec": _codec(checkpoint)}
     packages = (*_BUILT, *trusted_prefixes(trust))
-    stage = _build(checkpoint.path, {**arguments, "_partial_": True}, packages)(**given)
+    make = partial(_make, checkpoint.path, packages)
+    stage = build_nested({**arguments, "_partial_": True}, make)(**given)
     if not isinstance(stage, L.LightningModule):
         raise WeightsError(f"{checkpoint.path}: its stage is a {type(stage).__name__}, not a LightningModule")
     try:
@@ -91,47 +91,22 @@ def _codec(checkpoint: Checkpoint) -> Any:
     raise WeightsError(f"{checkpoint.path}: {problem}; pass codec=read_codec(FILE)")
 
 
-def _build(path: Path, node: Any, packages: Sequence[str]) -> Any:
-    """Build the objects that nested settings name under `_target_`, innermost first."""
-    if isinstance(node, list):
-        return [_build(path, item, packages) for item in node]
-    if not isinstance(node, Mapping):
-        return node
-    raw = node.get("_recursive_") is False
-    values = {
-        key: value if raw else _build(path, value, packages)
-        for key, value in node.items()
-        if key not in _DIRECTIVES
-    }
-    if "_target_" not in node:
-        return values
-    target = _find(path, node["_target_"], packages)
-    if target is load_perceptual:
-        values["required"] = False
-    positional = [_build(path, value, packages) for value in node.get("_args_", [])]
-    return partial(target, *positional, **values) if node.get("_partial_") else target(*positional, **values)
-
-
-_DIRECTIVES = ("_target_", "_partial_", "_args_", "_convert_", "_recursive_")
-
-
-def _find(path: Path, name: Any, packages: Sequence[str]) -> Any:
-    """Return the class or function of a name in an allowed package."""
+def _make(path: Path, packages: Sequence[str], name: Any, values: dict[str, Any]) -> Any:
+    """Call the class or function of a name in an allowed package, or bind its arguments (`_partial_`)."""
     package = str(name).partition(".")[0]
-    if not _below(str(name), packages):
+    if not any(f"{name}.".startswith(f"{allowed}.") for allowed in packages):
         raise WeightsError(
             f"{path}: names {name}, which loading would run; if you trust {package!r}, pass trust={package!r}"
         )
+
+    def accepts(found: Any) -> bool:
+        return inspect.isclass(found) or (inspect.isfunction(found) and package != "torch")
+
     try:
-        found = resolve_name(str(name))
-    except (ImportError, AttributeError, ValueError) as error:
-        raise WeightsError(f"{path}: names {name}, which cannot be imported ({error})") from error
-    # A module's namespace also holds its imports, such as `os`.
-    kind = inspect.isclass(found) or (inspect.isfunction(found) and package != "torch")
-    if not kind or not _below(f"{found.__module__}.{found.__qualname__}", packages):
-        raise WeightsError(f"{path}: names {name}, which is not a class that {package!r} defines")
-    return found
-
-
-def _below(name: str, packages: Sequence[str]) -> bool:
-    return any(f"{name}.".startswith(f"{package}.") for package in packages)
+        target = import_from(str(name), packages, accepts, f"a class that {package!r} defines")
+    except ArchitectureError as error:
+        raise WeightsError(f"{path}: {error}") from error
+    bind, positional = values.pop("_partial_", False), values.pop("_args_", [])
+    if target is load_perceptual:
+        values["required"] = False
+    return partial(target, *positional, **values) if bind else target(*positional, **values)

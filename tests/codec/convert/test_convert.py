@@ -14,13 +14,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import glc
-from glc.cli.convert import convert as command
+from glc.cli.models import convert as command
 from glc.codec.convert.convert import convert, convert_to_official
 from glc.codec.convert.layouts import LAYOUTS, FittedLayout, codec_description
-from glc.codec.images import to_input
 from glc.codec.weights.architecture import build
 from glc.codec.weights.export import export
 from glc.codec.weights.file import read_weights
+from glc.data.images import to_input
 from glc.errors import WeightsError
 from tests.codec.convert.stand_ins import SMALL, layouts, stand_ins
 

@@ -9,7 +9,7 @@ import torch
 from click.testing import CliRunner, Result
 
 import glc
-from glc.cli.convert import convert as command
+from glc.cli.models import convert as command
 from glc.codec.convert.convert import convert
 from glc.errors import WeightsError
 

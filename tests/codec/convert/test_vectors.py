@@ -13,7 +13,7 @@ from glc.codec.convert.layouts import FittedLayout
 from glc.codec.convert.read import open_source
 from glc.codec.weights.architecture import build
 from glc.codec.weights.file import read_weights
-from glc.layers.attention import WindowAttention
+from glc.layers.blocks import WindowAttention
 from tests.codec.convert.stand_ins import (
     IMAGE,
     WINDOW,

@@ -10,7 +10,7 @@ import glc
 from glc.codec.entropy import row_tiling
 from glc.codec.entropy.integer_nets import to_integer_network
 from glc.codec.entropy.row_tiling import halo, in_row_tiles
-from glc.codec.runtime.memory import resident_memory
+from glc.codec.runtime.resources import resident_memory
 from glc.errors import MemoryLimitError
 from glc.models.hyperprior import CategoricalHyperprior
 from tests.codec.fixed_model import fixed_codec_weights, fixed_image

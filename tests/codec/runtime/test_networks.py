@@ -5,9 +5,9 @@ import pytest
 import torch
 
 import glc
-from glc.codec.images import to_input
 from glc.codec.runtime.networks import ImageNetworks
-from glc.codec.runtime.precision import Precision
+from glc.codec.runtime.resources import Precision
+from glc.data.images import to_input
 from glc.errors import MemoryLimitError
 from tests.codec.fixed_model import fixed_codec_weights, fixed_image
 

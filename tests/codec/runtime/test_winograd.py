@@ -9,9 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from glc.codec.runtime import row_tiles, winograd
-from glc.codec.runtime.conv import Convolution
 from glc.codec.runtime.row_tiles import Source, fill
 from glc.codec.runtime.threads import Scratch, Workers
+from glc.codec.runtime.tiled_layers import Convolution
 from glc.codec.runtime.winograd import TransformedWeights
 
 NATIVE = winograd.library()

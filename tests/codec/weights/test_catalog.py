@@ -2,13 +2,18 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 
 import glc
 from glc import pretrained
-from glc.codec.weights.catalog import FOLDER_VARIABLE, catalog, find
+from glc.codec.weights.catalog import FOLDER_VARIABLE, catalog, find, read_variant, save_variant
+from glc.codec.weights.file import VariantLabel, read_label, read_weights
 from glc.errors import WeightsError
-from tests.codec.fixed_model import fixed_codec_weights
+from tests.codec.fixed_model import fixed_codec_weights, fixed_image
 
 
 @pytest.fixture(autouse=True)
@@ -103,3 +108,109 @@ def test_load_takes_a_name_and_a_file(folders: tuple[Path, Path]) -> None:
     assert glc.load("fixed", "cpu").fingerprint == glc.load(file, "cpu").fingerprint
     with pytest.raises(WeightsError, match=r"mine\.safetensors: not a safetensors file"):
         glc.load("mine", "cpu")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A codec, another one, and an encoder and a decoder for the first whose weights were moved a little."""
+    folder = tmp_path_factory.mktemp("parts")
+    fixed_codec_weights(folder / "codec.safetensors")
+    fixed_codec_weights(folder / "other.safetensors", seed=1)
+    weights = read_weights(folder / "codec.safetensors")
+    torch.manual_seed(0)
+    for kind in ("encoder", "decoder"):
+        state = getattr(weights.model, kind).state_dict()
+        moved = {name: t + 0.05 * torch.randn(t.shape) * t.abs().mean() for name, t in state.items()}
+        save_variant(
+            folder / f"moved.{kind}.safetensors",
+            kind,  # type: ignore[arg-type]
+            moved,
+            weights.description[kind],
+            weights.fingerprint,
+            {"stage": "test"},
+        )
+    return folder
+
+
+@pytest.fixture(scope="module")
+def codec(folder: Path) -> glc.Codec:
+    return glc.load(folder / "codec.safetensors", "cpu")
+
+
+def test_any_decoder_decodes_files_of_any_encoder(folder: Path, codec: glc.Codec) -> None:
+    other = glc.load(folder / "codec.safetensors", "cpu", encoder=folder / "moved.encoder.safetensors")
+    image = fixed_image(96, 64)
+    data = other.compress(image)
+    assert data != codec.compress(image)
+    assert other.fingerprint == codec.fingerprint
+    assert np.array_equal(np.asarray(codec.decompress(data)), np.asarray(other.decompress(data)))
+
+
+def test_variant_decoder_renders_the_same_symbols_differently(folder: Path, codec: glc.Codec) -> None:
+    other = glc.load(folder / "codec.safetensors", "cpu", decoder=folder / "moved.decoder.safetensors")
+    data = codec.compress(fixed_image(96, 64))
+    assert other.compress(fixed_image(96, 64)) == data
+    ours, theirs = codec.symbols(data), other.symbols(data)
+    assert ours.y is not None
+    assert torch.equal(torch.as_tensor(ours.y), torch.as_tensor(theirs.y))
+    assert torch.equal(torch.as_tensor(ours.z), torch.as_tensor(theirs.z))
+    assert not np.array_equal(np.asarray(codec.decompress(data)), np.asarray(other.decompress(data)))
+
+
+def test_attach_does_not_change_the_codec(folder: Path, codec: glc.Codec) -> None:
+    before = codec.compress(fixed_image(96, 64))
+    glc.load(folder / "codec.safetensors", "cpu", encoder=folder / "moved.encoder.safetensors")
+    assert codec.compress(fixed_image(96, 64)) == before
+
+
+def test_variants_are_listed_by_name_but_not_as_models(
+    folder: Path, codec: glc.Codec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from glc.codec.weights.catalog import catalog
+
+    monkeypatch.setenv("GLC_MODELS", str(folder))
+    assert {"codec", "other"} <= catalog().keys()
+    assert not [name for name in catalog() if "moved" in name]
+    assert catalog("encoder")["moved"] == folder / "moved.encoder.safetensors"
+    data = glc.load("codec", "cpu", encoder="moved").compress(fixed_image(96, 64))
+    assert data != codec.compress(fixed_image(96, 64))
+    with pytest.raises(glc.WeightsError, match=r"no encoder 'mved'.*available: moved"):
+        glc.load("codec", "cpu", encoder="mved")
+
+
+def test_variant_of_another_codec_is_refused(folder: Path) -> None:
+    with pytest.raises(glc.WeightsError, match=r"moved\.encoder\.safetensors: encoder for the codec"):
+        glc.load(folder / "other.safetensors", "cpu", encoder=folder / "moved.encoder.safetensors")
+    with pytest.raises(glc.WeightsError, match="is not an encoder but one decoder: use it with --decoder"):
+        glc.load(folder / "codec.safetensors", "cpu", encoder=folder / "moved.decoder.safetensors")
+    with pytest.raises(glc.WeightsError, match="is not a codec but one encoder: use it with --encoder"):
+        glc.load(folder / "moved.encoder.safetensors", "cpu")
+    with pytest.raises(glc.WeightsError, match="is not an encoder but a complete codec: use it with --model"):
+        glc.load(folder / "codec.safetensors", "cpu", encoder=folder / "other.safetensors")
+    with pytest.raises(glc.WeightsError, match="no such weights file"):
+        glc.load(folder / "codec.safetensors", "cpu", encoder=folder / "none.safetensors")
+
+
+def test_corrupt_variants_are_refused(folder: Path, tmp_path: Path) -> None:
+    source = folder / "moved.encoder.safetensors"
+    with safe_open(source, framework="pt") as file:
+        metadata, names = file.metadata(), list(file.keys())
+        tensors = {name: file.get_tensor(name) for name in names}
+    tensors[names[0]].view(-1)[0] += 1
+    save_file(tensors, tmp_path / "changed.safetensors", metadata)
+    with pytest.raises(glc.WeightsError, match="corrupt"):
+        read_variant(tmp_path / "changed.safetensors", "encoder")
+    (tmp_path / "cut.safetensors").write_bytes(source.read_bytes()[:-100])
+    with pytest.raises(glc.WeightsError, match="not a safetensors file"):
+        read_variant(tmp_path / "cut.safetensors", "encoder")
+    save_file(tensors, tmp_path / "newer.safetensors", {**metadata, "format": "2"})
+    with pytest.raises(glc.WeightsError, match="format 2 is newer"):
+        read_label(tmp_path / "newer.safetensors")
+
+
+def test_label_describes_the_training(folder: Path, codec: glc.Codec) -> None:
+    label = read_label(folder / "moved.decoder.safetensors")
+    assert isinstance(label, VariantLabel)
+    assert label.kind == "decoder"
+    assert bytes.fromhex(label.fingerprint).startswith(codec.fingerprint)
+    assert label.about == {"stage": "test"}

@@ -20,13 +20,14 @@ from glc.codec.weights.file import (
     FORMAT,
     AutoencoderLabel,
     CodecLabel,
+    Header,
     Label,
     TrainingLabel,
     VariantLabel,
     build_model,
     decoder_digest,
     fingerprints,
-    label_of,
+    kind_of,
     open_weights,
     read_label,
     read_weights,
@@ -314,7 +315,7 @@ def test_files_of_a_newer_format_are_refused(tmp_path: Path) -> None:
         if label.FORMAT is not None:
             metadata = {**label.metadata(), "format": str(FORMAT + 1)}
             with pytest.raises(WeightsError, match=rf"some: format {FORMAT + 1} is newer"):
-                label_of("some", metadata)
+                kind_of(Header("some", metadata))
 
 
 def test_the_digests_of_each_kind_are_those_of_version_0_1(file: Path) -> None:

@@ -18,11 +18,11 @@ import glc
 from glc.codec import bitstream
 from glc.codec.runtime import networks
 from glc.codec.runtime.networks import ImageNetworks
-from glc.codec.runtime.precision import choose_precision
+from glc.codec.runtime.resources import choose_precision
 from glc.codec.weights import mmap
+from glc.codec.weights.catalog import save_variant
 from glc.codec.weights.file import read_weights, save_weights
 from glc.codec.weights.mmap import MappedFile, bytes_to_read
-from glc.codec.weights.variants import save_variant
 from glc.errors import WeightsError
 from tests.codec.fixed_model import fixed_codec_weights, fixed_image
 from tests.programs import fresh

@@ -39,9 +39,7 @@ def convert(
 
     Args:
         source: a checkpoint, a safetensors file, or the folder of a training run of glc.
-        destination: the file to write.
         kind: `auto`, one of `glc.codec.convert.detect.KINDS`, or `lightning` for glc's own checkpoints.
-        force: replace an existing `destination`.
 
     Returns:
         Lines for the user: what was found, used, omitted and written.
@@ -90,10 +88,7 @@ def _write_autoencoder(recognized: ThirdPartyFile, destination: Path) -> None:
 
 
 def convert_to_official(
-    source: str | Path,
-    destination: str | Path,
-    sizes: Mapping[str, int] | None = None,
-    force: bool = False,
+    source: str | Path, destination: str | Path, sizes: Mapping[str, int] | None = None, force: bool = False
 ) -> list[str]:
     """Convert a codec of model=natural to the authors' layout: a dictionary of tensors.
 
@@ -102,9 +97,7 @@ def convert_to_official(
 
     Args:
         source: a codec's weights file, or a checkpoint of stage II or III (or the folder of its run).
-        destination: the file to write, for `torch.load`.
         sizes: of the model; by default those of the released one, which the authors' code requires.
-        force: replace an existing `destination`.
 
     Returns:
         Lines for the user: what was found, omitted and written.

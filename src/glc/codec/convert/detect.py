@@ -67,7 +67,6 @@ def recognize(source: Source, kind: str = "auto") -> ThirdPartyFile:
     """Detect the third-party layout of a file and check that it fits.
 
     Args:
-        source: the file.
         kind: one of `KINDS`, or `auto` to detect it by the names of the tensors.
 
     Raises:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from glc.codec.convert.vqgan_names import Names, by_level, flat
 from glc.codec.weights.architecture import build
+from glc.codec.weights.state import difference
 from glc.models.context import STEPS
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -137,29 +138,11 @@ class FittedLayout:
         touched = {self.entries[name].network for name in names if name in self.entries}
         return [name for name in self.descriptions if name not in self.table.optional or name in touched]
 
-    def difference(self, shapes: Shapes, limit: int = 3) -> str:
-        """Describe how a file differs from the layout, by the first few names; empty if it fits.
-
-        Args:
-            shapes: of all tensors in the file.
-            limit: number of names per kind of difference.
-        """
+    def difference(self, shapes: Shapes) -> str:
+        """Describe how a file with tensors of these shapes differs from the layout; empty if it fits."""
         present = set(self.present(shapes))
-        expected = {name: e for name, e in self.entries.items() if e.network in present}
-        ignored = self.table.ignored
-        missing = [name for name in expected if name not in shapes]
-        unexpected = [name for name in shapes if name not in expected and not name.startswith(ignored)]
-        other = [
-            f"{name} is {list(shapes[name])}, not {list(entry.shape)}"
-            for name, entry in expected.items()
-            if name in shapes and tuple(shapes[name]) != entry.shape
-        ]
-        parts = []
-        for label, names in (("missing", missing), ("unexpected", unexpected), ("of another shape", other)):
-            if names:
-                rest = f" and {len(names) - limit} more" if len(names) > limit else ""
-                parts.append(f"{label}: {', '.join(names[:limit])}{rest}")
-        return "; ".join(parts)
+        expected = {name: e.shape for name, e in self.entries.items() if e.network in present}
+        return difference(shapes, expected, ignored=self.table.ignored)
 
     def to_networks(
         self, tensors: Mapping[str, Tensor], networks: Iterable[str] | None = None
@@ -167,7 +150,6 @@ class FittedLayout:
         """Return the state dicts of the networks, as views of the tensors of a file that fits the layout.
 
         Args:
-            tensors: of the file.
             networks: names of the networks to return, which must be complete; by default those present.
         """
         chosen = self.present(tensors) if networks is None else networks

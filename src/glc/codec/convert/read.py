@@ -8,9 +8,9 @@ from pickle import UnpicklingError
 from typing import Any, BinaryIO
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from glc.codec.weights.mmap import open_tensors
 from glc.errors import WeightsError
 from glc.io.checkpoint import Checkpoint, as_checkpoint, load_safely
 
@@ -85,7 +85,8 @@ def open_source(source: str | Path | Checkpoint) -> Source:
         safetensors = _is_safetensors(path, file.read(9))
         content = None if safetensors else _load(file, path)
     if safetensors:
-        return _open_safetensors(path)
+        metadata, tensors, _ = open_tensors(path, mapped=False)
+        return Source(path, tensors, metadata=metadata)
     if isinstance(content, Mapping) and isinstance(content.get(OUR_KEY), Mapping):
         return open_source(as_checkpoint(path, content))
     tensors, inside = _unwrap(content)
@@ -97,15 +98,6 @@ def open_source(source: str | Path | Checkpoint) -> Source:
 def _is_safetensors(path: Path, start: bytes) -> bool:
     """Whether a file starts with eight bytes of length, then JSON. Pickles and zip archives do not."""
     return path.suffix == ".safetensors" or (len(start) == 9 and start[8:] == b"{" and start[:2] != b"PK")
-
-
-def _open_safetensors(path: Path) -> Source:
-    try:
-        with safe_open(path, framework="pt") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            return Source(path, tensors, metadata=file.metadata() or {})
-    except (SafetensorError, OSError) as error:
-        raise WeightsError(f"{path}: not a safetensors file, or corrupt ({error})") from error
 
 
 def _load(file: BinaryIO, path: Path) -> Any:

@@ -5,8 +5,7 @@ from typing import Any
 
 from torch import nn
 
-from glc.layers.attention import WindowAttention
-from glc.layers.blocks import Downsample, ResidualBlock, Upsample
+from glc.layers.blocks import Downsample, ResidualBlock, Upsample, WindowAttention
 from glc.models.autoencoder import Encoder
 
 Names = Mapping[str, str]

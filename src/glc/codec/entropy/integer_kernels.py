@@ -104,7 +104,6 @@ def pointwise(x: Tensor, layer: Pointwise) -> Tensor | None:
 
     Args:
         x: `[B, in_channels, H, W]`, of any floating-point type; `supports(x)` must hold.
-        layer: the convolution.
 
     Returns:
         `[B, out_channels, H, W]`, float64; None if a value is too large.
@@ -181,7 +180,6 @@ def _run(
     """Run a task of integer_kernels.c for each image; return whether the output is valid.
 
     Args:
-        library: the library of integer_kernels.c.
         x: contiguous; values in float64 or units in int32.
         out: contiguous; values in float64 or units in int32.
         first: the layer, or the expansion of a feed-forward layer.

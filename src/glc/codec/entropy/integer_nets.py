@@ -90,7 +90,6 @@ class IntegerConv2d(nn.Module):
 
     Args:
         conv: 1x1, depth-wise or dense, of odd size, zero-padded.
-        name: of the module, for messages.
         keep: store a float64 copy of the weights, twice the memory of the float32 ones. Otherwise each call
             converts the convolution's own weights, which must not change.
 
@@ -186,11 +185,6 @@ class IntegerFeedForward(nn.Module):
 
     The result equals that of its layers in sequence, bit for bit. The intermediate maps, four times as wide,
     exist for a few positions at a time, so a large map needs little more memory than itself.
-
-    Args:
-        block: the layers.
-        name: of the module, for messages.
-        keep: see `IntegerConv2d`.
     """
 
     def __init__(self, block: GatedFeedForward, name: str, keep: bool = True) -> None:
@@ -226,13 +220,7 @@ class IntegerFeedForward(nn.Module):
 
 
 class IntegerDepthConv(nn.Module):
-    """`DepthConv` in integer arithmetic, by `integer_kernels` or layer by layer.
-
-    Args:
-        block: the layers.
-        name: of the module, for messages.
-        keep: see `IntegerConv2d`.
-    """
+    """`DepthConv` in integer arithmetic, by `integer_kernels` or layer by layer."""
 
     def __init__(self, block: DepthConv, name: str, keep: bool = True) -> None:
         super().__init__()
@@ -262,7 +250,6 @@ class IntegerLeakyReLU(nn.Module):
 
     Args:
         slope: factor for negative inputs.
-        name: of the module, for messages.
     """
 
     def __init__(self, slope: float, name: str = "rectifier") -> None:
@@ -283,7 +270,6 @@ def to_integer_network(network: Module, name: str = "network", keep: bool = True
 
     Args:
         network: made of supported layers.
-        name: of the network, for messages.
         keep: store copies of the weights, see `IntegerConv2d`.
 
     Raises:
@@ -331,7 +317,6 @@ def check_operations(network: nn.Module, name: str, compute: Callable[[], object
 
     Args:
         network: a result of `to_integer_network`, or a module that only looks up codewords.
-        name: of the module, for messages.
         compute: calls the network with some input.
 
     Raises:

@@ -70,9 +70,7 @@ class TransformLatentCodec:
 
     Args:
         coder: the latent transform coder, without projected codebooks.
-        tables: its frequency tables.
         device: of the integer networks; it must support float64.
-        stage: observer of the stages.
 
     Raises:
         InexactError: if a network cannot be computed in integers.
@@ -365,10 +363,7 @@ def make_latent_codec(
     """Return the latent codec of a coder.
 
     Args:
-        coder: the latent coder of a codec.
-        tables: its frequency tables.
         device: of the coder; the integer networks run on the CPU if the device's products are not exact.
-        stage: observer of the stages.
 
     Raises:
         InexactError: if a network cannot be computed in integers; the message names the layer.

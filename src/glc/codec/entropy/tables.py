@@ -94,7 +94,6 @@ def density_tables(density: FactorizedDensity, widest: int = 256) -> list[Table]
     """Return one table per channel of a learned density.
 
     Args:
-        density: the density of z.
         widest: largest magnitude of a symbol in the tables.
     """
     symbols = torch.arange(-widest, widest + 1, dtype=torch.float32)

@@ -10,14 +10,18 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from glc.codec.images import padded_size
-from glc.codec.runtime.memory import available_memory, check_memory, give_back_freed, resident_memory
-from glc.codec.runtime.precision import Precision
+from glc.codec.runtime.resources import (
+    Precision,
+    available_memory,
+    check_memory,
+    give_back_freed,
+    resident_memory,
+)
 from glc.codec.runtime.row_tiles import Source
 from glc.codec.runtime.tiled_networks import TiledDecoder, TiledEncoder
 from glc.codec.stages import Stages
 from glc.codec.weights.mmap import MappedFile, bytes_to_read
-from glc.data.images import from_uint8, to_uint8
+from glc.data.images import from_uint8, padded_size, to_uint8
 from glc.errors import MemoryLimitError, NotFiniteError
 from glc.models.autoencoder import Decoder, Encoder
 from glc.models.glc import GLC
@@ -38,11 +42,9 @@ class ImageNetworks:
 
     Args:
         model: the model; a network's weights are read when it is first used.
-        device: of the networks.
         precision: number formats of E and D.
         memory: bytes that the process may use; None for the machine's available memory.
         files: mapped files of the model's weights; one network's weights are in memory at a time.
-        stage: observer of the stages.
     """
 
     def __init__(
@@ -278,7 +280,6 @@ def _full_network(network: nn.Module, dtype: torch.dtype, first: bool) -> Callab
     hold 8 bits. A user's own network runs under autocast.
 
     Args:
-        network: E or D.
         dtype: of all other layers.
         first: whether pixels are the input (E) rather than the output (D).
     """

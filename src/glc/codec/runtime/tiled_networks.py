@@ -12,10 +12,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from glc.codec.runtime.conv import Convolution
 from glc.codec.runtime.row_tiles import TILE_ELEMENTS, Source, empty_map, fill, tile_ranges
 from glc.codec.runtime.threads import Scratch, Workers
-from glc.codec.runtime.tiled_layers import Map, TiledLayer, has_global_norm, make_tiled_layers, split_ending
+from glc.codec.runtime.tiled_layers import (
+    Convolution,
+    Map,
+    TiledLayer,
+    has_global_norm,
+    make_tiled_layers,
+    split_ending,
+)
 from glc.codec.runtime.winograd import WINOGRAD_TILE
 from glc.errors import MemoryLimitError
 from glc.layers.blocks import Upsample
@@ -97,7 +103,6 @@ class TiledEncoder:
         Args:
             image: rows `[1, 3, rows, W]` in [-1, 1].
             width: W.
-            limit: bytes that may be used.
 
         Raises:
             MemoryLimitError: when the limit is too low.
@@ -196,7 +201,6 @@ class TiledDecoder:
         Args:
             latent: float32.
             write: called with the index of a row and the rows from it on, `[1, 3, rows, W]`, not clamped.
-            limit: bytes that may be used.
             release: called after weights that are not needed again.
 
         Raises:

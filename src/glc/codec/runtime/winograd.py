@@ -53,7 +53,6 @@ class TransformedWeights:
 
     Args:
         conv: a convolution that `suits` accepts.
-        library: the result of `library`.
         workers: threads that transform the weights, into their scratch buffer, until its next use.
         doubles: upsample the input by two first (`Upsample`).
     """
@@ -129,11 +128,9 @@ def normalize(library: ctypes.CDLL, x: Tensor, scale: Tensor, shift: Tensor, swi
     """Return x * scale + shift, optionally followed by swish, valid until this thread's next call.
 
     Args:
-        library: the result of `library`.
         x: `[1, C, H, W]`, float32, channels-last, C a multiple of `CHANNELS`.
         scale: `[C]`, float32.
         shift: `[C]`, float32.
-        swish: apply swish after it.
     """
     x = x.contiguous(memory_format=torch.channels_last)
     _, channels, height, width = x.shape

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from glc.codec.bitstream import MAX_RATES
-from glc.codec.weights.trust import Trust, find_class
+from glc.codec.weights.trust import Trust, build_nested, find_class
 from glc.errors import ArchitectureError, OverBudgetError
 from glc.models.autoencoder import Decoder, Encoder
 from glc.models.code_predictor import CodePredictionRefiner, CodePredictor
@@ -26,9 +26,6 @@ from glc.models.glc import GLC
 from glc.models.hyperprior import CategoricalHyperprior, FactorizedHyperprior
 from glc.models.protocols import require
 from glc.models.quantizer import VectorQuantizer
-
-TARGET = "_target_"
-"""Key of a class's name in a description, as in the configuration."""
 
 _KINDS: dict[str, tuple[type[nn.Module], ...]] = {
     "encoder": (Encoder,),
@@ -66,10 +63,8 @@ def build_for(description: Any, tensors: Mapping[str, Tensor], share: bool = Fal
     """Build a described network with given weights, with memory limited by their size.
 
     Args:
-        description: see `build`.
         tensors: the complete state. Tensors of another dtype than the network's are converted.
         share: use them as the network's own tensors, without a copy.
-        trust: see `build`.
 
     Raises:
         ArchitectureError: see `build`.
@@ -110,24 +105,12 @@ def _without_projections(description: Any) -> Any:
 
 def _classes(description: Any, trust: Trust) -> dict[str, type[nn.Module]]:
     """Return the classes that a description names, by name; import those of trusted packages."""
-    found = {}
-    for name in _names(description):
+    names: list[Any] = []
+    build_nested(description, lambda name, _: names.append(name))
+    for name in names:
         if not isinstance(name, str):
             raise ArchitectureError(f"{name!r} is not the name of a network")
-        found[name] = _OURS.get(name) or find_class(name, trust)
-    return found
-
-
-def _names(description: Any) -> Iterator[Any]:
-    if isinstance(description, list | tuple):
-        for item in description:
-            yield from _names(item)
-    elif isinstance(description, Mapping):
-        if TARGET in description:
-            yield description[TARGET]
-        for key, value in description.items():
-            if key != TARGET:
-                yield from _names(value)
+    return {name: _OURS.get(name) or find_class(name, trust) for name in names}
 
 
 @contextmanager
@@ -142,22 +125,17 @@ def _empty(classes: Mapping[str, type[nn.Module]]) -> Iterator[None]:
 
 
 def _build(description: Any, classes: Mapping[str, type[nn.Module]]) -> Any:
-    if isinstance(description, list | tuple):
-        return [_build(item, classes) for item in description]
-    if not isinstance(description, Mapping):
-        return description
-    values = {key: _build(value, classes) for key, value in description.items() if key != TARGET}
-    if TARGET not in description:
-        return values
-    name = description[TARGET]
-    network = classes[name]
-    if issubclass(network, tuple(_NETWORKS)):  # other classes check their own arguments
-        for key, value in values.items():
-            _check(name, key, value)
-    try:
-        return network(**values)
-    except Exception as error:  # arbitrary arguments may raise any error
-        raise ArchitectureError(f"{name}: {error}") from error
+    def make(name: str, values: dict[str, Any]) -> Any:
+        network = classes[name]
+        if issubclass(network, tuple(_NETWORKS)):  # other classes check their own arguments
+            for key, value in values.items():
+                _check(name, key, value)
+        try:
+            return network(**values)
+        except Exception as error:  # arbitrary arguments may raise any error
+            raise ArchitectureError(f"{name}: {error}") from error
+
+    return build_nested(description, make)
 
 
 def check_network(owner: str, key: str, value: Any) -> None:
@@ -166,7 +144,6 @@ def check_network(owner: str, key: str, value: Any) -> None:
     Args:
         owner: the class or file that has the argument, for messages.
         key: a key of `_KINDS`, such as `encoder`.
-        value: the network.
 
     Raises:
         ArchitectureError: it has another type, or lacks members of the protocol.
@@ -209,9 +186,6 @@ class Budget(TorchFunctionMode):
 
     A line of text in a weights file could request any amount of memory. The tensors in the file give the
     limit: the network that they belong to is not much larger.
-
-    Args:
-        elements: the limit.
     """
 
     def __init__(self, elements: int) -> None:

@@ -9,7 +9,6 @@ from torch import Tensor
 
 from glc.codec.entropy.latent_coding import make_latent_codec
 from glc.codec.entropy.tables import Table, Tables, density_tables, gaussian_tables, index_table
-from glc.codec.images import pad
 from glc.codec.weights.architecture import bake_projections
 from glc.codec.weights.catalog import find
 from glc.codec.weights.file import (
@@ -27,7 +26,7 @@ from glc.codec.weights.file import (
 )
 from glc.codec.weights.state import half_precision, strip_prefix
 from glc.codec.weights.trust import Trust
-from glc.data.images import read_rgb, stack_images
+from glc.data.images import pad, read_rgb, stack_images
 from glc.errors import WeightsError
 from glc.io.checkpoint import Checkpoint, open_checkpoint
 from glc.models.glc import GLC
@@ -43,7 +42,6 @@ def model_from_checkpoint(
 
     Args:
         source: a checkpoint of stage II or III, open or not.
-        trust: packages whose networks it may name, see `glc.codec.weights.trust`.
 
     Raises:
         WeightsError: the file holds no complete codec, or names a network of a package that is not trusted.
@@ -70,7 +68,6 @@ def read_codec(source: str | Path | Checkpoint, trust: Trust = ()) -> Weights:
     Args:
         source: a weights file or a model's name; or a checkpoint of stage II or III (open or not), or the
             folder of its run: the codec is then the one that `glc export` writes without options.
-        trust: packages whose networks it may name, see `glc.codec.weights.trust`.
 
     Raises:
         WeightsError: there is no such codec.
@@ -96,7 +93,6 @@ def make_tables(model: GLC, images: Iterable[Tensor] = ()) -> Tables:
     """Return new frequency tables for a model.
 
     Args:
-        model: the codec.
         images: `[1, 3, H, W]` in [-1, 1], to count the indices of a categorical hyper-latent at all rate
             points. Without images its indices are coded with fixed length, as in the paper.
     """
@@ -128,14 +124,12 @@ def export(
     """Write the codec in a training checkpoint as a weights file (safetensors).
 
     A checkpoint of stage=restoration or stage=stylization gives the file of the encoder or decoder variant
-    that was trained, see `glc.codec.weights.variants`.
+    that was trained, see `glc.codec.weights.catalog`.
 
     Args:
         checkpoint: of stage II or III, or of an application.
-        destination: the weights file.
         half: store the weights in half precision; the codec computes with the rounded values.
         photos: images on which to count the indices of the hyper-latent, see `make_tables`.
-        trust: packages whose networks it may name, see `glc.codec.weights.trust`.
 
     Raises:
         WeightsError: the checkpoint holds no complete codec, or names a network of a package that is not
@@ -187,7 +181,6 @@ def export_training_weights(checkpoint: str | Path, destination: str | Path, hal
 
     Args:
         checkpoint: of stage II or III.
-        destination: the safetensors file.
         half: store the weights in half precision.
 
     Returns:

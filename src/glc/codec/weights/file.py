@@ -109,11 +109,7 @@ class Label(ABC):
         """Return the metadata that `parse` reads, without the format and the digests."""
 
     def digests(self, tensors: Mapping[str, Tensor]) -> dict[str, str]:
-        """Return the digests in the metadata, by key.
-
-        Args:
-            tensors: as they are stored.
-        """
+        """Return the digests in the metadata, by key."""
         return {}
 
 
@@ -135,14 +131,20 @@ class CodecLabel(Label):
     @classmethod
     def parse(cls, header: Header) -> Self:
         """Read the metadata."""
-        rates = header.json("rates")
-        if not isinstance(rates, list) or not all(isinstance(rate, Mapping) for rate in rates):
-            raise header.error("the metadata key 'rates' must describe the rate points")
+        rates = cls.rate_points(header)
         try:
             tables = Tables.from_json(header.json("tables"))
         except TableError as error:
             raise header.error(f"invalid frequency tables: {error}") from error
         return cls(header.description(), tables, rates, header.metadata.get("fingerprint", ""))
+
+    @staticmethod
+    def rate_points(header: Header) -> list[Mapping[str, Any]]:
+        """Return `rates` without parsing the frequency tables, which takes milliseconds."""
+        rates = header.json("rates")
+        if not isinstance(rates, list) or not all(isinstance(rate, Mapping) for rate in rates):
+            raise header.error("the metadata key 'rates' must describe the rate points")
+        return rates
 
     def metadata(self) -> dict[str, str]:
         """Return the metadata that `parse` reads, without the format and the digests."""
@@ -261,47 +263,46 @@ KINDS: tuple[type[Label], ...] = (TrainingLabel, VariantLabel, AutoencoderLabel,
 _L = TypeVar("_L", bound=Label)
 
 
-def label_of(path: str | Path, metadata: Mapping[str, str]) -> Label:
-    """Return the label of a weights file.
-
-    Args:
-        path: the file, for messages.
-        metadata: from its header.
+def kind_of(header: Header) -> type[Label]:
+    """Return the kind of a weights file.
 
     Raises:
         WeightsError: it is not a weights file of glc, is corrupt, or of a newer format.
     """
-    header = Header(path, metadata)
-    kind = next((kind for kind in KINDS if kind.MARK in metadata), None)
+    kind = next((kind for kind in KINDS if kind.MARK in header.metadata), None)
     if kind is None:
         raise header.error("is not a weights file of glc; write one with `glc export`")
     if kind.FORMAT is not None:
-        version = metadata.get("format", "")
+        version = header.metadata.get("format", "")
         if not version.isdecimal() or len(version) > 9:
             raise header.error("corrupt: the metadata key 'format' is missing or invalid")
         if int(version) > kind.FORMAT:
             raise header.error(f"format {version} is newer than this glc reads ({kind.FORMAT}); update glc")
-    return kind.parse(header)
+    return kind
+
+
+def read_header(path: str | Path) -> Header:
+    """Return the metadata of a weights file, without reading its tensors.
+
+    Raises:
+        WeightsError: it is missing, or not a safetensors file.
+    """
+    with opening(path) as file:
+        return Header(path, file.metadata() or {})
 
 
 def read_label(path: str | Path) -> Label:
     """Return the label of a weights file, without reading its tensors.
 
     Raises:
-        WeightsError: it is missing; see also `label_of`.
+        WeightsError: see `read_header` and `kind_of`, or it is corrupt.
     """
-    with opening(path) as file:
-        return label_of(path, file.metadata() or {})
+    header = read_header(path)
+    return kind_of(header).parse(header)
 
 
 def save(path: str | Path, tensors: Mapping[str, Tensor], label: Label) -> None:
-    """Write a weights file atomically.
-
-    Args:
-        path: the file.
-        tensors: the tensors to store.
-        label: their description.
-    """
+    """Write a weights file atomically."""
     stored = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
     version = {} if label.FORMAT is None else {"format": str(label.FORMAT)}
     metadata = {**version, **label.metadata(), **label.digests(stored)}
@@ -322,10 +323,6 @@ class Opened(Generic[_L]):
     def build(self, description: Any, trust: Trust = ()) -> Any:
         """Build the network in the file, and verify its digests.
 
-        Args:
-            description: its architecture.
-            trust: packages whose classes it may name, see `glc.codec.weights.trust`.
-
         Raises:
             WeightsError: the description cannot be built or does not fit the tensors, or a digest differs.
         """
@@ -343,17 +340,14 @@ def open_weights(path: str | Path, kind: type[_L], wanted: str, mapped: bool = F
     """Open a weights file of one kind.
 
     Args:
-        path: the file.
-        kind: the kind.
-        wanted: its name in messages.
         mapped: memory-map the tensors where possible, see `glc.codec.weights.mmap`.
 
     Raises:
         WeightsError: the file is missing, corrupt, of a newer format, or of another kind.
     """
     metadata, tensors, files = open_tensors(path, mapped)
-    label = label_of(path, metadata)
     header = Header(path, metadata)
+    label = kind_of(header).parse(header)
     if not isinstance(label, kind):
         raise header.error(f"is not {wanted} but {label.USE.format(self=label)}")
     return Opened(header, label, tensors, files)
@@ -386,9 +380,7 @@ def read_weights(path: str | Path, mapped: bool = False, trust: Trust = ()) -> W
     """Read a codec's weights file.
 
     Args:
-        path: the file.
         mapped: see `open_weights`. For codecs, which use some of the tensors at a time; not for training.
-        trust: packages whose networks it may name, see `glc.codec.weights.trust`.
 
     Raises:
         WeightsError: the file is missing, not a codec's, corrupt, of a newer format, or names a network of a
@@ -422,8 +414,6 @@ def fingerprints(
 
     Args:
         state: the tensors as stored.
-        description: the architecture.
-        tables: the frequency tables.
     """
     return CodecLabel(description, tables, []).digests(state)
 
@@ -432,9 +422,7 @@ def build_model(path: str | Path, description: Any, trust: Trust = ()) -> GLC:
     """Build a described codec with random weights.
 
     Args:
-        path: its file, for messages.
         description: the architecture. It must be trusted: its memory is not limited.
-        trust: packages whose networks it may name, see `glc.codec.weights.trust`.
 
     Raises:
         WeightsError: it cannot be built, or is not a codec; the message names `path`.
@@ -482,8 +470,6 @@ def _digest(start: bytes, tensors: Mapping[str, Tensor], head: Callable[[list[An
     """Return the SHA-256 of `start` and of all tensors, sorted by name.
 
     Args:
-        start: the first bytes.
-        tensors: each is hashed as stored.
         head: maps a tensor's [name, dtype, shape] to the bytes hashed before its data.
     """
     sha256 = hashlib.sha256(start)

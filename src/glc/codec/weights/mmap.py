@@ -32,9 +32,6 @@ _FILE_BACKED, _SWAPPED, _PRESENT = (np.uint64(1 << bit) for bit in (61, 62, 63))
 class MappedFile:
     """A safetensors file; its float32 tensors are memory-mapped, others are copies.
 
-    Args:
-        path: the file.
-
     Raises:
         safetensors.SafetensorError: it is not a safetensors file.
         OSError: it cannot be read.
@@ -112,7 +109,6 @@ def open_tensors(
     """Return the metadata and tensors of a safetensors file, and the mapped file if any tensor is mapped.
 
     Args:
-        path: the file.
         mapped: memory-map float32 tensors where `CAN_MAP`. Otherwise no file is returned, and the caller must
             copy the tensors.
 

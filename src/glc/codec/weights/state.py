@@ -28,7 +28,6 @@ def difference(
     Args:
         found: tensors of the file, or their shapes.
         expected: tensors of the network, or their shapes.
-        limit: number of names per kind of difference.
         ignored: prefixes of names that the file may have in addition.
     """
     differing = [

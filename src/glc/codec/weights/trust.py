@@ -17,9 +17,9 @@ The value is a package or module and includes its submodules. Decoding a `.glc` 
 """
 
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib import import_module, metadata
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from glc.errors import ArchitectureError
 
@@ -30,6 +30,9 @@ VARIABLE = "GLC_TRUST"
 """Environment variable: packages to trust, comma-separated."""
 ENTRY_POINTS = "glc.networks"
 """Group of the entry points that declare trusted packages."""
+
+TARGET = "_target_"
+"""Key of a class's name in a description, as in the configuration."""
 
 Trust = str | Iterable[str]
 """Packages or modules whose classes a weights file may name; one string may list several, comma-separated."""
@@ -58,14 +61,54 @@ def find_class(name: str, trust: Trust = ()) -> "type[nn.Module]":
             f"trust={top!r} (--trust {top}, or {VARIABLE}={top}), or install a version of it that declares "
             f"an entry point in the group {ENTRY_POINTS}"
         )
-    module, _, rest = name.rpartition(".")
+    return import_from(
+        name,
+        [package],
+        lambda found: isinstance(found, type) and issubclass(found, nn.Module),
+        f"a subclass of torch.nn.Module defined in {package!r}",
+    )
+
+
+def build_nested(node: Any, make: Callable[[Any, dict[str, Any]], Any]) -> Any:
+    """Build the objects that nested settings or a description name under `_target_`, innermost first.
+
+    Args:
+        node: mappings with `_target_` become objects; lists and other values are kept. Hydra's `_recursive_`
+            is honoured.
+        make: makes an object from the value of `_target_` and the other values of its mapping.
+    """
+    if isinstance(node, list | tuple):
+        return [build_nested(item, make) for item in node]
+    if not isinstance(node, Mapping):
+        return node
+    raw = node.get("_recursive_") is False
+    values = {
+        key: value if raw else build_nested(value, make)
+        for key, value in node.items()
+        if key not in (TARGET, "_recursive_", "_convert_")
+    }
+    return make(node[TARGET], values) if TARGET in node else values
+
+
+def import_from(name: str, packages: Sequence[str], accepts: Callable[[Any], bool], what: str) -> Any:
+    """Import an object that one of the packages defines.
+
+    Args:
+        name: its dotted name, below one of the packages.
+        accepts: whether it is of the wanted kind.
+        what: description of the kind, for messages.
+
+    Raises:
+        ArchitectureError: it cannot be imported, is of another kind, or is defined elsewhere.
+    """
+    module, _, attribute = name.rpartition(".")
     try:
-        found = getattr(import_module(module), rest)
+        found = getattr(import_module(module), attribute)
     except Exception as error:  # importing may raise any error
         raise ArchitectureError(f"{name!r} cannot be imported: {type(error).__name__}: {error}") from error
-    # A trusted module also has the names that it imported, such as `os`.
-    if not (isinstance(found, type) and issubclass(found, nn.Module) and _below(found.__module__, package)):
-        raise ArchitectureError(f"{name!r} is not a subclass of torch.nn.Module defined in {package!r}")
+    # A module of the package also has the names that it imported, such as `os`.
+    if not (accepts(found) and any(_below(f"{found.__module__}.{found.__qualname__}", p) for p in packages)):
+        raise ArchitectureError(f"{name!r} is not {what}")
     return found
 
 

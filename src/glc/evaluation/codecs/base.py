@@ -61,7 +61,7 @@ class ImageCodec(ABC):
     fingerprint: str | None = None
     """Identifies the model of a learned codec, in hexadecimal digits."""
     ladder: Sequence[float]
-    """Qualities that a rate search may use, from the smallest file to the largest."""
+    """Qualities that a rate search may use, from the smallest file to the largest; a range: integers only."""
 
     def __init__(
         self, qualities: Sequence[float] | None = None, target_bpp: Sequence[float] | None = None
@@ -81,7 +81,7 @@ class ImageCodec(ABC):
             raise ValueError(f"{self.kind}: duplicate settings: {', '.join(labels)}")
 
     def check_quality(self, quality: float) -> None:
-        """Check that a quality is in the codec's range.
+        """Check that a quality is in the codec's range, and an integer where that is one of integers.
 
         Raises:
             ValueError: it is not; the message has the range.
@@ -89,6 +89,8 @@ class ImageCodec(ABC):
         low, high = min(self.ladder), max(self.ladder)
         if not low <= quality <= high:
             raise ValueError(f"{self.kind}: quality {quality:g} is out of range; give {low:g} to {high:g}")
+        if isinstance(self.ladder, range) and quality != int(quality):
+            raise ValueError(f"{self.kind}: quality {quality:g} is not an integer")
 
     def encode(self, image: Image.Image, setting: Setting) -> bytes:
         """Return the file of an image, mode RGB.

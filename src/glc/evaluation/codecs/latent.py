@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from safetensors import safe_open
 
-from glc.codec.load import load
+from glc.codec.codec import load
 from glc.codec.weights.catalog import find
 from glc.evaluation.codecs.base import ImageCodec
 from glc.latent_optimization import LatentOptimizer

@@ -61,16 +61,6 @@ class StillCodec(ImageCodec):
             )
         super().__init__(qualities, target_bpp)
 
-    def check_quality(self, quality: float) -> None:
-        """Check that a quality is an integer in the range.
-
-        Raises:
-            ValueError: it is not.
-        """
-        super().check_quality(quality)
-        if quality != int(quality):
-            raise ValueError(f"{self.kind}: quality {quality:g} is not an integer")
-
     def encode_at(self, image: Image.Image, quality: float) -> bytes:
         """Return the file of an image."""
         stream = io.BytesIO()

@@ -9,8 +9,7 @@ from typing import Any
 import torch
 from PIL import Image
 
-from glc.codec.images import crop, pad
-from glc.data.images import stack_images, to_image
+from glc.data.images import crop, pad, stack_images, to_image
 from glc.evaluation.codecs.base import CodecUnavailable, ImageCodec
 
 _HEADER = struct.Struct("<BHHHHB")  # quality, width, height, height and width of the hyper-latent, strings

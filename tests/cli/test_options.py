@@ -7,7 +7,7 @@ import pytest
 from click.testing import CliRunner
 
 from glc.cli import main
-from glc.cli.trust import trust_option
+from glc.cli.options import trust_option
 from glc.codec.weights.trust import VARIABLE
 
 

@@ -10,9 +10,8 @@ from PIL import Image
 
 import glc
 from glc.cli import main
-from glc.codec.runtime import precision, winograd
-from glc.codec.runtime.memory import available_memory, parse_memory, resident_memory
-from glc.codec.runtime.precision import choose_precision
+from glc.codec.runtime import resources, winograd
+from glc.codec.runtime.resources import available_memory, choose_precision, parse_memory, resident_memory
 from tests.codec.fixed_model import fixed_codec_weights, fixed_image
 
 CPU = torch.device("cpu")
@@ -50,7 +49,7 @@ def test_available_and_resident_memory_are_plausible() -> None:
 def test_auto_precision_decodes_in_bfloat16_only_where_it_is_faster(
     units: bool, native: object, decoder: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(precision, "multiplies_bfloat16", lambda device: units)
+    monkeypatch.setattr(resources, "multiplies_bfloat16", lambda device: units)
     monkeypatch.setattr(winograd, "library", lambda: native)
     chosen = choose_precision("auto", CPU)
     assert (chosen.encoder, chosen.decoder) == (torch.float32, decoder)

@@ -7,9 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from glc.cli import pipeline
-from glc.cli.files import Job
-from glc.cli.pipeline import Steps, outcomes
+from glc.cli import files
+from glc.cli.files import Job, outcomes
 from tests.cli.conftest import Glc, image, tree
 
 
@@ -41,7 +40,7 @@ def test_reading_and_writing_overlap_with_coding() -> None:
         read.add(job.name)
         return job.name
 
-    found = list(outcomes(jobs(9), Steps(take, code, write, threads=2)))
+    found = list(outcomes(jobs(9), take, code, write, threads=2))
     assert [outcome for _, outcome in found] == [f"coded {i}.in" for i in range(9)]
     assert sorted(written) == [f"{i}.in" for i in range(9)]
 
@@ -56,15 +55,18 @@ def test_an_error_of_any_step_is_reported_for_its_file(threads: int) -> None:
     def write(job: Job, name: str) -> None:
         fail_at(2, job)
 
-    steps = Steps(lambda job: fail_at(0, job), lambda job, name: (fail_at(1, job), name), write, threads)
-    found = [(job.name, str(outcome)) for job, outcome in outcomes(jobs(4), steps)]
+    def read(job: Job) -> str:
+        return fail_at(0, job)
+
+    done = outcomes(jobs(4), read, lambda job, name: (fail_at(1, job), name), write, threads)
+    found = [(job.name, str(outcome)) for job, outcome in done]
     assert found == [("0.in", "step 0"), ("1.in", "step 1"), ("2.in", "step 2"), ("3.in", "3.in")]
 
     def interrupt(job: Job, name: str) -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        list(outcomes(jobs(4), Steps(steps.read, lambda job, name: (name, name), interrupt, threads)))
+        list(outcomes(jobs(4), read, lambda job, name: (name, name), interrupt, threads))
 
 
 def test_results_are_the_same_with_threads(glc: Glc, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -86,4 +88,4 @@ def test_results_are_the_same_with_threads(glc: Glc, monkeypatch: pytest.MonkeyP
 
 
 def test_a_cpu_gets_no_threads() -> None:
-    assert pipeline.threads_for("cpu") == 0 < pipeline.threads_for("cuda") <= pipeline.MAX_THREADS
+    assert files.threads_for("cpu") == 0 < files.threads_for("cuda") <= files.MAX_THREADS

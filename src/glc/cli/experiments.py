@@ -1,0 +1,288 @@
+"""Commands of experiments: `glc pack`, `glc train`, `glc eval`, `glc report` and `glc complexity`."""
+
+import json
+import re
+from pathlib import Path
+
+import click
+
+from glc.cli.errors import needs
+from glc.cli.options import quiet_option, renamed_option, trust_option
+
+_hydra_arguments = click.argument("arguments", metavar="[KEY=VALUE]...", nargs=-1, type=click.UNPROCESSED)
+_HYDRA = {"ignore_unknown_options": True, "help_option_names": ["-h", "--help"]}
+"""Settings of commands that Hydra configures: its own flags, such as `-m` and `--cfg job`, pass through."""
+
+
+@click.command()
+@click.argument("sources", nargs=-1, type=click.Path(path_type=Path))
+@click.argument("dest", type=click.Path(path_type=Path))
+@click.option(
+    "--samples",
+    type=click.Choice(["train", "test"]),
+    help="Pack the sample photographs of installed packages.",
+)
+@click.option(
+    "--size", type=click.IntRange(min=1), help="Downscale images to this short side in pixels; never upscale."
+)
+@click.option(
+    "--min-side", type=click.IntRange(min=0), default=0, help="Skip images with a smaller short side."
+)
+@click.option(
+    "--per-shard", type=click.IntRange(min=1), default=1000, show_default=True, help="Images per shard."
+)
+@click.option(
+    "--quality",
+    type=click.IntRange(1, 100),
+    default=95,
+    show_default=True,
+    help="JPEG quality of re-encoded images.",
+)
+@click.option(
+    "--keep-order",
+    is_flag=True,
+    help="Keep the order of the sources.  [default: shuffled by a hash of the name]",
+)
+@click.option("--workers", type=click.IntRange(min=1), help="Number of processes.  [default: one per core]")
+@click.option("--force", is_flag=True, help="Replace shards of other settings or images.")
+@quiet_option
+def pack(
+    sources: tuple[Path, ...],
+    dest: Path,
+    samples: str | None,
+    size: int | None,
+    min_side: int,
+    per_shard: int,
+    quality: int,
+    keep_order: bool,
+    workers: int | None,
+    force: bool,
+    quiet: bool,
+) -> None:
+    """Pack images into WebDataset shards DEST/NAME-000000.tar and a manifest.
+
+    Each SOURCE is a folder, a text file that lists images, or an image. To resume an interrupted run, give
+    the same command again.
+    """
+    if bool(sources) == bool(samples):
+        raise click.UsageError("give either SOURCE... DEST, or --samples train|test DEST")
+    from glc.data.pack import pack as pack_images
+
+    if samples:
+        from glc.data.sources import sample_paths
+
+        sources = tuple(sample_paths(samples))  # type: ignore[arg-type]
+    manifest = pack_images(
+        sources,
+        dest,
+        images_per_shard=per_shard,
+        size=size,
+        min_side=min_side,
+        quality=quality,
+        mix=not keep_order,
+        workers=workers,
+        force=force,
+        progress=not quiet,
+    )
+    for image in manifest.skipped:
+        click.echo(f"skipped {image['name']}: {image['reason']}", err=True)
+    if not quiet:
+        shards = f"{len(manifest.shards)} shard{'s' * (len(manifest.shards) != 1)}"
+        skipped = f", {len(manifest.skipped)} skipped" if manifest.skipped else ""
+        click.echo(f"{dest}: {manifest.count} images in {shards}, {manifest.bytes / 1e6:.1f} MB{skipped}")
+
+
+@click.command("train", context_settings=_HYDRA)
+@_hydra_arguments
+@trust_option
+def train(arguments: tuple[str, ...]) -> None:
+    """Train a stage of a codec.
+
+    \b
+    glc pack TRAIN_IMAGES data/mine && glc pack VAL_IMAGES data/val
+    glc train stage=vqvae     name=mine data=shards data.train=data/mine data.val=data/val
+    glc train stage=transform name=mine data=shards data.train=data/mine data.val=data/val
+    glc train stage=joint     name=mine data=shards data.train=data/mine data.val=data/val
+    glc export runs/mine/joint mine.safetensors
+    glc train -m stage=transform stage.lmbda=0.5,1,2,4      (sweep: one run per value)
+
+    A run is saved in runs/NAME/STAGE; each stage starts from the previous one. `--cfg job` shows all keys,
+    `--config-dir DIR` adds a folder with your own configuration, `--hydra-help` shows Hydra's flags.
+    """
+    with needs("train", "torchvision", "torchmetrics", "lpips", "webdataset"):
+        from glc.launch.train import main
+    main(arguments)
+
+
+@click.command("eval", context_settings=_HYDRA)
+@click.option(
+    "--shards",
+    multiple=True,
+    metavar="PATTERN",
+    help="Tar shards of images: a file, a folder, or a pattern like 'val-{000..099}.tar'. Repeatable.",
+)
+@_hydra_arguments
+@trust_option
+def evaluate(arguments: tuple[str, ...], shards: tuple[str, ...]) -> None:
+    """Evaluate codecs on a folder of images or a test set.
+
+    \b
+    glc eval codec=mine.safetensors testset=folder testset.path=IMAGES out=RESULTS
+    glc eval codec=jpeg qualities=[5,10] testset=kodak testset.path=KODAK out=RESULTS
+    glc eval codec=[mine.safetensors,vvc] target_bpp=[0.03] testset.path=IMAGES out=RESULTS
+    glc eval --shards 'val-{000..099}.tar' codec=mine.safetensors out=RESULTS processes=8
+
+    Each image is compressed and decompressed. RESULTS gets summary.json, per_image.csv, the compressed files
+    and the decoded images. To resume an interrupted evaluation, run the same command again.
+    metrics.weights_dir=DIR names a folder with the metrics' weights. `--cfg job` shows all keys,
+    `--config-dir DIR` adds a folder with your own configuration.
+    """
+    with needs("eval", "torchvision", "torchmetrics", "lpips"):
+        from glc.launch.evaluate import main
+    unnamed = shards and not any(word.startswith("testset=") for word in arguments)
+    main([*arguments, *(["testset=shards"] if unnamed else [])], shards)
+
+
+@click.command()
+@click.argument("runs", metavar="RUN...", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path, dir_okay=False),
+    default=Path("report.html"),
+    show_default=True,
+    help="HTML file to write.",
+)
+@click.option(
+    "--originals",
+    type=click.Path(path_type=Path),
+    help="Folder of the original images, shown beside the decoded ones.",
+)
+@click.option(
+    "--images",
+    type=click.IntRange(min=1),
+    default=8,
+    show_default=True,
+    help="Maximum number of images in the slider.",
+)
+@click.option(
+    "--tables",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Folder for plots (PNG, SVG) and tables (Markdown, LaTeX).",
+)
+@click.option("--published/--no-published", default=True, help="Plot published results, if there are any.")
+@click.option(
+    "--anchor", metavar="CODEC", help="Codec that BD-rates are relative to.  [default: that of the first RUN]"
+)
+@renamed_option("--pictures", "--images")
+def report(
+    runs: tuple[Path, ...],
+    output: Path,
+    originals: Path | None,
+    images: int,
+    tables: Path | None,
+    published: bool,
+    anchor: str | None,
+) -> None:
+    """Write a self-contained HTML report of evaluations; each RUN is the out= folder of one."""
+    with needs("eval"):
+        from glc.evaluation.report import build_report, write_tables
+        from glc.evaluation.results import read_runs
+        from glc.io.atomic import write_text
+
+    found = read_runs(runs)
+    page = build_report(found, originals, images, published, anchor)
+    if tables is not None:
+        write_tables(found, tables, published, anchor)
+    write_text(output, page)
+    click.echo(f"{click.format_filename(output)}: {len(page.encode()) / 1e6:.1f} MB")
+
+
+def _size(ctx: click.Context, parameter: click.Parameter, value: tuple[str, ...]) -> list[tuple[int, int]]:
+    sizes = []
+    for text in value:
+        found = re.fullmatch(r"(\d{1,5})x(\d{1,5})", text)
+        if found is None or int(found[1]) == 0 or int(found[2]) == 0:
+            raise click.BadParameter(f"invalid size {text!r}; give WIDTHxHEIGHT, e.g. 768x512")
+        sizes.append((int(found[1]), int(found[2])))
+    return list(dict.fromkeys(sizes))
+
+
+@click.command()
+@click.argument("model", metavar="NAME|FILE")
+@click.option(
+    "--size",
+    "sizes",
+    multiple=True,
+    metavar="WxH",
+    callback=_size,
+    default=("256x256", "768x512", "1920x1080"),
+    show_default=True,
+    help="Width and height of an image. Repeatable.",
+)
+@click.option(
+    "--device",
+    "devices",
+    multiple=True,
+    metavar="cpu|cuda",
+    help="Device to measure on. Repeatable.  [default: all available]",
+)
+@click.option("--quality", type=click.FloatRange(0, 100), default=50, show_default=True)
+@click.option(
+    "--repeats",
+    type=click.IntRange(min=1),
+    default=3,
+    show_default=True,
+    help="Number of timed calls; the median is reported.",
+)
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Folder for complexity.md and complexity.json.",
+)
+@trust_option
+def complexity(
+    model: str,
+    sizes: list[tuple[int, int]],
+    devices: tuple[str, ...],
+    quality: float,
+    repeats: int,
+    output: Path | None,
+) -> None:
+    """Measure a model's complexity: parameters, MACs, time and memory per image size and device."""
+    from glc.codec.codec import load
+
+    with needs("eval"):
+        from glc.evaluation.complexity import (
+            Complexity,
+            devices_present,
+            macs_by_part,
+            measure,
+            name_of,
+            parameters_by_part,
+            to_markdown,
+        )
+        from glc.io.atomic import write_text
+
+    measurements = []
+    codec = None
+    for device in dict.fromkeys(devices or devices_present()):
+        codec = load(model, device)
+        for size in sizes:
+            click.echo(f"{device}, {name_of(size)}", err=True)
+            measurements.append(measure(codec, size, quality, repeats))
+    assert codec is not None
+    found = Complexity(
+        model=Path(model).name,
+        fingerprint=codec.weights.fingerprint,
+        quality=quality,
+        parameters=parameters_by_part(codec.model),
+        macs={name_of(size): macs_by_part(codec.model, size) for size in sizes},
+        measurements=measurements,
+    )
+    text = to_markdown(found)
+    if output is not None:
+        write_text(output / "complexity.md", text)
+        write_text(output / "complexity.json", json.dumps(found.to_json(), indent=2) + "\n")
+    click.echo(text, nl=False)
