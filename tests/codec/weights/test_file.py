@@ -182,6 +182,19 @@ def test_save_read_round_trip(weights: Weights, saved: Saved) -> None:
     assert not again.model.training
 
 
+def test_failed_save_keeps_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(tensors: object, path: Path, metadata: object) -> None:
+        path.write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    (tmp_path / "some.safetensors").write_bytes(b"old")
+    monkeypatch.setattr("glc.codec.weights.file.save_file", fail)
+    with pytest.raises(OSError, match="No space"):
+        save(tmp_path / "some.safetensors", {}, LABELS[0])
+    assert [path.name for path in tmp_path.iterdir()] == ["some.safetensors"]
+    assert (tmp_path / "some.safetensors").read_bytes() == b"old"
+
+
 @pytest.mark.parametrize("read", READERS)
 def test_half_precision_is_read_exactly(
     read: Callable[[Path], Weights], file: Path, weights: Weights, saved: Saved

@@ -1,14 +1,15 @@
 """Encoder and decoder variants."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
+from torch import Tensor
 
 import glc
+from glc.codec.weights.catalog import catalog
 from glc.codec.weights.file import VariantLabel, read_label, read_weights
 from glc.codec.weights.variants import read_variant, save_variant
 from tests.codec.fixed_model import fixed_codec_weights, fixed_image
@@ -54,24 +55,13 @@ def test_variant_decoder_renders_the_same_symbols_differently(folder: Path, code
     other = glc.load(folder / "codec.safetensors", "cpu", decoder=folder / "moved.decoder.safetensors")
     data = codec.compress(fixed_image(96, 64))
     assert other.compress(fixed_image(96, 64)) == data
-    ours, theirs = codec.symbols(data), other.symbols(data)
-    assert ours.y is not None
-    assert torch.equal(torch.as_tensor(ours.y), torch.as_tensor(theirs.y))
-    assert torch.equal(torch.as_tensor(ours.z), torch.as_tensor(theirs.z))
+    assert codec.symbols(data) == other.symbols(data)
     assert not np.array_equal(np.asarray(codec.decompress(data)), np.asarray(other.decompress(data)))
-
-
-def test_attach_does_not_change_the_codec(folder: Path, codec: glc.Codec) -> None:
-    before = codec.compress(fixed_image(96, 64))
-    glc.load(folder / "codec.safetensors", "cpu", encoder=folder / "moved.encoder.safetensors")
-    assert codec.compress(fixed_image(96, 64)) == before
 
 
 def test_variants_are_listed_by_name_but_not_as_models(
     folder: Path, codec: glc.Codec, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from glc.codec.weights.catalog import catalog
-
     monkeypatch.setenv("GLC_MODELS", str(folder))
     assert {"codec", "other"} <= catalog().keys()
     assert not [name for name in catalog() if "moved" in name]
@@ -87,29 +77,14 @@ def test_variant_of_another_codec_is_refused(folder: Path) -> None:
         glc.load(folder / "other.safetensors", "cpu", encoder=folder / "moved.encoder.safetensors")
     with pytest.raises(glc.WeightsError, match="is not an encoder but one decoder: use it with --decoder"):
         glc.load(folder / "codec.safetensors", "cpu", encoder=folder / "moved.decoder.safetensors")
-    with pytest.raises(glc.WeightsError, match="is not a codec but one encoder: use it with --encoder"):
-        glc.load(folder / "moved.encoder.safetensors", "cpu")
-    with pytest.raises(glc.WeightsError, match="is not an encoder but a complete codec: use it with --model"):
-        glc.load(folder / "codec.safetensors", "cpu", encoder=folder / "other.safetensors")
-    with pytest.raises(glc.WeightsError, match="no such weights file"):
-        glc.load(folder / "codec.safetensors", "cpu", encoder=folder / "none.safetensors")
 
 
-def test_corrupt_variants_are_refused(folder: Path, tmp_path: Path) -> None:
-    source = folder / "moved.encoder.safetensors"
-    with safe_open(source, framework="pt") as file:
-        metadata, names = file.metadata(), list(file.keys())
-        tensors = {name: file.get_tensor(name) for name in names}
-    tensors[names[0]].view(-1)[0] += 1
-    save_file(tensors, tmp_path / "changed.safetensors", metadata)
+def test_corrupt_variants_are_refused(folder: Path, rewrite: Callable[..., Path]) -> None:
+    def change(tensors: dict[str, Tensor], _: object) -> None:
+        next(iter(tensors.values())).view(-1)[0] += 1
+
     with pytest.raises(glc.WeightsError, match="corrupt"):
-        read_variant(tmp_path / "changed.safetensors", "encoder")
-    (tmp_path / "cut.safetensors").write_bytes(source.read_bytes()[:-100])
-    with pytest.raises(glc.WeightsError, match="not a safetensors file"):
-        read_variant(tmp_path / "cut.safetensors", "encoder")
-    save_file(tensors, tmp_path / "newer.safetensors", {**metadata, "format": "2"})
-    with pytest.raises(glc.WeightsError, match="format 2 is newer"):
-        read_label(tmp_path / "newer.safetensors")
+        read_variant(rewrite(change, folder / "moved.encoder.safetensors"), "encoder")
 
 
 def test_label_describes_the_training(folder: Path, codec: glc.Codec) -> None:
