@@ -5,13 +5,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from glc.codec.convert.convert import convert
 from glc.codec.convert.detect import recognize
 from glc.codec.convert.layouts import FittedLayout
 from glc.codec.convert.read import open_source
-from glc.codec.weights.architecture import build
 from glc.codec.weights.file import read_weights
 from glc.layers.attention import WindowAttention
 from tests.codec.convert.stand_ins import (
@@ -21,6 +20,7 @@ from tests.codec.convert.stand_ins import (
     image,
     layouts,
     listing,
+    networks,
     sample,
     stand_ins,
 )
@@ -32,15 +32,6 @@ def close(found: Tensor, expected: list[float]) -> bool:
     """Whether a map's samples are the expected ones, to 1e-4 of its root mean square."""
     size = expected[-1]
     return all(abs(a - b) < 1e-4 * size for a, b in zip(sample(found), expected, strict=True))
-
-
-def networks(path: Path) -> dict[str, nn.Module]:
-    published = recognize(open_source(path))
-    made = {}
-    for name, state in published.states().items():
-        made[name] = build(published.layout.descriptions[name]).eval()
-        made[name].load_state_dict(state)
-    return made
 
 
 @pytest.mark.parametrize("kind", ["glc", "taming", "codeformer"])
