@@ -295,6 +295,10 @@ def refusal(hyper: nn.Module, context: type = QuadtreeContext, error: type[Value
     [
         (nn.GELU(), "(GELU) cannot"),
         (nn.Linear(4, 4), "(Linear) cannot"),
+        (nn.ReLU6(), "(ReLU6) cannot"),
+        (nn.BatchNorm2d(3 * N), "(BatchNorm2d) cannot"),
+        (nn.ConvTranspose2d(3 * N, 3 * N, 1), "(ConvTranspose2d) cannot"),
+        (nn.Softmax(1), "(Softmax) cannot"),
         (nn.GroupNorm(2, 3 * N), "(GroupNorm) cannot"),
         (nn.Conv2d(3 * N, 3 * N, 3, padding=2, dilation=2), "(Conv2d("),
         (Exponent(), "(Exponent) computes exp,"),

@@ -1,6 +1,5 @@
 """The weights file: coverage of its fingerprints, and refusal of invalid files."""
 
-import copy
 import json
 import re
 from collections.abc import Callable
@@ -39,12 +38,21 @@ from tests.codec.reference_weights import ENCODER_PARTS
 from tests.codec.variants import Variants
 
 KINDS = ["categorical", "factorized", "indices_map"]
-LABELS: list[Label] = [
-    CodecLabel(fixed_description(), gaussian_tables(), [{"lmbda": 1.5}, {"lmbda": None}]),
-    VariantLabel("encoder", {"_target_": "x.Y", "a": [1]}, "0" * 64, {"stage": "test"}),
-    TrainingLabel(["quantizer", "vq_encoder"], "1" * 64),
-    AutoencoderLabel({"_target_": "x.Y"}, "a VQGAN"),
-]
+LABELS: dict[str, Label] = {
+    "a complete codec: use it with --model": CodecLabel(
+        fixed_description(), gaussian_tables(), [{"lmbda": 1.5}, {"lmbda": None}]
+    ),
+    "one encoder: use it with --encoder": VariantLabel(
+        "encoder", {"_target_": "x.Y", "a": [1]}, "0" * 64, {"stage": "test"}
+    ),
+    "training weights for a codec: use it with init_from=[CODEC,FILE]": TrainingLabel(
+        ["quantizer", "vq_encoder"], "1" * 64
+    ),
+    "a stage-I autoencoder, without a coder: train from it with init_from=FILE": AutoencoderLabel(
+        {"_target_": "x.Y"}, "a VQGAN"
+    ),
+}
+"""Labels of every kind, by what a message says of them."""
 KEYS = ["format", "model", "tables", "rates", "fingerprint", "encoder_fingerprint"]
 READERS = [read_weights, partial(read_weights, mapped=True)]
 
@@ -111,27 +119,21 @@ def test_decoding_does_not_use_encoder_tensors(weights: Weights) -> None:
     assert codec.decompress(data).tobytes() == image.tobytes()
 
 
-def test_names_types_and_shapes_are_part_of_the_fingerprint(weights: Weights, before: dict[str, str]) -> None:
-    name, state = "decoder.blocks.0.weight", weights.model.state_dict()
+def test_names_types_shapes_tables_and_description_are_part_of_the_fingerprint(
+    weights: Weights, before: dict[str, str]
+) -> None:
+    name, state, tables = "decoder.blocks.0.weight", weights.model.state_dict(), weights.tables
     tensor = state[name]
-    others: list[dict[str, Tensor]] = [
-        {k: v for k, v in state.items() if k != name},
-        {**state, "decoder.more": tensor},
-        {("decoder.renamed" if k == name else k): v for k, v in state.items()},
-        {**state, name: tensor.view(torch.int32)},
-        {**state, name: tensor.flatten()},
-    ]
-    for other in others:
-        assert digests_of(weights, state=other)["fingerprint"] != before["fingerprint"]
-
-
-def test_tables_and_description_are_part_of_the_fingerprint(weights: Weights, before: dict[str, str]) -> None:
-    tables = weights.tables
     first = list(tables.y[40].frequencies)
     middle = len(first) // 2 - 1
     first[middle], first[-1] = first[middle] - 1, first[-1] + 1
     moved = Table(tables.y[40].low, tuple(first))
     changes: list[dict[str, Any]] = [
+        {"state": {k: v for k, v in state.items() if k != name}},
+        {"state": {**state, "decoder.more": tensor}},
+        {"state": {("decoder.renamed" if k == name else k): v for k, v in state.items()}},
+        {"state": {**state, name: tensor.view(torch.int32)}},
+        {"state": {**state, name: tensor.flatten()}},
         {"tables": Tables(tables.thresholds, (*tables.y[:40], moved, *tables.y[41:]), tables.z)},
         {"tables": Tables((*tables.thresholds[:-1], tables.thresholds[-1] + 1), tables.y, tables.z)},
         {"tables": Tables(tables.thresholds, tables.y, (moved,))},
@@ -141,9 +143,8 @@ def test_tables_and_description_are_part_of_the_fingerprint(weights: Weights, be
         ("coder", "num_rates", 5),
         ("decoder", "norm", "group"),
     ):
-        description = copy.deepcopy(dict(weights.description))
-        description[part][key] = value
-        changes.append({"description": description})
+        changed_part = {**weights.description[part], key: value}
+        changes.append({"description": {**weights.description, part: changed_part}})
     for change in changes:
         after = digests_of(weights, **change)
         assert after["fingerprint"] != before["fingerprint"]
@@ -190,7 +191,7 @@ def test_failed_save_keeps_the_old_file(tmp_path: Path, monkeypatch: pytest.Monk
     (tmp_path / "some.safetensors").write_bytes(b"old")
     monkeypatch.setattr("glc.codec.weights.file.save_file", fail)
     with pytest.raises(OSError, match="No space"):
-        save(tmp_path / "some.safetensors", {}, LABELS[0])
+        save(tmp_path / "some.safetensors", {}, next(iter(LABELS.values())))
     assert [path.name for path in tmp_path.iterdir()] == ["some.safetensors"]
     assert (tmp_path / "some.safetensors").read_bytes() == b"old"
 
@@ -258,29 +259,23 @@ def test_other_files_are_refused(read: Callable[[Path], object], tmp_path: Path)
             read(tmp_path / f"{name}.safetensors")
 
 
-@pytest.mark.parametrize("label", LABELS, ids=lambda label: type(label).__name__)
-def test_label_round_trip_and_use_under_another_kind(label: Label, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("use", "label"), LABELS.items(), ids=[type(x).__name__ for x in LABELS.values()])
+def test_label_round_trip_and_use_under_another_kind(use: str, label: Label, tmp_path: Path) -> None:
     path = tmp_path / "some.safetensors"
     save(path, {"a": torch.arange(3.0)}, label)
     found = read_label(path)
     assert type(found) is type(label)
     assert found.metadata() == label.metadata()
-    use = re.escape(label.USE.format(self=label))
-    for kind in (CodecLabel, VariantLabel, TrainingLabel, AutoencoderLabel):
-        if not isinstance(label, kind):
-            with pytest.raises(WeightsError, match=rf"some\.safetensors: is not a thing but {use}$"):
-                open_weights(path, kind, "a thing")
-
-
-def test_uses_name_the_option() -> None:
-    assert [label.USE.format(self=label).partition(": ")[2] for label in LABELS] == [
-        *("use it with --model", "use it with --encoder", "use it with init_from=[CODEC,FILE]"),
-        "train from it with init_from=FILE",
-    ]
+    for other in LABELS.values():
+        if other is not label:
+            with pytest.raises(
+                WeightsError, match=rf"some\.safetensors: is not a thing but {re.escape(use)}$"
+            ):
+                open_weights(path, type(other), "a thing")
 
 
 def test_files_of_a_newer_format_are_refused() -> None:
-    for label in LABELS:
+    for label in LABELS.values():
         if label.FORMAT is not None:
             metadata = {**label.metadata(), "format": str(FORMAT + 1)}
             with pytest.raises(WeightsError, match=rf"some: format {FORMAT + 1} is newer"):
