@@ -172,7 +172,6 @@ def test_training_checkpoint_has_all_networks_of_the_authors_layout(tmp_path: Pa
 
 def test_projected_codebook_is_baked(tmp_path: Path) -> None:
     weight = torch.linspace(-1, 1, WIDTH**2).view(WIDTH, -1)
-
     projection = {"quantizer.projection.weight": weight, "quantizer.projection.bias": torch.zeros(WIDTH)}
 
     def edit(checkpoint: dict[str, Any]) -> None:

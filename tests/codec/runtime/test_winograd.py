@@ -55,6 +55,7 @@ def test_convolution_in_row_tiles_equals_pytorch(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     conv = convolution(ins, outs, bias=not doubles)
+    assert winograd.suits(conv)  # or PyTorch would convolve
     x = channels_last(1, ins, height, width)
     given = F.interpolate(x, scale_factor=2.0) if doubles else x
     expected = conv.double()(given.double())
