@@ -1,8 +1,10 @@
 """Codecs of every kind, and short runs of the three stages, each made once."""
 
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 import glc
 from tests.codec.variants import VARIANTS, Variants
@@ -25,3 +27,11 @@ def variants(tmp_path_factory: pytest.TempPathFactory) -> Variants:
 def codec(request: pytest.FixtureRequest, variants: Variants) -> glc.Codec:
     """Return a codec of each kind in turn."""
     return variants.codec(request.param)
+
+
+@pytest.fixture
+def set_threads() -> Iterator[Callable[[int], None]]:
+    """Set the number of PyTorch's threads until the test ends."""
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)

@@ -32,14 +32,9 @@ Coder = Literal["transform", "indices_map"]
 def fixed_codec_weights(
     path: Path, hyper: Hyper = "categorical", coder: Coder = "transform", seed: int = 0, z_table: bool = False
 ) -> Path:
-    """Write the weights file of a fixed codec and return its path.
+    """Write the weights file of a fixed codec and return its path; another seed is another codec.
 
-    Args:
-        path: the file to write.
-        hyper: kind of the hyperprior, if the coder has one.
-        coder: kind of the coder.
-        seed: another seed is another codec.
-        z_table: code a categorical z under a table of frequencies instead of in log2(M) bits.
+    With `z_table` a categorical z is coded under a table of frequencies instead of in log2(M) bits.
     """
     description = fixed_description(hyper, coder)
     model = build_model(path, description)
@@ -61,19 +56,19 @@ def fixed_description(hyper: Hyper = "categorical", coder: Coder = "transform") 
         "window": 8,
     }
     hypers: dict[str, dict[str, Any]] = {
-        "categorical": {
-            "_target_": "glc.models.hyperprior.CategoricalHyperprior",
-            "channels": CHANNELS,
-            "codebook_size": CODES,
-            "normalize": True,
-        },
-        "factorized": {"_target_": "glc.models.hyperprior.FactorizedHyperprior", "channels": CHANNELS},
+        "categorical": {"codebook_size": CODES, "normalize": True},
+        "factorized": {},
+    }
+    hyperprior = {
+        "_target_": f"glc.models.hyperprior.{hyper.title()}Hyperprior",
+        "channels": CHANNELS,
+        **hypers[hyper],
     }
     coders: dict[str, dict[str, Any]] = {
         "transform": {
             "_target_": "glc.models.coder.TransformCoder",
             "latent_channels": LATENT,
-            "hyper": hypers[hyper],
+            "hyper": hyperprior,
             "context": {"_target_": "glc.models.context.QuadtreeContext", "channels": CHANNELS, "depth": 1},
             "num_rates": RATES,
         },
@@ -153,9 +148,6 @@ def _tables(hyper: Hyper, coder: Coder, z_table: bool) -> Tables:
         return gaussian_tables()
     if hyper == "factorized":
         # Not from the density: its floats may differ between machines.
-        return gaussian_tables([_moved(gaussian_table(0.5 + k / 4), k % 5 - 2) for k in range(CHANNELS)])
+        tables = [gaussian_table(0.5 + k / 4) for k in range(CHANNELS)]
+        return gaussian_tables([Table(t.low + k % 5 - 2, t.frequencies) for k, t in enumerate(tables)])
     return gaussian_tables([index_table(torch.arange(CODES) ** 2)] if z_table else [])
-
-
-def _moved(table: Table, by: int) -> Table:
-    return Table(table.low + by, table.frequencies)

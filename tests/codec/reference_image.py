@@ -5,12 +5,10 @@ from typing import Any
 
 import numpy as np
 
-from tests.codec.reference_networks import correlate
+from tests.codec.reference_networks import FloatNetwork, shuffle
 from tests.codec.reference_weights import Weights
 
-DEFAULTS = {
-    "latent_channels": 256,
-    "channels": 128,
+DEFAULTS: dict[str, Any] = {
     "multipliers": [1, 1, 2, 2, 4],
     "num_blocks": 3,
     "stem": 1,
@@ -20,38 +18,21 @@ DEFAULTS = {
     "out_activation": True,
     "projection": True,
     "fine_blocks": 0,
-    "fine_channels": 48,
 }
 
 
 def silu(u: np.ndarray) -> np.ndarray:
-    """Return silu(u)."""
     return u / (1 + np.exp(-u))
 
 
-def shuffle(x: np.ndarray, r: int) -> np.ndarray:
-    """Return the shuffle by r."""
-    out = np.empty((len(x) // r**2, r * x.shape[1], r * x.shape[2]))
-    for i in range(r):
-        for j in range(r):
-            out[:, i::r, j::r] = x[r * i + j :: r**2]
-    return out
-
-
-class Drawing:
+class Drawing(FloatNetwork):
     """D of a weights file."""
 
     def __init__(self, weights: Weights, description: dict[str, Any]) -> None:
-        self.weights = weights
+        super().__init__(weights)
         self.of = {**DEFAULTS, **description}
 
-    def conv(self, name: str, x: np.ndarray) -> np.ndarray:
-        """Return a convolution."""
-        weight, bias = self.weights.real(f"{name}.weight"), self.weights.real(f"{name}.bias")
-        return correlate(weight, x, False) + bias[:, None, None]
-
     def norm(self, name: str, x: np.ndarray) -> np.ndarray:
-        """Return Norm."""
         if self.of["norm"] == "none":
             return x
         if self.of["norm"] == "pixel":
@@ -64,14 +45,11 @@ class Drawing:
         return y * w[:, None, None] + b[:, None, None]
 
     def residual(self, name: str, x: np.ndarray) -> np.ndarray:
-        """Return Residual."""
         a = self.conv(f"{name}.conv1", silu(self.norm(f"{name}.norm1", x)))
         a = self.conv(f"{name}.conv2", silu(self.norm(f"{name}.norm2", a)))
-        skip = f"{name}.skip"
-        return a + (self.conv(skip, x) if f"{skip}.weight" in self.weights.tensors else x)
+        return a + self.skip(f"{name}.skip", x)
 
     def attention(self, name: str, x: np.ndarray) -> np.ndarray:
-        """Return Attention."""
         h = self.norm(f"{name}.norm", x)
         q, k, v = (self.conv(f"{name}.{part}", h) for part in ("query", "key", "value"))
         size = self.of["window"] or max(x.shape[1:])
@@ -86,7 +64,6 @@ class Drawing:
         return x + self.conv(f"{name}.out", out)
 
     def double(self, name: str, x: np.ndarray) -> np.ndarray:
-        """Return Double."""
         return self.conv(f"{name}.conv", x.repeat(2, 1).repeat(2, 2))
 
     def __call__(self, x: np.ndarray) -> np.ndarray:

@@ -40,24 +40,22 @@ def gated(v: Ints, g: Ints) -> Ints:
     return clamp(np.where(g >= 0, rne(v * g, 12), rne(v * g * 1638, 26)))
 
 
-def shuffle(x: Ints) -> Ints:
-    """Return `[C, 2h, 2w]` from `[4C, h, w]`."""
-    channels, h, w = x.shape
-    return x.reshape(channels // 4, 2, 2, h, w).transpose(0, 3, 1, 4, 2).reshape(channels // 4, 2 * h, 2 * w)
-
-
-def windows(x: np.ndarray) -> np.ndarray:
-    """Return the nine neighbours of each position `[C, h, w, 3, 3]`, zero outside of the map."""
-    return np.lib.stride_tricks.sliding_window_view(np.pad(x, ((0, 0), (1, 1), (1, 1))), (3, 3), axis=(1, 2))
+def shuffle(x: np.ndarray, r: int = 2) -> np.ndarray:
+    """Return `[C, r h, r w]` from `[r^2 C, h, w]`."""
+    c, h, w = len(x) // r**2, *x.shape[1:]
+    return x.reshape(c, r, r, h, w).transpose(0, 3, 1, 4, 2).reshape(c, r * h, r * w)
 
 
 def correlate(weight: np.ndarray, x: np.ndarray, depthwise: bool) -> np.ndarray:
-    """Return the sums of a convolution without its bias."""
-    if weight.shape[2:] == (1, 1):
+    """Return the sums of a convolution without its bias; the map is zero outside."""
+    side = weight.shape[-1]
+    if side == 1:
         return np.einsum("oi,ihw->ohw", weight[:, :, 0, 0], x)
+    padded = np.pad(x, ((0, 0), (side // 2,) * 2, (side // 2,) * 2))
+    windows = np.lib.stride_tricks.sliding_window_view(padded, (side, side), axis=(1, 2))
     if depthwise:
-        return np.einsum("cyx,chwyx->chw", weight[:, 0], windows(x))
-    return np.einsum("oiyx,ihwyx->ohw", weight, windows(x))
+        return np.einsum("cyx,chwyx->chw", weight[:, 0], windows)
+    return np.einsum("oiyx,ihwyx->ohw", weight, windows)
 
 
 class Networks:
@@ -110,35 +108,36 @@ class Networks:
         return scale, mean
 
 
-# From y_hat to the image: floating point.
-
-
-class Synthesis:
-    """The transform g_s."""
+class FloatNetwork:
+    """A network in floating point, which follows y_hat."""
 
     def __init__(self, weights: Weights) -> None:
         self.weights = weights
 
     def conv(self, name: str, x: np.ndarray) -> np.ndarray:
-        """Return a convolution."""
         weight, bias = self.weights.real(f"{name}.weight"), self.weights.real(f"{name}.bias")
         return correlate(weight, x, name.endswith("depthwise")) + bias[:, None, None]
 
+    def skip(self, name: str, x: np.ndarray) -> np.ndarray:
+        """Return x, or its convolution where there is one."""
+        return self.conv(name, x) if f"{name}.weight" in self.weights.tensors else x
+
+
+class Synthesis(FloatNetwork):
+    """The transform g_s."""
+
     def gated_block(self, name: str, x: np.ndarray) -> np.ndarray:
-        """Return the output of a GatedBlock."""
         a = self.conv(f"{name}.0.mix", x)
         a = self.conv(f"{name}.0.depthwise", np.where(a >= 0, a, a * 0.01))
         a = self.conv(f"{name}.0.project", a * self.conv(f"{name}.0.gate", x))
-        skip = f"{name}.0.skip"
-        x = a + (self.conv(skip, x) if f"{skip}.weight" in self.weights.tensors else x)
+        x = a + self.skip(f"{name}.0.skip", x)
         v, g = np.split(self.conv(f"{name}.1.expand", x), 2)
         return x + self.conv(f"{name}.1.project", v * np.where(g >= 0, g, g * 0.1))
 
     def __call__(self, y_hat: Ints, rate_index: int) -> np.ndarray:
         """Return l_hat."""
         scales = self.weights.real("coder.synthesis.scaler.scale")
-        low, part = divmod(rate_index / 4096, 1)
-        low = int(low)
+        low, part = rate_index // 4096, rate_index % 4096 / 4096
         scale = scales[low] + part * (scales[min(low + 1, len(scales) - 1)] - scales[low])
         x = np.ldexp(y_hat.astype(np.float64), -24)
         x = self.gated_block("coder.synthesis.head.1", self.gated_block("coder.synthesis.head.0", x))

@@ -41,7 +41,6 @@ class Weights:
 
     @classmethod
     def read(cls, path: Path) -> "Weights":
-        """Read the container and check its fingerprints."""
         raw = path.read_bytes()
         end = 8 + int.from_bytes(raw[:8], "little")
         entries = json.loads(raw[8:end])
@@ -57,13 +56,11 @@ class Weights:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Of all that decodes."""
         model = {key: value for key, value in self.model.items() if key != "encoder"}
         return self._digest(json_text([model, self.tables]), of_encoder=False)
 
     @cached_property
     def encoder_fingerprint(self) -> str:
-        """Of what encodes alone."""
         return self._digest(b"", of_encoder=True)
 
     def _digest(self, start: bytes, of_encoder: bool) -> str:
@@ -88,12 +85,10 @@ class Weights:
 
     @property
     def coder(self) -> dict[str, Any]:
-        """The description of the coder."""
         return self.model["coder"]
 
     @property
     def maps_indices(self) -> bool:
-        """Whether the coder is the one of indices-map coding."""
         return self.coder["_target_"].endswith(".IndicesMapCoder")
 
     @property
@@ -103,7 +98,6 @@ class Weights:
 
     @property
     def num_rates(self) -> int:
-        """K."""
         return len(self.coder["sizes"]) if self.maps_indices else self.coder.get("num_rates", 4)
 
     @property
@@ -114,12 +108,10 @@ class Weights:
 
     @cached_property
     def y_tables(self) -> list[Table]:
-        """The tables of y."""
         return [Table(1 - len(f), f[:0:-1] + f + [e]) for *f, e in self.tables["y"]]
 
     @cached_property
     def z_tables(self) -> list[Table]:
-        """The tables of z."""
         return [Table(low, frequencies) for low, *frequencies in self.tables["z"]]
 
 

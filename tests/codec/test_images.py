@@ -1,4 +1,4 @@
-"""Images that the codec accepts, converts, pads and refuses."""
+"""Images that the codec accepts, pads and refuses. `tests/data/test_images.py` tests how files are read."""
 
 import io
 from collections.abc import Callable
@@ -10,146 +10,83 @@ import torch
 from PIL import Image
 
 import glc
-from glc.codec.bitstream import unpack
-from glc.data.images import crop, pad, padded_size
-from tests.codec.fixed_model import fixed_codec_weights, fixed_image
+from glc.data.images import crop, pad, padded_size, to_input
+from tests.codec.fixed_model import fixed_image
+from tests.codec.variants import Variants
 
-MODES = (
-    "1",
-    "L",
-    "LA",
-    "P",
-    "PA",
-    "RGB",
-    "RGBA",
-    "RGBa",
-    "RGBX",
-    "CMYK",
-    "I;16",
-    "I",
-    "F",
-    "YCbCr",
-    "HSV",
-    "LAB",
-)
-SIZES = ((1, 1), (1, 70), (65, 3), (64, 64))
-"""Height and width."""
+MODES = ["1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "I;16", "I", "F", "YCbCr", "HSV"]
 
 
-@pytest.fixture(scope="module")
-def codec(tmp_path_factory: pytest.TempPathFactory) -> glc.Codec:
-    return glc.load(fixed_codec_weights(tmp_path_factory.mktemp("weights") / "fixed.safetensors"), "cpu")
+def pixels(image: object) -> np.ndarray:
+    """Return the levels `[H, W, 3]` that the codec's networks get."""
+    return to_input(image)[0].permute(1, 2, 0).numpy()  # type: ignore[arg-type]
 
 
-def grey(height: int, width: int) -> np.ndarray:
-    return fixed_image(height, width)[:, :, 1]
-
-
-def in_mode(mode: str, height: int, width: int) -> Image.Image:
-    """Return an image of any mode."""
-    levels = grey(height, width)
-    if mode == "I;16":
-        return Image.fromarray(levels.astype(np.uint16) * 257)
-    if mode == "I":
-        return Image.fromarray(levels.astype(np.int32) * 257)
-    if mode == "F":
-        return Image.fromarray(levels.astype(np.float32) / 255)
-    if mode == "PA":
-        return Image.fromarray(levels).convert("P").convert("PA")
-    if mode == "RGBa":
-        return Image.fromarray(fixed_image(height, width)).convert("RGBA").convert("RGBa")
-    if mode == "LAB":
-        return Image.frombytes("LAB", (width, height), fixed_image(height, width).tobytes())
-    return Image.fromarray(fixed_image(height, width)).convert(mode)
-
-
-def as_grey(codec: glc.Codec, levels: np.ndarray) -> bytes:
-    """Return the file of the RGB image with these levels in all channels."""
-    return codec.compress(np.repeat(levels[:, :, None], 3, axis=2))
+def in_mode(mode: str, array: np.ndarray) -> Image.Image:
+    """Return an image of any mode; of the grey ones, the array's first channel."""
+    grey = array[:, :, 0]
+    wide = {
+        "I;16": grey.astype(np.uint16) * 257,
+        "I": grey.astype(np.int32) * 257,
+        "F": grey / np.float32(255),
+    }
+    if mode in wide:
+        return Image.fromarray(wide[mode])
+    image = Image.fromarray(grey if mode in ("L", "P", "PA") else array)
+    for step in {"PA": ("P", "PA"), "RGBa": ("RGBA", "RGBa")}.get(mode, (mode,)):
+        image = image.convert(step)
+    return image
 
 
 @pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize(("height", "width"), SIZES)
-def test_every_mode_and_size_round_trips_to_its_size(
-    codec: glc.Codec, mode: str, height: int, width: int
-) -> None:
-    image = in_mode(mode, height, width)
-    assert image.mode == mode
-    data = codec.compress(image)
-    header, _ = unpack(data)
-    assert (header.height, header.width) == (height, width)
-    decoded = codec.decompress(data)
-    assert (decoded.mode, decoded.size) == ("RGB", (width, height))
+@pytest.mark.parametrize("size", [(1, 1), (1, 70), (33, 47)])
+def test_every_mode_is_read_as_rgb(mode: str, size: tuple[int, int]) -> None:
+    array = fixed_image(*size)
+    image = in_mode(mode, array)
+    if mode in ("1", "LA", "CMYK", "YCbCr", "HSV"):
+        expected = np.asarray(image.convert("RGB"))
+    else:  # without loss
+        grey = mode in ("L", "P", "PA", "I;16", "I", "F")
+        expected = np.repeat(array[:, :, :1], 3, axis=2) if grey else array
+    np.testing.assert_array_equal(pixels(image), expected)
     assert image.mode == mode, "the image given was changed"
 
 
-@pytest.mark.parametrize("mode", ["L", "P", "PA", "I;16", "I", "F"])
-def test_grey_images_of_any_depth_are_one_image(codec: glc.Codec, mode: str) -> None:
-    image = in_mode(mode, 33, 47) if mode != "P" else Image.fromarray(grey(33, 47)).convert("P")
-    assert codec.compress(image) == as_grey(codec, grey(33, 47))
+def test_grey_lab_images_are_read() -> None:
+    levels = np.array([[[0, 0, 0], [255, 0, 0]]], np.uint8)  # a and b are signed
+    found = pixels(Image.frombytes("LAB", (2, 1), levels.tobytes()))
+    assert np.abs(found - np.array([[[0] * 3, [255] * 3]])).max() <= 1
 
 
-def test_alpha_is_composited_on_white(codec: glc.Codec) -> None:
-    rgb = fixed_image(40, 40)
-    alpha = np.where(np.arange(40)[:, None] < np.arange(40)[None], 255, 0).astype(np.uint8)
-    expected = codec.compress(np.where(alpha[:, :, None] > 0, rgb, 255).astype(np.uint8))
-    assert codec.compress(np.dstack([rgb, alpha])) == expected
-    image = Image.fromarray(rgb)
-    image.putalpha(Image.fromarray(alpha))
-    assert codec.compress(image) == expected
-    levels = np.dstack([grey(40, 40), alpha])
-    assert codec.compress(Image.fromarray(levels)) == as_grey(
-        codec, np.where(alpha > 0, grey(40, 40), 255).astype(np.uint8)
-    )
+def test_alpha_of_arrays_is_composited_on_white() -> None:
+    rgb, alpha = fixed_image(40, 40), np.triu(np.full((40, 40), 255, np.uint8), 1)
+    expected = np.where(alpha[:, :, None] > 0, rgb, 255)
+    np.testing.assert_array_equal(pixels(np.dstack([rgb, alpha])), expected)
+    np.testing.assert_array_equal(pixels(np.dstack([rgb[:, :, 0], alpha]))[:, :, 2], expected[:, :, 0])
 
 
-def test_colours_are_converted_by_pillow(codec: glc.Codec) -> None:
-    for mode in ("CMYK", "YCbCr", "HSV", "1"):
-        image = in_mode(mode, 40, 40)
-        assert codec.compress(image) == codec.compress(image.convert("RGB")), mode
-
-
-def test_orientation_is_applied(codec: glc.Codec, tmp_path: Path) -> None:
-    stored = Image.fromarray(fixed_image(30, 50))
-    turned = {
-        3: stored.transpose(Image.Transpose.ROTATE_180),
-        6: stored.transpose(Image.Transpose.ROTATE_270),
-        7: stored.transpose(Image.Transpose.TRANSVERSE),
-    }
-    for value, upright in turned.items():
-        exif = Image.Exif()
-        exif[0x0112] = value
-        stored.save(tmp_path / "turned.png", exif=exif)
-        data = codec.compress(tmp_path / "turned.png")
-        assert data == codec.compress(upright)
-        assert codec.decompress(data).size == upright.size
-
-
-def test_first_frame_of_an_animation_is_used(codec: glc.Codec, tmp_path: Path) -> None:
-    levels = grey(32, 32)
-    frames = [Image.fromarray(shown) for shown in (levels, 255 - levels)]
-    frames[0].save(tmp_path / "two.gif", save_all=True, append_images=frames[1:])
-    opened = Image.open(tmp_path / "two.gif")
-    opened.seek(1)
-    expected = as_grey(codec, levels)
-    assert codec.compress(tmp_path / "two.gif") == expected
-    assert codec.compress(opened) == expected
-
-
-def test_paths_bytes_files_and_arrays_are_one_image(codec: glc.Codec, tmp_path: Path) -> None:
+def test_paths_bytes_files_and_arrays_are_one_image(tmp_path: Path) -> None:
     array = fixed_image(41, 66)
     path = tmp_path / "an image.png"
     Image.fromarray(array).save(path)
-    expected = codec.compress(array)
-    for source in (path, str(path), path.read_bytes(), io.BytesIO(path.read_bytes()), Image.open(path)):
-        assert codec.compress(source) == expected
-    assert codec.compress(np.asfortranarray(array)) == expected
-    assert codec.compress(np.repeat(array, 2, axis=1)[:, ::2]) == expected
-    assert codec.compress(array[:, :, 1]) == as_grey(codec, array[:, :, 1])
+    data = path.read_bytes()
+    strided = np.repeat(array, 2, axis=1)[:, ::2]
+    for source in (
+        path,
+        str(path),
+        data,
+        io.BytesIO(data),
+        Image.open(path),
+        np.asfortranarray(array),
+        strided,
+    ):
+        np.testing.assert_array_equal(pixels(source), array)
+    np.testing.assert_array_equal(pixels(array[:, :, 1]), np.repeat(array[:, :, 1:2], 3, axis=2))
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
-def test_float_tensors_in_0_1_are_accepted(codec: glc.Codec, dtype: torch.dtype) -> None:
+def test_float_tensors_in_0_1_are_accepted(variants: Variants, dtype: torch.dtype) -> None:
+    codec = variants.codec("categorical")
     # Black and white are the levels that have the same value in every type.
     array = np.where(fixed_image(40, 56) > 100, 255, 0).astype(np.uint8)
     tensor = torch.from_numpy(array).permute(2, 0, 1).to(dtype) / 255
@@ -159,12 +96,10 @@ def test_float_tensors_in_0_1_are_accepted(codec: glc.Codec, dtype: torch.dtype)
     assert torch.equal(tensor, before)
 
 
-def test_float_tensors_of_every_level_come_close_to_the_array(codec: glc.Codec) -> None:
-    array = fixed_image(64, 64)
-    tensor = torch.from_numpy(array).permute(2, 0, 1).float() / 255
-    from_array = np.asarray(codec.decompress(codec.compress(array)), np.float64)
-    from_tensor = np.asarray(codec.decompress(codec.compress(tensor)), np.float64)
-    assert np.abs(from_array - from_tensor).mean() < 1
+def test_every_level_is_the_same_in_arrays_and_float_tensors() -> None:
+    array = np.arange(256, dtype=np.uint8).repeat(3).reshape(16, 16, 3)
+    x = to_input(torch.from_numpy(array).permute(2, 0, 1) / 255)
+    np.testing.assert_allclose((x[0].permute(1, 2, 0) + 1) * 127.5, array, atol=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -183,100 +118,49 @@ def test_float_tensors_of_every_level_come_close_to_the_array(codec: glc.Codec) 
     ],
     ids=lambda array: f"{array.dtype}-{array.shape}",
 )
-def test_refuses_other_arrays(codec: glc.Codec, array: np.ndarray) -> None:
+def test_other_arrays_are_refused(array: np.ndarray) -> None:
     with pytest.raises(ValueError, match=r"an array must be uint8 \[H, W, 3\], got") as caught:
-        codec.compress(array)
+        to_input(array)
     assert str(list(array.shape)) in str(caught.value)
 
 
 @pytest.mark.parametrize(
-    "make",
+    "tensor",
     [
-        lambda: torch.zeros(1, 3, 8, 8),
-        lambda: torch.zeros(8, 8, 3),
-        lambda: torch.zeros(4, 8, 8),
-        lambda: torch.zeros(8, 8),
-        lambda: torch.zeros(3, 8, 8, dtype=torch.uint8),
-        lambda: torch.zeros(3, 0, 8),
-        lambda: torch.full((3, 8, 8), 1.01),
-        lambda: torch.full((3, 8, 8), -0.01),
-        lambda: torch.full((3, 8, 8), float("nan")),
-        lambda: torch.full((3, 8, 8), 255.0),
+        torch.zeros(1, 3, 8, 8),
+        torch.zeros(8, 8, 3),
+        torch.zeros(4, 8, 8),
+        torch.zeros(8, 8),
+        torch.zeros(3, 8, 8, dtype=torch.uint8),
+        torch.zeros(3, 0, 8),
+        *(torch.full((3, 8, 8), value) for value in (1.01, -0.01, float("nan"), 255.0)),
     ],
 )
-def test_refuses_other_tensors(codec: glc.Codec, make: Callable[[], torch.Tensor]) -> None:
+def test_other_tensors_are_refused(tensor: torch.Tensor) -> None:
     with pytest.raises(ValueError, match=r"a tensor must (be floats \[3, H, W\]|hold pixels)"):
-        codec.compress(make())
+        to_input(tensor)
 
 
-def test_refuses_wide_grey_beyond_its_range(codec: glc.Codec) -> None:
-    for array, words in (
-        (np.full((4, 4), 65536, np.int32), "integer image with values outside 0..65535"),
-        (np.full((4, 4), -1, np.int32), "integer image with values outside 0..65535"),
-        (np.full((4, 4), 1.5, np.float32), "float image with values outside 0..1"),
-        (np.full((4, 4), np.nan, np.float32), "float image with values outside 0..1"),
-    ):
-        with pytest.raises(glc.ImageError, match=words):
-            codec.compress(Image.fromarray(array))
-
-
-def test_non_image_files_are_refused_by_name(codec: glc.Codec, tmp_path: Path) -> None:
-    (tmp_path / "text.png").write_text("no image")
-    (tmp_path / "empty.png").write_bytes(b"")
-    (tmp_path / "folder.png").mkdir()
-    Image.fromarray(fixed_image(64, 64)).save(tmp_path / "whole.png")
-    (tmp_path / "cut.png").write_bytes((tmp_path / "whole.png").read_bytes()[:-500])
-    for name in ("text", "empty", "folder", "cut", "missing"):
-        with pytest.raises(glc.ImageError, match=rf"{name}\.png: "):
-            codec.compress(tmp_path / f"{name}.png")
-
-
-def test_empty_images_are_refused(codec: glc.Codec) -> None:
-    for size in ((0, 5), (5, 0), (0, 0)):
-        with pytest.raises(ValueError, match="pixels"):
-            codec.compress(Image.new("RGB", size))
-
-
-def test_sides_above_the_formats_limit_are_refused(codec: glc.Codec) -> None:
-    with pytest.raises(glc.SizeLimitError, match=r"65537 x 1 pixels; .* at most 65536 x 65536"):
-        codec.compress(Image.new("RGB", (65537, 1)))
-
-
-def test_quality_and_target_are_checked(codec: glc.Codec) -> None:
-    array = fixed_image(8, 8)
-    for quality in (-0.1, 100.1, float("nan"), float("inf")):
-        with pytest.raises(ValueError, match=r"quality must lie in \[0, 100\]"):
-            codec.compress(array, quality)
-    for target in (0, -1, float("nan")):
-        with pytest.raises(ValueError, match="target_bpp must be positive"):
-            codec.compress(array, target_bpp=target)
-    with pytest.raises(ValueError, match="not both"):
-        codec.compress(array, target_bpp=1, target_size=100)
-    with pytest.raises(glc.TargetError, match="the target is 20 bytes; the smallest file has"):
-        codec.compress(array, target_size=20)
-
-
-def test_compress_batch_equals_compress(codec: glc.Codec) -> None:
-    arrays = [fixed_image(height, width, seed) for seed, (height, width) in enumerate([(30, 40), (32, 33)])]
-    files = codec.compress_batch(arrays, 80)
-    for array, data in zip(arrays, files, strict=True):
-        header, _ = unpack(data)
-        assert (header.height, header.width) == array.shape[:2]
-        assert codec.symbols(data) == codec.symbols(codec.compress(array, 80))
-    images = codec.decompress_batch(files)
-    assert [image.size for image in images] == [(40, 30), (33, 32)]
-    with pytest.raises(ValueError, match="one size after padding"):
-        codec.compress_batch([fixed_image(30, 40), fixed_image(30, 100)])
-    assert codec.compress_batch([]) == []
-    assert codec.decompress_batch([]) == []
-
-
-def test_targets_have_an_upper_limit(codec: glc.Codec) -> None:
-    with pytest.warns(glc.TargetWarning, match="quality 100 needs no more"):
-        codec.compress(fixed_image(1, 1), target_bpp=4000)
-    for target in (1e308, float("inf")):
-        with pytest.raises(ValueError, match="at most 10,000"):
-            codec.compress(fixed_image(1, 1), target_bpp=target)
+@pytest.mark.parametrize(
+    ("make", "error", "message"),
+    [
+        (lambda: "missing.png", glc.ImageError, r"missing\.png: "),
+        (lambda: Image.fromarray(np.full((4, 4), 65536, np.int32)), glc.ImageError, r"outside 0\.\.65535"),
+        (lambda: Image.fromarray(np.full((4, 4), np.nan, np.float32)), glc.ImageError, r"outside 0\.\.1"),
+        (lambda: Image.new("RGB", (0, 5)), ValueError, "pixels"),
+        (lambda: Image.new("RGB", (5, 0)), ValueError, "pixels"),
+        (
+            lambda: Image.new("RGB", (65537, 1)),
+            glc.SizeLimitError,
+            "65537 x 1 pixels; .* at most 65536 x 65536",
+        ),
+    ],
+)
+def test_compress_refuses_what_is_no_image_or_too_large(
+    variants: Variants, make: Callable[[], object], error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        variants.codec("categorical").compress(make())  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

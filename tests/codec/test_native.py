@@ -43,16 +43,14 @@ def cached(native: Native) -> list[Path]:
     return list(Path(torch.hub.get_dir(), "glc").glob(f"{native.source.stem}-*"))
 
 
-@pytest.mark.parametrize("compiler", ["false", "no-such-compiler-here", "true", 'cc "'])
-def test_without_a_working_compiler_there_is_no_library(
-    compiler: str, fresh: Native, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [*(("CC", compiler) for compiler in ("false", "no-such-compiler-here", "true", 'cc "')), (SWITCH, "0")],
+)
+def test_without_a_working_compiler_or_disabled_there_is_no_library(
+    variable: str, value: str, fresh: Native, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("CC", compiler)
-    assert fresh.library() is None
-
-
-def test_kernels_can_be_disabled(fresh: Native, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(SWITCH, "0")
+    monkeypatch.setenv(variable, value)
     assert fresh.library() is None
 
 
@@ -73,25 +71,21 @@ def test_compiler_runs_once_with_the_arguments_in_cc(fresh: Native, monkeypatch:
     assert commands[0][:3] == ["ccache", "cc", "-m64"]
 
 
-def test_compiled_library_is_cached(compiled: Native) -> None:
+@pytest.mark.parametrize("corrupt", [False, True])
+def test_compiled_library_is_cached_and_recompiled_if_the_cache_is_corrupt(
+    corrupt: bool, compiled: Native
+) -> None:
     assert compiled.library() is not None
     (path,) = cached(compiled)
     modified = path.stat().st_mtime_ns
-    compiled.forget()
-    assert compiled.library() is not None
-    assert path.stat().st_mtime_ns == modified
-
-
-def test_corrupt_cache_entry_is_recompiled(compiled: Native) -> None:
-    assert compiled.library() is not None
-    (path,) = cached(compiled)
-    # A new file: the loaded one stays mapped.
-    path.unlink()
-    path.write_bytes(b"no library")
+    if corrupt:
+        path.unlink()  # a new file: the loaded one stays mapped
+        path.write_bytes(b"no library")
     compiled.forget()
     assert compiled.library() is not None
     assert cached(compiled) == [path]
     assert path.stat().st_size > 1000
+    assert (path.stat().st_mtime_ns == modified) is not corrupt
 
 
 def test_library_is_compiled_elsewhere_if_the_cache_is_not_writable(

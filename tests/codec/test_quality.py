@@ -44,12 +44,6 @@ def test_indices_map_coding_has_integer_rate_points_only(variants: Variants) -> 
     assert found == sorted(found)
 
 
-@pytest.mark.parametrize("quality", [-0.001, 100.001, float("nan"), float("inf")])
-def test_refuses_a_quality_out_of_range(variants: Variants, quality: float) -> None:
-    with pytest.raises(ValueError, match="quality must lie in"):
-        variants.codec("categorical").compress(fixed_image(8, 8), quality)
-
-
 @pytest.mark.parametrize("codec", WITH_Y, indirect=True)
 def test_a_target_is_reached_within_three_percent(codec: glc.Codec) -> None:
     image = fixed_image(128, 192)
@@ -79,11 +73,22 @@ def test_unreachable_targets_raise_or_warn(codec: glc.Codec) -> None:
         assert codec.compress(image, target_size=2 * len(largest)) == largest
     with pytest.warns(glc.TargetWarning):
         assert codec.compress(image, target_bpp=100) == largest
-    for wrong in ({"target_bpp": 0}, {"target_bpp": -1}, {"target_bpp": float("nan")}):
-        with pytest.raises(ValueError, match="target_bpp must be positive"):
-            codec.compress(image, **wrong)
-    with pytest.raises(ValueError, match="not both"):
-        codec.compress(image, target_bpp=1, target_size=100)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        *(({"target_bpp": value}, "target_bpp must be positive") for value in (0, -1, float("nan"))),
+        *(({"target_bpp": value}, "at most 10,000") for value in (1e308, float("inf"))),
+        ({"target_bpp": 1, "target_size": 100}, "not both"),
+        *(({"quality": q}, r"quality must lie in \[0, 100\]") for q in (-0.001, 100.001, np.nan, np.inf)),
+    ],
+)
+def test_options_out_of_range_are_refused(
+    variants: Variants, options: dict[str, float], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        variants.codec("categorical").compress(fixed_image(8, 8), **options)
 
 
 def test_target_between_two_possible_sizes_warns(variants: Variants) -> None:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from glc.codec.rate_search import TOLERANCE, search
+from glc.codec.rate_search import search
 from glc.errors import TargetError
 
 TOP = 3 * 4096
@@ -63,11 +63,7 @@ def test_lands_within_the_tolerance_below_the_target(name: str) -> None:
         found = checked(sizes, TOP, target)
         # Nothing lies closer where neighbouring sizes differ by more.
         if found < TOP and sizes(found + 1) <= 1.03 * sizes(found):
-            assert (1 - TOLERANCE) * target <= sizes(found)
-
-
-def test_tolerance_is_three_percent() -> None:
-    assert TOLERANCE == 0.03
+            assert 0.97 * target <= sizes(found)
 
 
 def test_typical_curves_need_few_probes() -> None:
@@ -83,20 +79,24 @@ def test_jump_across_the_target_returns_the_size_below(jump: int) -> None:
     assert found < jump
 
 
-def test_small_ranges_are_searched_exhaustively() -> None:
-    sizes = [100, 180, 300, 700]
-    for target, expected in (
-        (100, 0),
-        (179, 0),
-        (180, 1),
-        (250, 1),
-        (299, 1),
-        (300, 2),
-        (699, 2),
-        (700, 3),
-        (9999, 3),
-    ):
-        assert checked(lambda s: sizes[s], 3, target) == expected
+@pytest.mark.parametrize(
+    ("sizes", "targets"),
+    [
+        ([100, 180, 300, 700], {100: 0, 179: 0, 180: 1, 250: 1, 299: 1, 300: 2, 699: 2, 700: 3, 9999: 3}),
+        ([50], {50: 0, 5000: 0}),
+    ],
+)
+def test_small_ranges_are_searched_exhaustively(sizes: list[int], targets: dict[int, int]) -> None:
+    for target, expected in targets.items():
+        assert checked(sizes.__getitem__, len(sizes) - 1, target) == expected
+
+
+# Setting 0 has 300 bytes, and the tolerance is 3 %.
+@pytest.mark.parametrize(
+    ("target", "setting"), [(300, 0), (309, 0), *((300 + TOP + more, TOP) for more in (0, 1, 10**9))]
+)
+def test_first_and_last_setting_are_returned_if_they_fit(target: int, setting: int) -> None:
+    assert checked(SMOOTH["linear"], TOP, target) == setting
 
 
 def test_target_below_the_smallest_size_raises_with_that_size() -> None:
@@ -104,23 +104,6 @@ def test_target_below_the_smallest_size_raises_with_that_size() -> None:
     with pytest.raises(TargetError, match=r"299 bytes; the smallest file has 300 bytes"):
         search(asked, TOP, 299)
     assert asked.times == {0: 1}
-
-
-def test_setting_0_is_returned_if_it_is_within_tolerance() -> None:
-    assert checked(SMOOTH["linear"], TOP, 300) == 0
-    assert checked(SMOOTH["linear"], TOP, 309) == 0
-
-
-@pytest.mark.parametrize("target", [300 + TOP, 300 + TOP + 1, 10**9])
-def test_top_setting_is_returned_if_it_fits(target: int) -> None:
-    assert checked(SMOOTH["linear"], TOP, target) == TOP
-
-
-def test_single_setting() -> None:
-    assert checked(lambda s: 50, 0, 50) == 0
-    assert checked(lambda s: 50, 0, 5000) == 0
-    with pytest.raises(TargetError):
-        search(lambda s: 50, 0, 49)
 
 
 @settings(max_examples=200, deadline=None)
@@ -137,5 +120,5 @@ def test_arbitrary_size_functions(sizes: list[int], target: int, ascending: bool
             search(sizes.__getitem__, len(sizes) - 1, target)
         return
     found = checked(sizes.__getitem__, len(sizes) - 1, target)
-    if ascending and sizes[found] < (1 - TOLERANCE) * target and found < len(sizes) - 1:
+    if ascending and sizes[found] < 0.97 * target and found < len(sizes) - 1:
         assert sizes[found + 1] > target

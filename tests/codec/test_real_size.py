@@ -15,6 +15,7 @@ from glc.codec.weights.file import read_weights, save_weights
 from glc.models.coder import TransformCoder
 from glc.models.hyperprior import FactorizedHyperprior
 from tests.codec.fixed_model import CHANNELS, SIZES, fixed_codec_weights, fixed_image
+from tests.codec.variants import Variants
 
 SLACK = bitstream.OVERHEAD + 4
 """Header and checksum; and the coder's last state, which is sent in whole words of 32 bits."""
@@ -70,8 +71,8 @@ def test_file_size_matches_the_estimate(
         assert zeros[0] < (codec.symbols(data).y == 0).float().mean() < zeros[1]
 
 
-def test_file_size_of_fixed_length_codes(tmp_path: Path) -> None:
-    codec = glc.load(fixed_codec_weights(tmp_path / "map.safetensors", coder="indices_map"), "cpu")
+def test_file_size_of_fixed_length_codes(variants: Variants) -> None:
+    codec = variants.codec("indices_map")
     image = fixed_image(512, 768)
     for k, size in enumerate(SIZES):
         estimate = 64 * 96 * np.log2(size) / 8

@@ -2,7 +2,6 @@
 
 import dataclasses
 import tracemalloc
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,20 +11,18 @@ import glc
 from glc.codec import bitstream
 from glc.codec.bitstream import RATE_ONE
 from glc.models.coder import TransformCoder
-from tests.codec.fixed_model import fixed_codec_weights, fixed_image
+from tests.codec.fixed_model import fixed_image
 from tests.codec.variants import VARIANTS, Variants
 
 
-def test_files_of_other_weights_are_refused(variants: Variants, tmp_path: Path) -> None:
+def test_files_of_other_weights_are_refused(variants: Variants) -> None:
     here = variants.codec("categorical")
-    others = [*(variants.codec(v) for v in VARIANTS if v != "categorical")]
-    others.append(glc.load(fixed_codec_weights(tmp_path / "seed.safetensors", seed=1), "cpu"))
-    for other in others:
+    others = [variants.codec(variant) for variant in VARIANTS if variant != "categorical"]
+    for other in (*others, variants.codec("categorical", seed=1)):
         data = other.compress(fixed_image(32, 32), 50)
+        message = f"{other.fingerprint.hex()}.*{here.fingerprint.hex()}"
         for read in (here.decompress, here.symbols, here.decode_z):
-            with pytest.raises(
-                glc.WrongWeightsError, match=f"{other.fingerprint.hex()}.*{here.fingerprint.hex()}"
-            ):
+            with pytest.raises(glc.WrongWeightsError, match=message):
                 read(data)
 
 
@@ -33,9 +30,8 @@ def test_missing_rate_points_are_refused(codec: glc.Codec) -> None:
     header, payload = bitstream.unpack(codec.compress(fixed_image(32, 32), 100))
     top = (codec.model.num_rates - 1) * RATE_ONE
     assert header.rate_index == top
-    wrong = (
-        [top + 1, 0xFFFF] if isinstance(codec.model.coder, TransformCoder) else [top + 1, 1, RATE_ONE // 2]
-    )
+    fractions = [] if isinstance(codec.model.coder, TransformCoder) else [1, RATE_ONE // 2]
+    wrong = [top + 1, 0xFFFF, *fractions]
     for rate_index in wrong:
         data = bitstream.pack(dataclasses.replace(header, rate_index=rate_index), payload)
         with pytest.raises(glc.CorruptFileError, match="no rate index"):
@@ -54,9 +50,12 @@ class Recorder(TorchDispatchMode):
 
 def test_oversized_images_are_refused_before_allocation(codec: glc.Codec) -> None:
     header, payload = bitstream.unpack(codec.compress(fixed_image(40, 50), 0))
-    for width, height, limit in ((1 << 16, 1 << 16, None), (16384, 16385, None), (50, 40, 1999)):
+    for width, height, options in (
+        (1 << 16, 1 << 16, {}),
+        (16384, 16385, {}),
+        (50, 40, {"max_pixels": 1999}),
+    ):
         data = bitstream.pack(dataclasses.replace(header, width=width, height=height), payload)
-        options = {} if limit is None else {"max_pixels": limit}
         for read in (codec.decompress, codec.symbols, codec.decode_z):
             with Recorder() as recorder:
                 tracemalloc.start()

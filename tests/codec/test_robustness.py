@@ -1,4 +1,4 @@
-"""Any input gives a typed error, or an image of the size in its header."""
+"""Any input gives a typed error, or an image of its header's size. `test_bitstream.py` tests the checksum."""
 
 import dataclasses
 import random
@@ -28,32 +28,17 @@ def outcome(codec: glc.Codec, data: bytes) -> str:
     return "image"
 
 
-def test_every_flipped_bit_is_an_error(codec: glc.Codec) -> None:
-    data = codec.compress(fixed_image(1, 1), 0)
-    found: Counter[str] = Counter()
-    for bit in range(8 * len(data)):
-        flipped = bytearray(data)
-        flipped[bit // 8] ^= 1 << bit % 8
-        found[outcome(codec, bytes(flipped))] += 1
-    assert "image" not in found
-    assert found["NotGlcError"] == 8 * len(bitstream.MAGIC)
-    assert found["CorruptFileError"] >= 8 * (len(data) - 4)
-
-
-def test_every_truncation_and_extension_is_an_error(codec: glc.Codec) -> None:
+def test_every_truncation_is_an_error(codec: glc.Codec) -> None:
     data = codec.compress(fixed_image(40, 40), 100)
     assert outcome(codec, data) == "image"
     kinds = {outcome(codec, data[:length]) for length in range(len(data))}
     assert kinds == {"NotGlcError", "TruncatedError", "CorruptFileError"}
-    assert {outcome(codec, data + bytes([value])) for value in range(256)} == {"CorruptFileError"}
-    assert outcome(codec, data + data) == "CorruptFileError"
 
 
 def crafted(codec: glc.Codec, count: int) -> Iterator[bytes]:
     """Yield files with a valid checksum that no encoder wrote."""
     chance = random.Random(0)
-    data = codec.compress(fixed_image(40, 33), 50)
-    header, payload = bitstream.unpack(data)
+    header, payload = bitstream.unpack(codec.compress(fixed_image(40, 33), 50))
     top = (codec.model.num_rates - 1) * bitstream.RATE_ONE
 
     def flip(payload: bytes) -> bytes:
@@ -77,9 +62,8 @@ def crafted(codec: glc.Codec, count: int) -> Iterator[bytes]:
             changes["width"] = chance.choice((1, 2, header.width, 65, chance.randrange(1, 200)))
             changes["height"] = chance.choice((1, 2, header.height, 65, chance.randrange(1, 200)))
         if k % 3 == 0:
-            changes["rate_index"] = chance.choice(
-                (0, 1, top, bitstream.RATE_ONE, top + 1, 0xFFFF, chance.randrange(top))
-            )
+            rates = (0, 1, top, bitstream.RATE_ONE, top + 1, 0xFFFF, chance.randrange(top))
+            changes["rate_index"] = chance.choice(rates)
         yield bitstream.pack(dataclasses.replace(header, **changes), edits[k % len(edits)](payload))
 
 
@@ -108,24 +92,14 @@ def test_symbols_and_decode_z_handle_corrupt_files(codec: glc.Codec) -> None:
 
 # Indices-map coding has a code for every index.
 @pytest.mark.parametrize("codec", WITH_Y, indirect=True)
-def test_non_finite_images_raise_DamagedError(codec: glc.Codec) -> None:
-    data = codec.compress(fixed_image(64, 64), 100)
-    symbols = codec.symbols(data)
+def test_non_finite_images_raise_CorruptFileError(codec: glc.Codec) -> None:
+    symbols = codec.symbols(codec.compress(fixed_image(64, 64), 100))
     # Networks of gates raise such values to powers that float32 cannot hold.
-    huge = torch.full_like(symbols.y, SYMBOL_LIMIT)
-    crafted = codec.from_symbols(glc.Symbols(symbols.z, huge), (64, 64), codec.rate_index(100))
-    assert torch.equal(codec.symbols(crafted).y, huge)
-    with pytest.raises(glc.BitstreamError):
-        codec.decompress(crafted)
-
-
-@pytest.mark.parametrize(
-    "junk", [b"", b"\0", b"G", b"GLC", b"GLC\1", b"\x89PNG\r\n\x1a\n" + bytes(40), bytes(100)]
-)
-def test_wrong_types_and_foreign_data_are_refused(codec: glc.Codec, junk: bytes) -> None:
-    assert outcome(codec, junk) in ("NotGlcError", "TruncatedError")
-    # Such as memory-mapped and received data.
-    assert outcome(codec, memoryview(junk)) in ("NotGlcError", "TruncatedError")  # type: ignore[arg-type]
+    huge = glc.Symbols(symbols.z, torch.full_like(symbols.y, SYMBOL_LIMIT))
+    data = codec.from_symbols(huge, (64, 64), codec.rate_index(100))
+    assert codec.symbols(data) == huge
+    with pytest.raises(glc.CorruptFileError):
+        codec.decompress(data)
 
 
 def test_one_corrupt_file_fails_its_batch(codec: glc.Codec) -> None:

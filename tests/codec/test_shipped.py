@@ -24,6 +24,7 @@ from tests.programs import load_script
 from tests.short_runs import ROOT, compose, settings
 
 NAME = "small"
+WEIGHTS = Path(pretrained.__path__[0]) / f"{NAME}.safetensors"
 RECORD = ROOT / "docs" / "models" / NAME
 EXPECTED = ROOT / "tests" / "expected" / NAME
 GOLDEN = json.loads((EXPECTED / "golden.json").read_text())
@@ -41,8 +42,7 @@ def record() -> dict[str, Any]:
 
 
 def test_bundled_weights_match_their_record(codec: glc.Codec, record: dict[str, Any]) -> None:
-    (folder,) = pretrained.__path__
-    data = (Path(folder) / f"{NAME}.safetensors").read_bytes()
+    data = WEIGHTS.read_bytes()
     assert len(data) == record["bytes"] <= 24e6
     assert hashlib.sha256(data).hexdigest() == record["sha256"]
     assert codec.weights.fingerprint == record["fingerprint"] == GOLDEN["fingerprint"]
@@ -62,13 +62,9 @@ def test_record_names_the_training_data_of_each_stage(record: dict[str, Any]) ->
 def test_training_can_start_from_the_bundled_weights(record: dict[str, Any], tmp_path: Path) -> None:
     path = RECORD / "training.safetensors"
     assert hashlib.sha256(path.read_bytes()).hexdigest() == record["training_sha256"]
-    stage = instantiate(
-        compose(
-            {**settings(tmp_path, tmp_path, "on", "joint"), "model": NAME, "stage.lmbda": 1.0}
-        ).stage.module
-    )
-    (folder,) = pretrained.__path__
-    files = [open_source(file) for file in (Path(folder) / f"{NAME}.safetensors", path)]
+    options = {**settings(tmp_path, tmp_path, "on", "joint"), "model": NAME, "stage.lmbda": 1.0}
+    stage = instantiate(compose(options).stage.module)
+    files = [open_source(file) for file in (WEIGHTS, path)]
     assert set(warm_start(stage, *files)) == {
         *("model.encoder", "model.decoder", "model.coder", "quantizer"),
         *("code_loss.predictor", "vq_encoder", "adversarial.discriminator"),

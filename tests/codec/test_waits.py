@@ -1,7 +1,6 @@
 """Number of device synchronisations in entropy coding."""
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,10 +8,10 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-import glc
 from glc.data.images import to_input
 from glc.models.context import STEPS
-from tests.codec.fixed_model import fixed_codec_weights, fixed_image
+from tests.codec.fixed_model import fixed_image
+from tests.codec.variants import Variants
 
 
 class Waits(TorchFunctionMode):
@@ -31,8 +30,8 @@ class Waits(TorchFunctionMode):
 
 
 @pytest.mark.parametrize("count", [1, 3])
-def test_one_device_synchronisation_per_encode_and_per_decoding_step(count: int, tmp_path: Path) -> None:
-    codec = glc.load(fixed_codec_weights(tmp_path / "weights.safetensors"), "cpu")
+def test_one_device_synchronisation_per_encode_and_per_decoding_step(count: int, variants: Variants) -> None:
+    codec = variants.codec("categorical")
     images = [fixed_image(64, 96, seed) for seed in range(count)]
     rates = torch.ones(count)
     with torch.inference_mode():

@@ -6,22 +6,20 @@ tensor under a wrong name would have other values, and the result would be anoth
 
 import hashlib
 import math
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from glc.codec.convert.detect import recognize
 from glc.codec.convert.layouts import LAYOUTS, FittedLayout
+from glc.codec.convert.read import open_source
+from glc.codec.weights.architecture import build
 
 SMALL = SimpleNamespace(
-    channels=32,
-    latent_channels=32,
-    codes=64,
-    hyper_codes=48,
-    width=32,
-    predictor_width=32,
-    predictor_grid=4,
+    channels=32, latent_channels=32, codes=64, hyper_codes=48, width=32, predictor_width=32, predictor_grid=4
 )
 IMAGE = (64, 128)
 WINDOW = 4
@@ -34,11 +32,9 @@ SALT = 7
 
 def layouts() -> dict[str, FittedLayout]:
     """Return the small layouts by their kinds."""
-    return {
-        "glc": LAYOUTS["glc"].fit(**vars(SMALL)),
-        "taming": LAYOUTS["taming"].fit(channels=32, latent_channels=32, codes=64),
-        "codeformer": LAYOUTS["codeformer"].fit(channels=32, latent_channels=32, codes=64),
-    }
+    vqgan = {"channels": 32, "latent_channels": 32, "codes": 64}
+    sizes = {"glc": vars(SMALL), "taming": vqgan, "codeformer": vqgan}
+    return {kind: LAYOUTS[kind].fit(**sizes[kind]) for kind in sizes}
 
 
 def uniform(name: str, count: int) -> np.ndarray:
@@ -73,6 +69,16 @@ def stand_in(name: str, shape: tuple[int, ...]) -> Tensor:
 def stand_ins(layout: FittedLayout) -> dict[str, Tensor]:
     """Return the tensors of a complete third-party file."""
     return {name: stand_in(name, entry.shape) for name, entry in layout.entries.items()}
+
+
+def networks(path: Path, *wanted: str) -> dict[str, nn.Module]:
+    """Return the networks of a third-party file, by name, in evaluation mode."""
+    published = recognize(open_source(path))
+    made = {}
+    for name, state in published.states(wanted or None).items():
+        made[name] = build(published.layout.descriptions[name]).eval()
+        made[name].load_state_dict(state)
+    return made
 
 
 def listing(tensors: dict[str, Tensor]) -> str:

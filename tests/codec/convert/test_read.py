@@ -38,9 +38,7 @@ def test_a_pickle_that_would_execute_is_refused(place: str, zipped: bool, tmp_pa
     }[place]
     source, destination = tmp_path / "trap.ckpt", tmp_path / "x.safetensors"
     torch.save(content, source, _use_new_zipfile_serialization=zipped)
-    with pytest.raises(
-        WeightsError, match=r"trap\.ckpt: .*cannot be|trap\.ckpt: .*nothing was run"
-    ) as caught:
+    with pytest.raises(WeightsError, match=r"trap\.ckpt: .*(cannot be|nothing was run)") as caught:
         convert(source, destination)
     assert "pathlib" in str(caught.value) or "getattr" in str(caught.value)
     assert not (tmp_path / "sprung").exists()
@@ -83,7 +81,7 @@ def test_non_checkpoints_are_refused(tmp_path: Path) -> None:
     torch.save(stand_ins(layouts()["taming"]), tmp_path / "whole.pth")
     save_file({"a": torch.zeros(100)}, tmp_path / "whole.safetensors")
     whole, safe = ((tmp_path / f"whole.{s}").read_bytes() for s in ("pth", "safetensors"))
-    cases = {
+    for name, content in {
         "text.pth": b"<html>not found</html>\n",
         "empty.pth": b"",
         "cut.pth": whole[: len(whole) // 2],
@@ -92,14 +90,17 @@ def test_non_checkpoints_are_refused(tmp_path: Path) -> None:
         "text.safetensors": b"hello, this is text",
         "empty.safetensors": b"",
         "cut_without_its_name": safe[:-4],
-    }
-    for name, content in cases.items():
+    }.items():
         (tmp_path / name).write_bytes(content)
-    torch.save([torch.zeros(3)], tmp_path / "list.pth")
-    torch.save({"epoch": 3, "state_dict": {}}, tmp_path / "bare.pth")
-    torch.save(torch.zeros(3), tmp_path / "tensor.pth")
+    for name, content in {
+        "list.pth": [torch.zeros(3)],
+        "bare.pth": {"epoch": 3, "state_dict": {}},
+        "tensor.pth": torch.zeros(3),
+    }.items():
+        torch.save(content, tmp_path / name)
     (tmp_path / "folder").mkdir()
-    for name in (*cases, "list.pth", "bare.pth", "tensor.pth", "folder", "absent.pth"):
+    valid = {"whole.pth", "whole.safetensors"}
+    for name in {path.name for path in tmp_path.iterdir()} - valid | {"absent.pth"}:
         with pytest.raises(WeightsError) as caught:
             open_source(tmp_path / name)
         message = str(caught.value)

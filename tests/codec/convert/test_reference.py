@@ -15,25 +15,20 @@ from types import ModuleType
 import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from glc.codec.convert.convert import convert, convert_to_official
-from glc.codec.convert.detect import recognize
 from glc.codec.convert.read import open_source
-from glc.codec.weights.architecture import build
 from glc.codec.weights.file import read_weights
+from tests.codec.convert.stand_ins import networks
 
-REFERENCE = os.environ.get("GLC_REFERENCE")
-pytestmark = pytest.mark.skipif(REFERENCE is None, reason="GLC_REFERENCE names no folder")
-
-Results = dict[str, np.ndarray]
+REFERENCE = Path(os.environ.get("GLC_REFERENCE", ""))
+pytestmark = pytest.mark.skipif("GLC_REFERENCE" not in os.environ, reason="GLC_REFERENCE names no folder")
 
 
 @pytest.fixture(scope="module")
 def stand_in_module() -> ModuleType:
-    spec = importlib.util.spec_from_file_location(
-        "standin_weights", Path(REFERENCE or "") / "standin_weights.py"
-    )
+    spec = importlib.util.spec_from_file_location("standin_weights", REFERENCE / "standin_weights.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -47,7 +42,7 @@ def source(stand_in_module: ModuleType, tmp_path: Path) -> Iterator[Callable[[st
     path = tmp_path / "source.pth"
 
     def write(layout: str) -> Path:
-        listing = json.loads((Path(REFERENCE or "") / f"{layout}_state_dict.json").read_text())
+        listing = json.loads((REFERENCE / f"{layout}_state_dict.json").read_text())
         stand_in = stand_in_module.standin
         torch.save({name: torch.from_numpy(stand_in(name, tuple(s))) for name, s in listing.items()}, path)
         return path
@@ -57,23 +52,9 @@ def source(stand_in_module: ModuleType, tmp_path: Path) -> Iterator[Callable[[st
         file.unlink()
 
 
-def results(name: str) -> Results:
-    with np.load(Path(REFERENCE or "") / f"{name}.npz") as file:
-        return dict(file)
-
-
 def error(found: Tensor, expected: np.ndarray) -> float:
     """Return the largest error, relative to the largest value."""
     return float(np.abs(found.numpy() - expected).max() / np.abs(expected).max())
-
-
-def networks(path: Path, *wanted: str) -> dict[str, nn.Module]:
-    published = recognize(open_source(path))
-    made = {}
-    for name, state in published.states(wanted).items():
-        made[name] = build(published.layout.descriptions[name]).eval()
-        made[name].load_state_dict(state)
-    return made
 
 
 @torch.no_grad()
@@ -81,7 +62,7 @@ def test_glc(source: Callable[[str], Path], stand_in_module: ModuleType, tmp_pat
     path = source("glc_image")
     weights = tmp_path / "glc.safetensors"
     convert(path, weights)
-    model, expected = read_weights(weights).model, results("glc_image_64x64")
+    model, expected = read_weights(weights).model, np.load(REFERENCE / "glc_image_64x64.npz")
     x = torch.from_numpy(stand_in_module.image(64, 64))
     for rate_index in range(4):
         out = model(x, rate_index)
@@ -114,7 +95,7 @@ def test_glc(source: Callable[[str], Path], stand_in_module: ModuleType, tmp_pat
 @torch.no_grad()
 def test_the_code_predictor(source: Callable[[str], Path]) -> None:
     predictor = networks(source("glc_image"), "predictor")["predictor"]
-    expected = results("glc_code_predictor_256x256")
+    expected = np.load(REFERENCE / "glc_code_predictor_256x256.npz")
     logits = predictor(torch.from_numpy(expected["latent"])).flatten(1, 2)
     found = error(logits[:, :4], expected["logits_first4"])
     print(f"\ncode predictor logits {found:.1e}")
@@ -122,22 +103,13 @@ def test_the_code_predictor(source: Callable[[str], Path]) -> None:
     assert (logits.argmax(-1).numpy() == expected["argmax"]).all()
 
 
-@pytest.mark.parametrize(
-    ("layout", "vectors", "size"),
-    [
-        ("taming_vqgan", "taming_vqgan_64x64", (64, 64)),
-        ("codeformer_vqgan", "codeformer_vqgan_64x96", (64, 96)),
-    ],
-)
+@pytest.mark.parametrize(("layout", "size"), [("taming_vqgan", (64, 64)), ("codeformer_vqgan", (64, 96))])
 @torch.no_grad()
 def test_vqgans(
-    layout: str,
-    vectors: str,
-    size: tuple[int, int],
-    source: Callable[[str], Path],
-    stand_in_module: ModuleType,
+    layout: str, size: tuple[int, int], source: Callable[[str], Path], stand_in_module: ModuleType
 ) -> None:
-    made, expected = networks(source(layout), "encoder", "decoder", "quantizer"), results(vectors)
+    expected = np.load(REFERENCE / f"{layout}_{size[0]}x{size[1]}.npz")
+    made = networks(source(layout), "encoder", "decoder", "quantizer")
     latent = made["encoder"](torch.from_numpy(stand_in_module.image(*size)))
     quantized = made["quantizer"](latent)
     errors = error(latent, expected["latent"]), error(made["decoder"](quantized.quantized), expected["x_hat"])

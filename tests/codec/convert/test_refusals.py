@@ -1,5 +1,6 @@
 """Inputs that `glc convert` refuses without changing any file."""
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from glc.cli.models import convert as command
 from glc.codec.convert.convert import convert
 from glc.errors import WeightsError
 
-Edit = Callable[[dict[str, Any]], None]
+Edit = Callable[[dict[str, Any]], object]
 
 
 def run(*words: object) -> Result:
@@ -32,63 +33,82 @@ def refusal(files: dict[str, Path], tmp_path: Path) -> Callable[..., str]:
         assert result.exit_code != 0
         assert isinstance(result.exception, WeightsError)
         assert not (tmp_path / "out").exists()
-        message = str(result.exception)
-        assert message.startswith(f"{tmp_path / 'changed.pth'}: ")
+        name, _, message = str(result.exception).partition(": ")
+        assert name == str(tmp_path / "changed.pth")
         return message
 
     return refusal
 
 
-def test_tensors_that_do_not_fit_are_named(refusal: Callable[..., str]) -> None:
-    def missing(tensors: dict[str, Any]) -> None:
-        for name in [n for n in tensors if n.startswith("hyper_enc.0.")]:
-            del tensors[name]
-
-    first, number = "hyper_enc.0.block.0.conv1.0.weight, hyper_enc.0.block.0.conv1.0.bias", "and 7 more"
-    message = refusal("glc", missing)
-    assert f"not a GLC image model: missing: {first}" in message
-    assert message.endswith(number)
-
-    message = refusal("glc", lambda t: t.update({"video.weight": torch.zeros(3)}))
-    assert message.endswith("unexpected: video.weight")
-
-    message = refusal("taming", lambda t: t.update({"encoder.mid.attn_1.q.weight": torch.zeros(4, 5)}))
-    assert message.endswith("of another shape: encoder.mid.attn_1.q.weight is [4, 5], not [128, 128, 1, 1]")
-
-    message = refusal("codeformer", lambda t: t.pop("quantize.embedding.weight"))
-    assert "missing: quantize.embedding.weight" in message
-
-    # A network that may be absent is absent as a whole.
-    message = refusal("glc", lambda t: t.pop("code_pred_loss.feat_emb.bias"))
-    assert message.endswith("missing: code_pred_loss.feat_emb.bias")
-
-    # Without the tensors that tell the sizes, too.
-    assert "missing: q_enc" in refusal("glc", lambda t: t.pop("q_enc"))
-    assert "q_enc is [], not" in refusal("glc", lambda t: t.update(q_enc=torch.tensor(1.0)))
+def put(name: str, value: Any) -> Edit:
+    """Return an edit that sets a tensor, or takes it away."""
+    return lambda tensors: tensors.pop(name) if value is None else tensors.update({name: value})
 
 
-def test_invalid_values_are_named(refusal: Callable[..., str]) -> None:
-    def edit(tensors: dict[str, Any]) -> None:
-        tensors["decoder.conv_out.bias"][1] = float("nan")
-
-    assert "decoder.conv_out.bias has values that are not finite real numbers" in refusal("taming", edit)
-    whole = torch.zeros(3, dtype=torch.long)
-    message = refusal("taming", lambda t: t.update({"decoder.conv_out.bias": whole}))
-    assert "decoder.conv_out.bias has values that are not finite real numbers" in message
+def without_a_block(tensors: dict[str, Any]) -> None:
+    for name in [n for n in tensors if n.startswith("hyper_enc.0.")]:
+        del tensors[name]
 
 
-def test_unknown_layout_and_wrong_kind_are_refused(refusal: Callable[..., str]) -> None:
-    def rename(tensors: dict[str, Any]) -> None:
-        for name in list(tensors):
-            tensors[f"x.{name}"] = tensors.pop(name)
+def with_nan(tensors: dict[str, Any]) -> None:
+    tensors["decoder.conv_out.bias"][1] = float("nan")
 
-    message = refusal("taming", rename)
-    assert "unknown layout (supported: glc, taming, codeformer, and checkpoints of glc)" in message
-    assert "x.decoder.conv_in.bias" in message
-    message = refusal("taming", lambda t: None, "--kind", "codeformer")
-    assert "not a CodeFormer VQGAN: missing: encoder.blocks.0.weight" in message
-    message = refusal("taming", lambda t: None, "--kind", "lightning")
-    assert "is not a training checkpoint of glc, contrary to --kind lightning" in message
+
+def renamed(tensors: dict[str, Any]) -> None:
+    for name in list(tensors):
+        tensors[f"x.{name}"] = tensors.pop(name)
+
+
+QUERY = "encoder.mid.attn_1.q.weight"
+BIAS = "decoder.conv_out.bias"
+
+
+@pytest.mark.parametrize(
+    ("kind", "edit", "complaint"),
+    [
+        (
+            "glc",
+            without_a_block,
+            r"^not a GLC image model: missing: hyper_enc.0.block.0.conv1.0.weight, "
+            r"hyper_enc.0.block.0.conv1.0.bias.*and 7 more$",
+        ),
+        ("glc", put("video.weight", torch.zeros(3)), "unexpected: video.weight$"),
+        (
+            "taming",
+            put(QUERY, torch.zeros(4, 5)),
+            rf"of another shape: {QUERY} is \[4, 5\], not \[128, 128, 1, 1\]$",
+        ),
+        ("codeformer", put("quantize.embedding.weight", None), "missing: quantize.embedding.weight"),
+        # A network that may be absent is absent as a whole.
+        ("glc", put("code_pred_loss.feat_emb.bias", None), "missing: code_pred_loss.feat_emb.bias$"),
+        # Without the tensors that tell the sizes, too.
+        ("glc", put("q_enc", None), "missing: q_enc"),
+        ("glc", put("q_enc", torch.tensor(1.0)), r"q_enc is \[\], not"),
+        ("taming", with_nan, f"{BIAS} has values that are not finite real numbers"),
+        ("taming", put(BIAS, torch.zeros(3).long()), f"{BIAS} has values that are not finite real numbers"),
+        (
+            "taming",
+            renamed,
+            r"unknown layout \(supported: glc, taming, codeformer, and checkpoints of glc\)"
+            r".*x.decoder.conv_in.bias",
+        ),
+    ],
+)
+def test_tensors_that_do_not_fit_are_named(
+    refusal: Callable[..., str], kind: str, edit: Edit, complaint: str
+) -> None:
+    assert re.search(complaint, refusal(kind, edit))
+
+
+@pytest.mark.parametrize(
+    ("given", "complaint"),
+    [
+        ("codeformer", "not a CodeFormer VQGAN: missing: encoder.blocks.0.weight"),
+        ("lightning", "is not a training checkpoint of glc, contrary to --kind lightning"),
+    ],
+)
+def test_wrong_kind_is_refused(refusal: Callable[..., str], given: str, complaint: str) -> None:
+    assert complaint in refusal("taming", lambda tensors: None, "--kind", given)
 
 
 @pytest.mark.parametrize("shape", [(0, 3, 3, 3), (7, 3, 3, 3), (2**40, 3, 3, 3)])
@@ -119,19 +139,3 @@ def test_an_existing_file_is_kept(files: dict[str, Path], tmp_path: Path) -> Non
         convert(destination, tmp_path / "y.safetensors")
     with pytest.raises(WeightsError, match="is a folder"):
         convert(files["glc"], tmp_path)
-
-
-@pytest.mark.parametrize("kind", ["taming", "glc"])
-def test_a_failure_leaves_nothing_half_written(
-    kind: str, files: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def fail(tensors: object, path: Path, metadata: object) -> None:
-        path.write_bytes(b"half")
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr("glc.codec.weights.file.save_file", fail)
-    (tmp_path / "x.safetensors").write_bytes(b"old")
-    with pytest.raises(OSError, match="No space"):
-        convert(files[kind], tmp_path / "x.safetensors", force=True)
-    assert [path.name for path in tmp_path.iterdir()] == ["x.safetensors"]
-    assert (tmp_path / "x.safetensors").read_bytes() == b"old"

@@ -1,5 +1,7 @@
 """Layers in 16-bit and 32-bit integers equal those in float64 bit for bit."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -78,16 +80,17 @@ def test_blocks_equal_float64(
 
 
 @torch.inference_mode()
-@pytest.mark.parametrize("block", [GatedFeedForward(8), DepthConv(8, 8)], ids=["feed-forward", "depth-wise"])
+@pytest.mark.parametrize("block", [lambda: GatedFeedForward(8), lambda: DepthConv(8, 8)])
 @pytest.mark.parametrize(("weights", "inputs"), [(1.0, 16000.0), (12.0, 1.0), (100.0, 1.0), (300.0, 16000.0)])
 def test_values_too_large_are_computed_in_float64(
-    block: nn.Module, weights: float, inputs: float, refused: list[bool], monkeypatch: pytest.MonkeyPatch
+    block: Callable[[], nn.Module],
+    weights: float,
+    inputs: float,
+    refused: list[bool],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Weights of more than 16 bits and saturating activations give the same results."""
-    torch.manual_seed(0)
-    network = to_integer_network(
-        nn.Sequential(scaled(type(block)(*[8] * (1 + isinstance(block, DepthConv))), weights))
-    )
+    network = to_integer_network(nn.Sequential(scaled(block(), weights)))
     x = torch.randn(1, 8, 6, 7) * inputs
     assert torch.equal(network(x), in_float64(network, x, monkeypatch))
     assert refused[0] == (weights >= 12)
@@ -108,35 +111,31 @@ def test_one_activation_too_large_is_refused(refused: list[bool], monkeypatch: p
 
 
 @torch.inference_mode()
-def test_weights_whose_sums_do_not_fit_are_refused(refused: list[bool]) -> None:
+@pytest.mark.parametrize(
+    ("weight", "largest", "fits"),
+    # Rows of 64 whose sums fit or do not; 2^15 units are one more than 16 bits hold.
+    [(0.999, 0.999, True), (1.0, 1.0, False), (0.0, 2.0, False)],
+)
+def test_weights_that_do_not_fit_are_refused(
+    weight: float, largest: float, fits: bool, refused: list[bool]
+) -> None:
     conv = nn.Conv2d(64, 8, 1)
-    for value, fits in ((0.999, True), (1.0, False)):
-        nn.init.constant_(conv.weight, value)
-        refused.clear()
-        to_integer_network(nn.Sequential(conv))(torch.randn(1, 64, 2, 2))
-        assert refused == [not fits]
-    nn.init.constant_(conv.weight, 0.0)
-    conv.weight[3, 5] = 2.0  # 2^15 units: one more than 16 bits hold
-    refused.clear()
+    nn.init.constant_(conv.weight, weight)
+    conv.weight[3, 5] = largest
     to_integer_network(nn.Sequential(conv))(torch.randn(1, 64, 2, 2))
-    assert refused == [True]
+    assert refused == [not fits]
 
 
 @torch.inference_mode()
 @pytest.mark.parametrize("threads", [1, 2, 5, 100])
-def test_bits_do_not_depend_on_threads(threads: int) -> None:
-    torch.manual_seed(1)
+def test_bits_do_not_depend_on_threads(threads: int, set_threads: Callable[[int], None]) -> None:
     network = to_integer_network(nn.Sequential(DepthConvBlock(40, 40)))
     x = torch.randn(1, 40, 51, 53)  # more groups of positions than 64
-    before = torch.get_num_threads()
-    try:
-        torch.set_num_threads(1)
-        expected = network(x)
-        torch.set_num_threads(threads)
-        for _ in range(5):
-            assert torch.equal(network(x), expected)
-    finally:
-        torch.set_num_threads(before)
+    set_threads(1)
+    expected = network(x)
+    set_threads(threads)
+    for _ in range(5):
+        assert torch.equal(network(x), expected)
 
 
 def test_paper_size_context_model_runs_in_the_kernels(

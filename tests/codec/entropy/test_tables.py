@@ -4,6 +4,7 @@ import bisect
 import copy
 import json
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -22,13 +23,13 @@ from glc.codec.entropy.tables import (
     Table,
     Tables,
     density_tables,
-    gaussian_table,
     gaussian_tables,
     index_table,
     quantize_probabilities,
 )
 from glc.errors import TableError
 from glc.models.entropy import FactorizedDensity
+from tests.codec.entropy.code_length import code_length
 
 GAUSSIANS = gaussian_tables()
 SHIFTED = (Table(-3, (1, 2, 3, TOTAL - 6)), Table(5, (TOTAL - 1, 1)))
@@ -40,62 +41,43 @@ def probability(k: int, scale: float) -> float:
     return 0.5 * (math.erfc((k - 0.5) / scale / 2**0.5) - math.erfc((k + 0.5) / scale / 2**0.5))
 
 
-def bits(table: Table, symbol: int) -> float:
-    """Return a symbol's code length: of its frequency, or of the escape with sign, length and excess."""
-    if table.low <= symbol <= table.high:
-        return 24 - math.log2(table.frequencies[symbol - table.low])
-    excess = table.low - symbol if symbol < table.low else symbol - table.high
-    return 24 - math.log2(table.frequencies[-1]) + 1 + 4 + excess.bit_length() - 1
-
-
 def table_of(scale: float) -> Table:
     """Return the table of a scale."""
     return GAUSSIANS.y[bisect.bisect_right(GAUSSIANS.thresholds, math.floor(scale * 4096))]
 
 
-def test_there_is_one_table_per_scale_index_of_sum_2_to_the_24() -> None:
+RATIO = (SCALE_MAX / SCALE_MIN) ** (1 / (SCALES - 1))
+"""Of neighbouring scales."""
+
+
+def test_there_is_one_symmetric_table_per_scale_index_of_sum_2_to_the_24() -> None:
     assert len(GAUSSIANS.y) == SCALES == len(GAUSSIANS.thresholds) + 1
     for table in GAUSSIANS.y:
         assert sum(table.frequencies) == 1 << 24
         assert min(table.frequencies) >= 1
         assert table.high - table.low + 2 == len(table.frequencies) == table.escape + 1
-
-
-def test_gaussian_tables_are_symmetric_and_unimodal() -> None:
-    for table in GAUSSIANS.y:
-        inside = table.frequencies[:-1]
         assert table.low == -table.high
-        assert inside == inside[::-1]
-        half = inside[-table.low :]
-        assert list(half) == sorted(half, reverse=True)
+        assert table.frequencies[:-1] == table.frequencies[-2::-1]
 
 
 def test_gaussian_tables_equal_the_gaussian_probabilities() -> None:
-    ratio = (SCALE_MAX / SCALE_MIN) ** (1 / (SCALES - 1))
     for i, table in enumerate(GAUSSIANS.y):
-        scale = SCALE_MIN * ratio**i
+        scale = SCALE_MIN * RATIO**i
         for k in range(1, table.high + 1):
             # Half a unit of rounding, or the least frequency.
             assert abs(table.frequencies[k - table.low] - probability(k, scale) * TOTAL) <= 1
-        tail = math.erfc((table.high + 0.5) / scale / 2**0.5)
+        tail, longer_tail = (math.erfc((table.high + d) / scale / 2**0.5) for d in (0.5, -0.5))
         assert tail <= 2**-16
-        assert table.frequencies[-1] >= max(TOTAL >> 17, math.floor(tail * TOTAL))
-        assert table.frequencies[-1] <= TOTAL >> 16
-
-
-def test_tables_widen_with_the_scale() -> None:
-    for narrow, wide in zip(GAUSSIANS.y, GAUSSIANS.y[1:], strict=False):
-        assert narrow.high <= wide.high
-        assert narrow.frequencies[-narrow.low] > wide.frequencies[-wide.low]
+        assert longer_tail > 2**-16 or table.high == 1
+        assert max(TOTAL >> 17, math.floor(tail * TOTAL)) <= table.frequencies[-1] <= TOTAL >> 16
 
 
 def test_scales_use_the_table_nearest_in_the_logarithm() -> None:
-    ratio = (SCALE_MAX / SCALE_MIN) ** (1 / (SCALES - 1))
     for i, table in enumerate(GAUSSIANS.y):
-        scale = SCALE_MIN * ratio**i
-        for nearby in (scale, scale * ratio**0.45, scale / ratio**0.45):
+        scale = SCALE_MIN * RATIO**i
+        for nearby in (scale, scale * RATIO**0.45, scale / RATIO**0.45):
             # The smallest scales are a few grid steps apart.
-            assert table_of(nearby) is table or abs(nearby - scale * ratio**0.5) < 2**-11
+            assert table_of(nearby) is table or abs(nearby - scale * RATIO**0.5) < 2**-11
     assert table_of(0) is table_of(-5) is GAUSSIANS.y[0]
     assert table_of(16000) is GAUSSIANS.y[-1]
 
@@ -114,7 +96,7 @@ def test_code_length_is_near_the_entropy_of_each_scale() -> None:
             p = probability(k, scale)
             if p > 0:
                 entropy -= p * math.log2(p)
-                cost += p * bits(table, k)
+                cost += p * code_length(table, k)
         assert 0 <= cost - entropy <= mismatch + escapes
         assert cost <= 1.003 * entropy
 
@@ -139,11 +121,10 @@ def test_tables_round_trip_through_json(z: tuple[Table, ...]) -> None:
     assert Tables.from_json(stored).to_json() == stored
 
 
-def test_frequencies_must_be_positive_and_sum_to_the_total() -> None:
-    Table(0, (TOTAL - 1, 1))
-    for frequencies in ((), (TOTAL,), (TOTAL, 0), (TOTAL + 1, -1), (1, 1), (TOTAL, 1)):
-        with pytest.raises(TableError):
-            Table(0, frequencies)
+@pytest.mark.parametrize("frequencies", [(), (TOTAL,), (TOTAL, 0), (TOTAL + 1, -1), (1, 1), (TOTAL, 1)])
+def test_frequencies_must_be_positive_and_sum_to_the_total(frequencies: tuple[int, ...]) -> None:
+    with pytest.raises(TableError):
+        Table(0, frequencies)
 
 
 @pytest.mark.parametrize("low", [SYMBOL_LIMIT + 1, -SYMBOL_LIMIT - 1, 2**31, -(2**40)])
@@ -158,62 +139,62 @@ def test_thresholds_out_of_range_are_refused(thresholds: tuple[int, ...]) -> Non
         Tables(thresholds, GAUSSIANS.y[:3])
 
 
-def _edits() -> dict[str, Any]:
-    """Return edits that make stored tables invalid, by name."""
+def at(*path: Any, to: Any) -> Callable[[Any], None]:
+    """Return an edit that sets a value of stored tables, or applies a function to it."""
 
-    def at(*path: Any, to: Any) -> Any:
-        def edit(stored: Any) -> None:
-            for key in path[:-1]:
-                stored = stored[key]
-            stored[path[-1]] = to(stored[path[-1]]) if callable(to) else to
+    def edit(stored: Any) -> None:
+        for key in path[:-1]:
+            stored = stored[key]
+        stored[path[-1]] = to(stored[path[-1]]) if callable(to) else to
 
-        return edit
-
-    return {
-        "no thresholds": lambda s: s.pop("thresholds"),
-        "no y": lambda s: s.pop("y"),
-        "no z": lambda s: s.pop("z"),
-        "another key": lambda s: s.update(more=[]),
-        "thresholds null": at("thresholds", to=None),
-        "thresholds nested": at("thresholds", to=lambda t: [t]),
-        "thresholds text": at("thresholds", to="0123"),
-        "thresholds of floats": at("thresholds", to=lambda t: [float(x) for x in t]),
-        "one threshold less": at("thresholds", to=lambda t: t[1:]),
-        "one threshold more": at("thresholds", to=lambda t: [*t, t[-1] + 1]),
-        "thresholds falling": at("thresholds", to=lambda t: t[::-1]),
-        "two equal thresholds": at("thresholds", to=lambda t: [t[1], *t[1:]]),
-        "y null": at("y", to=None),
-        "y empty": at("y", to=lambda _: []),
-        "y a number": at("y", to=7),
-        "y flat": at("y", to=lambda y: y[0]),
-        "one table less": at("y", to=lambda y: y[1:]),
-        "one table more": at("y", to=lambda y: [*y, y[0]]),
-        "an empty table": at("y", 5, to=lambda _: []),
-        "a table of one": at("y", 5, to=lambda _: [TOTAL]),
-        "a table of text": at("y", 5, to="12"),
-        "a table as a mapping": at("y", 5, to=lambda _: {"0": TOTAL}),
-        "a frequency more": at("y", 5, 0, to=lambda f: f + 1),
-        "a frequency less": at("y", 5, -1, to=lambda f: f - 1),
-        "a frequency as a float": at("y", 5, 0, to=float),
-        "a frequency as text": at("y", 5, 0, to=str),
-        "a frequency as a truth": at("y", 0, 1, to=True),
-        "a frequency null": at("y", 5, 0, to=None),
-        "a frequency of NaN": at("y", 5, 0, to=math.nan),
-        "a zero": lambda s: s["y"][5].insert(-1, 0),
-        "z null": at("z", to=None),
-        "z flat": at("z", to=lambda z: z[0]),
-        "z of floats": at("z", 0, 0, to=-3.0),
-        "an empty z": at("z", 0, to=lambda _: []),
-        "z with its low alone": at("z", 0, to=lambda _: [0]),
-        "z with its escape alone": at("z", 0, to=lambda _: [0, TOTAL]),
-        "z without its low": at("z", 0, to=lambda z: z[1:]),
-    }
+    return edit
 
 
-@pytest.mark.parametrize("name", _edits())
-def test_malformed_tables_are_refused(name: str) -> None:
+EDITS: dict[str, Callable[[Any], Any]] = {
+    "no thresholds": lambda s: s.pop("thresholds"),
+    "no y": lambda s: s.pop("y"),
+    "no z": lambda s: s.pop("z"),
+    "another key": lambda s: s.update(more=[]),
+    "thresholds null": at("thresholds", to=None),
+    "thresholds nested": at("thresholds", to=lambda t: [t]),
+    "thresholds text": at("thresholds", to="0123"),
+    "thresholds of floats": at("thresholds", to=lambda t: [float(x) for x in t]),
+    "one threshold less": at("thresholds", to=lambda t: t[1:]),
+    "one threshold more": at("thresholds", to=lambda t: [*t, t[-1] + 1]),
+    "thresholds falling": at("thresholds", to=lambda t: t[::-1]),
+    "two equal thresholds": at("thresholds", to=lambda t: [t[1], *t[1:]]),
+    "y null": at("y", to=None),
+    "y empty": at("y", to=lambda _: []),
+    "y a number": at("y", to=7),
+    "y flat": at("y", to=lambda y: y[0]),
+    "one table less": at("y", to=lambda y: y[1:]),
+    "one table more": at("y", to=lambda y: [*y, y[0]]),
+    "an empty table": at("y", 5, to=lambda _: []),
+    "a table of one": at("y", 5, to=lambda _: [TOTAL]),
+    "a table of text": at("y", 5, to="12"),
+    "a table as a mapping": at("y", 5, to=lambda _: {"0": TOTAL}),
+    "a frequency more": at("y", 5, 0, to=lambda f: f + 1),
+    "a frequency less": at("y", 5, -1, to=lambda f: f - 1),
+    "a frequency as a float": at("y", 5, 0, to=float),
+    "a frequency as text": at("y", 5, 0, to=str),
+    "a frequency as a truth": at("y", 0, 1, to=True),
+    "a frequency null": at("y", 5, 0, to=None),
+    "a frequency of NaN": at("y", 5, 0, to=math.nan),
+    "a zero": lambda s: s["y"][5].insert(-1, 0),
+    "z null": at("z", to=None),
+    "z flat": at("z", to=lambda z: z[0]),
+    "z of floats": at("z", 0, 0, to=-3.0),
+    "an empty z": at("z", 0, to=lambda _: []),
+    "z with its low alone": at("z", 0, to=lambda _: [0]),
+    "z with its escape alone": at("z", 0, to=lambda _: [0, TOTAL]),
+    "z without its low": at("z", 0, to=lambda z: z[1:]),
+}
+
+
+@pytest.mark.parametrize("edit", EDITS.values(), ids=EDITS)
+def test_malformed_tables_are_refused(edit: Callable[[Any], Any]) -> None:
     stored = copy.deepcopy(gaussian_tables(SHIFTED).to_json())
-    _edits()[name](stored)
+    edit(stored)
     with pytest.raises(TableError):
         Tables.from_json(stored)
 
@@ -251,29 +232,23 @@ def likelihoods(density: FactorizedDensity, widest: int) -> np.ndarray:
         return cumulative.diff(dim=-1)[:, 0].numpy()
 
 
-@pytest.mark.parametrize("spread", [0.3, 1.0, 10.0])
-def test_density_tables_reach_the_code_length_of_the_density(spread: float) -> None:
+@pytest.mark.parametrize(
+    ("spread", "slack", "escaped", "width"),
+    [(0.3, 2e-4, 2**-15, 40), (1.0, 0.01, 2**-13, 512), (10.0, 0.01, 2**-13, 512)],
+)
+def test_density_tables_cover_the_density_at_its_code_length(
+    spread: float, slack: float, escaped: float, width: int
+) -> None:
     density = FactorizedDensity(4, init_scale=spread)
-    tables = density_tables(density)
-    assert len(tables) == 4
-    expected = likelihoods(density, 256)
-    for table, row in zip(tables, expected, strict=True):
-        assert table.low < row.argmax() - 256 < table.high
-        ideal = -sum(p * math.log2(p) for p in row if p > 1e-30)
-        cost = sum(p * bits(table, k - 256) for k, p in enumerate(row))
-        # The density's own estimate adds 1e-5 to every likelihood, so that a table may give away the same.
-        assert ideal - 1e-4 <= cost <= ideal + 0.01
-
-
-def test_density_tables_cover_the_density() -> None:
-    density = FactorizedDensity(4, init_scale=0.3)
     for table, row in zip(density_tables(density), likelihoods(density, 256), strict=True):
         inside = row[table.low + 256 : table.high + 257]
-        assert inside.sum() >= 1 - 2**-15
-        assert len(inside) < 40
-        assert sum(p * bits(table, k - 256) for k, p in enumerate(row)) <= 2e-4 - sum(
-            p * math.log2(p) for p in row if p > 1e-30
-        )
+        assert inside.sum() >= 1 - escaped
+        assert len(inside) < width
+        assert table.low < row.argmax() - 256 < table.high
+        ideal = -sum(p * math.log2(p) for p in row if p > 1e-30)
+        cost = sum(p * code_length(table, k - 256) for k, p in enumerate(row))
+        # The density's own estimate adds 1e-5 to every likelihood, so that a table may give away the same.
+        assert ideal - 1e-4 <= cost <= ideal + slack
 
 
 def test_density_tables_follow_channel_order_and_sign() -> None:
@@ -303,10 +278,3 @@ def test_indices_with_zero_count_can_be_coded() -> None:
     assert 24 - math.log2(table.frequencies[3]) == pytest.approx(math.log2(1_000_600 / 1_000_001), abs=1e-4)
     assert table.frequencies[99] == pytest.approx(501 / 1_000_600 * TOTAL, abs=1)
     assert table.frequencies[50] == pytest.approx(1 / 1_000_600 * TOTAL, abs=1)
-
-
-def test_gaussian_table_ends_at_its_tail_probability() -> None:
-    for scale in (0.11, 1.0, 7.3):
-        high = gaussian_table(scale).high
-        assert math.erfc((high - 0.5) / scale / 2**0.5) > 2**-16 or high == 1
-        assert math.erfc((high + 0.5) / scale / 2**0.5) <= 2**-16

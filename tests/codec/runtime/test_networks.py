@@ -9,14 +9,15 @@ from glc.codec.runtime.networks import ImageNetworks
 from glc.codec.runtime.resources import Precision
 from glc.data.images import to_input
 from glc.errors import MemoryLimitError
-from tests.codec.fixed_model import fixed_codec_weights, fixed_image
+from tests.codec.fixed_model import fixed_image
+from tests.codec.variants import Variants
 
 CPU = torch.device("cpu")
 
 
-@pytest.fixture(scope="module")
-def codec(tmp_path_factory: pytest.TempPathFactory) -> glc.Codec:
-    return glc.load(fixed_codec_weights(tmp_path_factory.mktemp("model") / "weights.safetensors"), "cpu")
+@pytest.fixture
+def codec(variants: Variants) -> glc.Codec:
+    return variants.codec("categorical")
 
 
 @torch.inference_mode()

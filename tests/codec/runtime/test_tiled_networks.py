@@ -72,7 +72,6 @@ def test_tiles_of_any_height_equal_the_module(kind: str, monkeypatch: pytest.Mon
 
 @torch.inference_mode()
 def test_last_convolution_of_many_channels_runs_in_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
-    torch.manual_seed(3)
     given = {"latent_channels": 32, "channels": 32, "num_blocks": 1, "multipliers": (1, 2)}
     decoder = Decoder(**given, norm="pixel", stem=4, level_attention=False).eval()
     latent = torch.randn(1, 32, 20, 12)
@@ -100,10 +99,8 @@ def test_bfloat16_error_is_bounded(kind: str) -> None:
     x = torch.rand(1, 3, 64, 64) * 2 - 1
     latent = encoder(x)
     assert psnr(encode(TiledEncoder(encoder, torch.bfloat16), x), latent) > 35
-    assert (
-        psnr(decode(TiledDecoder(decoder, torch.bfloat16), latent, decoder.downsampling), decoder(latent))
-        > 35
-    )
+    decoded = decode(TiledDecoder(decoder, torch.bfloat16), latent, decoder.downsampling)
+    assert psnr(decoded, decoder(latent)) > 35
 
 
 @torch.inference_mode()

@@ -1,6 +1,8 @@
 """The kernels of winograd.c against PyTorch, and the path without them."""
 
+import ctypes
 import threading
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -14,8 +16,13 @@ from glc.codec.runtime.threads import Scratch, Workers
 from glc.codec.runtime.tiled_layers import Convolution
 from glc.codec.runtime.winograd import TransformedWeights
 
-NATIVE = winograd.library()
-needs_compiler = pytest.mark.skipif(NATIVE is None, reason="no C compiler, or winograd.c is disabled")
+
+@pytest.fixture
+def library() -> ctypes.CDLL:
+    found = winograd.library()
+    if found is None:
+        pytest.skip("no C compiler, or winograd.c is disabled")
+    return found
 
 
 def convolution(ins: int, outs: int, bias: bool = True) -> nn.Conv2d:
@@ -31,7 +38,6 @@ def of_map(x: Tensor) -> Source:
     return Source(x.shape[2], lambda a, b: x[:, :, a:b])
 
 
-@needs_compiler
 @torch.inference_mode()
 @pytest.mark.parametrize(
     ("ins", "outs", "height", "width"),
@@ -40,15 +46,21 @@ def of_map(x: Tensor) -> Source:
 )
 @pytest.mark.parametrize("doubles", [False, True])
 def test_convolution_in_row_tiles_equals_pytorch(
-    ins: int, outs: int, height: int, width: int, doubles: bool, monkeypatch: pytest.MonkeyPatch
+    ins: int,
+    outs: int,
+    height: int,
+    width: int,
+    doubles: bool,
+    library: ctypes.CDLL,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     conv = convolution(ins, outs, bias=not doubles)
+    assert winograd.suits(conv)  # or PyTorch would convolve
     x = channels_last(1, ins, height, width)
     given = F.interpolate(x, scale_factor=2.0) if doubles else x
     expected = conv.double()(given.double())
     conv.float()
     convolution_in_tiles = Convolution(conv, torch.float32, doubles)
-    assert convolution_in_tiles._library is not None
     before = channels_last(*expected.shape)
     for elements in (1, 1 << 20):
         monkeypatch.setattr(row_tiles, "TILE_ELEMENTS", elements)
@@ -59,50 +71,44 @@ def test_convolution_in_row_tiles_equals_pytorch(
             torch.testing.assert_close(out.double(), expected + add * before, rtol=0, atol=5e-5)
 
 
-@needs_compiler
 @torch.inference_mode()
-def test_only_the_requested_rows_and_channels_are_written() -> None:
-    assert NATIVE is not None
+def test_only_the_requested_rows_and_channels_are_written(library: ctypes.CDLL) -> None:
     conv, x = convolution(32, 128), channels_last(1, 32, 20, 15)
     expected, out = conv(x), torch.full((1, 128, 20, 15), 7.0).contiguous(memory_format=torch.channels_last)
     with Workers() as workers:
-        weights = TransformedWeights(conv, NATIVE, workers)
+        weights = TransformedWeights(conv, library, workers)
         weights.convolve(x[:, :, 5:14], 5, 20, 6, out[:, 64:, 6:13], 64, add=False)
     torch.testing.assert_close(out[:, 64:, 6:13], expected[:, 64:, 6:13], rtol=0, atol=2e-5)
     out[:, 64:, 6:13] = 7
     assert (out == 7).all()
 
 
-@needs_compiler
 @torch.inference_mode()
-def test_rows_beyond_the_given_ones_are_not_read() -> None:
-    assert NATIVE is not None
+def test_rows_beyond_the_given_ones_are_not_read(library: ctypes.CDLL) -> None:
     conv, x = convolution(32, 32), channels_last(1, 32, 40, 15)
     expected, out = conv(x), torch.empty(1, 32, 10, 15).contiguous(memory_format=torch.channels_last)
     surrounded = torch.full_like(x, torch.nan)
     surrounded[:, :, 9:21] = x[:, :, 9:21]
     with Workers() as workers:
         # Ten rows end in a partial tile, whose eight input rows extend beyond the twelve given.
-        TransformedWeights(conv, NATIVE, workers).convolve(
+        TransformedWeights(conv, library, workers).convolve(
             surrounded[:, :, 9:21], 9, 40, 10, out, 0, add=False
         )
     torch.testing.assert_close(out, expected[:, :, 10:20], rtol=0, atol=2e-5)
 
 
-@needs_compiler
 @torch.inference_mode()
 @pytest.mark.parametrize("swish", [False, True])
-def test_normalize_equals_scale_shift_and_swish(swish: bool) -> None:
-    assert NATIVE is not None
+def test_normalize_equals_scale_shift_and_swish(swish: bool, library: ctypes.CDLL) -> None:
     x = channels_last(1, 48, 9, 7) * 30
     x[0, :4, 0, 0] = torch.tensor([1e4, -1e4, 88.5, -88.5])
     scale, shift = torch.rand(48) + 0.5, torch.randn(48)
     expected = x.double() * scale.double()[:, None, None] + shift.double()[:, None, None]
     expected = F.silu(expected) if swish else expected
-    found = winograd.normalize(NATIVE, x[:, :, 1:8], scale, shift, swish)
+    found = winograd.normalize(library, x[:, :, 1:8], scale, shift, swish)
     torch.testing.assert_close(found.double(), expected[:, :, 1:8], rtol=2e-6, atol=1e-6)
     x[0, 3, 4, 5] = torch.nan
-    assert winograd.normalize(NATIVE, x, scale, shift, swish).isnan().nonzero().tolist() == [[0, 3, 4, 5]]
+    assert winograd.normalize(library, x, scale, shift, swish).isnan().nonzero().tolist() == [[0, 3, 4, 5]]
 
 
 @torch.inference_mode()
@@ -115,10 +121,8 @@ def test_without_the_library_pytorch_convolves(monkeypatch: pytest.MonkeyPatch) 
         torch.testing.assert_close(out, conv(x), rtol=1e-5, atol=1e-5)
 
 
-@needs_compiler
-def test_each_thread_has_its_own_scratch_buffer() -> None:
-    assert NATIVE is not None
-    library, x, one, zero = NATIVE, channels_last(1, 32, 30, 40), torch.ones(32), torch.zeros(32)
+def test_each_thread_has_its_own_scratch_buffer(library: ctypes.CDLL) -> None:
+    x, one, zero = channels_last(1, 32, 30, 40), torch.ones(32), torch.zeros(32)
     started = threading.Barrier(3)
 
     def scaled(factor: int) -> bool:
@@ -132,23 +136,23 @@ def test_each_thread_has_its_own_scratch_buffer() -> None:
         assert all(pool.map(scaled, (1, 2, 4)))
 
 
-def test_workers_keep_order_raise_the_first_error_and_restore_thread_counts() -> None:
-    threads = torch.get_num_threads()
-    try:
-        torch.set_num_threads(3)
-        with torch.inference_mode(), Workers() as workers:
-            assert workers.map(lambda i: i * i, range(50)) == [i * i for i in range(50)]
-            assert set(workers.map(lambda _: torch.get_num_threads(), range(50))) == {1}
-            assert all(workers.map(lambda _: torch.is_inference_mode_enabled(), range(9)))
-            with pytest.raises(ZeroDivisionError):
-                workers.map(lambda i: 1 // (i - 3), range(9))
-            assert torch.get_num_threads() == 3
+def test_workers_keep_order_raise_the_first_error_and_restore_thread_counts(
+    set_threads: Callable[[int], None],
+) -> None:
+    set_threads(3)
+    with torch.inference_mode(), Workers() as workers:
+        assert workers.map(lambda i: i * i, range(50)) == [i * i for i in range(50)]
+        assert set(workers.map(lambda _: torch.get_num_threads(), range(50))) == {1}
+        assert all(workers.map(lambda _: torch.is_inference_mode_enabled(), range(9)))
+        with pytest.raises(ZeroDivisionError):
+            workers.map(lambda i: 1 // (i - 3), range(9))
         assert torch.get_num_threads() == 3
-    finally:
-        torch.set_num_threads(threads)
+    assert torch.get_num_threads() == 3
 
 
-def test_workers_compute_in_the_caller_if_no_thread_can_be_started(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_workers_compute_in_the_caller_if_no_thread_can_be_started(
+    set_threads: Callable[[int], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
     real, started = threading.Thread.start, []
 
     def start(thread: threading.Thread) -> None:
@@ -157,15 +161,11 @@ def test_workers_compute_in_the_caller_if_no_thread_can_be_started(monkeypatch: 
         started.append(thread)
         real(thread)
 
-    threads = torch.get_num_threads()
-    try:
-        torch.set_num_threads(3)
-        monkeypatch.setattr(threading.Thread, "start", start)
-        with Workers() as workers:
-            assert workers.map(lambda i: i + 1, range(5)) == [1, 2, 3, 4, 5]
-        assert torch.get_num_threads() == 3
-    finally:
-        torch.set_num_threads(threads)
+    set_threads(3)
+    monkeypatch.setattr(threading.Thread, "start", start)
+    with Workers() as workers:
+        assert workers.map(lambda i: i + 1, range(5)) == [1, 2, 3, 4, 5]
+    assert torch.get_num_threads() == 3
 
 
 def test_scratch_buffer_is_reused_and_shrinks_when_much_too_large() -> None:

@@ -2,38 +2,39 @@
 
 import json
 import resource
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
 
 from glc.codec.bitstream import MAX_RATES
 from glc.codec.weights.architecture import Budget
 from glc.codec.weights.file import read_weights
 from glc.errors import OverBudgetError, WeightsError
-from tests.codec.fixed_model import fixed_codec_weights
 
 SMALL_ENCODER = {"_target_": "glc.models.autoencoder.Encoder", "channels": 8, "multipliers": [1]}
+Described = Callable[[Mapping[tuple[str, ...], Any]], Path]
 
 
-def write_described(folder: Path, changes: Mapping[tuple[str, ...], Any]) -> Path:
+@pytest.fixture
+def described(rewrite: Callable[..., Path]) -> Described:
     """Write a codec's weights file that describes another network than it holds."""
-    good, bad = folder / "good.safetensors", folder / "bad.safetensors"
-    fixed_codec_weights(good)
-    with safe_open(good, framework="pt") as opened:
-        metadata = dict(opened.metadata())
-    description = json.loads(metadata["model"])
-    for path, value in changes.items():
-        place = description
-        for key in path[:-1]:
-            place = place[key]
-        place[path[-1]] = value
-    save_file(load_file(good), bad, {**metadata, "model": json.dumps(description)})
-    return bad
+
+    def described(changes: Mapping[tuple[str, ...], Any]) -> Path:
+        def edit(_: object, metadata: dict[str, str]) -> None:
+            description = json.loads(metadata["model"])
+            for path, value in changes.items():
+                place = description
+                for key in path[:-1]:
+                    place = place[key]
+                place[path[-1]] = value
+            metadata["model"] = json.dumps(description)
+
+        return rewrite(edit)
+
+    return described
 
 
 @pytest.mark.parametrize(
@@ -48,25 +49,27 @@ def write_described(folder: Path, changes: Mapping[tuple[str, ...], Any]) -> Pat
     ],
     ids=lambda value: "-".join(value) if isinstance(value, tuple) else "",
 )
-def test_huge_descriptions_are_refused(path: tuple[str, ...], value: Any, tmp_path: Path) -> None:
-    bad = write_described(tmp_path, {path: value})
+def test_huge_descriptions_are_refused(path: tuple[str, ...], value: Any, described: Described) -> None:
+    bad = described({path: value})
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    with pytest.raises(WeightsError, match=r"bad\.safetensors.*more than its file has"):
+    with pytest.raises(WeightsError, match=r"changed\.safetensors.*more than its file has"):
         read_weights(bad)
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 300_000  # kilobytes
 
 
 @pytest.mark.filterwarnings("ignore:Initializing zero-element")
-def test_many_empty_tensors_are_refused(tmp_path: Path) -> None:
+def test_many_empty_tensors_are_refused(described: Described) -> None:
     blocks = {("decoder", "num_blocks"): 1 << 40, ("decoder", "channels"): 0, ("decoder", "norm"): "pixel"}
-    with pytest.raises(WeightsError, match=r"bad\.safetensors.*more than its file has"):
-        read_weights(write_described(tmp_path, blocks))
+    with pytest.raises(WeightsError, match=r"changed\.safetensors.*more than its file has"):
+        read_weights(described(blocks))
 
 
-def test_num_rates_is_checked_before_allocation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    bad = write_described(tmp_path, {("coder", "num_rates"): MAX_RATES + 1})
+def test_num_rates_is_checked_before_allocation(
+    described: Described, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bad = described({("coder", "num_rates"): MAX_RATES + 1})
     monkeypatch.setattr("glc.models.transform.RateScaler.__init__", lambda *_: pytest.fail("too late"))
-    with pytest.raises(WeightsError, match=r"bad\.safetensors: .*at most 16 rate points, not 17"):
+    with pytest.raises(WeightsError, match=r"changed\.safetensors: .*at most 16 rate points, not 17"):
         read_weights(bad)
 
 
@@ -87,16 +90,16 @@ def test_num_rates_is_checked_before_allocation(tmp_path: Path, monkeypatch: pyt
     ids=lambda value: "-".join(value) if isinstance(value, tuple) else "",
 )
 def test_networks_of_the_wrong_type_are_refused(
-    path: tuple[str, ...], value: Any, complaint: str, tmp_path: Path
+    path: tuple[str, ...], value: Any, complaint: str, described: Described
 ) -> None:
-    with pytest.raises(WeightsError, match=rf"bad\.safetensors: .*{complaint}"):
-        read_weights(write_described(tmp_path, {path: value}))
+    with pytest.raises(WeightsError, match=rf"changed\.safetensors: .*{complaint}"):
+        read_weights(described({path: value}))
 
 
 @pytest.mark.parametrize("target", ["os.system", "torch.hub.load", "glc.cli.main", "builtins.eval", 7, None])
-def test_descriptions_may_name_only_networks_of_glc(target: object, tmp_path: Path) -> None:
-    bad = write_described(tmp_path, {("encoder", "_target_"): target})
-    with pytest.raises(WeightsError, match=r"bad\.safetensors: .*(not a network|name of a network)"):
+def test_descriptions_may_name_only_networks_of_glc(target: object, described: Described) -> None:
+    bad = described({("encoder", "_target_"): target})
+    with pytest.raises(WeightsError, match=r"changed\.safetensors: .*(not a network|name of a network)"):
         read_weights(bad)
 
 

@@ -24,13 +24,9 @@ def folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Path
         file.parent.mkdir(exist_ok=True)
         file.touch()
     monkeypatch.setattr(pretrained, "__path__", [str(own)])
-    monkeypatch.setenv(FOLDER_VARIABLE, str(users))
+    monkeypatch.setenv("GLC_MODELS", str(users))
     monkeypatch.chdir(tmp_path)
     return own, users
-
-
-def test_environment_variable_is_documented() -> None:
-    assert FOLDER_VARIABLE == "GLC_MODELS"
 
 
 def test_models_are_named_by_their_files(folders: tuple[Path, Path]) -> None:
@@ -48,9 +44,8 @@ def test_models_are_named_by_their_files(folders: tuple[Path, Path]) -> None:
 def test_without_a_user_folder_only_bundled_models_are_listed(
     value: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if value is None:
-        monkeypatch.delenv(FOLDER_VARIABLE)
-    else:
+    monkeypatch.delenv(FOLDER_VARIABLE)
+    if value is not None:
         monkeypatch.setenv(FOLDER_VARIABLE, value)
     assert sorted(catalog()) == ["natural", "small"]
 

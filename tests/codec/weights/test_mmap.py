@@ -2,10 +2,7 @@
 
 import copy
 import errno
-import hashlib
 import pickle
-import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -21,9 +18,8 @@ from glc.codec.runtime.networks import ImageNetworks
 from glc.codec.runtime.resources import choose_precision
 from glc.codec.weights import mmap
 from glc.codec.weights.catalog import save_variant
-from glc.codec.weights.file import read_weights, save_weights
+from glc.codec.weights.file import read_weights
 from glc.codec.weights.mmap import MappedFile, bytes_to_read
-from glc.errors import WeightsError
 from tests.codec.fixed_model import fixed_codec_weights, fixed_image
 from tests.programs import fresh
 
@@ -115,8 +111,6 @@ def test_locked_memory_is_kept(large: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_codecs_map_the_file_and_training_copies_it(file: Path) -> None:
-    for parameter in glc.load(file, "cpu").model.parameters():
-        assert parameter.device.type == "cpu"
     codec = glc.load(file, "cpu")
     (mapped,) = codec.weights.files
     assert all(mapped.holds(parameter) for parameter in codec.model.parameters())
@@ -158,21 +152,25 @@ def test_pages_are_released_between_calls(file: Path, tmp_path: Path) -> None:
     def held() -> list[float]:
         return [resident(torch.frombuffer(file._memory, dtype=torch.uint8)) for file in codec.weights.files]
 
-    assert held() == [0, 0]
-    data = codec.compress(fixed_image(70, 50))
-    assert held() == [0, 0]
-    codec.decompress(data)
-    assert held() == [0, 0]
-    symbols = codec.symbols(data)
-    assert held() == [0, 0]
-    assert codec.from_symbols(symbols, (70, 50), codec.rate_index(50)) == data
-    assert held() == [0, 0]
-    header, payload = bitstream.unpack(data)
-    with pytest.raises(glc.CorruptFileError):
-        codec.decompress(bitstream.pack(header, payload + bytes(range(16))))
-    assert held() == [0, 0]
-    codec.decode_z(data)
-    assert held() == [0, 0]
+    image = fixed_image(70, 50)
+    data = codec.compress(image)
+    symbols, (header, payload) = codec.symbols(data), bitstream.unpack(data)
+
+    def refuse() -> None:
+        with pytest.raises(glc.CorruptFileError):
+            codec.decompress(bitstream.pack(header, payload + bytes(range(16))))
+
+    for call in (
+        lambda: None,
+        lambda: codec.compress(image),
+        lambda: codec.decompress(data),
+        lambda: codec.symbols(data),
+        lambda: codec.from_symbols(symbols, (70, 50), codec.rate_index(50)),
+        lambda: codec.decode_z(data),
+        refuse,
+    ):
+        call()
+        assert held() == [0, 0]
     for parameter in codec.model.parameters():
         parameter.sum()
     assert min(held()) > 0
@@ -182,12 +180,7 @@ def test_a_loaded_file_may_be_replaced_and_deleted(file: Path, tmp_path: Path) -
     image = fixed_image(70, 50)
     expected = glc.load(file, "cpu").compress(image)
     codec = glc.load(file, "cpu")
-    weights = read_weights(file)
-    state = {
-        name: t + 1 if t.is_floating_point() else t for name, t in weights.model.encoder.state_dict().items()
-    }
-    changed = {**weights.model.state_dict(), **{f"encoder.{name}": t for name, t in state.items()}}
-    save_weights(file, changed, weights.description, weights.tables, weights.rates)
+    fixed_codec_weights(file, seed=1)
     assert codec.compress(image) == expected
     file.unlink()
     assert codec.compress(image) == expected
@@ -195,19 +188,18 @@ def test_a_loaded_file_may_be_replaced_and_deleted(file: Path, tmp_path: Path) -
 
 
 def test_writes_to_a_loaded_model_change_neither_file_nor_later_loads(file: Path) -> None:
-    before = hashlib.sha256(file.read_bytes()).hexdigest()
-    codec = glc.load(file, "cpu")
-    other = glc.load(file, "cpu")
-    image = fixed_image(70, 50)
-    plain = codec.decompress(codec.compress(image))
+    before = file.read_bytes()
+    codec, other = glc.load(file, "cpu"), glc.load(file, "cpu")
+    data = codec.compress(fixed_image(70, 50))
+    plain = codec.decompress(data).tobytes()
     with torch.no_grad():
         for parameter in other.model.decoder.parameters():
             parameter.mul_(0.9)
-    changed = other.decompress(other.compress(image)).tobytes()
-    assert changed != plain.tobytes()
-    assert other.decompress(other.compress(image)).tobytes() == changed
-    assert hashlib.sha256(file.read_bytes()).hexdigest() == before
-    assert codec.decompress(codec.compress(image)).tobytes() == plain.tobytes()
+    changed = other.decompress(data).tobytes()
+    assert changed != plain
+    assert other.decompress(data).tobytes() == changed  # also after pages were released
+    assert file.read_bytes() == before
+    assert codec.decompress(data).tobytes() == plain
 
 
 def test_saving_a_mapped_tensor_saves_only_that_tensor(file: Path, tmp_path: Path) -> None:
@@ -228,51 +220,7 @@ def test_copies_of_weights_are_not_mapped(file: Path) -> None:
     for copied in (copy.deepcopy(weights), pickle.loads(pickle.dumps(weights))):
         assert not copied.files
         assert not any(weights.files[0].holds(parameter) for parameter in copied.model.parameters())
-        assert glc.Codec(copied).compress(fixed_image(70, 50)) == glc.load(file, "cpu").compress(
-            fixed_image(70, 50)
-        )
-
-
-def flip(data: bytearray) -> None:
-    data[-100] ^= 1
-
-
-@pytest.mark.parametrize("damage", [flip, lambda data: data.__delitem__(slice(-64, None)), bytearray.clear])
-def test_corrupt_files_are_refused_when_mapped(file: Path, damage: Callable[[bytearray], None]) -> None:
-    data = bytearray(file.read_bytes())
-    damage(data)
-    file.write_bytes(data)
-    with pytest.raises(WeightsError) as plain:
-        read_weights(file)
-    with pytest.raises(WeightsError) as mapped:
-        read_weights(file, mapped=True)
-    assert str(mapped.value) == str(plain.value)
-    assert str(file) in str(mapped.value)
-
-
-def test_a_missing_file_and_a_folder_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(WeightsError, match="no such file"):
-        read_weights(tmp_path / "none.safetensors", mapped=True)
-    with pytest.raises(WeightsError, match="not a safetensors file"):
-        read_weights(tmp_path, mapped=True)
-
-
-def test_half_precision_is_converted_and_not_mapped(file: Path) -> None:
-    weights = read_weights(file)
-    state = {name: t.half() if t.is_floating_point() else t for name, t in weights.model.state_dict().items()}
-    half = file.with_name("half.safetensors")
-    save_weights(half, state, weights.description, weights.tables, weights.rates)
-    codec = glc.load(half, "cpu")
-    assert not codec.weights.files
-    found = codec.model.state_dict()
-    assert {t.dtype for t in found.values()} <= {torch.float32, torch.bool}
-    assert all(torch.equal(found[name], tensor.to(found[name].dtype)) for name, tensor in state.items())
-
-
-def test_reading_does_not_change_the_random_state(file: Path) -> None:
-    before = torch.get_rng_state()
-    read_weights(file)
-    assert torch.equal(torch.get_rng_state(), before)
+        assert glc.Codec(copied).compress(fixed_image(8, 8)) == glc.Codec(weights).compress(fixed_image(8, 8))
 
 
 def test_loading_does_not_load_torchs_compiler(file: Path) -> None:
@@ -307,7 +255,6 @@ def test_on_windows_nothing_is_mapped(file: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(mmap, "CAN_MAP", False)
     codec = glc.load(file, "cpu")
     assert not codec.weights.files
-    assert sys.platform == "win32" or mmap.MappedFile(file).tensors
     image = fixed_image(70, 50)
     monkeypatch.setattr(mmap, "CAN_MAP", True)
     assert codec.compress(image) == glc.load(file, "cpu").compress(image)

@@ -1,9 +1,7 @@
 """Networks of a user's own package in weights files: when they are imported, and that codecs run them."""
 
 import copy
-import json
 import os
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,12 +13,13 @@ import glc
 from glc.codec.codec import assemble
 from glc.codec.weights.architecture import build
 from glc.codec.weights.catalog import read_variant, save_variant
-from glc.codec.weights.export import export, make_tables, rate_points
+from glc.codec.weights.export import export
 from glc.codec.weights.file import build_model, read_weights, save_weights
 from glc.codec.weights.trust import ENTRY_POINTS, VARIABLE, find_class
 from glc.errors import ArchitectureError, WeightsError
 from glc.io.checkpoint import save_checkpoint
 from tests.codec.fixed_model import fixed_codec_weights, fixed_description, fixed_image
+from tests.programs import fresh
 
 PACKAGE = "glc_test_package"
 NETS = '''
@@ -79,12 +78,13 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.syspath_prepend(folder)
     monkeypatch.delenv(VARIABLE, raising=False)
     yield folder
+    forget()
+
+
+def forget() -> None:
+    """Take back the import of the package."""
     for name in [name for name in sys.modules if name.partition(".")[0] == PACKAGE]:
         del sys.modules[name]
-
-
-def imported() -> bool:
-    return PACKAGE in sys.modules
 
 
 def encoder(**values: object) -> dict[str, object]:
@@ -102,8 +102,7 @@ def file(package: Path, tmp_path: Path) -> Path:
     model.load_state_dict({**model.state_dict(), **rest})
     path = tmp_path / "mine.safetensors"
     save_weights(path, model.state_dict(), description, fixed.tables, fixed.rates)
-    for name in [name for name in sys.modules if name.partition(".")[0] == PACKAGE]:
-        del sys.modules[name]
+    forget()
     return path
 
 
@@ -117,7 +116,7 @@ def test_an_untrusted_package_is_named_and_not_imported(file: Path) -> None:
     assert "\n" not in message
     with pytest.raises(WeightsError, match="not trusted"):
         glc.load(file, "cpu", trust=["another", PACKAGE[:-1], f"{PACKAGE}.netsx"])
-    assert not imported()
+    assert PACKAGE not in sys.modules
 
 
 @pytest.mark.parametrize(
@@ -160,8 +159,8 @@ def test_decoding_imports_nothing(package: Path, tmp_path: Path) -> None:
         "assert image.size == (96, 64) and sys.argv[3] not in sys.modules\n"
     )
     path = os.pathsep.join([str(package), *sys.path])
-    command = [sys.executable, "-c", program, weights, data, PACKAGE]
-    subprocess.run(command, check=True, env={**os.environ, "PYTHONPATH": path})
+    done = fresh(["-c", program, weights, data, PACKAGE], {"PYTHONPATH": path})
+    assert done.returncode == 0, done.stderr
 
 
 def test_non_persistent_buffers_are_computed(file: Path) -> None:
@@ -184,10 +183,8 @@ def test_fingerprints_cover_a_users_decoder(package: Path, tmp_path: Path) -> No
 
 def test_user_networks_have_the_same_memory_budget(package: Path, file: Path) -> None:
     weights = read_weights(file, trust=PACKAGE)
-    description = {
-        **weights.description,
-        "encoder": {"_target_": f"{PACKAGE}.nets.Huge", "latent_channels": 16},
-    }
+    huge = {"_target_": f"{PACKAGE}.nets.Huge", "latent_channels": 16}
+    description = {**weights.description, "encoder": huge}
     save_weights(file, weights.model.state_dict(), description, weights.tables, weights.rates)
     with pytest.raises(WeightsError, match=r"mine\.safetensors: .*Huge: .*more than its file has"):
         read_weights(file, trust=PACKAGE)
@@ -222,8 +219,7 @@ def test_classes_are_found_by_every_import_path(package: Path) -> None:
 def test_missing_members_are_named(package: Path) -> None:
     description = {**fixed_description(), "encoder": {"_target_": f"{PACKAGE}.nets.Unfinished"}}
     with pytest.raises(
-        ArchitectureError,
-        match=r"Unfinished cannot be the encoder: it has no latent_channels, downsampling",
+        ArchitectureError, match=r"Unfinished cannot be the encoder: it has no latent_channels"
     ):
         build(description, PACKAGE)
 
@@ -253,9 +249,5 @@ def test_a_checkpoint_with_a_users_network_is_exported_when_it_is_trusted(file: 
         export(tmp_path / "last.ckpt", out)
     assert not out.exists()
     export(tmp_path / "last.ckpt", out, trust=PACKAGE)
-    assert json.dumps(read_weights(out, trust=PACKAGE).description["encoder"]) == json.dumps(
-        encoder(scale=2.0)
-    )
+    assert read_weights(out, trust=PACKAGE).description["encoder"] == encoder(scale=2.0)
     assert read_weights(out, trust=PACKAGE).fingerprint == weights.fingerprint
-    assert make_tables(weights.model) == weights.tables
-    assert rate_points(weights.model) == [{"lmbda": None}] * 4
