@@ -113,7 +113,7 @@ NAMES_OF_0_1 = {
     "glc.training.callbacks.histograms.CodebookHistograms": "glc.training.callbacks.codebook."
     "CodebookHistograms",
     "glc.training.callbacks.panel.ReconstructionPanel": "glc.training.callbacks.media.ReconstructionPanel",
-    "glc.training.callbacks.time_limit.TimeLimit": "glc.training.checkpoints.TimeLimit",
+    "glc.training.callbacks.time_limit.TimeLimit": "glc.training.stopping.StopAfterStep",
     "glc.training.joint.JointStage": "glc.training.stages.joint.JointStage",
     "glc.training.restoration.RestorationStage": "glc.training.stages.restoration.RestorationStage",
     "glc.training.saving.SealedCheckpointIO": "glc.training.checkpoints.ChecksumCheckpointIO",

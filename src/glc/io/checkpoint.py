@@ -35,7 +35,7 @@ _MOVED = {
     "glc.training.callbacks.checkpoint": "glc.training.checkpoints",
     "glc.training.callbacks.histograms": "glc.training.callbacks.codebook",
     "glc.training.callbacks.panel": "glc.training.callbacks.media",
-    "glc.training.callbacks.time_limit": "glc.training.checkpoints",
+    "glc.training.callbacks.time_limit": "glc.training.stopping",
     "glc.training.saving": "glc.training.checkpoints",
     "glc.training.stage": "glc.training.stages.base",
     **{
@@ -49,6 +49,7 @@ _RENAMED = {
     "glc.training.callbacks.codebook.CodebookCare": "glc.training.callbacks.codebook.CodebookRestart",
     "glc.training.callbacks.ema.MovingAverage": "glc.training.callbacks.ema.EMA",
     "glc.training.checkpoints.SealedCheckpointIO": "glc.training.checkpoints.ChecksumCheckpointIO",
+    "glc.training.stopping.TimeLimit": "glc.training.stopping.StopAfterStep",
 }
 # Their arguments, by present class, that have another name since version 0.1; None: the section `stage`.
 _ARGUMENTS = {

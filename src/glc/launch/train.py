@@ -8,8 +8,12 @@ glc train stage=vqvae model=tiny data=samples
 import copy
 import errno
 import logging
+import os
+import shlex
+import sys
 import warnings
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn, cast
@@ -21,6 +25,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.errors import InstantiationException
 from hydra.types import RunMode
 from hydra.utils import instantiate
+from lightning.fabric.plugins.environments import LightningEnvironment
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -29,8 +34,25 @@ from glc.launch.config import UsageError
 from glc.launch.overrides import command_line, register_resolvers
 from glc.launch.start import checkpoint_folder, resolve_start
 from glc.losses.perceptual import WeightsUnavailable
-from glc.training.checkpoints import LAST, ChecksumCheckpointIO, DivergedError, RecordSettings, SavingError
+from glc.training.checkpoints import (
+    LAST,
+    ChecksumCheckpointIO,
+    DivergedError,
+    LastCheckpoint,
+    RecordSettings,
+    SavingError,
+    is_first_process,
+)
 from glc.training.init_from import check_resumable, warm_start
+from glc.training.stopping import (
+    SIGNALS,
+    TIME_LIMIT_CODE,
+    Stop,
+    StopAfterStep,
+    Stopped,
+    job_of_sweep,
+    sweep_folder,
+)
 
 log = logging.getLogger(__name__)
 
@@ -47,6 +69,8 @@ class Trained:
     """Its last checkpoint, if one was saved."""
     metrics: dict[str, float]
     """The last values logged, by name, such as `val/loss`."""
+    stop: Stop | None = None
+    """Why the run ended early (`max_minutes`); None for a complete run."""
 
 
 class Run(NamedTuple):
@@ -87,7 +111,7 @@ def prepare(cfg: DictConfig) -> Run:
     if start.codec is not None:
         log.info("for the codec %s", start.codec.source)
 
-    callbacks = [RecordSettings(settings), *_made(cfg.callbacks)]
+    callbacks = [RecordSettings(settings), StopAfterStep(cfg.max_minutes), *_made(cfg.callbacks)]
     plugins = _made(cfg.trainer.plugins)
     for plugin in plugins:
         if isinstance(plugin, ChecksumCheckpointIO):
@@ -130,9 +154,22 @@ def cause_of(error: BaseException) -> BaseException:
 def train(cfg: DictConfig) -> Trained:
     """Train a composed configuration (`glc.launch.compose("train", [...])`).
 
+    SIGTERM and SIGINT (Ctrl-C) end the run after the running step, with a checkpoint; a second signal ends
+    the process at once.
+
     Raises:
         UsageError: the configuration cannot be run; nothing has been written.
+        Stopped: a signal ended the run. It is a `SystemExit` with the exit code 128 + signal.
     """
+    with SIGNALS, job_of_sweep():
+        trained = _train(cfg)
+        if trained.stop is not None and trained.stop.code != TIME_LIMIT_CODE:
+            SIGNALS.hand_over()
+            raise Stopped(trained.stop)
+        return trained
+
+
+def _train(cfg: DictConfig) -> Trained:
     quieten()
     torch.set_float32_matmul_precision("high")
     try:
@@ -152,14 +189,33 @@ def train(cfg: DictConfig) -> Trained:
                 old.unlink()
         if cfg.validate_first and resume is None:
             trainer.validate(stage, datamodule=datamodule, verbose=False)
-        trainer.fit(stage, datamodule=datamodule, ckpt_path=resume, weights_only=True)
-        exit_code = 0
+        with suppress(Stopped):  # a signal during validation; `_stop_of` has it
+            trainer.fit(stage, datamodule=datamodule, ckpt_path=resume, weights_only=True)
+        stop = _stop_of(trainer)
+        exit_code = 0 if stop is None else stop.code
         last = checkpoint_folder(cfg.dir) / LAST
         metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
-        return Trained(Path(cfg.dir), last if last.is_file() else None, metrics)
+        return Trained(Path(cfg.dir), last if last.is_file() else None, metrics, stop)
     finally:
+        SIGNALS.training = False
         # Each job of a sweep ends its own W&B run, with its exit code.
         wandb.finish(exit_code)
+
+
+def _stop_of(trainer: L.Trainer) -> Stop | None:
+    """Return why, where and with which exit code a trainer stopped early; None if it did not."""
+    callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
+    stop = next(callback.stop for callback in callbacks if isinstance(callback, StopAfterStep))
+    if stop is None:
+        return None
+    saved = [c for c in callbacks if isinstance(c, LastCheckpoint) and c.saved_step == trainer.global_step]
+    # Lightning kills all processes when one that it started exits with another code.
+    environment = trainer.strategy.cluster_environment if trainer.local_rank else None  # type: ignore[attr-defined]
+    return stop._replace(
+        code=0 if isinstance(environment, LightningEnvironment) else stop.code,
+        step=trainer.global_step,
+        checkpoint=saved[0].path if saved and saved[0].path.is_file() else None,
+    )
 
 
 def quieten() -> None:
@@ -187,6 +243,25 @@ def stop(code: int, message: str, error: Exception) -> NoReturn:
     raise SystemExit(code) from error
 
 
+def stop_early(stop: Stop) -> NoReturn:
+    """Say where a run stopped and how to continue, and exit with the code of the reason.
+
+    This ends a sweep in this process as a whole. In another process the job fails, and the sweep, which has
+    started that process, ends when all its jobs have stopped.
+    """
+    if is_first_process():
+        if stop.checkpoint is None:
+            log.warning("stopped by %s at step %d; nothing was saved", stop.reason, stop.step)
+        else:
+            log.warning(
+                "stopped by %s after step %d; saved %s; continue with: %s",
+                *(stop.reason, stop.step, stop.checkpoint, continuation()),
+            )
+    if sweep_folder() is not None:
+        raise JobFailedError(f"stopped by {stop.reason}")
+    raise SystemExit(stop.code)
+
+
 def run(cfg: DictConfig) -> float | None:
     """Hydra's entry: train, and report errors that the user can fix in one line.
 
@@ -194,7 +269,9 @@ def run(cfg: DictConfig) -> float | None:
     """
     register_resolvers()
     try:
-        return train(cfg).metrics.get("val/loss")
+        trained = train(cfg)
+    except Stopped as stopped:
+        stop_early(stopped.stop)
     except (UsageError, SettingError) as error:
         stop(2, str(error), error)
     except (DivergedError, SavingError) as error:
@@ -205,11 +282,51 @@ def run(cfg: DictConfig) -> float | None:
         where = f"{error.filename}: " if error.filename else ""
         hint = "the run's checkpoints are intact; free disk space, then rerun with resume=last"
         stop(1, f"{where}{error.strerror}: {hint}", error)
+    if trained.stop is not None:
+        stop_early(trained.stop)
+    return trained.metrics.get("val/loss")
+
+
+_command: list[str] = []
+"""The words of this process's command line, as typed."""
+
+
+def continuation() -> str:
+    """Return the command that continues the present one after a stop; it can be pasted into a shell."""
+    sweep = any(word in ("-m", "--multirun") for word in _command)
+    words = [word for word in _command if not word.startswith(("resume=", "+resume=", "overwrite="))]
+    # A sweep also has jobs that have not started. Under a job script the same words may start and continue.
+    keyword = "auto" if sweep or "resume=auto" in _command else "last"
+    return shlex.join([*words, f"resume={keyword}"])
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Command line entry; `arguments` None: `sys.argv`."""
-    command_line(run, "train", arguments)
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    _command[:] = [*_program(arguments is None), *words]
+    multirun = any(word in ("-m", "--multirun") for word in words)
+    try:
+        with SIGNALS.sweep() if multirun else SIGNALS:
+            command_line(run, "train", arguments)
+    except Stopped as stopped:  # between the jobs of a sweep, or while the configuration is composed
+        log.warning("stopped by %s; continue with: %s", stopped.stop.reason, continuation())
+        raise
+
+
+def _program(module: bool) -> list[str]:
+    """Return the words before the overrides: `glc train`, or those of `python -m` and of torchrun."""
+    if not module:
+        return ["glc", "train"]
+    spec = sys.modules["__main__"].__spec__
+    own = ["-m", "src.train" if spec is None else spec.name]
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        return ["python", *own]
+    with suppress(OSError, ValueError, IndexError):  # Linux
+        started = Path(f"/proc/{os.getppid()}/cmdline").read_text().split("\0")
+        before = started[1 : started.index(own[1]) - 1]
+        torchrun = ["python"] if before[0].startswith("-") else [Path(before.pop(0)).name]
+        return [*torchrun, *before, *own]
+    return ["torchrun", "...", *own]
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ logged step would be one too high. `count_batches` and `count_epochs` correct th
 
 import logging
 import os
-import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ import lightning as L
 from lightning.fabric.plugins.io import TorchCheckpointIO
 from lightning.pytorch import callbacks
 from lightning.pytorch.loops.progress import _ProcessedTracker
+from lightning.pytorch.trainer.states import TrainerFn
 
 from glc.errors import WeightsError
 from glc.io.checkpoint import Checkpoint, copy_to_memory, label, open_checkpoint, save_checkpoint
@@ -183,11 +183,12 @@ class DivergedError(RuntimeError):
 
 
 class LastCheckpoint(callbacks.Checkpoint):
-    """Save `last.ckpt` periodically, and at the end of each epoch and of training.
+    """Save `last.ckpt` periodically, before each validation, and at the end of each epoch and of training.
 
     `resume=last` and the next stage start from it; `previous.ckpt` is the one before. A `Checkpoint` callback
-    runs after all others, so the file holds the EMA of the same step. It saves at the end of the last epoch,
-    not at the end of training, because by then the live weights have been replaced by the EMA.
+    runs after all others, so the file holds the EMA of the same step. It saves before a validation, so that a
+    signal or an error there costs no step, and at the end of the last epoch, not at the end of training,
+    because by then the live weights have been replaced by the EMA.
 
     Args:
         dirpath: folder of the checkpoint.
@@ -200,11 +201,12 @@ class LastCheckpoint(callbacks.Checkpoint):
     def __init__(self, dirpath: str | Path, every_n_steps: int = 1000) -> None:
         self.path = Path(dirpath) / LAST
         self.every_n_steps = every_n_steps
-        self._saved_step = -1
+        self.saved_step = -1
+        """Step of the last checkpoint, or the step at which the run started."""
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Record the step at which a run starts: nothing is saved between the batches of one step."""
-        self._saved_step = trainer.global_step
+        self.saved_step = trainer.global_step
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -214,13 +216,18 @@ class LastCheckpoint(callbacks.Checkpoint):
         if step > 0 and step % self.every_n_steps == 0 and not trainer.is_last_batch:
             self._save(trainer)
 
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Save before a validation within training, where the weights are not yet those of the EMA."""
+        if trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking:
+            self._save(trainer)
+
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Save at the end of an epoch, which includes the end of training."""
         count_epochs(trainer)
         self._save(trainer)
 
     def _save(self, trainer: L.Trainer) -> None:
-        if trainer.global_step != self._saved_step:
+        if trainer.global_step != self.saved_step:
             for name in ("train/loss", "train/grad_norm"):
                 value = trainer.callback_metrics.get(name)
                 if value is not None and not value.isfinite():
@@ -229,49 +236,7 @@ class LastCheckpoint(callbacks.Checkpoint):
                         f"{self.path} is unchanged; resume from it with a smaller stage.optimizer.lr "
                         "or stage.clip"
                     )
-            self._saved_step = trainer.global_step
+            self.saved_step = trainer.global_step
             if trainer.is_global_zero:
                 keep_previous(self.path)
             trainer.save_checkpoint(self.path, weights_only=False)
-
-
-ASK_EVERY = 10
-"""Steps between checks of the time limit on several processes: each check synchronises them."""
-
-
-class TimeLimit(L.Callback):
-    """Stop after a time, counted from the start or resume of the run.
-
-    Lightning's `max_time` counts over all parts of a run, so a resumed run would stop at once. Training ends
-    after a complete step, never between accumulated batches, because a checkpoint holds no gradients.
-
-    Args:
-        minutes: the limit; None for no limit.
-    """
-
-    def __init__(self, minutes: float | None = None) -> None:
-        self.minutes = minutes
-        self._start = 0.0
-        self._step = 0
-
-    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Start the clock."""
-        self._start = time.monotonic()
-
-    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Record the first step."""
-        self._step = trainer.global_step
-
-    def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        """Stop when the time is over; all devices stop at the same step."""
-        stepped = trainer.global_step != self._step
-        self._step = trainer.global_step
-        if self.minutes is None or not stepped:
-            return
-        if trainer.world_size > 1 and self._step % ASK_EVERY:
-            return
-        over = time.monotonic() - self._start > 60 * self.minutes
-        if trainer.strategy.reduce_boolean_decision(over, all=False):
-            trainer.should_stop = True
