@@ -44,6 +44,7 @@ from glc.training.checkpoints import (
     is_first_process,
 )
 from glc.training.init_from import check_resumable, warm_start
+from glc.training.resuming import ApplySettings
 from glc.training.stopping import (
     SIGNALS,
     TIME_LIMIT_CODE,
@@ -103,15 +104,23 @@ def prepare(cfg: DictConfig) -> Run:
     datamodule.setup("fit")
     make = instantiate(cfg.stage.module, _partial_=True, _convert_="all")
     stage: L.LightningModule = make() if start.codec is None else make(codec=start.codec)
+    callbacks = [RecordSettings(settings), StopAfterStep(cfg.max_minutes), *_made(cfg.callbacks)]
     if start.resume is None:
         warm_start(stage, *start.sources, discriminator=start.discriminator)
     else:
-        for difference in check_resumable(stage, start.resume, settings):
+        differences = check_resumable(stage, start.resume, settings)
+        for difference in differences:
             log.warning("resuming with another setting: %s", difference)
+        same = not differences and start.resume.settings.get("stage") == settings["stage"]
+        callbacks.append(ApplySettings(changed=not same))
+        if start.resume.step >= cfg.trainer.max_steps > 0:
+            log.warning(
+                "%s is at step %d: nothing to train up to trainer.max_steps=%d",
+                *(start.resume.path, start.resume.step, cfg.trainer.max_steps),
+            )
     if start.codec is not None:
         log.info("for the codec %s", start.codec.source)
 
-    callbacks = [RecordSettings(settings), StopAfterStep(cfg.max_minutes), *_made(cfg.callbacks)]
     plugins = _made(cfg.trainer.plugins)
     for plugin in plugins:
         if isinstance(plugin, ChecksumCheckpointIO):
