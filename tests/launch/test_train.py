@@ -19,7 +19,7 @@ from glc.training.checkpoints import DivergedError
 from glc.training.loggers import RowLogger
 from tests.codec.fixed_model import fixed_codec_weights
 from tests.io.test_checkpoint import NAMES_OF_0_1
-from tests.short_runs import checkpoint, compose, live_weights, run, settings
+from tests.short_runs import checkpoint, compose, figures, live_weights, run, settings
 
 
 @pytest.fixture(scope="module")
@@ -322,3 +322,28 @@ def test_the_network_uses_the_codebook_of_the_first_stage(
     state = live_weights(checkpoint(run({**values, "model/variants": "refiner", "init_from": str(last)})))
     assert torch.equal(state["model.refiner.quantizer.embedding"], source)
     assert torch.equal(state["quantizer.embedding"], source)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"trainer.max_steps": 3, "data.epoch_batches": 2},
+        {"trainer.max_steps": 2, "data.epoch_batches": 9, "+trainer.limit_train_batches": 5},
+        {"trainer.max_steps": 3, "data.epoch_batches": 4, "trainer.val_check_interval": 2},
+        {"trainer.max_steps": 2, "data.epoch_batches": 1, "trainer.check_val_every_n_epoch": 3},
+        {"trainer.max_steps": -1, "trainer.max_epochs": 2, "data.epoch_batches": 1}
+        | {"trainer.check_val_every_n_epoch": 3, "stage.schedule.total": 2},
+        {"trainer.max_steps": 2, "data.epoch_batches": 3, "stage.accumulate": 2},
+    ],
+)
+def test_final_weights_are_validated_once(images: Path, tmp_path: Path, changes: dict[str, Any]) -> None:
+    values = {**settings(images, tmp_path, "final", "vqvae"), **changes}
+    objective = entry(compose(values))
+    folder = tmp_path / "final" / "vqvae"
+    rows = [row for row in figures(folder) if "val/loss" in row]
+    last = max(row["step"] for row in figures(folder) if "train/loss" in row)
+    assert [row["step"] for row in rows].count(last) == 1
+    assert objective == pytest.approx(rows[-1]["val/loss"], rel=1e-6)
+    # The figures of the checkpoint are the same, also when there is nothing left to train.
+    resumed = entry(compose({**values, "resume": "last"}))
+    assert resumed == pytest.approx(objective, rel=1e-6)

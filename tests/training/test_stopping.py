@@ -111,6 +111,8 @@ def test_a_signal_stops_after_the_running_step(
     assert line.startswith(f"stopped by {name} after step {step}; saved {folder}/checkpoints/last.ckpt; ")
     assert [row["step"] for row in figures(folder) if "val/loss" in row] == ([1] if step > 2 else [])
     run({**values, "resume": "last"})
+    if step == 2:  # the validation that was skipped
+        assert [row["step"] for row in figures(folder, 1) if "val/loss" in row] == [1, 3]
     resumed = checkpoint(folder)
     assert resumed["global_step"] == 4
     assert all(torch.equal(value, complete[key]) for key, value in live_weights(resumed).items())
@@ -230,8 +232,9 @@ def test_all_processes_stop_at_the_same_step_for_the_same_reason() -> None:
     )
     loop = SimpleNamespace(min_epochs=1, epoch_loop=SimpleNamespace(min_steps=1))
     trainer: Any = SimpleNamespace(
+        **{"current_epoch": 0, "max_epochs": -1},
         **{"global_step": 3, "max_steps": 9, "world_size": 2, "strategy": strategy, "fit_loop": loop},
-        **{"should_stop": False, "limit_val_batches": 1.0, "is_last_batch": True},
+        **{"should_stop": False, "is_last_batch": True},
     )
     callback = StopAfterStep(minutes=None)
     module: Any = None
@@ -246,7 +249,8 @@ def test_all_processes_stop_at_the_same_step_for_the_same_reason() -> None:
     SIGNALS.training = False
     assert steps == [4, 5]
     assert callback.stop == Stop("SIGINT", 130)
-    assert trainer.limit_val_batches == 0
+    with pytest.raises(Stopped):
+        callback.on_validation_epoch_start(trainer, module)
     assert loop.min_epochs is None
 
 

@@ -201,6 +201,9 @@ def _train(cfg: DictConfig) -> Trained:
         with suppress(Stopped):  # a signal during validation; `_stop_of` has it
             trainer.fit(stage, datamodule=datamodule, ckpt_path=resume, weights_only=True)
         stop = _stop_of(trainer)
+        if stop is None and not _callback(trainer, StopAfterStep).started and trainer.enable_validation:
+            # A complete run was resumed: nothing was trained, but a search needs its figures.
+            trainer.validate(stage, datamodule=datamodule, verbose=False)
         exit_code = 0 if stop is None else stop.code
         last = checkpoint_folder(cfg.dir) / LAST
         metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
@@ -213,18 +216,24 @@ def _train(cfg: DictConfig) -> Trained:
 
 def _stop_of(trainer: L.Trainer) -> Stop | None:
     """Return why, where and with which exit code a trainer stopped early; None if it did not."""
-    callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
-    stop = next(callback.stop for callback in callbacks if isinstance(callback, StopAfterStep))
+    stop = _callback(trainer, StopAfterStep).stop
     if stop is None:
         return None
-    saved = [c for c in callbacks if isinstance(c, LastCheckpoint) and c.saved_step == trainer.global_step]
+    last = _callback(trainer, LastCheckpoint)
+    saved = last is not None and last.saved_step == trainer.global_step and last.path.is_file()
     # Lightning kills all processes when one that it started exits with another code.
     environment = trainer.strategy.cluster_environment if trainer.local_rank else None  # type: ignore[attr-defined]
     return stop._replace(
         code=0 if isinstance(environment, LightningEnvironment) else stop.code,
         step=trainer.global_step,
-        checkpoint=saved[0].path if saved and saved[0].path.is_file() else None,
+        checkpoint=last.path if saved else None,
     )
+
+
+def _callback(trainer: L.Trainer, kind: type[Any]) -> Any:
+    """Return the first callback of a class; None if there is none."""
+    callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
+    return next((callback for callback in callbacks if isinstance(callback, kind)), None)
 
 
 def quieten() -> None:

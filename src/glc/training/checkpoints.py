@@ -203,6 +203,7 @@ class LastCheckpoint(callbacks.Checkpoint):
         self.every_n_steps = every_n_steps
         self.saved_step = -1
         """Step of the last checkpoint, or the step at which the run started."""
+        self._validation_is_due = False
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Record the step at which a run starts: nothing is saved between the batches of one step."""
@@ -219,11 +220,24 @@ class LastCheckpoint(callbacks.Checkpoint):
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Save before a validation within training, where the weights are not yet those of the EMA."""
         if trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking:
+            self._validation_is_due = True
             self._save(trainer)
+            self._validation_is_due = False
+
+    def on_save_checkpoint(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Have a run that resumes before a validation do it: Lightning completes one that is in progress."""
+        if self._validation_is_due:
+            first = {"ready": 1, "started": 1, "processed": 0, "completed": 0}
+            progress = checkpoint["loops"]["fit_loop"]["epoch_loop.val_loop.batch_progress"]
+            progress.update(total=first, current=dict(first), is_last_batch=False)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Save at the end of an epoch, which includes the end of training."""
         count_epochs(trainer)
+        if trainer.current_epoch + 1 == trainer.max_epochs:
+            self.saved_step = -1  # save again: before the validation the last epoch was not complete
         self._save(trainer)
 
     def _save(self, trainer: L.Trainer) -> None:

@@ -215,7 +215,7 @@ def job_of_sweep() -> Iterator[None]:
 
 
 class StopAfterStep(L.Callback):
-    """Stop training after a complete step when a signal was received or the time is over.
+    """Stop training after a complete step when a signal was received or the time is over; validate the last.
 
     The time is counted from the start or resume of the run: Lightning's `max_time` counts over all parts of a
     run, so a resumed run would stop at once. Training never ends between accumulated batches, because a
@@ -234,6 +234,8 @@ class StopAfterStep(L.Callback):
         self.signals = signals
         self.stop: Stop | None = None
         """Why training stopped; None as long as nothing stopped it."""
+        self.started = False
+        """Whether there was anything to train."""
         self._start = time.monotonic()
         self._step = 0
 
@@ -244,7 +246,7 @@ class StopAfterStep(L.Callback):
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Take the signals over from Lightning; record the first step."""
         self.signals.launcher = trainer.strategy.launcher
-        self.signals.training = True
+        self.started = self.signals.training = True
         self.signals.install()
         self._step = trainer.global_step
 
@@ -259,8 +261,12 @@ class StopAfterStep(L.Callback):
     def on_exception(
         self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
     ) -> None:
-        """From here on, signals end the process."""
-        self.signals.training = False
+        """From here on, signals end the process. Close the progress bar, so that messages start a line."""
+        was_training, self.signals.training = self.signals.training, False
+        bar = trainer.progress_bar_callback
+        if bar is not None and was_training and isinstance(exception, Stopped):  # during a validation
+            bar.on_validation_end(trainer, pl_module)
+            bar.on_train_end(trainer, pl_module)
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -270,15 +276,30 @@ class StopAfterStep(L.Callback):
         self._step = trainer.global_step
         if not stepped:
             return
+        complete = self._step == trainer.max_steps or (
+            trainer.is_last_batch and trainer.current_epoch + 1 == trainer.max_epochs
+        )
+        if complete:
+            # Lightning then validates, also where no validation is due, so `val/*` are of the final weights.
+            trainer.check_val_every_n_epoch = None
+            trainer.should_stop = True
         over = self.minutes is not None and time.monotonic() - self._start > 60 * self.minutes
-        self.stop = self._decide(trainer, _OVER if over and self._step != trainer.max_steps else 0)
+        self.stop = self._decide(trainer, _OVER if over and not complete else 0)
         if self.stop is None:
             return
-        # A validation would delay the end. At the end of an epoch it is due; a time limit leaves time for it.
-        if self.stop.code != TIME_LIMIT_CODE or not trainer.is_last_batch:
-            trainer.limit_val_batches = 0
         trainer.fit_loop.min_epochs = trainer.fit_loop.epoch_loop.min_steps = None  # would delay the end, too
         trainer.should_stop = True
+
+    def on_validation_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Skip the validation with which Lightning ends training early; `LastCheckpoint` has just saved.
+
+        A time limit leaves time for the validation at the end of an epoch.
+
+        Raises:
+            Stopped: training stops here.
+        """
+        if self.stop is not None and not (self.stop.code == TIME_LIMIT_CODE and trainer.is_last_batch):
+            raise Stopped(self.stop)
 
     def on_validation_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any, **kwargs: Any
