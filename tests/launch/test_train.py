@@ -347,3 +347,22 @@ def test_final_weights_are_validated_once(images: Path, tmp_path: Path, changes:
     # The figures of the checkpoint are the same, also when there is nothing left to train.
     resumed = entry(compose({**values, "resume": "last"}))
     assert resumed == pytest.approx(objective, rel=1e-6)
+
+
+@pytest.mark.parametrize("number", ["true", 2])
+def test_a_trial_run_writes_nothing(images: Path, tmp_path: Path, number: str | int) -> None:
+    values = {**settings(images, tmp_path, "trial", "vqvae", 2), "+trainer.fast_dev_run": number}
+    values |= {"logger": "default", "callbacks.last.every_n_steps": 1}
+    folder = run(values)
+    assert not [path for path in folder.rglob("*") if path.is_file()]
+    del values["+trainer.fast_dev_run"]
+    run(values)
+
+    def files() -> dict[Path, int]:  # W&B's process may still write its log
+        found = (path for path in folder.rglob("*") if path.is_file() and path.suffix != ".log")
+        return {path: path.stat().st_mtime_ns for path in found}
+
+    before = files()
+    run({**values, "+trainer.fast_dev_run": number, "overwrite": "true"})
+    run({**values, "+trainer.fast_dev_run": number})
+    assert files() == before

@@ -170,6 +170,8 @@ def _checkpoint_to_resume(cfg: DictConfig) -> Checkpoint | None:
     """Open the checkpoint to resume, if any; raise if a run would be overwritten."""
     folder = checkpoint_folder(cfg.dir)
     if cfg.resume is None:
+        if cfg.trainer.get("fast_dev_run"):
+            return None  # it writes nothing
         # Only in the first process: others may already see checkpoints that this run has saved.
         if is_first_process() and not cfg.overwrite and any(folder.glob("*.ckpt")):
             raise UsageError(

@@ -26,6 +26,7 @@ from hydra.errors import InstantiationException
 from hydra.types import RunMode
 from hydra.utils import instantiate
 from lightning.fabric.plugins.environments import LightningEnvironment
+from lightning.pytorch.loggers import CSVLogger
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -126,7 +127,9 @@ def prepare(cfg: DictConfig) -> Run:
         if isinstance(plugin, ChecksumCheckpointIO):
             plugin.opened = start.resume
     options = {key: value for key, value in cfg.trainer.items() if key != "plugins"}
-    trainer = instantiate(options, callbacks=callbacks, logger=_made(cfg.logger), plugins=plugins)
+    # Lightning replaces the loggers of a trial run, but making ours may write W&B's id.
+    loggers = [CSVLogger(cfg.dir)] if cfg.trainer.get("fast_dev_run") else _made(cfg.logger)
+    trainer = instantiate(options, callbacks=callbacks, logger=loggers, plugins=plugins)
     return Run(stage, datamodule, trainer, settings, None if start.resume is None else start.resume.path)
 
 
@@ -192,7 +195,8 @@ def _train(cfg: DictConfig) -> Trained:
     try:
         for logger in trainer.loggers:
             logger.log_hyperparams(settings)
-        if cfg.overwrite and resume is None and trainer.is_global_zero:
+        trial = bool(cfg.trainer.get("fast_dev_run"))
+        if cfg.overwrite and resume is None and trainer.is_global_zero and not trial:
             # Only after all other checks have passed.
             for old in checkpoint_folder(cfg.dir).glob("*.ckpt"):
                 old.unlink()
@@ -201,7 +205,7 @@ def _train(cfg: DictConfig) -> Trained:
         with suppress(Stopped):  # a signal during validation; `_stop_of` has it
             trainer.fit(stage, datamodule=datamodule, ckpt_path=resume, weights_only=True)
         stop = _stop_of(trainer)
-        if stop is None and not _callback(trainer, StopAfterStep).started and trainer.enable_validation:
+        if stop is None and not trainer.callback_metrics and trainer.enable_validation:
             # A complete run was resumed: nothing was trained, but a search needs its figures.
             trainer.validate(stage, datamodule=datamodule, verbose=False)
         exit_code = 0 if stop is None else stop.code

@@ -241,7 +241,7 @@ class LastCheckpoint(callbacks.Checkpoint):
         self._save(trainer)
 
     def _save(self, trainer: L.Trainer) -> None:
-        if trainer.global_step != self.saved_step:
+        if trainer.global_step != self.saved_step and not trainer.fast_dev_run:  # type: ignore[attr-defined]
             for name in ("train/loss", "train/grad_norm"):
                 value = trainer.callback_metrics.get(name)
                 if value is not None and not value.isfinite():

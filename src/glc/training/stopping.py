@@ -234,8 +234,6 @@ class StopAfterStep(L.Callback):
         self.signals = signals
         self.stop: Stop | None = None
         """Why training stopped; None as long as nothing stopped it."""
-        self.started = False
-        """Whether there was anything to train."""
         self._start = time.monotonic()
         self._step = 0
 
@@ -246,7 +244,7 @@ class StopAfterStep(L.Callback):
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Take the signals over from Lightning; record the first step."""
         self.signals.launcher = trainer.strategy.launcher
-        self.started = self.signals.training = True
+        self.signals.training = True
         self.signals.install()
         self._step = trainer.global_step
 

@@ -97,6 +97,8 @@ class Stage(L.LightningModule):
         """Batches on this device so far, over all epochs."""
         self.accumulated = 0
         """Batches of the current step before the current one."""
+        self.passes = 1
+        """Batches of the current step: `accumulate`, or fewer at the end of an epoch."""
 
     # Networks -------------------------------------------------------------------------------------
 
@@ -156,21 +158,25 @@ class Stage(L.LightningModule):
             loss: of all networks together, because plain DDP supports one backward pass per batch.
             batch_idx: position of the batch in the epoch.
         """
-        accumulate = self.optimization.accumulate
         if self.trainer.world_size > 1:
             # DDP waits for a gradient of every parameter, also of those unused in this batch (a weight of 0,
             # or rate points that are not in the batch).
             loss = loss + sum(0.0 * p.sum() for p in self.parameters() if p.requires_grad)
-        if (batch_idx + 1) % accumulate and not self.trainer.is_last_batch:
+        done = self.accumulated + 1
+        if done < self.passes and not self.trainer.is_last_batch:
             # Gradients are exchanged once per step; until then each device accumulates its own.
             with self._without_synchronisation():
-                self.manual_backward(loss / accumulate)
+                self.manual_backward(loss / self.passes)
             return
-        self.manual_backward(loss / accumulate)
+        self.manual_backward(loss / self.passes)
         counted = self.optimizers()
         counted = counted if isinstance(counted, list) else [counted]
         # Only the first uses Lightning's wrapper, which counts steps: two would count each step twice.
         raw = [optimizer.optimizer for optimizer in counted]
+        if done < self.passes:  # the data ended, and their length was unknown
+            for parameter in self.parameters():
+                if parameter.grad is not None:
+                    parameter.grad *= self.passes / done
         names = ("grad_norm", "grad_norm_discriminator")
         for i, (optimizer, name) in enumerate(zip(raw, names, strict=False)):
             parameters = [p for group in optimizer.param_groups for p in group["params"]]
@@ -190,7 +196,10 @@ class Stage(L.LightningModule):
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Seed the randomness of this batch."""
         self.position = count_batches(self.trainer)
-        self.accumulated = batch_idx % self.optimization.accumulate
+        accumulate = self.optimization.accumulate
+        self.accumulated = batch_idx % accumulate
+        left = self.trainer.num_training_batches - batch_idx + self.accumulated  # inf if unknown
+        self.passes = int(min(accumulate, left))
         # Modulo, because torch accepts 64-bit seeds only.
         number = ((self.seed * 1_000_003 + self.position) * 65_537 + self.global_rank) % 2**64
         torch.manual_seed(number)
