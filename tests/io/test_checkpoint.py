@@ -2,6 +2,7 @@
 
 import errno
 import random
+import subprocess
 import zipfile
 from pathlib import Path
 from pkgutil import resolve_name
@@ -10,9 +11,10 @@ from typing import Any
 import pytest
 import torch
 
+import glc
 from glc.errors import WeightsError
 from glc.io import checkpoint
-from glc.io.checkpoint import copy_to_memory, open_checkpoint, save_checkpoint, verify
+from glc.io.checkpoint import copy_to_memory, label, open_checkpoint, save_checkpoint, verify
 
 CONTENT = {
     "state_dict": {"weight": torch.arange(5000).float()},
@@ -154,6 +156,17 @@ def test_settings_of_version_0_1_have_the_present_keys(tmp_path: Path) -> None:
     assert not {"views", "revive_every", "unquantized"} & {
         *found["perceptual"], *found["callbacks"]["codebooks"], *found["stage"], *found["stage"]["module"]
     }  # fmt: skip
+
+
+def test_checkpoints_name_version_and_commit() -> None:
+    recorded = label({"a": 1})
+    assert (recorded["version"], recorded["recipe"]) == (glc.__version__, {"a": 1})
+    root = Path(glc.__file__).parents[2]
+    if (root / ".git").exists():
+        head = subprocess.run(
+            ["git", "-C", root, "rev-parse", "HEAD"], capture_output=True, text=True, check=True
+        )
+        assert recorded["commit"].removesuffix("-dirty") == head.stdout.strip()
 
 
 def test_copy_to_memory_is_independent_of_the_file(saved: Path) -> None:

@@ -7,8 +7,12 @@ digits: the checksum of all bytes before the comment was added. Zip tools and `t
 file can be renamed atomically.
 """
 
+import functools
 import hashlib
 import os
+import subprocess
+import sys
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, BinaryIO
@@ -182,7 +186,22 @@ def label(settings: dict[str, Any]) -> dict[str, Any]:
         settings: the run's resolved configuration, as plain values. It keeps the key of version 0.1,
             `recipe`.
     """
-    return {"format": CHECKPOINT_FORMAT, "recipe": settings}
+    return {"format": CHECKPOINT_FORMAT, "recipe": settings, **_source()}
+
+
+@functools.cache
+def _source() -> dict[str, str]:
+    """Return `version` of glc and, in a checkout, `commit`, with `-dirty` for uncommitted changes."""
+    package = Path(__file__).resolve().parents[1]
+    found = {"version": sys.modules["glc"].__version__}  # loaded with this module, which may not import it
+    root = package.parents[1]
+    # Not that of a repository in which glc happens to be installed.
+    if package.parent.name == "src" and (root / ".git").exists():
+        command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+        with suppress(OSError, subprocess.SubprocessError):
+            done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)
+            found["commit"] = done.stdout.strip()
+    return found
 
 
 def _with_present_names(node: Any) -> Any:

@@ -12,8 +12,8 @@ import os
 import shlex
 import sys
 import warnings
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn, cast
@@ -31,6 +31,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from glc.errors import SettingError
+from glc.io.locks import lock
 from glc.launch.config import UsageError
 from glc.launch.overrides import command_line, register_resolvers
 from glc.launch.start import checkpoint_folder, resolve_start
@@ -45,6 +46,7 @@ from glc.training.checkpoints import (
     is_first_process,
 )
 from glc.training.init_from import check_resumable, warm_start
+from glc.training.loggers import LogFirstStep
 from glc.training.resuming import ApplySettings
 from glc.training.stopping import (
     SIGNALS,
@@ -87,8 +89,12 @@ class Run(NamedTuple):
     """The checkpoint that the trainer restores; already opened."""
 
 
-def prepare(cfg: DictConfig) -> Run:
+def prepare(cfg: DictConfig, claim: Callable[[], object] = lambda: None) -> Run:
     """Instantiate a composed configuration, which is not changed, and load its initial weights.
+
+    Args:
+        cfg: the configuration.
+        claim: called before anything is written.
 
     Raises:
         UsageError: a setting is missing or conflicts with another.
@@ -105,7 +111,8 @@ def prepare(cfg: DictConfig) -> Run:
     datamodule.setup("fit")
     make = instantiate(cfg.stage.module, _partial_=True, _convert_="all")
     stage: L.LightningModule = make() if start.codec is None else make(codec=start.codec)
-    callbacks = [RecordSettings(settings), StopAfterStep(cfg.max_minutes), *_made(cfg.callbacks)]
+    internal = [RecordSettings(settings), StopAfterStep(cfg.max_minutes), LogFirstStep()]
+    callbacks = [*internal, *_made(cfg.callbacks)]
     if start.resume is None:
         warm_start(stage, *start.sources, discriminator=start.discriminator)
     else:
@@ -127,6 +134,10 @@ def prepare(cfg: DictConfig) -> Run:
         if isinstance(plugin, ChecksumCheckpointIO):
             plugin.opened = start.resume
     options = {key: value for key, value in cfg.trainer.items() if key != "plugins"}
+    if 0 in (options.get("val_check_interval"), options.get("check_val_every_n_epoch")):
+        # Never; Lightning divides by one and validates after each batch with the other.
+        options |= {"val_check_interval": None, "check_val_every_n_epoch": 1, "limit_val_batches": 0}
+    claim()
     # Lightning replaces the loggers of a trial run, but making ours may write W&B's id.
     loggers = [CSVLogger(cfg.dir)] if cfg.trainer.get("fast_dev_run") else _made(cfg.logger)
     trainer = instantiate(options, callbacks=callbacks, logger=loggers, plugins=plugins)
@@ -181,11 +192,35 @@ def train(cfg: DictConfig) -> Trained:
         return trained
 
 
+@contextmanager
+def claimed(folder: Path) -> Iterator[None]:
+    """Keep other processes from training the same run within the context; rank 0 does it for all ranks.
+
+    Raises:
+        UsageError: another process trains it.
+    """
+    if not is_first_process():
+        yield
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    with lock(folder / ".lock", required=False) as held:
+        if not held:
+            raise UsageError(f"{folder}: another process is training this run; wait for it or change name=")
+        yield
+
+
 def _train(cfg: DictConfig) -> Trained:
+    with ExitStack() as stack:
+        if cfg.trainer.get("fast_dev_run"):
+            return _train_claimed(cfg, lambda: None)
+        return _train_claimed(cfg, lambda: stack.enter_context(claimed(Path(cfg.dir))))
+
+
+def _train_claimed(cfg: DictConfig, claim: Callable[[], object]) -> Trained:
     quieten()
     torch.set_float32_matmul_precision("high")
     try:
-        stage, datamodule, trainer, settings, resume = prepare(cfg)
+        stage, datamodule, trainer, settings, resume = prepare(cfg, claim)
     except (ValueError, OSError, WeightsUnavailable, InstantiationException, OmegaConfBaseException) as error:
         cause = cause_of(error)
         if isinstance(cause, ValueError | TypeError | OSError | WeightsUnavailable | OmegaConfBaseException):

@@ -9,9 +9,10 @@ import logging
 import os
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import lightning as L
+import torch
 from lightning.fabric.plugins.io import TorchCheckpointIO
 from lightning.pytorch import callbacks
 from lightning.pytorch.loops.progress import _ProcessedTracker
@@ -178,6 +179,10 @@ def count_epochs(trainer: L.Trainer) -> None:
         tracker.processed = min(tracker.processed, tracker.started)
 
 
+CHECK_EVERY = 50
+"""Batches between checks for divergence if nothing is logged."""
+
+
 class DivergedError(RuntimeError):
     """The loss or the gradients are no longer finite; the message says what to do."""
 
@@ -192,7 +197,7 @@ class LastCheckpoint(callbacks.Checkpoint):
 
     Args:
         dirpath: folder of the checkpoint.
-        every_n_steps: period in steps within an epoch.
+        every_n_steps: period in steps within an epoch; 0 for never.
 
     Raises:
         DivergedError: training diverged; the last checkpoint is not replaced.
@@ -213,15 +218,17 @@ class LastCheckpoint(callbacks.Checkpoint):
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Save periodically."""
-        step = trainer.global_step
-        if step > 0 and step % self.every_n_steps == 0 and not trainer.is_last_batch:
-            self._save(trainer)
+        step, every = trainer.global_step, trainer.log_every_n_steps  # type: ignore[attr-defined]
+        if (batch_idx + 1) % (every or CHECK_EVERY) == 0:
+            self._check(trainer)
+        if step > 0 and self.every_n_steps and step % self.every_n_steps == 0 and not trainer.is_last_batch:
+            self._save(trainer, pl_module)
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Save before a validation within training, where the weights are not yet those of the EMA."""
         if trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking:
             self._validation_is_due = True
-            self._save(trainer)
+            self._save(trainer, pl_module)
             self._validation_is_due = False
 
     def on_save_checkpoint(
@@ -238,19 +245,38 @@ class LastCheckpoint(callbacks.Checkpoint):
         count_epochs(trainer)
         if trainer.current_epoch + 1 == trainer.max_epochs:
             self.saved_step = -1  # save again: before the validation the last epoch was not complete
-        self._save(trainer)
+        self._save(trainer, pl_module)
 
-    def _save(self, trainer: L.Trainer) -> None:
+    def _save(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if trainer.global_step != self.saved_step and not trainer.fast_dev_run:  # type: ignore[attr-defined]
-            for name in ("train/loss", "train/grad_norm"):
-                value = trainer.callback_metrics.get(name)
-                if value is not None and not value.isfinite():
-                    raise DivergedError(
-                        f"training diverged: {name} is {float(value)} at step {trainer.global_step}; "
-                        f"{self.path} is unchanged; resume from it with a smaller stage.optimizer.lr "
-                        "or stage.clip"
-                    )
+            self._check(trainer)
+            self._check_weights(trainer, pl_module)
             self.saved_step = trainer.global_step
             if trainer.is_global_zero:
                 keep_previous(self.path)
             trainer.save_checkpoint(self.path, weights_only=False)
+
+    def _check(self, trainer: L.Trainer) -> None:
+        for name in ("train/loss", "train/grad_norm"):
+            value = trainer.callback_metrics.get(name)
+            if value is not None and not value.isfinite():
+                self._diverged(trainer, f"{name} is {float(value)}")
+
+    def _check_weights(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        # The last step may have had finite gradients and a huge learning rate.
+        trained = [p.detach() for p in pl_module.parameters() if p.requires_grad]
+        if trained and not torch.nn.utils.get_total_norm(trained).isfinite():
+            self._diverged(trainer, "the norm of the weights is not finite")
+
+    def _diverged(self, trainer: L.Trainer, what: str) -> NoReturn:
+        folder = self.path.parent
+        left = [path for path in (self.path, *sorted(folder.glob("*.ckpt"), reverse=True)) if path.is_file()]
+        smaller = "a smaller stage.optimizer.lr or stage.clip"
+        advice = (
+            f"resume={left[0]} has the last good weights; use {smaller}"
+            if left
+            else f"start again with {smaller}"
+        )
+        if not left:
+            advice = f"no checkpoint had been saved; {advice}"
+        raise DivergedError(f"training diverged: {what} at step {trainer.global_step}; {advice}")
