@@ -2,6 +2,7 @@
 
 import errno
 import random
+import subprocess
 import zipfile
 from pathlib import Path
 from pkgutil import resolve_name
@@ -10,9 +11,10 @@ from typing import Any
 import pytest
 import torch
 
+import glc
 from glc.errors import WeightsError
 from glc.io import checkpoint
-from glc.io.checkpoint import copy_to_memory, open_checkpoint, save_checkpoint, verify
+from glc.io.checkpoint import copy_to_memory, label, open_checkpoint, save_checkpoint, verify
 
 CONTENT = {
     "state_dict": {"weight": torch.arange(5000).float()},
@@ -109,7 +111,7 @@ NAMES_OF_0_1 = {
     "glc.training.callbacks.histograms.CodebookHistograms": "glc.training.callbacks.codebook."
     "CodebookHistograms",
     "glc.training.callbacks.panel.ReconstructionPanel": "glc.training.callbacks.media.ReconstructionPanel",
-    "glc.training.callbacks.time_limit.TimeLimit": "glc.training.checkpoints.TimeLimit",
+    "glc.training.callbacks.time_limit.TimeLimit": "glc.training.stopping.StopAfterStep",
     "glc.training.joint.JointStage": "glc.training.stages.joint.JointStage",
     "glc.training.restoration.RestorationStage": "glc.training.stages.restoration.RestorationStage",
     "glc.training.saving.SealedCheckpointIO": "glc.training.checkpoints.ChecksumCheckpointIO",
@@ -149,6 +151,17 @@ def test_settings_of_version_0_1_have_the_present_keys(tmp_path: Path) -> None:
     assert stage["module"]["own"] == own  # other classes' arguments are unchanged
     present = {*perceptual, *codebooks, *stage, *stage["module"]}
     assert not {"views", "revive_every", "unquantized"} & present
+
+
+def test_checkpoints_name_version_and_commit() -> None:
+    recorded = label({"a": 1})
+    assert (recorded["version"], recorded["recipe"]) == (glc.__version__, {"a": 1})
+    root = Path(glc.__file__).parents[2]
+    if (root / ".git").exists():
+        head = subprocess.run(
+            ["git", "-C", root, "rev-parse", "HEAD"], capture_output=True, text=True, check=True
+        )
+        assert recorded["commit"].removesuffix("-dirty") == head.stdout.strip()
 
 
 def test_copy_to_memory_is_independent_of_the_file(saved: Path) -> None:

@@ -179,3 +179,19 @@ def test_resuming_opens_the_checkpoint_once(images: Path, tmp_path: Path, reads:
     run({**values, "resume": "last"})
     reads.assert_once(last(folder))
     assert checkpoint(folder)["global_step"] == 2
+
+
+def test_a_stage_that_starts_from_an_unfinished_stage_says_so(
+    trained: dict[str, Path], options: Any, caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
+    resolve_start(options("transform"))
+    assert "unfinished" not in caplog.text
+    content = checkpoint(trained["vqvae"])
+    content["glc"]["recipe"]["trainer"]["max_steps"] = 5
+    checkpoints.save_checkpoint(content, tmp_path / "stopped.ckpt")
+    for stage in ("transform", "joint"):
+        caplog.clear()
+        resolve_start(options(stage, init_from=str(tmp_path / "stopped.ckpt")))
+        assert caplog.messages == [
+            f"starting from unfinished stage=vqvae, at step 1 of 5: {tmp_path}/stopped.ckpt"
+        ]

@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +13,15 @@ from omegaconf import OmegaConf
 
 from glc.io.checkpoint import save_checkpoint
 from glc.launch.start import UsageError
-from glc.launch.train import prepare, train
+from glc.launch.train import claimed, prepare, train
 from glc.launch.train import run as entry
 from glc.training import load_stage
 from glc.training.checkpoints import DivergedError
 from glc.training.loggers import RowLogger
 from tests.codec.fixed_model import fixed_codec_weights
 from tests.io.test_checkpoint import NAMES_OF_0_1
-from tests.short_runs import checkpoint, compose, live_weights, run, settings
+from tests.programs import Started
+from tests.short_runs import checkpoint, compose, figures, live_weights, run, settings
 
 
 @pytest.fixture(scope="module")
@@ -322,3 +324,144 @@ def test_the_network_uses_the_codebook_of_the_first_stage(
     state = live_weights(checkpoint(run({**values, "model/variants": "refiner", "init_from": str(last)})))
     assert torch.equal(state["model.refiner.quantizer.embedding"], source)
     assert torch.equal(state["quantizer.embedding"], source)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"trainer.max_steps": 3, "data.epoch_batches": 2},
+        {"trainer.max_steps": 2, "data.epoch_batches": 9, "+trainer.limit_train_batches": 5},
+        {"trainer.max_steps": 3, "data.epoch_batches": 4, "trainer.val_check_interval": 2},
+        {"trainer.max_steps": 2, "data.epoch_batches": 1, "trainer.check_val_every_n_epoch": 3},
+        {"trainer.max_steps": -1, "trainer.max_epochs": 2, "data.epoch_batches": 1}
+        | {"trainer.check_val_every_n_epoch": 3, "stage.schedule.total": 2},
+        {"trainer.max_steps": 2, "data.epoch_batches": 3, "stage.accumulate": 2},
+    ],
+)
+def test_final_weights_are_validated_once(images: Path, tmp_path: Path, changes: dict[str, Any]) -> None:
+    values = {**settings(images, tmp_path, "final", "vqvae"), **changes}
+    objective = entry(compose(values))
+    folder = tmp_path / "final" / "vqvae"
+    rows = [row for row in figures(folder) if "val/loss" in row]
+    last = max(row["step"] for row in figures(folder) if "train/loss" in row)
+    assert [row["step"] for row in rows].count(last) == 1
+    assert objective == pytest.approx(rows[-1]["val/loss"], rel=1e-6)
+    # The figures of the checkpoint are the same, also when there is nothing left to train.
+    resumed = entry(compose({**values, "resume": "last"}))
+    assert resumed == pytest.approx(objective, rel=1e-6)
+
+
+@pytest.mark.parametrize("number", ["true", 2])
+def test_a_trial_run_writes_nothing(images: Path, tmp_path: Path, number: str | int) -> None:
+    values = {**settings(images, tmp_path, "trial", "vqvae", 2), "+trainer.fast_dev_run": number}
+    values |= {"logger": "default", "callbacks.last.every_n_steps": 1}
+    folder = run(values)
+    assert not [path for path in folder.rglob("*") if path.is_file()]
+    del values["+trainer.fast_dev_run"]
+    run(values)
+
+    def files() -> dict[Path, int]:  # W&B's process may still write its log
+        found = (path for path in folder.rglob("*") if path.is_file() and path.suffix != ".log")
+        return {path: path.stat().st_mtime_ns for path in found}
+
+    before = files()
+    run({**values, "+trainer.fast_dev_run": number, "overwrite": "true"})
+    run({**values, "+trainer.fast_dev_run": number})
+    assert files() == before
+
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from glc.io.locks import lock
+with lock(Path(sys.argv[1], ".lock")) as held:
+    Path(sys.argv[1], "holds").touch()
+    time.sleep(200)
+"""
+
+
+@pytest.mark.parametrize("changes", [{"overwrite": "true"}, {"resume": "last"}])
+def test_a_run_that_another_process_trains_is_refused(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any]
+) -> None:
+    values = {**settings(images, tmp_path, "shared", "vqvae", 1), "logger": "default"}
+    folder = run(values)
+    values |= {"trainer.max_steps": 2, **changes}
+    other = Started(["-c", HOLD, folder])
+    while not (folder / "holds").exists():
+        assert other.running()
+    identity = (folder / "wandb-id.txt").read_text()
+    with pytest.raises(UsageError, match=f"^{folder}: another process is training this run; wait "):
+        run(values)
+    assert (folder / "wandb-id.txt").read_text() == identity
+    assert checkpoint(folder)["global_step"] == 1
+    with monkeypatch.context() as patch:  # another rank of the same run is not refused
+        patch.setenv("RANK", "1")
+        with claimed(folder):
+            pass
+    other.kill()
+    assert checkpoint(run({**values, "logger": "csv"}))["global_step"] == 2
+
+
+@pytest.mark.parametrize("saved", [True, False])
+def test_divergence_is_noticed_within_a_log_interval(images: Path, tmp_path: Path, saved: bool) -> None:
+    values = settings(images, tmp_path, "nan", "vqvae", 40)
+    last = tmp_path / "nan" / "vqvae" / "checkpoints" / "last.ckpt"
+    if saved:
+        run({**values, "trainer.max_steps": 2})
+    values |= {"stage.optimizer.lr": 1e30, "stage.clip": 0, "trainer.log_every_n_steps": 5, "resume": "auto"}
+    with pytest.raises(DivergedError) as caught:
+        run(values)
+    first, *_ = re.findall(r"at step (\d+); ", str(caught.value))
+    assert int(first) in ((5, 7) if saved else (5,))
+    if saved:
+        assert f"; resume={last} has the last good weights; use a smaller " in str(caught.value)
+        assert checkpoint(tmp_path / "nan" / "vqvae")["global_step"] == 2
+    else:
+        assert "; no checkpoint had been saved; start again with a smaller stage." in str(caught.value)
+
+
+def test_weights_that_are_not_finite_are_not_saved(images: Path, tmp_path: Path) -> None:
+    """Loss and gradients of the step are finite, but the learning rate is not sane."""
+    values = {**settings(images, tmp_path, "inf", "vqvae", 2), "stage.optimizer.lr": 1e38}
+    with pytest.raises(DivergedError, match="the norm of the weights is not finite at step 1"):
+        run({**values, "callbacks.last.every_n_steps": 1})
+    assert not list(tmp_path.rglob("*.ckpt"))
+
+
+@pytest.mark.parametrize(
+    ("key", "logged"),
+    [
+        ("trainer.log_every_n_steps", {"val/loss"}),
+        ("callbacks.last.every_n_steps", {"train/loss", "val/loss"}),
+        ("callbacks.milestones.every_n_train_steps", {"train/loss", "val/loss"}),
+        ("callbacks.codebooks.restart_every", {"train/loss", "val/loss"}),
+        ("callbacks.panel.images", {"train/loss", "val/loss"}),
+        ("callbacks.progress.refresh_rate", {"train/loss", "val/loss"}),
+        ("trainer.val_check_interval", {"train/loss"}),
+        ("trainer.check_val_every_n_epoch", {"train/loss"}),
+        ("trainer.limit_val_batches", {"train/loss"}),
+    ],
+)
+def test_zero_means_never(images: Path, tmp_path: Path, key: str, logged: set[str]) -> None:
+    values = {**settings(images, tmp_path, "zero", "vqvae", 3), "data.epoch_batches": 2, key: 0}
+    folder = run({**values, "model.projected_codebooks": "false"})
+    assert checkpoint(folder)["global_step"] == 3
+    assert {name for row in figures(folder) for name in row} & {"train/loss", "val/loss"} == logged
+    assert (folder / "panels").exists() == ("val/loss" in logged and key != "callbacks.panel.images")
+    assert [path.name for path in (folder / "checkpoints").glob("step*")] == []
+
+
+def test_accumulating_no_batches_is_refused(images: Path, tmp_path: Path) -> None:
+    message = refused({**settings(images, tmp_path, "none", "vqvae"), "stage.accumulate": 0})
+    assert message == "stage.accumulate=0: give the batches per step, at least 1"
+
+
+def test_a_metric_without_weights_is_named_once(
+    images: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    values = {**settings(images, tmp_path, "metric", "vqvae", 2), "metrics": "default"}
+    run({**values, "validate_first": "true", "data.epoch_batches": 1})
+    (line,) = [text for text in caplog.messages if "is not measured" in text and "val/" in text]
+    assert line.startswith("val/lpips_alex is not measured: no weights for alexnet")
+    assert "\n" not in line

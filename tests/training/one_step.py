@@ -1,5 +1,6 @@
 """One deterministic optimizer step on one or more processes, for comparing batch splits."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,17 @@ class Batches(torch.utils.data.Dataset[ImageBatch]):
         return ImageBatch(x, [str(index)] * len(x))
 
 
+class Unsized(torch.utils.data.IterableDataset[ImageBatch]):
+    """A data set without a length."""
+
+    def __init__(self, batches: Batches) -> None:
+        self.batches = batches
+
+    def __iter__(self) -> Iterator[ImageBatch]:
+        """Yield all batches."""
+        return (self.batches[i] for i in range(len(self.batches)))
+
+
 class CountedReductions(L.Callback):
     """Append a dot to a file for each gradient reduction."""
 
@@ -71,6 +83,7 @@ def update(
     devices: int = 1,
     first: int = 4,
     balance: bool = False,
+    sized: bool = True,
 ) -> dict[str, Tensor]:
     """Return the change of each weight in one step of plain gradient descent.
 
@@ -82,6 +95,7 @@ def update(
         devices: processes.
         first: number of images to use, of four.
         balance: see `CodecStage`.
+        sized: whether the length of the data is known.
     """
     options = settings(folder, folder, "one-step", name)
     torch.manual_seed(0)
@@ -107,8 +121,8 @@ def update(
         enable_model_summary=False,
         default_root_dir=folder,
     )
-    data = Batches(four_images()[:first], batch)
-    trainer.fit(stage, torch.utils.data.DataLoader(data, batch_size=None))
+    data: Any = Batches(four_images()[:first], batch)
+    trainer.fit(stage, torch.utils.data.DataLoader(data if sized else Unsized(data), batch_size=None))
     assert devices > 1 or trainer.global_step == 1  # forked processes have their own counters
     return {key: value.detach().float() - before[key].float() for key, value in stage.state_dict().items()}
 

@@ -125,9 +125,11 @@ def test_no_save_between_the_batches_of_a_step(tmp_path: Path) -> None:
         is_last_batch=False,
         is_global_zero=True,
         callback_metrics={},
+        log_every_n_steps=1,
+        fast_dev_run=0,
         save_checkpoint=lambda *_, **__: saved.append(trainer.global_step),
     )
-    module: Any = None
+    module: Any = torch.nn.Linear(1, 1)
     callback.on_train_start(trainer, module)  # resumed at step 4
     callback.on_train_batch_end(trainer, module, None, None, 0)  # the first of two batches of step 5
     assert not saved

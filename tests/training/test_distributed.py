@@ -74,3 +74,10 @@ def test_accumulated_batches_equal_one_large_batch(stage: str, tmp_path: Path) -
     whole = update(tmp_path, stage, batch=4)
     assert difference(whole, update(tmp_path, stage, batch=2, accumulate=2)) < 1e-5
     assert difference(whole, update(tmp_path, stage, batch=1, accumulate=4)) < 1e-5
+
+
+@pytest.mark.parametrize("sized", [True, False])
+def test_a_step_with_fewer_passes_has_the_mean_gradient(tmp_path: Path, sized: bool) -> None:
+    """The last step of an epoch that `accumulate` does not divide."""
+    whole = update(tmp_path, "vqvae", batch=4)
+    assert difference(whole, update(tmp_path, "vqvae", batch=2, accumulate=3, sized=sized)) < 1e-5

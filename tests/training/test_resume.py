@@ -2,14 +2,12 @@
 
 from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from glc.training.checkpoints import ASK_EVERY, TimeLimit
 from glc.training.stages.base import Stage
 from tests.short_runs import STAGES, checkpoint, figures, run, settings
 
@@ -165,27 +163,6 @@ def test_time_limit_stops_after_complete_steps(complete: dict[str, Path], images
     for part in ("state_dict", "current_model_state", "optimizer_states", "lr_schedulers"):
         assert not differences(resumed[part], expected[part], part)
     assert not differences(resumed["callbacks"]["CodebookCare"], expected["callbacks"]["CodebookCare"])
-
-
-@pytest.mark.parametrize(("processes", "every"), [(1, 1), (2, ASK_EVERY)])
-def test_time_limit_is_checked_after_steps_and_synchronised(processes: int, every: int) -> None:
-    checked = []
-
-    def reduce(decision: bool, all: bool) -> bool:
-        checked.append(trainer.global_step)
-        return decision or trainer.global_step > 2 * ASK_EVERY  # the time of another process is over
-
-    strategy = SimpleNamespace(reduce_boolean_decision=reduce)
-    trainer = SimpleNamespace(global_step=3, world_size=processes, strategy=strategy, should_stop=False)
-    limit = TimeLimit(minutes=60)
-    limit.on_fit_start(trainer, None)  # type: ignore[arg-type]
-    limit.on_train_start(trainer, None)  # type: ignore[arg-type]
-    while not trainer.should_stop:
-        for last in (False, True):
-            trainer.global_step += last
-            limit.on_train_batch_end(trainer, None, None, None, 0)  # type: ignore[arg-type]
-    assert checked == [step for step in range(4, trainer.global_step + 1) if step % every == 0]
-    assert trainer.global_step == (3 * ASK_EVERY if processes > 1 else 2 * ASK_EVERY + 1)
 
 
 def test_compared_optimizer_states_are_not_zero(complete: dict[str, Path]) -> None:

@@ -23,7 +23,14 @@ from torch.utils.data import DataLoader
 from glc.data.images import from_uint8
 from glc.data.shards import ListSource, Record, RecordSource, ShardSource, index_shards
 from glc.data.sources import Sources, resolve
-from glc.data.stream import FixedImages, ImageBatch, TrainLoader, TrainStream, collate_images
+from glc.data.stream import (
+    FixedImages,
+    ImageBatch,
+    TrainLoader,
+    TrainStream,
+    collate_images,
+    outlive_stop_signals,
+)
 from glc.errors import ImageError
 
 _log = logging.getLogger(__name__)
@@ -163,6 +170,7 @@ class ImageDataModule(L.LightningDataModule):
             num_workers=workers,
             persistent_workers=workers > 0,
             pin_memory=torch.cuda.is_available(),
+            worker_init_fn=outlive_stop_signals,
             generator=torch.Generator().manual_seed(self.seed),
         )
 

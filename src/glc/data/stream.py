@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import signal
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -143,6 +144,20 @@ def _identity(batch: Any) -> Any:
     return batch
 
 
+def outlive_stop_signals(worker: int) -> None:
+    """Keep a worker process alive when its process group gets SIGINT or SIGTERM (Ctrl-C, SLURM).
+
+    The training process decides when to stop, after a step that may need more batches. It ends a worker that
+    hangs with a second SIGTERM.
+    """
+
+    def ignore_once(number: int, frame: object) -> None:
+        signal.signal(number, signal.SIG_DFL)
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, ignore_once)
+
+
 class TrainLoader(DataLoader[ImageBatch]):
     """Loader of a `TrainStream` whose position is saved and restored exactly, also within an epoch.
 
@@ -172,6 +187,7 @@ class TrainLoader(DataLoader[ImageBatch]):
             num_workers=num_workers,
             persistent_workers=num_workers > 0,
             pin_memory=pin_memory,
+            worker_init_fn=outlive_stop_signals,
             # A generator of its own: starting workers would otherwise advance the global one.
             generator=torch.Generator().manual_seed(dataset.seed),
         )

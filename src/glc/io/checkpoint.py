@@ -5,8 +5,12 @@ hexadecimal digits: the checksum of the file without the comment. Zip tools and 
 the checkpoint remains a single file, which can be renamed atomically.
 """
 
+import functools
 import hashlib
 import os
+import subprocess
+import sys
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, BinaryIO
@@ -34,7 +38,7 @@ _MOVED = {
     "glc.training.callbacks.checkpoint": "glc.training.checkpoints",
     "glc.training.callbacks.histograms": "glc.training.callbacks.codebook",
     "glc.training.callbacks.panel": "glc.training.callbacks.media",
-    "glc.training.callbacks.time_limit": "glc.training.checkpoints",
+    "glc.training.callbacks.time_limit": "glc.training.stopping",
     "glc.training.saving": "glc.training.checkpoints",
     "glc.training.stage": "glc.training.stages.base",
     **{
@@ -48,6 +52,7 @@ _RENAMED = {
     "glc.training.callbacks.codebook.CodebookCare": "glc.training.callbacks.codebook.CodebookRestart",
     "glc.training.callbacks.ema.MovingAverage": "glc.training.callbacks.ema.EMA",
     "glc.training.checkpoints.SealedCheckpointIO": "glc.training.checkpoints.ChecksumCheckpointIO",
+    "glc.training.stopping.TimeLimit": "glc.training.stopping.StopAfterStep",
 }
 # Their arguments, by present class, that have another name since version 0.1; None: the section `stage`.
 _ARGUMENTS = {
@@ -179,7 +184,22 @@ def label(settings: dict[str, Any]) -> dict[str, Any]:
         settings: the run's resolved configuration, as plain values. It keeps the key of version 0.1,
             `recipe`.
     """
-    return {"format": CHECKPOINT_FORMAT, "recipe": settings}
+    return {"format": CHECKPOINT_FORMAT, "recipe": settings, **_source()}
+
+
+@functools.cache
+def _source() -> dict[str, str]:
+    """Return `version` of glc and, in a checkout, `commit`, with `-dirty` for uncommitted changes."""
+    package = Path(__file__).resolve().parents[1]
+    found = {"version": sys.modules["glc"].__version__}  # loaded with this module, which may not import it
+    root = package.parents[1]
+    # Not that of a repository in which glc happens to be installed.
+    if package.parent.name == "src" and (root / ".git").exists():
+        command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+        with suppress(OSError, subprocess.SubprocessError):
+            done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)
+            found["commit"] = done.stdout.strip()
+    return found
 
 
 def _with_present_names(node: Any) -> Any:

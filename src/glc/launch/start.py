@@ -1,5 +1,7 @@
 """Find the start of a training run: a checkpoint to resume, initial weights, or a finished codec."""
 
+import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,6 +15,8 @@ from glc.io.checkpoint import Checkpoint, open_checkpoint
 from glc.launch.config import UsageError
 from glc.training.checkpoints import LAST, is_first_process, open_last
 from glc.training.init_from import has_discriminator
+
+log = logging.getLogger(__name__)
 
 
 class Start(NamedTuple):
@@ -47,6 +51,7 @@ def resolve_start(cfg: DictConfig) -> Start:
     if resume is not None:
         return Start(resume)
     sources = tuple(_initial_weights(cfg, files))
+    _warn_of_unfinished(sources)
     wanted = bool(sources) and not any(has_discriminator(source) for source in sources)
     return Start(None, sources, _discriminator(cfg, files) if wanted else None)
 
@@ -105,6 +110,17 @@ def _initial_weights(cfg: DictConfig, files: _Files) -> list[Source]:
     return [found]
 
 
+def _warn_of_unfinished(sources: Sequence[Source]) -> None:
+    """Warn of checkpoints of runs that have not reached their last step."""
+    for checkpoint in (source.checkpoint for source in sources):
+        last = None if checkpoint is None else checkpoint.settings.get("trainer", {}).get("max_steps")
+        if checkpoint is not None and isinstance(last, int) and checkpoint.step < last:
+            log.warning(
+                "starting from unfinished stage=%s, at step %d of %d: %s",
+                *(checkpoint.stage, checkpoint.step, last, checkpoint.path),
+            )
+
+
 def _file_or_model(name: str, files: _Files) -> Source:
     """Open a file, the last checkpoint of a run's folder, or a catalogue model.
 
@@ -134,6 +150,7 @@ def _finished_codec(cfg: DictConfig, files: _Files) -> Weights:
     sources = _initial_weights(cfg, files)
     if not sources:
         raise UsageError(f"stage={cfg.stage.name}: needs a finished codec; give init_from=CODEC.safetensors")
+    _warn_of_unfinished(sources)
     return read_codec(sources[0].checkpoint or sources[0].path)
 
 
@@ -153,6 +170,8 @@ def _checkpoint_to_resume(cfg: DictConfig) -> Checkpoint | None:
     """Open the checkpoint to resume, if any; raise if a run would be overwritten."""
     folder = checkpoint_folder(cfg.dir)
     if cfg.resume is None:
+        if cfg.trainer.get("fast_dev_run"):
+            return None  # it writes nothing
         # Only in the first process: others may already see checkpoints that this run has saved.
         if is_first_process() and not cfg.overwrite and any(folder.glob("*.ckpt")):
             raise UsageError(

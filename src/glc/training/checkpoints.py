@@ -7,15 +7,16 @@ logged step would be one too high. `count_batches` and `count_epochs` correct th
 
 import logging
 import os
-import time
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import lightning as L
+import torch
 from lightning.fabric.plugins.io import TorchCheckpointIO
 from lightning.pytorch import callbacks
 from lightning.pytorch.loops.progress import _ProcessedTracker
+from lightning.pytorch.trainer.states import TrainerFn
 
 from glc.errors import WeightsError
 from glc.io.checkpoint import Checkpoint, copy_to_memory, label, open_checkpoint, save_checkpoint
@@ -178,20 +179,25 @@ def count_epochs(trainer: L.Trainer) -> None:
         tracker.processed = min(tracker.processed, tracker.started)
 
 
+CHECK_EVERY = 50
+"""Batches between checks for divergence if nothing is logged."""
+
+
 class DivergedError(RuntimeError):
     """The loss or the gradients are no longer finite; the message says what to do."""
 
 
 class LastCheckpoint(callbacks.Checkpoint):
-    """Save `last.ckpt` periodically, and at the end of each epoch and of training.
+    """Save `last.ckpt` periodically, before each validation, and at the end of each epoch and of training.
 
     `resume=last` and the next stage start from it; `previous.ckpt` is the one before. A `Checkpoint` callback
-    runs after all others, so the file holds the EMA of the same step. It saves at the end of the last epoch,
-    not at the end of training, because by then the live weights have been replaced by the EMA.
+    runs after all others, so the file holds the EMA of the same step. It saves before a validation, so that a
+    signal or an error there costs no step, and at the end of the last epoch, not at the end of training,
+    because by then the live weights have been replaced by the EMA.
 
     Args:
         dirpath: folder of the checkpoint.
-        every_n_steps: period in steps within an epoch.
+        every_n_steps: period in steps within an epoch; 0 for never.
 
     Raises:
         DivergedError: training diverged; the last checkpoint is not replaced.
@@ -200,78 +206,77 @@ class LastCheckpoint(callbacks.Checkpoint):
     def __init__(self, dirpath: str | Path, every_n_steps: int = 1000) -> None:
         self.path = Path(dirpath) / LAST
         self.every_n_steps = every_n_steps
-        self._saved_step = -1
+        self.saved_step = -1
+        """Step of the last checkpoint, or the step at which the run started."""
+        self._validation_is_due = False
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Record the step at which a run starts: nothing is saved between the batches of one step."""
-        self._saved_step = trainer.global_step
+        self.saved_step = trainer.global_step
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Save periodically."""
-        step = trainer.global_step
-        if step > 0 and step % self.every_n_steps == 0 and not trainer.is_last_batch:
-            self._save(trainer)
+        step, every = trainer.global_step, trainer.log_every_n_steps  # type: ignore[attr-defined]
+        if (batch_idx + 1) % (every or CHECK_EVERY) == 0:
+            self._check(trainer)
+        if step > 0 and self.every_n_steps and step % self.every_n_steps == 0 and not trainer.is_last_batch:
+            self._save(trainer, pl_module)
+
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Save before a validation within training, where the weights are not yet those of the EMA."""
+        if trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking:
+            self._validation_is_due = True
+            self._save(trainer, pl_module)
+            self._validation_is_due = False
+
+    def on_save_checkpoint(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Have a run that resumes before a validation do it: Lightning completes one that is in progress."""
+        if self._validation_is_due:
+            first = {"ready": 1, "started": 1, "processed": 0, "completed": 0}
+            progress = checkpoint["loops"]["fit_loop"]["epoch_loop.val_loop.batch_progress"]
+            progress.update(total=first, current=dict(first), is_last_batch=False)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Save at the end of an epoch, which includes the end of training."""
         count_epochs(trainer)
-        self._save(trainer)
+        if trainer.current_epoch + 1 == trainer.max_epochs:
+            self.saved_step = -1  # save again: before the validation the last epoch was not complete
+        self._save(trainer, pl_module)
 
-    def _save(self, trainer: L.Trainer) -> None:
-        if trainer.global_step != self._saved_step:
-            for name in ("train/loss", "train/grad_norm"):
-                value = trainer.callback_metrics.get(name)
-                if value is not None and not value.isfinite():
-                    raise DivergedError(
-                        f"training diverged: {name} is {float(value)} at step {trainer.global_step}; "
-                        f"{self.path} is unchanged; resume from it with a smaller stage.optimizer.lr "
-                        "or stage.clip"
-                    )
-            self._saved_step = trainer.global_step
+    def _save(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if trainer.global_step != self.saved_step and not trainer.fast_dev_run:  # type: ignore[attr-defined]
+            self._check(trainer)
+            self._check_weights(trainer, pl_module)
+            self.saved_step = trainer.global_step
             if trainer.is_global_zero:
                 keep_previous(self.path)
             trainer.save_checkpoint(self.path, weights_only=False)
 
+    def _check(self, trainer: L.Trainer) -> None:
+        for name in ("train/loss", "train/grad_norm"):
+            value = trainer.callback_metrics.get(name)
+            if value is not None and not value.isfinite():
+                self._diverged(trainer, f"{name} is {float(value)}")
 
-ASK_EVERY = 10
-"""Steps between checks of the time limit on several processes: each check synchronises them."""
+    def _check_weights(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        # The last step may have had finite gradients and a huge learning rate.
+        trained = [p.detach() for p in pl_module.parameters() if p.requires_grad]
+        if trained and not torch.nn.utils.get_total_norm(trained).isfinite():
+            self._diverged(trainer, "the norm of the weights is not finite")
 
-
-class TimeLimit(L.Callback):
-    """Stop after a time, counted from the start or resume of the run.
-
-    Lightning's `max_time` counts over all parts of a run, so a resumed run would stop at once. Training ends
-    after a complete step, never between accumulated batches, because a checkpoint holds no gradients.
-
-    Args:
-        minutes: the limit; None for no limit.
-    """
-
-    def __init__(self, minutes: float | None = None) -> None:
-        self.minutes = minutes
-        self._start = 0.0
-        self._step = 0
-
-    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Start the clock."""
-        self._start = time.monotonic()
-
-    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Record the first step."""
-        self._step = trainer.global_step
-
-    def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        """Stop when the time is over; all devices stop at the same step."""
-        stepped = trainer.global_step != self._step
-        self._step = trainer.global_step
-        if self.minutes is None or not stepped:
-            return
-        if trainer.world_size > 1 and self._step % ASK_EVERY:
-            return
-        over = time.monotonic() - self._start > 60 * self.minutes
-        if trainer.strategy.reduce_boolean_decision(over, all=False):
-            trainer.should_stop = True
+    def _diverged(self, trainer: L.Trainer, what: str) -> NoReturn:
+        folder = self.path.parent
+        left = [path for path in (self.path, *sorted(folder.glob("*.ckpt"), reverse=True)) if path.is_file()]
+        smaller = "a smaller stage.optimizer.lr or stage.clip"
+        advice = (
+            f"resume={left[0]} has the last good weights; use {smaller}"
+            if left
+            else f"start again with {smaller}"
+        )
+        if not left:
+            advice = f"no checkpoint had been saved; {advice}"
+        raise DivergedError(f"training diverged: {what} at step {trainer.global_step}; {advice}")

@@ -17,24 +17,11 @@ from glc.errors import WeightsError
 from glc.io.checkpoint import Checkpoint
 from glc.models.autoencoder import Decoder
 from glc.models.quantizer import VectorQuantizer
+from glc.training.networks import DISCRIMINATOR, NETWORKS, own_networks
 from glc.training.stages.base import Stage
 from glc.training.stages.finetune import FineTuneStage
 
 log = logging.getLogger(__name__)
-
-DISCRIMINATOR = "adversarial.discriminator"
-NETWORKS = {
-    # network of the codec stages: the same network in stage I. The refiner shares C, so C is loaded after it.
-    "model.encoder": "autoencoder.encoder",
-    "model.decoder": "autoencoder.decoder",
-    "model.coder": None,
-    "model.refiner": None,
-    "quantizer": "autoencoder.quantizer",
-    "code_loss.predictor": None,
-    "vq_encoder": None,
-    DISCRIMINATOR: DISCRIMINATOR,
-}
-"""Networks with different names in different stages or kinds of file; all others are matched by name."""
 
 _PUBLISHED = {
     # network in a third-party checkpoint: the same network of the codec stages
@@ -147,7 +134,7 @@ def warm_start(stage: L.LightningModule, *sources: Source, discriminator: Source
             model), or none is shared.
     """
     target = stage.state_dict()
-    own = _own_networks(stage)
+    own = own_networks(stage)
     # The authors published two code predictors: one for coded latents, one for latents of coded images.
     pixels = bool(strip_prefix(target, "vq_encoder"))
     files = [_Given(source, *_networks(source, own, pixels)) for source in sources]
@@ -182,22 +169,6 @@ def warm_start(stage: L.LightningModule, *sources: Source, discriminator: Source
     if isinstance(stage, Stage):
         stage.on_weights_loaded(loaded)
     return loaded
-
-
-def _own_networks(stage: nn.Module) -> list[str]:
-    """Return the outermost submodules that are not in `NETWORKS` and contain none that is."""
-    known = {name for pair in NETWORKS.items() for name in pair if name is not None}
-    there = {name for name, _ in stage.named_modules() if name in known}
-
-    def walk(module: nn.Module, prefix: str) -> Iterator[str]:
-        for name, child in module.named_children():
-            path = prefix + name
-            if any(found.startswith(f"{path}.") for found in there):
-                yield from walk(child, f"{path}.")
-            elif path not in known:
-                yield path
-
-    return list(walk(stage, ""))
 
 
 def _check_needs(stage: L.LightningModule, loaded: list[str], files: Sequence[_Given]) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import lightning as L
 import wandb
 from lightning.fabric.loggers.logger import rank_zero_experiment
 from lightning.pytorch.loggers import CSVLogger, WandbLogger
@@ -37,6 +38,26 @@ class _WholeRows(ExperimentWriter):
             writer = csv.DictWriter(file, fieldnames=fieldnames)
             writer.writeheader()
             writer.writerows(rows)
+
+
+class LogFirstStep(L.Callback):
+    """Log the first step of a run too: the trainer begins at the end of the first interval."""
+
+    def __init__(self) -> None:
+        self._every = 0
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Log each batch of the first step, unless nothing is to be logged."""
+        every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
+        if trainer.global_step == 0 and every:
+            self._every, trainer.log_every_n_steps = every, 1  # type: ignore[attr-defined]
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Return to the interval after the first step."""
+        if self._every and trainer.global_step:
+            trainer.log_every_n_steps, self._every = self._every, 0  # type: ignore[attr-defined]
 
 
 class RowLogger(CSVLogger):

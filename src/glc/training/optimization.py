@@ -60,6 +60,8 @@ class Optimization:
     def __post_init__(self) -> None:
         for name, defaults in _DEFAULTS.items():
             setattr(self, name, _usable(f"stage.{name}", getattr(self, name), defaults))
+        if self.accumulate < 1:
+            raise SettingError(f"stage.accumulate={self.accumulate}: give the batches per step, at least 1")
         self.parameter_groups = self.parameter_groups or []
         for i, group in enumerate(self.parameter_groups):
             if not group.get("match"):

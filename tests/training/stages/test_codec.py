@@ -89,4 +89,5 @@ def test_accumulated_step_has_all_rate_points(
     steps = [torch.cat([points for at, points in seen if at == step]).tolist() for step in range(8)]
     assert [len(points) for points in steps] == [4, 2] * 4
     assert all(sorted(points) == [0, 1, 2, 3] for points in steps[::2])
+    assert all(len(set(points)) == 2 for points in steps[1::2])
     assert len({tuple(points) for points in steps[::2]}) > 1

@@ -35,7 +35,8 @@ class Throughput(L.Callback):
             self._images += len(images_of(batch)) * trainer.world_size
         except SettingError:
             return
-        if batch_idx == 0 or (batch_idx + 1) % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+        every = trainer.log_every_n_steps  # type: ignore[attr-defined]
+        if every and (batch_idx == 0 or (batch_idx + 1) % every == 0):
             now = time.perf_counter()
             pl_module.log("train/images_per_second", self._images / (now - self._since))
             self._images, self._since = 0, now

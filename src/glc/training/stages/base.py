@@ -1,5 +1,6 @@
 """Base class of the training stages: optimisation, logging, frozen networks, randomness, checkpoints."""
 
+import logging
 import random
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -19,9 +20,13 @@ from glc.metrics.codebook import CodebookUsage
 from glc.metrics.quality import QualityMetrics
 from glc.training.checkpoints import count_batches, count_epochs
 from glc.training.load import load_stage
+from glc.training.networks import trained_networks
 from glc.training.optimization import Optimization
 
 __all__ = ["Observation", "Optimization", "Stage"]
+
+
+log = logging.getLogger(__name__)
 
 
 class Observation(NamedTuple):
@@ -93,10 +98,13 @@ class Stage(L.LightningModule):
         self.qualities = nn.ModuleDict()
         """`val` + suffix of the logged names to the metrics of the current validation."""
         self._val_terms: set[str] = set()
+        self._named_unavailable = False
         self.position = 0
         """Batches on this device so far, over all epochs."""
         self.accumulated = 0
         """Batches of the current step before the current one."""
+        self.passes = 1
+        """Batches of the current step: `accumulate`, or fewer at the end of an epoch."""
 
     # Networks -------------------------------------------------------------------------------------
 
@@ -116,7 +124,14 @@ class Stage(L.LightningModule):
         """
 
     def setup(self, stage: str) -> None:
-        """Freeze, apply the memory format and compile, after the weights are loaded."""
+        """Freeze, apply the memory format and compile, after the weights are loaded.
+
+        Also say which quality metrics are not measured: their values would just be absent.
+        """
+        if self.quality is not None and not self._named_unavailable and self.trainer.is_global_zero:
+            self._named_unavailable = True
+            for name, reason in self.quality.unavailable.items():
+                log.warning("val/%s is not measured: %s", name, " ".join(reason.split()))
         for name in self.frozen:
             self.get_submodule(name).requires_grad_(False).eval()
         if self.channels_last:
@@ -156,21 +171,26 @@ class Stage(L.LightningModule):
             loss: of all networks together, because plain DDP supports one backward pass per batch.
             batch_idx: position of the batch in the epoch.
         """
-        accumulate = self.optimization.accumulate
         if self.trainer.world_size > 1:
             # DDP waits for a gradient of every parameter, also of those unused in this batch (a weight of 0,
             # or rate points that are not in the batch).
             loss = loss + sum(0.0 * p.sum() for p in self.parameters() if p.requires_grad)
-        if (batch_idx + 1) % accumulate and not self.trainer.is_last_batch:
+        done = self.accumulated + 1
+        if done < self.passes and not self.trainer.is_last_batch:
             # Gradients are exchanged once per step; until then each device accumulates its own.
             with self._without_synchronisation():
-                self.manual_backward(loss / accumulate)
+                self.manual_backward(loss / self.passes)
             return
-        self.manual_backward(loss / accumulate)
+        self.manual_backward(loss / self.passes)
         counted = self.optimizers()
         counted = counted if isinstance(counted, list) else [counted]
         # Only the first uses Lightning's wrapper, which counts steps: two would count each step twice.
         raw = [optimizer.optimizer for optimizer in counted]
+        if done < self.passes:  # the data ended, and their length was unknown
+            for parameter in self.parameters():
+                if parameter.grad is not None:
+                    parameter.grad *= self.passes / done
+        self._log_norms()
         names = ("grad_norm", "grad_norm_discriminator")
         for i, (optimizer, name) in enumerate(zip(raw, names, strict=False)):
             parameters = [p for group in optimizer.param_groups for p in group["params"]]
@@ -182,6 +202,19 @@ class Stage(L.LightningModule):
         for scheduler in schedulers if isinstance(schedulers, list) else [schedulers]:
             scheduler.step()  # type: ignore[union-attr]
 
+    def _log_norms(self) -> None:
+        """Log the norms of gradients (before clipping) and weights per network, for the next logged row."""
+        every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
+        # A row is logged at multiples of `every`, also between the steps of accumulated batches.
+        until = self.position + self.optimization.accumulate - 1
+        if not every or (self.global_step and until // every == (self.position - 1) // every):
+            return
+        for name, parameters in trained_networks(self).items():
+            gradients = [p.grad for p in parameters if p.grad is not None]
+            weights = [p.detach() for p in parameters]
+            for kind, tensors in (("grad_norm", gradients), ("weight_norm", weights)):
+                self.log(f"train/{kind}/{name}", nn.utils.get_total_norm(tensors))
+
     def _without_synchronisation(self) -> AbstractContextManager[Any]:
         strategy = self.trainer.strategy
         # Other strategies do not reduce gradients and have no such method.
@@ -190,7 +223,10 @@ class Stage(L.LightningModule):
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Seed the randomness of this batch."""
         self.position = count_batches(self.trainer)
-        self.accumulated = batch_idx % self.optimization.accumulate
+        accumulate = self.optimization.accumulate
+        self.accumulated = batch_idx % accumulate
+        left = self.trainer.num_training_batches - batch_idx + self.accumulated  # inf if unknown
+        self.passes = int(min(accumulate, left))
         # Modulo, because torch accepts 64-bit seeds only.
         number = ((self.seed * 1_000_003 + self.position) * 65_537 + self.global_rank) % 2**64
         torch.manual_seed(number)
@@ -253,7 +289,8 @@ class Stage(L.LightningModule):
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Log the codebooks' usage since it was last logged."""
-        if batch_idx == 0 or (batch_idx + 1) % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+        every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
+        if every and (batch_idx == 0 or (batch_idx + 1) % every == 0):
             self._log_usage("train")
 
     def on_train_epoch_end(self) -> None:
