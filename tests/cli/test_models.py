@@ -120,4 +120,4 @@ def test_models_are_listed_without_parsing_their_tables(glc: Glc, monkeypatch: p
     glc("compress", image("a.png"))
     monkeypatch.setattr("glc.codec.entropy.tables.Tables.from_json", fail)
     assert "small *" in glc("models").stdout
-    assert "rate point  " in glc("info", "a.glc").stdout
+    assert "rate index  " in glc("info", "a.glc").stdout

@@ -141,7 +141,8 @@ def test_a_header_that_tarfile_cannot_parse_raises_shard_error(tmp_path: Path, k
         path.write_bytes(before + hostile + closing_bytes(0))
         samples = read_samples(path)
         assert [next(samples).key for _ in found] == found
-        with pytest.raises(ShardError, match=r"s\.tar: corrupt header"):
+        # Where the stack ends in tarfile decides between tarfile's message and ours.
+        with pytest.raises(ShardError, match=r"s\.tar: (corrupt|invalid) header"):
             next(samples)
 
 
