@@ -25,6 +25,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from glc.errors import SettingError
+from glc.io import threads_policy
 from glc.launch.config import UsageError
 from glc.launch.overrides import command_line, register_resolvers
 from glc.launch.start import checkpoint_folder, resolve_start
@@ -133,6 +134,7 @@ def train(cfg: DictConfig) -> Trained:
     Raises:
         UsageError: the configuration cannot be run; nothing has been written.
     """
+    log.debug("threads: %s", threads_policy.description())
     quieten()
     torch.set_float32_matmul_precision("high")
     try:
