@@ -10,6 +10,7 @@ from pathlib import Path
 SHARED = "PYTEST_XDIST_WORKER" in os.environ
 if SHARED:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # glc.io.threads_policy; before torch is loaded
 
 import hydra._internal.core_plugins.basic_launcher  # noqa: E402
 import pytest  # noqa: E402

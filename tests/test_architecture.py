@@ -191,7 +191,7 @@ CROSS_CUTTING = {
     " robustness shipped user_networks waits",  # files
     "codec/convert": "reference refusals vectors",  # published networks
     "io": "one_writer",  # all of glc
-    "launch": "entry_commands",  # processes
+    "launch": "entry_commands optuna_sweeper",  # processes; src/hydra_plugins
     "metrics": "full",  # published weights
     "models": "parameter_counts",  # the paper's sizes
     "training": "applications distributed resume wandb",  # runs

@@ -101,6 +101,7 @@ def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Installe
 def test_the_wheel_contains_the_package_and_the_configuration(wheel: Path, tmp_path: Path) -> None:
     expected = {f"glc/{path.relative_to(ROOT / 'src/glc')}" for path in (ROOT / "src/glc").rglob("*")}
     expected |= {f"glc/conf/{path.relative_to(ROOT / 'conf')}" for path in (ROOT / "conf").rglob("*.yaml")}
+    expected.add("hydra_plugins/glc_optuna_sweeper.py")
     folders = {str(Path(name).parent) for name in expected}
     expected = {name for name in expected - folders if "__pycache__" not in name}
     expected = {name for name in expected if not (ROOT / "src" / name).is_dir()}

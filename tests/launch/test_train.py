@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 
 from glc.io.checkpoint import save_checkpoint
 from glc.launch.start import UsageError
-from glc.launch.train import claimed, prepare, train
+from glc.launch.train import prepare, run_lock, train
 from glc.launch.train import run as entry
 from glc.training import load_stage
 from glc.training.checkpoints import DivergedError
@@ -397,7 +397,7 @@ def test_a_run_that_another_process_trains_is_refused(
     assert checkpoint(folder)["global_step"] == 1
     with monkeypatch.context() as patch:  # another rank of the same run is not refused
         patch.setenv("RANK", "1")
-        with claimed(folder):
+        with run_lock(folder):
             pass
     other.kill()
     assert checkpoint(run({**values, "logger": "csv"}))["global_step"] == 2

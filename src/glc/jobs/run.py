@@ -24,6 +24,7 @@ from multiprocessing import connection
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
+from glc.io.threads_policy import PASSIVE, USER_SETTINGS
 from glc.jobs.manifest import JobError
 
 UNFINISHED = 3
@@ -370,10 +371,11 @@ def _set_threads(threads: int | None) -> None:
 
 @contextmanager
 def _thread_counts(threads: int | None) -> Iterator[None]:
-    """Set the thread counts that a process started in this context inherits."""
-    before = {name: os.environ.get(name) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
-    if threads is not None:
-        os.environ.update(dict.fromkeys(before, str(threads)))
+    """Set the thread counts, and how threads wait, for processes that are started in this context."""
+    counts = {} if threads is None else dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), str(threads))
+    policy = {} if any(name in os.environ for name in USER_SETTINGS) else PASSIVE
+    before = {name: os.environ.get(name) for name in (*counts, *policy)}
+    os.environ.update({**counts, **policy})
     try:
         yield
     finally:

@@ -31,6 +31,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from glc.errors import SettingError
+from glc.io import threads_policy
 from glc.io.locks import lock
 from glc.launch.config import UsageError
 from glc.launch.overrides import command_line, register_resolvers
@@ -89,12 +90,12 @@ class Run(NamedTuple):
     """The checkpoint that the trainer restores; already opened."""
 
 
-def prepare(cfg: DictConfig, claim: Callable[[], object] = lambda: None) -> Run:
+def prepare(cfg: DictConfig, acquire: Callable[[], object] = lambda: None) -> Run:
     """Instantiate a composed configuration, which is not changed, and load its initial weights.
 
     Args:
         cfg: the configuration.
-        claim: called before anything is written.
+        acquire: called before anything is written.
 
     Raises:
         UsageError: a setting is missing or conflicts with another.
@@ -137,7 +138,7 @@ def prepare(cfg: DictConfig, claim: Callable[[], object] = lambda: None) -> Run:
     if 0 in (options.get("val_check_interval"), options.get("check_val_every_n_epoch")):
         # Never; Lightning divides by one and validates after each batch with the other.
         options |= {"val_check_interval": None, "check_val_every_n_epoch": 1, "limit_val_batches": 0}
-    claim()
+    acquire()
     # Lightning replaces the loggers of a trial run, but making ours may write W&B's id.
     loggers = [CSVLogger(cfg.dir)] if cfg.trainer.get("fast_dev_run") else _made(cfg.logger)
     trainer = instantiate(options, callbacks=callbacks, logger=loggers, plugins=plugins)
@@ -184,6 +185,7 @@ def train(cfg: DictConfig) -> Trained:
         UsageError: the configuration cannot be run; nothing has been written.
         Stopped: a signal ended the run. It is a `SystemExit` with the exit code 128 + signal.
     """
+    log.debug("threads: %s", threads_policy.description())
     with SIGNALS, job_of_sweep():
         trained = _train(cfg)
         if trained.stop is not None and trained.stop.code != TIME_LIMIT_CODE:
@@ -193,7 +195,7 @@ def train(cfg: DictConfig) -> Trained:
 
 
 @contextmanager
-def claimed(folder: Path) -> Iterator[None]:
+def run_lock(folder: Path) -> Iterator[None]:
     """Keep other processes from training the same run within the context; rank 0 does it for all ranks.
 
     Raises:
@@ -212,15 +214,15 @@ def claimed(folder: Path) -> Iterator[None]:
 def _train(cfg: DictConfig) -> Trained:
     with ExitStack() as stack:
         if cfg.trainer.get("fast_dev_run"):
-            return _train_claimed(cfg, lambda: None)
-        return _train_claimed(cfg, lambda: stack.enter_context(claimed(Path(cfg.dir))))
+            return _train_locked(cfg, lambda: None)
+        return _train_locked(cfg, lambda: stack.enter_context(run_lock(Path(cfg.dir))))
 
 
-def _train_claimed(cfg: DictConfig, claim: Callable[[], object]) -> Trained:
+def _train_locked(cfg: DictConfig, acquire: Callable[[], object]) -> Trained:
     quieten()
     torch.set_float32_matmul_precision("high")
     try:
-        stage, datamodule, trainer, settings, resume = prepare(cfg, claim)
+        stage, datamodule, trainer, settings, resume = prepare(cfg, acquire)
     except (ValueError, OSError, WeightsUnavailable, InstantiationException, OmegaConfBaseException) as error:
         cause = cause_of(error)
         if isinstance(cause, ValueError | TypeError | OSError | WeightsUnavailable | OmegaConfBaseException):

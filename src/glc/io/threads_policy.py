@@ -1,0 +1,96 @@
+"""How PyTorch's OpenMP threads wait for work; chosen before torch is loaded.
+
+By default they spin for milliseconds before they sleep: fast while each thread has a core of its own, but
+otherwise it takes the cores from threads that have work. With `OMP_WAIT_POLICY=passive` they sleep at once.
+PyTorch's libgomp reads `OMP_WAIT_POLICY` and `GOMP_SPINCOUNT` once, when it is loaded.
+"""
+
+import os
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+PASSIVE = {"OMP_WAIT_POLICY": "passive"}
+"""The environment that makes waiting threads sleep."""
+USER_SETTINGS = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
+"""Variables of libgomp, and of the OpenMP of LLVM and Intel. If one is set, nothing is changed."""
+TAKEN = 0.5
+"""Share of the cores that others use from which on threads sleep."""
+
+_SAMPLES = 4
+_LAUNCHERS = ("local", "joblib", "submitit_local")
+_description = "threads wait as the environment says"
+
+
+def choose(words: Sequence[str] = (), workers: int = 0) -> str:
+    """Choose how the threads of this process and of its children wait, by environment variables.
+
+    They sleep if this command starts processes that share the cores, or if other programs use them; else they
+    spin as OpenMP's default is. Call this before torch is imported; later it affects child processes only.
+
+    Args:
+        words: the command line.
+        workers: processes that this one will start, if known.
+
+    Returns:
+        The choice and its reason, in one line.
+    """
+    global _description
+    given = next((name for name in USER_SETTINGS if name in os.environ), None)
+    if given:
+        _description = f"{given}={os.environ[given]} (from the environment)"
+        return _description
+    reason = next(_processes(words), None) or (f"{workers} worker processes" if workers > 0 else None)
+    if reason is None and (load := others()) >= TAKEN:
+        reason = f"other programs use {load:.0%} of the cores"
+    if reason:
+        os.environ.update(PASSIVE)
+    _description = (
+        f"OMP_WAIT_POLICY=passive ({reason})" if reason else "OpenMP's default (this process is alone)"
+    )
+    if "torch" in sys.modules and reason:
+        _description += ", in child processes only: torch was already loaded"
+    return _description
+
+
+def description() -> str:
+    """Return what `choose` returned, for logs."""
+    return _description
+
+
+def _processes(words: Sequence[str]) -> Iterator[str]:
+    """Yield what the words of a command line start beside this process."""
+    for word, following in zip(words, [*words[1:], ""], strict=False):
+        key, _, value = word.partition("=")
+        if key == "--processes" and not value:
+            value = following
+        if key.lstrip("+") == "hydra/launcher" and value in _LAUNCHERS:
+            yield word
+        elif key in ("--processes", "processes", "trainer.devices") and value.isdigit() and int(value) > 1:
+            yield f"{key}={value}"
+        elif key == "data.num_workers" and value.isdigit() and int(value) > 0:
+            yield word
+    if os.environ.get("LOCAL_WORLD_SIZE", "1") != "1":
+        yield f"LOCAL_WORLD_SIZE={os.environ['LOCAL_WORLD_SIZE']}"
+
+
+def others() -> float:
+    """Return the share of the cores that other programs use; 0 where the system does not say.
+
+    That is the load of the last minute, but no more than now: a program that has just ended does not count.
+    """
+    try:
+        used = os.getloadavg()[0]
+    except (AttributeError, OSError):  # Windows
+        return 0.0
+    with suppress(OSError, ValueError, IndexError):  # Linux only
+        used = min(used, max(_running() for _ in range(_SAMPLES)) - 1)
+    return used / (os.cpu_count() or 1)
+
+
+def _running() -> int:
+    """Return the number of threads on this machine that have work, this one included."""
+    time.sleep(0.003)
+    return int(Path("/proc/loadavg").read_text().split()[3].partition("/")[0])
