@@ -124,14 +124,7 @@ class Stage(L.LightningModule):
         """
 
     def setup(self, stage: str) -> None:
-        """Freeze, apply the memory format and compile, after the weights are loaded.
-
-        Also say which quality metrics are not measured: their values would just be absent.
-        """
-        if self.quality is not None and not self._named_unavailable and self.trainer.is_global_zero:
-            self._named_unavailable = True
-            for name, reason in self.quality.unavailable.items():
-                log.warning("val/%s is not measured: %s", name, " ".join(reason.split()))
+        """Freeze, apply the memory format and compile, after the weights are loaded."""
         for name in self.frozen:
             self.get_submodule(name).requires_grad_(False).eval()
         if self.channels_last:
@@ -296,6 +289,13 @@ class Stage(L.LightningModule):
     def on_train_epoch_end(self) -> None:
         """Correct the epoch counter; callbacks that save run after this."""
         count_epochs(self.trainer)
+
+    def on_validation_start(self) -> None:
+        """Say once which metrics are not measured because their weights are missing."""
+        if self.quality is not None and not self._named_unavailable and self.trainer.is_global_zero:
+            self._named_unavailable = True
+            for name, reason in self.quality.unavailable.items():
+                log.warning("val/%s is not measured: %s", name, " ".join(reason.split()))
 
     def on_validation_epoch_end(self) -> None:
         """Log and reset the metrics of the validation images and the codebooks' usage over them."""
