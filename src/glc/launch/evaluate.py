@@ -26,6 +26,7 @@ from glc.evaluation.evaluate import Evaluation
 from glc.jobs.run import UNFINISHED, UnfinishedError, dist_info
 from glc.launch.config import UsageError
 from glc.launch.overrides import command_line
+from glc.launch.schema import conform
 from glc.losses.perceptual import WeightsUnavailable
 from glc.metrics.quality import QualityMetrics
 
@@ -154,6 +155,7 @@ def evaluate(cfg: DictConfig, shards: Sequence[str] = ()) -> list[dict[str, Any]
     Raises:
         UsageError: the configuration cannot be run; the message says what to change.
     """
+    cfg = conform(cfg, "evaluate")
     warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")
     summaries = []
     try:

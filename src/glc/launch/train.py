@@ -27,14 +27,13 @@ from omegaconf.errors import OmegaConfBaseException
 from glc.errors import SettingError
 from glc.launch.config import UsageError
 from glc.launch.overrides import command_line, register_resolvers
+from glc.launch.schema import conform
 from glc.launch.start import checkpoint_folder, resolve_start
 from glc.losses.perceptual import WeightsUnavailable
 from glc.training.checkpoints import LAST, ChecksumCheckpointIO, DivergedError, RecordSettings, SavingError
 from glc.training.init_from import check_resumable, warm_start
 
 log = logging.getLogger(__name__)
-
-PRECISIONS = ("32-true", "bf16-mixed")
 
 
 @dataclass(frozen=True)
@@ -98,21 +97,14 @@ def prepare(cfg: DictConfig) -> Run:
 
 
 def check(cfg: DictConfig) -> None:
-    """Check the settings that no object checks itself.
+    """Check that every key has a value.
 
     Raises:
-        UsageError: a value is missing or out of range.
+        UsageError: a value is missing.
     """
     missing = sorted(OmegaConf.missing_keys(cfg))
     if missing:
         raise UsageError(f"{', '.join(missing)}: no value; give {missing[0]}=...")
-    if not isinstance(cfg.seed, int):
-        raise UsageError(f"seed={cfg.seed}: not an integer; give an integer")
-    if str(cfg.trainer.precision) not in PRECISIONS:
-        raise UsageError(
-            f"trainer.precision={cfg.trainer.precision}: not supported; use {' or '.join(PRECISIONS)} "
-            "(float16 needs gradient scaling, which discriminator and gradient clipping do not support)"
-        )
 
 
 def _made(group: DictConfig) -> list[Any]:
@@ -133,6 +125,7 @@ def train(cfg: DictConfig) -> Trained:
     Raises:
         UsageError: the configuration cannot be run; nothing has been written.
     """
+    cfg = conform(cfg, "train")
     quieten()
     torch.set_float32_matmul_precision("high")
     try:
