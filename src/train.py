@@ -1,6 +1,6 @@
 """Train a stage: `python -m src.train stage=vqvae ...`; `glc train` does the same from anywhere."""
 
-from glc.launch.train import main
+from glc.launch.commands import train
 
 if __name__ == "__main__":
-    main()
+    train()

@@ -7,8 +7,8 @@ import re
 import shlex
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from pkgutil import resolve_name
 from typing import Any, NamedTuple, NoReturn
 
 import hydra
@@ -35,6 +35,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from glc.launch.config import CONF, UsageError, folder_of, output_dir, per_device
+from glc.launch.help import choices
 from glc.launch.schema import TRAINER_ARGUMENTS, checked, conform, kind_of
 from glc.launch.values import BOOLEAN, WORDS, Accepted, shown
 
@@ -55,15 +56,25 @@ class Command(NamedTuple):
     """The configuration, with the first value of each swept key; None if it is not one of ours."""
 
 
+_passed: dict[tuple[tuple[str, ...], str], Command] = {}
+"""A command line that has just been checked."""
+
+
+def check_once(words: Sequence[str], config_name: str) -> Command:
+    """Examine a command line that `command_line` will run next, which then does not check it again."""
+    command = examine(words, config_name)
+    _passed[tuple(words), config_name] = command
+    return command
+
+
 def command_line(
-    task: str | Callable[[DictConfig], Any], config_name: str, arguments: Sequence[str] | None = None
+    task: Callable[[DictConfig], Any], config_name: str, arguments: Sequence[str] | None = None
 ) -> None:
     """Run a task as Hydra's command line does: overrides, `--multirun`, `--cfg job`, `--config-dir`.
 
     Args:
         task: takes the composed configuration; at module level, so that sweeps can run it in other processes.
-            A name, `package.module.function`, is imported only after all checks.
-        config_name: the primary configuration.
+            config_name: the primary configuration.
         arguments: the words of the command line; None: `sys.argv`.
 
     Raises:
@@ -71,7 +82,7 @@ def command_line(
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        command = examine(words, config_name)
+        command = _passed.pop((tuple(words), config_name), None) or examine(words, config_name)
     except UsageError as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from error
@@ -83,7 +94,7 @@ def command_line(
         _run_hydra(
             args=command.args,
             args_parser=get_args_parser(),
-            task_function=resolve_name(task) if isinstance(task, str) else task,
+            task_function=task,
             config_path=str(CONF),
             config_name=config_name,
         )
@@ -110,7 +121,7 @@ def compose(
     return conform(cfg, command.config_name)
 
 
-def _arguments(words: Sequence[str]) -> argparse.Namespace:
+def parse_arguments(words: Sequence[str]) -> argparse.Namespace:
     """Parse Hydra's flags, which may stand before, between and after the overrides."""
 
     def fail(message: str) -> NoReturn:
@@ -145,14 +156,21 @@ def _folders(args: argparse.Namespace, config_name: str) -> list[Path]:
     return [*folders, *filter(None, (folder_of(str(entry)) for entry in more or ()))]
 
 
-def _compose(args: argparse.Namespace, config_name: str, words: Sequence[str]) -> DictConfig:
+@contextmanager
+def search_path(args: argparse.Namespace) -> Iterator[None]:
+    """Initialise Hydra with the folder of the configuration and, as its command line does, `--config-dir`."""
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        if args.config_dir is not None:  # as Hydra's command line does
+        if args.config_dir is not None:
             loader: Any = GlobalHydra.instance().config_loader()
             path = loader.get_search_path()
             place = SearchPathQuery(provider="schema")
             path.prepend("command-line", f"file://{Path(args.config_dir).resolve()}", place)
             loader.repository.initialize_sources(path)
+        yield
+
+
+def _compose(args: argparse.Namespace, config_name: str, words: Sequence[str]) -> DictConfig:
+    with search_path(args):
         return hydra.compose(config_name, list(words))
 
 
@@ -311,14 +329,10 @@ def _values(override: Override) -> list[Any]:
     return [entry.text if isinstance(entry, QuotedString) else entry for entry in values]
 
 
-def _choices(group: str, folders: Sequence[Path]) -> list[str]:
-    return sorted({path.stem for folder in folders for path in (folder / group).glob("[!_]*.yaml")})
-
-
 def _impossible_choice(chosen: list[Override], folders: Sequence[Path]) -> str | None:
     """Return a message for the first group whose value is not a name, or names a part of another choice."""
     for override in chosen:
-        group, names = override.key_or_group, ", ".join(_choices(override.key_or_group, folders))
+        group, names = override.key_or_group, ", ".join(choices(override.key_or_group, folders))
         if override.is_delete():
             continue
         for value in _values(override):
@@ -338,7 +352,7 @@ def _no_such_choice(chosen: list[Override], folders: Sequence[Path]) -> str | No
     """Return a message for the first choice without a file in the folders."""
     for override in chosen:
         group = override.key_or_group
-        names = _choices(group, folders)
+        names = choices(group, folders)
         for value in _values(override):
             known = any((folder / group / f"{value}.yaml").is_file() for folder in folders)
             if isinstance(value, str) and not known and not override.is_delete():
@@ -363,7 +377,11 @@ def _unknown_key(changed: list[Override], cfg: DictConfig, groups: Iterable[str]
             near = difflib.get_close_matches(key, [*known, *groups], n=3, cutoff=0.7)
             meant = list(dict.fromkeys([*near, *siblings]))[:3]
             hint = f"did you mean {' or '.join(meant)} ?" if meant else "see --cfg job for all keys"
-            added = f"; a new argument is +{word}" if f"{section}._target_" in known else ""
+            added = (
+                f"; a new argument is +{word}"
+                if f"{section}._target_" in known and section != "trainer"
+                else ""
+            )
             return f"{key}: no such key; {hint.replace(' ?', '?')}{added}"
     return None
 
@@ -421,7 +439,7 @@ def examine(arguments: Sequence[str], config_name: str = "train") -> Command:
         UsageError: a word cannot be read, was renamed since 0.1, or names a key or a choice that does not
             exist; a key does not accept its value; or stages are swept.
     """
-    args = _arguments(arguments)
+    args = parse_arguments(arguments)
     if args.config_path is not None or args.hydra_help or args.shell_completion or args.info is not None:
         return Command(
             args, args.config_name or config_name, None
@@ -444,15 +462,15 @@ def examine(arguments: Sequence[str], config_name: str = "train") -> Command:
     _raise(_impossible_choice(chosen, folders))
     values = [o for o in overrides if o not in chosen and not o.key_or_group.startswith("hydra")]
     search = [str(o.input_line) for o in overrides if o.key_or_group == SEARCH]
-    choices = [*search, *filter(None, map(_first, chosen))]
+    first = [*search, *filter(None, map(_first, chosen))]
     try:
-        base = _composed(args, primary, choices)
+        base = _composed(args, primary, first)
     except UsageError as error:
         _raise(_no_such_choice(chosen, folders))
         group = re.match(r"You must specify '(\S+)'", str(error))
         if group is None:
             raise
-        names = ", ".join(_choices(group[1], folders))
+        names = ", ".join(choices(group[1], folders))
         raise UsageError(f"{group[1]}: no value; give {group[1]}=..., one of {names}") from error
     _raise(_no_such_choice([o for o in chosen if o.is_sweep_override()], folders))
     added = [o for o in values if o.is_add() or o.is_force_add() or o.is_delete()]
@@ -465,7 +483,7 @@ def examine(arguments: Sequence[str], config_name: str = "train") -> Command:
         )
     args.overrides = [words.get(id(o), str(o.input_line)) for o in overrides]
     one = filter(None, (_first(_parse_one(words[id(o)])) for o in values))
-    cfg = conform(_composed(args, primary, [*choices, *one]), primary)
+    cfg = conform(_composed(args, primary, [*first, *one]), primary)
     return Command(args, primary, cfg)
 
 

@@ -296,7 +296,7 @@ def conform(cfg: DictConfig, config_name: str) -> DictConfig:
         if value is MISSING or kind is None:
             continue
         plain = OmegaConf.to_container(value, resolve=True) if isinstance(value, Container) else value
-        converted = checked(_origin(cfg, name), plain, kind)
+        converted = checked(origin(cfg, name), plain, kind)
         if type(converted) is not type(plain) or converted != plain:
             holder[key] = converted
     return cfg
@@ -357,15 +357,18 @@ def _leaves(
             yield cfg, str(key), name, target
 
 
-def _origin(cfg: DictConfig, name: str) -> str:
+def origin(cfg: DictConfig, name: str) -> str:
     """Follow interpolations to a key of its own value: `model.quantizer.size` to `model.codebook_size`."""
     for _ in range(10):
-        parent, _, key = name.rpartition(".")
-        holder = OmegaConf.select(cfg, parent) if parent else cfg
-        node = holder._get_node(key, validate_access=False) if isinstance(holder, DictConfig) else None
-        raw = node._value() if isinstance(node, Node) else None
-        found = _REFERENCE.fullmatch(raw) if isinstance(raw, str) else None
-        if found is None:
+        node: Any = cfg
+        parts = name.split(".")
+        for i, part in enumerate(parts):
+            node = node._get_node(part, validate_access=False) if isinstance(node, DictConfig) else None
+            raw = node._value() if isinstance(node, Node) else None
+            found = _REFERENCE.fullmatch(raw) if isinstance(raw, str) else None
+            if found is not None:
+                name = ".".join([found[1], *parts[i + 1 :]])
+                break
+        else:
             return name
-        name = found[1]
     return name

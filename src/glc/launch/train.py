@@ -18,18 +18,18 @@ import lightning as L
 import torch
 import wandb
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import InstantiationException
 from hydra.types import RunMode
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
 from glc.errors import SettingError
+from glc.launch.checks import check_training
 from glc.launch.config import UsageError
+from glc.launch.failures import UNUSABLE, usage_error
+from glc.launch.hardware import check_devices
 from glc.launch.overrides import command_line, register_resolvers
 from glc.launch.schema import conform
 from glc.launch.start import checkpoint_folder, resolve_start
-from glc.losses.perceptual import WeightsUnavailable
 from glc.training.checkpoints import LAST, ChecksumCheckpointIO, DivergedError, RecordSettings, SavingError
 from glc.training.init_from import check_resumable, warm_start
 
@@ -69,7 +69,8 @@ def prepare(cfg: DictConfig) -> Run:
     cfg = copy.deepcopy(cfg)
     OmegaConf.set_readonly(cfg, False)
     OmegaConf.resolve(cfg)
-    check(cfg)
+    check_training(cfg)
+    check_devices(cfg.trainer)
     settings = cast(dict[str, Any], OmegaConf.to_container(cfg))
     start = resolve_start(cfg)
 
@@ -92,31 +93,14 @@ def prepare(cfg: DictConfig) -> Run:
         if isinstance(plugin, ChecksumCheckpointIO):
             plugin.opened = start.resume
     options = {key: value for key, value in cfg.trainer.items() if key != "plugins"}
+    instantiate(options, logger=False, plugins=plugins)  # what it refuses, before a logger writes
     trainer = instantiate(options, callbacks=callbacks, logger=_made(cfg.logger), plugins=plugins)
     return Run(stage, datamodule, trainer, settings, None if start.resume is None else start.resume.path)
-
-
-def check(cfg: DictConfig) -> None:
-    """Check that every key has a value.
-
-    Raises:
-        UsageError: a value is missing.
-    """
-    missing = sorted(OmegaConf.missing_keys(cfg))
-    if missing:
-        raise UsageError(f"{', '.join(missing)}: no value; give {missing[0]}=...")
 
 
 def _made(group: DictConfig) -> list[Any]:
     """Instantiate the entries of a group that are not null."""
     return [instantiate(entry) for entry in group.values() if entry is not None]
-
-
-def cause_of(error: BaseException) -> BaseException:
-    """Return the original error of a failed instantiation."""
-    while isinstance(error, InstantiationException) and error.__cause__ is not None:
-        error = error.__cause__
-    return error
 
 
 def train(cfg: DictConfig) -> Trained:
@@ -130,11 +114,8 @@ def train(cfg: DictConfig) -> Trained:
     torch.set_float32_matmul_precision("high")
     try:
         stage, datamodule, trainer, settings, resume = prepare(cfg)
-    except (ValueError, OSError, WeightsUnavailable, InstantiationException, OmegaConfBaseException) as error:
-        cause = cause_of(error)
-        if isinstance(cause, ValueError | TypeError | OSError | WeightsUnavailable | OmegaConfBaseException):
-            raise UsageError(str(cause)) from error
-        raise
+    except UNUSABLE as error:
+        raise usage_error(error, cfg) from error
     exit_code = 1
     try:
         for logger in trainer.loggers:
