@@ -62,13 +62,15 @@ rm -f "$stamp"
 say "installing requirements/dev.txt (the first run downloads several gigabytes)"
 # uv is about four times as fast as pip; if it is not available or fails, pip installs the same locked files.
 if "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/uv.txt &&
-    "$venv/bin/python" -m uv pip sync --python "$venv/bin/python" --require-hashes requirements/dev.txt; then
+    "$venv/bin/python" -m uv pip sync --compile-bytecode --python "$venv/bin/python" --require-hashes requirements/dev.txt; then
     :
 else
     say "uv did not work here; installing with pip"
     "$venv/bin/python" -m pip install --disable-pip-version-check --require-hashes -r requirements/dev.txt
 fi
 "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+# Else the first `glc train --help` of each module compiles it. (pip compiles what it installs itself.)
+"$venv/bin/python" -m compileall -q src || say "some modules were not compiled"
 fingerprint >"$stamp.new"
 mv "$stamp.new" "$stamp"
 say "done; the environment is $venv"

@@ -96,7 +96,7 @@ def test_command_line_settings_replace_those_of_the_codec(images: Path, tmp_path
         (["codec=jpeg", "testset.path=nowhere"], "testset.path=nowhere: no such folder"),
         (["codec=jpeg", "testset.path=null"], "testset.path: not set; give the folder"),
         (["codec=jpeg", "testset=kodak"], "p0 does not belong to kodak"),
-        (["codec=jpeg", "processes=0"], "processes=0 and threads=1 must be positive"),
+        (["codec=jpeg", "processes=0"], "processes=0: not valid; give an integer of at least 1"),
         (["codec=jpeg", "device=nothing"], "device 'nothing' is not available"),
     ],
 )

@@ -1,6 +1,7 @@
 """Messages for invalid overrides, and the names of a sweep's jobs."""
 
 import re
+import shlex
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from glc.launch.overrides import (
     SWEPT_KEYS,
     command_line,
     compose,
+    examine,
     explain_overrides,
     remember_swept_keys,
     swept_name,
@@ -52,7 +54,6 @@ def test_a_mistyped_key_is_reported_with_suggestions(words: list[str], key: str,
 @pytest.mark.parametrize(
     "words",
     [
-        [],
         [STAGE],
         ["--cfg", "job", STAGE],
         ["-m", STAGE, "stage.codebook_weight=0.5,1", "seed=1,2,3"],
@@ -60,19 +61,16 @@ def test_a_mistyped_key_is_reported_with_suggestions(words: list[str], key: str,
         [STAGE, "+trainer.profiler=simple"],
         [STAGE, "++trainer.profiler=simple"],
         [STAGE, "~callbacks.panel"],
-        [STAGE, "~stage.clip"],
         [STAGE, "hydra.run.dir=somewhere", "hydra/launcher=basic", "hydra.verbose=true"],
         [STAGE, "experiment=demo", "model/variants=[factorized,no_code_prediction]", "logger=csv"],
         [STAGE, "stage.optimizer={lr: 1, betas: [0, 1]}"],
         [STAGE, "trainer={max_steps: 3, devices: 2}"],
-        [STAGE, "perceptual.weights_dir={any: 1}"],  # not a section: the value replaces a value
+        [STAGE, "+stage.losses={edge: {_target_: mine.Edge, width: 1}}"],
         [STAGE, "stage.optimizer.betas=[0.5,0.9]", "data.train=[a,b]"],
         [STAGE, "data.train='a/b=c.tar'"],
         ["stage=transform", "stage.lmbda=[1,2,3,4]"],
         ["stage=joint", "experiment=[paper,small]", "stage.distortion_weights.lpips=0"],
-        # Hydra reports these itself.
-        ["stage=nothing", "trainer.devcies=1"],
-        ["trainer.devices=[1"],
+        [STAGE, "model/variants=refiner", "stage.schedule.hold=0.5", "seed=007", "trainer.max_steps=1e3"],
     ],
 )
 def test_valid_overrides_pass(words: list[str]) -> None:
@@ -103,8 +101,8 @@ def test_groups_and_keys_of_the_users_folders_are_valid(mine: Path) -> None:
         assert "give one of facial, mine, natural" in (explain_overrides([*folder, STAGE, "model=1"]) or "")
         assert "trainer.devices" in (explain_overrides([*folder, *words, "trainer.devcies=2"]) or "")
     assert "no such folder" in (explain_overrides(["--config-dir", str(mine / "no"), STAGE]) or "")
-    # Without the folder the model does not exist, which Hydra reports.
-    assert explain_overrides([STAGE, "model=mine", "model.own_key=2"]) is None
+    message = explain_overrides([STAGE, "model=mine", "model.own_key=2"])
+    assert message == "model=mine: no such choice; give one of facial, natural, natural_f8, small, tiny"
     own = ["--config-dir", str(mine), "--config-name", "mine", STAGE]
     assert explain_overrides([*own, "model=further"]) is None
     assert "model.name" in (explain_overrides([*own, "model=further", "model.nmae=x"]) or "")
@@ -122,8 +120,10 @@ def test_compose_in_a_program(mine: Path) -> None:
     assert compose("evaluate", ["codec=jpeg", "out=x"]).threads == 1
     with pytest.raises(UsageError, match="sed: no such key; did you mean seed"):
         compose("train", [STAGE, "sed=1"])
-    with pytest.raises(UsageError, match=r"Could not find 'model/mine' Available options.* tiny$"):
+    with pytest.raises(UsageError, match=r"^model=mine: no such choice; give one of .* tiny$"):
         compose("train", [STAGE, "model=mine"])
+    with pytest.raises(UsageError, match=r"^model=variants/refiner: part of .* give model/variants=refiner$"):
+        compose("train", [STAGE, "model=variants/refiner"])
 
 
 def test_the_command_line_uses_the_users_folder_and_resets_hydra(
@@ -148,8 +148,9 @@ def test_keys_of_the_chosen_groups_are_valid() -> None:
     key = "model.refiner.predictor.width=32"
     assert explain_overrides([STAGE, "model/variants=refiner", key]) is None
     assert "model.predictor.width" in (explain_overrides([STAGE, key]) or "")
-    # Without a stage nothing can be composed; Hydra lists the stages.
-    assert explain_overrides(["trainer.devcies=8"]) is None
+    message = explain_overrides(["trainer.devcies=8"])
+    assert message is not None
+    assert message.startswith("stage: no value; give stage=..., one of joint, restoration, ")
 
 
 def test_a_key_below_a_null_is_reported() -> None:
@@ -165,10 +166,70 @@ def test_a_key_below_a_null_is_reported() -> None:
         (["stage=1"], "stage=1: not a choice; give one of "),
         ([STAGE, "experiment=null"], ", or omit experiment"),
         (["-m", "stage=vqvae,transform"], "stage: cannot be swept"),
+        (["stage=nothing"], "stage=nothing: no such choice; give one of joint, restoration, "),
+        ([STAGE, "experiment=paper_naturl"], "experiment=paper_naturl: no such choice; give one of demo, "),
+        ([STAGE, "sweep=nosuch"], "sweep=nosuch: no such choice; give one of lmbda, optuna"),
+        (
+            [STAGE, "experiment=[demo,overfitt]"],
+            "experiment=overfitt: no such choice (did you mean overfit?)",
+        ),
+        (
+            [STAGE, "experiment=[paper_natural,demo]"],
+            "experiment=paper_natural is now experiment=paper model=",
+        ),
+        (["-m", STAGE, "model=tiny,smal"], "model=smal: no such choice (did you mean small?); give one of "),
+        ([STAGE, "experiment=demo/vqvae"], "part of another choice; give experiment=demo stage=vqvae"),
+        ([STAGE, "model=variants/refiner"], "part of another choice; give model/variants=refiner"),
     ],
 )
 def test_a_group_needs_a_choice(words: list[str], message: str) -> None:
     assert message in (explain_overrides(words) or "")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([STAGE, "trainer.limit_train_batches=3"], "Trainer give +trainer.limit_train_batches=3"),
+        (
+            [STAGE, "trainer.gradient_clip_val=1"],
+            "trainer.gradient_clip_val=1: not valid; give the maximum norm as ",
+        ),
+        ([STAGE, "stage.optimizer.momentum=0.9"], "a new argument is +stage.optimizer.momentum=0.9"),
+        ([STAGE, "data.train=a=b.tar"], """give "data.train='a=b.tar'\""""),
+        ([STAGE, "data.train=~/images"], """give "data.train='~/images'\""""),
+        ([STAGE, "data.train=images (1)"], """give "data.train='images (1)'\""""),
+        ([STAGE, "data.train=bücher"], """give "data.train='bücher'\""""),
+        ([STAGE, "data.train=[a=b,c]"], """give "data.train=['a=b','c']\""""),
+        ([STAGE, "data.train=it's"], """give 'data.train='"'"'it\\'"'"'s'"'"''"""),
+        (
+            [STAGE, "trainer.devices=[1"],
+            "trainer.devices=[1: cannot be read; close its brackets, or quote it",
+        ),
+        ([STAGE, "overwrite"], "overwrite: not an override; give KEY=VALUE"),
+        ([STAGE, "--confg-dir", "x"], "unrecognized arguments: --confg-dir x; see --help"),
+        ([STAGE, "--config-dir"], "expected one argument; see --help"),
+    ],
+)
+def test_words_that_cannot_be_used_name_the_word_to_type(words: list[str], message: str) -> None:
+    found = explain_overrides(words)
+    assert found is not None
+    assert message in found
+    assert "\n" not in found
+
+
+def test_the_quoted_form_that_is_offered_can_be_read(mine: Path) -> None:
+    for value in ("a=b", "it's", "~/x", "bücher (1)", '"x"=y'):
+        message = explain_overrides([STAGE, f"data.train={value}"])
+        assert message is not None
+        (word,) = shlex.split(message.partition("; give ")[2])
+        given = compose("train", [STAGE, word, "data.val=b"]).data.train
+        assert given == value
+
+
+def test_flags_may_stand_between_overrides(mine: Path) -> None:
+    words = [STAGE, "--config-dir", str(mine), "model=mine", "-m", "seed=1,2"]
+    assert explain_overrides(words) is None
+    assert examine(words).args.overrides == [STAGE, "model=mine", "seed=1,2"]
 
 
 @pytest.mark.parametrize(

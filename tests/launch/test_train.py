@@ -134,9 +134,9 @@ def test_values_out_of_range_name_their_key(images: Path, tmp_path: Path) -> Non
     values = {**settings(images, tmp_path, "range", "transform"), "init_from": "none"}
     assert "stage.lmbda: 2 values" in refused({**values, "stage.lmbda": "[1,2]"})
     assert "callbacks.ema.decay" in refused({**values, "callbacks.ema.decay": 1})
-    assert "floor and hold" in refused({**values, "stage.schedule.hold": 3})
-    assert "seed=None: not an integer" in refused({**values, "seed": "null"})
-    assert "data.val: empty" in refused({**values, "data.val": "null"})
+    assert "stage.schedule.hold=3: not valid" in refused({**values, "stage.schedule.hold": 3})
+    assert "seed=null: not valid" in refused({**values, "seed": "null"})
+    assert "data.val=null: not valid" in refused({**values, "data.val": "null"})
     del values["data.batch_size"]
     assert "stage.accumulate=0" in refused({**values, "batch": 8, "stage.accumulate": 0})
     message = refused({**values, "batch": 7, "trainer.devices": 2})

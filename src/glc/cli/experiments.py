@@ -3,6 +3,7 @@
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -10,8 +11,24 @@ from glc.cli.errors import needs
 from glc.cli.options import quiet_option, renamed_option, trust_option
 
 _hydra_arguments = click.argument("arguments", metavar="[KEY=VALUE]...", nargs=-1, type=click.UNPROCESSED)
-_HYDRA = {"ignore_unknown_options": True, "help_option_names": ["-h", "--help"]}
+_HYDRA: dict[str, Any] = {"ignore_unknown_options": True, "help_option_names": ["-h", "--help"]}
 """Settings of commands that Hydra configures: its own flags, such as `-m` and `--cfg job`, pass through."""
+
+
+class _Configured(click.Command):
+    """A command whose help is written by `glc.launch.help`."""
+
+    def get_help(self, ctx: click.Context) -> str:
+        """Return the help, with the options of this command."""
+        from glc.launch.help import help_text
+
+        formatter = ctx.make_formatter()
+        self.format_options(ctx, formatter)
+        return f"{help_text(self._config_name, f'glc {self.name}')}\n\n{formatter.getvalue()}"
+
+    @property
+    def _config_name(self) -> str:
+        return "evaluate" if self.name == "eval" else "train"
 
 
 @click.command()
@@ -92,29 +109,18 @@ def pack(
         click.echo(f"{dest}: {manifest.count} images in {shards}, {manifest.bytes / 1e6:.1f} MB{skipped}")
 
 
-@click.command("train", context_settings=_HYDRA)
+@click.command("train", cls=_Configured, context_settings=_HYDRA)
 @_hydra_arguments
 @trust_option
 def train(arguments: tuple[str, ...]) -> None:
-    """Train a stage of a codec.
+    """Train a stage of a codec."""
+    with needs("train", "hydra", "torchvision", "torchmetrics", "lpips", "webdataset"):
+        from glc.launch.commands import train as main
 
-    \b
-    glc pack TRAIN_IMAGES data/mine && glc pack VAL_IMAGES data/val
-    glc train stage=vqvae     name=mine data=shards data.train=data/mine data.val=data/val
-    glc train stage=transform name=mine data=shards data.train=data/mine data.val=data/val
-    glc train stage=joint     name=mine data=shards data.train=data/mine data.val=data/val
-    glc export runs/mine/joint mine.safetensors
-    glc train -m stage=transform stage.lmbda=0.5,1,2,4      (sweep: one run per value)
-
-    A run is saved in runs/NAME/STAGE; each stage starts from the previous one. `--cfg job` shows all keys,
-    `--config-dir DIR` adds a folder with your own configuration, `--hydra-help` shows Hydra's flags.
-    """
-    with needs("train", "torchvision", "torchmetrics", "lpips", "webdataset"):
-        from glc.launch.train import main
-    main(arguments)
+        main(arguments, program="glc train")
 
 
-@click.command("eval", context_settings=_HYDRA)
+@click.command("eval", cls=_Configured, context_settings=_HYDRA)
 @click.option(
     "--shards",
     multiple=True,
@@ -124,23 +130,12 @@ def train(arguments: tuple[str, ...]) -> None:
 @_hydra_arguments
 @trust_option
 def evaluate(arguments: tuple[str, ...], shards: tuple[str, ...]) -> None:
-    """Evaluate codecs on a folder of images or a test set.
-
-    \b
-    glc eval codec=mine.safetensors testset=folder testset.path=IMAGES out=RESULTS
-    glc eval codec=jpeg qualities=[5,10] testset=kodak testset.path=KODAK out=RESULTS
-    glc eval codec=[mine.safetensors,vvc] target_bpp=[0.03] testset.path=IMAGES out=RESULTS
-    glc eval --shards 'val-{000..099}.tar' codec=mine.safetensors out=RESULTS processes=8
-
-    Each image is compressed and decompressed. RESULTS gets summary.json, per_image.csv, the compressed files
-    and the decoded images. To resume an interrupted evaluation, run the same command again.
-    metrics.weights_dir=DIR names a folder with the metrics' weights. `--cfg job` shows all keys,
-    `--config-dir DIR` adds a folder with your own configuration.
-    """
-    with needs("eval", "torchvision", "torchmetrics", "lpips"):
-        from glc.launch.evaluate import main
+    """Evaluate codecs on a folder of images or a test set."""
     unnamed = shards and not any(word.startswith("testset=") for word in arguments)
-    main([*arguments, *(["testset=shards"] if unnamed else [])], shards)
+    with needs("eval", "hydra", "torchvision", "torchmetrics", "lpips"):
+        from glc.launch.commands import evaluate as main
+
+        main([*arguments, *(["testset=shards"] if unnamed else [])], shards, program="glc eval")
 
 
 @click.command()

@@ -14,7 +14,20 @@ result.folder, result.checkpoint, result.metrics
 extra `eval`; neither is imported with this package.
 """
 
+from typing import TYPE_CHECKING, Any
+
 from glc.launch.config import UsageError
-from glc.launch.overrides import compose
+
+if TYPE_CHECKING:
+    from glc.launch.overrides import compose
 
 __all__ = ["UsageError", "compose"]
+
+
+def __getattr__(name: str) -> Any:
+    # Imported on first use: the help of a command does not import Hydra.
+    if name != "compose":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from glc.launch.overrides import compose
+
+    return compose

@@ -3,9 +3,6 @@
 from importlib.resources import files
 from pathlib import Path
 
-from hydra.core.hydra_config import HydraConfig
-from omegaconf import OmegaConf
-
 
 class UsageError(ValueError):
     """The configuration cannot be run; the message says what to change."""
@@ -54,6 +51,9 @@ def per_device(batch: int, devices: int | str, num_nodes: int, accumulate: int) 
 
 def output_dir(otherwise: str) -> str:
     """Return Hydra's output folder of this job, or `otherwise` if Hydra runs no job, as in a notebook."""
+    from hydra.core.hydra_config import HydraConfig
+    from omegaconf import OmegaConf
+
     if not HydraConfig.initialized():
         return otherwise
     runtime = HydraConfig.get().runtime

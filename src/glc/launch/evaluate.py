@@ -14,10 +14,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, cast
 
-from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, ListConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
 from glc.codec.weights.catalog import find
 from glc.evaluation.codecs.base import CodecUnavailable, ImageCodec
@@ -25,8 +23,9 @@ from glc.evaluation.codecs.latent import LatentCodec
 from glc.evaluation.evaluate import Evaluation
 from glc.jobs.run import UNFINISHED, UnfinishedError, dist_info
 from glc.launch.config import UsageError
+from glc.launch.failures import UNUSABLE, usage_error
 from glc.launch.overrides import command_line
-from glc.losses.perceptual import WeightsUnavailable
+from glc.launch.schema import conform
 from glc.metrics.quality import QualityMetrics
 
 log = logging.getLogger(__name__)
@@ -154,6 +153,7 @@ def evaluate(cfg: DictConfig, shards: Sequence[str] = ()) -> list[dict[str, Any]
     Raises:
         UsageError: the configuration cannot be run; the message says what to change.
     """
+    cfg = conform(cfg, "evaluate")
     warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")
     summaries = []
     try:
@@ -164,13 +164,8 @@ def evaluate(cfg: DictConfig, shards: Sequence[str] = ()) -> list[dict[str, Any]
             if cfg.wandb and dist_info()[0] == 0:
                 log_to_wandb(summary, evaluation.out, cfg.wandb_project)
             summaries.append(summary)
-    except (ValueError, OSError, WeightsUnavailable, CodecUnavailable, OmegaConfBaseException) as error:
-        raise UsageError(" ".join(str(error).split())) from error
-    except InstantiationException as error:
-        cause: BaseException = error
-        while isinstance(cause, InstantiationException) and cause.__cause__ is not None:
-            cause = cause.__cause__
-        raise UsageError(" ".join(str(cause).split())) from error
+    except (*UNUSABLE, CodecUnavailable) as error:
+        raise usage_error(error, cfg) from error
     return summaries
 
 

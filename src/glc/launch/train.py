@@ -22,21 +22,22 @@ import lightning as L
 import torch
 import wandb
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import InstantiationException
 from hydra.types import RunMode
 from hydra.utils import instantiate
 from lightning.fabric.plugins.environments import LightningEnvironment
 from lightning.pytorch.loggers import CSVLogger
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
 from glc.errors import SettingError
 from glc.io import threads_policy
 from glc.io.locks import lock
+from glc.launch.checks import check_training
 from glc.launch.config import UsageError
+from glc.launch.failures import UNUSABLE, usage_error
+from glc.launch.hardware import check_devices
 from glc.launch.overrides import command_line, register_resolvers
+from glc.launch.schema import conform
 from glc.launch.start import checkpoint_folder, resolve_start
-from glc.losses.perceptual import WeightsUnavailable
 from glc.training.checkpoints import (
     LAST,
     ChecksumCheckpointIO,
@@ -60,8 +61,6 @@ from glc.training.stopping import (
 )
 
 log = logging.getLogger(__name__)
-
-PRECISIONS = ("32-true", "bf16-mixed")
 
 
 @dataclass(frozen=True)
@@ -103,7 +102,8 @@ def prepare(cfg: DictConfig, acquire: Callable[[], object] = lambda: None) -> Ru
     cfg = copy.deepcopy(cfg)
     OmegaConf.set_readonly(cfg, False)
     OmegaConf.resolve(cfg)
-    check(cfg)
+    check_training(cfg)
+    check_devices(cfg.trainer)
     settings = cast(dict[str, Any], OmegaConf.to_container(cfg))
     start = resolve_start(cfg)
 
@@ -138,6 +138,7 @@ def prepare(cfg: DictConfig, acquire: Callable[[], object] = lambda: None) -> Ru
     if 0 in (options.get("val_check_interval"), options.get("check_val_every_n_epoch")):
         # Never; Lightning divides by one and validates after each batch with the other.
         options |= {"val_check_interval": None, "check_val_every_n_epoch": 1, "limit_val_batches": 0}
+    instantiate(options, logger=False, plugins=plugins)  # what it refuses, before a logger writes
     acquire()
     # Lightning replaces the loggers of a trial run, but making ours may write W&B's id.
     loggers = [CSVLogger(cfg.dir)] if cfg.trainer.get("fast_dev_run") else _made(cfg.logger)
@@ -145,34 +146,9 @@ def prepare(cfg: DictConfig, acquire: Callable[[], object] = lambda: None) -> Ru
     return Run(stage, datamodule, trainer, settings, None if start.resume is None else start.resume.path)
 
 
-def check(cfg: DictConfig) -> None:
-    """Check the settings that no object checks itself.
-
-    Raises:
-        UsageError: a value is missing or out of range.
-    """
-    missing = sorted(OmegaConf.missing_keys(cfg))
-    if missing:
-        raise UsageError(f"{', '.join(missing)}: no value; give {missing[0]}=...")
-    if not isinstance(cfg.seed, int):
-        raise UsageError(f"seed={cfg.seed}: not an integer; give an integer")
-    if str(cfg.trainer.precision) not in PRECISIONS:
-        raise UsageError(
-            f"trainer.precision={cfg.trainer.precision}: not supported; use {' or '.join(PRECISIONS)} "
-            "(float16 needs gradient scaling, which discriminator and gradient clipping do not support)"
-        )
-
-
 def _made(group: DictConfig) -> list[Any]:
     """Instantiate the entries of a group that are not null."""
     return [instantiate(entry) for entry in group.values() if entry is not None]
-
-
-def cause_of(error: BaseException) -> BaseException:
-    """Return the original error of a failed instantiation."""
-    while isinstance(error, InstantiationException) and error.__cause__ is not None:
-        error = error.__cause__
-    return error
 
 
 def train(cfg: DictConfig) -> Trained:
@@ -219,15 +195,13 @@ def _train(cfg: DictConfig) -> Trained:
 
 
 def _train_locked(cfg: DictConfig, acquire: Callable[[], object]) -> Trained:
+    cfg = conform(cfg, "train")
     quieten()
     torch.set_float32_matmul_precision("high")
     try:
         stage, datamodule, trainer, settings, resume = prepare(cfg, acquire)
-    except (ValueError, OSError, WeightsUnavailable, InstantiationException, OmegaConfBaseException) as error:
-        cause = cause_of(error)
-        if isinstance(cause, ValueError | TypeError | OSError | WeightsUnavailable | OmegaConfBaseException):
-            raise UsageError(str(cause)) from error
-        raise
+    except UNUSABLE as error:
+        raise usage_error(error, cfg) from error
     exit_code = 1
     try:
         for logger in trainer.loggers:

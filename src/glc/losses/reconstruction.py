@@ -28,11 +28,12 @@ def load_perceptual(
         distance = LPIPS(net, weights_dir)
         return RandomAugmentation(distance) if augment else distance
     except WeightsUnavailable as error:
+        text = str(error).replace("set weights_dir to", "set perceptual.weights_dir= to")
         if required:
             raise WeightsUnavailable(
-                f"{error}\nTo train without the term `lpips`: perceptual.required=false"
+                f"{text}\nTo train without the term `lpips`: perceptual.required=false"
             ) from None
-        log.warning("training without the term `lpips`: %s", error)
+        log.warning("training without the term `lpips`: %s", text)
         return None
 
 

@@ -127,7 +127,7 @@ class QualityMetrics(nn.Module):
             try:
                 metric = entry if isinstance(entry, nn.Module) else entry()
             except WeightsUnavailable as error:
-                self._not_made[name] = str(error)
+                self._not_made[name] = str(error).replace("set weights_dir to", "set metrics.weights_dir= to")
                 continue
             (self._set_metrics if isinstance(metric, Metric) else self._scores)[name] = Frozen(metric)
         self._tallies = nn.ModuleDict({name: _Tally() for name in (BPP, *self._scores)})
