@@ -136,6 +136,15 @@ class ImageDataModule(L.LightningDataModule):
             if not self._val_records:
                 raise ValueError(f"data.val: the shards in {self.val} contain no image; pack them again")
 
+    def describe(self) -> str:
+        """Return the numbers of training images or shards and of validation images, after `setup`."""
+        source = self._train_source
+        if isinstance(source, ShardSource):
+            train = f"{len(source.urls)} training shards"
+        else:
+            train = f"{0 if source is None else len(source)} training images"  # type: ignore[arg-type]
+        return f"{train}, {len(self._val_records)} validation images"
+
     def train_dataloader(self) -> TrainLoader:
         """Loader of this rank's stream, `epoch_batches` long; it can save and restore its position."""
         self.setup("fit")

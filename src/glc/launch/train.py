@@ -11,6 +11,7 @@ import logging
 import os
 import shlex
 import sys
+import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
@@ -36,6 +37,7 @@ from glc.launch.config import UsageError
 from glc.launch.failures import UNUSABLE, usage_error
 from glc.launch.hardware import check_devices
 from glc.launch.overrides import command_line, register_resolvers
+from glc.launch.run_summary import closing, opening, without_bar
 from glc.launch.schema import conform
 from glc.launch.start import checkpoint_folder, resolve_start
 from glc.training.checkpoints import (
@@ -87,6 +89,8 @@ class Run(NamedTuple):
     """The resolved configuration, as plain values."""
     resume: Path | None
     """The checkpoint that the trainer restores; already opened."""
+    opening: str
+    """What the run says at its start."""
 
 
 def prepare(cfg: DictConfig, acquire: Callable[[], object] = lambda: None) -> Run:
@@ -135,6 +139,10 @@ def prepare(cfg: DictConfig, acquire: Callable[[], object] = lambda: None) -> Ru
         if isinstance(plugin, ChecksumCheckpointIO):
             plugin.opened = start.resume
     options = {key: value for key, value in cfg.trainer.items() if key != "plugins"}
+    if options.setdefault("enable_progress_bar", None) is None:
+        options["enable_progress_bar"] = sys.stdout.isatty()
+    if not options["enable_progress_bar"]:
+        callbacks = without_bar(callbacks)
     if 0 in (options.get("val_check_interval"), options.get("check_val_every_n_epoch")):
         # Never; Lightning divides by one and validates after each batch with the other.
         options |= {"val_check_interval": None, "check_val_every_n_epoch": 1, "limit_val_batches": 0}
@@ -143,7 +151,9 @@ def prepare(cfg: DictConfig, acquire: Callable[[], object] = lambda: None) -> Ru
     # Lightning replaces the loggers of a trial run, but making ours may write W&B's id.
     loggers = [CSVLogger(cfg.dir)] if cfg.trainer.get("fast_dev_run") else _made(cfg.logger)
     trainer = instantiate(options, callbacks=callbacks, logger=loggers, plugins=plugins)
-    return Run(stage, datamodule, trainer, settings, None if start.resume is None else start.resume.path)
+    text = opening(cfg, stage, datamodule, trainer, start)
+    resume = None if start.resume is None else start.resume.path
+    return Run(stage, datamodule, trainer, settings, resume, text)
 
 
 def _made(group: DictConfig) -> list[Any]:
@@ -199,10 +209,13 @@ def _train_locked(cfg: DictConfig, acquire: Callable[[], object]) -> Trained:
     quieten()
     torch.set_float32_matmul_precision("high")
     try:
-        stage, datamodule, trainer, settings, resume = prepare(cfg, acquire)
+        stage, datamodule, trainer, settings, resume, text = prepare(cfg, acquire)
     except UNUSABLE as error:
         raise usage_error(error, cfg) from error
     exit_code = 1
+    started = time.monotonic()
+    if trainer.is_global_zero:
+        log.info("%s", text)
     try:
         for logger in trainer.loggers:
             logger.log_hyperparams(settings)
@@ -222,6 +235,8 @@ def _train_locked(cfg: DictConfig, acquire: Callable[[], object]) -> Trained:
         exit_code = 0 if stop is None else stop.code
         last = checkpoint_folder(cfg.dir) / LAST
         metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
+        if stop is None and trainer.is_global_zero:
+            log.info("%s", closing(cfg, trainer.global_step, time.monotonic() - started, metrics))
         return Trained(Path(cfg.dir), last if last.is_file() else None, metrics, stop)
     finally:
         SIGNALS.training = False
@@ -262,6 +277,14 @@ def quieten() -> None:
     warnings.filterwarnings("ignore", message="It is recommended to use .*sync_dist=True")
     # A deprecation inside Lightning.
     warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")
+    # The first and the last step are logged in any case.
+    warnings.filterwarnings("ignore", message="The number of training batches .* is smaller than the logging")
+    # Panels of validation images differ in size; W&B writes this to the root logger.
+    logging.getLogger().addFilter(_wanted)
+
+
+def _wanted(record: logging.LogRecord) -> bool:
+    return not str(record.msg).startswith("Images sizes do not match")
 
 
 class JobFailedError(RuntimeError):
