@@ -78,12 +78,19 @@ class Side:
         images = self.folder / "images"
         shutil.rmtree(self.runs / name, ignore_errors=True)
         return [
-            *("-m", "src.train", "stage=vqvae", "model=small", "data=folder", f"data.train={images}"),
+            *(
+                "-m",
+                "src.train",
+                *(more or ("data.num_workers=0",)),
+                "stage=vqvae",
+                "model=small",
+                "data=folder",
+                f"data.train={images}",
+            ),
             *(f"data.val={images}", "data.crop=128", "data.val_limit=1", "batch=2", f"name={name}"),
             *(f"runs_dir={self.runs}", "logger=csv", "metrics=none"),
             *("perceptual.required=false", "validate_first=false", f"trainer.max_steps={self.steps}"),
             *("trainer.log_every_n_steps=5", f"data.epoch_batches={self.steps}", "trainer.accelerator=cpu"),
-            *(more or ("data.num_workers=0",)),
         ]
 
     def speed(self, *names: str) -> float:
@@ -115,8 +122,8 @@ class Side:
 
     def sweep(self) -> float:
         """One sweep of three jobs at the same time."""
-        launcher = ("-m", "hydra/launcher=local", "hydra.launcher.n_jobs=3", "seed=0,1,2")
-        self.check(self.start(*self.training("sweep", "data.num_workers=0", *launcher)))
+        words = ("-m", "hydra/launcher=local", "hydra.launcher.n_jobs=3", "seed=0,1,2", "data.num_workers=0")
+        self.check(self.start(*self.training("sweep", *words)))
         return self.speed("sweep")
 
     def compress(self) -> float:

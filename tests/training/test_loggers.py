@@ -1,14 +1,20 @@
-"""The W&B logger: online or offline without prompting, one id per run."""
+"""Loggers: W&B (online or offline without prompting, one id per run), TensorBoard and MLflow."""
 
+import itertools
 import time
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import wandb
 from lightning.pytorch.loggers import WandbLogger
+from omegaconf import OmegaConf
 
+from glc.errors import SettingError
 from glc.training import loggers
-from glc.training.loggers import wandb_logger
+from glc.training.loggers import wandb_logger, with_means
+from tests.short_runs import figures, run, settings, write_images
 from tests.wandb_file import without_server
 
 
@@ -119,3 +125,113 @@ def test_writes_offline_when_the_server_is_unreachable(
         time.sleep(0.05)
     assert file.name == f"run-{(folder / 'wandb-id.txt').read_text()}.wandb"
     assert b"train/loss" in file.read_bytes()
+
+
+def test_means_are_those_of_the_rate_points() -> None:
+    metrics = {"val/bpp/0": 1.0, "val/bpp/1": 2.0, "val/psnr/0": 3.0, "train/loss": 4.0, "val/loss": 5.0}
+    assert with_means(metrics) == {**metrics, "val/bpp": 1.5}
+    assert with_means({"train/loss": 4.0}) == {"train/loss": 4.0}
+
+
+@pytest.mark.parametrize("name", ["tensorboard", "mlflow"])
+def test_a_missing_package_is_one_line_that_names_the_extra(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loggers, "find_spec", lambda package: None)
+    made: dict[str, Any] = {
+        "tensorboard": lambda: loggers.TensorBoard(tmp_path / "run"),
+        "mlflow": lambda: loggers.MLflow("x", "group", tmp_path / "run", tmp_path),
+    }
+    message = f"logger={name}: {name}: package not installed; run pip install 'glc-codec\\[{name}\\]'"
+    with pytest.raises(SettingError, match=message):
+        made[name]()
+    assert not list(tmp_path.iterdir())
+
+
+def train(base: Path, logger: str, steps: int = 2, **more: Any) -> Path:
+    """Train stage II for some steps, with panels and histograms; return its folder."""
+    images = write_images(base / "images")
+    values = {**settings(images, base / "runs", "mine", "transform", steps), "init_from": "none"}
+    return run({**values, "logger": logger, "data.val_crop": 192, **more})
+
+
+def rows_of(folder: Path, version: int = 0) -> dict[str, list[tuple[int, float]]]:
+    """Return step and value of each row of the CSV file, by key, with the means."""
+    found: dict[str, list[tuple[int, float]]] = {}
+    for row in figures(folder, version):
+        for key, value in with_means(row).items():
+            if key not in ("step", "epoch"):
+                found.setdefault(key, []).append((int(row["step"]), value))
+    return found
+
+
+def test_tensorboard_has_the_values_panels_and_histograms(tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard", reason="needs the extra `tensorboard`")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    folder = train(tmp_path, "[default,tensorboard]")
+    assert len(list(folder.glob("wandb/offline-run-*"))) == 1  # combined with the default
+    events = EventAccumulator(str(folder / "tensorboard" / "version_0"), size_guidance={"tensors": 0})
+    events.Reload()
+    for key, rows in rows_of(folder).items():
+        assert [(e.step, e.value) for e in events.Scalars(key)] == [(s, pytest.approx(v)) for s, v in rows]
+    assert {"val/bpp", "val/bpp/3", "train/loss", "lr-AdamW"} <= set(rows_of(folder))
+    assert events.Tags()["images"] == ["val/panel/0", "val/panel/1"]
+    (image,) = events.Images("val/panel/1")
+    assert (image.step, image.width, image.height) == (2, 5 * 192, 192)
+    (chart,) = events.Histograms("val/hyper_codebook_histogram")
+    # z of 3 x 3 for two images of 192 pixels, at four rate points.
+    assert chart.histogram_value.num == sum(chart.histogram_value.bucket) == 9 * 2 * 4
+
+
+def test_mlflow_has_the_values_and_panels_and_a_resumed_run_continues_its_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for package in ("mlflow", "sqlalchemy", "alembic"):
+        pytest.importorskip(package, reason="needs the extra `mlflow`")
+    from mlflow.tracking import MlflowClient
+
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.setenv("MLFLOW_DISABLE_TELEMETRY", "true")
+    folder = train(tmp_path, "mlflow")
+    client = MlflowClient(f"sqlite:///{tmp_path}/runs/mlflow.db")
+    identity = (folder / "mlflow-id.txt").read_text()
+    found = client.get_run(identity)
+    assert (found.info.run_name, found.info.status) == ("mine/transform", "FINISHED")
+    assert {key: found.data.tags[key] for key in ("group", "stage", "model")} == {
+        "group": "mine",
+        "stage": "transform",
+        "model": "tiny",
+    }
+    assert found.data.params["stage/lmbda"] == "[0.5, 1.0, 2.0, 4.0]"
+    first = rows_of(folder)
+    for key, rows in first.items():
+        logged = [(metric.step, metric.value) for metric in client.get_metric_history(identity, key)]
+        assert logged == [(step, pytest.approx(value)) for step, value in rows]
+    panels = [entry.path for entry in client.list_artifacts(identity, "val/panel")]
+    assert panels == ["val/panel/00-step-000002.png", "val/panel/01-step-000002.png"]
+    train(tmp_path, "mlflow", 3, resume="last")
+    assert (folder / "mlflow-id.txt").read_text() == identity
+    steps = [metric.step for metric in client.get_metric_history(identity, "train/loss")]
+    assert steps == [step for step, _ in [*first["train/loss"], *rows_of(folder, 1)["train/loss"]]]
+    # MLflow's parameters are those of the first start; the file has the last configuration.
+    assert client.get_run(identity).data.params["trainer/max_steps"] == "2"
+    config = OmegaConf.load(client.download_artifacts(identity, "config.yaml", str(tmp_path)))
+    assert config.trainer.max_steps == 3
+
+
+@pytest.mark.parametrize("count", [3, 300])
+def test_histograms_of_tensorboard_have_the_bins(count: int, tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard", reason="needs the extra `tensorboard`")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    logger = loggers.TensorBoard(tmp_path)
+    counts, edges = np.arange(count)[::-1], np.arange(count + 1)
+    loggers.log_histogram(logger, "x", counts, edges, step=7)
+    logger.finalize("success")
+    events = EventAccumulator(logger.log_dir)
+    events.Reload()
+    (chart,) = events.Histograms("x")
+    assert chart.step == 7
+    assert list(itertools.accumulate(chart.histogram_value.bucket))[-1] == counts.sum()
+    assert chart.histogram_value.bucket_limit[: len(counts)] == list(edges[1:])

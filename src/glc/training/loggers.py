@@ -1,4 +1,4 @@
-"""Loggers: CSV and W&B."""
+"""Loggers: CSV, W&B, TensorBoard and MLflow."""
 
 import csv
 import logging
@@ -6,16 +6,20 @@ import os
 import re
 import uuid
 from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import lightning as L
+import numpy as np
 import wandb
 from lightning.fabric.loggers.logger import rank_zero_experiment
-from lightning.pytorch.loggers import CSVLogger, WandbLogger
+from lightning.pytorch.loggers import CSVLogger, Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
+from PIL import Image
 
+from glc.errors import SettingError
 from glc.io.atomic import replacing
 from glc.training.checkpoints import is_first_process
 
@@ -122,9 +126,7 @@ class RateDistortionLogger(WandbLogger):
         if "bpp" not in points.get(0, {}):
             super().log_metrics(metrics, step)
             return
-        names = [name for name in points[0] if name != "lambda"]
-        means = {f"val/{name}": sum(p[name] for p in points.values()) / len(points) for name in names}
-        super().log_metrics({**means, **metrics}, step)
+        super().log_metrics(with_means(metrics), step)
         rows = [[k, *point.values()] for k, point in points.items()]
         table = wandb.Table(columns=["rate_point", *points[0]], data=rows)
         made: dict[str, Any] = {"rd/points": table}
@@ -194,8 +196,7 @@ def wandb_logger(
         resume: not None if the training run is resumed.
     """
     folder = Path(dir).resolve()
-    root = Path(runs_dir).resolve()
-    name = folder.relative_to(root).as_posix() if folder.is_relative_to(root) else folder.name
+    name = _name(folder, runs_dir)
     stage = name.split("/")[1] if "/" in name else None
     mode = os.environ.get("WANDB_MODE") or ("online" if logged_in() else "offline")
     folder.mkdir(parents=True, exist_ok=True)
@@ -213,3 +214,154 @@ def wandb_logger(
         mode=mode,
         settings=wandb.Settings(silent=True, console="off"),
     )
+
+
+def _name(folder: Path, runs_dir: str | Path) -> str:
+    """Return the name of a run: its folder below `runs_dir`, such as `NAME/STAGE`."""
+    root = Path(runs_dir).resolve()
+    return folder.relative_to(root).as_posix() if folder.is_relative_to(root) else folder.name
+
+
+def _needs(extra: str, *packages: str) -> None:
+    missing = next((name for name in packages if find_spec(name) is None), None)
+    if missing:
+        raise SettingError(
+            f"logger={extra}: {missing}: package not installed; run pip install 'glc-codec[{extra}]'"
+        )
+
+
+def with_means(metrics: Mapping[str, float]) -> dict[str, float]:
+    """Return the metrics with `val/NAME`, the mean over the rate points, of each `val/NAME/K`."""
+    points = rate_points(metrics)
+    names = points.get(0, {})
+    return {**{f"val/{n}": sum(p[n] for p in points.values()) / len(points) for n in names}, **metrics}
+
+
+class TensorBoard(TensorBoardLogger):
+    """A TensorBoard logger that adds the means over the rate points.
+
+    Args:
+        dir: the run's folder, which gets `tensorboard/version_N`, one version per start.
+
+    Raises:
+        SettingError: the package is not installed.
+    """
+
+    def __init__(self, dir: str | Path) -> None:
+        _needs("tensorboard", "tensorboard")
+        # Without a placeholder metric, which would be listed beside the real ones.
+        super().__init__(dir, "tensorboard", default_hp_metric=False)
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """Log scalars, with means."""
+        super().log_metrics(with_means(metrics), step)
+
+
+class MLflow(MLFlowLogger):
+    """An MLflow logger for the server of `MLFLOW_TRACKING_URI`, else for the database `runs_dir/mlflow.db`.
+
+    It adds the means over the rate points. The run is named as in W&B. Its id is stored in its folder, so a
+    resumed run continues its MLflow run.
+
+    Args:
+        experiment: MLflow experiment.
+        group: value of the tag `group`, such as a sweep.
+        dir: the run's folder.
+        runs_dir: the folder of all runs.
+        tags: more tags.
+        resume: not None if the training run is resumed.
+
+    Raises:
+        SettingError: a package is not installed.
+    """
+
+    def __init__(
+        self,
+        experiment: str,
+        group: str,
+        dir: str | Path,
+        runs_dir: str | Path,
+        tags: Mapping[str, str] | None = None,
+        resume: str | None = None,
+    ) -> None:
+        server = os.environ.get("MLFLOW_TRACKING_URI")
+        _needs("mlflow", "mlflow", *(() if server else ("sqlalchemy", "alembic")))
+        for noisy in ("alembic", "mlflow.store.db.utils", "lightning.pytorch.loggers.mlflow"):
+            logging.getLogger(noisy).setLevel(logging.ERROR)
+        folder, root = Path(dir).resolve(), Path(runs_dir).resolve()
+        root.mkdir(parents=True, exist_ok=True)
+        self.identity = folder / "mlflow-id.txt"
+        super().__init__(
+            experiment,
+            run_name=_name(folder, root),
+            tracking_uri=server or f"sqlite:///{root / 'mlflow.db'}",
+            artifact_location=None if server else (root / "mlflow").as_uri(),
+            tags={"group": group, **(tags or {})},
+            run_id=self.identity.read_text() if resume is not None and self.identity.is_file() else None,
+        )
+
+    @rank_zero_only
+    def log_hyperparams(self, params: Any) -> None:
+        """Start or continue the run; log the configuration, and store the run's id.
+
+        MLflow's parameters cannot change: they are of the first start; `config.yaml` is of the last.
+        """
+        if self._run_id is None:
+            super().log_hyperparams(params)
+        self.experiment.log_dict(self.run_id, params, "config.yaml")
+        self.identity.parent.mkdir(parents=True, exist_ok=True)
+        self.identity.write_text(self.run_id or "")
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """Log scalars, with means."""
+        super().log_metrics(with_means(metrics), step)
+
+
+def log_images(logger: Logger, name: str, paths: Sequence[Path], step: int) -> None:
+    """Log image files with a logger that has images; other loggers ignore them.
+
+    Args:
+        logger: any logger.
+        name: key in the log, such as `val/panel`; with several images, `NAME/0` and so on in TensorBoard.
+        paths: PNG files.
+        step: optimizer steps.
+    """
+    if isinstance(logger, WandbLogger):
+        logger.log_image(name, [str(path) for path in paths], step=step)
+    elif isinstance(logger, TensorBoardLogger):
+        for i, path in enumerate(paths):
+            with Image.open(path) as image:
+                logger.experiment.add_image(f"{name}/{i}", np.asarray(image), step, dataformats="HWC")
+    elif isinstance(logger, MLFlowLogger):
+        for path in paths:
+            logger.experiment.log_artifact(logger.run_id, str(path), name)
+
+
+def log_histogram(logger: Logger, name: str, counts: np.ndarray, edges: np.ndarray, step: int) -> None:
+    """Log a histogram with a logger that has histograms; other loggers ignore it.
+
+    Args:
+        logger: any logger.
+        name: key in the log.
+        counts: `[BINS]`.
+        edges: of the bins, `[BINS + 1]`.
+        step: optimizer steps.
+    """
+    if isinstance(logger, WandbLogger):
+        chart = wandb.Histogram(np_histogram=(counts, edges))
+        logger.experiment.log({name: chart, STEP: step})
+    elif isinstance(logger, TensorBoardLogger):
+        centres = (edges[:-1] + edges[1:]) / 2
+        logger.experiment.add_histogram_raw(
+            name,
+            min=edges[0],
+            max=edges[-1],
+            num=counts.sum(),
+            sum=(centres * counts).sum(),
+            sum_squares=(centres**2 * counts).sum(),
+            bucket_limits=edges[1:].tolist(),
+            bucket_counts=counts.tolist(),
+            global_step=step,
+        )

@@ -9,12 +9,11 @@ from typing import Any
 import lightning as L
 import numpy as np
 import torch
-import wandb
-from lightning.pytorch.loggers import WandbLogger
 from torch import Tensor
 
 from glc.metrics.codebook import CodebookUsage, count_codes
 from glc.training.callbacks.ema import EMA
+from glc.training.loggers import log_histogram
 
 _HANDLED = ("size", "embedding", "initialized", "initialize")
 """Attributes that `CodebookRestart` needs of a quantizer: see `glc.models.quantizer.VectorQuantizer`."""
@@ -184,10 +183,9 @@ BINS = 256
 
 
 class CodebookHistograms(L.Callback):
-    """Log the codewords' frequencies over the validation images to W&B, the most frequent first.
+    """Log the codewords' frequencies over the validation images, the most frequent first (W&B, TensorBoard).
 
-    `val/NAME_histogram` for each codebook: a collapsed one has all its mass at the left. Does nothing without
-    a W&B logger.
+    `val/NAME_histogram` for each codebook: a collapsed one has all its mass at the left.
     """
 
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -199,11 +197,9 @@ class CodebookHistograms(L.Callback):
             # A collective: all ranks must call it, also those that log nothing.
             counts = trainer.strategy.reduce(metric.counts.clone(), reduce_op="sum")
             assert isinstance(counts, Tensor)
-            chart = wandb.Histogram(np_histogram=histogram(counts.cpu().numpy()))
-            for logger in trainer.loggers:
-                if isinstance(logger, WandbLogger) and trainer.is_global_zero:
-                    logged = {f"val/{name}_histogram": chart, "trainer/global_step": trainer.global_step}
-                    logger.experiment.log(logged)
+            for logger in trainer.loggers if trainer.is_global_zero else ():
+                binned = histogram(counts.cpu().numpy())
+                log_histogram(logger, f"val/{name}_histogram", *binned, trainer.global_step)
 
 
 def histogram(counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -5,13 +5,14 @@ from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.loggers import WandbLogger
 from torch import Tensor
 from torchvision.utils import save_image
 
+from glc.training.loggers import log_images
+
 
 class ReconstructionPanel(L.Callback):
-    """Save the first validation images beside their reconstructions, and log them to W&B.
+    """Save the first validation images beside their reconstructions, and log them.
 
     Each image becomes one strip: the original, then its reconstructions. `validation_step` must return them:
     a dict of names to images `[B, 3, H, W]` in [-1, 1], the original first. For a module that returns
@@ -58,7 +59,6 @@ class ReconstructionPanel(L.Callback):
         for i, strip in enumerate(self._strips):
             path = self.dirpath / f"{i:02d}-step-{trainer.global_step:06d}.png"
             save_image(strip, path)
-            paths.append(str(path))
+            paths.append(path)
         for logger in trainer.loggers:
-            if isinstance(logger, WandbLogger):
-                logger.log_image("val/panel", paths, step=trainer.global_step)
+            log_images(logger, "val/panel", paths, trainer.global_step)
