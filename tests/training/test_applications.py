@@ -166,7 +166,7 @@ def test_unreadable_style_image_is_named(photos: Path, codec: Path, tmp_path: Pa
     }
     with pytest.raises(UsageError, match=r"none\.png: no such file"):
         run(values)
-    with pytest.raises(UsageError, match=r"stage\.style_size=0: give 64 pixels or more"):
+    with pytest.raises(UsageError, match=r"stage\.style_size=0: not valid; give an integer of at least 64"):
         run({**values, "stage.style_size": 0})
     with pytest.raises(UsageError, match=r"stage\.style"):
         run({key: value for key, value in values.items() if key != "stage.style"})

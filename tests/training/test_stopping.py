@@ -146,31 +146,29 @@ def test_a_signal_before_the_first_step_saves_nothing(
     assert not list((tmp_path / "early").rglob("*.ckpt"))
 
 
-def printed_command(capsys: pytest.CaptureFixture[str]) -> list[str]:
-    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("stopped by")]
+def printed_command(caplog: pytest.LogCaptureFixture) -> list[str]:
+    (line,) = [line for line in caplog.messages if line.startswith("stopped by")]
     return shlex.split(line.partition("continue with: ")[2])
 
 
-def test_a_sweep_stops_as_a_whole(images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_sweep_stops_as_a_whole(images: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     values = {**options(images, tmp_path, "sweep"), "seed": "0,1", **sending(signal.SIGTERM, 0)}
     with pytest.raises(SystemExit) as caught:
         main(["-m", *arguments({**values, "resume": "auto"})])
     assert caught.value.code == 143
     assert [path.name for path in (tmp_path / "sweep" / "vqvae").glob("seed*")] == ["seed-0"]
     assert SWEEP not in os.environ
-    words = printed_command(capsys)
+    words = printed_command(caplog)
     assert words[:3] == ["glc", "train", "-m"]
     assert words[-1] == "resume=auto"
     assert "seed=0,1" in words
 
 
-def test_the_printed_command_resumes(
-    images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_printed_command_resumes(images: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     values = options(images, tmp_path, "a run", overwrite="true", max_minutes=0)
     with pytest.raises(SystemExit):
         main(arguments(values))
-    words = printed_command(capsys)
+    words = printed_command(caplog)
     assert words == ["glc", "train", *(w for w in arguments(values) if w != "overwrite=true"), "resume=last"]
     with pytest.raises(SystemExit):
         main(words[2:])

@@ -51,7 +51,7 @@ _TRAINER = {
     "min_steps": optional(INDEX),
     "max_epochs": optional(integer(-1)),
     "min_epochs": optional(INDEX),
-    "check_val_every_n_epoch": optional(COUNT),
+    "check_val_every_n_epoch": optional(INDEX),
     "limit_train_batches": optional(BATCHES),
     "limit_val_batches": optional(BATCHES),
     "limit_test_batches": optional(BATCHES),
@@ -130,7 +130,7 @@ ARGUMENTS: dict[str, dict[str, Accepted]] = {
     "glc.training.callbacks.codebook.": dict.fromkeys(("initialize_after", "restart_every"), optional(INDEX)),
     "glc.training.callbacks.media.": {"images": INDEX},
     "glc.training.loggers.wandb_logger": {"project": TEXT, "tags": sequence(TEXT)},
-    "glc.training.checkpoints.LastCheckpoint": {"every_n_steps": COUNT},
+    "glc.training.checkpoints.LastCheckpoint": {"every_n_steps": INDEX},
     "glc.training.checkpoints.TimeLimit": {"minutes": optional(WEIGHT)},
     "lightning.pytorch.callbacks.ModelCheckpoint": {
         "every_n_train_steps": optional(INDEX),
@@ -209,7 +209,7 @@ STAGE_KEYS: dict[str, Accepted] = {
     "stage.discriminator_start": INDEX,
     "stage.discriminator_from": optional(replace(TEXT, text="auto, none or a checkpoint")),
     "stage.quantizer_bypass": SHARE,
-    "stage.style_size": COUNT,
+    "stage.style_size": integer(64),
     "stage.style": TEXT,
     "stage.content_layers": sequence(INDEX),
 }
