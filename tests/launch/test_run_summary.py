@@ -36,13 +36,18 @@ def test_a_run_says_what_it_trains_and_how_it_ended(folder: Path, caplog: pytest
     run = folder / "runs" / "mine" / "vqvae"
     assert f"run:      {run}" in text
     assert "device:   1 x cpu, precision 32-true, seed 0" in text
-    assert "encoder 0.17 M, decoder 0.33 M" in text
+    assert "trained: discriminator 42,961, encoder 174,448, decoder 325,340" in text
     assert "data:     3 training images, 2 validation images" in text
     assert "batch:    2 images per step, 2 steps" in text
     assert "start:    new weights" in text
     assert f"complete: {run}, step 2, 0 min" in text
     assert "val/loss 0." in text
     assert "next: glc train stage=transform name=mine" in text
+    caplog.clear()
+    with caplog.at_level(logging.INFO, "glc"):
+        train(compose("train", words(folder, "stage=transform", "trainer.max_steps=1")))
+    assert f"start:    weights of {run / 'checkpoints' / 'last.ckpt'} (step 2)" in caplog.text
+    assert "; not trained: encoder 174,448, decoder 325,340, quantizer" in caplog.text
     caplog.clear()
     with caplog.at_level(logging.INFO, "glc"):
         train(compose("train", words(folder, "trainer.max_steps=3", "resume=last")))

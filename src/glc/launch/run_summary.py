@@ -9,7 +9,7 @@ from omegaconf import DictConfig
 from torch import nn
 
 from glc.launch.start import Start
-from glc.training.networks import NETWORKS, own_networks
+from glc.training.networks import NETWORKS, own_networks, trained_networks
 
 FOLLOWING = {"vqvae": "transform", "transform": "joint"}
 """The stage that usually follows a stage."""
@@ -41,19 +41,25 @@ def opening(
 
 
 def networks(stage: nn.Module) -> str:
-    """Return the millions of parameters of each network; those that are not trained are marked."""
-    shown: list[str] = []
+    """Return the number of parameters of each network, those that are trained first."""
+    frozen = {path.rpartition(".")[2] for path in getattr(stage, "frozen", ())}
+    trained = trained_networks(stage).keys() - frozen
+    shown: dict[str, str] = {}
     for path in [*NETWORKS, *(path for path in NETWORKS.values() if path), *own_networks(stage)]:
         try:
             parameters = list(stage.get_submodule(path).parameters())
         except AttributeError:
             continue
-        name = path.rpartition(".")[2]
-        if parameters and not any(text.startswith(f"{name} ") for text in shown):
-            count = sum(parameter.numel() for parameter in parameters) / 1e6
-            frozen = "" if any(parameter.requires_grad for parameter in parameters) else " (frozen)"
-            shown.append(f"{name} {count:.2f} M{frozen}")
-    return ", ".join(shown)
+        if parameters:
+            count = sum(parameter.numel() for parameter in parameters)
+            shown.setdefault(
+                path.rpartition(".")[2], f"{count / 1e6:.1f} M" if count >= 1e6 else f"{count:,}"
+            )
+    listed = {
+        kind: ", ".join(f"{name} {count}" for name, count in shown.items() if (name in trained) == is_trained)
+        for kind, is_trained in (("trained", True), ("not trained", False))
+    }
+    return "; ".join(f"{kind}: {names}" for kind, names in listed.items() if names)
 
 
 def origin(start: Start) -> str:
