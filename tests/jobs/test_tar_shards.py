@@ -142,7 +142,7 @@ def test_a_header_that_tarfile_cannot_parse_raises_shard_error(tmp_path: Path, k
         samples = read_samples(path)
         assert [next(samples).key for _ in found] == found
         # Where the stack ends in tarfile decides between tarfile's message and ours.
-        with pytest.raises(ShardError, match=r"s\.tar: (corrupt|invalid) header"):
+        with pytest.raises(ShardError, match=r"s\.tar: (corrupt|invalid)"):
             next(samples)
 
 
