@@ -1,5 +1,6 @@
 """Base class of stages II and III: rate points, objective, validation at every rate point."""
 
+import logging
 import math
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
@@ -8,12 +9,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from glc.codec.file_size import file_sizes
+from glc.errors import InexactError
 from glc.losses.latent import CodebookLoss, CodePredictionLoss, RateLoss
 from glc.losses.terms import weighted_sum
 from glc.models.coder import CoderOutput
 from glc.models.glc import GLC, GLCOutput
 from glc.models.quantizer import VectorQuantizer
 from glc.training.stages.base import Optimization, Stage
+
+log = logging.getLogger(__name__)
 
 
 class CodecStage(Stage):
@@ -31,6 +36,7 @@ class CodecStage(Stage):
         noise: estimate the rate with uniform noise instead of rounding.
         balance: scale each image's objective by mean(lambda) / lambda, so that rate points with a large
             lambda do not dominate the gradient of shared weights. The optimum of each point is unchanged.
+        validate_files: images of the first validation batch whose files are measured, per device; 0: none.
         **options: see `Stage`.
     """
 
@@ -50,9 +56,13 @@ class CodecStage(Stage):
         optimization: Optimization,
         noise: bool = True,
         balance: bool = False,
+        validate_files: int = 0,
         **options: Any,
     ) -> None:
         super().__init__(optimization, **options)
+        if validate_files < 0:
+            raise ValueError(f"stage.validate_files: must not be negative, got {validate_files}")
+        self.validate_files = validate_files
         self.model = model
         self.quantizer = quantizer
         if model.refiner is not None:
@@ -142,7 +152,25 @@ class CodecStage(Stage):
             total.append(terms["loss"].mean())
             panel[f"rate_{k}"] = out.x_hat
         self.log_terms("val", {"loss": torch.stack(total)}, len(x))
+        if batch_idx == 0 and self.validate_files:
+            self.log_files(x[: self.validate_files])
         return panel
+
+    def log_files(self, x: Tensor) -> None:
+        """Log `val/file_bpp/K`: bits per pixel of the files of images `[B, 3, H, W]` at each rate point."""
+        try:
+            sizes = file_sizes(self.model, x)
+        except InexactError as error:  # the same on every device
+            log.warning("val/file_bpp: not measured: %s", error)
+            self.validate_files = 0
+            return
+        except ValueError as error:
+            log.warning("val/file_bpp: not measured: %s", error)
+            sizes = x.new_full(
+                (self.model.num_rates, len(x)), math.nan
+            )  # all devices must log the same names
+        bpp = 8 * sizes / (x.shape[-1] * x.shape[-2])
+        self.log_terms("val", {f"file_bpp/{k}": values for k, values in enumerate(bpp)}, len(x))
 
     @abstractmethod
     def validate_rate(self, x: Tensor, rate_index: int) -> tuple[dict[str, Tensor], GLCOutput]:
