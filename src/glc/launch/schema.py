@@ -210,6 +210,7 @@ STAGE_KEYS: dict[str, Accepted] = {
     "stage.discriminator_from": optional(replace(TEXT, text="auto, none or a checkpoint")),
     "stage.quantizer_bypass": SHARE,
     "stage.style_size": integer(64),
+    "stage.validate_files": INDEX,
     "stage.style": TEXT,
     "stage.content_layers": sequence(INDEX),
 }
