@@ -207,6 +207,7 @@ TESTED_BY = {
     "errors": "codec/test_refusals",
     "evaluation/evaluator": "evaluation/test_evaluate",
     "evaluation/summary": "evaluation/test_evaluate",
+    "jobs/engines": "jobs/test_run",
     "jobs/manifest": "jobs/test_worker",
     "launch/hardware": "launch/test_failures",
     "launch/help": "launch/test_commands",

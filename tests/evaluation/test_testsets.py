@@ -110,7 +110,7 @@ def test_a_path_names_a_folder_or_shards(tmp_path: Path) -> None:
     found = open_testset(str(shard), **options, center_crop=32, count=7)
     assert isinstance(found, ShardSet)
     assert (found.name, found.count, found.missing) == ("shards", 7, [])
-    assert [found.path for found in found.shards] == [shard]
+    assert [found.path for found in found.shards] == [str(shard)]
     assert found.preprocess.as_dict() == {"resize": None, "center_crop": 32}
     assert open_testset(str(shard), name="mine").name == "mine"
     for key, value in (("limit", 3), ("pattern", "kodim{:02d}")):

@@ -61,6 +61,12 @@ class _Configured(click.Command):
     help="Keep the order of the sources.  [default: shuffled by a hash of the name]",
 )
 @click.option("--workers", type=click.IntRange(min=1), help="Number of processes.  [default: one per core]")
+@click.option(
+    "--engine",
+    type=click.Choice(["local", "ray"]),
+    default="local",
+    help="Processes of this machine, or Ray, also on many (docs/scaling.md).",
+)
 @click.option("--force", is_flag=True, help="Replace shards of other settings or images.")
 @quiet_option
 def pack(
@@ -73,6 +79,7 @@ def pack(
     quality: int,
     keep_order: bool,
     workers: int | None,
+    engine: str,
     force: bool,
     quiet: bool,
 ) -> None:
@@ -98,6 +105,7 @@ def pack(
         quality=quality,
         mix=not keep_order,
         workers=workers,
+        engine=engine,
         force=force,
         progress=not quiet,
     )

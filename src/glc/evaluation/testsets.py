@@ -12,6 +12,7 @@ from PIL import Image
 
 from glc.data.images import list_images, read_rgb
 from glc.errors import ImageError
+from glc.jobs.storage import is_url
 from glc.jobs.tar_shards import Shard, find_shards
 
 
@@ -186,7 +187,7 @@ class ShardSet:
     """The images in tar shards: the first image of each sample.
 
     Args:
-        path: shards: files, folders, `*`, braces as in `val-{0000..0099}.tar`, or a list of these.
+        path: shards: files, folders, URLs, `*`, braces as in `val-{0000..0099}.tar`, or a list of these.
         name: name of the set.
         count: number of images of the set; None: any number.
         source: URL of the set.
@@ -194,6 +195,7 @@ class ShardSet:
         sizes: see `Preprocess`.
         resize: see `Preprocess`.
         center_crop: see `Preprocess`.
+        image_member: suffix of the image in a sample; None: the first image.
 
     Raises:
         SetError: no shard exists.
@@ -210,12 +212,14 @@ class ShardSet:
         sizes: Sequence[Sequence[int]] | None = None,
         resize: int | None = None,
         center_crop: int | None = None,
+        image_member: str | None = None,
     ) -> None:
         self.name, self.count, self.source, self.license = name, count, source, license
+        self.image_member = image_member
         self.preprocess = Preprocess(name, sizes, resize, center_crop)
         self.shards: Sequence[Shard] = find_shards([path] if isinstance(path, str) else list(path))
         self.missing: list[tuple[str, str]] = []
-        if not any(shard.path.exists() for shard in self.shards):
+        if not any(shard.stamp() for shard in self.shards):
             raise SetError(
                 f"testset.path: none of {len(self.shards)} shards exists (e.g. {self.shards[0].path}); "
                 "correct the path"
@@ -226,6 +230,8 @@ def are_shards(path: Any) -> bool:
     """Whether a path names shards: a list, a name ending in .tar, or a folder of tar files without images."""
     if not isinstance(path, str | os.PathLike):
         return path is not None
+    if is_url(str(path)):
+        return True
     folder = Path(path).expanduser()
     if folder.suffix.lower() == ".tar":
         return True
