@@ -42,6 +42,9 @@ def lock(path: Path) -> Iterator[bool]:
                 return
             if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):
                 raise
+        if not path.exists() or not os.path.samestat(os.stat(path), os.fstat(descriptor)):
+            yield False  # its holder has just removed it
+            return
         try:
             yield True
         finally:

@@ -327,8 +327,7 @@ def _on_ray(
                 in_a_row = 0 if outcome.problem is None else in_a_row + 1
                 if outcome.problem is not None and failed[id(item)] < _ATTEMPTS:
                     queue.append(item)
-                else:
-                    yield outcome
+                yield outcome
     finally:
         for ref in running:
             ray.cancel(ref, force=True)
