@@ -1,4 +1,4 @@
-"""Folders as training runs leave them, with made-up values: what the tests of the page of training runs share."""
+"""Folders as training runs leave them, with made-up values: what the tests of their page share."""
 
 import csv
 import json
@@ -44,7 +44,9 @@ def rows_of(steps: int = 100, every: int = 10, rates: int = 2, level: float = 1.
     rows: list[dict[str, float]] = []
     for step in (0, *range(every - 1, steps, every)):
         loss = level * (1 + math.exp(-step / 30))
-        rows.append({"step": step, "train/loss": loss, "train/grad_norm/decoder": 0.1 * loss, "lr-AdamW": 1e-4})
+        rows.append(
+            {"step": step, "train/loss": loss, "train/grad_norm/decoder": 0.1 * loss, "lr-AdamW": 1e-4}
+        )
     for step in (0, steps - 1):
         row: dict[str, float] = {"step": step, "val/loss": level, "val/hyper_codebook_usage": 0.5}
         for k in range(rates):

@@ -201,6 +201,8 @@ def report(
         from glc.evaluation.report import write_tables
 
     made = Report(runs, output, originals, images, published, anchor)
+    if watch and not made.training:
+        raise click.UsageError("--watch needs a folder with training runs, such as runs/NAME")
     if tables is not None:
         if not made.evaluations:
             raise click.UsageError("--tables needs an evaluation; give its out= folder as a RUN")

@@ -101,7 +101,7 @@ def curve_charts(runs: Sequence[TrainingRun]) -> list[dict[str, Any]]:
             base, {"group": _group(base), "key": base, "title": title(base), "variants": {}}
         )
         chart["variants"][match["rate"] if match else "mean"] = key
-    order = {name: i for i, name in enumerate(("val/loss", "train/loss", *TABLED))}
+    order = {name: i for i, name in enumerate(dict.fromkeys(("val/loss", "train/loss", *TABLED)))}
     return sorted(
         charts.values(), key=lambda chart: (order.get(chart["key"], len(order)), natural(chart["key"]))
     )

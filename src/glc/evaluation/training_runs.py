@@ -354,26 +354,21 @@ def differences(runs: Sequence[TrainingRun]) -> dict[str, list[Any]]:
     the others refer to it.
     """
     each = [_without_folder(run) for run in runs]
+    stages = {run.stage for run in runs}
     found: dict[str, list[Any]] = {}
-    for key in dict.fromkeys(key for settings in each for key in settings):
-        values = [settings.get(key) for settings in each]
-        for stage in {run.stage for run in runs}:
-            same = {
-                json.dumps(value, sort_keys=True, default=str)
-                for value, run, settings in zip(values, runs, each, strict=True)
-                if run.stage == stage and settings
-            }
-            if len(same) > 1:
-                found[key] = values
-                break
-    kept: dict[str, list[Any]] = {}
     seen = set()
-    for key in sorted(found, key=lambda key: (key.count("."), key)):
-        text = json.dumps(found[key], sort_keys=True, default=str)
-        if text not in seen:
-            seen.add(text)
-            kept[key] = found[key]
-    return kept
+    keys = dict.fromkeys(key for settings in each for key in settings)
+    for key in sorted(keys, key=lambda key: (key.count("."), key)):
+        texts = [json.dumps(settings.get(key), sort_keys=True, default=str) for settings in each]
+        differing = []
+        for stage in stages:
+            own = [i for i, run in enumerate(runs) if run.stage == stage and each[i]]
+            if len({texts[i] for i in own}) > 1:
+                differing += [(i, texts[i]) for i in own]
+        if differing and tuple(differing) not in seen:
+            seen.add(tuple(differing))
+            found[key] = [settings.get(key) for settings in each]
+    return found
 
 
 def _without_folder(run: TrainingRun) -> dict[str, Any]:
