@@ -52,11 +52,13 @@ _SLIDER = """<div id="panel-slider" class="slider">
 <fieldset><legend>image</legend>
 <select data-role="image" id="panel-image" aria-label="image"></select></fieldset>
 </div>
+<div class="viewer"><div class="divided">
 <div data-role="stage"><img data-role="left-image" alt=""><img data-role="right-image" alt="">
 <div data-role="line"></div></div>
 <p><input type="range" data-role="position" id="panel-position" min="0" max="100" step="0.1" value="50"
 aria-label="divide"></p>
 <div class="captions"><span data-role="left-caption"></span><span data-role="right-caption"></span></div>
+</div><div data-role="thumbs" role="group" aria-label="images of the run at the right"></div></div>
 </div>
 """
 _JOIN = """<p><label>a line joins <select id="join"><option value="run">the rate points of a run</option>
@@ -93,7 +95,10 @@ def training_sections(
     histograms = histogram_charts(runs)
     images, panels, omitted = _panels(runs)
     data = {
-        "runs": [{"name": run.name, "short": _short_name(run, runs), "done": _done(run)} for run in runs],
+        "runs": [
+            {"name": run.name, "short": _short_name(run, runs), "stage": run.stage, "done": _done(run)}
+            for run in runs
+        ],
         "series": {key: thinned.series(key) for chart in charts for key in chart["variants"].values()},
         "steps": thinned.steps,
         "charts": charts,
@@ -204,7 +209,13 @@ def _embedded(panel: Panel, rate_points: int, changed: float) -> list[tuple[str,
 def _column(run: TrainingRun, step: int, name: str, first: bool) -> dict[str, Any]:
     """Return the texts of an image of a strip."""
     if first:
-        return {"name": name, "title": "original", "caption": "original", "original": True}
+        return {
+            "name": name,
+            "title": "original",
+            "caption": "original",
+            "brief": "original",
+            "original": True,
+        }
     rate = name.removeprefix("rate_") if name.startswith("rate_") else None
     title = name.replace("_", " ") if rate is None else f"rate point {rate}"
     suffix = "" if rate is None else f"/{rate}"
@@ -215,7 +226,8 @@ def _column(run: TrainingRun, step: int, name: str, first: bool) -> dict[str, An
             of = metric(key)
             measured.append(f"{number(value, of.digits)} {of.unit or of.title}")
     text = f" (validation means: {', '.join(measured)})" if measured else ""
-    return {"name": name, "title": title, "caption": f"{title}{text}", "original": False}
+    brief = ", ".join([title, *measured[:1]])
+    return {"name": name, "title": title, "caption": f"{title}{text}", "brief": brief, "original": False}
 
 
 def _at(series: Series | None, step: int) -> float | None:
@@ -271,8 +283,9 @@ def _done(run: TrainingRun) -> str:
 
 
 def _short_name(run: TrainingRun, runs: Sequence[TrainingRun]) -> str:
-    """Return the name without the folders that all runs share."""
-    shared = os.path.commonpath([other.name for other in runs]) if len(runs) > 1 else ""
+    """Return the name without the folders that all runs of its stage share."""
+    names = [other.name for other in runs if other.stage == run.stage]
+    shared = os.path.commonpath(names) if len(names) > 1 else ""
     return run.name.removeprefix(f"{shared}/") if shared else run.name
 
 
@@ -298,7 +311,9 @@ def _table(runs: Sequence[TrainingRun], output: Path) -> str:
         for key in measured:
             last = run.last(key)
             digits = metric(key.removeprefix("val/")).digits if key != "train/images_per_second" else 1
-            cells.append(_cell(NOTHING if last is None else number(last, digits), last))
+            cells.append(
+                _cell(NOTHING if last is None else number(last, digits), math.nan if last is None else last)
+            )
         when = "" if run.changed is None else time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(run.changed))
         cells.append(_cell(when))
         rows.append(f'<tr data-run="{i}">{"".join(cells)}</tr>')

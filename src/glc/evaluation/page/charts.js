@@ -211,7 +211,7 @@ class Chart {
       const end = x > this.width - right - 14 ? "end" : "middle";
       text += `<text x="${x}" y="${this.height - bottom + 15}" text-anchor="${end}">${shift && value === 1 ? "0" : xTexts[i]}</text>`;
     }
-    return `${text}<text x="${this.width - right}" y="${this.height - bottom - 5}" text-anchor="end">${this.spec.unit || "step"}</text>`;
+    return text;
   }
 
   light(run) {

@@ -23,6 +23,8 @@
   };
 
   let lit = null;
+  const unique = (run) => store.runs.filter((other) => other.short === run.short).length === 1;
+  const labels = store.runs.map((run) => (unique(run) ? run.short : run.name));
   const shown = (run) => !hidden.has(store.runs[run].name);
   const view = () => ({ xLog: state.xLog, yLog: state.yLog, smooth: Number(state.smooth), clip: state.clip, lit });
   const charts = [];
@@ -78,7 +80,7 @@
         const many = keys.length > 1 && chosen.length > 1;
         lines.push({
           run,
-          label: many ? `${store.runs[run].name}, rate point ${variant}` : store.runs[run].name,
+          label: many ? `${labels[run]}, rate point ${variant}` : labels[run],
           x: store.steps[found[0]],
           y: found[1],
           dash: many ? DASHES[Number(variant) % DASHES.length] : "",
@@ -108,7 +110,7 @@
       const sorted = group.toSorted((a, b) => a.bpp - b.bpp);
       if (state.join === "run") {
         lines.push({
-          run: key, label: store.runs[key].name, dash: "",
+          run: key, label: labels[key], dash: "",
           x: sorted.map((each) => each.bpp), y: sorted.map((each) => each.value), about: (i) => about(sorted[i]),
         });
       } else {
@@ -116,7 +118,7 @@
         lines.push({
           run: sorted[0].run, label: `rate point ${key}`, dash: DASHES[key % DASHES.length],
           x: sorted.map((each) => each.bpp), y: sorted.map((each) => each.value),
-          about: (i) => [["run", store.runs[sorted[i].run].name], ...about(sorted[i])],
+          about: (i) => [["run", labels[sorted[i].run]], ...about(sorted[i])],
         });
       }
     }
@@ -127,7 +129,7 @@
     return Object.entries(chart.runs)
       .filter(([run]) => shown(Number(run)))
       .map(([run, [x, y, step]]) => ({
-        run: Number(run), label: `${store.runs[run].name}, step ${step}`, x, y, dash: "",
+        run: Number(run), label: `${labels[run]}, step ${step}`, x, y, dash: "",
       }));
   }
 
@@ -137,7 +139,7 @@
     }
   }
   for (const chart of store.rates) {
-    add(byId("rate-charts"), { id: `rate ${chart.title}`, title: chart.title, markers: true, unit: "bpp", lines: () => rateLines(chart) });
+    add(byId("rate-charts"), { id: `rate ${chart.title}`, title: `${chart.title} over bpp`, markers: true, lines: () => rateLines(chart) });
   }
   for (const chart of store.histograms) {
     add(byId("histogram-charts"), {
@@ -197,7 +199,11 @@
 
   /* The list of runs is the legend of all charts. */
   const list = byId("run-list");
+  const stages = new Set(store.runs.map((run) => run.stage)).size;
   const boxes = store.runs.map((run, i) => {
+    if (stages > 1 && (i === 0 || store.runs[i - 1].stage !== run.stage)) {
+      list.append(Object.assign(document.createElement("h3"), { textContent: run.stage || "unknown stage" }));
+    }
     const row = document.createElement("label");
     const box = Object.assign(document.createElement("input"), { type: "checkbox", checked: shown(i), id: `run-${i}` });
     const swatch = document.createElement("i");
@@ -237,8 +243,8 @@
   });
   byId("find-run").addEventListener("input", (event) => {
     const word = event.target.value.toLowerCase();
-    [...list.children].forEach((row, i) => {
-      row.hidden = !store.runs[i].name.toLowerCase().includes(word);
+    boxes.forEach((box, i) => {
+      box.parentElement.hidden = !store.runs[i].name.toLowerCase().includes(word);
     });
   });
 
@@ -293,10 +299,11 @@
       fillMenu(image, images.map((i) => [i, String(i)]), event ? image.value : chosenPanel.image);
       chosenPanel.image = image.value;
       let size = null;
+      let thumbs = [];
       for (const side of sides) {
         const lastRun = runsWithPanels.length - 1;
         const keep = (part) => (event ? menu(side, part).value : saved(side, part));
-        fillMenu(menu(side, "run"), runsWithPanels.map((run) => [run, store.runs[run].name]), keep("run"), lastRun);
+        fillMenu(menu(side, "run"), runsWithPanels.map((run) => [run, labels[run]]), keep("run"), lastRun);
         const run = Number(menu(side, "run").value);
         const panels = store.panels.filter((panel) => panel.run === run && panel.image === Number(image.value));
         /* "last" follows a run that trains. */
@@ -307,13 +314,29 @@
         const columns = panel ? panel.columns : [];
         fillMenu(menu(side, "column"), columns.map((column) => [column.name, column.title]), keep("column"), side === "left" ? 0 : columns.length - 1);
         const column = columns.find((each) => each.name === menu(side, "column").value);
-        slider.show(side, column && { data: store.images[column.image], caption: column.original ? column.title : `${store.runs[run].name}, step ${step}, ${column.caption}` }, "no such image");
+        slider.show(side, column && { data: store.images[column.image], caption: column.original ? column.title : `${labels[run]}, step ${step}, ${column.caption}` }, "no such image");
         if (panel) size = size || panel;
+        if (side === "right") thumbs = columns.map((each) => thumbnail(each, each === column));
         for (const part of parts) chosenPanel[`${side}-${part}`] = part === "run" ? store.runs[run].name : menu(side, part).value;
       }
-      if (size) slider.resize(size.width, size.height, Math.max(size.width, 560));
+      slider.find("thumbs").replaceChildren(...thumbs);
+      if (size) slider.resize(size.width, size.height, Math.max(size.width, 540));
       if (event) save();
     }
+    /* The images of the strip at the right: a press shows one in the slider. */
+    function thumbnail(column, pressed) {
+      const button = Object.assign(document.createElement("button"), { type: "button" });
+      button.setAttribute("aria-pressed", String(pressed));
+      const caption = Object.assign(document.createElement("span"), { textContent: column.brief });
+      button.append(Object.assign(new Image(), { src: store.images[column.image], alt: "" }), caption);
+      button.addEventListener("click", (event) => {
+        menu("right", "column").value = column.name;
+        update(event);
+        slider.find("thumbs").querySelector('[aria-pressed="true"]').focus({ preventScroll: true });
+      });
+      return button;
+    }
+
     for (const name of ["image", ...sides.flatMap((side) => parts.map((part) => `${side}-${part}`))]) {
       slider.find(name).addEventListener("change", update);
     }
