@@ -31,7 +31,7 @@ function linearTicks(low, high, count) {
   const power = 10 ** Math.floor(Math.log10(raw));
   const step = [1, 2, 2.5, 5, 10].map((k) => k * power).find((size) => size >= raw * 0.999);
   const ticks = [];
-  for (let k = Math.ceil(low / step - 1e-9); k * step <= high + step * 1e-9; k += 1) ticks.push(k * step);
+  for (let k = Math.ceil(low / step - 1e-9); k * step <= high + step * 1e-9 && ticks.length < 50; k += 1) ticks.push(k * step);
   return ticks;
 }
 
@@ -75,6 +75,8 @@ class Scale {
       if (value > high) high = value;
     }
     if (log) [low, high] = [Math.log10(low), Math.log10(high)];
+    /* Smoothed constants differ by rounding; ticks between such numbers would have no end. */
+    if (high - low < 1e-9 * Math.max(Math.abs(low), Math.abs(high))) low = high;
     const space = high > low ? margin * (high - low) : margin * (Math.abs(high) || 1);
     [this.low, this.high] = [low - space, high + space];
     if (this.low === this.high) this.high += log ? 1 : Math.abs(high) || 1;
