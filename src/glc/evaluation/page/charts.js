@@ -287,9 +287,11 @@ class Chart {
       title = `${this.spec.unit || "step"} ${formatted(this.lines[stop.k].shown[stop.i])}`;
     }
     const all = found.length;
+    let nearest = null;
     if (all > FEW && y !== null) {
       const far = (each) => Math.abs(each.at[1] - y);
-      this.light(found.reduce((best, each) => (far(each) < far(best) ? each : best)).line.run);
+      nearest = found.reduce((best, each) => (far(each) < far(best) ? each : best)).line;
+      this.light(nearest.run);
     }
     if (all > SHOWN_VALUES && y !== null) found.sort((a, b) => Math.abs(a.at[1] - y) - Math.abs(b.at[1] - y));
     found = found.filter((each) => each.at).slice(0, SHOWN_VALUES).sort((a, b) => a.at[1] - b.at[1]);
@@ -303,6 +305,7 @@ class Chart {
       const texts = this.spec.markers ? line.about(i) : [[line.label, formatted(line.y[i])]];
       return texts.map(([name, value]) => {
         const row = document.createElement("div");
+        row.classList.toggle("on", line === nearest);
         const swatch = document.createElement("i");
         swatch.style.setProperty("--own", colourOf(line.run));
         row.append(swatch, Object.assign(document.createElement("span"), { textContent: name }), Object.assign(document.createElement("span"), { textContent: value, className: "number" }));
