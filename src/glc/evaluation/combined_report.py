@@ -85,12 +85,14 @@ class Report:
         """Write the page again whenever a run has changed, without end.
 
         Args:
-            seconds: period.
+            seconds: period; longer where writing takes more than a tenth of it, to leave training its cores.
             tell: called with what prevents a write; the next period tries again.
         """
         state = self._changes()
+        took = 0.0
         while True:
-            time.sleep(seconds)
+            time.sleep(max(seconds, 9 * took))
+            started = time.monotonic()
             now = self._changes()
             if now == state:
                 continue
@@ -100,6 +102,7 @@ class Report:
                 tell(f"{self.output}: not written: {error}")
             else:
                 state = now
+            took = time.monotonic() - started
 
     def _changes(self) -> dict[Path, tuple[int, int]]:
         """Return time and size of the files that the page shows."""
