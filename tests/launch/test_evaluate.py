@@ -173,6 +173,19 @@ def test_the_printed_table_lists_failures(images: Path, tmp_path: Path) -> None:
     assert lines[2].startswith("failed: p1: ")
 
 
+def test_a_metric_that_no_codec_has_is_named_once(
+    images: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for key, value in QUIET.items():
+        monkeypatch.setenv(key, value)
+    words = ["codec=[jpeg,webp]", "codecs.jpeg.qualities=[7]", "codecs.webp.qualities=[7]"]
+    cfg = composed(*words, f"testset.path={images}", f"out={tmp_path / 'out'}", "metrics=default")
+    with caplog.at_level("INFO", "glc"):
+        summaries = evaluate.evaluate(cfg)
+    assert caplog.text.count("unavailable: lpips_alex: ") == 1
+    assert all("lpips_alex" in summary["unavailable"] for summary in summaries)
+
+
 def test_glc_eval_runs_from_any_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (image,) = write_images(tmp_path / "set", [(24, 32)]).iterdir()
     write_tar(tmp_path / "it's-7.tar", [("p.png", image.read_bytes()), ("bad.png", b"no")])
