@@ -30,7 +30,6 @@ from lightning.pytorch.loggers import CSVLogger
 from omegaconf import DictConfig, OmegaConf
 
 from glc.errors import SettingError
-from glc.io import threads_policy
 from glc.io.locks import lock
 from glc.launch.checks import check_training
 from glc.launch.config import UsageError
@@ -139,7 +138,7 @@ def prepare(cfg: DictConfig, acquire: Callable[[], object] = lambda: None) -> Ru
         if isinstance(plugin, ChecksumCheckpointIO):
             plugin.opened = start.resume
     options = {key: value for key, value in cfg.trainer.items() if key != "plugins"}
-    if options.setdefault("enable_progress_bar", None) is None:
+    if options.get("enable_progress_bar") is None:
         options["enable_progress_bar"] = sys.stdout.isatty()
     if not options["enable_progress_bar"]:
         callbacks = without_bar(callbacks)
@@ -171,7 +170,6 @@ def train(cfg: DictConfig) -> Trained:
         UsageError: the configuration cannot be run; nothing has been written.
         Stopped: a signal ended the run. It is a `SystemExit` with the exit code 128 + signal.
     """
-    log.debug("threads: %s", threads_policy.description())
     with SIGNALS, job_of_sweep():
         trained = _train(cfg)
         if trained.stop is not None and trained.stop.code != TIME_LIMIT_CODE:
