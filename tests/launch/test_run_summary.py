@@ -57,6 +57,15 @@ def test_a_run_says_what_it_trains_and_how_it_ended(folder: Path, caplog: pytest
 
 
 @pytest.mark.usefixtures("offline")
+def test_a_milestone_is_saved_without_advice(folder: Path, recwarn: pytest.WarningsRecorder) -> None:
+    train(
+        compose("train", words(folder, "trainer.max_steps=2", "callbacks.milestones.every_n_train_steps=1"))
+    )
+    assert (folder / "runs" / "mine" / "vqvae" / "checkpoints" / "step-000001.ckpt").is_file()
+    assert not [w for w in recwarn if "ModelCheckpoint" in str(w.message)]
+
+
+@pytest.mark.usefixtures("offline")
 def test_no_progress_bar_without_a_terminal(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
     train(compose("train", words(folder, "trainer.max_steps=2")))
     output = capfd.readouterr()

@@ -275,6 +275,8 @@ def quieten() -> None:
     warnings.filterwarnings("ignore", message="It is recommended to use .*sync_dist=True")
     # A deprecation inside Lightning.
     warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")
+    # A milestone is saved after its step, as all checkpoints are; Lightning advises a copy from before it.
+    warnings.filterwarnings("ignore", message="Using ModelCheckpoint with manual optimization")
     # The first and the last step are logged in any case.
     warnings.filterwarnings("ignore", message="The number of training batches .* is smaller than the logging")
     # Panels of validation images differ in size; W&B writes this to the root logger.
