@@ -69,6 +69,11 @@ def test_a_folder_that_cannot_be_written_is_refused(words: list[str], tmp_path: 
     assert "is a file, not a folder" in message(evaluation, "evaluate")
 
 
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="needs a folder in which nobody can write")
+def test_a_folder_without_permission_is_refused(words: list[str]) -> None:
+    assert message([*words, "runs_dir=/proc/runs"]).startswith("runs_dir=/proc/runs: cannot write to /proc (")
+
+
 def test_jobs_on_other_machines_may_have_other_files(words: list[str]) -> None:
     missing = ["-m", *words, "data.train=/scratch/nowhere", "seed=1,2"]
     assert "no such file" in message(missing)

@@ -88,6 +88,7 @@ def test_command_line_settings_replace_those_of_the_codec(images: Path, tmp_path
     [
         (["codec=nothing"], "codec=nothing: there is no model 'nothing'.*or one of jpeg, webp, avif"),
         (["codec=no.safetensors"], "no.safetensors: no such weights file"),
+        (["codec=docs"], "docs: a folder, not a weights file; `glc export` writes one from a training run"),
         (["codec=[]"], r"codec=\[\]: empty; give a weights file"),
         (["codec=[jpeg,jpeg]"], "two codecs have the name jpeg"),
         (["codec=[jpeg,webp]", "qualities=[5]"], "units differ between codecs; give codecs.NAME.qualities="),

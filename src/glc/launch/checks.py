@@ -2,6 +2,7 @@
 
 import glob
 import os
+import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -158,8 +159,11 @@ def check_folder(folder: Path, named: str) -> None:
             target = os.readlink(path)
             raise UsageError(f"{named}: {path} is a link to {target}, which does not exist; remove the link")
         if path.is_dir():
-            if os.access(path, os.W_OK | os.X_OK):
-                return
-            raise UsageError(f"{named}: no permission to write to {path}; choose another folder")
+            try:
+                with tempfile.TemporaryFile(dir=path):  # leaves nothing
+                    return
+            except OSError as error:
+                text = f"{named}: cannot write to {path} ({error.strerror}); choose another folder"
+                raise UsageError(text) from error
         if path.exists():
             raise UsageError(f"{named}: {path} is a file, not a folder; choose another folder")
