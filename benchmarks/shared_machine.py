@@ -13,6 +13,7 @@ version chooses how OpenMP threads wait.
 
 With `--only` also:
 
+- three1: as three, with one thread each (`OMP_NUM_THREADS=1`), as joblib gives each job of the sweep;
 - workers: one training with two data workers;
 - collection, collection2: images per second of `glc compress --shards --processes 2`, of one and two threads;
 - suite: 1 / seconds of a part of the tests with two workers.
@@ -56,10 +57,16 @@ class Side:
         self.checkout, self.folder, self.shards = checkout, folder, shards
         self.runs = folder / ("this" if checkout == HERE else "other")
 
-    def start(self, *words: object) -> "subprocess.Popen[bytes]":
-        """Start `python WORDS` in a process group of its own; its output goes to a file."""
+    def start(self, *words: object, **more: str) -> "subprocess.Popen[bytes]":
+        """Start `python WORDS` in a process group of its own; its output goes to a file.
+
+        Args:
+            words: the command line.
+            more: variables of the environment.
+        """
         environment = {key: value for key, value in os.environ.items() if key not in CHOSEN}
         environment |= {"PYTHONPATH": f"{self.checkout}/src", "WANDB_MODE": "offline", "GLC_OFFLINE": "1"}
+        environment |= more
         with (self.folder / "output.txt").open("ab") as log:
             return subprocess.Popen(
                 [sys.executable, *map(str, words)],
@@ -94,15 +101,16 @@ class Side:
             "trainer.accelerator=cpu",
         ]
 
-    def speed(self, count: int, *commands: list[str]) -> float:
+    def speed(self, count: int, *commands: list[str], **more: str) -> float:
         """Return the sum of the steps per second of trainings while all of them run.
 
         Args:
             count: their number.
             commands: the words of each command.
+            more: variables of the environment.
         """
         names = {word.removeprefix("name=") for words in commands for word in words if "name=" in word[:5]}
-        programs = [self.start(*words) for words in commands]
+        programs = [self.start(*words, **more) for words in commands]
         begin, end = time.perf_counter(), float("inf")
         seen: dict[Path, list[tuple[float, int]]] = {}
         try:
@@ -139,6 +147,10 @@ class Side:
         """Three commands at the same time."""
         return self.speed(3, *(self.training(f"three{i}") for i in range(3)))
 
+    def three1(self) -> float:
+        """Three commands at the same time, of one thread each."""
+        return self.speed(3, *(self.training(f"three{i}") for i in range(3)), OMP_NUM_THREADS="1")
+
     def sweep(self) -> float:
         """One sweep of three jobs at the same time."""
         words = ("-m", "hydra/launcher=local", "hydra.launcher.n_jobs=3", "seed=0,1,2", "data.num_workers=0")
@@ -174,9 +186,9 @@ def last_step(path: Path) -> int:
 
 NAMES = {"alone": 5, "three": 2, "sweep": 2, "compress": 7}
 """Measurements and their rounds."""
-MORE = {"workers": 3, "collection": 3, "collection2": 3, "suite": 3}
+MORE = {"three1": 2, "workers": 3, "collection": 3, "collection2": 3, "suite": 3}
 """Measurements that are made when they are named."""
-TRAININGS = ("alone", "three", "sweep", "workers")
+TRAININGS = ("alone", "three", "three1", "sweep", "workers")
 
 
 def main() -> None:
