@@ -10,19 +10,20 @@ import logging
 import os
 import warnings
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import lightning as L
 import torch
 from PIL import Image
-from torch.utils.data import DataLoader
+from torch.utils.data import ConcatDataset, DataLoader
 
 from glc.data.images import from_uint8
+from glc.data.readable import find_readable
 from glc.data.shards import ListSource, Record, RecordSource, ShardSource, index_shards
-from glc.data.sources import Sources, resolve
+from glc.data.sources import Source, Sources, merged
 from glc.data.stream import (
     FixedImages,
     ImageBatch,
@@ -52,9 +53,9 @@ class ImageDataModule(L.LightningDataModule):
             config key.
     """
 
-    train: str | list[str]
+    train: Source | list[Source]
     """Folder of shards, shard pattern, URL, image folder, or a list of them (see `glc.data.sources`)."""
-    val: str | list[str]
+    val: Source | list[Source]
     """The same kinds, or a text file that lists images; taken in order, each once."""
     crop: int = 256
     """Side of the training crops, in pixels; a multiple of `stride`."""
@@ -86,6 +87,8 @@ class ImageDataModule(L.LightningDataModule):
     """Seed of crops, shuffling and order."""
     cache: bool = False
     """Keep the decoded training images in memory (per rank); for small sets, at most 8 GiB."""
+    open_timeout: float = 15.0
+    """Seconds to wait at the start for the first byte of each source; 0: do not read them before training."""
 
     def __post_init__(self) -> None:
         super().__init__()
@@ -98,7 +101,13 @@ class ImageDataModule(L.LightningDataModule):
             "val_batch_size",
             "val_limit",
         )
-        for key, low in [*((key, 1) for key in positive), ("num_workers", 0), ("shuffle", 0), ("seed", 0)]:
+        for key, low in [
+            *((key, 1) for key in positive),
+            ("num_workers", 0),
+            ("shuffle", 0),
+            ("seed", 0),
+            ("open_timeout", 0),
+        ]:
             value = getattr(self, key)
             if value is not None and value < low:
                 raise ValueError(f"data.{key}: is {value}, must be at least {low}")
@@ -118,23 +127,34 @@ class ImageDataModule(L.LightningDataModule):
         if self.val_batch_size is None:
             self.val_batch_size = 1 if self.val_crop is None else self.batch_size
         self._train_source: RecordSource | None = None
-        self._val_records: list[Record] = []
+        self._val_records: Sequence[Record] = []
 
     def setup(self, stage: str | None = None) -> None:
         """Find the files and fill the cache. The trainer calls it; a second call does nothing."""
-        if self._train_source is None and stage in (None, "fit"):
-            found = resolve(self.train, "data.train")
-            if self.cache:
-                self._train_source = ListSource(_decoded(found))
-            elif found.shards:
-                self._train_source = ShardSource(found.shards, self.shuffle)
-            else:
-                self._train_source = ListSource([Record(name, path) for name, path in found.images])
-        if not self._val_records and stage in (None, "fit", "validate"):
-            found = resolve(self.val, "data.val")
-            self._val_records = _listed(found, self.val_limit)
+        wanted = {"data.train": self.train, "data.val": self.val}
+        if self._train_source is not None or stage == "validate":
+            del wanted["data.train"]
+        if self._val_records:
+            del wanted["data.val"]
+        found = {key: merged(parts, key) for key, parts in find_readable(wanted, self.open_timeout).items()}
+        if "data.train" in wanted:
+            self._train_source = self._open_train(found["data.train"])
+        if "data.val" in wanted:
+            self._val_records = _listed(found["data.val"], self.val_limit)
             if not self._val_records:
                 raise ValueError(f"data.val: the shards in {self.val} contain no image; pack them again")
+
+    def _open_train(self, found: Sources) -> RecordSource:
+        if self.cache:
+            return ListSource(_decoded(found))
+        if found.shards:
+            return ShardSource(found.shards, self.shuffle)
+        streamed = [dataset for dataset in found.datasets if hasattr(dataset, "records")]
+        if not streamed:
+            return ListSource(_listed(found, None))
+        if len(found.datasets) + len(found.images) > 1:
+            raise ValueError("data.train: a streamed data set cannot be mixed with others; give only one")
+        return streamed[0]
 
     def describe(self) -> str:
         """Return the numbers of training images or shards and of validation images, after `setup`."""
@@ -199,10 +219,16 @@ class ImageDataModule(L.LightningDataModule):
         return 0, 1
 
 
-def _listed(found: Sources, limit: int | None) -> list[Record]:
+def _listed(found: Sources, limit: int | None) -> Sequence[Record]:
+    """Return the images of sources in order; rows of data sets are read when they are asked for."""
     if found.shards:
         return index_shards(found.shards, limit)
-    return [Record(name, path) for name, path in found.images[:limit]]
+    parts: list[Sequence[Record]] = [[Record(name, path) for name, path in found.images[:limit]]]
+    for dataset in found.datasets:
+        left = None if limit is None else max(0, limit - sum(map(len, parts)))
+        parts.append(dataset.first(left) if hasattr(dataset, "first") else dataset[:left])
+    parts = [part for part in parts if len(part)]
+    return parts[0] if len(parts) == 1 else cast(Sequence[Record], ConcatDataset(parts))  # type: ignore[arg-type]
 
 
 def _decoded(found: Sources) -> list[Record]:

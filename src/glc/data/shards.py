@@ -7,9 +7,12 @@ consumer gets a sequence of its own that depends only on these four numbers.
 from __future__ import annotations
 
 import logging
+import os
 import random
 import tarfile
+import zlib
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -17,12 +20,12 @@ from typing import Protocol
 import numpy as np
 import webdataset as wds
 from PIL import Image
-from webdataset.gopen import gopen
-from webdataset.tariterators import tarfile_samples
 
+from glc.data.deadline import Watch
 from glc.data.images import is_image_name, read_rgb
-from glc.data.sources import is_url
+from glc.data.urls import is_url, open_url
 from glc.errors import ImageError
+from glc.jobs.tar_shards import split_name
 
 _log = logging.getLogger(__name__)
 
@@ -82,17 +85,45 @@ class RecordSource(Protocol):
         ...
 
 
-def read_shard(url: str) -> Iterator[Record]:
-    """Read a shard's images in order, local or by URL.
+def read_shard(url: str, watch: Watch | None = None) -> Iterator[Record]:
+    """Read a shard's images in order, local or by URL, compressed or not: the first image of each sample.
+
+    Args:
+        url: path, URL or `pipe:COMMAND`.
+        watch: is told when data arrive.
 
     Raises:
-        OSError, tarfile.TarError, ValueError: it cannot be opened or is truncated; earlier images are valid.
+        OSError: it cannot be opened, is truncated or no tar file; earlier images are valid.
     """
-    for sample in tarfile_samples(iter([{"url": url}])):
-        for name, data in sample.items():
-            if isinstance(data, bytes) and is_image_name(f"key.{name}"):
-                yield Record(sample["__key__"], data, url)
-                break
+    last = None
+    with _damage(), open_url(url, watch) as file, tarfile.open(fileobj=file, mode="r|*") as tar:
+        for member in tar:
+            tar.members = []  # tarfile would keep all headers
+            if not member.isreg() or not is_image_name(member.name):
+                continue
+            key, _ = split_name(member.name)
+            if key == last:
+                continue
+            last = key
+            content = tar.extractfile(member)
+            assert content is not None
+            data = content.read()
+            yield Record(key, data, url)
+
+
+@contextmanager
+def _damage() -> Iterator[None]:
+    """Convert whatever a damaged tar file makes tarfile raise to an OSError."""
+    try:
+        yield
+    except OSError:
+        raise
+    except (tarfile.TarError, EOFError, zlib.error) as error:
+        text = str(error)
+        known = {"empty file": "the file is empty", "unexpected end of data": "the tar file is truncated"}
+        raise OSError(known.get(text, f"not a tar file, or a corrupt one ({text})")) from error
+    except Exception as error:  # a corrupt header may even raise MemoryError
+        raise OSError(f"the tar file has a corrupt header ({type(error).__name__})") from error
 
 
 class ShardSource:
@@ -140,19 +171,19 @@ class ShardSource:
     def _readable(self, url: str) -> Iterator[Record]:
         try:
             yield from read_shard(url)
-        except (OSError, tarfile.TarError, ValueError, EOFError) as error:
+        except OSError as error:
             if url not in self._warned:
                 self._warned.add(url)
                 _log.warning("shard %s is missing, truncated or corrupt (%s); skipping it", url, error)
 
 
 class ListSource:
-    """A fixed list of records: one random permutation after another, divided among the consumers."""
+    """A fixed sequence of records: one random permutation after another, divided among the consumers."""
 
     def __init__(self, records: Sequence[Record]) -> None:
         if not records:
             raise ValueError("a list of images needs at least one")
-        self._records = list(records)
+        self._records = records
 
     def __len__(self) -> int:
         return len(self._records)
@@ -169,12 +200,12 @@ class ListSource:
                 current = position // size
                 # The permutation is the same for all consumers: together they see each image once per pass.
                 order = np.random.default_rng([seed, epoch, current]).permutation(size)
-            yield self._records[order[position % size]]
+            yield self._records[int(order[position % size])]
             position += consumers
 
 
 def index_shards(urls: Sequence[str], limit: int | None = None) -> list[Record]:
-    """List the images of shards in order: as byte ranges of local files, as bytes from URLs.
+    """List the images of shards in order: as byte ranges of local tar files, as bytes from other shards.
 
     Args:
         urls: local paths and URLs.
@@ -185,11 +216,12 @@ def index_shards(urls: Sequence[str], limit: int | None = None) -> list[Record]:
     found: list[Record] = []
     for url in urls:
         try:
-            for record in read_shard(url) if is_url(url) else _index_local(url):
+            local = not is_url(url) and url.lower().endswith(".tar")
+            for record in _index_local(url) if local else read_shard(url):
                 if limit is not None and len(found) >= limit:
                     return found
                 found.append(record)
-        except (OSError, tarfile.TarError, ValueError, EOFError) as error:
+        except OSError as error:
             _log.warning(
                 "shard %s is missing, truncated or corrupt (%s); using its readable part", url, error
             )
@@ -197,14 +229,12 @@ def index_shards(urls: Sequence[str], limit: int | None = None) -> list[Record]:
 
 
 def _index_local(path: str) -> Iterator[Record]:
-    with gopen(path) as file:
-        end = file.seek(0, 2)
-        file.seek(0)
-        with tarfile.open(fileobj=file, mode="r:") as tar:
-            for member in tar:
-                if not member.isreg() or not is_image_name(member.name):
-                    continue
-                if member.offset_data + member.size > end:
-                    raise tarfile.ReadError("unexpected end of data")
-                key = member.name[: member.name.rindex(".")]
-                yield Record(key, FileSlice(path, member.offset_data, member.size), path)
+    with _damage(), open(path, "rb") as file, tarfile.open(fileobj=file, mode="r:") as tar:
+        end = os.fstat(file.fileno()).st_size
+        for member in tar:
+            if not member.isreg() or not is_image_name(member.name):
+                continue
+            if member.offset_data + member.size > end:
+                raise tarfile.ReadError("unexpected end of data")
+            key = member.name[: member.name.rindex(".")]
+            yield Record(key, FileSlice(path, member.offset_data, member.size), path)

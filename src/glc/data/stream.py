@@ -267,7 +267,7 @@ class FixedImages(Dataset[tuple[Tensor, str]]):
     """
 
     def __init__(self, records: Sequence[Record], crop: int | None, stride: int) -> None:
-        self._records = list(records)
+        self._records = records
         self._crop, self._stride = crop, stride
         self._bad = _UnreadableImages()
 

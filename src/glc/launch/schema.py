@@ -103,10 +103,16 @@ ARGUMENTS: dict[str, dict[str, Accepted]] = {
         **dict.fromkeys(("val_crop", "val_batch_size", "val_limit"), optional(COUNT)),
         **dict.fromkeys(("num_workers", "shuffle", "seed"), INDEX),
         **dict.fromkeys(("min_scale", "max_scale"), POSITIVE),
+        "open_timeout": WEIGHT,
         **dict.fromkeys(("flip", "cache"), BOOLEAN),
         **dict.fromkeys(
             ("train", "val"), replace(NAMES, text="a folder, shards, a list of images, or a list of them")
         ),
+    },
+    "glc.data.hugging_face.HuggingFaceImages": {
+        **dict.fromkeys(("path", "split"), TEXT),
+        **dict.fromkeys(("column", "name", "revision"), optional(TEXT)),
+        "streaming": BOOLEAN,
     },
     "glc.data.degradations.GaussianNoise": {"sigma": RANGE},
     "glc.data.degradations.Blur": {"sigma": RANGE},
