@@ -23,8 +23,8 @@ class HuggingFaceImages:
     """The images of one split of a data set; nothing is loaded before `load`."""
 
     path: str
-    """Name on the hub, a folder that `datasets.load_dataset` or `save_to_disk` knows, a .parquet or .arrow file,
-    or the name of a format (`parquet`, `webdataset`, ...) with `data_files`."""
+    """Name on the hub; a folder, as for `datasets.load_dataset` or from `save_to_disk`; a .parquet or .arrow
+    file; or the name of a format (`parquet`, `webdataset`, ...) with `data_files`."""
     split: str = "train"
     """Split, or a part of it such as `train[:10%]`."""
     column: str | None = None
@@ -49,8 +49,8 @@ class HuggingFaceImages:
             watch: is told when the description of the data set has arrived.
 
         Raises:
-            ValueError: `datasets` is not installed, the data set or split does not exist, or it has no column of
-                images; the message starts with the key.
+            ValueError: `datasets` is not installed, the data set or split does not exist, or it has no column
+                of images; the message starts with the key.
         """
         try:
             import datasets
@@ -104,7 +104,7 @@ class HuggingFaceImages:
         if self.column is not None:
             if names and self.column not in names:
                 raise ValueError(
-                    f"{key}.column={self.column}: no such column; the columns are {', '.join(names)}"
+                    f"{key}.column={self.column}: no such column; give one of {', '.join(names)}"
                 )
             return self.column
         if len(images) != 1:
@@ -166,8 +166,14 @@ class StreamedImages:
         for number in itertools.count():
             # The same order for all consumers: they divide it.
             order = int(np.random.SeedSequence([seed, epoch, number]).generate_state(1)[0])
-            mixed = self._dataset.shuffle(order, max(1, self.shuffle))
-            yield from self._records(split_dataset_by_node(mixed, consumer, consumers))
+            mixed = self._dataset.shuffle(seed=order, buffer_size=max(1, self.shuffle))
+            records = self._records(split_dataset_by_node(mixed, consumer, consumers))
+            first = next(records, None)
+            if first is not None:
+                yield first
+                yield from records
+            else:  # fewer images than consumers
+                yield from self._records(mixed)
 
     def _records(self, dataset: Any) -> Iterator[Record]:
         # `iter(dataset)` would divide the files among the workers of a DataLoader once more.

@@ -101,13 +101,8 @@ class ImageDataModule(L.LightningDataModule):
             "val_batch_size",
             "val_limit",
         )
-        for key, low in [
-            *((key, 1) for key in positive),
-            ("num_workers", 0),
-            ("shuffle", 0),
-            ("seed", 0),
-            ("open_timeout", 0),
-        ]:
+        others = ("num_workers", "shuffle", "seed", "open_timeout")
+        for key, low in [*((key, 1) for key in positive), *((key, 0) for key in others)]:
             value = getattr(self, key)
             if value is not None and value < low:
                 raise ValueError(f"data.{key}: is {value}, must be at least {low}")
@@ -154,7 +149,8 @@ class ImageDataModule(L.LightningDataModule):
             return ListSource(_listed(found, None))
         if len(found.datasets) + len(found.images) > 1:
             raise ValueError("data.train: a streamed data set cannot be mixed with others; give only one")
-        return streamed[0]
+        streamed[0].shuffle = self.shuffle
+        return cast(RecordSource, streamed[0])
 
     def describe(self) -> str:
         """Return the numbers of training images or shards and of validation images, after `setup`."""

@@ -1,9 +1,9 @@
 """Find the sources of a run and read an image of each before anything is written.
 
-The rule: a source is refused if it cannot be read, or if it gives no sign of life (a listing, a byte) for
-`seconds`. A source that has sent bytes but no complete image by then is slow, not dead: a warning, and the run
-starts. All sources are tried at the same time, so dead ones take `seconds` together. Each rank tries its own: it
-costs one image per source, and ranks may see different files.
+The rule: a source is refused if it cannot be read, or if no byte of it arrives within `seconds`. A source
+that has sent bytes but no complete image by then is slow, not dead: a warning, and the run starts. All are
+tried at the same time, so dead ones take `seconds` together. Each rank tries for itself: it costs one image
+per source, and ranks may see different files.
 """
 
 from __future__ import annotations

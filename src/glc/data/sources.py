@@ -90,8 +90,9 @@ def resolve(given: Source | Iterable[Source] | None, key: str, watch: Watch | No
         watch: is told when data arrive.
 
     Raises:
-        ValueError: nothing given, nothing found, a local shard is missing, a store cannot be listed, or shards
-            are mixed with images. The message starts with the key and names the fix.
+        ValueError: nothing given, nothing found, a local shard is missing, a store cannot be listed, a data
+            set cannot be opened, or shards are mixed with images. The message starts with the key and names
+            the fix.
     """
     found = Sources()
     missing: list[str] = []

@@ -1,7 +1,7 @@
 """Files at URLs (through fsspec) and outputs of commands (`pipe:COMMAND`), read from front to back.
 
-Functions take URLs as text and open them anew, so they work in any process: nothing that is open is pickled or
-inherited by a forked worker. Whatever a storage library raises becomes an OSError with one line of text.
+Functions take URLs as text and open them anew, so they work in any process: nothing that is open is pickled
+or inherited by a forked worker. Whatever a storage library raises becomes an OSError with one line of text.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from glc.data.deadline import Watch
 
 _URL = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]+:")
 _PIPE = "pipe:"
+_SMALL = 1 << 16
 _SILENCE = 60.0  # seconds without a byte after which an HTTP request fails
 
 _INSTALL = {
@@ -45,7 +46,7 @@ def is_pattern(url: str) -> bool:
 
 
 def list_urls(pattern: str) -> list[str]:
-    """Return the URLs that match a pattern with `*` or `**`, sorted; of a chain `a::b` the last part is listed.
+    """Return the URLs that match a pattern with `*` or `**`, sorted; of a chain `a::b`, `b` is listed.
 
     Raises:
         OSError: the store cannot be reached, or cannot list.
@@ -72,7 +73,8 @@ def open_url(url: str, watch: Watch | None = None) -> AbstractContextManager[Bin
 
     Args:
         url: a URL of any protocol that fsspec knows, `pipe:COMMAND` for the shell, or a path.
-        watch: is told of the first byte.
+        watch: is told of the first byte. With it requests are small, so that a slow store is not taken for a
+            dead one.
 
     Raises:
         OSError: it cannot be opened; reading raises only OSError too.
@@ -82,7 +84,7 @@ def open_url(url: str, watch: Watch | None = None) -> AbstractContextManager[Bin
         file = _Command(url.removeprefix(_PIPE))
     elif is_url(url):
         with _one_line(url):
-            file = _UrlFile(url)
+            file = _UrlFile(url, None if watch is None else _SMALL)
     else:
         file = open(url, "rb")  # noqa: SIM115 (the caller closes it)
     return cast(AbstractContextManager[BinaryIO], file if watch is None else _Watched(file, watch))
@@ -98,20 +100,15 @@ class _Reader(io.RawIOBase):
 class _UrlFile(_Reader):
     """A file that fsspec opens.
 
-    HTTP servers are asked for ranges of some MB, so that a pause in training does not end a connection; from a
-    server without ranges the file is one response.
+    HTTP servers are asked for ranges of some MB, so that a pause in training does not end a connection; from
+    a server without ranges the file is one response.
     """
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, block_size: int | None) -> None:
         self._url = url
-        self._system, self._path = fsspec.url_to_fs(url)
-        self._options: dict[str, Any] = {}
-        if "http" in self._system.protocol:
-            from aiohttp import ClientTimeout
-
-            # aiohttp's default is 300 s for a complete response, and training may read one for longer.
-            self._options["timeout"] = ClientTimeout(total=None, sock_connect=_SILENCE, sock_read=_SILENCE)
-        self._file = self._system.open(self._path, "rb", **self._options)
+        self._http = url.lower().startswith(("http://", "https://"))
+        self._system, self._path = fsspec.url_to_fs(url, **(_http_options(url) if self._http else {}))
+        self._file = self._system.open(self._path, "rb", block_size)
         self._offset = 0
 
     def read(self, size: int = -1) -> bytes:
@@ -119,7 +116,7 @@ class _UrlFile(_Reader):
             try:
                 data = self._file.read(size)
             except ValueError:
-                if not self._options or not self._offset:
+                if not self._http or not self._offset:
                     raise
                 self._reopen_as_stream()
                 data = self._file.read(size)
@@ -128,7 +125,7 @@ class _UrlFile(_Reader):
 
     def _reopen_as_stream(self) -> None:
         self._file.close()
-        self._file = self._system.open(self._path, "rb", block_size=0, **self._options)
+        self._file = self._system.open(self._path, "rb", block_size=0)
         left = self._offset
         while left:
             passed = len(self._file.read(min(left, 1 << 20)))
@@ -141,6 +138,18 @@ class _UrlFile(_Reader):
             with suppress(Exception):
                 self._file.close()
         super().close()
+
+
+def _http_options(url: str) -> dict[str, Any]:
+    """Return options for fsspec: no limit for a complete response, which training may read for minutes.
+
+    aiohttp's default is 300 s.
+    """
+    from aiohttp import ClientTimeout
+
+    given = fsspec.config.conf.get(url.partition(":")[0].lower(), {}).get("client_kwargs", {})
+    timeout = ClientTimeout(total=None, sock_connect=_SILENCE, sock_read=_SILENCE)
+    return {"client_kwargs": {"timeout": timeout, **given}}
 
 
 class _Command(_Reader):
@@ -160,15 +169,13 @@ class _Command(_Reader):
 
     def read(self, size: int = -1) -> bytes:
         assert self._process.stdout is not None
-        data = self._process.stdout.read(size)
+        data = self._process.stdout.read1(size)  # what there is
         if not data and size:
             code = self._process.wait()
             if code:
                 self._errors.seek(0)
                 said = self._errors.read().decode(errors="replace").strip().splitlines()
-                raise OSError(
-                    f"the command failed with exit code {code}{': ' if said else ''}{''.join(said[-1:])}"
-                )
+                raise OSError(": ".join([f"the command failed with exit code {code}", *said[-1:]]))
         return data
 
     def kill(self) -> None:
@@ -235,5 +242,6 @@ def reason(error: BaseException) -> str:
     """Return the text of an error of a storage library, in one line."""
     if hasattr(error, "status") and hasattr(error, "message"):  # aiohttp
         return f"{error.status} {error.message}"
-    text = " ".join(str(error.strerror if isinstance(error, OSError) and error.strerror else error).split())
+    plain = isinstance(error, OSError) and type(error).__module__ == "builtins"
+    text = " ".join(str(error.strerror if plain and error.strerror else error).split())  # type: ignore[attr-defined]
     return text[:300] or type(error).__name__

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,9 +11,12 @@ from typing import Any
 
 from PIL import Image
 
-from glc.data.images import list_images, read_rgb
+from glc.data.images import is_image_name, list_images, read_rgb
 from glc.errors import ImageError
-from glc.jobs.tar_shards import Shard, find_shards
+from glc.jobs.tar_shards import Shard, ShardError, find_shards
+
+_TRIED = 3  # shards that are read before an evaluation starts
+_URL = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]+:")
 
 
 class SetError(ValueError):
@@ -196,7 +200,7 @@ class ShardSet:
         center_crop: see `Preprocess`.
 
     Raises:
-        SetError: no shard exists.
+        SetError: no shard exists, none of the first three has an image, or one is a URL.
         ValueError: the pattern matches nothing, or two shards have the same name.
     """
 
@@ -215,11 +219,30 @@ class ShardSet:
         self.preprocess = Preprocess(name, sizes, resize, center_crop)
         self.shards: Sequence[Shard] = find_shards([path] if isinstance(path, str) else list(path))
         self.missing: list[tuple[str, str]] = []
+        urls = [shard.path for shard in self.shards if _URL.match(str(shard.path))]
+        if urls:
+            raise SetError(
+                f"testset.path: {urls[0]} is a URL, and an evaluation reads shards from files; download them"
+            )
         if not any(shard.path.exists() for shard in self.shards):
             raise SetError(
                 f"testset.path: none of {len(self.shards)} shards exists (e.g. {self.shards[0].path}); "
                 "correct the path"
             )
+        problems = list(map(_problem, self.shards[:_TRIED]))
+        if None not in problems:
+            raise SetError(f"testset.path: {problems[0]}; copy or pack it again, or correct the path")
+
+
+def _problem(shard: Shard) -> str | None:
+    """Return why no image of a shard can be read; None if one can."""
+    try:
+        for sample in shard.samples():
+            if any(is_image_name(f"key.{suffix}") for suffix, _ in sample.files):
+                return None
+    except (ShardError, OSError) as error:
+        return str(error)
+    return f"{shard.path}: contains no image"
 
 
 def are_shards(path: Any) -> bool:
