@@ -98,7 +98,7 @@ def read_shard(url: str, watch: Watch | None = None) -> Iterator[Record]:
     last = None
     with _damage(), open_url(url, watch) as file, tarfile.open(fileobj=file, mode="r|*") as tar:
         for member in tar:
-            tar.members = []  # tarfile would keep all headers
+            tar.members = []  # type: ignore[attr-defined]  # tarfile would keep all headers
             if not member.isreg() or not is_image_name(member.name):
                 continue
             key, _ = split_name(member.name)

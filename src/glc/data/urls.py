@@ -168,8 +168,7 @@ class _Command(_Reader):
         )
 
     def read(self, size: int = -1) -> bytes:
-        assert self._process.stdout is not None
-        data = self._process.stdout.read1(size)  # what there is
+        data = cast(io.BufferedReader, self._process.stdout).read1(size)  # what there is
         if not data and size:
             code = self._process.wait()
             if code:
