@@ -116,5 +116,8 @@ def test_a_path_names_a_folder_or_shards(tmp_path: Path) -> None:
     for key, value in (("limit", 3), ("pattern", "kodim{:02d}")):
         with pytest.raises(SetError, match=rf"testset\.{key}: only applies to folders"):
             open_testset(str(shard), **{key: value})
+    assert open_testset([str(shard)], member="mask.png").member == "mask.png"
+    with pytest.raises(SetError, match=r"testset\.member: only applies to shards"):
+        open_testset(tmp_path / "images", member="jpg")
     with pytest.raises(SetError, match="none of 2 shards exists"):
         ShardSet("missing-{0..1}.tar")

@@ -10,18 +10,22 @@ import logging
 import os
 import warnings
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import lightning as L
+import numpy as np
 import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from glc.data.images import from_uint8
-from glc.data.shards import ListSource, Record, RecordSource, ShardSource, index_shards
+from glc.data.augmentations import Augmentations
+from glc.data.crop_schedule import CropSchedule
+from glc.data.images import SampleImage, from_uint8
+from glc.data.mixture import Entry, Mixture
+from glc.data.shards import Record, index_shards
 from glc.data.sources import Sources, resolve
 from glc.data.stream import (
     FixedImages,
@@ -56,8 +60,8 @@ class ImageDataModule(L.LightningDataModule):
     """Folder of shards, shard pattern, URL, image folder, or a list of them (see `glc.data.sources`)."""
     val: str | list[str]
     """The same kinds, or a text file that lists images; taken in order, each once."""
-    crop: int = 256
-    """Side of the training crops, in pixels; a multiple of `stride`."""
+    crop: int | Sequence[Mapping[str, Any]] = 256
+    """Side of the training crops, in pixels, a multiple of `stride`; or a schedule (`CropSchedule`)."""
     batch_size: int = 8
     """Images per training batch and device."""
     epoch_batches: int = 1000
@@ -86,12 +90,23 @@ class ImageDataModule(L.LightningDataModule):
     """Seed of crops, shuffling and order."""
     cache: bool = False
     """Keep the decoded training images in memory (per rank); for small sets, at most 8 GiB."""
+    weights: Sequence[float] | None = None
+    """Shares of the entries of `train` in the stream, in any unit; None: every image has the same chance."""
+    member: str | None = None
+    """The image of each sample of shards by its suffix, such as `jpg` or `mask.png`; None: the first one."""
+    augment: Sequence[Callable[[Image.Image], Any]] | None = None
+    """Transforms of the training crops, such as those of `torchvision.transforms.v2` (`Augmentations`)."""
+    scale_batch: bool = False
+    """With a schedule: `batch_size` is that of the smallest crops; batches of larger ones have no more
+    pixels, but at least one image."""
+    accumulate: int = 1
+    """Batches per step (`stage.accumulate`); they have crops of one size."""
 
     def __post_init__(self) -> None:
         super().__init__()
         positive = (
-            "crop",
             "batch_size",
+            "accumulate",
             "epoch_batches",
             "val_crop",
             "stride",
@@ -102,8 +117,8 @@ class ImageDataModule(L.LightningDataModule):
             value = getattr(self, key)
             if value is not None and value < low:
                 raise ValueError(f"data.{key}: is {value}, must be at least {low}")
-        for key in ("crop", "val_crop"):
-            side = getattr(self, key)
+        self._schedule = CropSchedule(self.crop)
+        for key, side in [*(("crop", side) for side in self._schedule.sides), ("val_crop", self.val_crop)]:
             if side is not None and side % self.stride:
                 near = max(self.stride, round(side / self.stride) * self.stride)
                 raise ValueError(
@@ -117,32 +132,51 @@ class ImageDataModule(L.LightningDataModule):
             )
         if self.val_batch_size is None:
             self.val_batch_size = 1 if self.val_crop is None else self.batch_size
-        self._train_source: RecordSource | None = None
+        self._entries = [self.train] if isinstance(self.train, (str, os.PathLike)) else list(self.train or [])
+        if self.weights is not None:
+            if len(self.weights) != len(self._entries):
+                raise ValueError(
+                    f"data.weights: {len(self.weights)} numbers for the {len(self._entries)} entries of "
+                    "data.train; give one for each"
+                )
+            if not all(0 < weight < float("inf") for weight in self.weights):
+                raise ValueError(f"data.weights: {list(self.weights)}; give positive numbers")
+        self._augment = Augmentations(self.augment or [])
+        self._image = SampleImage(self.member)
+        self._train_source: Mixture | None = None
         self._val_records: list[Record] = []
 
     def setup(self, stage: str | None = None) -> None:
         """Find the files and fill the cache. The trainer calls it; a second call does nothing."""
         if self._train_source is None and stage in (None, "fit"):
-            found = resolve(self.train, "data.train")
-            if self.cache:
-                self._train_source = ListSource(_decoded(found))
-            elif found.shards:
-                self._train_source = ShardSource(found.shards, self.shuffle)
-            else:
-                self._train_source = ListSource([Record(name, path) for name, path in found.images])
+            for side in self._schedule.sides:
+                example = np.random.default_rng(0).integers(0, 256, (side, side, 3), np.uint8)
+                self._augment(Image.fromarray(example), np.random.default_rng(0))
+            self._train_source = self._open_train()
         if not self._val_records and stage in (None, "fit", "validate"):
             found = resolve(self.val, "data.val")
-            self._val_records = _listed(found, self.val_limit)
+            self._val_records = _listed(found, self._image, self.val_limit)
             if not self._val_records:
-                raise ValueError(f"data.val: the shards in {self.val} contain no image; pack them again")
+                wanted = "no image; pack them again" if self.member is None else f"no {self.member}"
+                raise ValueError(f"data.val: the shards in {self.val} contain {wanted}")
+
+    def _open_train(self) -> Mixture:
+        """Return the source of the training images."""
+        names = self._entries or [""]
+        found = [resolve(name, "data.train") for name in names]
+        if self.cache:
+            images = _decoded([_listed(sources, self._image) for sources in found])
+        else:
+            images = [[Record(name, path) for name, path in sources.images] for sources in found]
+        entries = [
+            Entry(str(name), [] if self.cache else sources.shards, records)
+            for name, sources, records in zip(names, found, images, strict=True)
+        ]
+        return Mixture(entries, self.weights, self.shuffle, self._image)
 
     def describe(self) -> str:
         """Return the numbers of training images or shards and of validation images, after `setup`."""
-        source = self._train_source
-        if isinstance(source, ShardSource):
-            train = f"{len(source.urls)} training shards"
-        else:
-            train = f"{0 if source is None else len(source)} training images"  # type: ignore[arg-type]
+        train = "0 training images" if self._train_source is None else self._train_source.describe()
         return f"{train}, {len(self._val_records)} validation images"
 
     def train_dataloader(self) -> TrainLoader:
@@ -154,7 +188,7 @@ class ImageDataModule(L.LightningDataModule):
         rank, ranks = self._rank_and_ranks()
         stream = TrainStream(
             self._train_source,
-            crop=self.crop,
+            crop=self._schedule,
             batch_size=self.batch_size,
             epoch_batches=self.epoch_batches,
             seed=self.seed,
@@ -163,9 +197,16 @@ class ImageDataModule(L.LightningDataModule):
             min_scale=self.min_scale,
             max_scale=self.max_scale,
             flip=self.flip,
+            scale_batch=self.scale_batch,
+            accumulate=self.accumulate,
+            augment=self._augment,
         )
         return TrainLoader(
-            stream, self.num_workers, self._trainer_epoch, pin_memory=torch.cuda.is_available()
+            stream,
+            self.num_workers,
+            self._trainer_epoch,
+            lambda: None if self.trainer is None else self.trainer.global_step,
+            pin_memory=torch.cuda.is_available(),
         )
 
     def val_dataloader(self) -> DataLoader[ImageBatch]:
@@ -199,39 +240,38 @@ class ImageDataModule(L.LightningDataModule):
         return 0, 1
 
 
-def _listed(found: Sources, limit: int | None) -> list[Record]:
+def _listed(found: Sources, image: SampleImage, limit: int | None = None) -> list[Record]:
     if found.shards:
-        return index_shards(found.shards, limit)
+        return index_shards(found.shards, limit, image)
     return [Record(name, path) for name, path in found.images[:limit]]
 
 
-def _decoded(found: Sources) -> list[Record]:
-    """Decode all training images into memory, in order; unreadable ones are skipped with a warning."""
+def _decoded(entries: Sequence[Sequence[Record]]) -> list[list[Record]]:
+    """Decode the images of all entries into memory, in order; unreadable ones are skipped with a warning."""
 
-    def decode(record: Record) -> tuple[Record, Image.Image] | ImageError:
+    def decode(item: tuple[int, Record]) -> tuple[int, Record, Image.Image] | ImageError:
         try:
-            return record, record.decode()
+            return *item, item[1].decode()
         except ImageError as error:
             return error
 
-    kept: list[Record] = []
+    kept: list[list[Record]] = [[] for _ in entries]
     bad = used = 0
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        for result in _in_order(pool, decode, _listed(found, None)):
+        items = [(number, record) for number, records in enumerate(entries) for record in records]
+        for result in _in_order(pool, decode, items):
             if isinstance(result, ImageError):
                 bad += 1
                 _log.warning("skipping %s (%d unreadable so far)", result, bad)
                 continue
-            record, image = result
-            kept.append(Record(record.key, image, record.where))
+            number, record, image = result
+            kept[number].append(Record(record.key, image, record.where))
             used += 4 * image.width * image.height
             if used > _CACHE_LIMIT:
                 raise ValueError(
                     f"data.cache: the decoded images take more than {_CACHE_LIMIT >> 30} GiB; "
                     "set data.cache=false, or pack them smaller (glc pack --size)"
                 )
-    if not kept:
-        raise ValueError("data.train: none of its images can be read; check the files")
     return kept
 
 
