@@ -174,4 +174,6 @@ def shown(value: Any) -> str:
         return {None: "null", True: "true", False: "false"}[value]
     if isinstance(value, list):
         return f"[{','.join(map(shown, value))}]"
+    if isinstance(value, dict):
+        return "{" + ",".join(f"{key}:{shown(entry)}" for key, entry in value.items()) + "}"
     return str(value)
