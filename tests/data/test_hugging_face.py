@@ -10,7 +10,8 @@ from PIL import Image
 
 from glc.data.hugging_face import HuggingFaceImages, StreamedImages
 from glc.data.images import read_rgb
-from tests.data.test_module import compose_train, keys, module
+from glc.data.module import ImageDataModule
+from tests.data.test_module import compose_train, keys
 
 datasets = pytest.importorskip("datasets")
 
@@ -37,6 +38,11 @@ def cache(tmp_path_factory, monkeypatch):
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
 
 
+def module(train, val, **options):
+    small = {"crop": 16, "stride": 16, "batch_size": 2, "num_workers": 0}
+    return ImageDataModule(train, val, **(small | options))
+
+
 def load(path, **options):
     return HuggingFaceImages(str(path), **options).load("data.train")
 
@@ -51,8 +57,8 @@ def test_rows_are_images(name, table, images):
 
 
 def test_every_row_is_trained_on_once_per_pass(table):
-    data = module("", "", num_workers=2, epoch_batches=6)
-    data.train, data.val = (HuggingFaceImages(str(table), split) for split in ("train", "test"))
+    train, val = (HuggingFaceImages(str(table), split) for split in ("train", "test"))
+    data = module(train, val, num_workers=2, epoch_batches=6)
     seen = list(itertools.chain(*keys(data.train_dataloader())))
     assert sorted(seen) == [f"{i:08d}-n{i:02d}" for i in range(12)]
     assert [batch.key for batch in data.val_dataloader()] == [[f"{i:08d}-n{i:02d}"] for i in range(3)]
@@ -60,10 +66,8 @@ def test_every_row_is_trained_on_once_per_pass(table):
 
 
 def test_a_folder_and_a_data_set_in_one_list(table, images):
-    data = module("", "", epoch_batches=12)
-    data.train = [str(images), HuggingFaceImages(str(table / "train.parquet"))]
-    data.val = data.train
-    data.val_limit = 13
+    both = [str(images), HuggingFaceImages(str(table / "train.parquet"))]
+    data = module(both, both, epoch_batches=12, val_limit=13)
     seen = set(itertools.chain(*keys(data.train_dataloader())))
     assert len(seen) == 24
     assert [batch.key for batch in data.val_dataloader()][11:] == [["n11.png"], ["00000000-n00"]]
@@ -95,12 +99,9 @@ def test_a_streamed_set_is_divided_among_consumers_and_shuffled(table):
 
 
 def test_workers_do_not_divide_a_streamed_set_twice(table):
-    def batches(workers):
-        data = module("", "", num_workers=workers, epoch_batches=6, val_limit=2)
-        data.train = data.val = HuggingFaceImages(str(table / "train.parquet"), streaming=True)
-        return torch.cat([batch.x for batch in data.train_dataloader()])[:, 0, 0, 0], data
-
-    levels, data = batches(2)
+    images = HuggingFaceImages(str(table / "train.parquet"), streaming=True)
+    data = module(images, images, num_workers=2, epoch_batches=6, val_limit=2)
+    levels = torch.cat([batch.x for batch in data.train_dataloader()])[:, 0, 0, 0]
     assert sorted((levels // 4).tolist()) == list(range(12))
     assert len(data.val_dataloader()) == 2
     assert data.describe() == f"streamed images of {table / 'train.parquet'}, 2 validation images"
@@ -145,11 +146,14 @@ def test_the_missing_package_is_named(table, monkeypatch):
         load(table)
 
 
-def test_a_streamed_set_is_not_mixed(table, images):
-    data = module("", str(images))
-    data.train = [str(images), HuggingFaceImages(str(table), streaming=True)]
-    with pytest.raises(ValueError, match=r"^data\.train: a streamed data set cannot be mixed"):
-        data.setup("fit")
+def test_a_streamed_set_in_a_mixture_needs_weights(table, images):
+    mixed = [str(images), HuggingFaceImages(str(table / "train.parquet"), streaming=True)]
+    with pytest.raises(ValueError, match=r"^data\.train: .*train\.parquet is not known; give data\.weights="):
+        module(mixed, str(images)).setup("fit")
+    data = module(mixed, str(images), weights=[1, 3], epoch_batches=100)
+    drawn = list(itertools.chain(*keys(data.train_dataloader())))
+    assert 120 < sum(key[0] == "0" for key in drawn) < 180
+    assert "12 training images" in data.describe()
 
 
 def test_the_configuration(table, images):

@@ -9,11 +9,15 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from lightning.pytorch.callbacks import ModelCheckpoint
 from omegaconf import OmegaConf
+from torchvision.transforms import v2
 
 from glc.data.images import to_uint8
 from glc.data.module import ImageDataModule
+from glc.data.pack import pack
 from glc.data.sources import sample_paths
 from glc.launch.train import register_resolvers
+from tests.data.conftest import numbered
+from tests.jobs.stand_ins import write_tar
 from tests.programs import ROOT, start
 
 CONFIGS = ["shards", "folder", "samples", "openimages", "imagenet", "imagenet_kodak", "ffhq", "coco"]
@@ -103,12 +107,78 @@ def test_validation_crops_come_in_batches(images):
         ({"batch_size": 0}, r"data\.batch_size: is 0, must be at least 1"),
         ({"num_workers": -1}, r"data\.num_workers"),
         ({"min_scale": 1.5}, r"data\.min_scale"),
+        (
+            {"weights": [1, 2]},
+            r"data\.weights: 2 numbers for the 1 entries of data\.train; give one for each",
+        ),
+        ({"weights": [0]}, r"data\.weights: \[0\]; give positive numbers"),
+        (
+            {"crop": [{"from_step": 0, "sizes": {16: 1, 40: 1}}]},
+            r"data\.crop: 40 is not a multiple of data\.stride=16; try 32",
+        ),
         ({"val_batch_size": 4}, r"data\.val_batch_size: uncropped images differ"),
     ],
 )
 def test_wrong_values_name_their_key(options, message):
     with pytest.raises(ValueError, match=message):
         module("a", "b", **options)
+
+
+@pytest.mark.parametrize("cache", [False, True])
+@pytest.mark.parametrize("kind", ["shards", "folders", "both"])
+def test_entries_are_mixed_with_their_weights(kind, cache, shards, images, tmp_path):
+    few = tmp_path / "few"
+    few.mkdir()
+    numbered(40).save(few / "n40.png")
+    if kind == "shards":
+        pack([few], tmp_path / "packed", workers=1, progress=False)
+    train = [str(tmp_path / "packed") if kind == "shards" else str(few)]
+    train.append(str(images) if kind == "folders" else str(shards))
+    options = {"cache": cache, "crop": 16, "stride": 16, "epoch_batches": 100, "num_workers": 0}
+    for weights, share in (([3, 1], 0.75), (None, 1 / 13)):
+        data = ImageDataModule(train, str(images), weights=weights, **options)
+        loader = data.train_dataloader()
+        drawn = list(chain(*keys(loader)))
+        assert abs(sum("n40" in key for key in drawn) / len(drawn) - share) < 0.07
+        assert f"few {share:.1%}" in data.describe().replace("packed", "few")
+
+
+@pytest.fixture
+def masked(images, tmp_path):
+    """A shard of five samples, each with an image and a mask, which is another image."""
+    read = [(images / f"n{i:02d}.png").read_bytes() for i in range(12)]
+    members = [[(f"{i}.png", read[i]), (f"{i}.mask.png", read[i + 6])] for i in range(5)]
+    return write_tar(tmp_path / "masked.tar", chain(*members))
+
+
+@pytest.mark.parametrize(("member", "offset"), [(None, 0), ("png", 0), ("mask.png", 6), (".MASK.png", 6)])
+def test_training_validation_and_cache_use_the_same_image_of_a_sample(member, offset, masked, caplog):
+    for cache in (False, True):
+        caplog.clear()
+        data = module(masked, masked, member=member, cache=cache)
+        train = {
+            (key, levels[0, 0, 0].item() // 4)
+            for x, ks in data.train_dataloader()
+            for levels, key in zip(x, ks, strict=True)
+        }
+        val = [(key[0], to_uint8(x)[0, 0, 0, 0].item() // 4) for x, key in data.val_dataloader()]
+        assert val == [(str(i), i + offset) for i in range(5)]
+        assert train <= set(val)
+        assert len(train) >= 4
+        assert caplog.text.count("a sample has 2 images (png, mask.png)") == (member is None)
+
+
+def test_a_member_that_no_sample_has_is_one_line(masked, shards):
+    with pytest.raises(ValueError, match=r"^data\.member=jpg: no sample of .*masked\.tar has png, mask\.png"):
+        module(masked, masked, member="jpg").setup("fit")
+    with pytest.raises(ValueError, match=r"^data\.val: the shards in .* contain no mask\.png"):
+        module(masked, shards, member="mask.png").setup("fit")
+
+
+def test_augmentations_are_tried_before_training(images):
+    data = module(images, images, augment=[v2.CenterCrop(8)])
+    with pytest.raises(ValueError, match=r"^data\.augment: CenterCrop returned an image of 8 x 8 pixels"):
+        data.setup("fit")
 
 
 def test_missing_data_name_their_key(shards, images, tmp_path):

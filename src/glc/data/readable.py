@@ -12,8 +12,9 @@ import logging
 from collections.abc import Callable, Iterable, Mapping
 
 from glc.data.deadline import Watch, attempt
+from glc.data.images import SampleImage
 from glc.data.shards import read_shard
-from glc.data.sources import Source, Sources, items_of, resolve
+from glc.data.sources import Source, Sources, entries_of, resolve
 from glc.data.urls import is_url
 
 _log = logging.getLogger(__name__)
@@ -22,25 +23,26 @@ _TRIED = 3  # shards of a source that are tried; of many, some may be corrupt
 
 
 def find_readable(
-    given: Mapping[str, Source | Iterable[Source] | None], seconds: float
+    given: Mapping[str, Source | Iterable[Source] | None], seconds: float, member: str | None = None
 ) -> dict[str, list[Sources]]:
     """Return the sources of the entries of config values, after an image of each has been read.
 
     Args:
         given: values by their keys, such as `{"data.train": "shards/*.tar"}`.
-        seconds: how long to wait for a sign of life; 0: nothing is read.
+        seconds: how long to wait for a first byte; 0: no shard is read.
+        member: suffix of the image of each sample of shards; None: the first one.
 
     Raises:
         ValueError: as `resolve` does, or a source cannot be read; the message starts with the key.
     """
-    entries = [(key, item) for key, value in given.items() for item in items_of(value, key)]
+    entries = [(key, item) for key, value in given.items() for item in entries_of(value) or [""]]
     found: list[Sources | None] = [None] * len(entries)
 
     def trial(index: int, key: str, item: Source) -> Callable[[Watch], None]:
         def run(watch: Watch) -> None:
             found[index] = sources = resolve(item, key, watch)
             if seconds and sources.shards:
-                _read_one(sources.shards[:_TRIED], key, watch)
+                _read_one(sources.shards[:_TRIED], key, member, watch)
 
         return run
 
@@ -65,11 +67,14 @@ def find_readable(
     return {key: [s for (k, _), s in zip(entries, found, strict=True) if k == key and s] for key in given}
 
 
-def _read_one(shards: Iterable[str], key: str, watch: Watch) -> None:
+def _read_one(shards: Iterable[str], key: str, member: str | None, watch: Watch) -> None:
+    image = SampleImage(member)
+    image.said = True
     problems = []
     for url in shards:
         try:
-            if next(read_shard(url, watch), None) is not None:
+            # That no sample has the named file is said later, with the files that there are.
+            if next(read_shard(url, image, watch), None) is not None or member is not None:
                 return
             problem = "it contains no image (.jpg, .png, .webp, .tif, ...)"
             fix = "correct the name, or pack images with `glc pack SOURCE DEST`"

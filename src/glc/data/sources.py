@@ -13,7 +13,7 @@
 | other file                                        | a text file that lists images                        |
 | `glc.data.hugging_face.HuggingFaceImages`         | the rows of a Hugging Face data set                  |
 
-A list may name several, either all shards or none. `list_sources` handles images only.
+A list may name several, of all kinds. `list_sources` handles images only.
 `sample_paths` finds photographs inside installed packages, for the demo and for tests.
 """
 
@@ -44,7 +44,7 @@ class DataSet(Protocol):
     """A source that is an object instead of a name, such as `glc.data.hugging_face.HuggingFaceImages`."""
 
     def load(self, key: str, watch: Watch) -> Any:
-        """Return a sequence of records, or a `RecordSource` that also has `first(limit)`.
+        """Return a sequence of records, or a `RecordSource` that also has `first(limit)` and `describe()`.
 
         Args:
             key: config key, for messages.
@@ -61,31 +61,28 @@ Source: TypeAlias = str | os.PathLike[str] | DataSet
 
 @dataclass
 class Sources:
-    """Shards (local absolute paths and URLs), or images as (name, path) and opened data sets; never both."""
+    """What config values name: shards, or images as (name, path), or an opened data set."""
 
     shards: list[str] = field(default_factory=list)
+    """Local absolute paths and URLs."""
     images: list[tuple[str, Path]] = field(default_factory=list)
-    datasets: list[Any] = field(default_factory=list)
+    rows: Any = None
+    """The records of a data set, a sequence."""
+    stream: Any = None
+    """A streamed data set."""
 
 
-def items_of(given: Source | Iterable[Source] | None, key: str) -> list[Source]:
-    """Return the entries of a config value.
-
-    Raises:
-        ValueError: it is empty, or an entry is.
-    """
+def entries_of(given: Source | Iterable[Source] | None) -> list[Source]:
+    """Return the entries of a config value, which may be one."""
     single = isinstance(given, (str, os.PathLike)) or hasattr(given, "load")
-    items = [cast(Source, given)] if single else list(cast(Iterable[Source], given or []))
-    if not items or not all(str(item) for item in items):
-        raise ValueError(f"{key}: empty; give shards, a folder of images or a list")
-    return items
+    return [cast(Source, given)] if single else list(cast(Iterable[Source], given or []))
 
 
 def resolve(given: Source | Iterable[Source] | None, key: str, watch: Watch | None = None) -> Sources:
-    """Find the shards, images or data sets that a config value names; no shard is read.
+    """Find the shards and images, or the data set, that a config value names; no shard is read.
 
     Args:
-        given: one or several; see the module's table.
+        given: names, or one data set; see the module's table.
         key: the config key, for messages, such as "data.train".
         watch: is told when data arrive.
 
@@ -96,34 +93,23 @@ def resolve(given: Source | Iterable[Source] | None, key: str, watch: Watch | No
     """
     found = Sources()
     missing: list[str] = []
-    items = items_of(given, key)
+    items = entries_of(given)
+    if not items or not all(str(item) for item in items):
+        raise ValueError(f"{key}: empty; give shards, a folder of images or a list")
     for item in items:
-        if not isinstance(item, (str, os.PathLike)):
-            found.datasets.append(item.load(key, watch or Watch()))
-        else:
+        if isinstance(item, (str, os.PathLike)):
             _add(os.path.expanduser(os.fspath(item)), key, found, missing)
+            continue
+        loaded = item.load(key, watch or Watch())
+        return Sources(stream=loaded) if hasattr(loaded, "records") else Sources(rows=loaded)
     if missing:
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
         raise ValueError(f"{key}: {missing[0]}{more}: no such file or folder; {_HOW_TO_PACK}")
-    if not (found.shards or found.images or found.datasets):
-        raise ValueError(f"{key}: no shards match {', '.join(map(str, items))}; {_HOW_TO_PACK}")
-    return merged([found], key)
-
-
-def merged(parts: Iterable[Sources], key: str) -> Sources:
-    """Return the sources of several entries as one.
-
-    Raises:
-        ValueError: shards are mixed with images.
-    """
-    whole = Sources()
-    for part in parts:
-        whole.shards += part.shards
-        whole.images += part.images
-        whole.datasets += part.datasets
-    if whole.shards and (whole.images or whole.datasets):
+    if found.shards and found.images:
         raise ValueError(f"{key}: mixes shards with images; pack the images, or use only one kind")
-    return whole
+    if not found.shards and not found.images:
+        raise ValueError(f"{key}: no shards match {', '.join(map(str, items))}; {_HOW_TO_PACK}")
+    return found
 
 
 def _add(item: str, key: str, found: Sources, missing: list[str]) -> None:

@@ -187,7 +187,7 @@ class ImageSet:
 
 
 class ShardSet:
-    """The images in tar shards: the first image of each sample.
+    """The images in tar shards, one of each sample.
 
     Args:
         path: shards: files, folders, `*`, braces as in `val-{0000..0099}.tar`, or a list of these.
@@ -198,6 +198,7 @@ class ShardSet:
         sizes: see `Preprocess`.
         resize: see `Preprocess`.
         center_crop: see `Preprocess`.
+        member: suffix of the image of a sample, such as `jpg` or `mask.png`; None: the first image.
 
     Raises:
         SetError: no shard exists, none of the first three has an image, or one is a URL.
@@ -214,8 +215,10 @@ class ShardSet:
         sizes: Sequence[Sequence[int]] | None = None,
         resize: int | None = None,
         center_crop: int | None = None,
+        member: str | None = None,
     ) -> None:
         self.name, self.count, self.source, self.license = name, count, source, license
+        self.member = member
         self.preprocess = Preprocess(name, sizes, resize, center_crop)
         self.shards: Sequence[Shard] = find_shards([path] if isinstance(path, str) else list(path))
         self.missing: list[tuple[str, str]] = []
@@ -262,6 +265,8 @@ def open_testset(path: Any, **options: Any) -> ImageSet | ShardSet:
         SetError: an option only applies to folders; or as in the two classes.
     """
     if not are_shards(path):
+        if options.pop("member", None) is not None:
+            raise SetError("testset.member: only applies to shards; omit it for a folder of images")
         return ImageSet(path, **options)
     for key in ("limit", "pattern"):
         if options.pop(key, None) is not None:
