@@ -148,7 +148,9 @@ def test_unknown_numbers_are_said_and_count_as_the_mean(packed, caplog):
     assert source.describe() == "2 training shards"
     assert set("ab") == {key[9] for key in keys(source, 300, 0, 0, 0, 1)}
     mixed = [Entry("URL", shards=urls[:1]), Entry("c", images=[Record("c", b"")])]
-    with pytest.raises(SettingError, match=r"^data\.train: a mixture .* of URL is not known; .*data\.weights="):
+    with pytest.raises(
+        SettingError, match=r"^data\.train: a mixture .* of URL is not known; .*data\.weights="
+    ):
         Mixture(mixed, None, 0, SampleImage())
 
 
