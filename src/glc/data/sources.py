@@ -133,6 +133,7 @@ def _add(item: str, key: str, found: Sources, missing: list[str]) -> None:
 
 def _listed(url: str, key: str) -> list[str]:
     """Return the shards of a URL: of a packed folder, of a pattern, or the URL itself."""
+    given = url
     folder, _, name = url.rpartition("/")
     try:
         if name in ("", MANIFEST) and not url.startswith("pipe:"):
@@ -149,7 +150,7 @@ def _listed(url: str, key: str) -> list[str]:
             return [url]
         shards = [found for found in list_urls(url) if found.lower().endswith(SHARD_SUFFIXES)]
     except (OSError, PackError) as error:
-        raise ValueError(f"{key}: {url}: {error}; correct the URL") from error
+        raise ValueError(f"{key}: {given}: {error}; correct the URL") from error
     if not shards:
         raise ValueError(f"{key}: no shards match {url}; correct the URL, or name the shards with braces")
     return shards
