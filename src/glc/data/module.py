@@ -214,8 +214,8 @@ class ImageDataModule(L.LightningDataModule):
         """Loader of the fixed list, in order; the trainer splits it between ranks."""
         self.setup("validate")
         workers = min(self.num_workers, len(self._val_records))
-        loader = DataLoader(
-            FixedImages(self._val_records, self.val_crop, self.stride),  # type: ignore[arg-type]
+        loader: DataLoader[Any] = DataLoader(
+            FixedImages(self._val_records, self.val_crop, self.stride),
             batch_size=self.val_batch_size,
             collate_fn=collate_images,
             num_workers=workers,
