@@ -18,7 +18,7 @@ from glc.data.sources import sample_paths
 from glc.launch.train import register_resolvers
 from tests.data.conftest import numbered
 from tests.jobs.stand_ins import write_tar
-from tests.programs import ROOT, start
+from tests.programs import ROOT, fresh, start
 
 CONFIGS = ["shards", "folder", "samples", "openimages", "imagenet", "imagenet_kodak", "ffhq", "coco"]
 
@@ -262,6 +262,23 @@ def test_lightning_does_not_warn_about_the_data(shards, images, tmp_path):
         fit(module(shards, images, num_workers=1), tmp_path)
     texts = [str(item.message) for item in caught]
     assert not [t for t in texts if "__len__" in t or "IterableDataset" in t or "resumable" in t], texts
+
+
+EXIT = """
+import sys
+from tests.data.test_module import module
+
+data = module(sys.argv[1], sys.argv[1], num_workers=1)
+loaders = [data.train_dataloader(), data.val_dataloader()]
+running = [iter(loader) for loader in loaders]
+print([len(next(batches).key) for batches in running])
+"""
+
+
+def test_a_process_that_exits_within_an_epoch_does_not_wait_for_its_workers(images):
+    # Workers ignore the first SIGTERM, and that of the exit was the first one after Ctrl-C or `kill PID`.
+    done = fresh(["-c", EXIT, images])
+    assert (done.returncode, done.stdout.strip()) == (0, "[2, 1]"), done.stderr
 
 
 DDP = """

@@ -34,6 +34,7 @@ from glc.data.stream import (
     TrainLoader,
     TrainStream,
     collate_images,
+    end_workers_at_exit,
     outlive_stop_signals,
 )
 from glc.errors import ImageError
@@ -234,8 +235,8 @@ class ImageDataModule(L.LightningDataModule):
         """Loader of the fixed list, in order; the trainer splits it between ranks."""
         self.setup("validate")
         workers = min(self.num_workers, len(self._val_records))
-        return DataLoader(
-            FixedImages(self._val_records, self.val_crop, self.stride),  # type: ignore[arg-type]
+        loader: DataLoader[Any] = DataLoader(
+            FixedImages(self._val_records, self.val_crop, self.stride),
             batch_size=self.val_batch_size,
             collate_fn=collate_images,
             num_workers=workers,
@@ -244,6 +245,8 @@ class ImageDataModule(L.LightningDataModule):
             worker_init_fn=outlive_stop_signals,
             generator=torch.Generator().manual_seed(self.seed),
         )
+        end_workers_at_exit(loader)
+        return loader
 
     def on_after_batch_transfer(self, batch: ImageBatch, dataloader_idx: int) -> ImageBatch:
         """Convert a training batch to floats in [-1, 1], on the device."""

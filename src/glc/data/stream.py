@@ -14,9 +14,11 @@ not change.
 
 from __future__ import annotations
 
+import atexit
 import itertools
 import logging
 import signal
+import weakref
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -192,6 +194,22 @@ def outlive_stop_signals(worker: int) -> None:
     signal.signal(signal.SIGTERM, ignore_once)
 
 
+def end_workers_at_exit(loader: DataLoader[Any]) -> None:
+    """End a loader's persistent workers when this process exits in the middle of an epoch.
+
+    Otherwise multiprocessing, at the exit, sends each a SIGTERM, which they ignore (`outlive_stop_signals`),
+    and waits for them forever.
+    """
+    reference = weakref.ref(loader)
+
+    def end() -> None:
+        iterator: Any = getattr(reference(), "_iterator", None)
+        if iterator is not None:
+            iterator._shutdown_workers()
+
+    atexit.register(end)
+
+
 class TrainLoader(DataLoader[ImageBatch]):
     """Loader of a `TrainStream` whose position is saved and restored exactly, also within an epoch.
 
@@ -228,6 +246,7 @@ class TrainLoader(DataLoader[ImageBatch]):
             generator=torch.Generator().manual_seed(dataset.seed),
         )
         self._current_epoch, self._current_step = current_epoch, current_step
+        end_workers_at_exit(self)
         self._epoch = 0
         self._delivered = 0
         self._restored: tuple[int, int] | None = None
