@@ -10,6 +10,7 @@ import errno
 import logging
 import os
 import shlex
+import shutil
 import sys
 import time
 import warnings
@@ -329,6 +330,7 @@ def run(cfg: DictConfig) -> float | None:
     except Stopped as stopped:
         stop_early(stopped.stop)
     except (UsageError, SettingError) as error:
+        _remove_refused(cfg)
         stop(2, str(error), error)
     except (DivergedError, SavingError) as error:
         stop(1, str(error), error)
@@ -341,6 +343,22 @@ def run(cfg: DictConfig) -> float | None:
     if trained.stop is not None:
         stop_early(trained.stop)
     return trained.metrics.get("val/loss")
+
+
+def _remove_refused(cfg: DictConfig) -> None:
+    """Remove the folder of a run that was refused, if it has only the configuration that Hydra wrote."""
+    if not HydraConfig.initialized():
+        return
+    folder = Path(HydraConfig.get().runtime.output_dir)
+    if not is_first_process() or not folder.is_dir() or os.listdir(folder) != [".hydra"]:
+        return
+    shutil.rmtree(folder / ".hydra")
+    top = Path(cfg.runs_dir).absolute()
+    with suppress(OSError):  # not empty
+        for path in (folder, *folder.parents):
+            if top not in path.parents:
+                break
+            path.rmdir()
 
 
 _command: list[str] = []
