@@ -208,6 +208,7 @@ TESTED_BY = {
     "evaluation/evaluator": "evaluation/test_evaluate",
     "evaluation/summary": "evaluation/test_evaluate",
     "jobs/engines": "jobs/test_run",
+    "evaluation/web_page": "evaluation/test_report",
     "jobs/manifest": "jobs/test_worker",
     "launch/hardware": "launch/test_failures",
     "launch/help": "launch/test_commands",

@@ -32,7 +32,7 @@ from PIL import Image
 from tqdm import tqdm
 
 import glc
-from glc.data.images import stack_images
+from glc.data.images import SampleImage, stack_images
 from glc.evaluation.codecs.base import Setting
 from glc.evaluation.evaluator import (
     Evaluator,
@@ -204,14 +204,13 @@ class Evaluation:
             "source": images.source,
             "license": images.license,
             "preparation": {**images.preprocess.as_dict(), "sizes": images.preprocess.sizes},
+            **({} if images.member is None else {"member": images.member}),
         }
         for name in here.metrics.not_mergeable:
             unavailable[name] = "not computed over shards: it cannot be merged (full_state_update)"
         in_set = [name for name in in_set if name not in unavailable]
         identity = self._identity(here, data, [*names, *in_set])
         identity = {"command": "eval", **identity, "files": self.keep, "keep": False}
-        if images.image_member is not None:
-            identity["image_member"] = images.image_member
         make_sets = partial(self.make_metrics, [*names, *unavailable]) if in_set else None
         reused = here if self.processes == 1 and self.engine == "local" else None
         del here  # each worker process makes its own
@@ -369,4 +368,6 @@ def _make_processor(
     if make_sets is not None:
         first = make_sets().to(evaluator.device)
         sets = {setting.label: first.empty_copy() for setting in evaluator.codec.settings}
-    return ImageProcessor(evaluator, images.preprocess, keep, sets, member=images.image_member)
+    image = SampleImage(images.member, "testset.member")
+    image.said = local_rank > 0  # the first process says it
+    return ImageProcessor(evaluator, images.preprocess, keep, image, sets)

@@ -10,10 +10,12 @@ from typing import Any
 
 from PIL import Image
 
-from glc.data.images import list_images, read_rgb
+from glc.data.images import is_image_name, list_images, read_rgb
 from glc.errors import ImageError
 from glc.jobs.storage import is_url
-from glc.jobs.tar_shards import Shard, find_shards
+from glc.jobs.tar_shards import Shard, ShardError, find_shards
+
+_TRIED = 3  # shards that are read before an evaluation starts
 
 
 class SetError(ValueError):
@@ -184,7 +186,7 @@ class ImageSet:
 
 
 class ShardSet:
-    """The images in tar shards: the first image of each sample.
+    """The images in tar shards, one of each sample.
 
     Args:
         path: shards: files, folders, URLs, `*`, braces as in `val-{0000..0099}.tar`, or a list of these.
@@ -195,10 +197,10 @@ class ShardSet:
         sizes: see `Preprocess`.
         resize: see `Preprocess`.
         center_crop: see `Preprocess`.
-        image_member: suffix of the image in a sample; None: the first image.
+        member: suffix of the image of a sample, such as `jpg` or `mask.png`; None: the first image.
 
     Raises:
-        SetError: no shard exists.
+        SetError: no shard exists, or none of the first three has an image (not tried at URLs).
         ValueError: the pattern matches nothing, or two shards have the same name.
     """
 
@@ -212,10 +214,10 @@ class ShardSet:
         sizes: Sequence[Sequence[int]] | None = None,
         resize: int | None = None,
         center_crop: int | None = None,
-        image_member: str | None = None,
+        member: str | None = None,
     ) -> None:
         self.name, self.count, self.source, self.license = name, count, source, license
-        self.image_member = image_member
+        self.member = member
         self.preprocess = Preprocess(name, sizes, resize, center_crop)
         self.shards: Sequence[Shard] = find_shards([path] if isinstance(path, str) else list(path))
         self.missing: list[tuple[str, str]] = []
@@ -224,6 +226,22 @@ class ShardSet:
                 f"testset.path: none of {len(self.shards)} shards exists (e.g. {self.shards[0].path}); "
                 "correct the path"
             )
+        if is_url(self.shards[0].path):
+            return
+        problems = list(map(_problem, self.shards[:_TRIED]))
+        if None not in problems:
+            raise SetError(f"testset.path: {problems[0]}; copy or pack it again, or correct the path")
+
+
+def _problem(shard: Shard) -> str | None:
+    """Return why no image of a shard can be read; None if one can."""
+    try:
+        for sample in shard.samples():
+            if any(is_image_name(f"key.{suffix}") for suffix, _ in sample.files):
+                return None
+    except (ShardError, OSError) as error:
+        return str(error)
+    return f"{shard.path}: contains no image"
 
 
 def are_shards(path: Any) -> bool:
@@ -245,6 +263,8 @@ def open_testset(path: Any, **options: Any) -> ImageSet | ShardSet:
         SetError: an option only applies to folders; or as in the two classes.
     """
     if not are_shards(path):
+        if options.pop("member", None) is not None:
+            raise SetError("testset.member: only applies to shards; omit it for a folder of images")
         return ImageSet(path, **options)
     for key in ("limit", "pattern"):
         if options.pop(key, None) is not None:

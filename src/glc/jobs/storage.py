@@ -37,7 +37,7 @@ class Stamp(NamedTuple):
 
 
 def is_url(name: str) -> bool:
-    """Whether a name is a URL, not a local path."""
+    """Whether a name is a URL or a command (`pipe:`), not a local path."""
     return _URL.match(name) is not None
 
 

@@ -17,7 +17,7 @@ from glc.jobs.engines import DeferredError, Engine, Report, reason_of
 from glc.jobs.manifest import REMEDY, Folder, Record, Source
 from glc.jobs.run import PartFinished, Task, run
 from glc.jobs.storage import local_copy
-from glc.jobs.tar_shards import Sample, ShardError, closing_bytes, member_bytes, read_samples
+from glc.jobs.tar_shards import Sample, ShardError, closing_bytes, member_bytes, read_samples, split_name
 
 Member = tuple[str, bytes]
 """Name and content of a file in a shard."""
@@ -55,7 +55,7 @@ class SampleProcessor(ABC):
 
 @dataclass
 class FileProcessor(SampleProcessor):
-    """Processes one file of each sample: the first accepted one."""
+    """Processes one file of each sample: by default the first accepted one."""
 
     keep: bool = field(default=False, kw_only=True)
     """Whether to write a sample's other files too."""
@@ -65,6 +65,11 @@ class FileProcessor(SampleProcessor):
     @abstractmethod
     def accepts(self, name: str) -> bool:
         """Whether to process a file of this name."""
+
+    def choose(self, names: Sequence[str]) -> str | None:
+        """Return the name of the file of a sample to process; None if it has none."""
+        wanted = names if self.member is None else [n for n in names if split_name(n)[1] == self.member]
+        return next(filter(self.accepts, wanted), None)
 
     @abstractmethod
     def process_file(self, data: bytes, name: str) -> Processed:
@@ -80,11 +85,11 @@ class FileProcessor(SampleProcessor):
             raise ValueError(sample.problem)
         files = [(f"{sample.key}.{suffix}", content) for suffix, content in sample.files]
         names = [name for name, _ in files]
-        only = names if self.member is None else [f"{sample.key}.{self.member}"]
-        chosen = next((i for i, name in enumerate(names) if name in only and self.accepts(name)), None)
-        if chosen is None:
+        name = self.choose(names)
+        if name is None:
             raise ValueError(f"no file to process ({', '.join(names)})")
-        found = self.process_file(files[chosen][1], names[chosen])
+        chosen = names.index(name)
+        found = self.process_file(files[chosen][1], name)
         made = [(f"{sample.key}.{suffix}", data) for suffix, data in found.files]
         files = [*files[:chosen], *made, *files[chosen + 1 :]] if self.keep else made
         names = [name for name, _ in files]
