@@ -308,7 +308,8 @@ def _on_ray(
             while queue and len(running) < room and in_a_row < _IN_A_ROW:
                 item = queue.popleft()
                 running[task.remote(job, item)] = item
-            for ref in ray.wait([*running], num_returns=len(running), timeout=0.1)[0]:
+            ray.wait([*running], timeout=1.0)  # for the first that ends
+            for ref in ray.wait([*running], num_returns=len(running), timeout=0)[0]:
                 item = running.pop(ref)
                 try:
                     outcome = Outcome(item, ray.get(ref))
