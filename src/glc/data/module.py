@@ -20,7 +20,7 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from glc.data.images import from_uint8
+from glc.data.images import from_uint8, parse_background
 from glc.data.shards import ListSource, Record, RecordSource, ShardSource, index_shards
 from glc.data.sources import Sources, resolve
 from glc.data.stream import (
@@ -84,6 +84,8 @@ class ImageDataModule(L.LightningDataModule):
     """Mirror half of the training crops."""
     seed: int = 0
     """Seed of crops, shuffling and order."""
+    background: str = "white"
+    """Colour behind transparent pixels: a name or #rrggbb."""
     cache: bool = False
     """Keep the decoded training images in memory (per rank); for small sets, at most 8 GiB."""
 
@@ -117,6 +119,10 @@ class ImageDataModule(L.LightningDataModule):
             )
         if self.val_batch_size is None:
             self.val_batch_size = 1 if self.val_crop is None else self.batch_size
+        try:
+            parse_background(self.background)
+        except ValueError as error:
+            raise ValueError(f"data.background: {error}") from error
         self._train_source: RecordSource | None = None
         self._val_records: list[Record] = []
 
@@ -125,7 +131,7 @@ class ImageDataModule(L.LightningDataModule):
         if self._train_source is None and stage in (None, "fit"):
             found = resolve(self.train, "data.train")
             if self.cache:
-                self._train_source = ListSource(_decoded(found))
+                self._train_source = ListSource(_decoded(found, self.background))
             elif found.shards:
                 self._train_source = ShardSource(found.shards, self.shuffle)
             else:
@@ -163,6 +169,7 @@ class ImageDataModule(L.LightningDataModule):
             min_scale=self.min_scale,
             max_scale=self.max_scale,
             flip=self.flip,
+            background=self.background,
         )
         return TrainLoader(
             stream, self.num_workers, self._trainer_epoch, pin_memory=torch.cuda.is_available()
@@ -173,7 +180,7 @@ class ImageDataModule(L.LightningDataModule):
         self.setup("validate")
         workers = min(self.num_workers, len(self._val_records))
         return DataLoader(
-            FixedImages(self._val_records, self.val_crop, self.stride),  # type: ignore[arg-type]
+            FixedImages(self._val_records, self.val_crop, self.stride, self.background),  # type: ignore[arg-type]
             batch_size=self.val_batch_size,
             collate_fn=collate_images,
             num_workers=workers,
@@ -205,12 +212,12 @@ def _listed(found: Sources, limit: int | None) -> list[Record]:
     return [Record(name, path) for name, path in found.images[:limit]]
 
 
-def _decoded(found: Sources) -> list[Record]:
+def _decoded(found: Sources, background: str) -> list[Record]:
     """Decode all training images into memory, in order; unreadable ones are skipped with a warning."""
 
     def decode(record: Record) -> tuple[Record, Image.Image] | ImageError:
         try:
-            return record, record.decode()
+            return record, record.decode(background)
         except ImageError as error:
             return error
 

@@ -86,8 +86,9 @@ class TrainStream(IterableDataset[ImageBatch]):
         min_scale: float = 1.0,
         max_scale: float = 1.0,
         flip: bool = True,
+        background: str = "white",
     ) -> None:
-        self.source = source
+        self.source, self.background = source, background
         self.crop, self.batch_size, self.epoch_batches = crop, batch_size, epoch_batches
         self.seed, self.rank, self.ranks = seed, rank, ranks
         self.min_scale, self.max_scale, self.flip = min_scale, max_scale, flip
@@ -125,7 +126,7 @@ class TrainStream(IterableDataset[ImageBatch]):
             while not ahead or ahead[-1] is None:
                 record = next(records)
                 try:
-                    ahead.append((record.key, record.decode()))
+                    ahead.append((record.key, record.decode(self.background)))
                 except ImageError as error:
                     self._bad.report(str(record), error)
                     ahead.append(None)
@@ -266,8 +267,11 @@ class FixedImages(Dataset[tuple[Tensor, str]]):
     number of batches.
     """
 
-    def __init__(self, records: Sequence[Record], crop: int | None, stride: int) -> None:
+    def __init__(
+        self, records: Sequence[Record], crop: int | None, stride: int, background: str = "white"
+    ) -> None:
         self._records = list(records)
+        self._background = background
         self._crop, self._stride = crop, stride
         self._bad = _UnreadableImages()
 
@@ -278,7 +282,7 @@ class FixedImages(Dataset[tuple[Tensor, str]]):
         for step in range(len(self)):
             record = self._records[(index + step) % len(self)]
             try:
-                image = record.decode()
+                image = record.decode(self._background)
             except ImageError as error:
                 self._bad.report(str(record), error)
                 continue

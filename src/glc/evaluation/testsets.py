@@ -10,7 +10,7 @@ from typing import Any
 
 from PIL import Image
 
-from glc.data.images import list_images, read_rgb
+from glc.data.images import ImageSource, Treatment, list_images, parse_background, read_rgb
 from glc.errors import ImageError
 from glc.jobs.tar_shards import Shard, find_shards
 
@@ -37,12 +37,28 @@ class Preprocess:
         sizes: allowed `[width, height]` after preprocessing; None: any.
         resize: scale to this short side, in pixels, with a Lanczos filter; None: no scaling.
         center_crop: then crop a centred square of this side, in pixels; None: no cropping.
+        background: colour behind transparent pixels.
     """
 
     name: str
     sizes: Sequence[Sequence[int]] | None = None
     resize: int | None = None
     center_crop: int | None = None
+    background: str = "white"
+
+    def read(self, source: ImageSource, where: str) -> tuple[Image.Image, list[str]]:
+        """Read and preprocess an image; return it, mode RGB, and what reading did to it.
+
+        Raises:
+            ImageError: it cannot be read, or its size is not one of the set.
+        """
+        done: list[str] = []
+
+        def report(name: str, treatment: Treatment) -> None:
+            done.append(treatment.text)
+
+        image = read_rgb(source, where, background=self.background, report=report)
+        return self.apply(image, where), done
 
     def apply(self, image: Image.Image, where: str) -> Image.Image:
         """Preprocess an image that was read from `where`, mode RGB.
@@ -68,9 +84,10 @@ class Preprocess:
             )
         return image
 
-    def as_dict(self) -> dict[str, int | None]:
-        """Return the options, for the summary."""
-        return {"resize": self.resize, "center_crop": self.center_crop}
+    def as_dict(self) -> dict[str, Any]:
+        """Return the options, for the summary; the background if it is not white."""
+        other = {} if self.background == "white" else {"background": self.background}
+        return {"resize": self.resize, "center_crop": self.center_crop, **other}
 
 
 class ImageSet:
@@ -87,6 +104,7 @@ class ImageSet:
         sizes: see `Preprocess`.
         resize: see `Preprocess`.
         center_crop: see `Preprocess`.
+        background: see `Preprocess`.
         limit: sample this many images by a hash of their names and `seed`; None: all.
         seed: seed of the sample.
 
@@ -112,12 +130,13 @@ class ImageSet:
         center_crop: int | None = None,
         limit: int | None = None,
         seed: int = 0,
+        background: str = "white",
     ) -> None:
         if path is None:
             raise SetError(f"testset.path: not set; give the folder of {name}, testset.path=DIR")
         self.name, self.path, self.count = name, Path(path), count
         self.source, self.license = source, license
-        self.preprocess = Preprocess(name, sizes, resize, center_crop)
+        self.preprocess = _preprocess(name, sizes, resize, center_crop, background)
         self.limit, self.seed = limit, seed
         hint = f"; get {name} from {source}, or give another folder" if source else ""
         try:
@@ -164,7 +183,7 @@ class ImageSet:
         Raises:
             ImageError: it cannot be read, or does not have the set's size.
         """
-        return self.preprocess.apply(read_rgb(image.path), str(image.path))
+        return self.preprocess.read(image.path, str(image.path))[0]
 
     def hashes(self) -> dict[str, str]:
         """Return the SHA-256 of each image's file, by name; `unreadable` for files that cannot be read."""
@@ -177,7 +196,7 @@ class ImageSet:
                 found[image.name] = "unreadable"
         return found
 
-    def preparation(self) -> dict[str, int | None]:
+    def preparation(self) -> dict[str, Any]:
         """Return the preprocessing and sampling options, for the summary."""
         return {**self.preprocess.as_dict(), "limit": self.limit, "seed": self.seed}
 
@@ -194,6 +213,7 @@ class ShardSet:
         sizes: see `Preprocess`.
         resize: see `Preprocess`.
         center_crop: see `Preprocess`.
+        background: see `Preprocess`.
 
     Raises:
         SetError: no shard exists.
@@ -210,9 +230,10 @@ class ShardSet:
         sizes: Sequence[Sequence[int]] | None = None,
         resize: int | None = None,
         center_crop: int | None = None,
+        background: str = "white",
     ) -> None:
         self.name, self.count, self.source, self.license = name, count, source, license
-        self.preprocess = Preprocess(name, sizes, resize, center_crop)
+        self.preprocess = _preprocess(name, sizes, resize, center_crop, background)
         self.shards: Sequence[Shard] = find_shards([path] if isinstance(path, str) else list(path))
         self.missing: list[tuple[str, str]] = []
         if not any(shard.path.exists() for shard in self.shards):
@@ -220,6 +241,20 @@ class ShardSet:
                 f"testset.path: none of {len(self.shards)} shards exists (e.g. {self.shards[0].path}); "
                 "correct the path"
             )
+
+
+def _preprocess(
+    name: str,
+    sizes: Sequence[Sequence[int]] | None,
+    resize: int | None,
+    center_crop: int | None,
+    background: str,
+) -> Preprocess:
+    try:
+        parse_background(background)
+    except ValueError as error:
+        raise SetError(f"testset.background: {error}") from error
+    return Preprocess(name, sizes, resize, center_crop, background)
 
 
 def are_shards(path: Any) -> bool:

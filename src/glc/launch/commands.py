@@ -6,6 +6,7 @@ from itertools import pairwise
 from pathlib import Path
 
 from glc.io import threads_policy
+from glc.io.names import escape_output
 from glc.launch.config import CONF, UsageError
 
 
@@ -46,6 +47,7 @@ def _answered(
     words = list(sys.argv[1:] if arguments is None else arguments)
     if arguments is None:  # `glc` has chosen already
         threads_policy.choose(words)  # before torch is imported
+        escape_output()
     try:
         if "--help" in words or "-h" in words:
             from glc.launch.help import help_text

@@ -104,6 +104,7 @@ ARGUMENTS: dict[str, dict[str, Accepted]] = {
         **dict.fromkeys(("num_workers", "shuffle", "seed"), INDEX),
         **dict.fromkeys(("min_scale", "max_scale"), POSITIVE),
         **dict.fromkeys(("flip", "cache"), BOOLEAN),
+        "background": TEXT,
         **dict.fromkeys(
             ("train", "val"), replace(NAMES, text="a folder, shards, a list of images, or a list of them")
         ),
@@ -157,6 +158,7 @@ ARGUMENTS: dict[str, dict[str, Accepted]] = {
         **dict.fromkeys(("count", "resize", "center_crop", "limit"), optional(COUNT)),
         **dict.fromkeys(("first", "seed"), INDEX),
         "path": optional(NAMES),
+        "background": TEXT,
         "sizes": optional(sequence(sequence(COUNT, 2), text="a list of sizes, [[WIDTH,HEIGHT],...]")),
     },
 }
