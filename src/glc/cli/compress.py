@@ -202,7 +202,7 @@ def compress(
 
         def code(job: Job, found: tuple[Image, Metadata]) -> tuple[tuple[bytes, bytes], str]:
             image, metadata = found
-            beside = len(metadata.to_bytes(b"")) if metadata else 0
+            beside = len(metadata.to_bytes(bytes(4))) if metadata else 0
             pixels = image.width * image.height
             for size in (target_size, None if target_bpp is None else target_bpp * pixels / 8):
                 if size is not None and size <= beside:
@@ -405,12 +405,8 @@ def _encoded(image: Image, metadata: Metadata, job: Job) -> bytes:
         elif metadata.profile:
             kept = "its ICC profile is not for RGB output and stays in the metadata file; the image is sRGB"
             tqdm.write(f"{job.name}: note: {kept}", file=sys.stderr)
-        blocks = {
-            "exif": metadata.exif,
-            "xmp": metadata.xmp,
-            "icc_profile": b"" if in_profile is None else metadata.profile,
-        }
-        options = options | {key: block for key, block in blocks.items() if block}
+        profile = b"" if in_profile is None else metadata.profile
+        options = options | metadata.save_options(name) | ({"icc_profile": profile} if profile else {})
     stream = io.BytesIO()
     try:
         image.save(stream, name, **options)

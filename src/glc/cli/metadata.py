@@ -2,7 +2,7 @@
 
 The format of .glc files has no optional fields, so `photo.glc` stays what it is and `photo.glc.meta` is
 written beside it: a PNG of one pixel whose chunks eXIf, iCCP and iTXt hold the blocks, byte for byte, and
-whose text `glc-crc32` names the .glc file that they belong to. Every metadata tool reads it.
+whose text `glc-checksum` names the .glc file that they belong to. Every metadata tool reads it.
 """
 
 from __future__ import annotations
@@ -10,9 +10,9 @@ from __future__ import annotations
 import io
 import re
 import struct
-import zlib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
@@ -20,7 +20,7 @@ from PIL.PngImagePlugin import PngInfo
 from glc.data.images import ImageSource, colour_profile, open_image
 
 SUFFIX = ".meta"
-_CRC = "glc-crc32"
+_CHECKSUM = "glc-checksum"
 _XMP = "XML:com.adobe.xmp"
 # Of a TIFF's own tags, those that describe it; the others say where its pixels are.
 _TIFF_TAGS = (269, 270, 271, 272, 274, 285, 305, 306, 315, 316, 33432, 0x8769, 0x8825)
@@ -51,9 +51,11 @@ class Metadata:
         if image.format == "TIFF":
             found, kept = image.getexif(), Image.Exif()
             for tag in _TIFF_TAGS:
-                if tag in found:
-                    kept[tag] = found.get_ifd(tag) if tag in (0x8769, 0x8825) else found[tag]
-            exif = kept.tobytes() if len(kept) else b""
+                if tag in found and tag in (0x8769, 0x8825):
+                    kept.get_ifd(tag).update(found.get_ifd(tag))
+                elif tag in found:
+                    kept[tag] = found[tag]
+            exif = kept.tobytes()
         elif image.format == "PNG" and not exif:
             image.load()  # the chunk may be at the end
             exif = image.info.get("exif", b"")
@@ -62,16 +64,28 @@ class Metadata:
 
     def to_bytes(self, coded: bytes) -> bytes:
         """Return the sidecar of a .glc file."""
-        text = PngInfo()
-        text.add_text(_CRC, f"{zlib.crc32(coded):08x}")
-        if self.xmp:
-            text.add_itxt(_XMP, self.xmp.decode("utf-8", "replace"), zip=True)
+        options = self.save_options("PNG") | ({"icc_profile": self.profile} if self.profile else {})
+        options["pnginfo"].add_text(_CHECKSUM, _checksum(coded))
         stream = io.BytesIO()
-        blocks = {"exif": self.exif, "icc_profile": self.profile}
-        Image.new("RGB", (1, 1)).save(
-            stream, "PNG", pnginfo=text, **{key: block for key, block in blocks.items() if block}
-        )
+        Image.new("RGB", (1, 1)).save(stream, "PNG", **options)
         return stream.getvalue()
+
+    def save_options(self, form: str) -> dict[str, Any]:
+        """Return Pillow's options that write EXIF and XMP as PNG, WEBP or TIFF."""
+        options: dict[str, Any] = {"exif": self.exif} if self.exif else {}
+        if form == "PNG":
+            options["pnginfo"] = PngInfo()
+            if self.xmp:
+                options["pnginfo"].add_itxt(_XMP, self.xmp.decode("utf-8", "replace"), zip=True)
+        elif form == "TIFF" and self.xmp:
+            block = Image.Exif()
+            if self.exif:
+                block.load(self.exif)
+            block[700] = self.xmp
+            options["exif"] = block
+        elif self.xmp:
+            options["xmp"] = self.xmp
+        return options
 
     @classmethod
     def from_bytes(cls, data: bytes, coded: bytes, name: str) -> Metadata:
@@ -83,7 +97,7 @@ class Metadata:
         """
         image = open_image(data, name)
         image.load()
-        if image.info.get(_CRC) != f"{zlib.crc32(coded):08x}":
+        if image.info.get(_CHECKSUM) != _checksum(coded):
             raise ValueError(f"{name}: is not the metadata of this file; decode without --keep-metadata")
         xmp = image.info.get(_XMP, "")
         return cls(image.info.get("exif", b""), image.info.get("icc_profile") or b"", str(xmp).encode())
@@ -95,6 +109,11 @@ class Metadata:
         """
         xmp = re.sub(rb"(tiff:Orientation(?:=[\"']|>)\s*)\d", rb"\g<1>1", self.xmp)
         return Metadata(_upright(self.exif), self.profile, xmp)
+
+
+def _checksum(coded: bytes) -> str:
+    # The stored one. (The CRC-32 of data that end with their CRC-32 is the same for all.)
+    return coded[-4:].hex()
 
 
 def sidecar(path: Path) -> Path:
