@@ -193,7 +193,7 @@ def report(
     if tables is not None:
         write_tables(found, tables, published, anchor)
     write_text(output, page)
-    click.echo(f"{click.format_filename(output)}: {len(page.encode()) / 1e6:.1f} MB")
+    click.echo(f"{click.format_filename(output)}: {output.stat().st_size / 1e6:.1f} MB")
 
 
 def _size(ctx: click.Context, parameter: click.Parameter, value: tuple[str, ...]) -> list[tuple[int, int]]:

@@ -12,6 +12,7 @@ from PIL import Image
 
 from glc.data.images import ImageSource, Treatment, list_images, parse_background, read_rgb
 from glc.errors import ImageError
+from glc.io.names import encode_text
 from glc.jobs.tar_shards import Shard, find_shards
 
 
@@ -150,7 +151,7 @@ class ImageSet:
         if limit is not None:
             if limit < 1:
                 raise SetError(f"testset.limit={limit}: give a positive number of images, or null for all")
-            sample = sorted(self.images, key=lambda p: _hash(f"{seed}/{p.name}".encode()))[:limit]
+            sample = sorted(self.images, key=lambda p: _hash(encode_text(f"{seed}/{p.name}")))[:limit]
             self.images = sorted(sample, key=lambda p: p.name)
             self.missing = []
 
