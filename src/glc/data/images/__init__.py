@@ -295,10 +295,18 @@ def read_rgb(
         raise ImageError(f"{name}: corrupt or truncated ({_reason(error)})") from error
     for treatment in info.treatments:
         report(name, treatment)
-    if rgb is image:
-        rgb = rgb.copy()
-    rgb.info = {}  # with its EXIF block or profile, the image would be turned or converted again
-    return rgb
+    return _without_metadata(rgb, copy=rgb is source)
+
+
+def _without_metadata(image: Image.Image, copy: bool) -> Image.Image:
+    """Drop an EXIF block and a profile, by which the image would be turned or converted again."""
+    exif = _exif(image)
+    if copy or not isinstance(exif, Image.Exif):
+        image = image.copy()
+    else:
+        exif.clear()
+    image.info = {}
+    return image
 
 
 def _reason(error: BaseException) -> str:
