@@ -101,6 +101,8 @@ def _describe(job: Job, known: "list[KnownModel]", background: str) -> Found:
         try:
             return _glc(job, read_glc(job.source, MAX_SIDE**2), known)
         except NotGlcError:
+            if job.source.suffix == ".safetensors":
+                raise ValueError("a weights file, not a .glc file; list models with `glc models`") from None
             if job.source.suffix.lower() == ".glc" or not job.source.stat().st_size:
                 raise
     return _image(job, job.source, background)

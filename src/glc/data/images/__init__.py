@@ -36,7 +36,15 @@ import numpy as np
 from PIL import Image, ImageColor
 
 from glc.data.images.colour import Colour, UnsupportedColour, colour_of, colour_profile, srgb_to_profile
-from glc.data.images.formats import LeftOut, is_image_name, list_files, list_images, open_formats, remedy
+from glc.data.images.formats import (
+    LeftOut,
+    SampleImage,
+    is_image_name,
+    list_files,
+    list_images,
+    open_formats,
+    remedy,
+)
 from glc.data.images.tensors import (
     crop,
     from_uint8,
@@ -69,6 +77,7 @@ __all__ = [
     "LeftOut",
     "Report",
     "Reporter",
+    "SampleImage",
     "Treatment",
     "colour_profile",
     "crop",

@@ -6,7 +6,7 @@ import importlib
 import importlib.util
 import logging
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import cache
 from pathlib import Path
 
@@ -87,6 +87,36 @@ class LeftOut:
         """One line, empty if there are none: number, an example, the remedy."""
         parts = [f"{len(names)} (e.g. {names[0]}): {found}" for found, names in self._found.items()]
         return f"images left out: {'; '.join(parts)}" if parts else ""
+
+
+class SampleImage:
+    """Chooses the image of each sample of a shard: one file, also where a sample has several images.
+
+    A sample with several images and no named one is said once, in a warning.
+
+    Args:
+        member: suffix of the file to use (from the first dot of its name), such as `jpg` or `mask.png`; None:
+            the first file with the suffix of an image.
+        key: the setting, for messages.
+    """
+
+    def __init__(self, member: str | None = None, key: str = "data.member") -> None:
+        self.member = None if member is None else member.lower().removeprefix(".")
+        self.key = key
+        self.said = False
+
+    def choose(self, suffixes: Sequence[str], sample: str) -> str | None:
+        """Return one of the suffixes of a sample's files, None if there is none to use; `sample` names it."""
+        if self.member is not None:
+            return next((suffix for suffix in suffixes if suffix.lower() == self.member), None)
+        images = [suffix for suffix in suffixes if is_image_name(f"key.{suffix}")]
+        if len(images) > 1 and not self.said:
+            self.said = True
+            _log.warning(
+                "%s: a sample has %d images (%s), and %s is used; set %s=%s or another of them",
+                *(sample, len(images), ", ".join(images), images[0], self.key, images[1]),
+            )
+        return images[0] if images else None
 
 
 def list_images(folder: str | os.PathLike[str]) -> list[Path]:
