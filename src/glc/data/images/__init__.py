@@ -260,7 +260,7 @@ def parse_background(colour: str) -> tuple[int, int, int]:
     """Return the RGB levels of a colour such as `white` or `#c0c0c0`.
 
     Raises:
-        ValueError: it is no colour.
+        ValueError: it is not a colour.
     """
     try:
         return ImageColor.getrgb(colour)[:3]
