@@ -295,7 +295,7 @@ def read_rgb(
         colour, wide = _colour(image, name), _is_wide(image)
         low = _low_bytes(image) if wide and colour.encoding is not None else None
         if wide and image.format == "TIFF":
-            _mend_planes(image)
+            _fix_planes(image)
         info = _info(image, colour, wide, background)
         rgb = _to_rgb(image, name, colour, low, parse_background(background))
     except (ImageError, MemoryError):
@@ -409,7 +409,7 @@ def _is_wide(image: Image.Image) -> bool:
     )
 
 
-def _mend_planes(image: Image.Image) -> None:
+def _fix_planes(image: Image.Image) -> None:
     """Correct how uncompressed planes of 16 bits will be decoded: Pillow 13.0 takes them for 8 bits."""
     end = "L" if image.tag_v2.prefix == b"II" else "B"  # type: ignore[attr-defined]
     image.tile = [  # type: ignore[attr-defined]
