@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from glc.cli.errors import needs
-from glc.cli.options import quiet_option, renamed_option, trust_option
+from glc.cli.options import background_option, quiet_option, renamed_option, trust_option
 
 _hydra_arguments = click.argument("arguments", metavar="[KEY=VALUE]...", nargs=-1, type=click.UNPROCESSED)
 _HYDRA: dict[str, Any] = {"ignore_unknown_options": True, "help_option_names": ["-h", "--help"]}
@@ -60,6 +60,7 @@ class _Configured(click.Command):
     is_flag=True,
     help="Keep the order of the sources.  [default: shuffled by a hash of the name]",
 )
+@background_option
 @click.option("--workers", type=click.IntRange(min=1), help="Number of processes.  [default: one per core]")
 @click.option("--force", is_flag=True, help="Replace shards of other settings or images.")
 @quiet_option
@@ -72,6 +73,7 @@ def pack(
     per_shard: int,
     quality: int,
     keep_order: bool,
+    background: str,
     workers: int | None,
     force: bool,
     quiet: bool,
@@ -96,6 +98,7 @@ def pack(
         size=size,
         min_side=min_side,
         quality=quality,
+        background=background,
         mix=not keep_order,
         workers=workers,
         force=force,

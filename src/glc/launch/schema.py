@@ -110,6 +110,7 @@ ARGUMENTS: dict[str, dict[str, Accepted]] = {
         "weights": optional(sequence(POSITIVE)),
         "member": optional(replace(TEXT, text="the suffix of a file, such as jpg or mask.png")),
         "augment": optional(replace(LIST, text="a list of mappings, [{_target_: TRANSFORM, ...}]")),
+        "background": TEXT,
         **dict.fromkeys(
             ("train", "val"), replace(NAMES, text="a folder, shards, a list of images, or a list of them")
         ),
@@ -168,6 +169,7 @@ ARGUMENTS: dict[str, dict[str, Accepted]] = {
         **dict.fromkeys(("count", "resize", "center_crop", "limit"), optional(COUNT)),
         **dict.fromkeys(("first", "seed"), INDEX),
         "path": optional(NAMES),
+        "background": TEXT,
         "member": optional(replace(TEXT, text="the suffix of a file, such as jpg or mask.png")),
         "sizes": optional(sequence(sequence(COUNT, 2), text="a list of sizes, [[WIDTH,HEIGHT],...]")),
     },
