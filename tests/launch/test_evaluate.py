@@ -18,6 +18,7 @@ from torchvision.models import AlexNet
 from glc.cli import main as glc
 from glc.evaluation.codecs.still import StillCodec
 from glc.launch import evaluate
+from glc.launch.lineage import log_evaluation
 from glc.launch.overrides import explain_overrides
 from tests.codec.fixed_model import fixed_codec_weights
 from tests.evaluation.stand_ins import write_images
@@ -259,7 +260,7 @@ def test_a_failed_wandb_run_is_finished(
 
     monkeypatch.setattr(wandb, "Table", full)
     with pytest.raises(OSError, match="disk full"):
-        evaluate.log_to_wandb(logged[0], tmp_path / "second", "mine")
+        log_evaluation(logged[0], tmp_path / "second", "mine")
     assert wandb.run is None
     assert read_finished_run(offline_run(tmp_path / "second")).exit_code == 1
 

@@ -10,7 +10,7 @@ import click
 from glc import __version__
 from glc.cli.compress import compress, decompress
 from glc.cli.errors import Commands
-from glc.cli.experiments import complexity, evaluate, pack, report, train
+from glc.cli.experiments import complexity, dashboard, evaluate, pack, report, train
 from glc.cli.models import convert, export, info, models
 from glc.cli.serve import serve
 from glc.io import threads_policy
@@ -26,6 +26,6 @@ def main() -> None:
 for _command in (
     *(compress, decompress, info, models),
     *(convert, pack, train, export),
-    *(evaluate, report, complexity, serve),
+    *(evaluate, report, dashboard, complexity, serve),
 ):
     main.add_command(_command)
