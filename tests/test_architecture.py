@@ -209,10 +209,13 @@ TESTED_BY = {
     "evaluation/summary": "evaluation/test_evaluate",
     "jobs/manifest": "jobs/test_worker",
     "launch/hardware": "launch/test_failures",
+    "launch/lineage": "launch/test_dashboard",
     "launch/help": "launch/test_commands",
     "launch/values": "launch/test_schema",
     "metrics/codebook": "training/callbacks/test_codebook",
     "models/protocols": "codec/test_user_networks",
+    "training/artifacts": "launch/test_dashboard",
+    "training/wandb_run": "training/test_loggers",
     "training/callbacks": "training/test_stages",
 }
 

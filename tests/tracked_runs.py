@@ -8,12 +8,12 @@ from typing import Any, NamedTuple
 from unittest.mock import patch
 
 import yaml
-from wandb import wandb_agent
 
 from glc.data.pack import pack
 from tests.programs import ROOT, start
 from tests.short_runs import QUIET, arguments, run, settings, stand_in_weights, write_images
 from tests.wandb_file import OfflineRun, read_finished_run
+from wandb import wandb_agent
 
 SWEEPS = ROOT / "conf" / "sweep" / "wandb"
 POINTS = (
@@ -49,6 +49,7 @@ def agent_command(sweep: Path, run_id: str, values: Mapping[str, Any], folder: P
     folder.mkdir(parents=True, exist_ok=True)
     with patch.dict(os.environ), patch.object(wandb_agent, "AgentProcess", started):
         os.environ["WANDB_SWEEP_ID"] = "sweep123"  # `wandb agent` sets it
+        os.environ["WANDB_PROJECT"] = "mine"  # from ENTITY/PROJECT/SWEEP
         os.environ["WANDB_DIR"] = str(folder)  # else the agent sets its working directory
         agent = wandb_agent.Agent(None, None, sweep_id="sweep123")
         agent._sweep_command = yaml.safe_load(sweep.read_text())["command"]
@@ -93,7 +94,14 @@ def start_agent_run(tracked_base: Path, number: int, more: Mapping[str, str], **
     words = command.words[command.words.index("python") + 1 :]
     given = {**more, "name": "all", "init_from": str(tracked_base / "runs/all/vqvae"), **changes}
     kept = [word for word in words if word.partition("=")[0] not in given]
-    return start([*kept, *arguments(given)], environment={**command.environment, **QUIET})
+    return start(
+        [*kept, *arguments(given)], environment={**command.environment, **QUIET, **caches(tracked_base)}
+    )
+
+
+def caches(base: Path) -> dict[str, str]:
+    """Return variables that keep W&B's copies of files below a folder."""
+    return {"WANDB_DATA_DIR": str(base / "staged"), "WANDB_CACHE_DIR": str(base / "cache")}
 
 
 @functools.cache
@@ -110,14 +118,18 @@ def tracked_runs(base: Path) -> Tracked:
         "perceptual.net": "squeeze",
         "perceptual.weights_dir": str(stand_in_weights(base / "weights")),
         "metrics": "default",
-        "validate_first": "true",
+        "data.val_limit": 1,
+        "stage.discriminator_start": 0,
+        "stage.validate_files": 1,
         "logger": "[default,tensorboard]",
     }
 
     def values(stage: str) -> dict[str, Any]:
-        return {**settings(images, runs, "all", stage, steps=2), **more}
+        known = {**settings(images, runs, "all", stage, steps=2), **more}
+        left_out = {"vqvae": "stage.validate_files", "transform": "stage.discriminator_start"}
+        return {key: value for key, value in known.items() if key != left_out.get(stage)}
 
-    with patch.dict(os.environ, WANDB_DATA_DIR=str(base / "staged"), WANDB_CACHE_DIR=str(base / "cache")):
+    with patch.dict(os.environ, caches(base)):
         first = run(values("vqvae"))
         common = {key: str(value) for key, value in values("transform").items() if key != "stage"}
         agent = []

@@ -8,11 +8,11 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-import wandb
 import wandb_workspaces.reports.v2 as wr
 import wandb_workspaces.workspaces as ws
 from wandb_workspaces.workspaces import internal
 
+import wandb
 from glc.launch.config import UsageError
 from glc.training.loggers import STEP
 
@@ -83,7 +83,8 @@ class Curves:
     def panel(self) -> Any:
         """Return the panel."""
         return wr.CustomChart(
-            query={"summaryTable": {"tableKey": self.table}},
+            # id and name without a value, as in charts that runs log; wandb-workspaces would add a wrong one.
+            query={"id": None, "name": None, "summaryTable": {"tableKey": self.table}},
             chart_name="wandb/line/v0",
             chart_fields={"x": self.x, "y": self.y},
             chart_strings={"title": self.title},

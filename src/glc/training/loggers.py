@@ -12,13 +12,13 @@ from typing import Any
 
 import lightning as L
 import numpy as np
-import wandb
 from lightning.fabric.loggers.logger import rank_zero_experiment
 from lightning.pytorch.loggers import CSVLogger, Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from PIL import Image
 
+import wandb
 from glc.errors import SettingError
 from glc.io.atomic import replacing
 from glc.training.checkpoints import is_first_process
@@ -166,13 +166,13 @@ def rate_points(metrics: Mapping[str, float], lmbda: Any = None) -> dict[int, di
 def wandb_logger(
     project: str,
     group: str,
-    job_type: str,
     dir: str | Path,
     runs_dir: str | Path,
     tags: Sequence[str] = (),
     resume: str | None = None,
     artifacts: bool = True,
     upload_mb: float = 100,
+    job_type: str | None = None,
 ) -> RateDistortionLogger:
     """Return a W&B logger that never prompts: online when the user is logged in, offline otherwise.
 
@@ -183,13 +183,13 @@ def wandb_logger(
     Args:
         project: W&B project.
         group: W&B group, such as a sweep.
-        job_type: W&B job type, the stage.
         dir: the run's folder.
         runs_dir: the folder of all runs.
         tags: W&B tags.
         resume: not None if the training run is resumed.
         artifacts: log what the run starts from and makes as artifacts (`glc.training.artifacts`).
         upload_mb: megabytes above which a file of an artifact is referenced by its path, not uploaded.
+        job_type: W&B job type, the stage.
     """
     folder = Path(dir).resolve()
     options: dict[str, Any] = {

@@ -28,13 +28,12 @@ class SweepSettings(L.Callback):
         """Log the table; nothing for a run that is alone."""
         if not trainer.is_global_zero or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
-        settings = settings_of(self.folder)
-        stage = (settings or {}).get("stage")
-        name = stage.get("name") if isinstance(stage, Mapping) else None
-        runs = {
-            path.name: settings_of(path) for path in sorted(self.folder.parent.iterdir()) if path.is_dir()
+        own = self.folder.resolve()
+        runs = {path.name: settings_of(path) for path in sorted(own.parent.iterdir()) if path.is_dir()}
+        known = {run: found for run, found in runs.items() if found}
+        same = {
+            run: found for run, found in known.items() if _stage(found) == _stage(known.get(own.name, {}))
         }
-        same = {run: found for run, found in runs.items() if found and _stage(found) == name}
         if len(same) > 1:
             columns, rows = differences(same)
             for logger in trainer.loggers:
@@ -47,9 +46,12 @@ def _stage(settings: Mapping[str, Any]) -> Any:
 
 
 def settings_of(folder: Path) -> dict[str, Any] | None:
-    """Return the settings with which a run was started last; None if it has no CSV file."""
-    files = sorted(folder.glob("csv/version_*/hparams.yaml"), key=lambda path: path.stat().st_mtime)
-    found = yaml.safe_load(files[-1].read_text()) if files else None
+    """Return the settings with which a run was started last; None if they cannot be read."""
+    try:
+        files = sorted(folder.glob("csv/version_*/hparams.yaml"), key=lambda path: path.stat().st_mtime)
+        found = yaml.safe_load(files[-1].read_text()) if files else None
+    except (OSError, yaml.YAMLError):  # another process is writing it
+        return None
     return found if isinstance(found, dict) else None
 
 
