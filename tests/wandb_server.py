@@ -106,13 +106,12 @@ class Server:
             elif name == "wandb-summary.json":
                 run.summary = json.loads(chunk["content"][-1])
 
-    def sync(self, *folders: Path) -> str:
-        """Run `wandb sync` of the pinned client on folders of offline runs; return what it printed."""
+    def sync(self, folder: Path, *parts: Path) -> None:
+        """Run `wandb sync` of the pinned client on parts of offline runs, in a folder for its log."""
         environment = {**os.environ, "WANDB_BASE_URL": self.url, "WANDB_API_KEY": "k" * 40}
         environment.pop("WANDB_MODE", None)
-        words: Sequence[str] = [sys.executable, "-m", "wandb", "sync", *map(str, folders)]
-        done = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=60, check=True)
-        return done.stdout + done.stderr
+        words: Sequence[str] = [sys.executable, "-m", "wandb", "sync", *map(str, parts)]
+        subprocess.run(words, env=environment, cwd=folder, capture_output=True, timeout=120, check=True)
 
 
 @contextmanager

@@ -15,12 +15,14 @@ from click.testing import CliRunner
 from glc.cli import main
 from glc.launch import dashboard
 from glc.launch.config import UsageError
+from glc.training import artifacts
 from glc.training.loggers import with_means
-from tests.short_runs import figures
+from tests.short_runs import QUIET, figures
 from tests.tracked_runs import (
     POINTS,
     Tracked,
     agent_file,
+    caches,
     content,
     file_of,
     start_agent_run,
@@ -324,8 +326,8 @@ def test_sync_uploads_one_history_of_all_parts_and_the_lineage(
     parts = sorted(tracked.base.glob("agent/wandb/offline-run-*-agentrun0"))
     assert len(parts) == 2, "the run that was started again"
     with wandb_server() as server:
-        server.sync(file_of(tracked.vqvae).parent)
-        server.sync(*reversed(parts))
+        server.sync(tmp_path, file_of(tracked.vqvae).parent)
+        server.sync(tmp_path, *reversed(parts))
         run = server.runs["agentrun0"]
         assert list(run.rows) == list(range(len(run.rows)))
         assert [row["_step"] for row in run.rows.values()] == list(run.rows)
@@ -335,3 +337,47 @@ def test_sync_uploads_one_history_of_all_parts_and_the_lineage(
         (checkpoint,) = (key for key in server.runs[runs["vqvae"][0].identity].logged if "vqvae" in key)
         assert checkpoint in run.used
         assert re.fullmatch(r"checkpoint-all-vqvae:[0-9a-f]{32}", checkpoint)
+
+
+def test_an_export_uses_the_checkpoint_and_makes_the_codec_with_its_card(
+    tracked: Tracked, runs: dict[str, list[OfflineRun]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for key, value in {**QUIET, **caches(tmp_path)}.items():
+        monkeypatch.setenv(key, value)
+    (tmp_path / "mine.md").write_text("card")
+    words = ["export", str(tracked.joint), str(tmp_path / "mine.safetensors"), "--wandb", "theirs"]
+    done = CliRunner().invoke(main, words)
+    assert done.exit_code == 0, done.output
+    run = content(tmp_path)
+    assert (run.job_type, run.project, run.exit_code) == ("export", "theirs", 0)
+    used, made = artifacts_of(run, used=True), artifacts_of(run, used=False)
+    assert used.keys() == {"checkpoint-all-joint"}
+    trained = artifacts_of(runs["joint"][0], used=False)["checkpoint-all-joint"]
+    assert used["checkpoint-all-joint"].digest == trained.digest
+    assert made["codec-mine"].files.keys() == {"mine.safetensors", "mine.md"}
+
+
+def test_large_files_are_referenced_with_the_same_version(tmp_path: Path) -> None:
+    path = tmp_path / "last.ckpt"
+    path.write_bytes(bytes(2000))
+    found = artifacts.checkpoint(path, {"dir": "runs/a/vqvae", "runs_dir": "runs"}, 7)
+    assert found.metadata == {"run": "a/vqvae", "stage": None, "step": 7}
+    uploaded, referenced = artifacts.artifact(found, 0.003), artifacts.artifact(found, 0.001)
+    assert uploaded.manifest.entries["last.ckpt"].ref is None
+    assert referenced.manifest.entries["last.ckpt"].ref == path.resolve().as_uri()
+    assert uploaded.name == referenced.name == "checkpoint-a-vqvae"
+    assert uploaded.digest == referenced.digest
+
+
+def test_an_artifact_that_cannot_be_logged_does_not_end_the_training(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    gone = artifacts.File("dataset", "data-x", (tmp_path / "manifest.json",))
+    with artifacts.not_fatal(gone.name):
+        artifacts.artifact(gone)
+    assert "W&B: artifact data-x is not logged: " in caplog.text
+
+
+@pytest.mark.parametrize(("text", "name"), [("a/b c=1", "a-b-c-1"), ("x" * 200, "x" * 128), ("é-1", "1")])
+def test_names_of_artifacts_are_valid(text: str, name: str) -> None:
+    assert artifacts.valid_name(text) == name

@@ -125,7 +125,7 @@ class Lineage(L.Callback):
         """Record the inputs."""
         for run, upload_mb in _runs(trainer):
             for found in self.inputs:
-                with _not_fatal(found.name):
+                with not_fatal(found.name):
                     use(run, found, upload_mb)
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -133,7 +133,7 @@ class Lineage(L.Callback):
         for run, upload_mb in _runs(trainer):
             for alias, path in _kept(trainer):
                 found = checkpoint(path, self.settings, trainer.global_step, kept=alias)
-                with _not_fatal(found.name):
+                with not_fatal(found.name):
                     run.log_artifact(artifact(found, upload_mb), aliases=["latest", alias])
 
 
@@ -155,7 +155,7 @@ def _kept(trainer: L.Trainer) -> Iterator[tuple[str, Path]]:
 
 
 @contextmanager
-def _not_fatal(name: str) -> Iterator[None]:
+def not_fatal(name: str) -> Iterator[None]:
     """Warn of an artifact that cannot be logged: training must not end for it."""
     try:
         yield
