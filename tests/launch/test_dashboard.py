@@ -31,7 +31,6 @@ from tests.tracked_runs import (
 from tests.wandb_file import OfflineRun, read_finished_run
 from tests.wandb_server import wandb_server
 
-pytest.importorskip("wandb_workspaces", reason="needs the extra `dashboard`")
 pytestmark = pytest.mark.timeout(600)  # five runs, which the first test makes
 STAGES = ("vqvae", "transform", "joint")
 
