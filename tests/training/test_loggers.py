@@ -109,7 +109,6 @@ def test_environment_variables_win(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
         monkeypatch.setenv(name, value if isinstance(value, str) else ",".join(value))
     monkeypatch.setenv("WANDB_DIR", str(tmp_path / "elsewhere"))
     (tmp_path / "elsewhere").mkdir()
-    wandb.teardown()  # settings are read once per process
     try:
         logger = make(tmp_path / "name" / "stage")
         found = logger.experiment.settings
@@ -120,8 +119,6 @@ def test_environment_variables_win(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
         assert not list(tmp_path.glob("name/stage/wandb"))
     finally:
         wandb.finish()
-        monkeypatch.undo()
-        wandb.teardown()
 
 
 def test_without_variables_the_arguments_are_used(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

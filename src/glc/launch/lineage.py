@@ -6,16 +6,16 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import wandb
 from omegaconf import DictConfig, ListConfig
 
+import wandb
 from glc.codec.convert.read import Source
 from glc.codec.weights.file import read_header
 from glc.io.checkpoint import Checkpoint, open_checkpoint
 from glc.launch.schema import is_ours
 from glc.launch.start import Start
 from glc.training import artifacts
-from glc.training.wandb_run import give_up, mode, without_variables
+from glc.training.wandb_run import give_up, mode, with_variables
 
 
 def inputs(cfg: DictConfig, start: Start) -> list[artifacts.File]:
@@ -46,7 +46,7 @@ def started(folder: Path, **options: Any) -> Iterator[Any]:
         **options: of `wandb.init`; environment variables of W&B overrule them.
     """
     quiet = {"dir": str(folder), "settings": wandb.Settings(silent=True, console="off")}
-    begin = partial(wandb.init, **without_variables({**options, **quiet}))
+    begin = partial(wandb.init, **with_variables({**options, **quiet}))
     try:
         run = begin(mode=mode())
     except wandb.errors.CommError as error:

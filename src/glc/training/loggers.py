@@ -22,7 +22,7 @@ import wandb
 from glc.errors import SettingError
 from glc.io.atomic import replacing
 from glc.training.checkpoints import is_first_process
-from glc.training.wandb_run import give_up, identity, mode, not_uploaded, without_variables
+from glc.training.wandb_run import give_up, identity, mode, not_uploaded, with_variables
 
 _log = logging.getLogger(__name__)
 
@@ -215,7 +215,7 @@ def wandb_logger(
             )
     elif file.is_file():
         options["id"] = file.read_text()
-    options = without_variables(options)
+    options = with_variables(options)
     logger = RateDistortionLogger(project=project, save_dir=folder, id=options.get("id"))
     logger._wandb_init = options  # its constructor overrules the environment
     logger.artifacts, logger.upload_mb = artifacts, upload_mb

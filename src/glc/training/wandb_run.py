@@ -27,12 +27,22 @@ VARIABLES = {
     "resume": "WANDB_RESUME",
     "dir": "WANDB_DIR",
 }
-"""Arguments of `wandb.init`, each with the variable that W&B reads for it and that the argument overrules."""
+"""Arguments of `wandb.init`, each with the variable that W&B reads for it; the argument has precedence."""
 
 
-def without_variables(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the arguments of `wandb.init` without those that an environment variable sets."""
-    return {key: value for key, value in options.items() if not os.environ.get(VARIABLES.get(key, ""))}
+def with_variables(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the arguments of `wandb.init` with the values of the environment variables that are set.
+
+    They are given as arguments, because W&B reads its variables only once per process. In the run of an agent
+    it ignores the arguments project, entity and id, with a warning, and takes those of the agent.
+    """
+    given = {key: os.environ[name] for key, name in VARIABLES.items() if os.environ.get(name)}
+    found = {**options, **given}
+    if "tags" in given:
+        found["tags"] = given["tags"].split(",")
+    if os.environ.get("WANDB_SWEEP_ID"):
+        found = {key: value for key, value in found.items() if key not in ("project", "entity", "id")}
+    return found
 
 
 def mode() -> Any:
