@@ -8,12 +8,12 @@ from typing import Any, NamedTuple
 from unittest.mock import patch
 
 import yaml
+from wandb import wandb_agent
 
 from glc.data.pack import pack
 from tests.programs import ROOT, start
 from tests.short_runs import QUIET, arguments, run, settings, stand_in_weights, write_images
 from tests.wandb_file import OfflineRun, read_finished_run
-from wandb import wandb_agent
 
 SWEEPS = ROOT / "conf" / "sweep" / "wandb"
 POINTS = (

@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+import wandb
 from lightning.pytorch.loggers import WandbLogger
 from omegaconf import OmegaConf
 
-import wandb
 from glc.errors import SettingError
 from glc.training import loggers, wandb_run
 from glc.training.loggers import wandb_logger, with_means
@@ -169,9 +169,14 @@ def test_only_rank_zero_creates_the_run_id(
 
 @pytest.mark.parametrize("unreachable", [False, True])
 def test_writes_offline_when_the_server_is_unreachable(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture, unreachable: bool
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    capfd: pytest.CaptureFixture[str],
+    unreachable: bool,
 ) -> None:
-    """A real offline run: it must neither prompt nor fail."""
+    """A real offline run: it must neither prompt nor fail, nor print warnings of W&B."""
+    monkeypatch.delenv("WANDB_SILENT", raising=False)
     monkeypatch.setattr(wandb_run, "logged_in", lambda: unreachable)
     monkeypatch.setattr(wandb, "init", without_server(wandb.init))
     monkeypatch.setattr("builtins.input", lambda *words: pytest.fail("it prompted"))
@@ -189,6 +194,7 @@ def test_writes_offline_when_the_server_is_unreachable(
         time.sleep(0.05)
     assert file.name == f"run-{(folder / 'wandb-id.txt').read_text()}.wandb"
     assert b"train/loss" in file.read_bytes()
+    assert "wandb: WARNING" not in "".join(capfd.readouterr())
 
 
 def test_means_are_those_of_the_rate_points() -> None:

@@ -3,6 +3,7 @@
 Each command imports what it needs when it runs, so that `glc --help` answers at once.
 """
 
+import logging
 import sys
 
 import click
@@ -18,9 +19,15 @@ from glc.io import threads_policy
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="glc")
-def main() -> None:
+@click.option("-v", "--verbose", is_flag=True, help="Show choices made for this machine.")
+@click.pass_context
+def main(ctx: click.Context, verbose: bool) -> None:
     """Generative Latent Coding: an image codec for ultra-low bitrates, and the tools to train it."""
-    threads_policy.choose(sys.argv[1:])
+    if verbose:
+        logging.basicConfig(format="%(message)s")
+        logging.getLogger("glc").setLevel(logging.DEBUG)
+    if ctx.invoked_subcommand not in ("train", "eval"):  # they choose when they know their configuration
+        threads_policy.choose(sys.argv[1:])
 
 
 for _command in (

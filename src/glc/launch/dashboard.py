@@ -8,11 +8,11 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
+import wandb
 import wandb_workspaces.reports.v2 as wr
 import wandb_workspaces.workspaces as ws
 from wandb_workspaces.workspaces import internal
 
-import wandb
 from glc.launch.config import UsageError
 from glc.training.loggers import STEP
 

@@ -6,9 +6,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import wandb
 from omegaconf import DictConfig, ListConfig
 
-import wandb
 from glc.codec.convert.read import Source
 from glc.codec.weights.file import read_header
 from glc.io.checkpoint import Checkpoint, open_checkpoint

@@ -12,13 +12,13 @@ from typing import Any
 
 import lightning as L
 import numpy as np
+import wandb
 from lightning.fabric.loggers.logger import rank_zero_experiment
 from lightning.pytorch.loggers import CSVLogger, Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from PIL import Image
 
-import wandb
 from glc.errors import SettingError
 from glc.io.atomic import replacing
 from glc.training.checkpoints import is_first_process
@@ -217,7 +217,8 @@ def wandb_logger(
         options["id"] = file.read_text()
     options = with_variables(options)
     logger = RateDistortionLogger(project=project, save_dir=folder, id=options.get("id"))
-    logger._wandb_init = options  # its constructor overrules the environment
+    # Its constructor fills in arguments, which overrule the environment, and `anonymous`, of which W&B warns.
+    logger._wandb_init = options
     logger.artifacts, logger.upload_mb = artifacts, upload_mb
     return logger
 
