@@ -169,6 +169,17 @@ def evaluate(arguments: tuple[str, ...], shards: tuple[str, ...]) -> None:
 @click.option(
     "--anchor", metavar="CODEC", help="Codec that BD-rates are relative to.  [default: that of the first RUN]"
 )
+@click.option(
+    "--watch", is_flag=True, help="Rewrite the page while runs train, and have it reload; Ctrl-C ends."
+)
+@click.option(
+    "--every",
+    type=click.FloatRange(min=0.1),
+    default=10.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="Period of --watch.",
+)
 @renamed_option("--pictures", "--images")
 def report(
     runs: tuple[Path, ...],
@@ -178,19 +189,31 @@ def report(
     tables: Path | None,
     published: bool,
     anchor: str | None,
+    watch: bool,
+    every: float,
 ) -> None:
-    """Write a self-contained HTML report of evaluations; each RUN is the out= folder of one."""
-    with needs("eval"):
-        from glc.evaluation.report import build_report, write_tables
-        from glc.evaluation.results import read_runs
-        from glc.io.atomic import write_text
+    """Write a self-contained HTML report.
 
-    found = read_runs(runs)
-    page = build_report(found, originals, images, published, anchor)
+    Each RUN is the out= folder of an evaluation, or a folder with training runs, such as runs/NAME.
+    """
+    with needs("eval"):
+        from glc.evaluation.combined_report import Report
+        from glc.evaluation.report import write_tables
+
+    made = Report(runs, output, originals, images, published, anchor)
+    if watch and not made.training:
+        raise click.UsageError("--watch needs a folder with training runs, such as runs/NAME")
     if tables is not None:
-        write_tables(found, tables, published, anchor)
-    write_text(output, page)
-    click.echo(f"{click.format_filename(output)}: {len(page.encode()) / 1e6:.1f} MB")
+        if not made.evaluations:
+            raise click.UsageError("--tables needs an evaluation; give its out= folder as a RUN")
+        write_tables(made.evaluations, tables, published, anchor)
+    size = made.write(every if watch else None)
+    click.echo(f"{click.format_filename(output)}: {size / 1e6:.1f} MB")
+    if watch:
+        try:
+            made.watch(every, lambda text: click.echo(text, err=True))
+        except KeyboardInterrupt:
+            made.write()
 
 
 @click.command()

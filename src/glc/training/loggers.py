@@ -1,6 +1,7 @@
 """Loggers: CSV, W&B, TensorBoard and MLflow."""
 
 import csv
+import json
 import logging
 import os
 import re
@@ -27,6 +28,8 @@ from glc.training.wandb_run import give_up, identity, mode, not_uploaded, with_v
 _log = logging.getLogger(__name__)
 
 STEP = "trainer/global_step"
+HISTOGRAMS = "histograms.jsonl"
+"""File beside a CSV file: an object with `step`, `name`, `counts` and `edges` per line."""
 _AT_RATE = re.compile(r"val/(?P<name>.+)/(?P<rate>\d+)")
 _CHARTS = ("psnr", "ms_ssim", "lpips_alex")
 """Metrics plotted over the rate, where they are measured."""
@@ -396,3 +399,7 @@ def log_histogram(logger: Logger, name: str, counts: np.ndarray, edges: np.ndarr
             bucket_counts=counts.tolist(),
             global_step=step,
         )
+    elif isinstance(logger, CSVLogger):
+        values = {"step": step, "name": name, "counts": counts.tolist(), "edges": edges.tolist()}
+        with (Path(logger.log_dir) / HISTOGRAMS).open("a") as file:
+            file.write(json.dumps(values) + "\n")
