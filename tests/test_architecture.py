@@ -210,10 +210,13 @@ TESTED_BY = {
     "evaluation/web_page": "evaluation/test_report",
     "jobs/manifest": "jobs/test_worker",
     "launch/hardware": "launch/test_failures",
+    "launch/lineage": "launch/test_dashboard",
     "launch/help": "launch/test_commands",
     "launch/values": "launch/test_schema",
     "metrics/codebook": "training/callbacks/test_codebook",
     "models/protocols": "codec/test_user_networks",
+    "training/artifacts": "launch/test_dashboard",
+    "training/wandb_run": "training/test_loggers",
     "training/callbacks": "training/test_stages",
 }
 

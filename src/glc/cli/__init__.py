@@ -11,7 +11,7 @@ import click
 from glc import __version__
 from glc.cli.compress import compress, decompress
 from glc.cli.errors import Commands
-from glc.cli.experiments import complexity, evaluate, pack, report, train
+from glc.cli.experiments import complexity, dashboard, evaluate, pack, report, train
 from glc.cli.info import info
 from glc.cli.models import convert, export, models
 from glc.cli.serve import serve
@@ -36,6 +36,6 @@ def main(ctx: click.Context, verbose: bool) -> None:
 for _command in (
     *(compress, decompress, info, models),
     *(convert, pack, train, export),
-    *(evaluate, report, complexity, serve),
+    *(evaluate, report, dashboard, complexity, serve),
 ):
     main.add_command(_command)

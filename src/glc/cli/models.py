@@ -5,7 +5,7 @@ from pathlib import Path
 
 import click
 
-from glc.cli.errors import ONE_FAILED
+from glc.cli.errors import ONE_FAILED, needs
 from glc.cli.options import renamed_option, trust_option
 
 
@@ -116,10 +116,22 @@ def convert(source: Path, destination: Path, kind: str, target: str | None, forc
     "init_from=[CODEC,DESTINATION].",
 )
 @click.option("--force", is_flag=True, help="Replace an existing DESTINATION.")
+@click.option(
+    "--wandb",
+    "project",
+    metavar="PROJECT",
+    help="Also log the codec, with its card NAME.md if there is one, as an artifact of a W&B project.",
+)
 @renamed_option("--photos", "--images")
 @trust_option
 def export(
-    checkpoint: Path, destination: Path, half: bool, images: tuple[Path, ...], training: bool, force: bool
+    checkpoint: Path,
+    destination: Path,
+    half: bool,
+    images: tuple[Path, ...],
+    training: bool,
+    force: bool,
+    project: str | None,
 ) -> None:
     """Export the codec of a training CHECKPOINT as a weights file DESTINATION (.safetensors).
 
@@ -127,6 +139,11 @@ def export(
     """
     if training and images:
         raise click.UsageError("--images: only applies to a codec; omit it with --training")
+    if training and project:
+        raise click.UsageError("--wandb: only applies to a codec; omit it with --training")
+    if project:
+        with needs("train", "wandb", "lightning", "hydra"):
+            from glc.launch.lineage import log_export
     from tqdm import tqdm
 
     from glc.codec.weights.export import export as write
@@ -143,3 +160,5 @@ def export(
     paths = [path for _, path in list_sources(images)] if images else []
     with tqdm(paths, desc="counting", unit="image", disable=None if paths else True) as counted:
         write(checkpoint, destination, half, counted)
+    if project:
+        log_export(checkpoint, destination, project)
