@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from glc.data.images import parse_background
 from glc.data.shard_writer import (
     MANIFEST,
     Encoding,
@@ -113,6 +114,7 @@ def pack(
     size: int | None = None,
     min_side: int = 0,
     quality: int = 95,
+    background: str = "white",
     mix: bool = True,
     workers: int | None = None,
     engine: str = "local",
@@ -128,6 +130,7 @@ def pack(
         size: scale images down to this short side, in pixels; never up. None: keep the size.
         min_side: skip images whose short side is below this, in pixels.
         quality: JPEG quality of lossy images that are re-encoded (4:4:4 chroma).
+        background: colour behind transparent pixels, a name or #rrggbb.
         mix: order images by a hash of their name, otherwise as listed (folders sorted).
         workers: processes of the engine `local`; None: one per core. The result does not depend on it.
         engine: `local` or `ray` (`glc.jobs.engines`).
@@ -144,6 +147,10 @@ def pack(
         OSError: a list cannot be read, or `dest` cannot be written to.
     """
     _check_arguments(images_per_shard, size, min_side, quality, workers)
+    try:
+        parse_background(background)
+    except ValueError as error:
+        raise PackError(f"background: {error}") from error
     dest = Path(dest)
     name = dest.resolve().name
     if not name or any(letter in name for letter in "{},*?[]:"):
@@ -159,6 +166,8 @@ def pack(
         "mix": mix,
         "pictures": len(images),
         "source_sha256": _fingerprint(images),
+        # Only if it is another: sets that were packed before there was a choice stay complete.
+        **({} if background == "white" else {"background": background}),
     }
     folder = Folder(dest, {"command": "pack", **settings}, _STATE)
     complete = _check_packed(folder, name, settings, force)
@@ -167,7 +176,7 @@ def pack(
     shards = _plan(images, name, images_per_shard, mix)
     try:
         chosen = Engine(engine, (workers or os.cpu_count() or 1) if engine == "local" else 1)
-        return _pack(folder, shards, name, settings, chosen, force, progress)
+        return _pack(folder, shards, name, settings, background, chosen, force, progress)
     except (FileNotFoundError, UnfinishedError, JobError):
         # Another command that packs the same set into this folder may have finished and removed the state.
         complete = _check_packed(folder, name, settings, force=False)
@@ -181,6 +190,7 @@ def _pack(
     shards: Sequence[Any],
     name: str,
     settings: dict[str, Any],
+    background: str,
     engine: Engine,
     force: bool,
     progress: bool,
@@ -188,7 +198,7 @@ def _pack(
     """Write the shards that are missing, then the manifest; remove the state of the job."""
     dest = Path(str(folder))
     folder.prepare(shards, force, remedy=_REMEDY)
-    encoding = Encoding(settings["size"], settings["min_side"], settings["quality"])
+    encoding = Encoding(settings["size"], settings["min_side"], settings["quality"], background)
     run(ShardTask(folder, shards, Packer(encoding), amount="image"), engine, quiet=not progress)
     if folder.load(shards):
         raise JobError(f"{dest}: a shard changed after it was packed; run the command again")

@@ -25,6 +25,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any, Protocol
 
+from glc.io.names import encode_text
 from glc.jobs.storage import Stamp, open_store
 from glc.jobs.storage import stamp as stamp_of
 
@@ -200,7 +201,7 @@ class Folder:
             if records:
                 self.store.create(f"{self.state}/{folder}/{name}", _lines(map(asdict, records)))
         content = {"folder": folder, "settings": self.stored}
-        if not self.store.create(self._run_file(number), _printable(json.dumps(content, indent=1) + "\n")):
+        if not self.store.create(self._run_file(number), encode_text(json.dumps(content, indent=1) + "\n")):
             self.store.fence(f"{self.state}/{folder}")
 
     def _fence_before(self, number: int) -> None:
@@ -289,7 +290,7 @@ class Folder:
             JobError: another command has started a new run in the folder.
         """
         with self.fenced():
-            content = _printable(json.dumps(asdict(record), ensure_ascii=False))
+            content = encode_text(json.dumps(asdict(record), ensure_ascii=False))
             if not self.store.create(f"{self.run}/{record.name}.json", content):
                 self.store.remove(f"{self.run}/{record.name}.{attempt}")
                 other = self.record(record.name)
@@ -358,7 +359,7 @@ class Folder:
             self._replace(FAILURES, _lines(lines), FAILURES)
         else:
             self.store.remove(FAILURES)
-        self._replace(MANIFEST, _printable(text), MANIFEST)
+        self._replace(MANIFEST, encode_text(text), MANIFEST)
         for left in self.store.list(self.run):
             if not left.endswith((".json", ".jsonl", ".mark")):  # attempts that were killed or came second
                 self.store.remove(f"{self.run}/{left}")
@@ -417,12 +418,7 @@ def _short(value: Any) -> str:
 
 
 def _lines(lines: Iterable[Any]) -> bytes:
-    return _printable("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
-
-
-def _printable(text: str) -> bytes:
-    """Encode a text; bytes of file names in another encoding are escaped."""
-    return text.encode("utf-8", "backslashreplace")
+    return encode_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
 
 
 def _parsed(content: bytes | None) -> Any:
