@@ -73,7 +73,7 @@ def test_failed_samples_are_retried_and_parts_share_the_shards(
     assert [line["key"] for line in lines] == ["2-0", "2-1"]
     assert "no file to process (2-1.a.png)" in lines[1]["error"]
     before = Path("out/in-0.tar").stat().st_mtime_ns
-    monkeypatch.setattr("glc.data.images.read_rgb", lambda *_: Image.new("RGB", (40, 50)))
+    monkeypatch.setattr("glc.data.images.read_rgb", lambda *_, **__: Image.new("RGB", (40, 50)))
     result = glc(*job, "--retry-failures")
     assert result.exit_code == 1
     assert "5 of 6 samples in 3 shards" in result.stdout
