@@ -6,15 +6,17 @@ data = codec.compress(image, quality=50)  # bytes of a .glc file
 image = codec.decompress(data)
 ```
 
-The codec needs only PyTorch and an entropy coder. Training is in `glc.training`, which the codec does not
-import.
+The codec runs on ONNX Runtime, or on PyTorch where that is installed (`glc.codec.load`). Training is in
+`glc.training`, which the codec does not import.
 """
 
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from glc.codec.codec import Codec, TargetWarning, load
-    from glc.codec.entropy.latent_coding import Symbols
+    from glc.codec.base import BaseCodec, TargetWarning
+    from glc.codec.codec import Codec
+    from glc.codec.entropy.symbols import Symbols
+    from glc.codec.load import load
     from glc.codec.weights.catalog import decoders, encoders
     from glc.errors import (
         BitstreamError,
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
 __version__ = "0.2.0.dev0"
 
 _HOMES = {
+    "BaseCodec": "codec.base",
     "BitstreamError": "errors",
     "Codec": "codec.codec",
     "CorruptFileError": "errors",
@@ -39,18 +42,19 @@ _HOMES = {
     "NewerVersionError": "errors",
     "NotGlcError": "errors",
     "SizeLimitError": "errors",
-    "Symbols": "codec.entropy.latent_coding",
+    "Symbols": "codec.entropy.symbols",
     "TargetError": "errors",
-    "TargetWarning": "codec.codec",
+    "TargetWarning": "codec.base",
     "TruncatedError": "errors",
     "WeightsError": "errors",
     "WrongWeightsError": "errors",
     "decoders": "codec.weights.catalog",
     "encoders": "codec.weights.catalog",
-    "load": "codec.codec",
+    "load": "codec.load",
 }
 
 __all__ = [
+    "BaseCodec",
     "BitstreamError",
     "Codec",
     "CorruptFileError",

@@ -22,7 +22,7 @@ def fresh(
 ) -> Iterator[Native]:
     """Return a library that searches again, in an empty cache folder."""
     library = LIBRARIES[request.param]
-    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     library.forget()
     yield library
     library.forget()
@@ -39,8 +39,8 @@ def compiled(fresh: Native) -> Native:
     return fresh
 
 
-def cached(native: Native) -> list[Path]:
-    return list(Path(torch.hub.get_dir(), "glc").glob(f"{native.source.stem}-*"))
+def cached(library: Native) -> list[Path]:
+    return list(native.cache_folder().glob(f"{library.source.stem}-*"))
 
 
 @pytest.mark.parametrize(
@@ -63,7 +63,7 @@ def test_compiler_runs_once_with_the_arguments_in_cc(fresh: Native, monkeypatch:
         raise OSError
 
     monkeypatch.setattr(native.subprocess, "run", run)
-    monkeypatch.setattr(torch.hub, "get_dir", lambda: os.devnull)
+    monkeypatch.setenv("XDG_CACHE_HOME", os.devnull)
     monkeypatch.setenv("CC", "ccache cc -m64")
     assert fresh.library() is None
     assert fresh.library() is None
@@ -92,7 +92,7 @@ def test_library_is_compiled_elsewhere_if_the_cache_is_not_writable(
     compiled: Native, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     (tmp_path / "file").write_text("in the way")
-    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "file"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     assert compiled.library() is not None
 
 

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 from glc.cli.errors import NothingDoneError, message
 from glc.codec.bitstream import Header
-from glc.codec.codec import Codec, assemble, choose_device
-from glc.codec.weights.catalog import DEFAULT_MODEL, FOLDER_VARIABLE, catalog, find, made_for, read_variant
-from glc.codec.weights.file import CodecLabel, Kind, kind_of, read_header
+from glc.codec.weights.catalog import DEFAULT_MODEL, FOLDER_VARIABLE, catalog, find, made_for
+from glc.codec.weights.labels import CodecLabel, Kind, kind_of, read_header
 from glc.errors import WeightsError, WrongWeightsError
 
 if TYPE_CHECKING:
+    from glc.codec.codec import Codec
     from glc.latent_optimization import LatentOptimizer
 
 
@@ -89,10 +89,13 @@ class Codecs:
     memory: int | None = None
     encoder: str | None = None
     decoder: str | None = None
-    loaded: dict[Path, Codec] = field(default_factory=dict, init=False)
+    loaded: dict[Path, "Codec"] = field(default_factory=dict, init=False)
     known: list[KnownModel] = field(default_factory=list, init=False)
 
     def __post_init__(self) -> None:
+        from glc.codec.codec import choose_device
+        from glc.codec.weights.variants import read_variant
+
         self.known = known_models()[0]
         try:
             choose_device(self.device)
@@ -105,7 +108,7 @@ class Codecs:
         except (ValueError, OSError, RuntimeError, MemoryError) as error:
             raise NothingDoneError(message(error)) from error
 
-    def for_images(self) -> Codec:
+    def for_images(self) -> "Codec":
         """Return the chosen codec, or the default one.
 
         Raises:
@@ -126,7 +129,7 @@ class Codecs:
         if self.model is None and not self.known:
             self.for_images()
 
-    def for_file(self, header: Header) -> Codec:
+    def for_file(self, header: Header) -> "Codec":
         """Return the codec for a file: the chosen one, otherwise the known one that its header names.
 
         Raises:
@@ -154,8 +157,10 @@ class Codecs:
             )
         return codec
 
-    def _load(self, file: Path) -> Codec:
+    def _load(self, file: Path) -> "Codec":
         if file not in self.loaded:
+            from glc.codec.codec import Codec, assemble, choose_device
+
             try:
                 weights = assemble(file, self.encoder, self.decoder)
                 self.loaded[file] = Codec(weights, choose_device(self.device), self.precision, self.memory)

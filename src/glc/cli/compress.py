@@ -300,7 +300,7 @@ def _notes(job: Job) -> Iterator[None]:
     """Print each warning about a target as a line on stderr; ignore other warnings."""
     from tqdm import tqdm
 
-    from glc.codec.codec import TargetWarning
+    from glc.codec.base import TargetWarning
 
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("ignore")

@@ -11,17 +11,19 @@ import os
 import sys
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, TypeVar
+from typing import IO, TYPE_CHECKING, TypeVar
 
 import click
 
 from glc.codec.bitstream import DEFAULT_LIMIT, HEADER, check_size, longest_file
 from glc.errors import CorruptFileError
 from glc.io.atomic import write_bytes
+
+if TYPE_CHECKING:
+    from concurrent.futures import Future, ThreadPoolExecutor
 
 Read = TypeVar("Read")
 Coded = TypeVar("Coded")
@@ -303,6 +305,8 @@ def outcomes(
             else:
                 yield job, summary
         return
+    from concurrent.futures import Future, ThreadPoolExecutor
+
     readers, writers = ThreadPoolExecutor(threads), ThreadPoolExecutor(threads)
     waiting: deque[tuple[Job, str, Future[None]]] = deque()
     try:

@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import io
-import os
 import time
-import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from glc import __version__
 from glc.cli.errors import ONE_FAILED, NothingDoneError, message
 from glc.cli.options import check_latent_options, check_target
-from glc.jobs.worker import FileProcessor, Processed
+
+if TYPE_CHECKING:
+    from glc.jobs.worker import FileProcessor
 
 _OPTIONS = ("quality", "target_bpp", "target_size", "max_pixels")
 """Options of a command that are arguments of each call of the codec."""
@@ -101,6 +100,7 @@ class CodingJob:
         import torch
 
         from glc.cli.codecs import Codecs, make_optimizer
+        from glc.cli.shard_files import Compressor, Decompressor
 
         device = self.device
         if device in ("auto", "cuda") and torch.cuda.device_count() > 1:
@@ -212,49 +212,3 @@ def _identity(key: str, value: Any) -> Any:
         return value
     with open(find(value, key), "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-@dataclass
-class Compressor(FileProcessor):
-    """Compresses images to `.glc` files."""
-
-    codec: Any
-    options: Mapping[str, Any]
-
-    def accepts(self, name: str) -> bool:
-        """Whether it is an image."""
-        from glc.data.images import is_image_name
-
-        return is_image_name(name)
-
-    def process_file(self, data: bytes, name: str) -> Processed:
-        """Compress an image."""
-        from glc.data.images import read_rgb
-
-        image = read_rgb(data, name)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # a missed target is not a failure
-            coded = self.codec.compress(image, **self.options)
-        return Processed([("glc", coded)], image.width * image.height, len(coded))
-
-
-@dataclass
-class Decompressor(FileProcessor):
-    """Decodes `.glc` files to PNG."""
-
-    codecs: Any
-    options: Mapping[str, Any]
-
-    def accepts(self, name: str) -> bool:
-        """Whether it is a `.glc` file."""
-        return os.path.splitext(name)[1].lower() == ".glc"
-
-    def process_file(self, data: bytes, name: str) -> Processed:
-        """Decompress a file."""
-        from glc.codec.bitstream import unpack
-
-        header, _ = unpack(data, **self.options)
-        image = self.codecs.for_file(header).decompress(data, **self.options)
-        stream = io.BytesIO()
-        image.save(stream, "PNG")
-        return Processed([("png", stream.getvalue())], image.width * image.height, len(data))

@@ -1,6 +1,6 @@
 """JIT-compile, cache and self-test the optional C kernels.
 
-Without a C compiler, or with `GLC_NATIVE=0` in the environment, PyTorch computes the same.
+Without a C compiler, or with `GLC_NATIVE=0` in the environment, PyTorch or NumPy compute the same.
 """
 
 import ctypes
@@ -15,9 +15,6 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
-import torch
-from torch import Tensor
-
 from glc.io.atomic import replacing
 
 SWITCH = "GLC_NATIVE"
@@ -31,11 +28,9 @@ class Native:
     """An optional shared library, compiled from one C file for this processor when it is first needed.
 
     Args:
-        source: the C file. Compiling takes less than a second; the library is cached below PyTorch's
-            download folder (`torch.hub.get_dir()`).
+        source: the C file. Compiling takes less than a second; the library is cached in `cache_folder()`.
         declare: declares the types of the library's functions; raises `AttributeError` if one is missing.
-        self_test: returns whether a library's results are correct. Called at each load, on the CPU, with
-            PyTorch's defaults.
+        self_test: returns whether a library's results are correct. Called at each load.
     """
 
     def __init__(
@@ -75,7 +70,7 @@ class Native:
         # The name holds the processor, since machines may share the folder.
         key = (self.source.read_bytes(), _FLAGS, compiler, platform.machine(), _processor())
         name = f"{self.source.stem}-{hashlib.sha256(repr(key).encode()).hexdigest()[:16]}.so"
-        folder = Path(torch.hub.get_dir()) / "glc"
+        folder = cache_folder()
         target = folder / name
         if target.is_file() and (library := self._load(target)) is not None:
             return library
@@ -106,13 +101,12 @@ class Native:
             self._declare(library)
         except (OSError, AttributeError):
             return None
-        with torch.inference_mode(), torch.autocast("cpu", enabled=False), torch.device("cpu"):
-            return library if self._self_test(library) else None
+        return library if self._self_test(library) else None
 
 
-def pointer(x: Tensor | None) -> ctypes.c_void_p:
-    """Return the address of a tensor's values; a null pointer for None."""
-    return ctypes.c_void_p(None if x is None else x.data_ptr())
+def cache_folder() -> Path:
+    """Return the folder of compiled libraries: `glc` in the user's cache folder."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "glc"
 
 
 def _processor() -> str:

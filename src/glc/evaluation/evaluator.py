@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from PIL import Image
 
-from glc.codec.codec import TargetWarning, choose_device
+from glc.codec.base import TargetWarning
+from glc.codec.codec import choose_device
 from glc.data.images import is_image_name, read_rgb, stack_images
 from glc.evaluation.codecs.base import CodecUnavailable, ImageCodec, Setting
 from glc.evaluation.summary import MEASUREMENTS

@@ -5,7 +5,6 @@ This is the only place in the package that renames a finished file into place.
 
 import errno
 import os
-import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -50,7 +49,7 @@ def replacing(
     """
     place = Path(os.path.realpath(path))
     # A short name: the destination's may already have the maximum length.
-    name = f".{place.name}.part" if sole_writer else f".glc-{secrets.token_hex(8)}.part"
+    name = f".{place.name}.part" if sole_writer else f".glc-{os.urandom(8).hex()}.part"
     partial = place.with_name(name)
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
