@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from glc.codec.load import load
     from glc.codec.weights.catalog import decoders, encoders
     from glc.errors import (
+        BackendError,
         BitstreamError,
         CorruptFileError,
         ImageError,
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 __version__ = "0.2.0.dev0"
 
 _HOMES = {
+    "BackendError": "errors",
     "BaseCodec": "codec.base",
     "BitstreamError": "errors",
     "Codec": "codec.codec",
@@ -54,6 +56,7 @@ _HOMES = {
 }
 
 __all__ = [
+    "BackendError",
     "BaseCodec",
     "BitstreamError",
     "Codec",
@@ -80,4 +83,10 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     import importlib
 
-    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+    try:
+        return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+    except ModuleNotFoundError as error:
+        if error.name != "torch":
+            raise
+        text = f"glc.{name} needs PyTorch: pip install 'glc-codec[torch]'"
+        raise ModuleNotFoundError(text, name="torch") from error

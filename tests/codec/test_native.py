@@ -2,13 +2,15 @@
 
 import ctypes
 import os
+import platform
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 
-from glc.codec import native
+from glc.codec import native, prebuilt
 from glc.codec.entropy import integer_kernels
 from glc.codec.native import SWITCH, Native
 from glc.codec.runtime import winograd
@@ -123,3 +125,49 @@ def test_self_test_does_not_change_random_state_or_dtype(compiled: Native) -> No
     finally:
         torch.set_default_dtype(torch.float32)
     assert torch.equal(torch.random.get_rng_state(), state)
+
+
+def test_library_of_the_wheel_is_preferred_to_a_compiler(
+    compiled: Native, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    assert compiled.library() is not None
+    (built,) = cached(compiled)
+    source = tmp_path / compiled.source.name
+    source.write_bytes(compiled.source.read_bytes())
+    monkeypatch.setattr(compiled, "source", source)
+    monkeypatch.setenv("CC", "no-such-compiler-here")
+    compiled.forget()
+    assert compiled.library() is None
+    for level in prebuilt.LEVELS.get(platform.machine(), {}).values():
+        source.with_suffix(f".{level.name}.so").write_bytes(b"no library")
+    compiled.forget()
+    assert compiled.library() is None  # one that cannot be loaded is not used
+    found = list(prebuilt.libraries(source))
+    if not found:
+        pytest.skip("wheels have no library for this processor")
+    found[-1].unlink()
+    found[-1].write_bytes(built.read_bytes())
+    compiled.forget()
+    assert compiled.library() is not None
+
+
+def test_libraries_are_those_that_the_processor_can_run(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(platform, "machine", lambda: "x86_64")
+    monkeypatch.setattr(sys, "platform", "linux")
+    for name in ("v3", "v4", "vnni"):
+        (tmp_path / f"a.{name}.so").touch()
+    v3 = "avx2 bmi1 bmi2 f16c fma movbe abm"
+    v4 = f"{v3} avx512f avx512bw avx512cd avx512dq avx512vl"
+    for flags, names in (
+        ("sse2", []),
+        (v3, ["v3"]),
+        (v4, ["v4", "v3"]),
+        (f"{v4} avx512_vnni", ["vnni", "v4", "v3"]),
+    ):
+        monkeypatch.setattr(
+            Path, "read_text", lambda _, flags=flags: f"model name : x\nflags : fpu {flags}\n"
+        )
+        found = [path.name for path in prebuilt.libraries(tmp_path / "a.c")]
+        assert found == [f"a.{name}.so" for name in names]

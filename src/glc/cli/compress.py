@@ -8,9 +8,9 @@ import os
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 import click
 
@@ -27,6 +27,7 @@ from glc.cli.files import (
     write_result,
 )
 from glc.cli.options import (
+    BACKENDS,
     check_latent_options,
     check_target,
     device_option,
@@ -80,6 +81,13 @@ def _shared_options(command: Callable[..., None]) -> Callable[..., None]:
             default="auto",
             show_default=True,
             help="Precision of encoder and decoder; does not affect the bitstream's integers.",
+        ),
+        click.option(
+            "--backend",
+            type=click.Choice(BACKENDS),
+            default="auto",
+            show_default=True,
+            help="Runs the networks. auto: ONNX Runtime for a few images, else PyTorch, where installed.",
         ),
         device_option,
         model_option,
@@ -147,6 +155,7 @@ def compress(
     model: str | None,
     device: str,
     precision: str,
+    backend: str,
     memory: int | None,
     force: bool,
     quiet: bool,
@@ -173,7 +182,17 @@ def compress(
         from glc.cli.codecs import Codecs, make_optimizer
         from glc.data.images import read_rgb
 
-        codec = Codecs(model, device, precision, memory, encoder=encoder).for_images()
+        codecs = Codecs(
+            model,
+            device,
+            precision,
+            memory,
+            encoder=encoder,
+            backend=backend,
+            files=len(jobs),
+            optimizes=optimize_latent > 0,
+        )
+        codecs.for_images()
         optimizer = make_optimizer(optimize_latent, lpips_weights)
 
         def read(job: Job) -> Image:
@@ -181,6 +200,7 @@ def compress(
             return read_rgb(source, job.name)
 
         def code(job: Job, image: Image) -> tuple[bytes, str]:
+            codec = codecs.for_images(image.width * image.height)
             with _notes(job):
                 data = codec.compress(
                     image,
@@ -194,7 +214,7 @@ def compress(
         def write(job: Job, data: bytes) -> None:
             write_result(job, data, force)
 
-        results = outcomes(jobs, read, code, write, threads_for(codec.device.type))
+        results = outcomes(jobs, read, code, write, threads_for(codecs.device_type()))
     _report(results, len(jobs), failed, is_single(inputs), quiet)
 
 
@@ -219,6 +239,7 @@ def decompress(
     model: str | None,
     device: str,
     precision: str,
+    backend: str,
     memory: int | None,
     force: bool,
     quiet: bool,
@@ -236,9 +257,8 @@ def decompress(
     if jobs:
         from glc.cli.codecs import Codecs
         from glc.codec.bitstream import unpack
-        from glc.codec.codec import choose_device
 
-        codecs = Codecs(model, device, precision, memory, decoder=decoder)
+        codecs = Codecs(model, device, precision, memory, decoder=decoder, backend=backend, files=len(jobs))
         codecs.check_for_files()
 
         def read(job: Job) -> bytes:
@@ -253,7 +273,7 @@ def decompress(
         def write(job: Job, image: Image) -> None:
             write_result(job, _encoded(image, job.destination), force)
 
-        results = outcomes(jobs, read, code, write, threads_for(choose_device(device).type))
+        results = outcomes(jobs, read, code, write, threads_for(codecs.device_type()))
     _report(results, len(jobs), failed, is_single(inputs), quiet)
 
 
@@ -275,31 +295,46 @@ def _report(
     results: Iterable[tuple[Job, str | Exception]], total: int, failed: int, single: bool, quiet: bool
 ) -> None:
     """Print each outcome as it arrives, beside a progress bar; exit with an error if any input failed."""
-    from tqdm import tqdm
-
     # None: only on a terminal. In a log the bar would bury the messages.
     hidden = True if quiet or total < 2 else None
-    with (
-        warnings.catch_warnings(action="ignore"),
-        tqdm(results, total=total, unit="file", disable=hidden, dynamic_ncols=True) as bar,
-    ):
-        for job, outcome in bar:
+    with warnings.catch_warnings(action="ignore"), _bar(results, total, hidden) as shown:
+        for job, outcome in shown:
             if isinstance(outcome, Exception):
                 failed += 1
-                bar.write(message_about(job.name, outcome), file=sys.stderr)
+                _write(message_about(job.name, outcome), sys.stderr)
             elif not quiet:
                 # Data on standard output must not be mixed with messages.
                 out = sys.stderr if job.destination is None else sys.stdout
-                bar.write(f"{job.name} -> {job.target}: {outcome}", file=out)
+                _write(f"{job.name} -> {job.target}: {outcome}", out)
     if failed:
         raise click.exceptions.Exit(NOTHING_DONE if single else ONE_FAILED)
+
+
+def _bar(results: Iterable[Any], total: int, hidden: bool | None) -> AbstractContextManager[Iterable[Any]]:
+    """Return the context of a progress bar; without one, tqdm is not imported, which takes 50 ms."""
+    if hidden:
+        return nullcontext(results)
+    from tqdm import tqdm
+
+    bar: AbstractContextManager[Iterable[Any]] = tqdm(
+        results, total=total, unit="file", disable=hidden, dynamic_ncols=True
+    )
+    return bar
+
+
+def _write(text: str, file: TextIO) -> None:
+    """Write a line, above the progress bar if there is one."""
+    if "tqdm" not in sys.modules:
+        print(text, file=file)
+        return
+    from tqdm import tqdm
+
+    tqdm.write(text, file=file)
 
 
 @contextmanager
 def _notes(job: Job) -> Iterator[None]:
     """Print each warning about a target as a line on stderr; ignore other warnings."""
-    from tqdm import tqdm
-
     from glc.codec.base import TargetWarning
 
     with warnings.catch_warnings(record=True) as caught:
@@ -307,7 +342,7 @@ def _notes(job: Job) -> Iterator[None]:
         warnings.simplefilter("always", TargetWarning)
         yield
     for warning in caught:
-        tqdm.write(f"{job.name}: note: {warning.message}", file=sys.stderr)
+        _write(f"{job.name}: note: {warning.message}", sys.stderr)
 
 
 def _format_of(destination: Path | None) -> tuple[str, dict[str, Any]]:

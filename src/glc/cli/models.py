@@ -143,8 +143,14 @@ def convert(source: Path, destination: Path, kind: str, target: str | None, forc
 
 
 @click.command()
-@click.argument("checkpoint", type=click.Path(path_type=Path, exists=True))
+@click.argument("checkpoint", type=click.Path(path_type=Path))
 @click.argument("destination", type=click.Path(path_type=Path))
+@click.option(
+    "--onnx",
+    is_flag=True,
+    help="Write ONNX graphs of E, g_a, g_s and D to the folder DESTINATION instead. CHECKPOINT may also be a "
+    "weights file or a known model.",
+)
 @click.option("--half", is_flag=True, help="Store the weights in half precision, which halves the file.")
 @click.option(
     "--images",
@@ -163,7 +169,13 @@ def convert(source: Path, destination: Path, kind: str, target: str | None, forc
 @renamed_option("--photos", "--images")
 @trust_option
 def export(
-    checkpoint: Path, destination: Path, half: bool, images: tuple[Path, ...], training: bool, force: bool
+    checkpoint: Path,
+    destination: Path,
+    onnx: bool,
+    half: bool,
+    images: tuple[Path, ...],
+    training: bool,
+    force: bool,
 ) -> None:
     """Export the codec of a training CHECKPOINT as a weights file DESTINATION (.safetensors).
 
@@ -171,6 +183,13 @@ def export(
     """
     if training and images:
         raise click.UsageError("--images: only applies to a codec; omit it with --training")
+    if onnx and (half or images or training):
+        raise click.UsageError("--onnx cannot be combined with --half, --images or --training")
+    if onnx:
+        _export_graphs(checkpoint, destination, force)
+        return
+    if not checkpoint.exists():
+        raise click.BadParameter(f"Path {str(checkpoint)!r} does not exist.", param_hint="'CHECKPOINT'")
     from tqdm import tqdm
 
     from glc.codec.weights.export import export as write
@@ -187,3 +206,13 @@ def export(
     paths = [path for _, path in list_sources(images)] if images else []
     with tqdm(paths, desc="counting", unit="image", disable=None if paths else True) as counted:
         write(checkpoint, destination, half, counted)
+
+
+def _export_graphs(source: Path, folder: Path, force: bool) -> None:
+    from glc.codec.onnx.export import export_onnx
+
+    for path, size, largest, decibels in export_onnx(source, folder, force):
+        compared = "not compared: PyTorch is not installed"
+        if largest is not None:
+            compared = f"largest difference from PyTorch {largest:.1e}, PSNR {decibels:.1f} dB"
+        click.echo(f"{click.format_filename(path)}: {size / 1e6:.1f} MB, {compared}")

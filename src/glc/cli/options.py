@@ -10,6 +10,9 @@ import click
 
 from glc.codec.weights.trust import VARIABLE
 
+BACKENDS = ("auto", "torch", "onnx")
+"""As in `glc.codec.load`, which commands that only show their help do not import."""
+
 model_option = click.option(
     "--model", metavar="NAME|FILE", help="Known model (see `glc models`) or weights file."
 )

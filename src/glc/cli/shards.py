@@ -97,14 +97,16 @@ class CodingJob:
 
     def __call__(self, local_rank: int) -> FileProcessor:
         """Load the model, on the GPU of this local rank if there are several."""
-        import torch
-
         from glc.cli.codecs import Codecs, make_optimizer
         from glc.cli.shard_files import Compressor, Decompressor
+        from glc.codec.load import choose_backend
 
         device = self.device
-        if device in ("auto", "cuda") and torch.cuda.device_count() > 1:
-            device = f"cuda:{local_rank % torch.cuda.device_count()}"
+        if device in ("auto", "cuda") and choose_backend(self.networks.get("backend", "auto")) == "torch":
+            import torch
+
+            if torch.cuda.device_count() > 1:
+                device = f"cuda:{local_rank % torch.cuda.device_count()}"
         codecs = Codecs(self.model, device, **self.networks)
         if self.command == "compress":
             optimizer = make_optimizer(self.options.get("optimize_latent", 0), self.lpips_weights)
