@@ -1,23 +1,31 @@
 r"""Compare two checkouts alone and where several processes share the cores. Run it on an idle machine.
 
-    python -m benchmarks.shared_machine CHECKOUT [--rounds 3] [--steps 60] [--only alone,three,...]
+    python -m benchmarks.shared_machine CHECKOUT [--rounds N] [--only alone,three,...]
 
-CHECKOUT is the other version, such as a git worktree of 0.1. Sides alternate; medians, and their ratio (above
-1: this checkout is faster). Nothing is set in the environment: each version chooses how OpenMP threads wait.
+CHECKOUT is the other version, such as a git worktree of 0.1. Sides alternate; printed are the medians, and
+the median of the rounds' ratios (above 1: this checkout is faster). Nothing is set in the environment: each
+version chooses how OpenMP threads wait.
 
 - alone: steps per second of one training;
 - three: the sum of three trainings, started by three commands at the same time;
 - sweep: the same as a sweep with `hydra/launcher=local hydra.launcher.n_jobs=3`;
+- compress: images per second of `glc compress` for one image, start-up included.
+
+With `--only` also:
+
+- three1: as three, with one thread each (`OMP_NUM_THREADS=1`), as joblib gives each job of the sweep;
 - workers: one training with two data workers;
-- compress: images per second of `glc compress` for one image, start-up included;
 - collection, collection2: images per second of `glc compress --shards --processes 2`, of one and two threads;
 - suite: 1 / seconds of a part of the tests with two workers.
+
+Trainings are measured for 12 seconds in which all of them run, after 10 steps of each, and killed.
 """
 
 import argparse
 import csv
 import os
 import shutil
+import signal
 import statistics
 import subprocess
 import sys
@@ -32,6 +40,8 @@ from benchmarks.loading import sample_shards
 
 HERE = Path(__file__).resolve().parents[1]
 CHOSEN = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME", "OMP_NUM_THREADS", "MKL_NUM_THREADS")
+WARM, WINDOW, LIMIT = 10, 12.0, 300.0
+"""Steps before the measurement of a training, its seconds, and the seconds until all trainings must run."""
 
 
 class Side:
@@ -41,17 +51,22 @@ class Side:
         checkout: the version.
         folder: has the images, and gets the runs.
         shards: of a collection.
-        steps: of a training.
     """
 
-    def __init__(self, checkout: Path, folder: Path, shards: Path, steps: int) -> None:
-        self.checkout, self.folder, self.shards, self.steps = checkout, folder, shards, steps
+    def __init__(self, checkout: Path, folder: Path, shards: Path) -> None:
+        self.checkout, self.folder, self.shards = checkout, folder, shards
         self.runs = folder / ("this" if checkout == HERE else "other")
 
-    def start(self, *words: object) -> "subprocess.Popen[bytes]":
-        """Start `python WORDS`; its output goes to a file."""
+    def start(self, *words: object, **more: str) -> "subprocess.Popen[bytes]":
+        """Start `python WORDS` in a process group of its own; its output goes to a file.
+
+        Args:
+            words: the command line.
+            more: variables of the environment.
+        """
         environment = {key: value for key, value in os.environ.items() if key not in CHOSEN}
         environment |= {"PYTHONPATH": f"{self.checkout}/src", "WANDB_MODE": "offline", "GLC_OFFLINE": "1"}
+        environment |= more
         with (self.folder / "output.txt").open("ab") as log:
             return subprocess.Popen(
                 [sys.executable, *map(str, words)],
@@ -59,72 +74,87 @@ class Side:
                 env=environment,
                 stdout=log,
                 stderr=log,
+                start_new_session=True,
             )
 
     def seconds(self, *words: object) -> float:
-        """Return the seconds of a command."""
+        """Return the seconds of a command; exit if it fails."""
         begin = time.perf_counter()
-        self.check(self.start(*words))
+        if self.start(*words).wait():
+            raise self.failure()
         return time.perf_counter() - begin
 
-    def check(self, *programs: "subprocess.Popen[bytes]") -> None:
-        """Wait for programs to end; exit if one failed."""
-        codes = [program.wait() for program in programs]
-        if any(codes):
-            raise SystemExit(f"{self.checkout}: a command failed; see {self.folder / 'output.txt'}")
+    def failure(self) -> SystemExit:
+        """Return the error for a command that failed."""
+        return SystemExit(f"{self.checkout}: a command failed; see {self.folder / 'output.txt'}")
 
     def training(self, name: str, *more: str) -> list[str]:
         """Return the words of a training in the version's `runs/NAME`, which is deleted first."""
         images = self.folder / "images"
         shutil.rmtree(self.runs / name, ignore_errors=True)
         return [
-            *(
-                "-m",
-                "src.train",
-                *(more or ("data.num_workers=0",)),
-                "stage=vqvae",
-                "model=small",
-                "data=folder",
-                f"data.train={images}",
-            ),
-            *(f"data.val={images}", "data.crop=128", "data.val_limit=1", "batch=2", f"name={name}"),
-            *(f"runs_dir={self.runs}", "logger=csv", "metrics=none"),
-            *("perceptual.required=false", "validate_first=false", f"trainer.max_steps={self.steps}"),
-            *("trainer.log_every_n_steps=5", f"data.epoch_batches={self.steps}", "trainer.accelerator=cpu"),
+            *("-m", "src.train", *(more or ("data.num_workers=0",)), "stage=vqvae", "model=small"),
+            *("data=folder", f"data.train={images}", f"data.val={images}", "data.crop=128"),
+            *("data.val_limit=1", "batch=2", f"name={name}", f"runs_dir={self.runs}", "logger=csv"),
+            *("metrics=none", "perceptual.required=false", "validate_first=false"),
+            *("trainer.max_steps=100000", "data.epoch_batches=100000", "trainer.log_every_n_steps=5"),
+            "trainer.accelerator=cpu",
         ]
 
-    def speed(self, *names: str) -> float:
-        """Return the sum of the steps per second of runs; of each the median after its first 10 steps."""
-        speeds = []
-        for name in names:
-            for path in (self.runs / name).rglob("metrics.csv"):
-                with path.open(newline="") as file:
-                    rows = [row for row in csv.DictReader(file) if row.get("train/images_per_second")]
-                late = [float(r["train/images_per_second"]) for r in rows if int(r["step"]) >= 10]
-                speeds.append(statistics.median(late) / 2)
-        return sum(speeds)
+    def speed(self, count: int, *commands: list[str], **more: str) -> float:
+        """Return the sum of the steps per second of trainings while all of them run.
+
+        Args:
+            count: their number.
+            commands: the words of each command.
+            more: variables of the environment.
+        """
+        names = {word.removeprefix("name=") for words in commands for word in words if "name=" in word[:5]}
+        programs = [self.start(*words, **more) for words in commands]
+        begin, end = time.perf_counter(), float("inf")
+        seen: dict[Path, list[tuple[float, int]]] = {}
+        try:
+            while (now := time.perf_counter()) < end:
+                if any(program.poll() is not None for program in programs) or now > begin + LIMIT + WINDOW:
+                    raise self.failure()
+                for path in (p for name in names for p in (self.runs / name).rglob("metrics.csv")):
+                    step = last_step(path)
+                    if not seen.get(path) or seen[path][-1][1] < step:
+                        seen.setdefault(path, []).append((now, step))
+                warm = [points for points in seen.values() if points[-1][1] >= WARM]
+                if end == float("inf") and len(warm) == count:
+                    end = now + WINDOW
+                time.sleep(0.02)
+        finally:
+            for program in programs:
+                os.killpg(program.pid, signal.SIGKILL)
+                program.wait()
+        total = 0.0
+        for points in seen.values():
+            from_time, from_step = [point for point in points if point[0] <= end - WINDOW][-1]
+            total += (points[-1][1] - from_step) / max(points[-1][0] - from_time, WINDOW / 2)
+        return total
 
     def alone(self) -> float:
         """One training."""
-        self.check(self.start(*self.training("alone")))
-        return self.speed("alone")
+        return self.speed(1, self.training("alone"))
 
     def workers(self) -> float:
         """One training with two data workers."""
-        self.check(self.start(*self.training("workers", "data.num_workers=2")))
-        return self.speed("workers")
+        return self.speed(1, self.training("workers", "data.num_workers=2"))
 
     def three(self) -> float:
         """Three commands at the same time."""
-        names = [f"three{i}" for i in range(3)]
-        self.check(*(self.start(*self.training(name)) for name in names))
-        return self.speed(*names)
+        return self.speed(3, *(self.training(f"three{i}") for i in range(3)))
+
+    def three1(self) -> float:
+        """Three commands at the same time, of one thread each."""
+        return self.speed(3, *(self.training(f"three{i}") for i in range(3)), OMP_NUM_THREADS="1")
 
     def sweep(self) -> float:
         """One sweep of three jobs at the same time."""
         words = ("-m", "hydra/launcher=local", "hydra.launcher.n_jobs=3", "seed=0,1,2", "data.num_workers=0")
-        self.check(self.start(*self.training("sweep", *words)))
-        return self.speed("sweep")
+        return self.speed(3, self.training("sweep", *words))
 
     def compress(self) -> float:
         """One image."""
@@ -148,15 +178,24 @@ class Side:
         return 1 / self.seconds("-m", "pytest", "-q", "-n", 2, "--dist", "loadscope", *tests)
 
 
-NAMES = ("alone", "three", "sweep", "workers", "compress", "collection", "collection2", "suite")
+def last_step(path: Path) -> int:
+    """Return the last step of a training's log; -1 before the first."""
+    with path.open(newline="") as file:
+        return max((int(row["step"]) for row in csv.DictReader(file) if row.get("train/loss")), default=-1)
+
+
+NAMES = {"alone": 5, "three": 2, "sweep": 2, "compress": 7}
+"""Measurements and their rounds."""
+MORE = {"three1": 2, "workers": 3, "collection": 3, "collection2": 3, "suite": 3}
+"""Measurements that are made when they are named."""
+TRAININGS = ("alone", "three", "three1", "sweep", "workers")
 
 
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.shared_machine")
     parser.add_argument("other", type=Path)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=60)
+    parser.add_argument("--rounds", type=int)
     parser.add_argument("--only", default=",".join(NAMES))
     parser.add_argument("--output", type=Path, default=Path("runs/bench/shared_machine"))
     args = parser.parse_args()
@@ -167,15 +206,30 @@ def main() -> None:
         coarse = random.integers(0, 256, (16, 24, 3), dtype=np.uint8)
         Image.fromarray(coarse).resize((768, 512), Image.Resampling.BICUBIC).save(folder / f"images/{i}.png")
     shards = sample_shards(folder / "jpegs", 48, 224, 8)
-    sides = [Side(path.resolve(), folder, shards, args.steps) for path in (args.other, HERE)]
+    sides = [Side(path.resolve(), folder, shards) for path in (args.other, HERE)]
     print(f"load before the start: {os.getloadavg()[0]:.2f}; cores: {os.cpu_count()}")
-    print(f"{'':12} {'other':>9} {'this':>9} {'ratio':>7}", flush=True)
+    print(f"{'':12} {'other':>9} {'this':>9} {'ratio':>7}   ratios of the rounds", flush=True)
     for name in args.only.split(","):
-        measure: list[Callable[[], float]] = [getattr(side, name) for side in sides]
-        # The first round of each side warms the caches of the file system and is not counted.
-        readings = [[one() for one in measure] for _ in range(args.rounds + 1)][1:]
-        other, this = (statistics.median(column) for column in zip(*readings, strict=True))
-        print(f"{name:12} {other:9.3f} {this:9.3f} {this / other:7.3f}", flush=True)
+        other, this = (getattr(side, name) for side in sides)
+        if name not in TRAININGS:
+            one_round(other, this, 0)  # warms the caches of the file system
+        count = args.rounds or {**NAMES, **MORE}[name]
+        readings = [one_round(other, this, i) for i in range(count)]
+        ratios = [b / a for a, b in readings]
+        medians = [statistics.median(column) for column in zip(*readings, strict=True)]
+        shown = " ".join(f"{ratio:.3f}" for ratio in ratios)
+        print(
+            f"{name:12} {medians[0]:9.3f} {medians[1]:9.3f} {statistics.median(ratios):7.3f}   {shown}",
+            flush=True,
+        )
+
+
+def one_round(other: Callable[[], float], this: Callable[[], float], i: int) -> tuple[float, float]:
+    """Measure both sides; in odd rounds this checkout comes first."""
+    if i % 2:
+        second, first = this(), other()
+        return first, second
+    return other(), this()
 
 
 if __name__ == "__main__":

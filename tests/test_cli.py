@@ -94,3 +94,11 @@ def test_renamed_options_are_refused_with_the_new_name(arguments, old, new):
 
 def test_version():
     assert __version__ in glc("--version").stdout
+
+
+def test_verbose_shows_how_threads_wait(monkeypatch):
+    monkeypatch.setenv("OMP_WAIT_POLICY", "active")
+    done = subprocess.run(
+        [sys.executable, "-m", "glc", "--verbose", "models"], capture_output=True, text=True, check=True
+    )
+    assert done.stderr == "threads: OMP_WAIT_POLICY=active (from the environment)\n"

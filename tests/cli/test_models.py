@@ -47,6 +47,13 @@ def test_info_needs_no_weights_and_reports_unreadable_files(
         assert result.stderr == f"{name}: {message}\n"
 
 
+def test_info_of_a_weights_file_names_the_command_for_models(glc: Glc, models: Path) -> None:
+    file = models / "small.safetensors"
+    result = glc("info", file)
+    assert result.exit_code == 2
+    assert result.stderr == f"{file}: a weights file, not a .glc file; list models with `glc models`\n"
+
+
 def test_models_lists_the_known_models(glc: Glc, models: Path) -> None:
     rows = {row.pop("name"): row for row in json.loads(glc("models", "--json").stdout)}
     assert list(rows) == ["other", "small"]

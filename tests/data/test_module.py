@@ -9,12 +9,16 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from lightning.pytorch.callbacks import ModelCheckpoint
 from omegaconf import OmegaConf
+from torchvision.transforms import v2
 
 from glc.data.images import to_uint8
 from glc.data.module import ImageDataModule
+from glc.data.pack import pack
 from glc.data.sources import sample_paths
 from glc.launch.train import register_resolvers
-from tests.programs import ROOT, start
+from tests.data.conftest import numbered
+from tests.jobs.stand_ins import write_tar
+from tests.programs import ROOT, fresh, start
 
 CONFIGS = ["shards", "folder", "samples", "openimages", "imagenet", "imagenet_kodak", "ffhq", "coco"]
 
@@ -103,6 +107,15 @@ def test_validation_crops_come_in_batches(images):
         ({"batch_size": 0}, r"data\.batch_size: is 0, must be at least 1"),
         ({"num_workers": -1}, r"data\.num_workers"),
         ({"min_scale": 1.5}, r"data\.min_scale"),
+        (
+            {"weights": [1, 2]},
+            r"data\.weights: 2 numbers for the 1 entries of data\.train; give one for each",
+        ),
+        ({"weights": [0]}, r"data\.weights: \[0\]; give positive numbers"),
+        (
+            {"crop": [{"from_step": 0, "sizes": {16: 1, 40: 1}}]},
+            r"data\.crop: 40 is not a multiple of data\.stride=16; try 32",
+        ),
         ({"val_batch_size": 4}, r"data\.val_batch_size: uncropped images differ"),
     ],
 )
@@ -111,13 +124,70 @@ def test_wrong_values_name_their_key(options, message):
         module("a", "b", **options)
 
 
+@pytest.mark.parametrize("cache", [False, True])
+@pytest.mark.parametrize("kind", ["shards", "folders", "both"])
+def test_entries_are_mixed_with_their_weights(kind, cache, shards, images, tmp_path):
+    few = tmp_path / "few"
+    few.mkdir()
+    numbered(40).save(few / "n40.png")
+    if kind == "shards":
+        pack([few], tmp_path / "packed", workers=1, progress=False)
+    train = [str(tmp_path / "packed") if kind == "shards" else str(few)]
+    train.append(str(images) if kind == "folders" else str(shards))
+    options = {"cache": cache, "crop": 16, "stride": 16, "epoch_batches": 100, "num_workers": 0}
+    for weights, share in (([3, 1], 0.75), (None, 1 / 13)):
+        data = ImageDataModule(train, str(images), weights=weights, **options)
+        loader = data.train_dataloader()
+        drawn = list(chain(*keys(loader)))
+        assert abs(sum("n40" in key for key in drawn) / len(drawn) - share) < 0.07
+        assert f"few {share:.1%}" in data.describe().replace("packed", "few")
+
+
+@pytest.fixture
+def masked(images, tmp_path):
+    """A shard of five samples, each with an image and a mask, which is another image."""
+    read = [(images / f"n{i:02d}.png").read_bytes() for i in range(12)]
+    members = [[(f"{i}.png", read[i]), (f"{i}.mask.png", read[i + 6])] for i in range(5)]
+    return write_tar(tmp_path / "masked.tar", chain(*members))
+
+
+@pytest.mark.parametrize(("member", "offset"), [(None, 0), ("png", 0), ("mask.png", 6), (".MASK.png", 6)])
+def test_training_validation_and_cache_use_the_same_image_of_a_sample(member, offset, masked, caplog):
+    for cache in (False, True):
+        caplog.clear()
+        data = module(masked, masked, member=member, cache=cache)
+        train = {
+            (key, levels[0, 0, 0].item() // 4)
+            for x, ks in data.train_dataloader()
+            for levels, key in zip(x, ks, strict=True)
+        }
+        val = [(key[0], to_uint8(x)[0, 0, 0, 0].item() // 4) for x, key in data.val_dataloader()]
+        assert val == [(str(i), i + offset) for i in range(5)]
+        assert train <= set(val)
+        assert len(train) >= 4
+        assert caplog.text.count("a sample has 2 images (png, mask.png)") == (member is None)
+
+
+def test_a_member_that_no_sample_has_is_one_line(masked, shards):
+    with pytest.raises(ValueError, match=r"^data\.member=jpg: no sample of .*masked\.tar has png, mask\.png"):
+        module(masked, masked, member="jpg").setup("fit")
+    with pytest.raises(ValueError, match=r"^data\.val: the shards in .* contain no mask\.png"):
+        module(masked, shards, member="mask.png").setup("fit")
+
+
+def test_augmentations_are_tried_before_training(images):
+    data = module(images, images, augment=[v2.CenterCrop(8)])
+    with pytest.raises(ValueError, match=r"^data\.augment: CenterCrop returned an image of 8 x 8 pixels"):
+        data.setup("fit")
+
+
 def test_missing_data_name_their_key(shards, images, tmp_path):
     with pytest.raises(ValueError, match=r"^data\.train: .*nowhere"):
         module(tmp_path / "nowhere", images).setup("fit")
     with pytest.raises(ValueError, match=r"^data\.val: .*nowhere"):
         module(shards, tmp_path / "nowhere").setup("fit")
     (tmp_path / "void-000000.tar").write_bytes(b"\0" * 10240)
-    with pytest.raises(ValueError, match=r"^data\.val: the shards in .* contain no image"):
+    with pytest.raises(ValueError, match=r"^data\.val: .*void-000000\.tar: it contains no image"):
         module(shards, tmp_path).setup("validate")
 
 
@@ -192,6 +262,23 @@ def test_lightning_does_not_warn_about_the_data(shards, images, tmp_path):
         fit(module(shards, images, num_workers=1), tmp_path)
     texts = [str(item.message) for item in caught]
     assert not [t for t in texts if "__len__" in t or "IterableDataset" in t or "resumable" in t], texts
+
+
+EXIT = """
+import sys
+from tests.data.test_module import module
+
+data = module(sys.argv[1], sys.argv[1], num_workers=1)
+loaders = [data.train_dataloader(), data.val_dataloader()]
+running = [iter(loader) for loader in loaders]
+print([len(next(batches).key) for batches in running])
+"""
+
+
+def test_a_process_that_exits_within_an_epoch_does_not_wait_for_its_workers(images):
+    # Workers ignore the first SIGTERM, and that of the exit was the first one after Ctrl-C or `kill PID`.
+    done = fresh(["-c", EXIT, images])
+    assert (done.returncode, done.stdout.strip()) == (0, "[2, 1]"), done.stderr
 
 
 DDP = """

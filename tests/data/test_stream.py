@@ -5,7 +5,10 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torchvision.transforms import v2
 
+from glc.data.augmentations import Augmentations
+from glc.data.crop_schedule import CropSchedule
 from glc.data.images import to_uint8
 from glc.data.shards import ListSource, Record, ShardSource
 from glc.data.stream import (
@@ -35,6 +38,98 @@ def stream(source, **options):
 
 def plain(batches):
     return [(batch.key, batch.x.numpy().tobytes()) for batch in batches]
+
+
+SCHEDULE = [{"from_step": 0, "sizes": {16: 1}}, {"from_step": 4, "sizes": {16: 1, 24: 1, 32: 1}}]
+
+
+def scheduled(source, **options):
+    return stream(source, **({"crop": CropSchedule(SCHEDULE), "scale_batch": True} | options))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_schedule_gives_all_ranks_the_same_sizes_and_keeps_the_pixels(source, workers):
+    ranks = [
+        [list(loader) for _ in range(4)]
+        for loader in (TrainLoader(scheduled(source, rank=rank, ranks=2), workers) for rank in range(2))
+    ]
+    shapes = [[tuple(batch.x.shape) for epoch in epochs for batch in epoch] for epochs in ranks]
+    assert shapes[0] == shapes[1]
+    # 3 images of 16 x 16 are 768 pixels: one image of 24 x 24, and one of 32 x 32, which is more.
+    assert set(shapes[0][:4]) == {(3, 3, 16, 16)}
+    assert set(shapes[0]) == {(3, 3, 16, 16), (1, 3, 24, 24), (1, 3, 32, 32)}
+    assert not {data for epoch in ranks[0] for _, data in plain(epoch)} & {
+        data for epoch in ranks[1] for _, data in plain(epoch)
+    }
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("stop", [1, 4, 7])
+def test_a_schedule_resumes_exactly_within_an_epoch(source, workers, stop):
+    augment = Augmentations([v2.ColorJitter(brightness=0.5), v2.RandomVerticalFlip()])
+
+    def loader():
+        return TrainLoader(scheduled(source, augment=augment, batch_size=5), workers)
+
+    whole = loader()
+    first, second, third = plain(whole), plain(whole), plain(whole)
+    cut = loader()
+    assert plain(cut) == first
+    batches = iter(cut)
+    assert plain(itertools.islice(batches, stop)) == second[:stop]
+    state = cut.state_dict()
+    del batches
+    resumed = loader()
+    resumed.load_state_dict(state)
+    if stop < 7:
+        assert plain(resumed) == second[stop:]
+    assert plain(resumed) == third
+
+
+def test_the_batches_of_a_step_have_one_size(source):
+    free = [{"from_step": 0, "sizes": {16: 1, 24: 1, 32: 1}}]
+    loader = TrainLoader(stream(source, crop=CropSchedule(free), accumulate=3, epoch_batches=26))
+    sides = [batch.x.shape[-1] for _ in range(2) for batch in loader]
+    for epoch in (sides[:26], sides[26:]):
+        steps = [set(epoch[start : start + 3]) for start in range(0, 26, 3)]
+        assert all(len(step) == 1 for step in steps)
+        assert len(set().union(*steps)) == 3
+
+
+def test_the_schedule_follows_the_trainers_step(source):
+    step = 0
+    phases = [{"from_step": 0, "sizes": {16: 1}}, {"from_step": 9, "sizes": {32: 1}}]
+    loader = TrainLoader(
+        stream(source, crop=CropSchedule(phases), accumulate=2),
+        current_epoch=lambda: 1,
+        current_step=lambda: step,
+    )
+    assert {batch.x.shape[-1] for batch in loader} == {16}  # the epochs before ended early
+    step = 7  # two steps of two batches, then the phase begins
+    assert [batch.x.shape[-1] for batch in loader] == [16] * 4 + [32] * 3
+    step = 8  # resumed at the second step of the epoch
+    loader.load_state_dict({"epoch": 1, "batch": 2})
+    assert [batch.x.shape[-1] for batch in loader] == [16] * 2 + [32] * 3
+
+
+def test_augmentations_change_the_crops_only_and_are_those_of_their_slot(source):
+    inverted = Augmentations([v2.RandomInvert(p=1.0)])
+    (plain_crops, changed) = (list(TrainLoader(stream(source, augment=a))) for a in (None, inverted))
+    for before, after in zip(plain_crops, changed, strict=True):
+        assert before.key == after.key
+        assert torch.equal(255 - before.x, after.x)
+    # The first images of an epoch do not depend on how many are loaded together.
+    jitter = Augmentations([v2.ColorJitter(brightness=0.9)])
+    single, triple = (list(TrainLoader(stream(source, augment=jitter, batch_size=size))) for size in (1, 3))
+    assert torch.equal(torch.cat([batch.x for batch in single[:6]]), torch.cat([b.x for b in triple[:2]]))
+    assert len({round(batch.x.float().mean().item(), 3) for batch in single}) == 7
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_failing_augmentation_is_one_line_from_a_worker_too(source, workers):
+    loader = TrainLoader(stream(source, augment=Augmentations([v2.CenterCrop(8)])), workers)
+    with pytest.raises(SettingError, match=r"^data\.augment: CenterCrop returned an image of 8 x 8 [^\n]*$"):
+        next(iter(loader))
 
 
 def test_batches_have_the_promised_form_and_show_the_image_of_their_key(source):

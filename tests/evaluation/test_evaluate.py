@@ -308,6 +308,34 @@ def test_each_shard_has_its_row_and_the_totals_add_up(finished_shards: Path) -> 
     assert list(read_tar(finished_shards / "val-0.tar")) == ["p0.json", "p1.json"]
 
 
+def test_the_named_image_of_each_sample_is_measured(
+    images: Path, shards: Path, finished_shards: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = tmp_path / "masked"
+    for shard in range(2):
+        members = []
+        for i in (2 * shard, 2 * shard + 1):
+            members.append((f"p{i}.mask.png", (images / f"p{3 - i}.png").read_bytes()))
+            members.append((f"p{i}.png", (images / f"p{i}.png").read_bytes()))
+        write_tar(folder / f"val-{shard}.tar", members)
+    run = partial(evaluation, make_codec=partial(make_jpeg, (10, 50)))
+    for member in ("png", "mask.png", None):
+        run(tmp_path / str(member), folder, images=ShardSet(str(folder), member=member)).run()
+        assert caplog.text.count("a sample has 2 images (mask.png, png), and mask.png is used") == (
+            not member
+        )
+    table = "per_image.csv"
+    assert (tmp_path / "png" / table).read_bytes() == (finished_shards / table).read_bytes()
+    assert (tmp_path / "mask.png" / table).read_bytes() != (finished_shards / table).read_bytes()
+    assert (tmp_path / "mask.png" / table).read_bytes() == (tmp_path / "None" / table).read_bytes()
+    summary = run(tmp_path / "jpg", folder, images=ShardSet(str(folder), member="jpg")).run()
+    reason = "no file jpg, which testset.member names (p0.mask.png, p0.png)"
+    assert summary["failed"][0]["reason"] == reason
+    # Another member is another evaluation.
+    with pytest.raises(JobError, match="member"):
+        run(tmp_path / "png", folder, images=ShardSet(str(folder), member="mask.png")).run()
+
+
 def test_files_are_kept_when_asked_for(shards: Path, finished_shards: Path, tmp_path: Path) -> None:
     evaluation(tmp_path, shards, keep=True).run()
     kept = read_tar(tmp_path / "val-1.tar")

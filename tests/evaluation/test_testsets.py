@@ -99,7 +99,7 @@ def test_hashes_depend_on_the_content(tmp_path: Path) -> None:
 def test_a_path_names_a_folder_or_shards(tmp_path: Path) -> None:
     write(tmp_path / "images" / "a.png")
     write_tar(tmp_path / "images" / "notes.tar", [])
-    shard = write_tar(tmp_path / "shards" / "val-0.tar", [])
+    shard = write_tar(tmp_path / "shards" / "val-0.tar", [("a.txt", b""), ("b.png", b"not read yet")])
     for path in (shard.parent, shard, [str(shard)], f"{tmp_path}/shards/val-{{0..1}}.tar"):
         assert are_shards(str(path) if isinstance(path, Path) else path)
     # A folder is one of shards only when it has no images.
@@ -116,5 +116,25 @@ def test_a_path_names_a_folder_or_shards(tmp_path: Path) -> None:
     for key, value in (("limit", 3), ("pattern", "kodim{:02d}")):
         with pytest.raises(SetError, match=rf"testset\.{key}: only applies to folders"):
             open_testset(str(shard), **{key: value})
+    assert open_testset([str(shard)], member="mask.png").member == "mask.png"
+    with pytest.raises(SetError, match=r"testset\.member: only applies to shards"):
+        open_testset(tmp_path / "images", member="jpg")
     with pytest.raises(SetError, match="none of 2 shards exists"):
         ShardSet("missing-{0..1}.tar")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [(b"", "empty"), (b"junk" * 1000, "invalid header|not a tar"), (b"\0" * 10240, "contains no image")],
+)
+def test_shards_that_cannot_be_read_are_refused(content: bytes, message: str, tmp_path: Path) -> None:
+    (tmp_path / "val-0.tar").write_bytes(content)
+    with pytest.raises(SetError, match=rf"^testset\.path: .*val-0\.tar: .*({message})"):
+        open_testset(str(tmp_path / "val-0.tar"))
+    write_tar(tmp_path / "val-1.tar", [("b.png", b"not read yet")])
+    assert len(open_testset(f"{tmp_path}/val-*.tar").shards) == 2
+
+
+def test_urls_are_refused() -> None:
+    with pytest.raises(SetError, match=r"s3:/bucket/a\.tar is a URL, .*; download them"):
+        open_testset("s3://bucket/a.tar")

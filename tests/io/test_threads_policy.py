@@ -31,11 +31,8 @@ def alone(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     [
         (["compress", "--shards", "a", "--processes", "2"], "--processes=2"),
         (["compress", "--processes=3"], "--processes=3"),
-        (["eval", "processes=8"], "processes=8"),
         (["train", "-m", "hydra/launcher=local", "seed=1,2"], "hydra/launcher=local"),
         (["train", "-m", "hydra/launcher=submitit_local"], "hydra/launcher=submitit_local"),
-        (["train", "data.num_workers=2"], "data.num_workers=2"),
-        (["train", "trainer.devices=2"], "trainer.devices=2"),
     ],
 )
 def test_threads_sleep_where_several_of_our_processes_share_the_cores(words: list[str], reason: str) -> None:
@@ -48,9 +45,7 @@ def test_threads_sleep_where_several_of_our_processes_share_the_cores(words: lis
     "words",
     [
         ["compress", "photo.png", "--processes", "1"],
-        ["eval", "processes=1"],
         ["train", "-m", "hydra/launcher=slurm", "seed=1,2"],  # other machines
-        ["train", "data.num_workers=0", "trainer.devices=1"],
         ["compress", "processes"],
         ["--processes"],
     ],
@@ -60,8 +55,9 @@ def test_a_process_alone_keeps_the_default(words: Sequence[str]) -> None:
     assert "OMP_WAIT_POLICY" not in os.environ
 
 
-def test_processes_that_only_the_configuration_knows(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert threads_policy.choose(["train"], workers=4) == "OMP_WAIT_POLICY=passive (4 worker processes)"
+def test_processes_of_the_configuration(monkeypatch: pytest.MonkeyPatch) -> None:
+    reason = "data.num_workers=4"
+    assert threads_policy.choose(["train"], [reason]) == f"OMP_WAIT_POLICY=passive ({reason})"
     monkeypatch.delenv("OMP_WAIT_POLICY")
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")  # torchrun
     assert "LOCAL_WORLD_SIZE=2" in threads_policy.choose(["train"])
@@ -84,8 +80,8 @@ def test_threads_sleep_on_a_busy_machine(monkeypatch: pytest.MonkeyPatch) -> Non
 
 @pytest.mark.parametrize(
     ("minute", "running", "share"),
-    [(4.0, 5, 0.5), (4.0, 1, 0.0), (0.0, 9, 0.0), (6.0, 5, 0.5)],
-    ids=["busy", "a program has just ended", "programs just started", "this process does not count"],
+    [(4.0, 5, 0.5), (4.0, 1, 0.0), (0.0, 5, 0.5), (6.0, 5, 0.5)],
+    ids=["busy", "a program has just ended", "programs have just started", "this process does not count"],
 )
 def test_what_others_use(minute: float, running: int, share: float, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
@@ -94,6 +90,15 @@ def test_what_others_use(minute: float, running: int, share: float, monkeypatch:
     text = f"{minute} 0 0 {running}/900 1234\n"
     monkeypatch.setattr(Path, "read_text", lambda path: text if str(path) == "/proc/loadavg" else "")
     assert threads_policy.others() == share
+
+
+def test_what_runs_for_a_moment_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()
+    monkeypatch.setattr(os, "getloadavg", lambda: (0.0, 0.0, 0.0))
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    readings = iter([1, 9, 1, 1, 9])
+    monkeypatch.setattr(threads_policy, "_running", lambda: next(readings))
+    assert threads_policy.others() == 0.0
 
 
 def test_workers_of_a_job_inherit_the_policy_and_the_caller_keeps_its_own() -> None:

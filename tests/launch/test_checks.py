@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from glc.launch import UsageError
-from glc.launch.checks import check_command
+from glc.launch import UsageError, compose
+from glc.launch.checks import check_command, local_processes
 
 
 @pytest.fixture
@@ -69,7 +69,32 @@ def test_a_folder_that_cannot_be_written_is_refused(words: list[str], tmp_path: 
     assert "is a file, not a folder" in message(evaluation, "evaluate")
 
 
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="needs a folder in which nobody can write")
+def test_a_folder_without_permission_is_refused(words: list[str]) -> None:
+    assert message([*words, "runs_dir=/proc/runs"]).startswith("runs_dir=/proc/runs: cannot write to /proc (")
+
+
 def test_jobs_on_other_machines_may_have_other_files(words: list[str]) -> None:
     missing = ["-m", *words, "data.train=/scratch/nowhere", "seed=1,2"]
     assert "no such file" in message(missing)
     check_command([*missing, "hydra/launcher=slurm"], "train")
+
+
+@pytest.mark.parametrize(
+    ("config_name", "more", "found"),
+    [
+        ("train", [], ["data.num_workers=4"]),
+        ("train", ["data.num_workers=0"], []),
+        ("train", ["data.num_workers=0", "trainer.devices=2"], ["trainer.devices=2"]),
+        (
+            "train",
+            ["data.num_workers=0", "trainer.devices=[0,1]", "data.batch_size=1"],
+            ["trainer.devices=[0, 1]"],
+        ),
+        ("evaluate", ["processes=8"], ["processes=8"]),
+        ("evaluate", [], []),
+    ],
+)
+def test_settings_that_start_processes(config_name: str, more: list[str], found: list[str]) -> None:
+    start = {"train": ["stage=vqvae", "model=tiny"], "evaluate": ["codec=small", "out=x"]}[config_name]
+    assert local_processes(compose(config_name, [*start, *more])) == found

@@ -33,9 +33,19 @@ def test_keys_and_flags_complete() -> None:
     assert candidates("stage=[ x", "train") == []
 
 
-def test_only_bash_is_supported() -> None:
-    with pytest.raises(UsageError, match="--completion fish: not supported; give bash"):
-        script("fish")
+def test_other_shells_are_refused() -> None:
+    with pytest.raises(UsageError, match="--completion sh: not supported; give bash, zsh, fish"):
+        script("sh")
+
+
+@pytest.fixture
+def programs(tmp_path: Path) -> Path:
+    """A folder with `glc` and `python`, which run this interpreter."""
+    (tmp_path / "glc").write_text(f'#!/bin/sh\nexec {sys.executable} -m glc "$@"\n')
+    (tmp_path / "python").write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
+    for path in tmp_path.iterdir():
+        path.chmod(0o755)
+    return tmp_path
 
 
 @pytest.mark.skipif(shutil.which("bash") is None, reason="no bash")
@@ -50,19 +60,48 @@ def test_only_bash_is_supported() -> None:
     ],
 )
 def test_bash_completes_the_word_after_the_equals_sign(
-    line: str, expected: list[str], tmp_path: Path
+    line: str, expected: list[str], programs: Path
 ) -> None:
-    """The words are split as bash splits them, at spaces and `=`; the programs are this interpreter's."""
-    (tmp_path / "glc").write_text(f'#!/bin/sh\nexec {sys.executable} -m glc "$@"\n')
-    (tmp_path / "python").write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
-    for path in tmp_path.iterdir():
-        path.chmod(0o755)
+    """The words are split as bash splits them, at spaces and `=`."""
     words = line.replace("=", " = ").split()
     asked = (
-        f"{script('bash')}\ncompopt() {{ :; }}\nPATH={tmp_path}:$PATH\n"
+        f"{script('bash')}\ncompopt() {{ :; }}\nPATH={programs}:$PATH\n"
         f"COMP_LINE='{line}' COMP_POINT={len(line)}\n"
         f"COMP_WORDS=({' '.join(words)}) COMP_CWORD={len(words) - 1}\n"
         '_glc_complete; printf "%s\\n" "${COMPREPLY[@]}"'
     )
     done = subprocess.run(["bash", "-c", asked], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.stdout.split() == expected, done.stderr
+
+
+ZSH = """compdef() { :; }; _default() { :; }; _files() { :; }
+compadd() { [[ $1 == -S ]] && shift 2; shift; print -l -- "$@"; }
+"""
+LINES = [
+    ("python -m src.train stage=vqvae model=ti", ["model=tiny"]),
+    ("glc train stage=vqvae trainer.max_st", ["trainer.max_steps="]),
+    ("glc eval testset=fo", ["testset=folder"]),
+    ("glc compress mod", []),
+    ("python other.py mod", []),
+]
+
+
+@pytest.mark.skipif(shutil.which("zsh") is None, reason="no zsh")
+@pytest.mark.parametrize(("line", "expected"), LINES)
+def test_zsh_completes_the_word(line: str, expected: list[str], programs: Path) -> None:
+    """The variables of zsh's completion system are set as it sets them."""
+    words = line.split()
+    asked = (
+        f"{ZSH}{script('zsh')}\nPATH={programs}:$PATH\ntypeset -A compstate=(nmatches 1)\n"
+        f"words=({' '.join(words)}) CURRENT={len(words)} PREFIX='{words[-1]}'; _glc_complete"
+    )
+    done = subprocess.run(["zsh", "-fc", asked], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.stdout.split() == expected, done.stderr
+
+
+@pytest.mark.skipif(shutil.which("fish") is None, reason="no fish")
+@pytest.mark.parametrize(("line", "expected"), LINES)
+def test_fish_completes_the_word(line: str, expected: list[str], programs: Path) -> None:
+    asked = f"set -x PATH {programs} $PATH\n{script('fish')}\ncomplete -C '{line}'"
+    done = subprocess.run(["fish", "-Nc", asked], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.stdout.split() == expected, done.stderr

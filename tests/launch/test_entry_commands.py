@@ -84,6 +84,22 @@ def test_errors_that_the_user_can_fix_are_one_line(images: Path, tmp_path: Path)
     assert not list(tmp_path.rglob("metrics.csv"))
 
 
+def test_a_source_that_cannot_be_read_is_refused_and_nothing_is_written(images: Path, tmp_path: Path) -> None:
+    runs = tmp_path / "runs"
+    values = {**settings(images, runs, "refused", "vqvae"), "logger": "default", "data.train": "pipe:false"}
+    done = command(*words(values))
+    assert done.returncode == 2
+    (line,) = (done.stdout + done.stderr).strip().splitlines()
+    said = "error: data.train: pipe:false: the command failed with exit code 1; correct the URL or command"
+    assert line == said
+    assert not (runs / "refused").exists()
+    # The folder of an existing run is left as it is.
+    (runs / "refused" / "vqvae").mkdir(parents=True)
+    (runs / "refused" / "vqvae" / "notes.txt").write_text("keep")
+    assert command(*words(values)).returncode == 2
+    assert (runs / "refused" / "vqvae" / "notes.txt").read_text() == "keep"
+
+
 def swept(images: Path, runs: Path, stage: str = "transform") -> dict[str, Any]:
     values = settings(images, runs, "sweep", stage, 1)
     return {**values, "init_from": "none", "logger": "default"}

@@ -88,6 +88,7 @@ def test_command_line_settings_replace_those_of_the_codec(images: Path, tmp_path
     [
         (["codec=nothing"], "codec=nothing: there is no model 'nothing'.*or one of jpeg, webp, avif"),
         (["codec=no.safetensors"], "no.safetensors: no such weights file"),
+        (["codec=docs"], "docs: a folder, not a weights file; `glc export` writes one from a training run"),
         (["codec=[]"], r"codec=\[\]: empty; give a weights file"),
         (["codec=[jpeg,jpeg]"], "two codecs have the name jpeg"),
         (["codec=[jpeg,webp]", "qualities=[5]"], "units differ between codecs; give codecs.NAME.qualities="),
@@ -171,6 +172,19 @@ def test_the_printed_table_lists_failures(images: Path, tmp_path: Path) -> None:
     assert lines[0].split() == ["jpeg", "images", "bpp", "encode_seconds", "decode_seconds"]
     assert lines[1].split()[:2] == ["q7", "3"]
     assert lines[2].startswith("failed: p1: ")
+
+
+def test_a_metric_that_no_codec_has_is_named_once(
+    images: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for key, value in QUIET.items():
+        monkeypatch.setenv(key, value)
+    words = ["codec=[jpeg,webp]", "codecs.jpeg.qualities=[7]", "codecs.webp.qualities=[7]"]
+    cfg = composed(*words, f"testset.path={images}", f"out={tmp_path / 'out'}", "metrics=default")
+    with caplog.at_level("INFO", "glc"):
+        summaries = evaluate.evaluate(cfg)
+    assert caplog.text.count("unavailable: lpips_alex: ") == 1
+    assert all("lpips_alex" in summary["unavailable"] for summary in summaries)
 
 
 def test_glc_eval_runs_from_any_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,6 +4,7 @@ import logging
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 
 from glc.launch import compose
@@ -36,6 +37,7 @@ def test_a_run_says_what_it_trains_and_how_it_ended(folder: Path, caplog: pytest
     run = folder / "runs" / "mine" / "vqvae"
     assert f"run:      {run}" in text
     assert "device:   1 x cpu, precision 32-true, seed 0" in text
+    assert f"threads:  {torch.get_num_threads()}, waiting: " in text
     assert "trained: discriminator 42,961, encoder 174,448, decoder 325,340" in text
     assert "data:     3 training images, 2 validation images" in text
     assert "batch:    2 images per step, 2 steps" in text
@@ -52,6 +54,15 @@ def test_a_run_says_what_it_trains_and_how_it_ended(folder: Path, caplog: pytest
     with caplog.at_level(logging.INFO, "glc"):
         train(compose("train", words(folder, "trainer.max_steps=3", "resume=last")))
     assert f"start:    resumes {run / 'checkpoints' / 'last.ckpt'} at step 2" in caplog.text
+
+
+@pytest.mark.usefixtures("offline")
+def test_a_milestone_is_saved_without_advice(folder: Path, recwarn: pytest.WarningsRecorder) -> None:
+    train(
+        compose("train", words(folder, "trainer.max_steps=2", "callbacks.milestones.every_n_train_steps=1"))
+    )
+    assert (folder / "runs" / "mine" / "vqvae" / "checkpoints" / "step-000001.ckpt").is_file()
+    assert not [w for w in recwarn if "ModelCheckpoint" in str(w.message)]
 
 
 @pytest.mark.usefixtures("offline")

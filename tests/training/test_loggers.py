@@ -105,9 +105,14 @@ def test_only_rank_zero_creates_the_run_id(
 
 @pytest.mark.parametrize("unreachable", [False, True])
 def test_writes_offline_when_the_server_is_unreachable(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture, unreachable: bool
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    capfd: pytest.CaptureFixture[str],
+    unreachable: bool,
 ) -> None:
-    """A real offline run: it must neither prompt nor fail."""
+    """A real offline run: it must neither prompt nor fail, nor print warnings of W&B."""
+    monkeypatch.delenv("WANDB_SILENT", raising=False)
     monkeypatch.setattr(loggers, "logged_in", lambda: unreachable)
     monkeypatch.setattr(wandb, "init", without_server(wandb.init))
     monkeypatch.setattr("builtins.input", lambda *words: pytest.fail("it prompted"))
@@ -125,6 +130,7 @@ def test_writes_offline_when_the_server_is_unreachable(
         time.sleep(0.05)
     assert file.name == f"run-{(folder / 'wandb-id.txt').read_text()}.wandb"
     assert b"train/loss" in file.read_bytes()
+    assert "wandb: WARNING" not in "".join(capfd.readouterr())
 
 
 def test_means_are_those_of_the_rate_points() -> None:

@@ -172,3 +172,30 @@ def test_compared_optimizer_states_are_not_zero(complete: dict[str, Path]) -> No
             moments = [state["exp_avg"].abs().max() for state in optimizer["state"].values()]
             assert len(moments) > 5
             assert max(moments) > 0
+
+
+@pytest.mark.parametrize(
+    ("changes", "validated"),
+    [
+        ({"trainer.check_val_every_n_epoch": 2}, [3, 4]),
+        ({"trainer.limit_val_batches": 0}, []),
+        ({"trainer.limit_val_batches": 0, "trainer.max_epochs": 3}, []),
+    ],
+    ids=["every second epoch", "never", "never, with a number of epochs"],
+)
+def test_epochs_without_a_validation_end_where_those_of_an_uninterrupted_run_end(
+    images: Path, tmp_path: Path, changes: dict[str, Any], validated: list[int]
+) -> None:
+    """Epochs of two steps, resumed after every step; a validation at a stop is repeated on resume."""
+    chosen = {**settings(images, tmp_path, "whole", "vqvae", 5), "data.epoch_batches": 2, **changes}
+    whole = figures(run(chosen))
+    for _ in range(5):
+        folder = run({**chosen, "name": "pieces", "resume": "auto", "max_minutes": 0})
+    pieces = [row for i in range(5) for row in figures(folder, i)]
+
+    def losses(rows: list[dict[str, float]], name: str) -> list[tuple[float, float]]:
+        return sorted({(row["step"], row[name]) for row in rows if name in row})
+
+    assert [step for step, _ in losses(whole, "val/loss")] == validated
+    for name in ("val/loss", "train/loss"):
+        assert losses(pieces, name) == losses(whole, name)

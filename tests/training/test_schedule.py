@@ -1,8 +1,12 @@
 import math
+from pathlib import Path
+from typing import Any
 
 import pytest
 
+from glc.launch import UsageError
 from glc.training.schedule import WarmupCosine
+from tests.short_runs import checkpoint, figures, run, settings
 
 
 def test_warmup_hold_and_decay() -> None:
@@ -40,3 +44,39 @@ def test_full_hold_and_warmup_longer_than_the_run() -> None:
 def test_values_out_of_range_are_refused(changes: dict[str, float], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         WarmupCosine(**{"warmup": 1, "total": 10, **changes})
+
+
+@pytest.mark.parametrize(
+    ("changes", "steps"),
+    [
+        ({"trainer.max_steps": -1, "trainer.max_epochs": 2}, 6),
+        ({"trainer.max_steps": 5, "trainer.max_epochs": 2}, 5),
+        ({"trainer.max_epochs": 2, "stage.accumulate": 2, "trainer.max_steps": 50}, 4),
+    ],
+    ids=["epochs", "fewer steps", "accumulated"],
+)
+def test_training_by_epochs_ends_with_the_schedule(
+    changes: dict[str, Any], steps: int, images: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Epochs of three batches; the rate falls from the first step on, to the floor after the last."""
+    values = {
+        **settings(images, tmp_path, "epochs", "vqvae"),
+        "data.epoch_batches": 3,
+        "stage.schedule.hold": 0,
+        "stage.schedule.floor": 0,
+        "stage.optimizer.lr": 1e-3,
+        **changes,
+    }
+    folder = run(values)
+    assert checkpoint(folder)["global_step"] == steps
+    factor = 0.5 * (1 + math.cos(math.pi * (steps - 1) / steps))
+    rates = [value for row in figures(folder) for key, value in row.items() if key.startswith("lr-")]
+    assert rates[-1] == pytest.approx(1e-3 * factor, rel=1e-6)
+    run(settings(images, tmp_path, "epochs", "transform", 1))
+    assert "unfinished" not in caplog.text
+
+
+def test_a_run_without_an_end_is_refused(images: Path, tmp_path: Path) -> None:
+    values = {**settings(images, tmp_path, "endless", "vqvae"), "trainer.max_steps": -1}
+    with pytest.raises(UsageError, match=r"give trainer\.max_steps, or trainer\.max_epochs with data"):
+        run(values)

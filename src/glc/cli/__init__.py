@@ -4,6 +4,7 @@ Each command's module is imported when the command is named, and each imports wh
 that `glc --help` and `glc info` answer at once.
 """
 
+import logging
 import sys
 from importlib import import_module
 from typing import cast
@@ -39,6 +40,13 @@ class _Main(Commands):
 
 @click.group(cls=_Main, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="glc")
-def main() -> None:
+@click.option("-v", "--verbose", is_flag=True, help="Show choices made for this machine.")
+@click.pass_context
+def main(ctx: click.Context, verbose: bool) -> None:
     """Generative Latent Coding: an image codec for ultra-low bitrates, and the tools to train it."""
-    threads_policy.choose(sys.argv[1:])
+    if verbose:
+        logging.basicConfig(format="%(message)s")
+        logging.getLogger("glc").setLevel(logging.DEBUG)
+    # Training and evaluation choose when they know their configuration; the others compute nothing.
+    if ctx.invoked_subcommand not in ("train", "eval", "info", "models"):
+        threads_policy.choose(sys.argv[1:])

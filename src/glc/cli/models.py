@@ -17,13 +17,17 @@ def info(file: Path, as_json: bool) -> None:
     """Show the header of a .glc FILE, or of standard input for -. Needs no weights."""
     from glc.cli.codecs import known_models, model_of
     from glc.codec.bitstream import MAX_SIDE, RATE_ONE, VERSION, unpack
+    from glc.errors import NotGlcError
 
     job = Job(None if str(file) == STREAM else file, None)
     try:
         data = read_glc(job.source, MAX_SIDE**2)
         header, _ = unpack(data, MAX_SIDE**2)
     except (ValueError, OSError, MemoryError) as error:
-        click.echo(message_about(job.name, error), err=True)
+        text = message_about(job.name, error)
+        if file.suffix == ".safetensors" and isinstance(error, NotGlcError):
+            text = f"{job.name}: a weights file, not a .glc file; list models with `glc models`"
+        click.echo(text, err=True)
         raise click.exceptions.Exit(NOTHING_DONE) from error
     model = model_of(header, known_models()[0])
     found = {

@@ -24,6 +24,7 @@ Conversion of each kind of image to 8-bit RGB (colour profiles are ignored):
 from __future__ import annotations
 
 import io
+import logging
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -36,6 +37,8 @@ from glc.errors import ImageError
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+_log = logging.getLogger(__name__)
 
 ImageSource = Union[str, "os.PathLike[str]", bytes, IO[bytes], Image.Image]
 ImageLike = Union[ImageSource, np.ndarray, "Tensor"]
@@ -319,6 +322,36 @@ def to_image(x: Tensor) -> Image.Image:
 def is_image_name(name: str) -> bool:
     """Whether a file name has an image's suffix."""
     return os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES
+
+
+class SampleImage:
+    """Chooses the image of each sample of a shard: one file, also where a sample has several images.
+
+    A sample with several images and no named one is said once, in a warning.
+
+    Args:
+        member: suffix of the file to use (from the first dot of its name), such as `jpg` or `mask.png`; None:
+            the first file with the suffix of an image.
+        key: the setting, for messages.
+    """
+
+    def __init__(self, member: str | None = None, key: str = "data.member") -> None:
+        self.member = None if member is None else member.lower().removeprefix(".")
+        self.key = key
+        self.said = False
+
+    def choose(self, suffixes: Sequence[str], sample: str) -> str | None:
+        """Return one of the suffixes of a sample's files, None if there is none to use; `sample` names it."""
+        if self.member is not None:
+            return next((suffix for suffix in suffixes if suffix.lower() == self.member), None)
+        images = [suffix for suffix in suffixes if is_image_name(f"key.{suffix}")]
+        if len(images) > 1 and not self.said:
+            self.said = True
+            _log.warning(
+                "%s: a sample has %d images (%s), and %s is used; set %s=%s or another of them",
+                *(sample, len(images), ", ".join(images), images[0], self.key, images[1]),
+            )
+        return images[0] if images else None
 
 
 def list_images(folder: str | os.PathLike[str]) -> list[Path]:

@@ -10,25 +10,31 @@ import logging
 import os
 import warnings
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import lightning as L
+import numpy as np
 import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from glc.data.images import from_uint8
-from glc.data.shards import ListSource, Record, RecordSource, ShardSource, index_shards
-from glc.data.sources import Sources, resolve
+from glc.data.augmentations import Augmentations
+from glc.data.crop_schedule import CropSchedule
+from glc.data.images import SampleImage, from_uint8
+from glc.data.mixture import Entry, Mixture, joined
+from glc.data.readable import find_readable
+from glc.data.shards import Record, index_shards
+from glc.data.sources import Source, Sources, entries_of
 from glc.data.stream import (
     FixedImages,
     ImageBatch,
     TrainLoader,
     TrainStream,
     collate_images,
+    end_workers_at_exit,
     outlive_stop_signals,
 )
 from glc.errors import ImageError
@@ -52,12 +58,12 @@ class ImageDataModule(L.LightningDataModule):
             config key.
     """
 
-    train: str | list[str]
+    train: Source | list[Source]
     """Folder of shards, shard pattern, URL, image folder, or a list of them (see `glc.data.sources`)."""
-    val: str | list[str]
+    val: Source | list[Source]
     """The same kinds, or a text file that lists images; taken in order, each once."""
-    crop: int = 256
-    """Side of the training crops, in pixels; a multiple of `stride`."""
+    crop: int | Sequence[Mapping[str, Any]] = 256
+    """Side of the training crops, in pixels, a multiple of `stride`; or a schedule (`CropSchedule`)."""
     batch_size: int = 8
     """Images per training batch and device."""
     epoch_batches: int = 1000
@@ -86,24 +92,38 @@ class ImageDataModule(L.LightningDataModule):
     """Seed of crops, shuffling and order."""
     cache: bool = False
     """Keep the decoded training images in memory (per rank); for small sets, at most 8 GiB."""
+    open_timeout: float = 15.0
+    """Seconds to wait at the start for the first byte of each source; 0: do not read them before training."""
+    weights: Sequence[float] | None = None
+    """Shares of the entries of `train` in the stream, in any unit; None: every image has the same chance."""
+    member: str | None = None
+    """The image of each sample of shards by its suffix, such as `jpg` or `mask.png`; None: the first one."""
+    augment: Sequence[Callable[[Image.Image], Any]] | None = None
+    """Transforms of the training crops, such as those of `torchvision.transforms.v2` (`Augmentations`)."""
+    scale_batch: bool = False
+    """With a schedule: `batch_size` is that of the smallest crops; batches of larger ones have no more
+    pixels, but at least one image."""
+    accumulate: int = 1
+    """Batches per step (`stage.accumulate`); they have crops of one size."""
 
     def __post_init__(self) -> None:
         super().__init__()
         positive = (
-            "crop",
             "batch_size",
+            "accumulate",
             "epoch_batches",
             "val_crop",
             "stride",
             "val_batch_size",
             "val_limit",
         )
-        for key, low in [*((key, 1) for key in positive), ("num_workers", 0), ("shuffle", 0), ("seed", 0)]:
+        others = ("num_workers", "shuffle", "seed", "open_timeout")
+        for key, low in [*((key, 1) for key in positive), *((key, 0) for key in others)]:
             value = getattr(self, key)
             if value is not None and value < low:
                 raise ValueError(f"data.{key}: is {value}, must be at least {low}")
-        for key in ("crop", "val_crop"):
-            side = getattr(self, key)
+        self._schedule = CropSchedule(self.crop)
+        for key, side in [*(("crop", side) for side in self._schedule.sides), ("val_crop", self.val_crop)]:
             if side is not None and side % self.stride:
                 near = max(self.stride, round(side / self.stride) * self.stride)
                 raise ValueError(
@@ -117,32 +137,68 @@ class ImageDataModule(L.LightningDataModule):
             )
         if self.val_batch_size is None:
             self.val_batch_size = 1 if self.val_crop is None else self.batch_size
-        self._train_source: RecordSource | None = None
-        self._val_records: list[Record] = []
+        self._entries = entries_of(self.train)
+        if self.weights is not None:
+            if len(self.weights) != len(self._entries):
+                raise ValueError(
+                    f"data.weights: {len(self.weights)} numbers for the {len(self._entries)} entries of "
+                    "data.train; give one for each"
+                )
+            if not all(0 < weight < float("inf") for weight in self.weights):
+                raise ValueError(f"data.weights: {list(self.weights)}; give positive numbers")
+        self._augment = Augmentations(self.augment or [])
+        self._image = SampleImage(self.member)
+        self._train_source: Mixture | None = None
+        self._val_records: Sequence[Record] = []
 
     def setup(self, stage: str | None = None) -> None:
-        """Find the files and fill the cache. The trainer calls it; a second call does nothing."""
-        if self._train_source is None and stage in (None, "fit"):
-            found = resolve(self.train, "data.train")
-            if self.cache:
-                self._train_source = ListSource(_decoded(found))
-            elif found.shards:
-                self._train_source = ShardSource(found.shards, self.shuffle)
-            else:
-                self._train_source = ListSource([Record(name, path) for name, path in found.images])
-        if not self._val_records and stage in (None, "fit", "validate"):
-            found = resolve(self.val, "data.val")
-            self._val_records = _listed(found, self.val_limit)
+        """Find the files, read an image of each source, and fill the cache.
+
+        The trainer calls it; a second call does nothing.
+        """
+        wanted = {"data.train": self.train, "data.val": self.val}
+        if self._train_source is not None or stage == "validate":
+            del wanted["data.train"]
+        if self._val_records:
+            del wanted["data.val"]
+        found = find_readable(wanted, self.open_timeout, self.member)
+        if "data.train" in found:
+            for side in self._schedule.sides:
+                example = np.random.default_rng(0).integers(0, 256, (side, side, 3), np.uint8)
+                self._augment(Image.fromarray(example), np.random.default_rng(0))
+            self._train_source = self._open_train(found["data.train"])
+        if "data.val" in found:
+            self._val_records = self._validation_images(found["data.val"])
             if not self._val_records:
-                raise ValueError(f"data.val: the shards in {self.val} contain no image; pack them again")
+                missing = "no image; pack them again" if self.member is None else f"no {self.member}"
+                raise ValueError(f"data.val: the shards in {self.val} contain {missing}")
+
+    def _open_train(self, found: Sequence[Sources]) -> Mixture:
+        """Return the source of the training images."""
+        if self.cache:
+            images: list[Sequence[Record]] = [*_decoded([_listed(part, self._image) for part in found])]
+            entries = [
+                Entry(str(name), images=part) for name, part in zip(self._entries, images, strict=True)
+            ]
+        else:
+            entries = [
+                Entry(str(name), part.shards, _rows(part), part.stream)
+                for name, part in zip(self._entries, found, strict=True)
+            ]
+        return Mixture(entries, self.weights, self.shuffle, self._image)
+
+    def _validation_images(self, found: Sequence[Sources]) -> Sequence[Record]:
+        """Return the validation images, in order."""
+        parts: list[Sequence[Record]] = []
+        for sources in found:
+            left = None if self.val_limit is None else self.val_limit - sum(map(len, parts))
+            if left != 0:
+                parts.append(_listed(sources, self._image, left))
+        return joined(parts)
 
     def describe(self) -> str:
         """Return the numbers of training images or shards and of validation images, after `setup`."""
-        source = self._train_source
-        if isinstance(source, ShardSource):
-            train = f"{len(source.urls)} training shards"
-        else:
-            train = f"{0 if source is None else len(source)} training images"  # type: ignore[arg-type]
+        train = "0 training images" if self._train_source is None else self._train_source.describe()
         return f"{train}, {len(self._val_records)} validation images"
 
     def train_dataloader(self) -> TrainLoader:
@@ -154,7 +210,7 @@ class ImageDataModule(L.LightningDataModule):
         rank, ranks = self._rank_and_ranks()
         stream = TrainStream(
             self._train_source,
-            crop=self.crop,
+            crop=self._schedule,
             batch_size=self.batch_size,
             epoch_batches=self.epoch_batches,
             seed=self.seed,
@@ -163,17 +219,24 @@ class ImageDataModule(L.LightningDataModule):
             min_scale=self.min_scale,
             max_scale=self.max_scale,
             flip=self.flip,
+            scale_batch=self.scale_batch,
+            accumulate=self.accumulate,
+            augment=self._augment,
         )
         return TrainLoader(
-            stream, self.num_workers, self._trainer_epoch, pin_memory=torch.cuda.is_available()
+            stream,
+            self.num_workers,
+            self._trainer_epoch,
+            lambda: None if self.trainer is None else self.trainer.global_step,
+            pin_memory=torch.cuda.is_available(),
         )
 
     def val_dataloader(self) -> DataLoader[ImageBatch]:
         """Loader of the fixed list, in order; the trainer splits it between ranks."""
         self.setup("validate")
         workers = min(self.num_workers, len(self._val_records))
-        return DataLoader(
-            FixedImages(self._val_records, self.val_crop, self.stride),  # type: ignore[arg-type]
+        loader: DataLoader[Any] = DataLoader(
+            FixedImages(self._val_records, self.val_crop, self.stride),
             batch_size=self.val_batch_size,
             collate_fn=collate_images,
             num_workers=workers,
@@ -182,6 +245,8 @@ class ImageDataModule(L.LightningDataModule):
             worker_init_fn=outlive_stop_signals,
             generator=torch.Generator().manual_seed(self.seed),
         )
+        end_workers_at_exit(loader)
+        return loader
 
     def on_after_batch_transfer(self, batch: ImageBatch, dataloader_idx: int) -> ImageBatch:
         """Convert a training batch to floats in [-1, 1], on the device."""
@@ -199,39 +264,46 @@ class ImageDataModule(L.LightningDataModule):
         return 0, 1
 
 
-def _listed(found: Sources, limit: int | None) -> list[Record]:
+def _listed(found: Sources, image: SampleImage, limit: int | None = None) -> Sequence[Record]:
+    """Return the images of a source, in order."""
     if found.shards:
-        return index_shards(found.shards, limit)
-    return [Record(name, path) for name, path in found.images[:limit]]
+        return index_shards(found.shards, limit, image)
+    if found.stream is not None:
+        return found.stream.first(limit)
+    return _rows(found)[:limit]
 
 
-def _decoded(found: Sources) -> list[Record]:
-    """Decode all training images into memory, in order; unreadable ones are skipped with a warning."""
+def _rows(found: Sources) -> Sequence[Record]:
+    """Return the images of a source that is neither shards nor streamed."""
+    return [Record(name, path) for name, path in found.images] if found.rows is None else found.rows
 
-    def decode(record: Record) -> tuple[Record, Image.Image] | ImageError:
+
+def _decoded(entries: Sequence[Sequence[Record]]) -> list[list[Record]]:
+    """Decode the images of all entries into memory, in order; unreadable ones are skipped with a warning."""
+
+    def decode(item: tuple[int, Record]) -> tuple[int, Record, Image.Image] | ImageError:
         try:
-            return record, record.decode()
+            return *item, item[1].decode()
         except ImageError as error:
             return error
 
-    kept: list[Record] = []
+    kept: list[list[Record]] = [[] for _ in entries]
     bad = used = 0
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        for result in _in_order(pool, decode, _listed(found, None)):
+        items = ((number, record) for number, records in enumerate(entries) for record in records)
+        for result in _in_order(pool, decode, items):
             if isinstance(result, ImageError):
                 bad += 1
                 _log.warning("skipping %s (%d unreadable so far)", result, bad)
                 continue
-            record, image = result
-            kept.append(Record(record.key, image, record.where))
+            number, record, image = result
+            kept[number].append(Record(record.key, image, record.where))
             used += 4 * image.width * image.height
             if used > _CACHE_LIMIT:
                 raise ValueError(
                     f"data.cache: the decoded images take more than {_CACHE_LIMIT >> 30} GiB; "
                     "set data.cache=false, or pack them smaller (glc pack --size)"
                 )
-    if not kept:
-        raise ValueError("data.train: none of its images can be read; check the files")
     return kept
 
 

@@ -161,30 +161,28 @@ def read_manifest(folder: str | os.PathLike[str]) -> Manifest:
         PackError: it is corrupt, or of a newer format.
     """
     path = Path(folder) / MANIFEST
-    content = load_json(path)
+    return parse_manifest(path.read_text(encoding="utf-8", errors="replace"), str(path))
+
+
+def parse_manifest(text: str, where: str) -> Manifest:
+    """Read the text of a `manifest.json`; `where` names it in messages.
+
+    Raises:
+        PackError: it is corrupt, or of a newer format.
+    """
+    try:
+        content = json.loads(text)
+    except ValueError as error:
+        raise PackError(f"{where}: not valid JSON ({error}); remove it and pack again") from error
+    if not isinstance(content, dict):
+        raise PackError(f"{where}: not a JSON object; remove it and pack again")
     version = content.get("format_version")
     if version != FORMAT_VERSION:
         raise PackError(
-            f"{path}: format version is {version}, expected {FORMAT_VERSION}; update glc or pack again"
+            f"{where}: format version is {version}, expected {FORMAT_VERSION}; update glc or pack again"
         )
     try:
         shards = [ShardRecord(**shard) for shard in content["shards"]]
         return Manifest(content["name"], content["settings"], shards)
     except (KeyError, TypeError) as error:
-        raise PackError(f"{path}: corrupt ({error!r}); pack again with --force") from error
-
-
-def load_json(path: Path) -> dict[str, Any]:
-    """Read a JSON file that holds an object.
-
-    Raises:
-        FileNotFoundError: the file does not exist.
-        PackError: it is not JSON, or not an object.
-    """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise PackError(f"{path}: not valid JSON ({error}); remove it and pack again") from error
-    if not isinstance(content, dict):
-        raise PackError(f"{path}: not a JSON object; remove it and pack again")
-    return content
+        raise PackError(f"{where}: corrupt ({error!r}); pack again with --force") from error

@@ -1,15 +1,19 @@
 """Sources of images: values of `data.train` and `data.val`, lists of images, sample photographs.
 
-| given                                              | read as                                        |
-|----------------------------------------------------|------------------------------------------------|
-| folder with .tar files                             | shards; checked against manifest.json if there |
-| other folder                                       | a plain image folder, recursive                |
-| .tar file, pattern with {000..009} or * and ?      | shards                                         |
-| URL (https://, gs://, file://, pipe: ...)          | shards; braces are expanded, opened when read  |
-| image                                              | the image                                      |
-| other file                                         | a text file that lists images                  |
+| given                                             | read as                                              |
+|---------------------------------------------------|------------------------------------------------------|
+| folder with .tar, .tar.gz or .tgz files           | shards; checked against manifest.json if there       |
+| other folder                                      | a plain image folder, recursive                      |
+| .tar, .tar.gz or .tgz file, {000..009}, * and ?   | shards                                               |
+| URL of a file, of any protocol of fsspec          | a shard, streamed; braces are expanded               |
+| URL with *                                        | the shards that the store lists                      |
+| URL that ends in / or manifest.json               | shards by manifest.json, else the listed ones        |
+| pipe:COMMAND                                      | a shard: the output of the command                   |
+| image                                             | the image                                            |
+| other file                                        | a text file that lists images                        |
+| `glc.data.hugging_face.HuggingFaceImages`         | the rows of a Hugging Face data set                  |
 
-A list may name several, either all shards or all images. `list_sources` handles images only.
+A list may name several, of all kinds. `list_sources` handles images only.
 `sample_paths` finds photographs inside installed packages, for the demo and for tests.
 """
 
@@ -19,53 +23,85 @@ import glob
 import importlib.util
 import logging
 import os
-import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, Protocol, TypeAlias, cast, get_args
 
+from glc.data.deadline import Watch
 from glc.data.images import is_image_name, list_images
-from glc.data.shard_writer import MANIFEST, PackError, read_manifest
+from glc.data.shard_writer import MANIFEST, PackError, parse_manifest, read_manifest
+from glc.data.urls import is_pattern, is_url, list_urls, read_url
 from glc.errors import ListingError
 from glc.jobs.tar_shards import expand_braces
 
 _log = logging.getLogger(__name__)
-_URL = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]+:")
+SHARD_SUFFIXES = (".tar", ".tar.gz", ".tgz")
 _HOW_TO_PACK = "make them with `glc pack SOURCE DEST`, or correct the path"
+
+
+class DataSet(Protocol):
+    """A source that is an object instead of a name, such as `glc.data.hugging_face.HuggingFaceImages`."""
+
+    def load(self, key: str, watch: Watch) -> Any:
+        """Return a sequence of records, or a `RecordSource` that also has `first(limit)` and `describe()`.
+
+        Args:
+            key: config key, for messages.
+            watch: to be told when data arrive.
+
+        Raises:
+            ValueError: it cannot be opened; the message starts with the key.
+        """
+        ...
+
+
+Source: TypeAlias = str | os.PathLike[str] | DataSet
 
 
 @dataclass
 class Sources:
-    """Shards (local absolute paths and URLs) or images as (name, path); never both."""
+    """What config values name: shards, or images as (name, path), or an opened data set."""
 
     shards: list[str] = field(default_factory=list)
+    """Local absolute paths and URLs."""
     images: list[tuple[str, Path]] = field(default_factory=list)
+    rows: Any = None
+    """The records of a data set, a sequence."""
+    stream: Any = None
+    """A streamed data set."""
 
 
-def is_url(name: str) -> bool:
-    """Whether a shard's name is a URL, not a local path."""
-    return _URL.match(name) is not None
+def entries_of(given: Source | Iterable[Source] | None) -> list[Source]:
+    """Return the entries of a config value, which may be one."""
+    single = isinstance(given, (str, os.PathLike)) or hasattr(given, "load")
+    return [cast(Source, given)] if single else list(cast(Iterable[Source], given or []))
 
 
-def resolve(given: str | os.PathLike[str] | Iterable[str | os.PathLike[str]] | None, key: str) -> Sources:
-    """Find the shards or images that a config value names.
+def resolve(given: Source | Iterable[Source] | None, key: str, watch: Watch | None = None) -> Sources:
+    """Find the shards and images, or the data set, that a config value names; no shard is read.
 
     Args:
-        given: one name or several; see the module's table.
+        given: names, or one data set; see the module's table.
         key: the config key, for messages, such as "data.train".
+        watch: is told when data arrive.
 
     Raises:
-        ValueError: nothing given, nothing found, a local shard is missing, or shards are mixed with images.
-            The message starts with the key and names the fix.
+        ValueError: nothing given, nothing found, a local shard is missing, a store cannot be listed, a data
+            set cannot be opened, or shards are mixed with images. The message starts with the key and names
+            the fix.
     """
-    items = [given] if isinstance(given, (str, os.PathLike)) else list(given or [])
-    if not items or not all(str(item) for item in items):
-        raise ValueError(f"{key}: empty; give shards, a folder of images or a list")
     found = Sources()
     missing: list[str] = []
+    items = entries_of(given)
+    if not items or not all(str(item) for item in items):
+        raise ValueError(f"{key}: empty; give shards, a folder of images or a list")
     for item in items:
-        _add(os.path.expanduser(os.fspath(item)), key, found, missing)
+        if isinstance(item, (str, os.PathLike)):
+            _add(os.path.expanduser(os.fspath(item)), key, found, missing)
+            continue
+        loaded = item.load(key, watch or Watch())
+        return Sources(stream=loaded) if hasattr(loaded, "records") else Sources(rows=loaded)
     if missing:
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
         raise ValueError(f"{key}: {missing[0]}{more}: no such file or folder; {_HOW_TO_PACK}")
@@ -85,7 +121,7 @@ def _add(item: str, key: str, found: Sources, missing: list[str]) -> None:
         raise ValueError(f"{key}: unbalanced braces in {item}; correct the pattern") from error
     for name in names:
         if is_url(name):
-            found.shards.append(name)
+            found.shards += _listed(name, key)
         elif glob.has_magic(name):
             for path in sorted(glob.glob(name, recursive=True)):
                 _add_local(Path(path), key, found)
@@ -95,24 +131,53 @@ def _add(item: str, key: str, found: Sources, missing: list[str]) -> None:
             missing.append(name)
 
 
+def _listed(url: str, key: str) -> list[str]:
+    """Return the shards of a URL: of a packed folder, of a pattern, or the URL itself."""
+    given = url
+    folder, _, name = url.rpartition("/")
+    try:
+        if name in ("", MANIFEST) and not url.startswith("pipe:"):
+            try:
+                text = read_url(f"{folder}/{MANIFEST}").decode(errors="replace")
+            except FileNotFoundError:
+                if name:
+                    raise
+                url = f"{folder}/*"  # not packed by `glc pack`
+            else:
+                manifest = parse_manifest(text, f"{folder}/{MANIFEST}")
+                return [f"{folder}/{shard.name}" for shard in manifest.shards if shard.count]
+        if not is_pattern(url):
+            return [url]
+        shards = [found for found in list_urls(url) if found.lower().endswith(SHARD_SUFFIXES)]
+    except (OSError, PackError) as error:
+        raise ValueError(f"{key}: {given}: {error}; correct the URL") from error
+    if not shards:
+        raise ValueError(f"{key}: no shards match {url}; correct the URL, or name the shards with braces")
+    return shards
+
+
 def _add_local(path: Path, key: str, found: Sources) -> None:
     if path.is_dir():
-        shards = sorted(path.glob("*.tar"))
+        shards = _shards_in(path)
         if (path / ".packing").is_dir():
             raise ValueError(f"{key}: {path} is not completely packed; run the same `glc pack` again")
         if shards or (path / MANIFEST).is_file():
             found.shards += _checked(path, shards, key)
             return
-    elif path.suffix.lower() == ".tar":
+    elif path.name.lower().endswith(SHARD_SUFFIXES):
         found.shards.append(str(path.absolute()))
         return
     elif not is_image_name(path.name) and path.name == MANIFEST:
-        found.shards += _checked(path.parent, sorted(path.parent.glob("*.tar")), key)
+        found.shards += _checked(path.parent, _shards_in(path.parent), key)
         return
     try:
         found.images += list_sources([path])
     except ListingError as error:
         raise ValueError(f"{key}: {error}; {_HOW_TO_PACK}") from error
+
+
+def _shards_in(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.iterdir() if path.name.lower().endswith(SHARD_SUFFIXES))
 
 
 def _checked(folder: Path, shards: Sequence[Path], key: str) -> list[str]:

@@ -4,8 +4,9 @@ How a batch of the training stream is made, for one rank and W workers:
 
     batch b of epoch e  <-  role b % W, its batch number b // W  <-  slots of that role
     slot p              <-  record p of `source.records(seed, e, rank * W + role, ranks * W)`
-                            cropped with a generator seeded by the same numbers and p
+                            cropped and augmented, seeded by the same numbers and p
 
+The side of the crops depends on seed, epoch and step only, so it is the same on all ranks (`CropSchedule`).
 A position in the stream is the pair (epoch, batch), the same on every rank, and a loader can start at any
 position. If a slot's record cannot be decoded, the next readable record takes its place; the other slots do
 not change.
@@ -13,9 +14,11 @@ not change.
 
 from __future__ import annotations
 
+import atexit
 import itertools
 import logging
 import signal
+import weakref
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -26,6 +29,8 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_info
 
+from glc.data.augmentations import Augmentations
+from glc.data.crop_schedule import CropSchedule
 from glc.data.images import stack_levels, to_tensor
 from glc.data.shards import Record, RecordSource
 from glc.errors import ImageError, SettingError
@@ -77,7 +82,7 @@ class TrainStream(IterableDataset[ImageBatch]):
         self,
         source: RecordSource,
         *,
-        crop: int,
+        crop: int | CropSchedule,
         batch_size: int,
         epoch_batches: int,
         seed: int = 0,
@@ -86,38 +91,69 @@ class TrainStream(IterableDataset[ImageBatch]):
         min_scale: float = 1.0,
         max_scale: float = 1.0,
         flip: bool = True,
+        scale_batch: bool = False,
+        accumulate: int = 1,
+        augment: Augmentations | None = None,
     ) -> None:
         self.source = source
-        self.crop, self.batch_size, self.epoch_batches = crop, batch_size, epoch_batches
+        self.crop = crop if isinstance(crop, CropSchedule) else CropSchedule(crop)
+        self.batch_size, self.epoch_batches = batch_size, epoch_batches
         self.seed, self.rank, self.ranks = seed, rank, ranks
         self.min_scale, self.max_scale, self.flip = min_scale, max_scale, flip
+        self.scale_batch, self.accumulate = scale_batch, accumulate
+        self.augment = augment or Augmentations([])
         # In shared memory: persistent workers read it when an epoch starts.
-        self._position = torch.zeros(2, dtype=torch.int64).share_memory_()
+        self._position = torch.zeros(3, dtype=torch.int64).share_memory_()
         self._bad = _UnreadableImages()
 
-    def seek(self, epoch: int, batch: int) -> None:
-        """Make the next iteration start at this batch of this epoch."""
-        self._position.copy_(torch.tensor([epoch, batch]))
+    def seek(self, epoch: int, batch: int, step: int | None = None) -> None:
+        """Make the next iteration start at this batch of this epoch.
 
-    def __iter__(self) -> Iterator[ImageBatch]:
+        Args:
+            epoch: the epoch.
+            batch: the batch.
+            step: the step of this batch, for the schedule of the crop; None: as if all epochs were complete.
+        """
+        if step is None:
+            step = epoch * -(-self.epoch_batches // self.accumulate) + batch // self.accumulate
+        self._position.copy_(torch.tensor([epoch, batch, step - batch // self.accumulate]))
+
+    def __iter__(self) -> Iterator[ImageBatch | SettingError]:  # type: ignore[override]
+        """Yield batches; an error is yielded, because a worker's exception arrives as a traceback."""
         info = get_worker_info()
         worker, workers = (info.id, info.num_workers) if info is not None else (0, 1)
-        epoch, start = self._position.tolist()
-        # The loader asks worker 0 first, whichever batch it starts with.
-        first = start + worker
-        role = first % workers
-        crops = self._crops(epoch, role, workers, skip=first // workers * self.batch_size)
-        for _ in range(first, self.epoch_batches, workers):
-            keys, cuts = zip(*itertools.islice(crops, self.batch_size), strict=True)
-            # As uint8: a quarter of the bytes to transfer from the worker to the device.
-            yield ImageBatch(stack_levels(cuts), list(keys))
+        epoch, start, first_step = self._position.tolist()
+        try:
+            yield from self._batches(epoch, first_step, start + worker, workers)
+        except SettingError as error:
+            yield error
 
-    def _crops(self, epoch: int, role: int, workers: int, skip: int) -> Iterator[tuple[str, Image.Image]]:
+    def _batches(self, epoch: int, first_step: int, first: int, workers: int) -> Iterator[ImageBatch]:
+        # The loader asks worker 0 first, whichever batch it starts with.
+        role = first % workers
         consumer, consumers = self.rank * workers + role, self.ranks * workers
-        images = self._images(self.source.records(self.seed, epoch, consumer, consumers, skip))
-        for slot, (key, image) in enumerate(images, skip):
-            rng = np.random.default_rng([self.seed, epoch, consumer, consumers, slot])
-            yield key, random_crop(image, self.crop, rng, self.min_scale, self.max_scale, self.flip)
+        # The batches of a step have one size, so that all take the same time and rate points are balanced.
+        steps = self.crop.of_steps(self.seed, epoch, first_step, -(-self.epoch_batches // self.accumulate))
+        sides = np.repeat(steps, self.accumulate)[: self.epoch_batches]
+        counts = self._images_of(sides)
+        slot = int(counts[role:first:workers].sum())
+        images = self._images(self.source.records(self.seed, epoch, consumer, consumers, slot))
+        for batch in range(first, self.epoch_batches, workers):
+            keys, cuts = [], []
+            for key, image in itertools.islice(images, int(counts[batch])):
+                rng = np.random.default_rng([self.seed, epoch, consumer, consumers, slot])
+                cut = random_crop(image, int(sides[batch]), rng, self.min_scale, self.max_scale, self.flip)
+                keys.append(key)
+                cuts.append(self.augment(cut, rng))
+                slot += 1
+            # As uint8: a quarter of the bytes to transfer from the worker to the device.
+            yield ImageBatch(stack_levels(cuts), keys)
+
+    def _images_of(self, sides: np.ndarray) -> np.ndarray:
+        """Return the images of batches of crops of these sides."""
+        if not self.scale_batch:
+            return np.full(len(sides), self.batch_size)
+        return np.maximum(1, self.batch_size * self.crop.sides[0] ** 2 // sides**2)
 
     def _images(self, records: Iterator[Record]) -> Iterator[tuple[str, Image.Image]]:
         ahead: deque[tuple[str, Image.Image] | None] = deque()
@@ -158,6 +194,22 @@ def outlive_stop_signals(worker: int) -> None:
     signal.signal(signal.SIGTERM, ignore_once)
 
 
+def end_workers_at_exit(loader: DataLoader[Any]) -> None:
+    """End a loader's persistent workers when this process exits in the middle of an epoch.
+
+    Otherwise multiprocessing, at the exit, sends each a SIGTERM, which they ignore (`outlive_stop_signals`),
+    and waits for them forever.
+    """
+    reference = weakref.ref(loader)
+
+    def end() -> None:
+        iterator: Any = getattr(reference(), "_iterator", None)
+        if iterator is not None:
+            iterator._shutdown_workers()
+
+    atexit.register(end)
+
+
 class TrainLoader(DataLoader[ImageBatch]):
     """Loader of a `TrainStream` whose position is saved and restored exactly, also within an epoch.
 
@@ -169,6 +221,7 @@ class TrainLoader(DataLoader[ImageBatch]):
         num_workers: worker processes.
         current_epoch: returns the trainer's epoch, or None without a trainer; then each iteration that
             delivered a batch is followed by the next epoch.
+        current_step: returns the trainer's step, or None without a trainer; then all epochs are complete.
     """
 
     dataset: TrainStream
@@ -178,6 +231,7 @@ class TrainLoader(DataLoader[ImageBatch]):
         dataset: TrainStream,
         num_workers: int = 0,
         current_epoch: Callable[[], int | None] = lambda: None,
+        current_step: Callable[[], int | None] = lambda: None,
         pin_memory: bool = False,
     ) -> None:
         super().__init__(
@@ -191,7 +245,8 @@ class TrainLoader(DataLoader[ImageBatch]):
             # A generator of its own: starting workers would otherwise advance the global one.
             generator=torch.Generator().manual_seed(dataset.seed),
         )
-        self._current_epoch = current_epoch
+        self._current_epoch, self._current_step = current_epoch, current_step
+        end_workers_at_exit(self)
         self._epoch = 0
         self._delivered = 0
         self._restored: tuple[int, int] | None = None
@@ -202,11 +257,13 @@ class TrainLoader(DataLoader[ImageBatch]):
     def __iter__(self) -> Iterator[ImageBatch]:  # type: ignore[override]
         self._epoch, self._delivered = self._next_position()
         self._restored = None
-        self.dataset.seek(self._epoch, self._delivered)
+        self.dataset.seek(self._epoch, self._delivered, self._current_step())
         return self._counted(super().__iter__())
 
-    def _counted(self, batches: Iterator[ImageBatch]) -> Iterator[ImageBatch]:
+    def _counted(self, batches: Iterator[ImageBatch | SettingError]) -> Iterator[ImageBatch]:
         for batch in batches:
+            if isinstance(batch, SettingError):
+                raise batch
             self._delivered += 1
             yield batch
 
@@ -267,7 +324,7 @@ class FixedImages(Dataset[tuple[Tensor, str]]):
     """
 
     def __init__(self, records: Sequence[Record], crop: int | None, stride: int) -> None:
-        self._records = list(records)
+        self._records = records
         self._crop, self._stride = crop, stride
         self._bad = _UnreadableImages()
 

@@ -33,7 +33,7 @@ from PIL import Image
 from tqdm import tqdm
 
 import glc
-from glc.data.images import stack_images
+from glc.data.images import SampleImage, stack_images
 from glc.evaluation.codecs.base import Setting
 from glc.evaluation.evaluator import (
     Evaluator,
@@ -194,6 +194,7 @@ class Evaluation:
             "source": images.source,
             "license": images.license,
             "preparation": {**images.preprocess.as_dict(), "sizes": images.preprocess.sizes},
+            **({} if images.member is None else {"member": images.member}),
         }
         identity = {"command": "eval", **self._identity(here, data, names), "files": self.keep, "keep": False}
         reused = here if self.processes == 1 else None
@@ -352,4 +353,6 @@ def _make_folder_worker(
 def _make_processor(
     make_evaluator: Callable[[int], Evaluator], images: ShardSet, keep: bool, local_rank: int
 ) -> ImageProcessor:
-    return ImageProcessor(make_evaluator(local_rank), images.preprocess, keep)
+    image = SampleImage(images.member, "testset.member")
+    image.said = local_rank > 0  # the first process says it
+    return ImageProcessor(make_evaluator(local_rank), images.preprocess, keep, image)

@@ -5,7 +5,7 @@ import json
 import time
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +14,12 @@ from PIL import Image
 
 from glc.codec.base import TargetWarning
 from glc.codec.codec import choose_device
-from glc.data.images import is_image_name, read_rgb, stack_images
+from glc.data.images import SampleImage, is_image_name, read_rgb, stack_images
 from glc.evaluation.codecs.base import CodecUnavailable, ImageCodec, Setting
 from glc.evaluation.summary import MEASUREMENTS
 from glc.evaluation.testsets import ImageFile, ImageSet, Preprocess
 from glc.io.atomic import write_bytes
+from glc.jobs.tar_shards import split_name
 from glc.jobs.worker import FileProcessor, Processed
 from glc.metrics.quality import QualityMetrics
 
@@ -147,10 +148,23 @@ class ImageProcessor(FileProcessor):
     evaluator: Evaluator
     preprocess: Preprocess
     keep_files: bool
+    image: SampleImage = field(default_factory=SampleImage)
 
     def accepts(self, name: str) -> bool:
         """Whether the name is that of an image."""
         return is_image_name(name)
+
+    def choose(self, names: Sequence[str]) -> str | None:
+        """Return the name of the image of a sample; None if it has none.
+
+        Raises:
+            ValueError: it does not have the file that `testset.member` names.
+        """
+        suffixes = [split_name(name)[1] for name in names]
+        chosen = self.image.choose(suffixes, names[0] if names else "")
+        if chosen is None and self.image.member is not None:
+            raise ValueError(f"no file {self.image.member}, which testset.member names ({', '.join(names)})")
+        return None if chosen is None else names[suffixes.index(chosen)]
 
     def process_file(self, data: bytes, name: str) -> Processed:
         """Return the measurements of an image; with `keep_files` also its files and reconstructions.

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,9 +11,12 @@ from typing import Any
 
 from PIL import Image
 
-from glc.data.images import list_images, read_rgb
+from glc.data.images import is_image_name, list_images, read_rgb
 from glc.errors import ImageError
-from glc.jobs.tar_shards import Shard, find_shards
+from glc.jobs.tar_shards import Shard, ShardError, find_shards
+
+_TRIED = 3  # shards that are read before an evaluation starts
+_URL = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]+:")
 
 
 class SetError(ValueError):
@@ -183,7 +187,7 @@ class ImageSet:
 
 
 class ShardSet:
-    """The images in tar shards: the first image of each sample.
+    """The images in tar shards, one of each sample.
 
     Args:
         path: shards: files, folders, `*`, braces as in `val-{0000..0099}.tar`, or a list of these.
@@ -194,9 +198,10 @@ class ShardSet:
         sizes: see `Preprocess`.
         resize: see `Preprocess`.
         center_crop: see `Preprocess`.
+        member: suffix of the image of a sample, such as `jpg` or `mask.png`; None: the first image.
 
     Raises:
-        SetError: no shard exists.
+        SetError: no shard exists, none of the first three has an image, or one is a URL.
         ValueError: the pattern matches nothing, or two shards have the same name.
     """
 
@@ -210,16 +215,37 @@ class ShardSet:
         sizes: Sequence[Sequence[int]] | None = None,
         resize: int | None = None,
         center_crop: int | None = None,
+        member: str | None = None,
     ) -> None:
         self.name, self.count, self.source, self.license = name, count, source, license
+        self.member = member
         self.preprocess = Preprocess(name, sizes, resize, center_crop)
         self.shards: Sequence[Shard] = find_shards([path] if isinstance(path, str) else list(path))
         self.missing: list[tuple[str, str]] = []
+        urls = [shard.path for shard in self.shards if _URL.match(str(shard.path))]
+        if urls:
+            raise SetError(
+                f"testset.path: {urls[0]} is a URL, and an evaluation reads shards from files; download them"
+            )
         if not any(shard.path.exists() for shard in self.shards):
             raise SetError(
                 f"testset.path: none of {len(self.shards)} shards exists (e.g. {self.shards[0].path}); "
                 "correct the path"
             )
+        problems = list(map(_problem, self.shards[:_TRIED]))
+        if None not in problems:
+            raise SetError(f"testset.path: {problems[0]}; copy or pack it again, or correct the path")
+
+
+def _problem(shard: Shard) -> str | None:
+    """Return why no image of a shard can be read; None if one can."""
+    try:
+        for sample in shard.samples():
+            if any(is_image_name(f"key.{suffix}") for suffix, _ in sample.files):
+                return None
+    except (ShardError, OSError) as error:
+        return str(error)
+    return f"{shard.path}: contains no image"
 
 
 def are_shards(path: Any) -> bool:
@@ -239,6 +265,8 @@ def open_testset(path: Any, **options: Any) -> ImageSet | ShardSet:
         SetError: an option only applies to folders; or as in the two classes.
     """
     if not are_shards(path):
+        if options.pop("member", None) is not None:
+            raise SetError("testset.member: only applies to shards; omit it for a folder of images")
         return ImageSet(path, **options)
     for key in ("limit", "pattern"):
         if options.pop(key, None) is not None:

@@ -5,11 +5,14 @@ otherwise it takes the cores from threads that have work. With `OMP_WAIT_POLICY=
 PyTorch's libgomp reads `OMP_WAIT_POLICY` and `GOMP_SPINCOUNT` once, when it is loaded.
 """
 
+import logging
 import os
+import statistics
 import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from itertools import chain
 from pathlib import Path
 
 PASSIVE = {"OMP_WAIT_POLICY": "passive"}
@@ -19,12 +22,13 @@ USER_SETTINGS = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
 TAKEN = 0.5
 """Share of the cores that others use from which on threads sleep."""
 
-_SAMPLES = 4
+_SAMPLES = 5
 _LAUNCHERS = ("local", "joblib", "submitit_local")
-_description = "threads wait as the environment says"
+_description = "as the environment says"
+_log = logging.getLogger(__name__)
 
 
-def choose(words: Sequence[str] = (), workers: int = 0) -> str:
+def choose(words: Sequence[str] = (), started: Sequence[str] = ()) -> str:
     """Choose how the threads of this process and of its children wait, by environment variables.
 
     They sleep if this command starts processes that share the cores, or if other programs use them; else they
@@ -32,27 +36,30 @@ def choose(words: Sequence[str] = (), workers: int = 0) -> str:
 
     Args:
         words: the command line.
-        workers: processes that this one will start, if known.
+        started: settings that start processes on this machine, such as `data.num_workers=4`.
 
     Returns:
         The choice and its reason, in one line.
     """
     global _description
+    _description = _chosen(words, started)
+    _log.debug("threads: %s", _description)
+    return _description
+
+
+def _chosen(words: Sequence[str], started: Sequence[str]) -> str:
     given = next((name for name in USER_SETTINGS if name in os.environ), None)
     if given:
-        _description = f"{given}={os.environ[given]} (from the environment)"
-        return _description
-    reason = next(_processes(words), None) or (f"{workers} worker processes" if workers > 0 else None)
+        return f"{given}={os.environ[given]} (from the environment)"
+    reason = next(chain(_processes(words), started), None)
     if reason is None and (load := others()) >= TAKEN:
         reason = f"other programs use {load:.0%} of the cores"
     if reason:
         os.environ.update(PASSIVE)
-    _description = (
-        f"OMP_WAIT_POLICY=passive ({reason})" if reason else "OpenMP's default (this process is alone)"
-    )
-    if "torch" in sys.modules and reason:
-        _description += ", in child processes only: torch was already loaded"
-    return _description
+    else:
+        return "OpenMP's default (this process is alone)"
+    late = ", in child processes only: torch was already loaded" if "torch" in sys.modules else ""
+    return f"OMP_WAIT_POLICY=passive ({reason}){late}"
 
 
 def description() -> str:
@@ -68,10 +75,8 @@ def _processes(words: Sequence[str]) -> Iterator[str]:
             value = following
         if key.lstrip("+") == "hydra/launcher" and value in _LAUNCHERS:
             yield word
-        elif key in ("--processes", "processes", "trainer.devices") and value.isdigit() and int(value) > 1:
+        elif key == "--processes" and value.isdigit() and int(value) > 1:
             yield f"{key}={value}"
-        elif key == "data.num_workers" and value.isdigit() and int(value) > 0:
-            yield word
     if os.environ.get("LOCAL_WORLD_SIZE", "1") != "1":
         yield f"LOCAL_WORLD_SIZE={os.environ['LOCAL_WORLD_SIZE']}"
 
@@ -79,18 +84,20 @@ def _processes(words: Sequence[str]) -> Iterator[str]:
 def others() -> float:
     """Return the share of the cores that other programs use; 0 where the system does not say.
 
-    That is the load of the last minute, but no more than now: a program that has just ended does not count.
+    That is the load of the last minute, but no more than now, since a program may have just ended, and no
+    less than the median of now: several commands may have been started at once.
     """
     try:
         used = os.getloadavg()[0]
     except (AttributeError, OSError):  # Windows
         return 0.0
     with suppress(OSError, ValueError, IndexError):  # Linux only
-        used = min(used, max(_running() for _ in range(_SAMPLES)) - 1)
+        now = [_running() - 1 for _ in range(_SAMPLES)]
+        used = max(min(used, max(now)), statistics.median_low(now))
     return used / (os.cpu_count() or 1)
 
 
 def _running() -> int:
     """Return the number of threads on this machine that have work, this one included."""
-    time.sleep(0.003)
+    time.sleep(0.004)
     return int(Path("/proc/loadavg").read_text().split()[3].partition("/")[0])

@@ -39,7 +39,7 @@ class SampleProcessor(Protocol):
 
 @dataclass
 class FileProcessor(ABC):
-    """Processes one file of each sample: the first accepted one."""
+    """Processes one file of each sample: by default the first accepted one."""
 
     keep: bool = field(default=False, kw_only=True)
     """Whether to write a sample's other files too."""
@@ -47,6 +47,10 @@ class FileProcessor(ABC):
     @abstractmethod
     def accepts(self, name: str) -> bool:
         """Whether to process a file of this name."""
+
+    def choose(self, names: Sequence[str]) -> str | None:
+        """Return the name of the file of a sample to process; None if it has none."""
+        return next(filter(self.accepts, names), None)
 
     @abstractmethod
     def process_file(self, data: bytes, name: str) -> Processed:
@@ -62,10 +66,11 @@ class FileProcessor(ABC):
             raise ValueError(sample.problem)
         files = [(f"{sample.key}.{suffix}", content) for suffix, content in sample.files]
         names = [name for name, _ in files]
-        chosen = next((i for i, name in enumerate(names) if self.accepts(name)), None)
-        if chosen is None:
+        name = self.choose(names)
+        if name is None:
             raise ValueError(f"no file to process ({', '.join(names)})")
-        found = self.process_file(files[chosen][1], names[chosen])
+        chosen = names.index(name)
+        found = self.process_file(files[chosen][1], name)
         made = [(f"{sample.key}.{suffix}", data) for suffix, data in found.files]
         files = [*files[:chosen], *made, *files[chosen + 1 :]] if self.keep else made
         names = [name for name, _ in files]

@@ -2,6 +2,7 @@
 
 import glob
 import os
+import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ _LOCAL = ("basic", "local", "joblib")
 """Launchers that start the jobs of a sweep on this machine."""
 
 
-def check_command(words: Sequence[str], config_name: str, shards: Sequence[str] = ()) -> None:
+def check_command(words: Sequence[str], config_name: str, shards: Sequence[str] = ()) -> DictConfig | None:
     """Check a command line, and that what it names exists; `command_line` runs it next.
 
     Args:
@@ -25,13 +26,16 @@ def check_command(words: Sequence[str], config_name: str, shards: Sequence[str] 
         config_name: `train` or `evaluate`.
         shards: of an evaluation, instead of `testset.path`.
 
+    Returns:
+        Its configuration; None if it trains or evaluates nothing, or has a primary configuration of its own.
+
     Raises:
         UsageError: it cannot run; the message says what to change.
     """
     command = check_once(words, config_name)
     cfg, args = command.cfg, command.args
     if cfg is None or args.cfg is not None or command.config_name not in ("train", "evaluate"):
-        return
+        return None
     overrides = dict(word.lstrip("+").partition("=")[::2] for word in args.overrides if "=" in word)
     if config_name == "train":
         check_training(cfg)
@@ -42,6 +46,18 @@ def check_command(words: Sequence[str], config_name: str, shards: Sequence[str] 
     if "hydra.run.dir" not in overrides:
         folder = cfg.dir if config_name == "train" else cfg.out
         check_folder(Path(folder), f"runs_dir={cfg.runs_dir}" if config_name == "train" else f"out={cfg.out}")
+    return cfg
+
+
+def local_processes(cfg: DictConfig) -> list[str]:
+    """Return the settings of a configuration that start further processes on this machine."""
+    found = []
+    for key, least in (("data.num_workers", 1), ("trainer.devices", 2), ("processes", 2)):
+        value: Any = OmegaConf.select(cfg, key)
+        count = len(value) if isinstance(value, ListConfig) else value
+        if isinstance(count, int) and count >= least:
+            found.append(f"{key}={value}")
+    return found
 
 
 def check_training(cfg: DictConfig) -> None:
@@ -143,8 +159,11 @@ def check_folder(folder: Path, named: str) -> None:
             target = os.readlink(path)
             raise UsageError(f"{named}: {path} is a link to {target}, which does not exist; remove the link")
         if path.is_dir():
-            if os.access(path, os.W_OK | os.X_OK):
-                return
-            raise UsageError(f"{named}: no permission to write to {path}; choose another folder")
+            try:
+                with tempfile.TemporaryFile(dir=path):  # leaves nothing
+                    return
+            except OSError as error:
+                text = f"{named}: cannot write to {path} ({error.strerror}); choose another folder"
+                raise UsageError(text) from error
         if path.exists():
             raise UsageError(f"{named}: {path} is a file, not a folder; choose another folder")

@@ -44,8 +44,6 @@ def _answered(
 ) -> bool:
     """Print help or completions if they are asked for; otherwise check the command line."""
     words = list(sys.argv[1:] if arguments is None else arguments)
-    if arguments is None:  # `glc` has chosen already
-        threads_policy.choose(words)  # before torch is imported
     try:
         if "--help" in words or "-h" in words:
             from glc.launch.help import help_text
@@ -58,9 +56,10 @@ def _answered(
             found = script(given) if words[0] == "--completion" else candidates(given, config_name)
             print(found if isinstance(found, str) else "\n".join(found))
         else:
-            from glc.launch.checks import check_command
+            from glc.launch.checks import check_command, local_processes
 
-            check_command(words, config_name, shards)
+            cfg = check_command(words, config_name, shards)
+            threads_policy.choose(words, [] if cfg is None else local_processes(cfg))
             return False
     except UsageError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -1,4 +1,4 @@
-"""Completion of overrides in bash: groups, choices and keys."""
+"""Completion of overrides in bash, zsh and fish: groups, choices and keys."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ from glc.launch.overrides import parse_arguments, search_path
 FLAGS = ("--cfg", "--completion", "--config-dir", "--config-name", "--help", "--hydra-help", "--multirun")
 
 # Bash splits words at `=`, and replaces only what follows it.
-SCRIPT = r"""_glc_complete() {
+_BASH = r"""_glc_complete() {
     local line="${COMP_LINE:0:COMP_POINT}" current="${COMP_WORDS[COMP_CWORD]}" program words word kept
     if [[ $line =~ ^([^ ]*glc\ +(train|eval))\ +(.*)$ ]]; then
         program="${BASH_REMATCH[1]}" words="${BASH_REMATCH[3]}"
@@ -29,6 +29,47 @@ SCRIPT = r"""_glc_complete() {
 }
 complete -o default -F _glc_complete glc python python3 .venv/bin/python .venv/bin/glc
 """
+_ZSH = r"""_glc_complete() {
+    local -a found
+    local last=0
+    if [[ ${words[1]:t} == glc && ${words[2]} == (train|eval) ]]; then
+        last=2
+    elif [[ ${words[1]:t} == python* && ${words[2]} == -m && ${words[3]} == src.(train|evaluate) ]]; then
+        last=3
+    fi
+    if (( last == 0 || CURRENT <= last )); then
+        _default
+        return
+    fi
+    local line="${(j: :)words[last+1,CURRENT-1]} $PREFIX"
+    found=(${(f)"$("${(@)words[1,last]}" --complete "$line" 2>/dev/null)"})
+    if (( $#found == 1 )) && [[ ${found[1]} != *[=./] ]]; then
+        compadd -- $found
+    else
+        compadd -S '' -- $found
+    fi
+    (( $compstate[nmatches] )) || _files
+}
+(( $+functions[compdef] )) || { autoload -Uz compinit && compinit }
+compdef _glc_complete glc python python3
+"""
+_FISH = r"""function __glc_complete
+    set -l words (commandline -opc)
+    set -l last 0
+    if string match -qr "(^|/)glc\$" -- $words[1]; and contains -- "$words[2]" train eval
+        set last 2
+    else if test "$words[2]" = -m; and contains -- "$words[3]" src.train src.evaluate
+        set last 3
+    end
+    test $last -gt 0; or return
+    $words[1..$last] --complete (string join ' ' -- $words[(math $last + 1)..] (commandline -ct)) 2>/dev/null
+end
+complete -c glc -a '(__glc_complete)'
+complete -c python -a '(__glc_complete)'
+complete -c python3 -a '(__glc_complete)'
+"""
+SCRIPTS = {"bash": _BASH, "zsh": _ZSH, "fish": _FISH}
+"""The functions for completion by shell."""
 
 
 def script(shell: str) -> str:
@@ -37,9 +78,9 @@ def script(shell: str) -> str:
     Raises:
         UsageError: the shell is not supported.
     """
-    if shell != "bash":
-        raise UsageError(f"--completion {shell}: not supported; give bash")
-    return SCRIPT
+    if shell not in SCRIPTS:
+        raise UsageError(f"--completion {shell}: not supported; give {', '.join(SCRIPTS)}")
+    return SCRIPTS[shell]
 
 
 def candidates(line: str, config_name: str) -> list[str]:

@@ -49,6 +49,28 @@ def per_device(batch: int, devices: int | str, num_nodes: int, accumulate: int) 
     return batch // divisor
 
 
+def total_steps(max_steps: int, max_epochs: int | None, epoch_batches: int | None, accumulate: int) -> int:
+    """Return the steps of a training run, which ends at the first of its limits.
+
+    Args:
+        max_steps: limit in steps; -1: none.
+        max_epochs: limit in epochs; -1 or null: none.
+        epoch_batches: batches of an epoch; null: unknown.
+        accumulate: batches per step.
+
+    Raises:
+        ValueError: there is no limit, or only one in epochs of unknown length.
+    """
+    by_epochs = max_epochs * -(-epoch_batches // accumulate) if epoch_batches and max_epochs else -1
+    limits = [limit for limit in (max_steps, by_epochs) if limit > 0]
+    if not limits:
+        raise ValueError(
+            f"trainer.max_steps={max_steps}: the schedule needs a length; give trainer.max_steps, or "
+            "trainer.max_epochs with data.epoch_batches, or stage.schedule.total"
+        )
+    return min(limits)
+
+
 def output_dir(otherwise: str) -> str:
     """Return Hydra's output folder of this job, or `otherwise` if Hydra runs no job, as in a notebook."""
     from hydra.core.hydra_config import HydraConfig

@@ -156,10 +156,13 @@ def evaluate(cfg: DictConfig, shards: Sequence[str] = ()) -> list[dict[str, Any]
     cfg = conform(cfg, "evaluate")
     warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")
     summaries = []
+    named: dict[str, str] = {}
     try:
         for name, evaluation in prepare(cfg, shards).items():
             summary = evaluation.run()
-            log.info("%s", table(summary))
+            unavailable = {k: v for k, v in summary["unavailable"].items() if named.get(k) != v}
+            named |= unavailable
+            log.info("%s", table({**summary, "unavailable": unavailable}))
             log.info("%s: results in %s", name, evaluation.out)
             if cfg.wandb and dist_info()[0] == 0:
                 log_to_wandb(summary, evaluation.out, cfg.wandb_project)

@@ -106,7 +106,7 @@ def help_text(config_name: str, program: str, folders: Sequence[Path] = (CONF,))
         f"  --cfg job           print the configuration: {program} {page.listing} --cfg job",
         "  --config-dir DIR    add a folder with your own configuration",
         "  --multirun, -m      a sweep: one run for each combination of values KEY=A,B",
-        f'  --completion bash   completion with TAB: eval "$({program} --completion bash)"',
+        f'  --completion bash   completion with TAB (or zsh, fish): eval "$({program} --completion bash)"',
         "  --hydra-help        all flags of Hydra",
     ]
     return "\n".join(lines)

@@ -4,10 +4,12 @@ from collections.abc import Iterable
 from typing import Any
 
 import lightning as L
+import torch
 from lightning.pytorch.callbacks import ProgressBar
 from omegaconf import DictConfig
 from torch import nn
 
+from glc.io import threads_policy
 from glc.launch.start import Start
 from glc.training.networks import NETWORKS, own_networks, trained_networks
 
@@ -26,15 +28,17 @@ def opening(
 ) -> str:
     """Return the block that a run logs at its start: one line per topic."""
     devices = trainer.num_devices * trainer.num_nodes
-    steps = cfg.trainer.max_steps
+    steps = [f"{cfg.trainer.max_epochs} epochs"] if (cfg.trainer.max_epochs or 0) > 0 else []
+    steps += [f"{cfg.trainer.max_steps} steps"] if cfg.trainer.max_steps > 0 else []
     batch = f"{cfg.batch} images per step" if "batch" in cfg else "as the data module says"
     rows = {
         "run": str(cfg.dir),
         "device": f"{devices} x {trainer.strategy.root_device.type}, precision {cfg.trainer.precision}, "
         f"seed {cfg.seed}",
+        "threads": f"{torch.get_num_threads()}, waiting: {threads_policy.description()}",
         "networks": networks(stage),
         "data": str(datamodule.describe()) if hasattr(datamodule, "describe") else type(datamodule).__name__,
-        "batch": f"{batch}, {f'{steps} steps' if steps > 0 else f'{trainer.max_epochs} epochs'}",
+        "batch": f"{batch}, {' or '.join(steps)}",
         "start": origin(start),
     }
     return "\n".join(f"{name + ':':<10}{value}" for name, value in rows.items())

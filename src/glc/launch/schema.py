@@ -27,6 +27,7 @@ from glc.launch.values import (
     NUMBER,
     POSITIVE,
     RANGE,
+    SCHEDULE,
     SHARE,
     TEXT,
     WEIGHT,
@@ -99,14 +100,24 @@ ARGUMENTS: dict[str, dict[str, Accepted]] = {
     "glc.models.": _NETWORK,
     "glc.models.discriminator.PatchDiscriminator": {"channels": COUNT, "layers": COUNT},
     "glc.data.module.ImageDataModule": {
-        **dict.fromkeys(("crop", "batch_size", "epoch_batches", "stride"), COUNT),
+        "crop": one_of(COUNT, SCHEDULE),
+        **dict.fromkeys(("batch_size", "epoch_batches", "stride", "accumulate"), COUNT),
         **dict.fromkeys(("val_crop", "val_batch_size", "val_limit"), optional(COUNT)),
         **dict.fromkeys(("num_workers", "shuffle", "seed"), INDEX),
         **dict.fromkeys(("min_scale", "max_scale"), POSITIVE),
-        **dict.fromkeys(("flip", "cache"), BOOLEAN),
+        "open_timeout": WEIGHT,
+        **dict.fromkeys(("flip", "cache", "scale_batch"), BOOLEAN),
+        "weights": optional(sequence(POSITIVE)),
+        "member": optional(replace(TEXT, text="the suffix of a file, such as jpg or mask.png")),
+        "augment": optional(replace(LIST, text="a list of mappings, [{_target_: TRANSFORM, ...}]")),
         **dict.fromkeys(
             ("train", "val"), replace(NAMES, text="a folder, shards, a list of images, or a list of them")
         ),
+    },
+    "glc.data.hugging_face.HuggingFaceImages": {
+        **dict.fromkeys(("path", "split"), TEXT),
+        **dict.fromkeys(("column", "name", "revision"), optional(TEXT)),
+        "streaming": BOOLEAN,
     },
     "glc.data.degradations.GaussianNoise": {"sigma": RANGE},
     "glc.data.degradations.Blur": {"sigma": RANGE},
@@ -157,6 +168,7 @@ ARGUMENTS: dict[str, dict[str, Accepted]] = {
         **dict.fromkeys(("count", "resize", "center_crop", "limit"), optional(COUNT)),
         **dict.fromkeys(("first", "seed"), INDEX),
         "path": optional(NAMES),
+        "member": optional(replace(TEXT, text="the suffix of a file, such as jpg or mask.png")),
         "sizes": optional(sequence(sequence(COUNT, 2), text="a list of sizes, [[WIDTH,HEIGHT],...]")),
     },
 }

@@ -1,9 +1,9 @@
 """Find the start of a training run: a checkpoint to resume, initial weights, or a finished codec."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from omegaconf import DictConfig, ListConfig
 
@@ -12,7 +12,7 @@ from glc.codec.weights.catalog import catalog, find
 from glc.codec.weights.export import read_codec
 from glc.codec.weights.file import Weights
 from glc.io.checkpoint import Checkpoint, open_checkpoint
-from glc.launch.config import UsageError
+from glc.launch.config import UsageError, total_steps
 from glc.training.checkpoints import LAST, is_first_process, open_last
 from glc.training.init_from import has_discriminator
 
@@ -113,12 +113,26 @@ def _initial_weights(cfg: DictConfig, files: _Files) -> list[Source]:
 def _warn_of_unfinished(sources: Sequence[Source]) -> None:
     """Warn of checkpoints of runs that have not reached their last step."""
     for checkpoint in (source.checkpoint for source in sources):
-        last = None if checkpoint is None else checkpoint.settings.get("trainer", {}).get("max_steps")
-        if checkpoint is not None and isinstance(last, int) and checkpoint.step < last:
+        last = None if checkpoint is None else _last_step(checkpoint.settings)
+        if checkpoint is not None and last is not None and checkpoint.step < last:
             log.warning(
                 "starting from unfinished stage=%s, at step %d of %d: %s",
                 *(checkpoint.stage, checkpoint.step, last, checkpoint.path),
             )
+
+
+def _last_step(settings: Mapping[str, Any]) -> int | None:
+    """Return the last step of a run with these settings; None if it cannot be known."""
+    trainer, data, stage = (settings.get(key) or {} for key in ("trainer", "data", "stage"))
+    try:
+        return total_steps(
+            trainer.get("max_steps", -1),
+            trainer.get("max_epochs"),
+            data.get("epoch_batches"),
+            stage.get("accumulate", 1),
+        )
+    except ValueError:
+        return None
 
 
 def _file_or_model(name: str, files: _Files) -> Source:

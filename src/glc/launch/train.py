@@ -10,6 +10,7 @@ import errno
 import logging
 import os
 import shlex
+import shutil
 import sys
 import time
 import warnings
@@ -30,7 +31,6 @@ from lightning.pytorch.loggers import CSVLogger
 from omegaconf import DictConfig, OmegaConf
 
 from glc.errors import SettingError
-from glc.io import threads_policy
 from glc.io.locks import lock
 from glc.launch.checks import check_training
 from glc.launch.config import UsageError
@@ -139,7 +139,7 @@ def prepare(cfg: DictConfig, acquire: Callable[[], object] = lambda: None) -> Ru
         if isinstance(plugin, ChecksumCheckpointIO):
             plugin.opened = start.resume
     options = {key: value for key, value in cfg.trainer.items() if key != "plugins"}
-    if options.setdefault("enable_progress_bar", None) is None:
+    if options.get("enable_progress_bar") is None:
         options["enable_progress_bar"] = sys.stdout.isatty()
     if not options["enable_progress_bar"]:
         callbacks = without_bar(callbacks)
@@ -171,7 +171,6 @@ def train(cfg: DictConfig) -> Trained:
         UsageError: the configuration cannot be run; nothing has been written.
         Stopped: a signal ended the run. It is a `SystemExit` with the exit code 128 + signal.
     """
-    log.debug("threads: %s", threads_policy.description())
     with SIGNALS, job_of_sweep():
         trained = _train(cfg)
         if trained.stop is not None and trained.stop.code != TIME_LIMIT_CODE:
@@ -277,6 +276,8 @@ def quieten() -> None:
     warnings.filterwarnings("ignore", message="It is recommended to use .*sync_dist=True")
     # A deprecation inside Lightning.
     warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")
+    # A milestone is saved after its step, as all checkpoints are; Lightning advises a copy from before it.
+    warnings.filterwarnings("ignore", message="Using ModelCheckpoint with manual optimization")
     # The first and the last step are logged in any case.
     warnings.filterwarnings("ignore", message="The number of training batches .* is smaller than the logging")
     # Panels of validation images differ in size; W&B writes this to the root logger.
@@ -329,6 +330,7 @@ def run(cfg: DictConfig) -> float | None:
     except Stopped as stopped:
         stop_early(stopped.stop)
     except (UsageError, SettingError) as error:
+        _remove_refused(cfg)
         stop(2, str(error), error)
     except (DivergedError, SavingError) as error:
         stop(1, str(error), error)
@@ -341,6 +343,22 @@ def run(cfg: DictConfig) -> float | None:
     if trained.stop is not None:
         stop_early(trained.stop)
     return trained.metrics.get("val/loss")
+
+
+def _remove_refused(cfg: DictConfig) -> None:
+    """Remove the folder of a run that was refused, if it has only the configuration that Hydra wrote."""
+    if not HydraConfig.initialized():
+        return
+    folder = Path(HydraConfig.get().runtime.output_dir)
+    if not is_first_process() or not folder.is_dir() or os.listdir(folder) != [".hydra"]:
+        return
+    shutil.rmtree(folder / ".hydra")
+    top = Path(cfg.runs_dir).absolute()
+    with suppress(OSError):  # not empty
+        for path in (folder, *folder.parents):
+            if top not in path.parents:
+                break
+            path.rmdir()
 
 
 _command: list[str] = []

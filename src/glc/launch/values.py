@@ -1,6 +1,6 @@
 """Types of values on the command line and in yaml files: what is accepted, and how it is described."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -114,6 +114,13 @@ def _text(value: Any) -> str:
     return str(value)
 
 
+def _phase(value: Any) -> dict[str, Any]:
+    if not isinstance(value, Mapping) or value.keys() != {"from_step", "sizes"}:
+        raise TypeError
+    sizes = {COUNT.convert(side): POSITIVE.convert(chance) for side, chance in value["sizes"].items()}
+    return {"from_step": INDEX.convert(value["from_step"]), "sizes": sizes}
+
+
 def _null(value: Any) -> None:
     if value is not None and str(value).lower() not in ("null", "none"):
         raise ValueError
@@ -147,6 +154,10 @@ TEXT = Accepted("a word or a path", _text)
 NULL = Accepted("null", _null)
 NAMES = one_of(TEXT, sequence(TEXT, text="a list of them"))
 LIST = sequence(Accepted("anything", lambda value: value), text="a list")
+SCHEDULE = sequence(
+    Accepted("a phase", _phase),
+    text="a schedule [{from_step:0,sizes:{256:0.5,512:0.5}},...] of sizes and their probabilities",
+)
 RANGE = one_of(WEIGHT, sequence(WEIGHT, 2, "a list of two, [LOW,HIGH]"))
 BATCHES = Accepted("a number of batches, or a share from 0.0 to 1.0", _batches)
 DEVICES = Accepted("a number of devices, a list such as [0,1], -1 for all, or auto", _devices)
@@ -163,4 +174,6 @@ def shown(value: Any) -> str:
         return {None: "null", True: "true", False: "false"}[value]
     if isinstance(value, list):
         return f"[{','.join(map(shown, value))}]"
+    if isinstance(value, dict):
+        return "{" + ",".join(f"{key}:{shown(entry)}" for key, entry in value.items()) + "}"
     return str(value)

@@ -98,6 +98,11 @@ class RateDistortionLogger(WandbLogger):
 
     _lmbda: Any = None
 
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        # Lightning always passes this setting, of which W&B warns that it has no effect.
+        self._wandb_init.pop("anonymous", None)
+
     @property
     @rank_zero_experiment
     def experiment(self) -> Any:

@@ -70,6 +70,19 @@ class ApplySettings(L.Callback):
             states.append({"state": {} if problem else saved[i]["state"], "param_groups": groups})
         checkpoint["optimizer_states"] = states
 
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Begin the next epoch if the checkpoint is of the end of one that had no validation.
+
+        With `max_steps`, Lightning would train one batch more than the epoch has; only a validation that is
+        due keeps it from that.
+        """
+        loop = trainer.fit_loop
+        if loop.restarted_on_epoch_end and trainer.is_last_batch:
+            loop.epoch_progress.increment_completed()
+            loop.epoch_loop.restarting = False
+            for part in (loop, loop.epoch_loop, loop.epoch_loop.val_loop):
+                part.reset_restart_stage()
+
 
 def _forward(scheduler: Any, steps: int) -> None:
     """Advance a new scheduler, and the learning rates of its optimizer, by a number of steps."""

@@ -57,6 +57,10 @@ def find(name: str | Path, kind: str = "model") -> Path:
     files = catalog(kind)
     if str(name) in files:
         return files[str(name)]
+    if path.is_dir():
+        raise WeightsError(
+            f"{path}: a folder, not a weights file; `glc export` writes one from {_TRAINED_BY[kind]}"
+        )
     if path.suffix or len(path.parts) > 1:
         raise WeightsError(f"{path}: no such weights file")
     names = f"available: {', '.join(files)}" if files else "none is available by name"
