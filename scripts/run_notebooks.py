@@ -19,8 +19,10 @@ from jupyter_client.manager import AsyncKernelManager
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
 
-from glc.codec.weights.catalog import DEFAULT_MODEL, FOLDER_VARIABLE, find, save_variant
-from glc.codec.weights.file import Kind, read_weights
+from glc.codec.weights.catalog import DEFAULT_MODEL, FOLDER_VARIABLE, find
+from glc.codec.weights.file import read_weights
+from glc.codec.weights.labels import Kind
+from glc.codec.weights.variants import save_variant
 
 ROOT = Path(__file__).resolve().parent.parent
 MODEL = "GLC_NOTEBOOK_MODEL"

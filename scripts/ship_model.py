@@ -18,6 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import yaml
 
@@ -41,7 +42,7 @@ def digest(symbols: glc.Symbols) -> str:
     found = hashlib.sha256()
     for values in (symbols.z, symbols.y):
         found.update(repr(tuple(values.shape)).encode())
-        found.update(values.numpy().astype("<i4").tobytes())
+        found.update(np.asarray(values).astype("<i4").tobytes())
     return found.hexdigest()
 
 

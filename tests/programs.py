@@ -98,13 +98,13 @@ def start(words: Sequence[object], **options: Any) -> "subprocess.CompletedProce
 
 
 def fresh(
-    words: Sequence[object], environment: Mapping[str, str] | None = None
+    words: Sequence[object], environment: Mapping[str, str] | None = None, folder: Path = ROOT
 ) -> "subprocess.CompletedProcess[str]":
     """Run a program in a new interpreter."""
     command = [sys.executable, *map(str, words)]
     variables = {**os.environ, "OMP_NUM_THREADS": "1", **(environment or {})}
     return subprocess.run(
-        command, cwd=ROOT, env=variables, capture_output=True, text=True, timeout=240, check=False
+        command, cwd=folder, env=variables, capture_output=True, text=True, timeout=240, check=False
     )
 
 

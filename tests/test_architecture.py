@@ -43,7 +43,7 @@ MAY_IMPORT: dict[str, str] = {
     "__main__": "cli",
 }
 # What installing glc without extras brings, by import name, and the packages that need no more.
-CORE = {"torch", "numpy", "PIL", "safetensors", "constriction", "click", "tqdm", "braceexpand"}
+CORE = {"onnxruntime", "numpy", "PIL", "safetensors", "constriction", "click", "tqdm", "braceexpand"}
 CORE_PARTS = {"", "errors", "io", "layers", "models", "codec", "pretrained", "data.images"}
 CONFIGURATION = {"hydra", "omegaconf", "hydra_plugins"}
 LIGHTNING = {"lightning", "pytorch_lightning", "lightning_fabric"}
@@ -106,7 +106,7 @@ def complaints(source: str, module: str, is_package: bool = False) -> list[str]:
             found.append(f"{where}: lightning is for glc.training and glc.data.module")
         elif top == "wandb" and part not in ("training", "launch"):
             found.append(f"{where}: logging is for glc.training")
-        elif part in CORE_PARTS and top not in CORE | sys.stdlib_module_names:
+        elif part in CORE_PARTS and top not in CORE | {"torch"} | sys.stdlib_module_names:
             found.append(f"{where}: glc.{part} needs no more than {sorted(CORE)}")
     return found
 
@@ -201,7 +201,17 @@ TESTED_BY = {
     "app/page": "browser/test_page",
     "codec/convert": "codec/convert/test_convert",
     "codec/entropy/latent_coding": "codec/test_codec",
+    "codec/base": "codec/test_codec",
+    "codec/entropy/symbols": "codec/test_codec",
+    "codec/onnx/graph": "codec/onnx/test_networks",
+    "codec/onnx/latent_coding": "codec/onnx/test_codec",
+    "codec/onnx/runtime": "codec/onnx/test_codec",
+    "codec/onnx/weights": "codec/onnx/test_codec",
+    "codec/prebuilt": "codec/test_native",
     "codec/runtime": "codec/runtime/test_tiled_networks",
+    "codec/weights/labels": "codec/weights/test_file",
+    "codec/weights/variants": "codec/weights/test_catalog",
+    "cli/shard_files": "cli/test_shards",
     "codec/stages": "codec/test_codec",
     "data/shard_writer": "data/test_pack",
     "errors": "codec/test_refusals",
@@ -216,6 +226,7 @@ TESTED_BY = {
     "launch/values": "launch/test_schema",
     "metrics/codebook": "training/callbacks/test_codebook",
     "models/protocols": "codec/test_user_networks",
+    "models/quadtree": "models/test_context",
     "training/artifacts": "launch/test_dashboard",
     "training/wandb_run": "training/test_loggers",
     "training/callbacks": "training/test_stages",
@@ -254,6 +265,15 @@ def test_every_module_has_a_test_file() -> None:
         if not tests & set(own) and not any(place.as_posix() in TESTED_BY for place in above):
             untested.append(module.as_posix())
     assert not untested, "write tests/PLACE/test_NAME.py, or say in TESTED_BY what tests it"
+
+
+def test_the_codec_runs_without_torch() -> None:
+    """Everything that `glc compress` and `glc decompress` import, with torch missing."""
+    modules = ["glc.codec.load", "glc.cli.compress", "glc.cli.codecs", "glc.cli.files", "glc.data.images"]
+    modules += [module_name(path) for path in SOURCES if path.parent.name == "onnx" and path.stem != "export"]
+    program = "import sys; sys.modules['torch'] = None\nfor name in sys.argv[1:]: __import__(name)"
+    done = fresh(["-c", program, *modules])
+    assert done.returncode == 0, done.stderr
 
 
 BLOCKED_IMPORTS = """

@@ -20,8 +20,8 @@ from PIL import Image
 
 import benchmarks.__main__
 from glc.cli import main
-from glc.codec.weights.catalog import save_variant
 from glc.codec.weights.file import read_weights
+from glc.codec.weights.variants import save_variant
 from glc.launch.overrides import explain_overrides
 from glc.launch.train import register_resolvers
 from tests.codec.fixed_model import fixed_codec_weights, fixed_image

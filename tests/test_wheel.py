@@ -2,22 +2,31 @@
 
 import json
 import os
+import platform
+import shutil
 import subprocess
 import sys
 import tarfile
+import tomllib
 import venv
 import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from hatchling.builders.sdist import SdistBuilder
 from hatchling.builders.wheel import WheelBuilder
+from packaging.requirements import Requirement
 from PIL import Image
 
 import glc
+from glc.codec.entropy import integer_kernels
+from glc.codec.native import Native
+from glc.codec.prebuilt import LEVELS, libraries
 from tests.codec.fixed_model import fixed_image
 from tests.short_runs import QUIET, ROOT, STAGES, arguments, settings
 
@@ -81,6 +90,42 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return Path(built)
 
 
+def install(wheel: Path, prefix: Path) -> None:
+    interpreter = ["--python", str(prefix / "bin" / "python")]
+    command = [sys.executable, "-m", "pip", *interpreter, "install", "--quiet", "--no-deps", "--no-index"]
+    subprocess.run([*command, "--no-compile", str(wheel)], check=True)
+
+
+def required(names: Sequence[str]) -> set[str]:
+    """Return the distributions that requirements bring here, with those that they require."""
+    found: set[str] = set()
+    waiting = list(names)
+    while waiting:
+        requirement = Requirement(waiting.pop())
+        if requirement.name in found or (
+            requirement.marker and not requirement.marker.evaluate({"extra": ""})
+        ):
+            continue
+        found.add(requirement.name)
+        waiting += metadata.requires(requirement.name) or []
+    return found
+
+
+@pytest.fixture(scope="module")
+def core(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Installed:
+    """An environment with the wheel and what it requires without extras, by links."""
+    prefix = tmp_path_factory.mktemp("core")
+    venv.create(prefix)
+    (site,) = (prefix / "lib").glob("python*/site-packages")
+    for name in required(tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]):
+        distribution = metadata.distribution(name)
+        for top in {Path(file).parts[0] for file in distribution.files or ()} - {"..", "__pycache__"}:
+            if not (site / top).exists():  # namespace packages such as `google` are shared
+                (site / top).symlink_to(Path(str(distribution.locate_file(top))).resolve())
+    install(wheel, prefix)
+    return Installed(prefix, tmp_path_factory.mktemp("core_work"))
+
+
 @pytest.fixture(scope="module")
 def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Installed:
     prefix = tmp_path_factory.mktemp("environment")
@@ -88,9 +133,7 @@ def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Installe
     (site,) = (prefix / "lib").glob("python*/site-packages")
     # Adds the folder but does not process its .pth files, so that this checkout is not importable.
     (site / "others.pth").write_text(f"{Path(torch.__file__).parents[1]}\n")
-    interpreter = ["--python", str(prefix / "bin" / "python")]
-    command = [sys.executable, "-m", "pip", *interpreter, "install", "--quiet", "--no-deps", "--no-index"]
-    subprocess.run([*command, "--no-compile", str(wheel)], check=True)
+    install(wheel, prefix)
     folder = tmp_path_factory.mktemp("mine")
     (folder / "src").mkdir()
     for name in ("__init__", "train", "evaluate"):
@@ -148,3 +191,49 @@ def test_training_codec_and_evaluation_run_from_the_wheel(installed: Installed) 
     assert sorted(path.name for path in folder.iterdir()) == [
         *("back.png", "data", "mine.safetensors", "photo.glc", "report.html", "results", "runs", "set", "src")
     ]
+
+
+def test_core_compresses_and_decompresses_without_torch(core: Installed) -> None:
+    (site,) = (core.prefix / "lib").glob("python*/site-packages")
+    size = sum(
+        os.path.getsize(Path(folder, name))
+        for folder, _, names in os.walk(site, followlinks=True)
+        for name in names
+        if "__pycache__" not in folder
+    )
+    assert size < 250e6
+    modules = core.run(
+        "-c",
+        "import importlib.util as u; print([u.find_spec(n) for n in ('torch', 'onnx')])",
+        program="python",
+    )
+    assert modules.strip() == "[None, None]"
+    Image.fromarray(fixed_image(80, 96)).save(core.folder / "photo.png")
+    core.run_all([["compress", "photo.png"], ["decompress", "photo.glc", "-o", "back.png"], ["models"]])
+    codec = glc.load(device="cpu", backend="torch", precision="float32")
+    data = (core.folder / "photo.glc").read_bytes()
+    assert data == codec.compress(core.folder / "photo.png")
+    with Image.open(core.folder / "back.png") as image:
+        error = np.square(np.asarray(image, float) - np.asarray(codec.decompress(data), float)).mean()
+    assert error < 255**2 / 1e5  # 50 dB
+
+
+@pytest.mark.skipif(
+    platform.machine() not in LEVELS or shutil.which("cc") is None, reason="no C compiler, or no kernels"
+)
+def test_wheel_with_compiled_kernels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GLC_BUILD_KERNELS", "1")
+    (built,) = WheelBuilder(str(ROOT)).build(directory=str(tmp_path), versions=["standard"])
+    assert "-py3-none-" in built
+    assert not built.endswith("-any.whl")
+    with zipfile.ZipFile(built) as archive:
+        found = {Path(name).name for name in archive.namelist() if name.endswith(".so")}
+        names = [f"integer_kernels.{level}.so" for level in LEVELS[platform.machine()]]
+        archive.extract(f"glc/codec/entropy/{names[-1]}", tmp_path)
+    assert found == {*names, *(name.replace("integer_kernels", "winograd") for name in names)}
+    source = tmp_path / "glc" / "codec" / "entropy" / "integer_kernels.c"
+    native = Native(source, integer_kernels.NATIVE._declare, integer_kernels.NATIVE._self_test)
+    monkeypatch.setenv("CC", "no-such-compiler-here")
+    if not list(libraries(source)):
+        pytest.skip("this processor runs no library of a wheel")
+    assert native.library() is not None

@@ -6,17 +6,20 @@ data = codec.compress(image, quality=50)  # bytes of a .glc file
 image = codec.decompress(data)
 ```
 
-The codec needs only PyTorch and an entropy coder. Training is in `glc.training`, which the codec does not
-import.
+The codec runs on ONNX Runtime, or on PyTorch where that is installed (`glc.codec.load`). Training is in
+`glc.training`, which the codec does not import.
 """
 
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from glc.codec.codec import Codec, TargetWarning, load
-    from glc.codec.entropy.latent_coding import Symbols
+    from glc.codec.base import BaseCodec, TargetWarning
+    from glc.codec.codec import Codec
+    from glc.codec.entropy.symbols import Symbols
+    from glc.codec.load import load
     from glc.codec.weights.catalog import decoders, encoders
     from glc.errors import (
+        BackendError,
         BitstreamError,
         CorruptFileError,
         ImageError,
@@ -32,6 +35,8 @@ if TYPE_CHECKING:
 __version__ = "0.2.0.dev0"
 
 _HOMES = {
+    "BackendError": "errors",
+    "BaseCodec": "codec.base",
     "BitstreamError": "errors",
     "Codec": "codec.codec",
     "CorruptFileError": "errors",
@@ -39,18 +44,20 @@ _HOMES = {
     "NewerVersionError": "errors",
     "NotGlcError": "errors",
     "SizeLimitError": "errors",
-    "Symbols": "codec.entropy.latent_coding",
+    "Symbols": "codec.entropy.symbols",
     "TargetError": "errors",
-    "TargetWarning": "codec.codec",
+    "TargetWarning": "codec.base",
     "TruncatedError": "errors",
     "WeightsError": "errors",
     "WrongWeightsError": "errors",
     "decoders": "codec.weights.catalog",
     "encoders": "codec.weights.catalog",
-    "load": "codec.codec",
+    "load": "codec.load",
 }
 
 __all__ = [
+    "BackendError",
+    "BaseCodec",
     "BitstreamError",
     "Codec",
     "CorruptFileError",
@@ -76,4 +83,10 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     import importlib
 
-    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+    try:
+        return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+    except ModuleNotFoundError as error:
+        if error.name != "torch":
+            raise
+        text = f"glc.{name} needs PyTorch: pip install 'glc-codec[torch]'"
+        raise ModuleNotFoundError(text, name="torch") from error

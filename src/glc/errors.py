@@ -37,6 +37,10 @@ class WeightsError(ValueError):
     """A weights file or checkpoint cannot be used; the message names the file and the reason."""
 
 
+class BackendError(WeightsError):
+    """A weights file needs the backend `torch`."""
+
+
 class ArchitectureError(ValueError):
     """A description names an unknown or untrusted network, or arguments that it does not accept."""
 

@@ -19,8 +19,8 @@ import pytest
 from PIL import Image
 
 import glc
-from glc.codec.weights.catalog import save_variant
 from glc.codec.weights.file import read_weights
+from glc.codec.weights.variants import save_variant
 from tests.browser.conftest import OpenPage, Watched
 from tests.codec.fixed_model import fixed_codec_weights, fixed_image
 

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 import glc as library
-from glc.codec.weights.catalog import save_variant
 from glc.codec.weights.file import read_weights
+from glc.codec.weights.variants import save_variant
 from tests.cli.conftest import Glc, image
 
 

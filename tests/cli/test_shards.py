@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from glc.codec.weights.catalog import save_variant
 from glc.codec.weights.file import read_weights
+from glc.codec.weights.variants import save_variant
 from tests.cli.conftest import Glc, image
 from tests.jobs.stand_ins import read_tar, write_tar
 

@@ -2,13 +2,15 @@
 
 import ctypes
 import os
+import platform
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 
-from glc.codec import native
+from glc.codec import native, prebuilt
 from glc.codec.entropy import integer_kernels
 from glc.codec.native import SWITCH, Native
 from glc.codec.runtime import winograd
@@ -22,7 +24,7 @@ def fresh(
 ) -> Iterator[Native]:
     """Return a library that searches again, in an empty cache folder."""
     library = LIBRARIES[request.param]
-    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     library.forget()
     yield library
     library.forget()
@@ -39,8 +41,8 @@ def compiled(fresh: Native) -> Native:
     return fresh
 
 
-def cached(native: Native) -> list[Path]:
-    return list(Path(torch.hub.get_dir(), "glc").glob(f"{native.source.stem}-*"))
+def cached(library: Native) -> list[Path]:
+    return list(native.cache_folder().glob(f"{library.source.stem}-*"))
 
 
 @pytest.mark.parametrize(
@@ -63,7 +65,7 @@ def test_compiler_runs_once_with_the_arguments_in_cc(fresh: Native, monkeypatch:
         raise OSError
 
     monkeypatch.setattr(native.subprocess, "run", run)
-    monkeypatch.setattr(torch.hub, "get_dir", lambda: os.devnull)
+    monkeypatch.setenv("XDG_CACHE_HOME", os.devnull)
     monkeypatch.setenv("CC", "ccache cc -m64")
     assert fresh.library() is None
     assert fresh.library() is None
@@ -92,7 +94,7 @@ def test_library_is_compiled_elsewhere_if_the_cache_is_not_writable(
     compiled: Native, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     (tmp_path / "file").write_text("in the way")
-    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "file"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     assert compiled.library() is not None
 
 
@@ -123,3 +125,49 @@ def test_self_test_does_not_change_random_state_or_dtype(compiled: Native) -> No
     finally:
         torch.set_default_dtype(torch.float32)
     assert torch.equal(torch.random.get_rng_state(), state)
+
+
+def test_library_of_the_wheel_is_preferred_to_a_compiler(
+    compiled: Native, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    assert compiled.library() is not None
+    (built,) = cached(compiled)
+    source = tmp_path / compiled.source.name
+    source.write_bytes(compiled.source.read_bytes())
+    monkeypatch.setattr(compiled, "source", source)
+    monkeypatch.setenv("CC", "no-such-compiler-here")
+    compiled.forget()
+    assert compiled.library() is None
+    for level in prebuilt.LEVELS.get(platform.machine(), {}).values():
+        source.with_suffix(f".{level.name}.so").write_bytes(b"no library")
+    compiled.forget()
+    assert compiled.library() is None  # one that cannot be loaded is not used
+    found = list(prebuilt.libraries(source))
+    if not found:
+        pytest.skip("wheels have no library for this processor")
+    found[-1].unlink()
+    found[-1].write_bytes(built.read_bytes())
+    compiled.forget()
+    assert compiled.library() is not None
+
+
+def test_libraries_are_those_that_the_processor_can_run(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(platform, "machine", lambda: "x86_64")
+    monkeypatch.setattr(sys, "platform", "linux")
+    for name in ("v3", "v4", "vnni"):
+        (tmp_path / f"a.{name}.so").touch()
+    v3 = "avx2 bmi1 bmi2 f16c fma movbe abm"
+    v4 = f"{v3} avx512f avx512bw avx512cd avx512dq avx512vl"
+    for flags, names in (
+        ("sse2", []),
+        (v3, ["v3"]),
+        (v4, ["v4", "v3"]),
+        (f"{v4} avx512_vnni", ["vnni", "v4", "v3"]),
+    ):
+        monkeypatch.setattr(
+            Path, "read_text", lambda _, flags=flags: f"model name : x\nflags : fpu {flags}\n"
+        )
+        found = [path.name for path in prebuilt.libraries(tmp_path / "a.c")]
+        assert found == [f"a.{name}.so" for name in names]

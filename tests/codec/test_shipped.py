@@ -16,7 +16,8 @@ from glc import pretrained
 from glc.cli import main
 from glc.codec import bitstream
 from glc.codec.convert.read import open_source
-from glc.codec.weights.file import TrainingLabel, decoder_digest, read_label
+from glc.codec.weights.file import decoder_digest
+from glc.codec.weights.labels import TrainingLabel, read_label
 from glc.data.images import read_rgb
 from glc.data.sources import sample_paths
 from glc.training.init_from import warm_start

@@ -15,7 +15,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 from PIL import Image
 
-from glc.codec.codec import TargetWarning
+from glc.codec.base import TargetWarning
 from glc.errors import TargetError
 from glc.evaluation.codecs.base import CodecUnavailable, ImageCodec, Setting
 from glc.evaluation.codecs.latent import LatentCodec

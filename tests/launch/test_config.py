@@ -6,6 +6,7 @@ import shlex
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
 import torch
 from hydra import compose as hydra_compose
@@ -235,7 +236,9 @@ def test_commands_in_yaml_comments_compose_without_missing_values(path: Path) ->
     for command in commands:
         program, *words = shlex.split(command.removeprefix("-m "))
         if program == "glc":
-            cli.commands["pack"].make_context("pack", words[1:])
+            command = cli.get_command(click.Context(cli), "pack")
+            assert command is not None
+            command.make_context("pack", words[1:])
             continue
         config_name = program.removeprefix("src.")
         values = [word for word in words if "=" in word]

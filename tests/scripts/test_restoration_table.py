@@ -9,8 +9,8 @@ import pytest
 import torch
 from PIL import Image
 
-from glc.codec.weights.catalog import save_variant
 from glc.codec.weights.file import read_weights
+from glc.codec.weights.variants import save_variant
 from glc.data.degradations import GaussianNoise, Mask
 from tests.codec.fixed_model import fixed_codec_weights, fixed_image
 from tests.programs import load_script

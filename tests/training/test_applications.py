@@ -11,7 +11,7 @@ from PIL import Image
 
 import glc
 from glc.codec.weights.export import export, read_codec
-from glc.codec.weights.file import read_label
+from glc.codec.weights.labels import read_label
 from glc.launch.start import UsageError
 from tests.codec.fixed_model import fixed_codec_weights, fixed_image
 from tests.short_runs import (

@@ -11,8 +11,9 @@ from threading import Lock
 import numpy as np
 from PIL import Image, ImageFilter
 
+from glc.codec.base import TargetWarning
 from glc.codec.bitstream import Header, unpack
-from glc.codec.codec import Codec, TargetWarning, load
+from glc.codec.codec import Codec, load
 from glc.codec.weights.catalog import DEFAULT_MODEL, catalog, decoders, encoders
 from glc.data.images import Reporter, open_image, read_rgb, stack_images
 from glc.errors import ImageError, WeightsError, WrongWeightsError

@@ -1,25 +1,47 @@
 """The `glc` command.
 
-Each command imports what it needs when it runs, so that `glc --help` answers at once.
+Each command's module is imported when the command is named, and each imports what it needs when it runs, so
+that `glc --help` and `glc info` answer at once.
 """
 
 import logging
 import sys
+from importlib import import_module
+from typing import cast
 
 import click
 
 from glc import __version__
-from glc.cli.compress import compress, decompress
 from glc.cli.errors import Commands
-from glc.cli.experiments import complexity, dashboard, evaluate, pack, report, train
-from glc.cli.info import info
-from glc.cli.models import convert, export, models
-from glc.cli.serve import serve
 from glc.io import threads_policy
 from glc.io.names import escape_output
 
+_MODULES = {
+    **dict.fromkeys(("compress", "decompress"), "compress"),
+    "info": "info",
+    **dict.fromkeys(("models", "convert"), "models"),
+    **dict.fromkeys(("pack", "train"), "experiments"),
+    "export": "models",
+    **dict.fromkeys(("eval", "report", "dashboard", "complexity"), "experiments"),
+    "serve": "serve",
+}
+"""The module of each command, in the order of the help."""
+_NAMES = {"eval": "evaluate"}
+"""Functions that are not called like their command."""
 
-@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
+
+class _Main(Commands):
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(_MODULES)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in _MODULES:
+            return None
+        module = import_module(f"glc.cli.{_MODULES[cmd_name]}")
+        return cast(click.Command, getattr(module, _NAMES.get(cmd_name, cmd_name)))
+
+
+@click.group(cls=_Main, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="glc")
 @click.option("-v", "--verbose", is_flag=True, help="Show choices made for this machine.")
 @click.pass_context
@@ -28,14 +50,7 @@ def main(ctx: click.Context, verbose: bool) -> None:
     if verbose:
         logging.basicConfig(format="%(message)s")
         logging.getLogger("glc").setLevel(logging.DEBUG)
-    if ctx.invoked_subcommand not in ("train", "eval"):  # they choose when they know their configuration
+    # Training and evaluation choose when they know their configuration; `info` should answer at once.
+    if ctx.invoked_subcommand not in ("train", "eval", "info"):
         threads_policy.choose(sys.argv[1:])
     escape_output()
-
-
-for _command in (
-    *(compress, decompress, info, models),
-    *(convert, pack, train, export),
-    *(evaluate, report, dashboard, complexity, serve),
-):
-    main.add_command(_command)

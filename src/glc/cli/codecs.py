@@ -1,19 +1,20 @@
 """The codecs of a command: catalogue models, and the model that a file was made with."""
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from glc.cli.errors import NothingDoneError, message
 from glc.codec.bitstream import Header
-from glc.codec.codec import Codec, assemble, choose_device
-from glc.codec.weights.catalog import DEFAULT_MODEL, FOLDER_VARIABLE, catalog, find, made_for, read_variant
-from glc.codec.weights.file import CodecLabel, Kind, kind_of, read_header
-from glc.errors import WeightsError, WrongWeightsError
+from glc.codec.weights.catalog import DEFAULT_MODEL, FOLDER_VARIABLE, catalog, find, made_for
+from glc.codec.weights.labels import CodecLabel, Kind, kind_of, read_header
+from glc.errors import BackendError, WeightsError, WrongWeightsError
 
 if TYPE_CHECKING:
+    from glc.codec.base import BaseCodec
     from glc.latent_optimization import LatentOptimizer
 
 
@@ -78,6 +79,9 @@ class Codecs:
         memory: limit in bytes, or None for the available memory.
         encoder: file or name of an encoder that replaces the codec's own, or None.
         decoder: file or name of a decoder that replaces the codec's own, or None.
+        backend: see `glc.load`.
+        files: number of files of the command; None for a job that runs long, see `choose_backend`.
+        optimizes: whether latents will be optimised.
 
     Raises:
         NothingDoneError: the device does not exist, or the chosen model, encoder or decoder cannot be used.
@@ -89,33 +93,66 @@ class Codecs:
     memory: int | None = None
     encoder: str | None = None
     decoder: str | None = None
-    loaded: dict[Path, Codec] = field(default_factory=dict, init=False)
+    backend: str = "auto"
+    files: int | None = None
+    optimizes: bool = False
+    loaded: dict[tuple[Path, str], "BaseCodec"] = field(default_factory=dict, init=False)
     known: list[KnownModel] = field(default_factory=list, init=False)
 
     def __post_init__(self) -> None:
         self.known = known_models()[0]
-        try:
-            choose_device(self.device)
-            if self.encoder is not None:
-                read_variant(find(self.encoder, "encoder"), "encoder")
-            if self.decoder is not None:
-                read_variant(find(self.decoder, "decoder"), "decoder")
+        with _nothing_done():
+            if self.chosen() == "torch":
+                from glc.codec.codec import choose_device
+
+                choose_device(self.device)
+            named: list[tuple[Kind, str | None]] = [("encoder", self.encoder), ("decoder", self.decoder)]
+            for kind, name in named:
+                if name is not None:
+                    self._check_variant(find(name, kind), kind)
             if self.model is not None:
                 self._load(find(self.model))
-        except (ValueError, OSError, RuntimeError, MemoryError) as error:
-            raise NothingDoneError(message(error)) from error
 
-    def for_images(self) -> Codec:
-        """Return the chosen codec, or the default one.
+    def chosen(self, pixels: int = 0) -> str:
+        """Return the backend for an image of a number of pixels.
+
+        Raises:
+            ModuleNotFoundError: PyTorch is not installed.
+        """
+        from glc.codec.load import choose_backend
+
+        # What only PyTorch can do: GPUs, bfloat16, row tiles within a limit, gradients.
+        asked = self.device not in ("auto", "cpu") or self.precision == "bfloat16"
+        long = asked or self.memory is not None or self.optimizes
+        return choose_backend(self.backend, None if long else self.files, pixels)
+
+    def device_type(self) -> str:
+        """Return the type of the device that small images run on."""
+        if self.chosen() == "onnx":
+            return "cpu"
+        from glc.codec.codec import choose_device
+
+        return choose_device(self.device).type
+
+    def _check_variant(self, file: Path, kind: Kind) -> None:
+        if self.chosen() == "onnx":
+            from glc.codec.onnx.weights import read_variant_arrays
+
+            with suppress(BackendError):  # loading the codec decides what to do
+                read_variant_arrays(file, kind)
+            return
+        from glc.codec.weights.variants import read_variant
+
+        read_variant(file, kind)
+
+    def for_images(self, pixels: int = 0) -> "BaseCodec":
+        """Return the chosen codec, or the default one, for an image of a number of pixels.
 
         Raises:
             NothingDoneError: it cannot be used.
         """
-        try:
-            return self._load(find(self.model or DEFAULT_MODEL))
-        except (ValueError, OSError, RuntimeError, MemoryError) as error:
-            hint = "; choose another model with --model" if self.model is None else ""
-            raise NothingDoneError(message(error) + hint) from error
+        with _nothing_done("; choose another model with --model" if self.model is None else ""):
+            return self._load(find(self.model or DEFAULT_MODEL), pixels)
 
     def check_for_files(self) -> None:
         """Check that at least one model can decode files.
@@ -126,7 +163,7 @@ class Codecs:
         if self.model is None and not self.known:
             self.for_images()
 
-    def for_file(self, header: Header) -> Codec:
+    def for_file(self, header: Header) -> "BaseCodec":
         """Return the codec for a file: the chosen one, otherwise the known one that its header names.
 
         Raises:
@@ -140,8 +177,8 @@ class Codecs:
                     f"made with weights {header.fingerprint.hex()}, which match no known model; "
                     "give the weights file with --model"
                 )
-            return self._load(fits.file)
-        codec = self._load(find(self.model))
+            return self._load(fits.file, header.width * header.height)
+        codec = self._load(find(self.model), header.width * header.height)
         if codec.fingerprint != header.fingerprint:
             hint = (
                 "give the weights file with --model"
@@ -154,16 +191,46 @@ class Codecs:
             )
         return codec
 
-    def _load(self, file: Path) -> Codec:
-        if file not in self.loaded:
+    def _load(self, file: Path, pixels: int = 0) -> "BaseCodec":
+        backend = self.chosen(pixels)
+        if (file, backend) not in self.loaded:
             try:
-                weights = assemble(file, self.encoder, self.decoder)
-                self.loaded[file] = Codec(weights, choose_device(self.device), self.precision, self.memory)
-            except WeightsError as error:
-                # A codec's messages do not name its weights file.
-                text = str(error)
-                raise WeightsError(text if str(file) in text else f"{file}: {text}") from error
-        return self.loaded[file]
+                codec = self._load_on(backend, file)
+            except BackendError:
+                from glc.codec.load import has_torch
+
+                if self.backend != "auto" or not has_torch():
+                    raise
+                codec = self._load_on("torch", file)
+            self.loaded[file, backend] = codec
+        return self.loaded[file, backend]
+
+    def _load_on(self, backend: str, file: Path) -> "BaseCodec":
+        from glc.codec.load import load
+
+        try:
+            return load(
+                file,
+                self.device,
+                backend=backend,
+                encoder=self.encoder,
+                decoder=self.decoder,
+                precision=self.precision,
+                memory=self.memory,
+            )
+        except WeightsError as error:
+            # A codec's messages do not name its weights file.
+            text = str(error)
+            raise type(error)(text if str(file) in text else f"{file}: {text}") from error
+
+
+@contextmanager
+def _nothing_done(hint: str = "") -> Iterator[None]:
+    """Turn errors of loading a codec into `NothingDoneError`."""
+    try:
+        yield
+    except (ValueError, OSError, RuntimeError, MemoryError, ImportError) as error:
+        raise NothingDoneError(message(error) + hint) from error
 
 
 def make_optimizer(steps: int, weights_dir: str | None) -> "LatentOptimizer | None":

@@ -8,9 +8,9 @@ import os
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 import click
 
@@ -23,10 +23,12 @@ from glc.cli.files import (
     outcomes,
     read_glc,
     read_image,
+    sidecar,
     threads_for,
     write_result,
 )
 from glc.cli.options import (
+    BACKENDS,
     background_option,
     check_latent_options,
     check_target,
@@ -87,6 +89,13 @@ def _shared_options(command: Callable[..., None]) -> Callable[..., None]:
             default="auto",
             show_default=True,
             help="Precision of encoder and decoder; does not affect the bitstream's integers.",
+        ),
+        click.option(
+            "--backend",
+            type=click.Choice(BACKENDS),
+            default="auto",
+            show_default=True,
+            help="Runs the networks. auto: ONNX Runtime for a few images, else PyTorch, where installed.",
         ),
         device_option,
         model_option,
@@ -162,6 +171,7 @@ def compress(
     model: str | None,
     device: str,
     precision: str,
+    backend: str,
     memory: int | None,
     force: bool,
     quiet: bool,
@@ -188,11 +198,21 @@ def compress(
     results: Iterable[tuple[Job, str | Exception]] = ()
     if jobs:
         from glc.cli.codecs import Codecs, make_optimizer
-        from glc.cli.metadata import Metadata, sidecar
+        from glc.cli.metadata import Metadata
         from glc.data.images import read_rgb
 
         report = _reporter(quiet)
-        codec = Codecs(model, device, precision, memory, encoder=encoder).for_images()
+        codecs = Codecs(
+            model,
+            device,
+            precision,
+            memory,
+            encoder=encoder,
+            backend=backend,
+            files=len(jobs),
+            optimizes=optimize_latent > 0,
+        )
+        codecs.for_images()
         optimizer = make_optimizer(optimize_latent, lpips_weights)
 
         def read(job: Job) -> tuple[Image, Metadata]:
@@ -204,6 +224,7 @@ def compress(
             image, metadata = found
             beside = len(metadata.to_bytes(bytes(4))) if metadata else 0
             pixels = image.width * image.height
+            codec = codecs.for_images(pixels)
             for size in (target_size, None if target_bpp is None else target_bpp * pixels / 8):
                 if size is not None and size <= beside:
                     raise ValueError(f"the metadata alone have {beside:,} bytes; omit --keep-metadata")
@@ -232,7 +253,7 @@ def compress(
                     sidecar(job.destination).unlink(missing_ok=True)
                 raise
 
-        results = outcomes(jobs, read, code, write, threads_for(codec.device.type))
+        results = outcomes(jobs, read, code, write, threads_for(codecs.device_type()))
     _report(results, len(jobs), failed, is_single(inputs), quiet)
 
 
@@ -263,6 +284,7 @@ def decompress(
     model: str | None,
     device: str,
     precision: str,
+    backend: str,
     memory: int | None,
     force: bool,
     quiet: bool,
@@ -285,14 +307,11 @@ def decompress(
     jobs, failed = _plan(inputs, output, kind, force, check)
     results: Iterable[tuple[Job, str | Exception]] = ()
     if jobs:
-        from tqdm import tqdm
-
         from glc.cli.codecs import Codecs
-        from glc.cli.metadata import Metadata, sidecar
+        from glc.cli.metadata import Metadata
         from glc.codec.bitstream import unpack
-        from glc.codec.codec import choose_device
 
-        codecs = Codecs(model, device, precision, memory, decoder=decoder)
+        codecs = Codecs(model, device, precision, memory, decoder=decoder, backend=backend, files=len(jobs))
         codecs.check_for_files()
 
         def read(job: Job) -> tuple[bytes, Metadata]:
@@ -309,13 +328,13 @@ def decompress(
             with _notes(job):
                 image = codecs.for_file(header).decompress(data, max_pixels=max_pixels)
             if keep_metadata and not metadata:
-                tqdm.write(f"{job.name}: note: no metadata was kept for it", file=sys.stderr)
+                _write(f"{job.name}: note: no metadata was kept for it", sys.stderr)
             return (image, metadata), f"{image.width} x {image.height}"
 
         def write(job: Job, made: tuple[Image, Metadata]) -> None:
             write_result(job, _encoded(*made, job), force)
 
-        results = outcomes(jobs, read, code, write, threads_for(choose_device(device).type))
+        results = outcomes(jobs, read, code, write, threads_for(codecs.device_type()))
     _report(results, len(jobs), failed, is_single(inputs), quiet)
 
 
@@ -337,47 +356,60 @@ def _report(
     results: Iterable[tuple[Job, str | Exception]], total: int, failed: int, single: bool, quiet: bool
 ) -> None:
     """Print each outcome as it arrives, beside a progress bar; exit with an error if any input failed."""
-    from tqdm import tqdm
-
     # None: only on a terminal. In a log the bar would bury the messages.
     hidden = True if quiet or total < 2 else None
-    with (
-        warnings.catch_warnings(action="ignore"),
-        tqdm(results, total=total, unit="file", disable=hidden, dynamic_ncols=True) as bar,
-    ):
-        for job, outcome in bar:
+    with warnings.catch_warnings(action="ignore"), _bar(results, total, hidden) as shown:
+        for job, outcome in shown:
             if isinstance(outcome, Exception):
                 failed += 1
-                bar.write(message_about(job.name, outcome), file=sys.stderr)
+                _write(message_about(job.name, outcome), sys.stderr)
             elif not quiet:
                 # Data on standard output must not be mixed with messages.
                 out = sys.stderr if job.destination is None else sys.stdout
-                bar.write(f"{job.name} -> {job.target}: {outcome}", file=out)
+                _write(f"{job.name} -> {job.target}: {outcome}", out)
     if failed:
         raise click.exceptions.Exit(NOTHING_DONE if single else ONE_FAILED)
 
 
-def _reporter(quiet: bool) -> Reporter:
+def _bar(results: Iterable[Any], total: int, hidden: bool | None) -> AbstractContextManager[Iterable[Any]]:
+    """Return the context of a progress bar; without one, tqdm is not imported, which takes 50 ms."""
+    if hidden:
+        return nullcontext(results)
     from tqdm import tqdm
 
+    bar: AbstractContextManager[Iterable[Any]] = tqdm(
+        results, total=total, unit="file", disable=hidden, dynamic_ncols=True
+    )
+    return bar
+
+
+def _write(text: str, file: TextIO) -> None:
+    """Write a line, above the progress bar if there is one."""
+    if "tqdm" not in sys.modules:
+        print(text, file=file)
+        return
+    from tqdm import tqdm
+
+    tqdm.write(text, file=file)
+
+
+def _reporter(quiet: bool) -> Reporter:
     from glc.data.images import Reporter
 
-    return Reporter(lambda line: None if quiet else tqdm.write(line, file=sys.stderr))
+    return Reporter(lambda line: None if quiet else _write(line, sys.stderr))
 
 
 @contextmanager
 def _notes(job: Job) -> Iterator[None]:
     """Print each warning about a target as a line on stderr; ignore other warnings."""
-    from tqdm import tqdm
-
-    from glc.codec.codec import TargetWarning
+    from glc.codec.base import TargetWarning
 
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("ignore")
         warnings.simplefilter("always", TargetWarning)
         yield
     for warning in caught:
-        tqdm.write(f"{job.name}: note: {warning.message}", file=sys.stderr)
+        _write(f"{job.name}: note: {warning.message}", sys.stderr)
 
 
 def _format_of(destination: Path | None) -> tuple[str, dict[str, Any]]:
@@ -390,7 +422,6 @@ def _format_of(destination: Path | None) -> tuple[str, dict[str, Any]]:
 
 
 def _encoded(image: Image, metadata: Metadata, job: Job) -> bytes:
-    from tqdm import tqdm
 
     from glc.data.images import png_bytes, srgb_to_profile
 
@@ -404,7 +435,7 @@ def _encoded(image: Image, metadata: Metadata, job: Job) -> bytes:
             image = in_profile
         elif metadata.profile:
             kept = "its ICC profile is not for RGB output and stays in the metadata file; the image is sRGB"
-            tqdm.write(f"{job.name}: note: {kept}", file=sys.stderr)
+            _write(f"{job.name}: note: {kept}", sys.stderr)
         profile = b"" if in_profile is None else metadata.profile
         options = options | metadata.save_options(name) | ({"icc_profile": profile} if profile else {})
     stream = io.BytesIO()

@@ -27,6 +27,11 @@ class Commands(click.Group):
         except KeyboardInterrupt:
             click.echo("\nInterrupted", err=True)
             raise click.exceptions.Exit(INTERRUPTED) from None
+        except ModuleNotFoundError as error:
+            if error.name != "torch":
+                raise click.ClickException(message(error)) from error
+            wanted = "this command needs PyTorch; run pip install 'glc-codec[torch]'"
+            raise NothingDoneError(wanted) from error
         except (ValueError, OSError, RuntimeError, ImportError) as error:
             raise click.ClickException(message(error)) from error
 

@@ -11,11 +11,10 @@ import os
 import sys
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, TypeVar
+from typing import IO, TYPE_CHECKING, TypeVar
 
 import click
 
@@ -23,11 +22,15 @@ from glc.codec.bitstream import DEFAULT_LIMIT, HEADER, check_size, longest_file
 from glc.errors import CorruptFileError
 from glc.io.atomic import write_bytes
 
+if TYPE_CHECKING:
+    from concurrent.futures import Future, ThreadPoolExecutor
+
 Read = TypeVar("Read")
 Coded = TypeVar("Coded")
 
 STREAM = "-"
 """Stands for standard input or standard output."""
+SIDECAR_SUFFIX = ".meta"
 
 
 @dataclass(frozen=True)
@@ -310,6 +313,8 @@ def outcomes(
             else:
                 yield job, summary
         return
+    from concurrent.futures import Future, ThreadPoolExecutor
+
     readers, writers = ThreadPoolExecutor(threads), ThreadPoolExecutor(threads)
     waiting: deque[tuple[Job, str, Future[None]]] = deque()
     try:
@@ -350,3 +355,8 @@ def _settled(job: Job, summary: str, written: Future[None]) -> tuple[Job, str | 
     except FAILURES as error:
         return job, error
     return job, summary
+
+
+def sidecar(path: Path) -> Path:
+    """Return the path of a .glc file's sidecar, which holds its metadata."""
+    return path.with_name(path.name + SIDECAR_SUFFIX)

@@ -99,8 +99,14 @@ def convert(source: Path, destination: Path, kind: str, target: str | None, forc
 
 
 @click.command()
-@click.argument("checkpoint", type=click.Path(path_type=Path, exists=True))
+@click.argument("checkpoint", type=click.Path(path_type=Path))
 @click.argument("destination", type=click.Path(path_type=Path))
+@click.option(
+    "--onnx",
+    is_flag=True,
+    help="Write ONNX graphs of E, g_a, g_s and D to the folder DESTINATION instead. CHECKPOINT may also be a "
+    "weights file or a known model.",
+)
 @click.option("--half", is_flag=True, help="Store the weights in half precision, which halves the file.")
 @click.option(
     "--images",
@@ -127,6 +133,7 @@ def convert(source: Path, destination: Path, kind: str, target: str | None, forc
 def export(
     checkpoint: Path,
     destination: Path,
+    onnx: bool,
     half: bool,
     images: tuple[Path, ...],
     training: bool,
@@ -139,6 +146,13 @@ def export(
     """
     if training and images:
         raise click.UsageError("--images: only applies to a codec; omit it with --training")
+    if onnx and (half or images or training or project):
+        raise click.UsageError("--onnx cannot be combined with --half, --images, --training or --wandb")
+    if onnx:
+        _export_graphs(checkpoint, destination, force)
+        return
+    if not checkpoint.exists():
+        raise click.BadParameter(f"Path {str(checkpoint)!r} does not exist.", param_hint="'CHECKPOINT'")
     if training and project:
         raise click.UsageError("--wandb: only applies to a codec; omit it with --training")
     if project:
@@ -162,3 +176,13 @@ def export(
         write(checkpoint, destination, half, counted)
     if project:
         log_export(checkpoint, destination, project)
+
+
+def _export_graphs(source: Path, folder: Path, force: bool) -> None:
+    from glc.codec.onnx.export import export_onnx
+
+    for path, size, largest, decibels in export_onnx(source, folder, force):
+        compared = "not compared: PyTorch is not installed"
+        if largest is not None:
+            compared = f"largest difference from PyTorch {largest:.1e}, PSNR {decibels:.1f} dB"
+        click.echo(f"{click.format_filename(path)}: {size / 1e6:.1f} MB, {compared}")

@@ -10,6 +10,9 @@ import click
 
 from glc.codec.weights.trust import VARIABLE
 
+BACKENDS = ("auto", "torch", "onnx")
+"""As in `glc.codec.load`, which commands that only show their help do not import."""
+
 model_option = click.option(
     "--model", metavar="NAME|FILE", help="Known model (see `glc models`) or weights file."
 )
@@ -23,6 +26,8 @@ device_option = click.option(
 
 
 def _background(ctx: click.Context, parameter: click.Parameter, value: str) -> str:
+    if value == "white":  # the default; without importing NumPy and Pillow
+        return value
     from glc.data.images import parse_background
 
     try:

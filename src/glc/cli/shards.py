@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import os
-import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 from click.core import ParameterSource
@@ -16,8 +14,10 @@ from click.core import ParameterSource
 from glc import __version__
 from glc.cli.errors import ONE_FAILED, NothingDoneError, message
 from glc.cli.options import check_latent_options, check_target
-from glc.jobs.engines import Engine
-from glc.jobs.worker import FileProcessor, Processed
+
+if TYPE_CHECKING:
+    from glc.jobs.engines import Engine
+    from glc.jobs.worker import FileProcessor
 
 _OPTIONS = ("quality", "target_bpp", "target_size", "max_pixels")
 """Options of a command that are arguments of each call of the codec."""
@@ -127,6 +127,8 @@ def make_engine(
         raise click.UsageError("--ray-cpus, --ray-gpus, --ray-memory: require --engine ray")
     gpus = 0 if device == "cpu" and ray_gpus is None else ray_gpus
     memory = None if ray_memory is None else int(ray_memory * 1e9)
+    from glc.jobs.engines import Engine
+
     return Engine(engine, processes, threads, ray_cpus, gpus, memory, part)
 
 
@@ -168,13 +170,16 @@ class CodingJob:
 
     def __call__(self, local_rank: int) -> FileProcessor:
         """Load the model, on the GPU of this local rank if there are several."""
-        import torch
-
         from glc.cli.codecs import Codecs, make_optimizer
+        from glc.cli.shard_files import Compressor, Decompressor
+        from glc.codec.load import choose_backend
 
         device = self.device
-        if device in ("auto", "cuda") and torch.cuda.device_count() > 1:
-            device = f"cuda:{local_rank % torch.cuda.device_count()}"
+        if device in ("auto", "cuda") and choose_backend(self.networks.get("backend", "auto")) == "torch":
+            import torch
+
+            if torch.cuda.device_count() > 1:
+                device = f"cuda:{local_rank % torch.cuda.device_count()}"
         codecs = Codecs(self.model, device, **self.networks)
         if self.command == "compress":
             optimizer = make_optimizer(self.options.get("optimize_latent", 0), self.lpips_weights)
@@ -277,49 +282,3 @@ def _identity(key: str, value: Any) -> Any:
         return value
     with open(find(value, key), "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-@dataclass
-class Compressor(FileProcessor):
-    """Compresses images to `.glc` files."""
-
-    codec: Any
-    options: Mapping[str, Any]
-    background: str = "white"
-
-    def accepts(self, name: str) -> bool:
-        """Whether it is an image."""
-        from glc.data.images import is_image_name
-
-        return is_image_name(name)
-
-    def process_file(self, data: bytes, name: str) -> Processed:
-        """Compress an image."""
-        from glc.data.images import read_rgb
-
-        image = read_rgb(data, name, background=self.background)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # a missed target is not a failure
-            coded = self.codec.compress(image, **self.options)
-        return Processed([("glc", coded)], image.width * image.height, len(coded))
-
-
-@dataclass
-class Decompressor(FileProcessor):
-    """Decodes `.glc` files to PNG."""
-
-    codecs: Any
-    options: Mapping[str, Any]
-
-    def accepts(self, name: str) -> bool:
-        """Whether it is a `.glc` file."""
-        return os.path.splitext(name)[1].lower() == ".glc"
-
-    def process_file(self, data: bytes, name: str) -> Processed:
-        """Decompress a file."""
-        from glc.codec.bitstream import unpack
-        from glc.data.images import png_bytes
-
-        header, _ = unpack(data, **self.options)
-        image = self.codecs.for_file(header).decompress(data, **self.options)
-        return Processed([("png", png_bytes(image))], image.width * image.height, len(data))

@@ -1,6 +1,7 @@
-"""JIT-compile, cache and self-test the optional C kernels.
+"""Load, or JIT-compile and cache, and self-test the optional C kernels.
 
-Without a C compiler, or with `GLC_NATIVE=0` in the environment, PyTorch computes the same.
+Wheels may have them compiled (`glc.codec.prebuilt`); otherwise a C compiler compiles them where they run.
+Without either, or with `GLC_NATIVE=0` in the environment, PyTorch or NumPy compute the same.
 """
 
 import ctypes
@@ -15,15 +16,12 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
-import torch
-from torch import Tensor
-
+from glc.codec.prebuilt import FLAGS, libraries
 from glc.io.atomic import replacing
 
 SWITCH = "GLC_NATIVE"
 """Environment variable: 0 disables the C kernels."""
 
-_FLAGS = ("-O3", "-shared", "-fPIC", "-pthread", "-fno-math-errno", "-ffp-contract=fast")
 _TIMEOUT_SECONDS = 60
 
 
@@ -31,11 +29,10 @@ class Native:
     """An optional shared library, compiled from one C file for this processor when it is first needed.
 
     Args:
-        source: the C file. Compiling takes less than a second; the library is cached below PyTorch's
-            download folder (`torch.hub.get_dir()`).
+        source: the C file. If the wheel has no library of it, it is compiled, in less than a second, and
+            cached in `cache_folder()`.
         declare: declares the types of the library's functions; raises `AttributeError` if one is missing.
-        self_test: returns whether a library's results are correct. Called at each load, on the CPU, with
-            PyTorch's defaults.
+        self_test: returns whether a library's results are correct. Called at each load.
     """
 
     def __init__(
@@ -63,6 +60,9 @@ class Native:
     def _find(self) -> ctypes.CDLL | None:
         if os.environ.get(SWITCH) == "0":
             return None
+        for path in libraries(self.source):
+            if (library := self._load(path)) is not None:
+                return library
         try:
             compiler = shlex.split(os.environ.get("CC", "")) or [
                 shutil.which("cc") or shutil.which("gcc") or ""
@@ -73,9 +73,9 @@ class Native:
 
     def _load_or_compile(self, compiler: list[str]) -> ctypes.CDLL | None:
         # The name holds the processor, since machines may share the folder.
-        key = (self.source.read_bytes(), _FLAGS, compiler, platform.machine(), _processor())
+        key = (self.source.read_bytes(), FLAGS, compiler, platform.machine(), _processor())
         name = f"{self.source.stem}-{hashlib.sha256(repr(key).encode()).hexdigest()[:16]}.so"
-        folder = Path(torch.hub.get_dir()) / "glc"
+        folder = cache_folder()
         target = folder / name
         if target.is_file() and (library := self._load(target)) is not None:
             return library
@@ -95,7 +95,7 @@ class Native:
 
     def _compile(self, compiler: list[str], target: Path) -> Path:
         native = "-march=native" if platform.machine() in ("x86_64", "AMD64") else "-mcpu=native"
-        command = [*compiler, *_FLAGS, native, "-o", str(target), str(self.source)]
+        command = [*compiler, *FLAGS, native, "-o", str(target), str(self.source)]
         subprocess.run(command, check=True, capture_output=True, timeout=_TIMEOUT_SECONDS)
         return target
 
@@ -106,13 +106,12 @@ class Native:
             self._declare(library)
         except (OSError, AttributeError):
             return None
-        with torch.inference_mode(), torch.autocast("cpu", enabled=False), torch.device("cpu"):
-            return library if self._self_test(library) else None
+        return library if self._self_test(library) else None
 
 
-def pointer(x: Tensor | None) -> ctypes.c_void_p:
-    """Return the address of a tensor's values; a null pointer for None."""
-    return ctypes.c_void_p(None if x is None else x.data_ptr())
+def cache_folder() -> Path:
+    """Return the folder of compiled libraries: `glc` in the user's cache folder."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "glc"
 
 
 def _processor() -> str:

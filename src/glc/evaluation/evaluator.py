@@ -12,7 +12,8 @@ import torch
 from PIL import Image
 from safetensors.torch import save
 
-from glc.codec.codec import TargetWarning, choose_device
+from glc.codec.base import TargetWarning
+from glc.codec.codec import choose_device
 from glc.data.images import SampleImage, is_image_name, png_bytes, stack_images
 from glc.evaluation.codecs.base import CodecUnavailable, ImageCodec, Setting
 from glc.evaluation.summary import MEASUREMENTS, SETS

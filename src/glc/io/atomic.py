@@ -52,7 +52,7 @@ def replacing(
     """
     place = Path(os.path.realpath(path))
     # A short name: the destination's may already have the maximum length.
-    name = f".{place.name}.part" if sole_writer else f".glc-{secrets.token_hex(8)}.part"
+    name = f".{place.name}.part" if sole_writer else f".glc-{os.urandom(8).hex()}.part"
     partial = place.with_name(name)
     try:
         place.parent.mkdir(parents=True, exist_ok=True)

@@ -10,7 +10,7 @@ import wandb
 from omegaconf import DictConfig, ListConfig
 
 from glc.codec.convert.read import Source
-from glc.codec.weights.file import read_header
+from glc.codec.weights.labels import read_header
 from glc.io.checkpoint import Checkpoint, open_checkpoint
 from glc.launch.schema import is_ours
 from glc.launch.start import Start

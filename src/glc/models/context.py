@@ -7,33 +7,19 @@ import torch
 from torch import Tensor, nn
 
 from glc.layers.blocks import DepthConvBlock
+from glc.models import quadtree
 from glc.models.entropy import gaussian_bits, lower_bound, quantize
-from glc.models.protocols import ContextStep, Run, Scales, run_whole
-
-STEPS = 4
-
-_ORDER = (0, 3, 2, 1)
-"""Position in a 2x2 cell (row-major) that channel group 0 codes at each step; group g codes that XOR g."""
+from glc.models.protocols import Run, Scales, run_whole
+from glc.models.quadtree import STEPS, ContextStep, check_channels
 
 
 def quadtree_masks(channels: int, height: int, width: int, device: torch.device | None = None) -> Tensor:
     """Return which elements each step codes: boolean `[STEPS, 1, channels, height, width]`.
 
-    Channels form four groups. At each step every group codes a different position of each 2x2 cell, so that
-    each position has coded neighbours in some group. Each element is coded at exactly one step.
-
-    Raises:
-        ValueError: channels is not a multiple of 4.
+    See `glc.models.quadtree`.
     """
-    if channels % 4:
-        raise ValueError(f"channels must be a multiple of 4, got {channels}")
-    rows = torch.arange(height, device=device)[:, None] % 2
-    cols = torch.arange(width, device=device)[None, :] % 2
-    position = 2 * rows + cols
-    # Computed on the device: copying a table would synchronise with the GPU.
-    groups = torch.arange(4, device=device)
-    order = torch.stack([groups ^ first for first in _ORDER]).repeat_interleave(channels // 4, dim=1)
-    return (position == order[:, :, None, None])[:, None]
+    masks: Tensor = quadtree.quadtree_masks(torch, channels, height, width, device=device)
+    return masks
 
 
 class ContextOutput(NamedTuple):
@@ -73,8 +59,7 @@ class QuadtreeContext(nn.Module):
 
     def __init__(self, channels: int, depth: int = 3, scale_bound: float = 0.11) -> None:
         super().__init__()
-        if channels % 4:
-            raise ValueError(f"channels must be a multiple of 4, got {channels}")
+        check_channels(channels)
         self.channels = channels
         self.scale_bound = scale_bound
         self.reduction = nn.Conv2d(3 * channels, channels, 1)
@@ -123,19 +108,16 @@ class QuadtreeContext(nn.Module):
         quant_step, found, means, reduced = run(split, (prior,), (self.reduction,))
         del prior
         masks = self.masks(means.shape[-2], means.shape[-1], means.device)
-        y_hat = torch.zeros_like(means)
-        for k in range(STEPS):
-            if k > 0:
 
-                def predict(y_hat: Tensor, reduced: Tensor, k: int = k) -> tuple[Tensor, ...]:
-                    found, means = self.predict(k, y_hat, reduced)
-                    return scales(found), means
+        def predict(k: int, y_hat: Tensor) -> tuple[Tensor, Tensor]:
+            def compute(y_hat: Tensor, reduced: Tensor) -> tuple[Tensor, ...]:
+                found, means = self.predict(k, y_hat, reduced)
+                return scales(found), means
 
-                found, means = run(predict, (y_hat, reduced), (self.adaptors[k - 1], self.shared))
-            step = ContextStep(masks[k], quant_step, found, means)
-            yield step
-            y_hat = torch.where(masks[k], step.symbols + means, y_hat)
-        step.y_hat = y_hat * quant_step
+            found, means = run(compute, (y_hat, reduced), (self.adaptors[k - 1], self.shared))
+            return found, means
+
+        return quadtree.walk(torch, (quant_step, found, means), masks, predict)
 
     def forward(self, y: Tensor, prior: Tensor, noise: bool = False) -> ContextOutput:
         """Quantise y `[B, N, h, w]` and estimate its bits, given the prior `[B, 3N, h, w]`.

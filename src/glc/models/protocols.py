@@ -15,11 +15,12 @@ layer.
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
 from torch import Tensor, nn
+
+from glc.models.quadtree import ContextStep
 
 Run = Callable[
     [Callable[..., tuple[Tensor, ...]], tuple[Tensor, ...], tuple[nn.Module, ...]], tuple[Tensor, ...]
@@ -112,24 +113,6 @@ class Hyperprior(Protocol):
     def decode(self, indices: Tensor) -> Tensor:
         """Return z_hat for the symbols of z, exactly: by look-up, conversion or elementwise arithmetic."""
         ...
-
-
-@dataclass
-class ContextStep:
-    """One step of a context model: the distribution of the elements that it codes; maps `[B, N, h, w]`."""
-
-    mask: Tensor
-    """Boolean `[1, N, h, w]`: the elements of this step."""
-    quant_step: Tensor
-    """Quantisation steps of y."""
-    scales: Tensor
-    """Standard deviations of the symbols before the bound, or the output of the caller's `Scales`."""
-    means: Tensor
-    """Means of `y / quant_step`."""
-    symbols: Tensor = field(init=False)
-    """Set by the caller: `round(y / quant_step - means)`. Elements of other steps are ignored."""
-    y_hat: Tensor = field(init=False)
-    """Set by `walk` on the last step: `(symbols + means) * quant_step` of all steps."""
 
 
 class Context(Protocol):

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from glc.codec.convert.detect import foreign_networks
 from glc.codec.convert.read import Source
-from glc.codec.weights.file import TRAINING_NETWORKS, TrainingLabel, decoder_digest
+from glc.codec.weights.file import decoder_digest
+from glc.codec.weights.labels import TRAINING_NETWORKS, TrainingLabel
 from glc.codec.weights.state import difference, strip_prefix
 from glc.errors import WeightsError
 from glc.io.checkpoint import Checkpoint

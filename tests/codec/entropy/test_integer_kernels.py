@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from glc.codec.entropy import integer_kernels
+from glc.codec.entropy import integer_kernels, integer_nets
 from glc.codec.entropy.integer_nets import IntegerDepthConv, IntegerFeedForward, to_integer_network
 from glc.layers.blocks import DepthConv, DepthConvBlock, GatedFeedForward
 from glc.models.context import QuadtreeContext
@@ -36,7 +36,7 @@ def refused(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
 
 def in_float64(network: nn.Module, x: Tensor, monkeypatch: pytest.MonkeyPatch) -> Tensor:
     with monkeypatch.context() as patch:
-        patch.setattr(integer_kernels, "supports", lambda x: False)
+        patch.setattr(integer_nets, "runs_in_kernels", lambda x: False)
         found: Tensor = network(x)
         return found
 
@@ -145,7 +145,7 @@ def test_paper_size_context_model_runs_in_the_kernels(
     network, x = to_integer_network(QuadtreeContext(256), keep=False), torch.randn(1, 512, 5, 4)
     with torch.inference_mode():
         found = torch.cat(network.predict(1, x[:, :256], x[:, 256:]), 1)
-        monkeypatch.setattr(integer_kernels, "supports", lambda x: False)
+        monkeypatch.setattr(integer_nets, "runs_in_kernels", lambda x: False)
         assert torch.equal(found, torch.cat(network.predict(1, x[:, :256], x[:, 256:]), 1))
     assert len(refused) == 4 * 3
     assert not any(refused)
@@ -175,20 +175,19 @@ def test_wrong_channel_counts_raise(block: nn.Module, channels: int) -> None:
 def test_self_test_covers_each_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
     library = integer_kernels.NATIVE.library()
     assert library is not None
-    with torch.inference_mode():
-        assert integer_kernels._self_test(library)
-        for name in ("glc_weights_of_floats", "glc_weights_of_doubles", "glc_layers", "glc_planes"):
-            with monkeypatch.context() as patch:
-                patch.setattr(library, name, lambda *_: 0)
-                assert not integer_kernels._self_test(library), name
+    assert integer_kernels._self_test(library)
+    for name in ("glc_weights_of_floats", "glc_weights_of_doubles", "glc_layers", "glc_planes"):
+        with monkeypatch.context() as patch:
+            patch.setattr(library, name, lambda *_: 0)
+            assert not integer_kernels._self_test(library), name
 
 
 def test_gradients_and_other_devices_use_pytorch() -> None:
     layers = to_integer_network(nn.Sequential(GatedFeedForward(8), DepthConv(8, 8)))
     assert [type(layer) for layer in layers] == [IntegerFeedForward, IntegerDepthConv]
-    assert not integer_kernels.supports(torch.zeros(1, 8, 2, 2, requires_grad=True))
-    assert not integer_kernels.supports(torch.zeros(1, 8, 2, 2, device="meta"))
-    assert integer_kernels.supports(torch.zeros(1, 8, 2, 2))
-    assert not integer_kernels.supports(torch.zeros(8, 2, 2))
+    assert not integer_nets.runs_in_kernels(torch.zeros(1, 8, 2, 2, requires_grad=True))
+    assert not integer_nets.runs_in_kernels(torch.zeros(1, 8, 2, 2, device="meta"))
+    assert integer_nets.runs_in_kernels(torch.zeros(1, 8, 2, 2))
+    assert not integer_nets.runs_in_kernels(torch.zeros(8, 2, 2))
     with torch.device("meta"), torch.inference_mode():
         assert layers(torch.zeros(1, 8, 2, 2, device="cpu")).shape == (1, 8, 2, 2)

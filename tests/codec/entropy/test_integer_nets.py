@@ -21,7 +21,7 @@ from tests.codec.reference_networks import LIMIT, clamp, correlate, rne
 def arithmetic(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Run with the C kernels and with PyTorch alone."""
     if request.param == "float64":
-        monkeypatch.setattr(integer_kernels, "supports", lambda x: False)
+        monkeypatch.setattr(integer_nets, "runs_in_kernels", lambda x: False)
     elif integer_kernels.NATIVE.library() is None:
         pytest.skip("no C compiler, a processor without AVX2, or kernels disabled")
 

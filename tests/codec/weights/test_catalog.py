@@ -10,8 +10,10 @@ from safetensors.torch import save_file
 
 import glc
 from glc import pretrained
-from glc.codec.weights.catalog import FOLDER_VARIABLE, catalog, find, read_variant, save_variant
-from glc.codec.weights.file import VariantLabel, read_label, read_weights
+from glc.codec.weights.catalog import FOLDER_VARIABLE, catalog, find
+from glc.codec.weights.file import read_weights
+from glc.codec.weights.labels import VariantLabel, read_label
+from glc.codec.weights.variants import read_variant, save_variant
 from glc.errors import WeightsError
 from tests.codec.fixed_model import fixed_codec_weights, fixed_image
 

@@ -16,6 +16,15 @@ import glc
 from glc.codec.codec import Codec
 from glc.codec.entropy.tables import Table, Tables, gaussian_tables, index_table
 from glc.codec.weights.file import (
+    Weights,
+    build_model,
+    decoder_digest,
+    fingerprints,
+    open_weights,
+    read_weights,
+    save,
+)
+from glc.codec.weights.labels import (
     FORMAT,
     AutoencoderLabel,
     CodecLabel,
@@ -23,15 +32,8 @@ from glc.codec.weights.file import (
     Label,
     TrainingLabel,
     VariantLabel,
-    Weights,
-    build_model,
-    decoder_digest,
-    fingerprints,
     kind_of,
-    open_weights,
     read_label,
-    read_weights,
-    save,
 )
 from glc.errors import WeightsError
 from tests.codec.fixed_model import CODES, fixed_description, fixed_image

@@ -17,9 +17,9 @@ from glc.codec.runtime import networks
 from glc.codec.runtime.networks import ImageNetworks
 from glc.codec.runtime.resources import choose_precision
 from glc.codec.weights import mmap
-from glc.codec.weights.catalog import save_variant
 from glc.codec.weights.file import read_weights
 from glc.codec.weights.mmap import MappedFile, bytes_to_read
+from glc.codec.weights.variants import save_variant
 from tests.codec.fixed_model import fixed_codec_weights, fixed_image
 from tests.programs import fresh
 

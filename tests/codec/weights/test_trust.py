@@ -12,10 +12,10 @@ import torch
 import glc
 from glc.codec.codec import assemble
 from glc.codec.weights.architecture import build
-from glc.codec.weights.catalog import read_variant, save_variant
 from glc.codec.weights.export import export
 from glc.codec.weights.file import build_model, read_weights, save_weights
 from glc.codec.weights.trust import ENTRY_POINTS, VARIABLE, find_class
+from glc.codec.weights.variants import read_variant, save_variant
 from glc.errors import ArchitectureError, WeightsError
 from glc.io.checkpoint import save_checkpoint
 from tests.codec.fixed_model import fixed_codec_weights, fixed_description, fixed_image

@@ -11,7 +11,8 @@ from glc.codec.convert.detect import AUTOENCODER, CODEC, KINDS, ThirdPartyFile, 
 from glc.codec.convert.layouts import LAYOUTS, FittedLayout, codec_description
 from glc.codec.convert.read import Source, open_source
 from glc.codec.weights.export import export, make_tables, model_from_checkpoint, rate_points
-from glc.codec.weights.file import AutoencoderLabel, build_model, read_weights, save, save_weights
+from glc.codec.weights.file import build_model, read_weights, save, save_weights
+from glc.codec.weights.labels import AutoencoderLabel
 from glc.codec.weights.state import strip_prefix
 from glc.errors import WeightsError
 from glc.io.atomic import check_destination, replacing

@@ -3,17 +3,17 @@
 `integer_kernels.c` beside this file computes them (`glc.codec.native`), about twice as fast as float64. The
 results equal those of the layers of `glc.codec.entropy.integer_nets` bit for bit. If a weight or an
 activation is too large for these kernels, they return None and the layers run in float64.
+
+Maps are NumPy arrays `[B, C, H, W]` here; `Tensor.numpy()` shares the memory of a tensor.
 """
 
 import ctypes
 from pathlib import Path
 from typing import NamedTuple
 
-import torch
-import torch.nn.functional as F
-from torch import Tensor
+import numpy as np
 
-from glc.codec.native import Native, pointer
+from glc.codec.native import Native
 
 _UNITS = 1 << 14
 """Units of weights per 1."""
@@ -26,9 +26,9 @@ _ROW_LIMIT = 1 << 20
 class Pointwise(NamedTuple):
     """A 1x1 convolution."""
 
-    weight: Tensor
+    weight: np.ndarray
     """`[out_channels, in_channels]`, float32 or float64; rounded to the weights' grid when packed."""
-    bias: Tensor
+    bias: np.ndarray
     """`[out_channels]`, float64, contiguous, in units of activations."""
     max_high: int
     """Largest upper half of an activation for which the sums fit 32 bits; -1 if the weights are too large."""
@@ -84,35 +84,37 @@ class _Planes(ctypes.Structure):
     )
 
 
-def max_high(weight: Tensor) -> int:
+def max_high(weight: np.ndarray) -> int:
     """Return `Pointwise.max_high` of weights on their grid, `[out_channels, in_channels]`."""
-    sizes = weight.abs() * _UNITS
+    sizes = np.abs(weight) * _UNITS
     row = int(sizes.sum(1).max())
     return (
         -1 if sizes.max() > _MAX_WEIGHT or row >= _ROW_LIMIT else min(((1 << 31) - 1) // max(1, row), 1 << 15)
     )
 
 
-def supports(x: Tensor) -> bool:
-    """Whether the kernels can run on a map `[B, C, H, W]`."""
-    plain = type(x) is Tensor and x.device.type == "cpu" and not x.requires_grad and not x.is_neg()
-    return plain and x.ndim == 4 and x.numel() > 0 and NATIVE.library() is not None
+def available() -> bool:
+    """Whether the kernels can run here."""
+    return NATIVE.library() is not None
 
 
-def pointwise(x: Tensor, layer: Pointwise) -> Tensor | None:
+def pointwise(x: np.ndarray, layer: Pointwise, threads: int) -> np.ndarray | None:
     """Compute a 1x1 convolution like `IntegerConv2d`.
 
     Args:
-        x: `[B, in_channels, H, W]`, of any floating-point type; `supports(x)` must hold.
+        x: `[B, in_channels, H, W]`, of any floating-point type; `available()` must hold.
+        threads: number of threads to use.
 
     Returns:
         `[B, out_channels, H, W]`, float64; None if a value is too large.
     """
-    out = torch.empty((len(x), len(layer.bias), *x.shape[2:]), dtype=torch.float64, device="cpu")
-    return out if _run(_library(), _values(x), out, layer) else None
+    out = np.empty((len(x), len(layer.bias), *x.shape[2:]))
+    return out if _run(_library(), _values(x), out, layer, threads=threads) else None
 
 
-def feed_forward(x: Tensor, expand: Pointwise, project: Pointwise, slope: float) -> Tensor | None:
+def feed_forward(
+    x: np.ndarray, expand: Pointwise, project: Pointwise, slope: float, threads: int
+) -> np.ndarray | None:
     """Compute a `GatedFeedForward`; x and result as for `pointwise`.
 
     Args:
@@ -120,21 +122,24 @@ def feed_forward(x: Tensor, expand: Pointwise, project: Pointwise, slope: float)
         expand: from C channels to two halves, of which the second gates the first.
         project: from one half to C.
         slope: of the gates' leaky rectifier, on the weights' grid.
+        threads: number of threads to use.
     """
     x = _values(x)
-    out = torch.empty_like(x)
-    return out if _run(_library(), x, out, expand, project, slope=slope, added=x) else None
+    out = np.empty_like(x)
+    done = _run(_library(), x, out, expand, project, slope=slope, added=x, threads=threads)
+    return out if done else None
 
 
 def depth_conv(
-    x: Tensor,
+    x: np.ndarray,
     mix: Pointwise,
     slope: float,
-    depthwise: Tensor,
-    bias: Tensor,
+    depthwise: np.ndarray,
+    bias: np.ndarray,
     project: Pointwise,
-    added: Tensor,
-) -> Tensor | None:
+    added: np.ndarray,
+    threads: int,
+) -> np.ndarray | None:
     """Compute a `DepthConv`; x and result as for `pointwise`.
 
     Args:
@@ -145,37 +150,40 @@ def depth_conv(
         bias: its bias, `[C, 1]`, float64, in units of activations.
         project: from C channels to those of the output.
         added: the residual, added to the output.
+        threads: number of threads to use.
     """
     if depthwise.shape[1:] != (x.shape[1], 1):
         return None
-    mixed = torch.empty(x.shape, dtype=torch.int32, device="cpu")
-    if not _run(_library(), _values(x), mixed, mix, slope=slope):
+    mixed = np.empty(x.shape, np.int32)
+    if not _run(_library(), _values(x), mixed, mix, slope=slope, threads=threads):
         return None
-    summed = torch.empty_like(mixed)
-    if not _run_planes(_library(), mixed, summed, depthwise.contiguous(), bias.contiguous()):
+    summed = np.empty_like(mixed)
+    taps, bias = np.ascontiguousarray(depthwise), np.ascontiguousarray(bias)
+    if not _run_planes(_library(), mixed, summed, taps, bias, threads):
         return None
-    out = torch.empty((len(x), len(project.bias), *x.shape[2:]), dtype=torch.float64, device="cpu")
-    return out if _run(_library(), summed, out, project, added=_values(added)) else None
+    out = np.empty((len(x), len(project.bias), *x.shape[2:]))
+    return out if _run(_library(), summed, out, project, added=_values(added), threads=threads) else None
 
 
 def _library() -> ctypes.CDLL:
     library = NATIVE.library()
-    assert library is not None, "supports() must be checked first"
+    assert library is not None, "available() must be checked first"
     return library
 
 
-def _values(x: Tensor) -> Tensor:
-    return x.to(dtype=torch.float64, memory_format=torch.contiguous_format).contiguous()
+def _values(x: np.ndarray) -> np.ndarray:
+    return np.ascontiguousarray(x, np.float64)
 
 
 def _run(
     library: ctypes.CDLL,
-    x: Tensor,
-    out: Tensor,
+    x: np.ndarray,
+    out: np.ndarray,
     first: Pointwise,
     second: Pointwise | None = None,
     slope: float = 1.0,
-    added: Tensor | None = None,
+    added: np.ndarray | None = None,
+    threads: int = 1,
 ) -> bool:
     """Run a task of integer_kernels.c for each image; return whether the output is valid.
 
@@ -186,11 +194,12 @@ def _run(
         second: the projection of a feed-forward layer.
         slope: of the leaky rectifier of an int32 output, or of the gates.
         added: float64, added to a float64 output, of its shape.
+        threads: number of threads to use.
     """
     last = first if second is None else second
     if first.max_high < 0 or last.max_high < 0:
         return False
-    # Shapes that do not match: the float64 path raises PyTorch's error.
+    # Shapes that do not match: the float64 path raises the error.
     out_channels, in_channels = first.weight.shape
     if (
         x.shape[1] != in_channels
@@ -202,45 +211,50 @@ def _run(
         return False
     packed = [_pack(library, layer) for layer in (first, second) if layer is not None]
     for i in range(len(x)):
-        task = _Task(gated=second is not None, slope=slope, threads=torch.get_num_threads())
-        task.positions = x[i, 0].numel()
+        task = _Task(gated=second is not None, slope=slope, threads=threads)
+        task.positions = x[i, 0].size
         task.first = _layer(first, packed[0])
         if second is not None:
             task.second = _layer(second, packed[1])
-        setattr(task, "units" if x.dtype == torch.int32 else "x", x[i].data_ptr())
-        setattr(task, "out_units" if out.dtype == torch.int32 else "out", out[i].data_ptr())
+        setattr(task, "units" if x.dtype == np.int32 else "x", x[i].ctypes.data)
+        setattr(task, "out_units" if out.dtype == np.int32 else "out", out[i].ctypes.data)
         if added is not None:
-            task.added = added[i].data_ptr()
+            task.added = added[i].ctypes.data
         if library.glc_layers(ctypes.byref(task)):
             return False
     return True
 
 
-def _pack(library: ctypes.CDLL, layer: Pointwise) -> Tensor:
+def _pack(library: ctypes.CDLL, layer: Pointwise) -> np.ndarray:
     """Return the weights in the layout of the kernels."""
     out_channels, in_channels = layer.weight.shape
-    packed = torch.empty(library.glc_size(out_channels, in_channels), dtype=torch.int16, device="cpu")
-    weight = layer.weight.contiguous()
-    if weight.dtype == torch.float64:
-        library.glc_weights_of_doubles(pointer(weight), out_channels, in_channels, pointer(packed))
-    else:
-        weight = weight.float()
-        library.glc_weights_of_floats(pointer(weight), out_channels, in_channels, pointer(packed))
+    packed = np.empty(library.glc_size(out_channels, in_channels), np.int16)
+    doubles = layer.weight.dtype == np.float64
+    weight = np.ascontiguousarray(layer.weight, np.float64 if doubles else np.float32)
+    pack = library.glc_weights_of_doubles if doubles else library.glc_weights_of_floats
+    pack(weight.ctypes.data, out_channels, in_channels, packed.ctypes.data)
     return packed
 
 
-def _layer(layer: Pointwise, packed: Tensor) -> _Layer:
+def _layer(layer: Pointwise, packed: np.ndarray) -> _Layer:
     out_channels, in_channels = layer.weight.shape
-    return _Layer(packed.data_ptr(), layer.bias.data_ptr(), out_channels, in_channels, layer.max_high)
+    return _Layer(packed.ctypes.data, layer.bias.ctypes.data, out_channels, in_channels, layer.max_high)
 
 
-def _run_planes(library: ctypes.CDLL, x: Tensor, out: Tensor, weights: Tensor, bias: Tensor) -> bool:
+def _run_planes(
+    library: ctypes.CDLL,
+    x: np.ndarray,
+    out: np.ndarray,
+    weights: np.ndarray,
+    bias: np.ndarray,
+    threads: int = 1,
+) -> bool:
     """Compute a depth-wise convolution of units, int32 `[B, C, H, W]`; return whether the output is valid."""
     for image, target in zip(x, out, strict=True):
         channels, height, width = image.shape
-        planes = _Planes(image.data_ptr(), target.data_ptr(), weights.data_ptr(), bias.data_ptr())
+        planes = _Planes(image.ctypes.data, target.ctypes.data, weights.ctypes.data, bias.ctypes.data)
         planes.channels, planes.height, planes.width = channels, height, width
-        planes.side, planes.threads = round(len(weights) ** 0.5), torch.get_num_threads()
+        planes.side, planes.threads = round(len(weights) ** 0.5), threads
         if library.glc_planes(ctypes.byref(planes)):
             return False
     return True
@@ -264,63 +278,62 @@ def _self_test(library: ctypes.CDLL) -> bool:
         ctypes.sizeof(_Planes),
     ):
         return False
-    generator = torch.Generator().manual_seed(0)
+    generator = np.random.Generator(np.random.PCG64(0))
 
-    def integers(limit: int, *shape: int) -> Tensor:
-        return torch.randint(-limit, limit + 1, shape, generator=generator, device="cpu")
+    def integers(limit: int, *shape: int) -> np.ndarray:
+        return generator.integers(-limit, limit, shape, endpoint=True)
 
-    def layer(weight: Tensor, bias: Tensor) -> Pointwise:
-        on_grid = weight.double() / _UNITS
-        return Pointwise(on_grid, bias.double() / _UNITS, max_high(on_grid))
+    def layer(weight: np.ndarray, bias: np.ndarray) -> Pointwise:
+        on_grid = weight / _UNITS
+        return Pointwise(on_grid, bias / _UNITS, max_high(on_grid))
 
     in_channels, half = 33, 9  # not multiples of the block sizes; nor are 3 * 23 positions
     for row, limit in ((_ROW_LIMIT - 1, 1 << 22), (1 << 17, 1 << 25), (1 << 14, 1 << 27), (40, 1 << 12)):
         x, bias = integers(limit, 1, in_channels, 3, 23), integers(1 << 28, 2 * half)
-        added = integers(1 << 30, 1, half, 3, 23).double() / (1 << 26)
+        added = integers(1 << 30, 1, half, 3, 23) / (1 << 26)
         weight, narrow = (
             integers(row // in_channels, 2 * half, in_channels),
             integers(row // (32 * half), half, half),
         )
-        weight[0] = torch.tensor(row // in_channels) * x[0, :, 1, 1].sign()  # all of one sign
-        wide = _to_activations(weight @ x.clamp(-_TOP, _TOP).flatten(2) + bias[:, None], 14)
-        value, gate = wide.chunk(2, 1)
-        gated = torch.where(
+        weight[0] = row // in_channels * np.sign(x[0, :, 1, 1])  # all of one sign
+        wide = _to_activations(weight @ x.clip(-_TOP, _TOP)[0].reshape(in_channels, -1) + bias[:, None], 14)
+        value, gate = wide[:half], wide[half:]
+        gated = np.where(
             gate < 0, _to_activations(value * gate * 1638, 26), _to_activations(value * gate, 12)
         )
         sums = _to_activations(narrow @ gated + bias[:half, None], 14)
-        expected = sums.double().view_as(added) / 4096 + added
+        expected = sums.reshape(added.shape) / 4096 + added
         first, second = layer(weight, bias), layer(narrow, bias[:half])
-        first = first._replace(weight=first.weight.float())  # as in weights files
-        out = torch.empty_like(expected)
-        given = (x.double() / 4096, out, first, second, 1638 / _UNITS, added)
-        if not _run(library, *given) or not torch.equal(out, expected):
+        first = first._replace(weight=first.weight.astype(np.float32))  # as in weights files
+        out = np.empty_like(expected)
+        given = (x / 4096, out, first, second, 1638 / _UNITS, added)
+        if not _run(library, *given) or not np.array_equal(out, expected):
             return False
-        units = torch.empty((1, 2 * half, 3, 23), dtype=torch.int32, device="cpu")
-        if not _run(library, x.clamp(-_TOP, _TOP).int(), units, first, slope=164 / _UNITS):
+        units = np.empty((1, 2 * half, 3, 23), np.int32)
+        if not _run(library, x.clip(-_TOP, _TOP).astype(np.int32), units, first, slope=164 / _UNITS):
             return False
-        leaky = torch.where(wide < 0, _to_activations(wide * 164, 14), wide).view_as(units)
+        leaky = np.where(wide < 0, _to_activations(wide * 164, 14), wide).reshape(units.shape)
         taps = integers(row // 9, 9, 2 * half)
-        planes = torch.empty_like(units)
-        if not _run_planes(library, units, planes, taps.double()[..., None] / _UNITS, bias.double() / _UNITS):
+        planes = np.empty_like(units)
+        if not _run_planes(library, units, planes, taps[..., None] / _UNITS, bias / _UNITS):
             return False
-        kernel = taps.T.reshape(2 * half, 3, 3).double()
-        padded = F.pad(leaky.double(), (1, 1, 1, 1)).unfold(2, 3, 1).unfold(3, 3, 1)
-        sums = (padded * kernel[:, None, None]).sum((-1, -2)).long() + bias[:, None, None]
-        if not torch.equal(units, leaky.int()) or not torch.equal(planes, _to_activations(sums, 14).int()):
+        padded = np.pad(leaky[0], ((0, 0), (1, 1), (1, 1)))
+        shifted = [padded[:, i : i + 3, j : j + 23] for i in range(3) for j in range(3)]
+        sums = sum(tap[:, None, None] * part for tap, part in zip(taps, shifted, strict=True))
+        sums = _to_activations(sums + bias[:, None, None], 14)
+        if not np.array_equal(units, leaky) or not np.array_equal(planes[0], sums):
             return False
     # An activation too large for these weights must be refused.
-    first = layer(torch.full((1, 1), (1 << 15) - 1).expand(1, 31), torch.zeros(1))
-    return not _run(
-        library, torch.full((1, 31, 1, 1), 16000.0).double(), torch.empty(1, 1, 1, 1).double(), first
-    )
+    first = layer(np.full((1, 31), (1 << 15) - 1), np.zeros(1))
+    return not _run(library, np.full((1, 31, 1, 1), 16000.0), np.empty((1, 1, 1, 1)), first)
 
 
 _TOP = 1 << 26
 
 
-def _to_activations(sums: Tensor, bits: int) -> Tensor:
+def _to_activations(sums: np.ndarray, bits: int) -> np.ndarray:
     """Return sums / 2^bits as activations: rounded, halves to even, and clamped."""
-    return (sums + (1 << (bits - 1)) - 1 + (sums >> bits & 1) >> bits).clamp(-_TOP, _TOP)
+    return ((sums + (1 << (bits - 1)) - 1 + (sums >> bits & 1)) >> bits).clip(-_TOP, _TOP)
 
 
 NATIVE = Native(Path(__file__).with_suffix(".c"), _declare, _self_test)

@@ -20,6 +20,7 @@ import copy
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar, cast
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -28,13 +29,10 @@ from torch.utils._pytree import tree_leaves
 
 from glc.codec.entropy import integer_kernels
 from glc.codec.entropy.integer_kernels import Pointwise
+from glc.codec.entropy.tables import ACTIVATION_BITS, ACTIVATION_LIMIT, WEIGHT_BITS
 from glc.errors import InexactError
 from glc.layers.blocks import DepthConv, GatedFeedForward
 
-WEIGHT_BITS = 14
-ACTIVATION_BITS = 12
-ACTIVATION_LIMIT = 1 << 14
-"""Largest magnitude of an activation."""
 _ONE = float(1 << ACTIVATION_BITS)
 _TOP = float(ACTIVATION_LIMIT << ACTIVATION_BITS)
 _SUM_LIMIT = 1 << 53
@@ -82,6 +80,17 @@ def _on_weight_grid(weights: Tensor, name: str) -> Tensor:
     return weights.mul(1 << WEIGHT_BITS).round_().div_(1 << WEIGHT_BITS)
 
 
+def runs_in_kernels(x: Tensor) -> bool:
+    """Whether `glc.codec.entropy.integer_kernels` can run on a map `[B, C, H, W]`."""
+    plain = type(x) is Tensor and x.device.type == "cpu" and not x.requires_grad and not x.is_neg()
+    return plain and x.ndim == 4 and x.numel() > 0 and integer_kernels.available()
+
+
+def _array(x: Tensor) -> np.ndarray:
+    """Return a map as an array, of its memory if its type is one of NumPy's."""
+    return (x if x.dtype in (torch.float32, torch.float64) else x.double()).numpy()
+
+
 class IntegerConv2d(nn.Module):
     """A convolution of stride 1 that keeps the size, in integer arithmetic.
 
@@ -118,7 +127,7 @@ class IntegerConv2d(nn.Module):
         if bound.max() * (1 << WEIGHT_BITS) >= _SUM_LIMIT:
             raise InexactError(f"{name} has weights so large that its sums do not fit 53 bits")
         pointwise = self.radius == 0 and not depthwise
-        self._max_high = integer_kernels.max_high(weight[:, :, 0, 0]) if pointwise else -1
+        self._max_high = integer_kernels.max_high(weight[:, :, 0, 0].cpu().numpy()) if pointwise else -1
         self.register_buffer("_kept", _taps(weight).contiguous() if keep else None)
         self._own = None if keep else conv.weight.detach()
         self.register_buffer("bias", bias[:, None])
@@ -137,14 +146,15 @@ class IntegerConv2d(nn.Module):
     def pointwise(self) -> Pointwise:
         """Return a 1x1 convolution in the form of `integer_kernels`."""
         weight = self.weight()[0] if self._own is None else self._own[:, :, 0, 0]
-        return Pointwise(weight, self.bias[:, 0].contiguous(), self._max_high)
+        weight = weight if weight.dtype == torch.float64 else weight.float()
+        return Pointwise(weight.numpy(), self.bias[:, 0].contiguous().numpy(), self._max_high)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map `[B, in_channels, H, W]` to float64 `[B, out_channels, H, W]` on the activations' grid."""
-        if self.radius == 0 and integer_kernels.supports(x):
-            result = integer_kernels.pointwise(x, self.pointwise())
+        if self.radius == 0 and runs_in_kernels(x):
+            result = integer_kernels.pointwise(_array(x), self.pointwise(), torch.get_num_threads())
             if result is not None:
-                return result
+                return torch.from_numpy(result)
         x = _to_units(x)
         b, _, h, w = x.shape
         if self.radius == 0:
@@ -195,11 +205,11 @@ class IntegerFeedForward(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map `[B, C, H, W]` to float64 of that shape."""
-        if integer_kernels.supports(x):
-            expand, project = self.expand.pointwise(), self.project.pointwise()
-            result = integer_kernels.feed_forward(x, expand, project, self.slope)
+        if runs_in_kernels(x):
+            layers = self.expand.pointwise(), self.project.pointwise(), self.slope
+            result = integer_kernels.feed_forward(_array(x), *layers, torch.get_num_threads())
             if result is not None:
-                return result
+                return torch.from_numpy(result)
         return self._in_chunks(x)
 
     def _in_chunks(self, x: Tensor) -> Tensor:
@@ -235,13 +245,19 @@ class IntegerDepthConv(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map `[B, in_channels, H, W]` to float64 `[B, out_channels, H, W]`."""
         residual = self.skip(x)
-        if integer_kernels.supports(x):
-            mix, project, wise = self.mix.pointwise(), self.project.pointwise(), self.depthwise
+        if runs_in_kernels(x):
             result = integer_kernels.depth_conv(
-                x, mix, self.act.slope, wise.weight(), wise.bias, project, added=residual
+                _array(x),
+                self.mix.pointwise(),
+                self.act.slope,
+                self.depthwise.weight().numpy(),
+                self.depthwise.bias.numpy(),
+                self.project.pointwise(),
+                added=_array(residual),
+                threads=torch.get_num_threads(),
             )
             if result is not None:
-                return result
+                return torch.from_numpy(result)
         return self.project(self.depthwise(self.act(self.mix(x)))) + residual
 
 

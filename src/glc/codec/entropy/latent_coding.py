@@ -1,23 +1,22 @@
 """Latent codecs: entropy-code latents to the payloads of files, and decode them."""
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from glc.codec.entropy.ans import AnsDecoder, AnsEncoder, IndexModel, IntegerModel, UniformModel
+from glc.codec.entropy.ans import AnsDecoder, AnsEncoder, UniformModel
 from glc.codec.entropy.integer_nets import (
-    ACTIVATION_BITS,
     check_device,
     check_operations,
     has_foreign,
     to_integer_network,
 )
 from glc.codec.entropy.row_tiling import halo, in_row_tiles
-from glc.codec.entropy.tables import SYMBOL_LIMIT, Tables
+from glc.codec.entropy.symbols import Decoded, SymbolCoder, Symbols, check_integers
+from glc.codec.entropy.tables import ACTIVATION_BITS, SYMBOL_LIMIT, Tables
 from glc.codec.stages import CODEBOOK_SEARCH, INTEGER_NETWORKS, Stages
 from glc.errors import InexactError
 from glc.models.coder import IndicesMapCoder, TransformCoder
@@ -25,41 +24,6 @@ from glc.models.protocols import ContextStep
 
 _BYTES_PER_ELEMENT = 96
 """Memory per element of y: maps in float64, symbols, scale indexes; measured at 8192 x 8192."""
-
-
-@dataclass(frozen=True)
-class Symbols:
-    """The integers of a file, or of a batch of files."""
-
-    z: Tensor
-    """int64: indices into C_h `[B, h / 4, w / 4]`; factorised: `[B, N, h / 4, w / 4]`; indices map: empty."""
-    y: Tensor
-    """int32 `[B, N, h, w]`; indices map: indices `[B, h, w]`."""
-
-    def __eq__(self, other: object) -> bool:
-        if not isinstance(other, Symbols):
-            return NotImplemented
-        return torch.equal(self.z, other.z) and torch.equal(self.y, other.y)
-
-    __hash__ = None  # type: ignore[assignment]
-
-
-@dataclass(frozen=True)
-class Decoded:
-    """Result of decoding payloads."""
-
-    symbols: Symbols
-    latent_hat: Tensor
-    """l_hat `[B, C, h, w]`."""
-
-
-def _check(name: str, values: Tensor, shape: tuple[int, ...], low: int, high: int) -> None:
-    if values.is_floating_point() or tuple(values.shape) != shape:
-        raise ValueError(
-            f"{name} must be integers of shape {list(shape)}, got {values.dtype} {list(values.shape)}"
-        )
-    if values.numel() and not low <= int(values.min()) <= int(values.max()) <= high:
-        raise ValueError(f"{name} must lie in [{low}, {high}]")
 
 
 class TransformLatentCodec:
@@ -89,29 +53,16 @@ class TransformLatentCodec:
         self.context = to_integer_network(coder.context, "coder.context", keep).to(device)
         limits = torch.tensor(tables.thresholds, dtype=torch.float64, device=device)
         self.thresholds = limits / (1 << ACTIVATION_BITS)
-        self.y_model = IntegerModel(tables.y)
         density: Any = getattr(coder.hyper, "density", None)
-        self.z_channels: int | None = None
-        """Channels of z if it is coded as integers (factorised); None if it is coded as indices."""
-        self.z_model: IndexModel | UniformModel | IntegerModel
-        if density is not None:
-            self.z_channels, self.z_limits = density.channels, (-SYMBOL_LIMIT, SYMBOL_LIMIT)
-            if len(tables.z) != self.z_channels:
-                raise ValueError(f"z needs one table for each of {self.z_channels} channels")
-            self.z_model = IntegerModel(tables.z)
-        else:
+        z_channels, codes = None if density is None else density.channels, 0
+        if density is None:
             quantizer: Any = coder.hyper.quantizer
-            size, embedding = quantizer.size, getattr(quantizer, "embedding", None)
-            self.z_limits = (0, size - 1)
+            codes, embedding = quantizer.size, getattr(quantizer, "embedding", None)
             if getattr(quantizer, "projection", None) is not None or (
                 embedding is not None and not embedding.isfinite().all()
             ):
                 raise InexactError("the codebook of z must be stored as finite codewords")
-            if tables.z and (
-                len(tables.z) != 1 or len(tables.z[0].frequencies) != size or tables.z[0].low != 0
-            ):
-                raise ValueError(f"the table of z must be one of the indices 0 to {size - 1}")
-            self.z_model = IndexModel(tables.z[0]) if tables.z else UniformModel(size)
+        self.coding = SymbolCoder(tables, self.context.channels, coder.stride, z_channels, codes)
         if has_foreign(coder.hyper, coder.context):
             self._check_foreign()
 
@@ -119,7 +70,7 @@ class TransformLatentCodec:
     def _check_foreign(self) -> None:
         """Run a user's own networks once on a tiny map, to check their operations and shapes."""
         z = torch.zeros(
-            (1, *self._z_shape((2 * self.coder.stride, 3 * self.coder.stride))), dtype=torch.int64
+            (1, *self.coding.z_shape((2 * self.coder.stride, 3 * self.coder.stride))), dtype=torch.int64
         )
         hyper, context, n = self.coder.hyper, self.context, self.context.channels
         check_operations(hyper, "coder.hyper", lambda: self._z_hat(z))
@@ -158,7 +109,7 @@ class TransformLatentCodec:
         with self.stage("h_a, C_h"):
             radius = None if has_foreign(self.coder.hyper) else halo(self.coder.hyper.analysis)
             (z,) = in_row_tiles(indices_of, (y,), radius, 1 / self.coder.stride)
-        z = (z if self.z_channels else z[:, 0]).clamp(-SYMBOL_LIMIT, SYMBOL_LIMIT)
+        z = (z if self.coding.z_channels else z[:, 0]).clamp(-SYMBOL_LIMIT, SYMBOL_LIMIT)
         y = y.to(self.device)
 
         def choose(step: ContextStep) -> Tensor:
@@ -173,13 +124,12 @@ class TransformLatentCodec:
         Raises:
             ValueError: for another shape or type, or values out of range.
         """
-        _check("y", symbols.y, (1, self.context.channels, *size), -SYMBOL_LIMIT, SYMBOL_LIMIT)
-        _check("z", symbols.z, (1, *self._z_shape(size)), *self.z_limits)
+        self.coding.check(symbols, size)
 
     def write(self, symbols: Symbols, rate_index: Tensor) -> list[bytes]:
         """Return the payloads of given symbols at rate indexes `[B]`; the same bytes on every machine."""
-        y = symbols.y.to(self.device)
-        return self._write(symbols.z, lambda step: y)[0]
+        y = torch.as_tensor(symbols.y).to(self.device)
+        return self._write(torch.as_tensor(symbols.z), lambda step: y)[0]
 
     def _write(self, z: Tensor, choose: Callable[[ContextStep], Tensor]) -> tuple[list[bytes], Symbols]:
         symbols = indexes = torch.zeros((), dtype=torch.int32, device=self.device)
@@ -190,16 +140,7 @@ class TransformLatentCodec:
         # Copy from the device once, at the end: the loop above runs without synchronisation.
         symbols, z, indexes = symbols.cpu(), z.cpu(), indexes.cpu()
         masks = self.context.masks(*symbols.shape[-2:])[:, 0].numpy()
-        payloads = []
-        for values, table_indexes, z_values in zip(symbols.numpy(), indexes.numpy(), z.numpy(), strict=True):
-            stack = AnsEncoder()
-            for mask in masks[::-1]:
-                self.y_model.push(stack, values[mask], table_indexes[mask])
-            if isinstance(self.z_model, IntegerModel):
-                self.z_model.push(stack, z_values.ravel(), _channels(z_values.shape))
-            else:
-                self.z_model.push(stack, z_values.ravel())
-            payloads.append(stack.payload())
+        payloads = self.coding.write(z.numpy(), symbols.numpy(), indexes.numpy(), masks)
         return payloads, Symbols(z, symbols)
 
     def decode(self, payloads: Sequence[bytes], size: tuple[int, int], rate_index: Tensor) -> Decoded:
@@ -214,16 +155,14 @@ class TransformLatentCodec:
             CorruptFileError: if a payload is corrupt.
         """
         stacks = [AnsDecoder(payload) for payload in payloads]
-        z = self._pop_z(stacks, size)
+        z = torch.from_numpy(self.coding.pop_z(stacks, size))
         symbols = torch.zeros(
             len(stacks), self.context.channels, *size, dtype=torch.int32, device=self.device
         )
         for step in self._walk(z):
             # All images together: one synchronisation with the device per step.
-            where, indexes = step.mask[0].cpu().numpy(), step.scales.cpu().numpy()
-            decoded = np.zeros(indexes.shape, np.int32)
-            for values, table_indexes, stack in zip(decoded, indexes, stacks, strict=True):
-                values[where] = self.y_model.pop(stack, table_indexes[where])
+            mask, indexes = step.mask[0].cpu().numpy(), step.scales.cpu().numpy()
+            decoded = self.coding.pop_y(stacks, mask, indexes)
             step.symbols = torch.from_numpy(decoded).to(self.device)
             symbols += step.symbols
         for stack in stacks:
@@ -234,7 +173,7 @@ class TransformLatentCodec:
 
     def decode_z(self, payloads: Sequence[bytes], size: tuple[int, int], rate_index: Tensor) -> Tensor:
         """Return the l_hat `[B, C, h, w]` that the hyper-latents z alone predict (paper figure 5)."""
-        z = self._pop_z([AnsDecoder(payload) for payload in payloads], size)
+        z = torch.from_numpy(self.coding.pop_z([AnsDecoder(payload) for payload in payloads], size))
         return self.coder.decode_z(z.to(rate_index.device), rate_index)
 
     def prior(self, z: Tensor) -> Tensor:
@@ -270,24 +209,6 @@ class TransformLatentCodec:
             (out,) = in_row_tiles(lambda tile: (transform(tile, rate_index).float(),), (x,), halo(transform))
         return out
 
-    def _z_shape(self, size: tuple[int, int]) -> tuple[int, ...]:
-        """Return the shape of z for one latent of h x w."""
-        small = (size[0] // self.coder.stride, size[1] // self.coder.stride)
-        return small if self.z_channels is None else (self.z_channels, *small)
-
-    def _pop_z(self, stacks: Sequence[AnsDecoder], size: tuple[int, int]) -> Tensor:
-        shape = self._z_shape(size)
-        if isinstance(self.z_model, IntegerModel):
-            popped = [self.z_model.pop(stack, _channels(shape)) for stack in stacks]
-        else:
-            popped = [self.z_model.pop(stack, int(np.prod(shape))) for stack in stacks]
-        return torch.from_numpy(np.stack(popped).reshape(-1, *shape)).long()
-
-
-def _channels(shape: Sequence[int]) -> np.ndarray:
-    """Return the channel index of each element of a map `[C, h, w]`, flattened."""
-    return np.repeat(np.arange(shape[0]), int(np.prod(shape[1:])))
-
 
 class IndicesMapLatentCodec:
     """Codes the latent of an `IndicesMapCoder`: one fixed-length index per position."""
@@ -311,7 +232,7 @@ class IndicesMapLatentCodec:
 
     def check(self, symbols: Symbols, size: tuple[int, int]) -> None:
         """Check that symbols are valid for one latent of h x w; see `TransformLatentCodec.check`."""
-        _check("y", symbols.y, (1, *size), 0, max(self.coder.sizes) - 1)
+        check_integers("y", symbols.y, (1, *size), 0, max(self.coder.sizes) - 1)
 
     def write(self, symbols: Symbols, rate_index: Tensor) -> list[bytes]:
         """Return the payloads of given symbols at integer rate indexes `[B]`.
@@ -320,7 +241,7 @@ class IndicesMapLatentCodec:
             ValueError: if an index is out of range for its rate index.
         """
         payloads = []
-        for point, values in zip(rate_index.tolist(), symbols.y.numpy(), strict=True):
+        for point, values in zip(rate_index.tolist(), np.asarray(symbols.y), strict=True):
             size = self.coder.sizes[int(point)]
             if values.size and int(values.max()) >= size:
                 raise ValueError(f"y must lie in [0, {size - 1}] at rate point {int(point)}")

@@ -8,16 +8,21 @@ zero-mean Gaussians, chosen by the integer scale; a symbol outside its table is 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
-from glc.codec.entropy.integer_nets import ACTIVATION_BITS
 from glc.errors import TableError
-from glc.models.entropy import LIKELIHOOD_FLOOR, FactorizedDensity
 
+if TYPE_CHECKING:
+    from glc.models.entropy import FactorizedDensity
+
+WEIGHT_BITS = 14
+"""Weights of the integer networks are multiples of 2^-WEIGHT_BITS."""
+ACTIVATION_BITS = 12
+"""Their activations are multiples of 2^-ACTIVATION_BITS."""
+ACTIVATION_LIMIT = 1 << 14
+"""Largest magnitude of an activation."""
 PRECISION = 24
 """Frequencies sum to 2^PRECISION."""
 TOTAL = 1 << PRECISION
@@ -89,16 +94,21 @@ def gaussian_table(scale: float) -> Table:
     return Table(-high, (*upper[::-1], centre, *upper, escape))
 
 
-@torch.no_grad()
-def density_tables(density: FactorizedDensity, widest: int = 256) -> list[Table]:
+def density_tables(density: "FactorizedDensity", widest: int = 256) -> list[Table]:
     """Return one table per channel of a learned density.
 
     Args:
         widest: largest magnitude of a symbol in the tables.
     """
+    import torch
+
+    from glc.models.entropy import LIKELIHOOD_FLOOR
+
     symbols = torch.arange(-widest, widest + 1, dtype=torch.float32)
     grid = symbols.view(1, 1, -1, 1).expand(1, density.channels, -1, 1)
-    likelihood = torch.exp2(-density(grid)[0, :, :, 0]).double().sub_(LIKELIHOOD_FLOOR).clamp_min_(0).numpy()
+    with torch.no_grad():
+        bits = density(grid)[0, :, :, 0]
+        likelihood = torch.exp2(-bits).double().sub_(LIKELIHOOD_FLOOR).clamp_min_(0).numpy()
     tables = []
     for row in likelihood:
         kept = np.flatnonzero(row > _TAIL / 4)
@@ -182,10 +192,10 @@ def gaussian_tables(z: Sequence[Table] = ()) -> Tables:
     return Tables(thresholds, tuple(gaussian_table(scale) for scale in scales), tuple(z))
 
 
-def index_table(counts: Tensor) -> Table:
-    """Return the table of indices with given counts `[M]`.
+def index_table(counts: Any) -> Table:
+    """Return the table of indices with given counts `[M]`, an array or a tensor on the CPU.
 
     Laplace smoothing (one added to each count) makes every index codable. The last index takes the place of
     the escape.
     """
-    return Table(0, quantize_probabilities(counts.double().numpy() + 1))
+    return Table(0, quantize_probabilities(np.asarray(counts, np.float64) + 1))

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from glc.codec.native import Native, pointer
+from glc.codec.native import Native
 from glc.codec.runtime.threads import BUFFERS, Workers
 
 WINOGRAD_TILE = 6
@@ -48,6 +48,10 @@ class _ConvTask(ctypes.Structure):
     )
 
 
+def _pointer(x: Tensor | None) -> ctypes.c_void_p:
+    return ctypes.c_void_p(None if x is None else x.data_ptr())
+
+
 class TransformedWeights:
     """The transformed weights of a 3x3 convolution: 64 for each 9 of its own.
 
@@ -71,9 +75,9 @@ class TransformedWeights:
         strides = (ctypes.c_int64 * 4)(*weight.stride())
 
         def transform(block: int) -> None:
-            to = pointer(self.values)
+            to = _pointer(self.values)
             library.glc_weights(
-                pointer(weight), strides, self.out_channels, self.in_channels, block, block + 1, to
+                _pointer(weight), strides, self.out_channels, self.in_channels, block, block + 1, to
             )
 
         workers.map(transform, range(blocks))
@@ -112,10 +116,10 @@ class TransformedWeights:
             out_channels=out.shape[1],
         )
         weights = self.values[channel // self.values.shape[3] :]
-        bias = None if self.bias is None else pointer(self.bias[channel:])
+        bias = None if self.bias is None else _pointer(self.bias[channel:])
         memory = BUFFERS.transforms.take(self.library.glc_floats(_TILES, self.in_channels), torch.float32)
         self.library.glc_convolve(
-            ctypes.byref(task), pointer(weights), bias, int(add), _TILES, pointer(memory)
+            ctypes.byref(task), _pointer(weights), bias, int(add), _TILES, _pointer(memory)
         )
 
 
@@ -136,7 +140,7 @@ def normalize(library: ctypes.CDLL, x: Tensor, scale: Tensor, shift: Tensor, swi
     _, channels, height, width = x.shape
     out = BUFFERS.normalized.map(channels, height, width, x.dtype)
     library.glc_normalize(
-        pointer(x), height * width, channels, pointer(scale), pointer(shift), int(swish), pointer(out)
+        _pointer(x), height * width, channels, _pointer(scale), _pointer(shift), int(swish), _pointer(out)
     )
     return out
 
@@ -171,6 +175,11 @@ def _declare(library: ctypes.CDLL) -> None:
 def _self_test(library: ctypes.CDLL) -> bool:
     if library.glc_sizeof_conv_task() != ctypes.sizeof(_ConvTask):
         return False
+    with torch.inference_mode(), torch.autocast("cpu", enabled=False), torch.device("cpu"):
+        return _equals_pytorch(library)
+
+
+def _equals_pytorch(library: ctypes.CDLL) -> bool:
     generator = torch.Generator().manual_seed(0)
 
     def noise(*shape: int) -> Tensor:

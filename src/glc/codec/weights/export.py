@@ -12,10 +12,6 @@ from glc.codec.entropy.tables import Table, Tables, density_tables, gaussian_tab
 from glc.codec.weights.architecture import bake_projections
 from glc.codec.weights.catalog import find
 from glc.codec.weights.file import (
-    TRAINING_NETWORKS,
-    CodecLabel,
-    TrainingLabel,
-    VariantLabel,
     Weights,
     build_model,
     decoder_digest,
@@ -24,6 +20,7 @@ from glc.codec.weights.file import (
     read_weights,
     save,
 )
+from glc.codec.weights.labels import TRAINING_NETWORKS, CodecLabel, TrainingLabel, VariantLabel
 from glc.codec.weights.state import half_precision, strip_prefix
 from glc.codec.weights.trust import Trust
 from glc.data.images import pad, read_rgb, stack_images

@@ -99,6 +99,7 @@ __all__ = [
     "srgb_to_profile",
     "stack_images",
     "stack_levels",
+    "to_array",
     "to_image",
     "to_input",
     "to_tensor",
@@ -471,6 +472,11 @@ def to_input(image: ImageLike) -> Tensor:
         if 0 in image.shape or not (image.min() >= 0 and image.max() <= 1):
             raise ValueError("a tensor must hold pixels, with values in [0, 1]")
         return image.detach().float()[None] * 2 - 1
+    return torch.from_numpy(to_array(image))
+
+
+def to_array(image: ImageSource | np.ndarray) -> np.ndarray:
+    """Return an image as `[1, 3, H, W]`, uint8 levels; raises as `to_input`, and needs no PyTorch."""
     if isinstance(image, np.ndarray):
         if image.dtype != np.uint8 or image.ndim not in (2, 3) or 0 in image.shape:
             raise ValueError(f"an array must be uint8 [H, W, 3], got {image.dtype} {list(image.shape)}")
@@ -479,4 +485,4 @@ def to_input(image: ImageLike) -> Tensor:
             image = Image.fromarray(image)
         except TypeError as error:
             raise ValueError(f"an array must be uint8 [H, W, 3], got {shape}") from error
-    return torch.from_numpy(np.asarray(read_rgb(image)).transpose(2, 0, 1)[None].copy())
+    return np.asarray(read_rgb(image)).transpose(2, 0, 1)[None].copy()

@@ -8,7 +8,7 @@ from typing import Any
 
 from PIL import Image
 
-from glc.codec.codec import TargetWarning
+from glc.codec.base import TargetWarning
 from glc.codec.rate_search import TOLERANCE, search
 from glc.errors import TargetError
 

@@ -6,7 +6,8 @@ from typing import Any
 import torch
 from torch import Generator, Tensor
 
-from glc.codec.weights.file import Kind, Weights
+from glc.codec.weights.file import Weights
+from glc.codec.weights.labels import Kind
 from glc.layers.frozen import Frozen
 from glc.models.autoencoder import Decoder, Encoder
 from glc.models.glc import GLC

@@ -1,0 +1,57 @@
+"""Compiled C kernels in wheels: the instructions that each was compiled for.
+
+`hatch_build.py` runs this file on its own.
+"""
+
+import platform
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+FLAGS = ("-O3", "-shared", "-fPIC", "-pthread", "-fno-math-errno", "-ffp-contract=fast")
+"""Options of the compiler for any processor."""
+
+
+class Level(NamedTuple):
+    """Instructions that a library needs."""
+
+    name: str
+    """In the library's name: `NAME.LEVEL.so` beside `NAME.c`."""
+    flags: tuple[str, ...]
+    """Options of the compiler."""
+    features: frozenset[str]
+    """Features that Linux must list for the processor; empty for those that all have."""
+
+
+_V3 = frozenset(("avx2", "bmi1", "bmi2", "f16c", "fma", "movbe", "abm"))
+_V4 = _V3 | {"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"}
+LEVELS: dict[str, dict[str, Level]] = {
+    "x86_64": {
+        level.name: level
+        for level in (
+            Level("vnni", ("-march=x86-64-v4", "-mavx512vnni"), _V4 | {"avx512_vnni"}),
+            Level("v4", ("-march=x86-64-v4",), _V4),
+            Level("v3", ("-march=x86-64-v3",), _V3),
+        )
+    }
+}
+"""Levels of each architecture, the fastest first."""
+
+
+def libraries(source: Path) -> Iterator[Path]:
+    """Yield the libraries beside a C file that this processor can run, the fastest first."""
+    if not sys.platform.startswith("linux"):
+        return
+    try:
+        flags = next(
+            line.partition(":")[2].split()
+            for line in Path("/proc/cpuinfo").read_text().splitlines()
+            if line.startswith("flags")
+        )
+    except (OSError, StopIteration):
+        return
+    for level in LEVELS.get(platform.machine(), {}).values():
+        path = source.with_suffix(f".{level.name}.so")
+        if level.features <= set(flags) and path.is_file():
+            yield path
