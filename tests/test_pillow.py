@@ -115,15 +115,15 @@ def test_truncated_files(end: int, data: bytes) -> None:
     image = open_bytes(data[:end])
     assert image.size == (50, 40)
     for _ in range(2):  # a second attempt reports the same
-        with pytest.raises(OSError, match="^image file is truncated or corrupt: "):
+        with pytest.raises(OSError, match=r"^image file is truncated or corrupt: "):
             image.load()
-    with pytest.raises(OSError, match="^image file is truncated"):
+    with pytest.raises(OSError, match=r"^image file is truncated"):
         open_bytes(data[:end]).verify()
 
 
 def test_a_payload_that_does_not_decode(codec: glc.BaseCodec, data: bytes) -> None:
     header, payload = glc.codec.bitstream.unpack(data)
-    with pytest.raises(OSError, match="^image file is truncated or corrupt: "):
+    with pytest.raises(OSError, match=r"^image file is truncated or corrupt: "):
         open_bytes(glc.codec.bitstream.pack(header, payload + b"\1" * 40)).load()
 
 
@@ -162,7 +162,7 @@ def test_an_endless_stream_is_not_read_to_its_end(data: bytes) -> None:
             return super().read(size).ljust(size, b"x")
 
     stream = Endless(data)
-    with pytest.raises(OSError, match="truncated or corrupt"):
+    with pytest.raises(OSError, match=r"truncated or corrupt"):
         Image.open(stream).load()
     assert stream.taken < 2_000_000
 
@@ -243,7 +243,9 @@ def test_loaders_with_worker_processes(
     files = [codec.compress(fixed_image(40, 50, seed)) for seed in range(4)]
     monkeypatch.setenv("GLC_MODELS", str(weights.parent))  # found by fingerprint in a process started afresh
     init = glc.pillow.register if start == "spawn" else None
-    loader = DataLoader(Files(files), 2, num_workers=1 + (start == "fork"), multiprocessing_context=start, worker_init_fn=init)
+    loader = DataLoader(
+        Files(files), 2, num_workers=1 + (start == "fork"), multiprocessing_context=start, worker_init_fn=init
+    )
     found = torch.cat(list(loader)).numpy()
     wanted = np.stack([np.asarray(codec.decompress(file)) for file in files])
     assert np.abs(found.astype(int) - wanted).max() <= 1  # other numbers of threads round differently

@@ -106,7 +106,7 @@ def push(repo: str, files: Mapping[str, bytes | Path], message: str, private: bo
 
 def _library(name: str) -> Any:
     try:
-        import huggingface_hub
+        import huggingface_hub.constants
         import huggingface_hub.errors
     except ModuleNotFoundError as error:
         text = f"{name}: needs the package huggingface_hub: pip install 'glc-codec[hub]'"
@@ -143,7 +143,10 @@ def _reason(hub: Any, error: BaseException, file: str | None) -> str:
     status = getattr(getattr(error, "response", None), "status_code", None)
     if status in (401, 403):
         return f"the hub refuses (status {status}); set HF_TOKEN to a token that may write"
-    return " ".join(str(error).split()) or type(error).__name__
+    text = " ".join(str(error).split()) or type(error).__name__
+    if "/xet-" in text:  # the library does not fall back
+        text += "; for a hub without Xet storage set HF_HUB_DISABLE_XET=1"
+    return text
 
 
 def _checksum(url: str, sums: Path) -> str:

@@ -20,6 +20,7 @@ _MODULES = {
     **dict.fromkeys(("info", "models", "convert"), "models"),
     **dict.fromkeys(("pack", "train"), "experiments"),
     "export": "models",
+    "push": "hub",
     **{"eval": "experiments", "report": "experiments", "complexity": "experiments", "serve": "serve"},
 }
 """The module of each command, in the order of the help."""
