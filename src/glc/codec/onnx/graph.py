@@ -26,14 +26,14 @@ class Graph:
 
     Args:
         name: of the graph.
-        weights: the tensors that nodes may use, by name, float32 or int64.
+        weights: the tensors that nodes may use, by name; they become float32.
     """
 
     def __init__(self, name: str, weights: Mapping[str, np.ndarray]) -> None:
         self.name = name
         self._weights = weights
         self.used: dict[str, np.ndarray] = {}
-        """The weights that nodes use."""
+        """The weights that nodes use, as given."""
         self._constants: dict[str, np.ndarray] = {}
         self._nodes: list[bytes] = []
         self._inputs: list[bytes] = []
@@ -83,6 +83,10 @@ class Graph:
         self._nodes.append(_node(operator, inputs, result, attributes))
         return result
 
+    def floats(self) -> dict[str, np.ndarray]:
+        """Return the weights that nodes use in float32."""
+        return {name: np.ascontiguousarray(array, np.float32) for name, array in self.used.items()}
+
     def serialize(self, external: bool = False) -> bytes:
         """Return the model's bytes.
 
@@ -90,7 +94,10 @@ class Graph:
             external: leave the weights out; they are given to the runtime by name.
         """
         tensors = [_tensor(name, array) for name, array in self._constants.items()]
-        tensors += [_tensor(name, array, external) for name, array in self.used.items()]
+        if external:
+            tensors += [_external(name, array.shape) for name, array in self.used.items()]
+        else:
+            tensors += [_tensor(name, array) for name, array in self.floats().items()]
         graph = b"".join(
             [
                 *(_bytes(1, node) for node in self._nodes),
@@ -135,13 +142,16 @@ def _value(name: str, kind: int, dims: Iterable[Dim]) -> bytes:
     return _bytes(1, name.encode()) + _bytes(2, _bytes(1, tensor))
 
 
-def _tensor(name: str, array: np.ndarray, external: bool = False) -> bytes:
-    """Return a TensorProto, with its values or with a note that they are elsewhere."""
-    dims = b"".join(_int(1, dim) for dim in array.shape)
-    start = dims + _int(2, _TYPES[array.dtype]) + _bytes(8, name.encode())
-    if external:
-        return start + _bytes(13, _bytes(1, b"location") + _bytes(2, b"given")) + _int(14, 1)
-    return start + _bytes(9, np.ascontiguousarray(array).tobytes())
+def _tensor(name: str, array: np.ndarray) -> bytes:
+    """Return a TensorProto with its values."""
+    start = b"".join(_int(1, dim) for dim in array.shape) + _int(2, _TYPES[array.dtype])
+    return start + _bytes(8, name.encode()) + _bytes(9, np.ascontiguousarray(array).tobytes())
+
+
+def _external(name: str, shape: Sequence[int]) -> bytes:
+    """Return a float32 TensorProto whose values are elsewhere."""
+    start = b"".join(_int(1, dim) for dim in shape) + _int(2, FLOAT) + _bytes(8, name.encode())
+    return start + _bytes(13, _bytes(1, b"location") + _bytes(2, b"given")) + _int(14, 1)
 
 
 def _node(operator: str, inputs: Iterable[str], result: str, attributes: Mapping[str, Attribute]) -> bytes:
