@@ -6,7 +6,6 @@ import pickle
 import sys
 import tarfile
 import warnings
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -38,7 +37,7 @@ def data(codec: glc.BaseCodec) -> bytes:
 
 
 @pytest.fixture(autouse=True)
-def registered(weights: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def registered(weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Register the plugin with the fixed codec, and undo it after the test."""
     Image.init()
     for name in ("OPEN", "SAVE", "EXTENSION", "MIME"):
@@ -47,7 +46,6 @@ def registered(weights: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]
     monkeypatch.setattr(glc.pillow, "_codecs", {})
     monkeypatch.setattr(glc.pillow, "_settings", glc.pillow._settings)
     glc.pillow.register(model=weights)
-    yield
 
 
 def open_bytes(data: bytes) -> ImageFile.ImageFile:

@@ -9,10 +9,10 @@ digests.json        fingerprints, digest of the frequency tables
 SHA256SUMS          SHA-256 of the files above, as `sha256sum` writes it
 ```
 
-`download` reads SHA256SUMS and model.safetensors of one commit into the hub's cache, verifies the checksum, and
-executes nothing of the repository. REVISION is a branch, a tag or a commit; a commit pins the content. With
-HF_HUB_OFFLINE=1, and where the hub is unreachable, the cache is used. HF_ENDPOINT, HF_HOME and HF_TOKEN work as
-everywhere in huggingface_hub, which this module needs: the extra `hub`.
+`download` reads SHA256SUMS and model.safetensors of one commit into the hub's cache, verifies the checksum,
+and executes nothing of the repository. REVISION is a branch, a tag or a commit; a commit pins the content.
+With HF_HUB_OFFLINE=1, and where the hub is unreachable, the cache is used. HF_ENDPOINT, HF_HOME and
+HF_TOKEN work as everywhere in huggingface_hub, which this module needs: the extra `hub`.
 """
 
 import hashlib
@@ -56,8 +56,8 @@ def download(name: str) -> Path:
     """Return the weights file of a repository, in the cache. Asks the hub once per process.
 
     Raises:
-        WeightsError: the repository, the revision or a file does not exist, the hub is unreachable and the file
-            not in the cache, the checksum differs, or huggingface_hub is not installed; one line.
+        WeightsError: the repository, the revision or a file does not exist, the hub is unreachable and the
+            file not in the cache, the checksum differs, or huggingface_hub is not installed; one line.
     """
     repo, revision = parse_repo(name)
     url = f"hf://{repo}" + (f"@{revision}" if revision else "")

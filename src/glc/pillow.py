@@ -134,7 +134,7 @@ class GlcImageFile(ImageFile.ImageFile):
             pixels = _decode(self._read()).tobytes()
             if self._exclusive_fp:
                 file.close()
-            # As plugins of Pillow for formats that are decoded as a whole: raw pixels, loaded by the base class.
+            # As Pillow does for WebP, which is decoded as a whole: the base class loads raw pixels.
             self.fp = io.BytesIO(pixels)
             self.tile = [ImageFile._Tile("raw", (0, 0, *self.size), 0, (self.mode, 0, 1))]
             self._decoded = True

@@ -74,7 +74,7 @@ def find(name: str | Path, kind: str = "model") -> Path:
 
 
 def find_by_fingerprint(fingerprint: bytes) -> Path | None:
-    """Return the first codec of the catalogue whose fingerprint starts with these bytes; None if there is none.
+    """Return the first codec of the catalogue whose fingerprint starts with these bytes, or None.
 
     Reads the headers of the files only.
     """
