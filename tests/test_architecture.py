@@ -36,7 +36,7 @@ MAY_IMPORT: dict[str, str] = {
     "": "errors codec",
     "latent_optimization": "codec losses models",
     "jobs": "errors io",
-    "data": "errors io data.images jobs",
+    "data": "errors io data.images pillow jobs",
     "training": "errors io data.images layers models losses metrics codec data",
     "evaluation": "glc errors io data.images models metrics codec latent_optimization jobs",
     "launch": "errors io losses metrics codec jobs training evaluation",

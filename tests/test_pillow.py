@@ -272,6 +272,39 @@ def test_webdataset_decodes_a_shard_in_a_loader(data: bytes, tmp_path: Path) -> 
     assert all(np.abs(x.numpy() - wanted).max() <= 1 for x, _ in found)
 
 
+def test_training_on_shards_of_glc_files(
+    weights: Path, codec: glc.BaseCodec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`data.glc_model` registers the plugin here and in the workers; each crop is a decoded image."""
+    from glc.data.module import ImageDataModule
+
+    files = [codec.compress(fixed_image(16, 16, seed)) for seed in range(3)]
+    with tarfile.open(tmp_path / "train.tar", "w") as tar:
+        for number, content in enumerate(files):
+            member = tarfile.TarInfo(f"{number}.glc")
+            member.size = len(content)
+            tar.addfile(member, io.BytesIO(content))
+    (tmp_path / "val").mkdir()
+    (tmp_path / "val" / "0.glc").write_bytes(files[0])
+    options = {"crop": 16, "stride": 16, "batch_size": 3, "epoch_batches": 2, "flip": False, "num_workers": 1}
+    for name in ("OPEN", "EXTENSION"):
+        monkeypatch.delitem(getattr(Image, name), "GLC" if name == "OPEN" else ".glc")
+    sources = (str(tmp_path / "train.tar"), str(tmp_path / "val"))
+    with pytest.raises(ValueError, match=r"data\.train: .*train\.tar: it contains no image"):
+        ImageDataModule(*sources, **options).setup("fit")
+    with pytest.raises(ValueError, match=r"^data\.glc_model: there is no model 'none'"):
+        ImageDataModule(*sources, **options, glc_model="none").setup("fit")
+    data = ImageDataModule(*sources, **options, glc_model=str(weights))
+    wanted = [np.asarray(codec.decompress(file)).transpose(2, 0, 1).astype(int) for file in files]
+    batches = list(data.train_dataloader())
+    assert len(batches) == 2
+    for x, names in batches:
+        for levels, name in zip(x.numpy(), names, strict=True):
+            assert np.abs(levels - wanted[int(Path(name).stem[-1])]).max() <= 1
+    (validation,) = data.val_dataloader()
+    assert np.abs((validation.x[0].numpy() + 1) * 127.5 - wanted[0]).max() <= 1.01
+
+
 def test_torchvision_image_folder(data: bytes, tmp_path: Path) -> None:
     from torchvision.datasets import ImageFolder
 
