@@ -3,6 +3,7 @@
 import io
 import multiprocessing
 import pickle
+import re
 import sys
 import tarfile
 import warnings
@@ -18,7 +19,7 @@ from torch.utils.data import DataLoader
 import glc
 import glc.pillow
 from tests.codec.fixed_model import fixed_codec_weights, fixed_image
-from tests.programs import fresh
+from tests.programs import ROOT, fresh
 
 
 @pytest.fixture(scope="module")
@@ -339,3 +340,23 @@ def test_no_plugin_without_registration(data: bytes) -> None:
     )
     assert fresh(["-c", program, data.hex()]).stdout == "unknown\n"
     assert "glc.pillow" in sys.modules
+
+
+def test_the_examples_of_the_documentation_run(
+    tmp_path: Path, weights: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models" / "small.safetensors").write_bytes(weights.read_bytes())
+    monkeypatch.setenv("GLC_MODELS", str(tmp_path / "models"))
+    monkeypatch.chdir(tmp_path)
+    Image.fromarray(fixed_image(16, 16)).save("photo.png")
+    Path("photos", "cats").mkdir(parents=True)
+    Image.fromarray(fixed_image(16, 16)).save("photos/cats/a.glc")
+    shard(Path("train-000.tar"), Path("photos/cats/a.glc").read_bytes(), 2)
+    text = (ROOT / "docs/pillow.md").read_text()
+    found: dict = {}
+    for block in re.findall(r"```python\n(.*?)```", text, re.S):
+        exec(block, found)
+    assert found["image"].size == found["rows"][0]["image"].size == (16, 16)
+    assert found["folder"][0][0].mode == "RGB"
+    assert [image.size for (image,) in found["loader"]] == [(16, 16)] * 2
