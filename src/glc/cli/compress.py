@@ -23,6 +23,7 @@ from glc.cli.files import (
     outcomes,
     read_glc,
     read_image,
+    sidecar,
     threads_for,
     write_result,
 )
@@ -197,7 +198,7 @@ def compress(
     results: Iterable[tuple[Job, str | Exception]] = ()
     if jobs:
         from glc.cli.codecs import Codecs, make_optimizer
-        from glc.cli.metadata import Metadata, sidecar
+        from glc.cli.metadata import Metadata
         from glc.data.images import read_rgb
 
         report = _reporter(quiet)
@@ -307,7 +308,7 @@ def decompress(
     results: Iterable[tuple[Job, str | Exception]] = ()
     if jobs:
         from glc.cli.codecs import Codecs
-        from glc.cli.metadata import Metadata, sidecar
+        from glc.cli.metadata import Metadata
         from glc.codec.bitstream import unpack
 
         codecs = Codecs(model, device, precision, memory, decoder=decoder, backend=backend, files=len(jobs))

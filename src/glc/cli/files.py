@@ -30,6 +30,7 @@ Coded = TypeVar("Coded")
 
 STREAM = "-"
 """Stands for standard input or standard output."""
+SIDECAR_SUFFIX = ".meta"
 
 
 @dataclass(frozen=True)
@@ -354,3 +355,8 @@ def _settled(job: Job, summary: str, written: Future[None]) -> tuple[Job, str | 
     except FAILURES as error:
         return job, error
     return job, summary
+
+
+def sidecar(path: Path) -> Path:
+    """Return the path of a .glc file's sidecar, which holds its metadata."""
+    return path.with_name(path.name + SIDECAR_SUFFIX)

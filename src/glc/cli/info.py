@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from glc.cli.errors import NOTHING_DONE, ONE_FAILED, message_about
-from glc.cli.files import STREAM, Job, is_single, read_glc, read_image
+from glc.cli.files import STREAM, Job, is_single, read_glc, read_image, sidecar
 from glc.cli.options import background_option
 from glc.errors import NotGlcError
 
@@ -69,12 +69,12 @@ def info(files: tuple[str, ...], as_json: bool, background: str) -> None:
 
 def _jobs(files: Sequence[str]) -> Iterator[Job | str]:
     """Yield the files, and a line for each folder without any."""
-    from glc.data.images import LeftOut, is_image_name, list_files
-
     for given in files:
         if given == STREAM or not os.path.isdir(given):
             yield Job(None if given == STREAM else Path(given), None)
             continue
+        from glc.data.images import LeftOut, is_image_name, list_files
+
         name, left_out = click.format_filename(given), LeftOut()
         listed = list_files(
             Path(given), lambda name: name.lower().endswith(".glc") or is_image_name(name), None, left_out
@@ -88,7 +88,6 @@ def _jobs(files: Sequence[str]) -> Iterator[Job | str]:
 
 def _describe(job: Job, known: "list[KnownModel]", background: str) -> Found:
     from glc.codec.bitstream import MAX_SIDE
-    from glc.data.images import is_image_name
 
     if job.source is None:
         data = read_image(sys.stdin.buffer)
@@ -97,7 +96,7 @@ def _describe(job: Job, known: "list[KnownModel]", background: str) -> Found:
             if not data.startswith(b"GLC"[: len(data)])
             else _glc(job, data, known)
         )
-    if not is_image_name(job.source.name):
+    if _may_be_glc(job.source.name):
         try:
             return _glc(job, read_glc(job.source, MAX_SIDE**2), known)
         except NotGlcError:
@@ -108,9 +107,17 @@ def _describe(job: Job, known: "list[KnownModel]", background: str) -> Found:
     return _image(job, job.source, background)
 
 
+def _may_be_glc(name: str) -> bool:
+    """Whether a file name has no image's suffix."""
+    if name.lower().endswith(".glc"):  # without reading images, which imports NumPy and Pillow
+        return True
+    from glc.data.images import is_image_name
+
+    return not is_image_name(name)
+
+
 def _glc(job: Job, data: bytes, known: "list[KnownModel]") -> Found:
     from glc.cli.codecs import model_of
-    from glc.cli.metadata import sidecar
     from glc.codec.bitstream import MAX_SIDE, RATE_ONE, VERSION, unpack
 
     header, _ = unpack(data, MAX_SIDE**2)

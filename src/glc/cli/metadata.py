@@ -11,7 +11,6 @@ import io
 import re
 import struct
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from PIL import Image
@@ -19,7 +18,6 @@ from PIL.PngImagePlugin import PngInfo
 
 from glc.data.images import ImageSource, colour_profile, open_image
 
-SUFFIX = ".meta"
 _CHECKSUM = "glc-checksum"
 _XMP = "XML:com.adobe.xmp"
 # Of a TIFF's own tags, those that describe it; the others say where its pixels are.
@@ -114,11 +112,6 @@ class Metadata:
 def _checksum(coded: bytes) -> str:
     # The stored one. (The CRC-32 of data that end with their CRC-32 is the same for all.)
     return coded[-4:].hex()
-
-
-def sidecar(path: Path) -> Path:
-    """Return the path of a .glc file's sidecar."""
-    return path.with_name(path.name + SUFFIX)
 
 
 def _upright(exif: bytes) -> bytes:

@@ -26,6 +26,8 @@ device_option = click.option(
 
 
 def _background(ctx: click.Context, parameter: click.Parameter, value: str) -> str:
+    if value == "white":  # the default; without importing NumPy and Pillow
+        return value
     from glc.data.images import parse_background
 
     try:
