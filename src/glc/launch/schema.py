@@ -109,6 +109,7 @@ ARGUMENTS: dict[str, dict[str, Accepted]] = {
         **dict.fromkeys(("flip", "cache", "scale_batch"), BOOLEAN),
         "weights": optional(sequence(POSITIVE)),
         "member": optional(replace(TEXT, text="the suffix of a file, such as jpg or mask.png")),
+        "glc_model": optional(replace(TEXT, text="a model's name, its weights file, or auto")),
         "augment": optional(replace(LIST, text="a list of mappings, [{_target_: TRANSFORM, ...}]")),
         "background": TEXT,
         **dict.fromkeys(
