@@ -4,7 +4,7 @@
 // that scaling by powers of two, which is exact, replaces the shifts of the specification.
 
 import { GlcError } from "./bitstream.js";
-import { multiply, pack } from "./matrix.js";
+import { Multiplier } from "./matrix.js";
 import { roundHalfEven } from "./weights.js";
 
 const LIMIT = 2 ** 26;
@@ -92,6 +92,7 @@ export class Networks {
   constructor(weights) {
     this.weights = weights;
     this.layers = new Map();
+    this.multiplier = new Multiplier();
   }
 
   /** Return a convolution's packed weights, made when they are first used. */
@@ -102,7 +103,7 @@ export class Networks {
   }
 
   read(name) {
-    const [out, ins, side] = this.weights.shape(`${name}.weight`);
+    const [out, , side] = this.weights.shape(`${name}.weight`);
     const weight = this.weights.scaled(`${name}.weight`, WEIGHT_ONE);
     const bias = this.weights.scaled(`${name}.bias`, 2 ** 26);
     const row = weight.length / out;
@@ -111,22 +112,22 @@ export class Networks {
       for (let k = o * row; k < (o + 1) * row; k++) sum += Math.abs(weight[k]) * LIMIT;
       if (!(sum < 2 ** 53)) throw new GlcError("WeightsError", `the weights of ${name} are too large`);
     }
-    const depthwise = name.endsWith("depthwise");
-    return { out, ins, side, depthwise, bias, weight: depthwise ? weight : pack(weight, out, row) };
+    const matrix = name.endsWith("depthwise") ? null : this.multiplier.store(weight, out, row);
+    return { out, side, bias, weight, matrix };
   }
 
   /** Coarse or fine to coarse: rounds and clamps its input. */
   conv(name, x) {
-    const layer = this.layer(name);
+    const { out, side, bias, weight, matrix } = this.layer(name);
+    const { positions } = x;
     x = x.map(toCoarse);
-    const to = new Map3(layer.out, x.height, x.width);
-    if (layer.depthwise) depthwise(layer, x, to.data);
-    else multiply(layer.weight, layer.side === 1 ? x.data : windows(x), layer.out, layer.ins * layer.side ** 2, x.positions, to.data);
-    const { data, positions } = to;
-    for (let o = 0, at = 0; o < layer.out; o++) {
-      for (let end = at + positions; at < end; at++) data[at] = toCoarse((data[at] + layer.bias[o]) / WEIGHT_ONE);
+    const data = matrix
+      ? this.multiplier.multiply(matrix, side === 1 ? x.data : windows(x), positions)
+      : depthwise(weight, x);
+    for (let o = 0, at = 0; o < out; o++) {
+      for (let end = at + positions; at < end; at++) data[at] = toCoarse((data[at] + bias[o]) / WEIGHT_ONE);
     }
-    return to;
+    return x.like(out, data);
   }
 
   block(name, x) {
@@ -170,9 +171,10 @@ export class Networks {
   }
 }
 
-/** Write the sums of a depth-wise 3x3 convolution. */
-function depthwise({ weight }, x, to) {
+/** Return the sums of a depth-wise 3x3 convolution. */
+function depthwise(weight, x) {
   const { channels, height, width } = x;
+  const to = new Float64Array(x.data.length);
   for (let c = 0; c < channels; c++) {
     const plane = c * height * width;
     for (let dy = -1; dy <= 1; dy++) {
@@ -188,6 +190,7 @@ function depthwise({ weight }, x, to) {
       }
     }
   }
+  return to;
 }
 
 /** Return the 3x3 windows [C * 9][positions] of a map, zero outside. */
