@@ -66,9 +66,7 @@ def test_golden_files_of_the_bundled_codec_have_the_same_integers() -> None:
     digest = load_script("ship_model").digest
     for name, one in zip(files, found, strict=True):
         h, w = one["height"], one["width"]
-        symbols = SimpleNamespace(
-            z=one["z"].reshape(1, h // 4, w // 4), y=one["y"].reshape(1, -1, h, w)
-        )
+        symbols = SimpleNamespace(z=one["z"].reshape(1, h // 4, w // 4), y=one["y"].reshape(1, -1, h, w))
         assert digest(symbols) == GOLDEN[name]["symbols"], name
 
 

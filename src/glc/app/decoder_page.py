@@ -11,11 +11,10 @@ from safetensors import safe_open
 from safetensors.numpy import save
 
 from glc.codec.onnx.graph import Stored
-from glc.codec.onnx.runtime import make_graph
-from glc.codec.onnx.weights import ArrayWeights, read_arrays
+from glc.codec.onnx.runtime import make_graphs
+from glc.codec.onnx.weights import read_arrays
 from glc.codec.weights.catalog import find
 from glc.codec.weights.labels import ENCODER_SIDE
-from glc.errors import WeightsError
 
 SOURCE = Path(__file__).parent / "web"
 """The page's own files."""
@@ -47,7 +46,9 @@ def write_page(folder: Path, models: Sequence[str | Path]) -> list[str]:
         FileNotFoundError: ONNX Runtime Web is missing.
     """
     if not has_runtime():
-        raise FileNotFoundError(2, "ONNX Runtime Web is missing; `make web` in a checkout fetches it", str(RUNTIME))
+        raise FileNotFoundError(
+            2, "ONNX Runtime Web is missing; `make web` in a checkout fetches it", str(RUNTIME)
+        )
     shutil.copytree(SOURCE, folder, dirs_exist_ok=True)
     (folder / "models").mkdir(exist_ok=True)
     entries = [_write_model(folder / "models", find(model)) for model in models]
@@ -61,8 +62,12 @@ def _write_model(folder: Path, path: Path) -> dict[str, Any]:
         metadata = file.metadata()
     tensors = {name: t for name, t in weights.tensors.items() if not name.startswith(ENCODER_SIDE)}
     data = save(tensors, metadata)
-    names = ["decoder"] if "sizes" in weights.description["coder"] else ["synthesis", "decoder"]
-    graphs = {name: _graph(weights, name, _places(data)) for name in names}
+    places = _places(data)
+    graphs = {
+        name: graph.serialize((_WEIGHTS, places))
+        for name, graph in make_graphs(weights).items()
+        if name in ("synthesis", "decoder")
+    }
     (folder / f"{path.stem}.safetensors").write_bytes(data)
     for name, graph in graphs.items():
         (folder / f"{path.stem}.{name}.onnx").write_bytes(graph)
@@ -75,19 +80,16 @@ def _write_model(folder: Path, path: Path) -> dict[str, Any]:
     }
 
 
-def _graph(weights: ArrayWeights, name: str, places: dict[str, Stored]) -> bytes:
-    try:
-        return make_graph(weights, name).serialize((_WEIGHTS, places))
-    except KeyError as error:
-        raise WeightsError(f"{weights.source}: cannot be decoded in a browser: {error}") from error
-
-
 def _places(data: bytes) -> dict[str, Stored]:
     """Return where a safetensors file holds each tensor."""
     end = 8 + int.from_bytes(data[:8], "little")
     entries = json.loads(data[8:end])
     entries.pop("__metadata__", None)
     return {
-        name: Stored(entry["dtype"], end + entry["data_offsets"][0], entry["data_offsets"][1] - entry["data_offsets"][0])
+        name: Stored(
+            entry["dtype"],
+            end + entry["data_offsets"][0],
+            entry["data_offsets"][1] - entry["data_offsets"][0],
+        )
         for name, entry in entries.items()
     }

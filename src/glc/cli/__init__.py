@@ -47,6 +47,6 @@ def main(ctx: click.Context, verbose: bool) -> None:
     if verbose:
         logging.basicConfig(format="%(message)s")
         logging.getLogger("glc").setLevel(logging.DEBUG)
-    # Training and evaluation choose when they know their configuration; the others compute nothing.
-    if ctx.invoked_subcommand not in ("train", "eval", "info", "models"):
+    # Training and evaluation choose when they know their configuration; `info` should answer at once.
+    if ctx.invoked_subcommand not in ("train", "eval", "info"):
         threads_policy.choose(sys.argv[1:])

@@ -3,6 +3,7 @@
 import json
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import torch
 import glc
 from glc.codec import bitstream
 from glc.codec.onnx.codec import OnnxCodec, load_onnx
+from glc.codec.onnx.weights import read_arrays
 from glc.codec.weights.file import read_weights
 from glc.codec.weights.variants import save_variant
 from glc.errors import MemoryLimitError
@@ -194,6 +196,35 @@ def test_corrupt_weights_are_refused(variants: Variants, tmp_path: Path) -> None
     (tmp_path / "w.safetensors").write_bytes(data[:1000])
     with pytest.raises(glc.WeightsError, match="not a safetensors file"):
         load_onnx(tmp_path / "w.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "complaint"),
+    [
+        (
+            "decoder.blocks.2.conv1.weight",
+            None,
+            "do not fit their description: 'decoder.blocks.2.conv1.weight'",
+        ),
+        ("coder.context.shared.0.1.expand.weight", None, "'coder.context.shared.0.1.expand' is missing"),
+        ("coder.context.reduction.weight", 1e9, "cannot encode files: coder.context.reduction has weights"),
+        ("encoder.blocks.1.weight", (8, 5, 3, 3), "encoder: [ONNXRuntimeError]"),
+    ],
+)
+def test_weights_that_do_not_fit_are_refused(
+    name: str, change: Any, complaint: str, variants: Variants
+) -> None:
+    weights = read_arrays(variants.weights("categorical"))
+    tensors = {key: array for key, array in weights.tensors.items() if key != name or change is not None}
+    if isinstance(change, tuple):
+        tensors[name] = np.zeros(change, np.float32)
+    elif change is not None:
+        tensors[name] = tensors[name] + np.float32(change)
+    # The runtime checks shapes when it runs.
+    with pytest.raises(RuntimeError if isinstance(change, tuple) else glc.WeightsError) as caught:
+        OnnxCodec(replace(weights, tensors=tensors)).compress(fixed_image(8, 8))
+    assert complaint in str(caught.value)
+    assert weights.source in str(caught.value)
 
 
 PROGRAM = """

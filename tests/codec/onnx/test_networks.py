@@ -9,9 +9,9 @@ from torch import Tensor, nn
 
 import glc
 from glc.codec.onnx import networks
-from glc.codec.onnx.graph import Graph
-from glc.codec.onnx.runtime import NAMES, make_graph
-from glc.codec.onnx.weights import Floats, read_arrays
+from glc.codec.onnx.graph import FLOAT, Graph
+from glc.codec.onnx.runtime import make_graphs
+from glc.codec.onnx.weights import read_arrays
 from glc.errors import ArchitectureError
 from glc.models.autoencoder import Decoder, Encoder
 from tests.codec.fixed_model import fixed_description
@@ -78,13 +78,13 @@ def test_refinement_blocks_equal_pytorch(stem: int) -> None:
 @torch.inference_mode()
 @pytest.mark.parametrize("variant", WITH_Y)
 def test_transforms_equal_pytorch_at_a_rate_index_for_each_image(variants: Variants, variant: str) -> None:
-    weights, model = read_arrays(variants.weights(variant)), variants.codec(variant).model
+    graphs, model = make_graphs(read_arrays(variants.weights(variant))), variants.codec(variant).model
     latent, rates = torch.randn(3, 16, 8, 12), torch.tensor([0.0, 1.375, 3.0])
     y = model.coder.analysis(latent, rates)
-    found = run(make_graph(weights, "analysis"), l=latent, rate=rates)
+    found = run(graphs["analysis"], l=latent, rate=rates)
     assert_close(found[0], y)
     assert np.array_equal(found[1], model.coder.hyper(y).indices)
-    (l_hat,) = run(make_graph(weights, "synthesis"), y_hat=y, rate=rates)
+    (l_hat,) = run(graphs["synthesis"], y_hat=y, rate=rates)
     assert_close(l_hat, model.coder.synthesis(y, rates))
 
 
@@ -92,8 +92,7 @@ def test_transforms_equal_pytorch_at_a_rate_index_for_each_image(variants: Varia
 def test_graphs_pass_the_checker_of_onnx(variants: Variants, external: bool, tmp_path: Any) -> None:
     onnx = pytest.importorskip("onnx")
     weights = read_arrays(variants.weights("categorical"))
-    for name in NAMES:
-        graph = make_graph(weights, name)
+    for graph in make_graphs(weights).values():
         model = onnx.load_from_string(graph.serialize(external))
         stored = {tensor.name: tensor for tensor in model.graph.initializer}
         assert set(graph.used) <= set(stored)
@@ -109,10 +108,12 @@ def test_graphs_pass_the_checker_of_onnx(variants: Variants, external: bool, tmp
             assert len(free - {""}) > 1
 
 
-def test_float_weights_are_converted_when_read() -> None:
-    half = {"a": np.array([[0.5, 1.0]], np.float16)}
-    assert Floats(half)["a"].dtype == np.float32
-    assert Floats(half)["a"].tolist() == [[0.5, 1.0]]
+def test_half_precision_is_converted() -> None:
+    graph = Graph("g", {"a": np.array([[0.5, 1.0]], np.float16)})
+    graph.output("y", graph.weight("a"), FLOAT, (1, 2))
+    (found,) = run(graph)
+    assert found.dtype == np.float32
+    assert found.tolist() == [[0.5, 1.0]]
 
 
 @pytest.mark.parametrize(

@@ -6,12 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from glc.codec.base import BaseCodec, LatentOptimization, Size
-from glc.codec.bitstream import RATE_ONE
+from glc.codec.bitstream import DEFAULT_LIMIT, RATE_ONE
 from glc.codec.onnx import networks
 from glc.codec.onnx.latent_coding import ArrayIndicesMapCodec, ArrayTransformCodec
-from glc.codec.onnx.runtime import Sessions
+from glc.codec.onnx.runtime import Sessions, make_graphs
 from glc.codec.onnx.weights import TORCH_HINT, ArrayWeights, read_arrays
 from glc.codec.runtime.resources import PRECISIONS, available_memory, parse_memory, resident_memory
 from glc.codec.stages import ENTROPY_CODING
@@ -50,7 +51,7 @@ class OnnxCodec(BaseCodec):
             raise ValueError(f"precision {precision}: the backend onnx computes in float32; {TORCH_HINT}")
         self.weights = weights
         self._memory = parse_memory(memory) if isinstance(memory, str) else memory
-        self._sessions = Sessions(weights)
+        self._sessions = Sessions(make_graphs(weights), weights.source)
         factors = tuple(networks.downsampling(weights.description[key]) for key in ("encoder", "decoder"))
         maps_indices = "sizes" in weights.description["coder"]
         stride = factors[0] * (1 if maps_indices else ArrayTransformCodec.stride)
@@ -68,7 +69,11 @@ class OnnxCodec(BaseCodec):
                 if maps_indices
                 else ArrayTransformCodec(weights, self._sessions, self.stage)
             )
-        except (InexactError, ValueError, KeyError) as error:
+        except KeyError as error:
+            raise WeightsError(
+                f"{weights.source}: the weights do not fit their description: {error} is missing"
+            ) from error
+        except (InexactError, ValueError) as error:
             raise WeightsError(f"{weights.source}: cannot encode files: {error}") from error
         if self.latent_codec.num_rates != self.num_rates:
             raise WeightsError(
@@ -87,6 +92,13 @@ class OnnxCodec(BaseCodec):
             "the backend onnx has no PyTorch model; glc.load(..., backend='torch') has one "
             "(pip install 'glc-codec[torch]')"
         )
+
+    def decompress_batch(
+        self, files: Sequence[bytes], *, max_pixels: int = DEFAULT_LIMIT
+    ) -> list[Image.Image]:
+        """Return the images in files; D's session is made while the integers are decoded."""
+        self._sessions.prepare("decoder")
+        return super().decompress_batch(files, max_pixels=max_pixels)
 
     def memory_needed(self, pixels: int) -> int:
         """Return the bytes that E or D needs for an image, padding included; an estimate from above."""

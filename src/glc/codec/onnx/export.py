@@ -12,7 +12,7 @@ from glc.codec.load import has_torch
 from glc.codec.onnx import networks
 from glc.codec.onnx.graph import OPSET
 from glc.codec.onnx.latent_coding import ArrayTransformCodec
-from glc.codec.onnx.runtime import NAMES, make_graph
+from glc.codec.onnx.runtime import make_graphs
 from glc.codec.onnx.weights import ArrayWeights, read_arrays
 from glc.codec.weights.catalog import find
 from glc.errors import ArchitectureError, WeightsError
@@ -51,12 +51,13 @@ def export_onnx(source: str | Path, folder: Path, force: bool = False) -> list[E
         ValueError: a graph differs from PyTorch's networks.
     """
     weights = _read(source)
-    names = [name for name in NAMES if "sizes" not in weights.description["coder"] or name.endswith("coder")]
+    graphs = make_graphs(weights)
+    names = list(graphs)
     paths = {name: folder / f"{name}.onnx" for name in names}
     for path in (*paths.values(), folder / "glc.json"):
         if path.exists() and not force:
             raise FileExistsError(17, "exists; replace it with --force", str(path))
-    models = {name: make_graph(weights, name).serialize() for name in names}
+    models = {name: graph.serialize() for name, graph in graphs.items()}
     differences = compare(weights, models) if has_torch() else {}
     for name, (_, decibels) in differences.items():
         if decibels < LEAST_DECIBELS:

@@ -40,14 +40,14 @@ class Graph:
 
     Args:
         name: of the graph.
-        weights: the tensors that nodes may use, by name, float32 or int64.
+        weights: the tensors that nodes may use, by name; they become float32.
     """
 
     def __init__(self, name: str, weights: Mapping[str, np.ndarray]) -> None:
         self.name = name
         self._weights = weights
         self.used: dict[str, np.ndarray] = {}
-        """The weights that nodes use."""
+        """The weights that nodes use, as given."""
         self._constants: dict[str, np.ndarray] = {}
         self._nodes: list[bytes] = []
         self._inputs: list[bytes] = []
@@ -97,6 +97,10 @@ class Graph:
         self._nodes.append(_node(operator, inputs, result, attributes))
         return result
 
+    def floats(self) -> dict[str, np.ndarray]:
+        """Return the weights that nodes use in float32."""
+        return {name: np.ascontiguousarray(array, np.float32) for name, array in self.used.items()}
+
     def serialize(self, external: bool | tuple[str, Mapping[str, Stored]] = False) -> bytes:
         """Return the model's bytes.
 
@@ -109,10 +113,12 @@ class Graph:
         if isinstance(external, tuple):
             file, places = external
             for name, array in self.used.items():
-                tensors.append(_stored_tensor(f"{name}.stored", array.shape, file, places[name]))
+                tensors.append(_external(f"{name}.stored", array.shape, file, places[name]))
                 casts.append(_node("Cast", [f"{name}.stored"], name, {"to": FLOAT}))
+        elif external:
+            tensors += [_external(name, array.shape, "given") for name, array in self.used.items()]
         else:
-            tensors += [_tensor(name, array, external) for name, array in self.used.items()]
+            tensors += [_tensor(name, array) for name, array in self.floats().items()]
         graph = b"".join(
             [
                 *(_bytes(1, node) for node in casts + self._nodes),
@@ -157,24 +163,21 @@ def _value(name: str, kind: int, dims: Iterable[Dim]) -> bytes:
     return _bytes(1, name.encode()) + _bytes(2, _bytes(1, tensor))
 
 
-def _tensor(name: str, array: np.ndarray, external: bool = False) -> bytes:
-    """Return a TensorProto, with its values or with a note that they are elsewhere."""
-    dims = b"".join(_int(1, dim) for dim in array.shape)
-    start = dims + _int(2, _TYPES[array.dtype]) + _bytes(8, name.encode())
-    if external:
-        return start + _bytes(13, _bytes(1, b"location") + _bytes(2, b"given")) + _int(14, 1)
-    return start + _bytes(9, np.ascontiguousarray(array).tobytes())
+def _tensor(name: str, array: np.ndarray) -> bytes:
+    """Return a TensorProto with its values."""
+    start = b"".join(_int(1, dim) for dim in array.shape) + _int(2, _TYPES[array.dtype])
+    return start + _bytes(8, name.encode()) + _bytes(9, np.ascontiguousarray(array).tobytes())
 
 
-def _stored_tensor(name: str, shape: Sequence[int], file: str, place: Stored) -> bytes:
-    """Return a TensorProto whose values are a part of a file."""
-    dims = b"".join(_int(1, dim) for dim in shape)
-    entries = {"location": file, "offset": str(place.offset), "length": str(place.length)}
-    where = b"".join(
-        _bytes(13, _bytes(1, key.encode()) + _bytes(2, value.encode())) for key, value in entries.items()
-    )
-    kind = _int(2, _STORED_TYPES[place.dtype])
-    return dims + kind + _bytes(8, name.encode()) + where + _int(14, 1)
+def _external(name: str, shape: Sequence[int], file: str, place: Stored | None = None) -> bytes:
+    """Return a TensorProto whose values are a part of a file, or float32 that are given under its name."""
+    kind = FLOAT if place is None else _STORED_TYPES[place.dtype]
+    entries = {"location": file}
+    if place is not None:
+        entries.update(offset=str(place.offset), length=str(place.length))
+    start = b"".join(_int(1, dim) for dim in shape) + _int(2, kind) + _bytes(8, name.encode())
+    where = (_bytes(1, key.encode()) + _bytes(2, value.encode()) for key, value in entries.items())
+    return start + b"".join(_bytes(13, entry) for entry in where) + _int(14, 1)
 
 
 def _node(operator: str, inputs: Iterable[str], result: str, attributes: Mapping[str, Attribute]) -> bytes:

@@ -6,8 +6,9 @@ the same integers as those of PyTorch. The C kernels compute the layers where th
 Maps are float64 `[B, C, H, W]`, in units of 1.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import cache
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from glc.codec.entropy import integer_kernels
 from glc.codec.entropy.integer_kernels import Pointwise
 from glc.codec.entropy.tables import ACTIVATION_BITS, ACTIVATION_LIMIT, WEIGHT_BITS
 from glc.errors import InexactError
+from glc.models.quadtree import STEPS
 
 _ONE = float(1 << ACTIVATION_BITS)
 _TOP = float(ACTIVATION_LIMIT << ACTIVATION_BITS)
@@ -54,6 +56,7 @@ class IntegerNetworks:
         threads: number of threads of the C kernels.
 
     Raises:
+        KeyError: a layer is missing.
         InexactError: a weight is not finite, or sums could exceed 53 bits.
     """
 
@@ -64,6 +67,9 @@ class IntegerNetworks:
         self._weight = cache(self._read_weight)
         self._bias = cache(self._read_bias)
         self._pointwise = cache(self._read_pointwise)
+        for name in _layers(depth):
+            if not self._has(name):
+                raise KeyError(name)
         for name in tensors:
             prefix, _, kind = name.rpartition(".")
             if kind == "weight" and prefix.startswith(("coder.hyper.synthesis.", "coder.context.")):
@@ -174,6 +180,18 @@ class IntegerNetworks:
             x = self._block(f"coder.context.shared.{depth}", x)
         scales, means = np.split(x, 2, axis=1)
         return scales, means
+
+
+def _layers(depth: int) -> Iterator[str]:
+    """Yield the convolutions that the networks must have."""
+    for k in (0, 1):
+        yield from (f"coder.hyper.synthesis.{k}.{layer}" for layer in ("expand", "conv", "skip"))
+    blocks = [f"coder.hyper.synthesis.{k}" for k in (2, 3, 4)]
+    blocks += [f"coder.context.adaptors.{k}" for k in range(STEPS - 1)]
+    yield "coder.context.reduction"
+    for block in chain(blocks, (f"coder.context.shared.{k}" for k in range(depth))):
+        for layer in ("0.mix", "0.depthwise", "0.project", "1.expand", "1.project"):
+            yield f"{block}.{layer}"
 
 
 def depth_of(coder: Mapping[str, Any]) -> int:

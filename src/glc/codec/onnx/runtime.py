@@ -2,14 +2,16 @@
 
 import os
 from collections.abc import Callable, Mapping
-from threading import Lock
+from contextlib import suppress
+from threading import Lock, Thread
 from typing import Any
 
 import numpy as np
 
 from glc.codec.onnx import networks
 from glc.codec.onnx.graph import Graph
-from glc.codec.onnx.weights import ArrayWeights, Floats
+from glc.codec.onnx.weights import ArrayWeights
+from glc.errors import WeightsError
 
 _BUILDERS: Mapping[str, tuple[str, Callable[..., Graph]]] = {
     "encoder": ("encoder", networks.encoder),
@@ -30,54 +32,89 @@ def threads() -> int:
     return len(affinity(0)) if affinity else os.cpu_count() or 1
 
 
-def make_graph(weights: ArrayWeights, name: str) -> Graph:
-    """Return a graph by its name in `_BUILDERS`."""
-    key, build = _BUILDERS[name]
-    return build(weights.description[key], Floats(weights.tensors))
+def make_graphs(weights: ArrayWeights) -> dict[str, Graph]:
+    """Return the graphs of a codec; an indices-map codec has those of its encoder and decoder only.
+
+    Raises:
+        WeightsError: the weights do not fit their description.
+    """
+    maps_indices = "sizes" in weights.description["coder"]
+    try:
+        return {
+            name: build(weights.description[key], weights.tensors)
+            for name, (key, build) in _BUILDERS.items()
+            if key != "coder" or not maps_indices
+        }
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
+        reason = f"{error} is missing" if isinstance(error, KeyError) else error
+        raise WeightsError(f"{weights.source}: the weights do not fit their description: {reason}") from error
 
 
 class Sessions:
-    """The networks of a codec as ONNX Runtime's sessions, each made when it is first used. Thread-safe."""
+    """Graphs as ONNX Runtime's sessions, each made when it is first used. Thread-safe.
 
-    def __init__(self, weights: ArrayWeights) -> None:
-        self._weights = weights
-        self._lock = Lock()
+    Args:
+        source: the weights' file, for messages.
+    """
+
+    def __init__(self, graphs: Mapping[str, Graph], source: str) -> None:
+        self._graphs, self._source = graphs, source
+        self._locks = {name: Lock() for name in graphs}
         self._sessions: dict[str, Any] = {}
+
+    def prepare(self, name: str) -> None:
+        """Make a session in another thread, which uses a core that is idle until the session is needed."""
+
+        def make() -> None:
+            with suppress(Exception):  # `run` will raise it
+                self._session(name)
+
+        # Not a daemon: at exit the interpreter must wait for native code.
+        if name not in self._sessions:
+            Thread(target=make).start()
+
+    def _session(self, name: str) -> Any:
+        with self._locks[name]:
+            if name not in self._sessions:
+                self._sessions[name] = self._make(name)
+        return self._sessions[name][0]
 
     def run(self, name: str, **inputs: np.ndarray) -> list[np.ndarray]:
         """Return the outputs of a graph.
 
         Raises:
             MemoryError: the runtime cannot allocate memory.
+            WeightsError: the runtime refuses the graph.
+            RuntimeError: the runtime fails, for example on weights of wrong shapes.
         """
-        import onnxruntime
-
-        with self._lock:
-            if name not in self._sessions:
-                self._sessions[name] = self._make(name)
-        session = self._sessions[name][0]
+        session = self._session(name)
         try:
             found: list[np.ndarray] = session.run(None, inputs)
-        except onnxruntime.capi.onnxruntime_pybind11_state.RuntimeException as error:
-            if "Failed to allocate memory" in str(error) or "bad_alloc" in str(error):
-                raise MemoryError(str(error)) from error
-            raise
+        except Exception as error:  # the runtime's errors derive from Exception alone
+            memory = "Failed to allocate memory" in str(error) or "bad_alloc" in str(error)
+            text = " ".join(str(error).split())
+            raise (MemoryError if memory else RuntimeError)(f"{self._source}: {name}: {text}") from error
         return found
 
     def _make(self, name: str) -> tuple[Any, list[Any]]:
         """Return a session and its weights, whose memory it uses."""
         import onnxruntime
 
-        graph = make_graph(self._weights, name)
+        graph = self._graphs[name]
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads()
-        options.log_severity_level = 3  # errors only
+        options.log_severity_level = 4  # errors are raised, need not be printed too
         # The arena keeps the largest memory that any image needed; allocating anew costs a few per cent.
         options.enable_cpu_mem_arena = False
         if os.environ.get("OMP_WAIT_POLICY", "").lower() == "passive":  # glc.io.threads_policy
             options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        # The runtime does not copy these arrays: they must live as long as the session.
-        values = [onnxruntime.OrtValue.ortvalue_from_numpy(array) for array in graph.used.values()]
+        # The arrays must outlive the session, which need not copy them.
+        values = [onnxruntime.OrtValue.ortvalue_from_numpy(array) for array in graph.floats().values()]
         options.add_external_initializers(list(graph.used), values)
         model = graph.serialize(external=True)
-        return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"]), values
+        try:
+            session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # as in `run`
+            text = " ".join(str(error).split())
+            raise WeightsError(f"{self._source}: ONNX Runtime refuses the {name}: {text}") from error
+        return session, values

@@ -1,6 +1,6 @@
 """Read weights files as arrays of NumPy."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -34,22 +34,6 @@ class ArrayWeights:
     """As stored, by name."""
     source: str
     """Their file, for messages."""
-
-
-class Floats(Mapping[str, np.ndarray]):
-    """Tensors in float32, converted when they are read."""
-
-    def __init__(self, tensors: Mapping[str, np.ndarray]) -> None:
-        self._tensors = tensors
-
-    def __getitem__(self, name: str) -> np.ndarray:
-        return np.ascontiguousarray(self._tensors[name], np.float32)
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._tensors)
-
-    def __len__(self) -> int:
-        return len(self._tensors)
 
 
 def read_arrays(path: Path, encoder: Path | None = None, decoder: Path | None = None) -> ArrayWeights:
