@@ -82,7 +82,8 @@ def build(service: Service, has_decoder: bool = False) -> gr.Blocks:
     """Return the page, with a link to the one that decodes in the browser if there is one."""
     title = "# glc\nGenerative Latent Coding: photographs in a few hundred bytes."
     if has_decoder:
-        title += f' <a href="decoder/" target="_blank">Decode files of {service.first} in this browser, offline</a>.'
+        text = f"Decode files of {service.first} in this browser, offline"
+        title += f' <a href="decoder/" target="_blank">{text}</a>.'
     with gr.Blocks(title="glc", delete_cache=(3600, 3600), analytics_enabled=False) as page:
         gr.Markdown(title)
         model = gr.Dropdown(list(service.models), value=service.first, label="Model", interactive=True)

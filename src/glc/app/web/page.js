@@ -47,6 +47,7 @@ class Model {
     const names = Object.keys(this.graphs);
     const files = [this.weights, ...names.map((name) => this.graphs[name])];
     const [weights, ...graphs] = await Promise.all(files.map((file) => fetchBytes(`models/${file}`)));
+    await check(this.weights, weights, this.sha256);
     this.coder = new Remote();
     this.painter = new Remote();
     await Promise.all([
@@ -63,6 +64,14 @@ async function fetchBytes(path) {
   const answer = await fetch(new URL(path, import.meta.url));
   if (!answer.ok) throw new GlcError("Error", `${path}: cannot be loaded (${answer.status})`);
   return new Uint8Array(await answer.arrayBuffer());
+}
+
+/** Check a digest, where the browser can: it needs HTTPS, or this machine as the server. */
+async function check(path, bytes, sha256) {
+  if (!crypto.subtle) return;
+  const digest = new Uint8Array(await crypto.subtle.digest("SHA-256", bytes));
+  const found = Array.from(digest, (byte) => byte.toString(16).padStart(2, "0")).join("");
+  if (found !== sha256) throw new GlcError("WeightsError", `${path}: damaged; reload the page`);
 }
 
 const models = fetchBytes("models/index.json").then((bytes) =>
