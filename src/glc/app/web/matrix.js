@@ -51,16 +51,27 @@ export class Multiplier {
     const panel = this.view(this.scratch.at, panelSize);
     const sums = this.view(this.scratch.at + panelSize * DOUBLE, sumsSize);
     for (let column = 0; column < columns; column += COLUMNS) {
-      const count = Math.min(COLUMNS, columns - column);
-      for (let k = 0, from = column; k < depth; k++, from += columns) {
-        for (let c = 0; c < count; c++) panel[COLUMNS * k + c] = x[from + c];
-      }
+      copyColumns(x, column, columns, panel, 0, COLUMNS, depth, columns - column);
       this.product(at, groups, panel.byteOffset, depth, sums.byteOffset);
-      for (let row = 0, to = column; row < rows; row++, to += columns) {
-        for (let c = 0; c < count; c++) found[to + c] = sums[COLUMNS * row + c];
-      }
+      copyColumns(sums, 0, COLUMNS, found, column, columns, rows, columns - column);
     }
     return found;
+  }
+}
+
+/** Copy at most four columns of two matrices with their offsets and strides. */
+function copyColumns(from, at, stride, to, start, step, rows, count) {
+  if (count < COLUMNS) {
+    for (let row = 0; row < rows; row++) {
+      for (let c = 0; c < count; c++) to[start + row * step + c] = from[at + row * stride + c];
+    }
+    return;
+  }
+  for (let row = 0; row < rows; row++, at += stride, start += step) {
+    to[start] = from[at];
+    to[start + 1] = from[at + 1];
+    to[start + 2] = from[at + 2];
+    to[start + 3] = from[at + 3];
   }
 }
 
