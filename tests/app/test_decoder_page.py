@@ -45,7 +45,7 @@ def test_graphs_compute_the_image_from_the_weights_file(tmp_path: Path, dtype: s
     raw = (tmp_path / "page" / "models" / entry["weights"]).read_bytes()
     # What the fingerprint covers is there, and no more.
     weights = Weights.read(tmp_path / "page" / "models" / entry["weights"])
-    assert weights.fingerprint == entry["fingerprint"] == codec.fingerprint
+    assert weights.fingerprint == entry["fingerprint"] == codec.weights.fingerprint
     assert {kind for kind, _, _ in weights.tensors.values()} >= {dtype}
     assert not [name for name in weights.tensors if name.startswith(("encoder.", "coder.analysis."))]
 
