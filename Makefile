@@ -7,7 +7,7 @@ COMPILE := $(PY) -m uv pip compile --quiet --upgrade --universal --python-versio
 	--no-emit-index-url --custom-compile-command "make lock"
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test stress notebooks app serve lint docs lock bench clean
+.PHONY: help setup demo test stress notebooks app serve web lint docs lock bench clean
 
 help: ## list the targets
 	@awk 'BEGIN { FS = ":.*## " } /^[a-z][a-z-]*:.*## / { printf "  %-10s %s\n", $$1, $$2 }' Makefile
@@ -32,6 +32,9 @@ app: setup ## install the web app's requirements into build/app (gradio needs an
 
 serve: app ## open the web app; ARGS="--model FILE" passes options to glc serve
 	@PYTHONPATH=build/app $(PY) -m glc serve $(ARGS)
+
+web: setup ## write the page that decodes in a browser to build/web; npm fetches ONNX Runtime Web; ARGS="FOLDER MODEL ..."
+	@$(PY) scripts/web.py $(ARGS)
 
 lint: setup ## check style, formatting and types
 	@$(PY) -m ruff check .
