@@ -3,8 +3,9 @@
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
+from functools import partial
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from PIL import Image
@@ -14,6 +15,7 @@ from glc.codec import bitstream
 from glc.codec.bitstream import DEFAULT_LIMIT, FINGERPRINT_BYTES, MAX_RATES, RATE_ONE, Header
 from glc.codec.entropy.latent_coding import Decoded, Symbols, make_latent_codec
 from glc.codec.rate_search import TOLERANCE, search
+from glc.codec.runtime.defaults import standard_defaults
 from glc.codec.runtime.networks import ImageNetworks, Size
 from glc.codec.runtime.resources import choose_precision, parse_memory
 from glc.codec.stages import ENTROPY_CODING, Observer, Stages
@@ -75,6 +77,7 @@ class Codec:
         ValueError: an unknown precision, or an invalid memory limit.
     """
 
+    @standard_defaults()
     def __init__(
         self,
         weights: Weights,
@@ -107,12 +110,20 @@ class Codec:
         except (InexactError, ValueError) as error:
             raise WeightsError(f"{weights.source}: cannot encode files: {error}") from error
         self.networks.release()
+        self._load_again: partial[Codec] | None = None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle and copy a codec by its files; one of weights in memory raises TypeError."""
+        if self._load_again is None:
+            raise TypeError("a Codec of weights in memory is not pickled or copied; use glc.load(FILE)")
+        return self._load_again, ()
 
     @property
     def fingerprint(self) -> bytes:
         """The bytes that identify these weights in `.glc` files."""
         return bytes.fromhex(self.weights.fingerprint)[:FINGERPRINT_BYTES]
 
+    @standard_defaults()
     def compress(
         self,
         image: ImageLike,
@@ -171,10 +182,11 @@ class Codec:
                 f"{self.quality_of(rate_index):.1f}) is the largest file below {int(target)} bytes: "
                 f"{'quality 100 needs no more' if highest else 'the next rate point exceeds it'}",
                 TargetWarning,
-                stacklevel=2,
+                stacklevel=3,  # past the decorator
             )
         return data
 
+    @standard_defaults()
     def compress_batch(self, images: Sequence[ImageLike], quality: float = 50) -> list[bytes]:
         """Return the files of images of one padded size, encoded as a batch; see `compress`."""
         inputs = [to_input(image) for image in images]
@@ -195,6 +207,7 @@ class Codec:
         """
         return self.decompress_batch([data], max_pixels=max_pixels)[0]
 
+    @standard_defaults()
     def decompress_batch(
         self, files: Sequence[bytes], *, max_pixels: int = DEFAULT_LIMIT
     ) -> list[Image.Image]:
@@ -204,6 +217,7 @@ class Codec:
         decoded, sizes = self.entropy_decode(files, max_pixels=max_pixels)
         return self.decode_latent(decoded.latent_hat, sizes)
 
+    @standard_defaults()
     @torch.inference_mode()
     def encode_latent(self, inputs: Sequence[Tensor]) -> Tensor:
         """Return E's latents l `[B, C, h, w]` of images: the first of the two stages of `compress`.
@@ -219,6 +233,7 @@ class Codec:
             raise ValueError("the images of a batch must have one size after padding to the model's stride")
         return self.networks.encode(inputs)
 
+    @standard_defaults()
     @torch.inference_mode()
     def entropy_encode(
         self, latent: Tensor, sizes: Sequence[Size], rate_index: int
@@ -241,6 +256,7 @@ class Codec:
         )
         return [bitstream.pack(*each) for each in zip(headers, payloads, strict=True)], symbols
 
+    @standard_defaults()
     @torch.inference_mode()
     def entropy_decode(
         self, files: Sequence[bytes], *, max_pixels: int = DEFAULT_LIMIT
@@ -260,6 +276,7 @@ class Codec:
             decoded = self.latent_codec.decode(payloads, size, self._rates(headers))
         return decoded, [(header.height, header.width) for header in headers]
 
+    @standard_defaults()
     @torch.inference_mode()
     def decode_latent(self, latent_hat: Tensor, sizes: Sequence[Size]) -> list[Image.Image]:
         """Return D's images of latents l_hat `[B, C, h, w]`: the second stage of `decompress`.
@@ -296,6 +313,7 @@ class Codec:
         """
         return self.entropy_decode([data], max_pixels=max_pixels)[0].symbols
 
+    @standard_defaults()
     def decode_z(self, data: bytes, *, max_pixels: int = DEFAULT_LIMIT) -> Image.Image:
         """Return the image decoded from the hyper-latent alone, with all symbols of y zero (paper figure 5).
 
@@ -311,6 +329,7 @@ class Codec:
                 latent_hat = self.latent_codec.decode_z(payloads, size, rate_index)
             return self.decode_latent(latent_hat, [(headers[0].height, headers[0].width)])[0]
 
+    @standard_defaults()
     def from_symbols(self, symbols: Symbols, size: tuple[int, int], rate_index: int) -> bytes:
         """Return the file that holds given integers; the inverse of `symbols`.
 
@@ -441,8 +460,7 @@ def load(
         decoder: file or name of a decoder variant (stylization, for example) to decompress with.
         precision: "auto", "float32" or "bfloat16" for E and D; any precision reads any file.
         memory: memory limit in bytes or as text such as "8GB"; None for the available memory.
-        trust: a package, or several, whose networks the files may name: importing it runs its code, see
-            `glc.codec.weights.trust`.
+        trust: packages whose networks the files may name; importing runs code, see `glc.codec.weights.trust`.
 
     Raises:
         WeightsError: the model does not exist, its file cannot be used or names networks of a package that is
@@ -451,9 +469,23 @@ def load(
     """
     trained = Path(model).suffix == ".ckpt" or (Path(model) / "checkpoints").is_dir()
     file = Path(model) if trained else find(model)
-    return Codec(assemble(file, encoder, decoder, trust), choose_device(device), precision, memory)
+    named = {"encoder": encoder, "decoder": decoder}
+    files = {kind: name and find(name, kind).resolve() for kind, name in named.items()}
+    trust = trust if isinstance(trust, str) else tuple(trust)
+    codec = Codec(assemble(file, **files, trust=trust), choose_device(device), precision, memory)
+    options: dict[str, Any] = {**files, "precision": precision, "memory": memory, "trust": trust}
+    codec._load_again = partial(_again, codec.weights.fingerprint, file.resolve(), codec.device, **options)
+    return codec
 
 
+def _again(fingerprint: str, file: Path, device: torch.device, **options: Any) -> Codec:
+    codec = load(file, device, **options)
+    if codec.weights.fingerprint != fingerprint:
+        raise WeightsError(f"{file}: holds another codec than when the Codec was pickled")
+    return codec
+
+
+@standard_defaults()
 def assemble(
     file: Path, encoder: str | Path | None = None, decoder: str | Path | None = None, trust: Trust = ()
 ) -> Weights:
