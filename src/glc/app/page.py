@@ -1,7 +1,7 @@
 """The user interface in gradio. It contacts no other machine: no fonts, analytics or share links."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from functools import wraps
 from typing import Any
 
@@ -12,7 +12,10 @@ os.environ.setdefault("GLC_OFFLINE", "1")
 
 import gradio as gr
 import numpy as np
+from gradio import processing_utils
+from starlette.middleware import Middleware
 
+from glc.app.guard import Guard
 from glc.app.service import OWN, Coded, Service
 
 PNG = "png"
@@ -65,7 +68,7 @@ def _quality() -> gr.Slider:
 
 def build(service: Service) -> gr.Blocks:
     """Return the page."""
-    with gr.Blocks(title="glc", delete_cache=(3600, 3600), analytics_enabled=False) as page:
+    with gr.Blocks(title="glc", analytics_enabled=False) as page:
         gr.Markdown("# glc\nGenerative Latent Coding: photographs in a few hundred bytes.")
         model = gr.Dropdown(list(service.models), value=service.first, label="Model", interactive=True)
         with gr.Tab("Compress"):
@@ -244,12 +247,26 @@ def _style_tab(service: Service, model: gr.Dropdown) -> None:
     _on(go.click, run, [file, model, decoder, quality], [slider, metrics, result])
 
 
-def launch(service: Service, host: str = "127.0.0.1", port: int = 7860) -> tuple[gr.Blocks, str]:
+async def _refuse(url: str) -> Any:
+    """Take the place of gradio's download of an input that is a URL."""
+    raise ValueError(f"{url}: this server fetches nothing; upload the file")
+
+
+def launch(
+    service: Service, host: str = "127.0.0.1", port: int = 7860, allowed_hosts: Collection[str] = ()
+) -> tuple[gr.Blocks, str]:
     """Start serving in the background; return the page and its address.
+
+    Args:
+        allowed_hosts: names besides `host`, localhost and addresses by which browsers may call the server.
 
     Raises:
         OSError: the port is in use.
     """
+    processing_utils.async_ssrf_protected_get = _refuse
+    os.environ["GRADIO_TEMP_DIR"] = str(service.folder.path)
+    hosts = (host, *allowed_hosts)
+    guard = Middleware(Guard, folder=service.folder, max_bytes=service.max_bytes, hosts=hosts)
     page = build(service)
     fonts = {"font": ("system-ui", "sans-serif"), "font_mono": ("ui-monospace", "monospace")}
     _, url, _ = page.launch(
@@ -263,6 +280,7 @@ def launch(service: Service, host: str = "127.0.0.1", port: int = 7860) -> tuple
         ssr_mode=False,
         footer_links=[],
         max_file_size=service.max_bytes,
+        app_kwargs={"middleware": [guard]},
         theme=gr.themes.Base(**fonts),
     )
     return page, url

@@ -11,6 +11,7 @@ from threading import Lock
 import numpy as np
 from PIL import Image, ImageFilter
 
+from glc.app.guard import Folder
 from glc.codec.bitstream import Header, unpack
 from glc.codec.codec import Codec, TargetWarning, load
 from glc.codec.weights.catalog import DEFAULT_MODEL, catalog, decoders, encoders
@@ -82,7 +83,7 @@ class Service:
             first = DEFAULT_MODEL if DEFAULT_MODEL in self.models else next(iter(self.models))
         self.first = first
         self.codec(self.first)
-        self.folder = tempfile.TemporaryDirectory(prefix="glc-page-")
+        self.folder = Folder()
 
     def codec(self, model: str, encoder: str | None = None, decoder: str | None = None) -> Codec:
         """Return a model's codec, with other encoder or decoder variants if named; recent codecs stay loaded.
@@ -193,7 +194,7 @@ class Service:
 
     def _keep(self, data: bytes, stem: str) -> Path:
         """Save a file in a new folder, for download."""
-        file = Path(tempfile.mkdtemp(dir=self.folder.name)) / f"{stem or 'image'}.glc"
+        file = Path(tempfile.mkdtemp(dir=self.folder.path)) / f"{stem or 'image'}.glc"
         file.write_bytes(data)
         return file
 
