@@ -11,10 +11,12 @@ import click
 from glc import __version__
 from glc.cli.compress import compress, decompress
 from glc.cli.errors import Commands
-from glc.cli.experiments import complexity, evaluate, pack, report, train
-from glc.cli.models import convert, export, info, models
+from glc.cli.experiments import complexity, dashboard, evaluate, pack, report, train
+from glc.cli.info import info
+from glc.cli.models import convert, export, models
 from glc.cli.serve import serve
 from glc.io import threads_policy
+from glc.io.names import escape_output
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
@@ -28,11 +30,12 @@ def main(ctx: click.Context, verbose: bool) -> None:
         logging.getLogger("glc").setLevel(logging.DEBUG)
     if ctx.invoked_subcommand not in ("train", "eval"):  # they choose when they know their configuration
         threads_policy.choose(sys.argv[1:])
+    escape_output()
 
 
 for _command in (
     *(compress, decompress, info, models),
     *(convert, pack, train, export),
-    *(evaluate, report, complexity, serve),
+    *(evaluate, report, dashboard, complexity, serve),
 ):
     main.add_command(_command)

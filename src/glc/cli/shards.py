@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import io
 import os
 import time
 import warnings
@@ -79,6 +78,7 @@ class CodingJob:
     networks: Mapping[str, Any]
     """Other arguments of `Codecs`, such as `encoder` and `memory`."""
     lpips_weights: str | None = None
+    background: str = "white"
 
     def settings(self) -> dict[str, Any]:
         """Return every setting that affects the output bytes.
@@ -94,6 +94,8 @@ class CodingJob:
         weights.pop("memory", None)  # does not affect the bytes: a job may resume with another limit
         identities = {key: _identity(key, value) for key, value in weights.items()}
         found = {"command": self.command, "glc": __version__, **self.options, "weights": identities}
+        if self.background != "white":
+            found["background"] = self.background
         return {**found, "keep": self.keep}
 
     def __call__(self, local_rank: int) -> FileProcessor:
@@ -109,7 +111,7 @@ class CodingJob:
         if self.command == "compress":
             optimizer = make_optimizer(self.options.get("optimize_latent", 0), self.lpips_weights)
             options = {**self.options, "optimize_latent": optimizer}
-            return Compressor(codecs.for_images(), options, keep=self.keep)
+            return Compressor(codecs.for_images(), options, self.background, keep=self.keep)
         codecs.check_for_files()
         return Decompressor(codecs, self.options, keep=self.keep)
 
@@ -122,6 +124,8 @@ def make_job(
     keep: bool,
     optimize_latent: int = 0,
     lpips_weights: str | None = None,
+    background: str = "white",
+    keep_metadata: bool = False,
     **given: Any,
 ) -> CodingJob:
     """Check the options of a command and return them as a job.
@@ -130,6 +134,8 @@ def make_job(
         click.UsageError: two options exclude each other.
         NothingDoneError: `optimize_latent` needs a package or weights that are missing.
     """
+    if keep_metadata:
+        raise click.UsageError("--keep-metadata: not with --shards, whose samples have no place for it")
     options = {name: given.pop(name) for name in _OPTIONS if name in given}
     if command == "compress":
         check_target(**options)
@@ -143,7 +149,7 @@ def make_job(
     asked = {name: value for name, value in options.items() if value is not None}
     if optimize_latent:
         asked["optimize_latent"] = optimize_latent
-    return CodingJob(command, model, device, keep, asked, given, lpips_weights)
+    return CodingJob(command, model, device, keep, asked, given, lpips_weights, background)
 
 
 def code_shards(
@@ -220,6 +226,7 @@ class Compressor(FileProcessor):
 
     codec: Any
     options: Mapping[str, Any]
+    background: str = "white"
 
     def accepts(self, name: str) -> bool:
         """Whether it is an image."""
@@ -231,7 +238,7 @@ class Compressor(FileProcessor):
         """Compress an image."""
         from glc.data.images import read_rgb
 
-        image = read_rgb(data, name)
+        image = read_rgb(data, name, background=self.background)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # a missed target is not a failure
             coded = self.codec.compress(image, **self.options)
@@ -252,9 +259,8 @@ class Decompressor(FileProcessor):
     def process_file(self, data: bytes, name: str) -> Processed:
         """Decompress a file."""
         from glc.codec.bitstream import unpack
+        from glc.data.images import png_bytes
 
         header, _ = unpack(data, **self.options)
         image = self.codecs.for_file(header).decompress(data, **self.options)
-        stream = io.BytesIO()
-        image.save(stream, "PNG")
-        return Processed([("png", stream.getvalue())], image.width * image.height, len(data))
+        return Processed([("png", png_bytes(image))], image.width * image.height, len(data))
