@@ -32,7 +32,7 @@ def test_names_are_paths_without_suffix_unless_ambiguous(
 
 
 def test_missing_and_empty_folders_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(SetError, match="no such folder; get kodak from https://x"):
+    with pytest.raises(SetError, match="no such folder or file; get kodak from https://x"):
         ImageSet(tmp_path / "no", name="kodak", source="https://x")
     with pytest.raises(SetError, match="contains no images"):
         ImageSet(tmp_path)
