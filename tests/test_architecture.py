@@ -38,7 +38,7 @@ MAY_IMPORT: dict[str, str] = {
     "jobs": "errors io",
     "data": "errors io data.images pillow jobs",
     "training": "errors io data.images layers models losses metrics codec data",
-    "evaluation": "glc errors io data.images models metrics codec latent_optimization jobs",
+    "evaluation": "glc errors io data.images models metrics codec latent_optimization jobs data",
     "launch": "errors io losses metrics codec jobs training evaluation",
     "app": "errors data.images losses metrics codec",
     "cli": "glc errors hub io data.images codec latent_optimization jobs data evaluation launch app",

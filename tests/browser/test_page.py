@@ -4,13 +4,7 @@ gradio needs an older Pillow than training. If it is not installed, GLC_APP_PATH
 contains it (`make app` fills build/app); otherwise these tests are skipped.
 """
 
-import importlib.util
-import os
 import re
-import socket
-import subprocess
-import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -21,11 +15,9 @@ from PIL import Image
 import glc
 from glc.codec.weights.file import read_weights
 from glc.codec.weights.variants import save_variant
+from tests.app.served import serve
 from tests.browser.conftest import OpenPage, Watched
 from tests.codec.fixed_model import fixed_codec_weights, fixed_image
-
-ROOT = Path(__file__).parents[2]
-PACKAGES = Path(os.environ.get("GLC_APP_PATH", ROOT / "build" / "app"))
 
 
 @pytest.fixture(scope="module")
@@ -50,30 +42,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def address(folder: Path) -> Iterator[str]:
     """Address of the app, served by the command in another process."""
-    if importlib.util.find_spec("gradio") is None and not (PACKAGES / "gradio").is_dir():
-        pytest.skip("gradio is not installed: run `make app`, or set GLC_APP_PATH to its folder")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    environment = {**os.environ, "GLC_MODELS": str(folder), "TORCH_HOME": str(folder)}
-    environment["PYTHONPATH"] = os.pathsep.join([str(PACKAGES), environment.get("PYTHONPATH", "")])
-    words = ["serve", "--port", str(port), "--model", "mine", "--max-pixels", "1000000", "--device", "cpu"]
-    words += ["--max-upload-mb", "1"]
-    log = folder / "log.txt"
-    with log.open("w") as file:
-        command = [sys.executable, "-m", "glc", *words]
-        server = subprocess.Popen(command, env=environment, stdout=file, stderr=file)
-    try:
-        end = time.monotonic() + 120
-        while "Ctrl-C stops" not in log.read_text():
-            assert server.poll() is None, log.read_text()
-            assert time.monotonic() < end, "the page did not start within 120 s"
-            time.sleep(0.2)
-        yield f"http://127.0.0.1:{port}/"
-    finally:
-        server.terminate()
-        server.wait(30)
-    assert "Traceback" not in log.read_text()
+    with serve(folder) as served:
+        yield f"http://127.0.0.1:{served.port}/"
+    assert "Traceback" not in served.log.read_text()
 
 
 @pytest.fixture

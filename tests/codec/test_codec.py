@@ -1,7 +1,10 @@
 """The complete codec: images to files and back."""
 
+import copy
+import pickle
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -144,6 +147,35 @@ def test_indices_map_coding_has_no_decode_z(variants: Variants) -> None:
     codec = variants.codec("indices_map")
     with pytest.raises(ValueError, match="no hyper-latent"):
         codec.decode_z(codec.compress(fixed_image(16, 16), 0))
+
+
+def test_codec_is_pickled_and_copied_by_its_files(
+    variants: Variants, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "mine.safetensors"
+    file.write_bytes(Path(variants.weights("categorical")).read_bytes())
+    monkeypatch.chdir(tmp_path)
+    codec = glc.load("mine.safetensors", "cpu", precision="float32", memory="2GB")
+    image = fixed_image(40, 33)
+    data = codec.compress(image, 50)
+    pickled = pickle.dumps(codec)
+    assert len(pickled) < 1000  # the name of the file, not its tensors
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir("elsewhere")
+    for other in (pickle.loads(pickled), copy.copy(codec), copy.deepcopy(codec)):
+        assert other.compress(image, 50) == data
+        assert (other.device, other.networks.precision) == (codec.device, codec.networks.precision)
+        assert other.networks.memory == codec.networks.memory == 2_000_000_000
+    with ProcessPoolExecutor(1, get_context("spawn")) as pool:
+        assert pool.submit(codec.compress, image, 50).result() == data
+    file.write_bytes(Path(variants.weights("factorized")).read_bytes())
+    with pytest.raises(glc.WeightsError, match=r"mine\.safetensors: holds another codec than when"):
+        pickle.loads(pickled)
+    file.unlink()
+    with pytest.raises(glc.WeightsError, match=r"mine\.safetensors: no such weights file"):
+        pickle.loads(pickled)
+    with pytest.raises(TypeError, match=r"of weights in memory .* use glc\.load"):
+        copy.deepcopy(glc.Codec(codec.weights))
 
 
 BLOCKED = """

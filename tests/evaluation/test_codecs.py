@@ -1,6 +1,7 @@
 """Codecs of an evaluation, with the real encoders where they are installed."""
 
 import io
+import struct
 import sys
 import types
 from collections.abc import Callable
@@ -111,14 +112,52 @@ def test_a_target_rate_is_searched_on_the_codecs_own_ladder() -> None:
         codec.encode(image, Setting(target_bpp=0.01))
 
 
-def test_the_search_of_jpeg_xl_stops_below_quality_100() -> None:
-    # 100 is an error in pillow-jxl-plugin (findings/jpegxl_quality_100.sh).
-    codec = configured("jpegxl", qualities=None, target_bpp=[100.0])
-    assert codec.ladder[-1] == 99
+ENDS = {"jpeg": 95, "webp": 100, "avif": 100, "jpegxl": 99, "hevc": 0, "av1": 0, "vvc": 0}
+"""Quality of the largest file of each codec."""
+
+
+@pytest.mark.parametrize("name", REAL)
+def test_search_reaches_both_ends_of_the_codecs_own_limits(name: str) -> None:
+    """The search tries the smallest and the largest file first: each must be one that the encoder writes."""
+    codec = configured(name, qualities=None, target_bpp=[100.0])
     image = smooth(64, 48)
-    with pytest.warns(TargetWarning, match="at quality 99 is the closest below 100 bpp"):
+    with pytest.warns(TargetWarning, match=f"at quality {ENDS[name]} is the closest below 100 bpp"):
         data = codec.encode(image, codec.settings[0])
-    assert data == codec.encode_at(image, 99)
+    assert codec.decode(data).size == (64, 48)
+    assert data == codec.encode_at(image, ENDS[name])
+    with pytest.raises(TargetError, match=f"quality {codec.ladder[0]}"):
+        codec.encode(image, Setting(target_bpp=0.001))
+
+
+def test_conversions_are_what_the_files_say() -> None:
+    """Of formats whose files tell their colour format; 4:2:0 of lossy WebP is part of the format."""
+    image = smooth(67, 45)
+    for name in ("jpeg", "webp", "avif", "jpegxl", "hevc", "av1", "vvc", "vvc_qpa0"):
+        assert configured(name).conversion.startswith("8-bit RGB, ")
+    jpeg = configured("jpeg").encode_at(image, 50)
+    with Image.open(io.BytesIO(jpeg)) as opened:
+        assert [(layer[1], layer[2]) for layer in opened.layer] == [(2, 2), (1, 1), (1, 1)]
+    avif = configured("avif").encode_at(image, 50)
+    colour = avif.index(b"colrnclx") + 8
+    primaries, transfer, matrix = struct.unpack(">3H", avif[colour : colour + 6])
+    assert (primaries, transfer, matrix, avif[colour + 6] >> 7) == (1, 13, 6, 1)  # BT.709, sRGB, BT.601, full
+    configuration = avif.index(b"av1C") + 6
+    assert (
+        avif[configuration] & 0b01111100 == 0b00001100
+    )  # 8 bits, three planes, subsampled in both directions
+    assert "perceptual quantisation (qpa)" in configured("vvc").conversion
+
+
+def test_vvc_has_an_entry_for_each_quantisation() -> None:
+    image = smooth(256, 192)
+    with_qpa, without = (len(configured(name).encode_at(image, 46)) for name in ("vvc", "vvc_qpa0"))
+    assert with_qpa != without
+
+
+def test_limits_hold_for_codecs_made_in_python() -> None:
+    assert StillCodec("JXL", ".jxl", plugin="pillow_jxl", qualities=[5]).ladder == range(100)
+    assert StillCodec("JPEG", ".jpg", qualities=[5]).ladder == range(1, 96)
+    assert StillCodec("JPEG", ".jpg", lowest=0, highest=50, qualities=[5]).ladder == range(51)
 
 
 @pytest.mark.parametrize(

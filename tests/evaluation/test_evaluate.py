@@ -8,7 +8,7 @@ import multiprocessing
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,14 +24,18 @@ from glc.evaluation.evaluator import ImageProcessor
 from glc.evaluation.report import build_report
 from glc.evaluation.results import read_results
 from glc.evaluation.summary import SETS
+from glc.evaluation.tables import points_table
 from glc.evaluation.testsets import ImageSet, ShardSet
 from glc.io.names import encode_text
 from glc.jobs import worker
 from glc.jobs.manifest import JobError
 from glc.jobs.storage import LocalStore
 from glc.launch import evaluate
+from glc.losses.perceptual import LPIPS
+from glc.metrics.quality import PSNR, QualityMetrics
 from tests.evaluation.stand_ins import SIZES, evaluation, make_jpeg, results, write_images
 from tests.jobs.stand_ins import contents, read_tar, write_tar
+from tests.losses.test_perceptual import FILES, reference, save_features
 from tests.programs import fork_server
 
 
@@ -234,6 +238,36 @@ def test_images_that_fail_are_named_and_the_others_measured(tmp_path: Path) -> N
     # Mended, it is measured when the run is started again with what was there before.
     journal = [json.loads(line) for line in (tmp_path / "out" / "journal.jsonl").read_text().splitlines()]
     assert not [entry for entry in journal if "failed" in entry]
+
+
+def make_metrics_with_lpips(weights: Path, omitted: Sequence[str]) -> QualityMetrics:
+    return QualityMetrics({"psnr": PSNR(), "lpips": LPIPS("alex", weights)})
+
+
+def test_image_too_small_for_a_metrics_network_is_measured_by_the_others(tmp_path: Path) -> None:
+    save_features(reference("alex"), tmp_path / FILES["alex"])
+    images = write_images(tmp_path / "set", [(40, 56), (1, 1), (8, 9)])
+    summary = evaluation(
+        tmp_path / "out",
+        images,
+        make_metrics=partial(make_metrics_with_lpips, tmp_path),
+        metrics=["psnr", "lpips"],
+    ).run()
+    assert not summary["failed"]
+    assert [point["images"] for point in summary["points"]] == [3, 3]
+    assert summary["measured"]["q10"] == {"bpp": 3, "psnr": 3, "lpips": 1}
+    assert summary["incomplete"] == {
+        f"lpips, {label}": "over 1 of 3 images: not defined for the sizes of the others"
+        for label in ("q10", "q50")
+    }
+    _, rows = results(tmp_path / "out")
+    assert [bool(row["lpips"]) for row in rows] == [True, True, False, False, False, False]
+    assert all(row["bpp"] and row["psnr"] for row in rows)
+    assert summary["codec"]["conversion"] == (
+        "8-bit RGB, not padded; YCbCr 4:2:0, BT.601, full range, by its own encoder"
+    )
+    (note,) = [note for note in points_table([read_results(tmp_path / "out")]).notes if "BT.601" in note]
+    assert note == f"jpeg: not resized; {summary['codec']['conversion']}."
 
 
 def test_missed_target_rates_are_noted(images: Path, tmp_path: Path) -> None:

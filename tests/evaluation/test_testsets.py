@@ -33,7 +33,7 @@ def test_names_are_paths_without_suffix_unless_ambiguous(
 
 
 def test_missing_and_empty_folders_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(SetError, match="no such folder; get kodak from https://x"):
+    with pytest.raises(SetError, match="no such folder or file; get kodak from https://x"):
         ImageSet(tmp_path / "no", name="kodak", source="https://x")
     with pytest.raises(SetError, match="contains no images"):
         ImageSet(tmp_path)
@@ -97,6 +97,26 @@ def test_hashes_depend_on_the_content(tmp_path: Path) -> None:
     assert hashes["a"] == hashes["b"] != hashes["c"]
 
 
+def test_a_path_may_be_an_image_a_list_or_several(tmp_path: Path) -> None:
+    first, second = (
+        write(tmp_path / folder / "same.png", width) for folder, width in (("a", 8), ("b/deep", 9))
+    )
+    other = write(tmp_path / "b" / "other.png")
+    assert [image.name for image in ImageSet(first).images] == ["same"]
+    # Equal names in several folders stay apart; a file that is named twice is measured once.
+    found = ImageSet([first, str(second), other, first])
+    assert [image.name for image in found.images] == ["a/same", "b/deep/same", "b/other"]
+    assert [image.path for image in found.images] == [first, second, other]
+    (tmp_path / "list.txt").write_text("b/other.png\na/same.png\n")
+    assert [image.name for image in ImageSet(tmp_path / "list.txt").images] == ["a/same", "b/other"]
+    assert [image.name for image in ImageSet([tmp_path / "a", tmp_path / "b"]).images] == [
+        "a/same", "b/deep/same", "b/other",
+    ]  # fmt: skip
+    assert isinstance(open_testset([str(first), str(other)]), ImageSet)
+    with pytest.raises(SetError, match=r"testset\.path=.*absent\.png: no such folder or file"):
+        ImageSet([first, tmp_path / "absent.png"])
+
+
 def test_a_path_names_a_folder_or_shards(tmp_path: Path) -> None:
     write(tmp_path / "images" / "a.png")
     write_tar(tmp_path / "images" / "notes.tar", [])
@@ -104,7 +124,7 @@ def test_a_path_names_a_folder_or_shards(tmp_path: Path) -> None:
     for path in (shard.parent, shard, [str(shard)], f"{tmp_path}/shards/val-{{0..1}}.tar"):
         assert are_shards(str(path) if isinstance(path, Path) else path)
     # A folder is one of shards only when it has no images.
-    for other in (tmp_path / "images", tmp_path / "none", None):
+    for other in (tmp_path / "images", tmp_path / "none", None, [str(shard), "a.png"]):
         assert not are_shards(other)
     options = {"name": "folder", "pattern": None, "first": 1, "limit": None, "seed": 0}
     assert isinstance(open_testset(tmp_path / "images", **options), ImageSet)

@@ -4,12 +4,13 @@ import errno
 import json
 import os
 import re
+import signal
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from glc.io.checkpoint import save_checkpoint
 from glc.launch.start import UsageError
@@ -185,6 +186,33 @@ def test_a_diverged_run_keeps_the_last_good_checkpoint(images: Path, tmp_path: P
         )
     assert (folder / "checkpoints" / "last.ckpt").read_bytes() == before
     assert not list((tmp_path / "diverged").rglob("*.ckpt"))
+
+
+class Killed(torch.utils.data.Dataset[int]):
+    """Kills the process that reads from it, as the system does when it has too little memory."""
+
+    def __len__(self) -> int:
+        return 1
+
+    def __getitem__(self, index: int) -> int:
+        os.kill(os.getpid(), signal.SIGKILL)
+        return index
+
+
+def test_killed_loader_process_ends_the_run_in_one_line(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    loader = torch.utils.data.DataLoader(Killed(), num_workers=1)
+    monkeypatch.setattr("glc.launch.train.train", lambda cfg: list(loader))
+    with pytest.raises(SystemExit) as ended:
+        entry(DictConfig({}))
+    assert ended.value.code == 1
+    (record,) = caplog.records
+    assert re.fullmatch(
+        r"error: a process that loads images was killed \(DataLoader worker .*\); most often the system had "
+        r"too little memory: lower data\.num_workers; resume=last continues",
+        record.getMessage(),
+    )
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS])

@@ -1,3 +1,4 @@
+import re
 from functools import partial
 from pathlib import Path
 
@@ -10,8 +11,10 @@ from torchmetrics import Metric
 from torchmetrics.functional.image import dists
 from torchvision.models import vgg16
 
-from glc.losses.perceptual import WeightsUnavailable
+from glc.losses.perceptual import LPIPS, WeightsUnavailable
 from glc.metrics import DISTS, MSSSIM, PSNR, NotMeasurable, QualityMetrics, bits_per_pixel
+from glc.metrics.quality import SMALL
+from tests.losses.test_perceptual import FILES, reference, save_features
 
 pytestmark = pytest.mark.usefixtures("offline")
 
@@ -106,6 +109,26 @@ def test_small_images_are_skipped_with_the_reason() -> None:
     assert not metrics.unavailable
     metrics.reset()
     assert metrics.compute() == {}
+
+
+@pytest.mark.filterwarnings("ignore:lpips is not measured")
+def test_image_too_small_for_a_network_omits_only_its_metric(tmp_path: Path) -> None:
+    """AlexNet fails below 31 pixels with an error of PyTorch's own."""
+    save_features(reference("alex"), tmp_path / FILES["alex"])
+    metrics = QualityMetrics({"psnr": PSNR(), "lpips": LPIPS("alex", tmp_path)})
+    for size in ((1, 1), (8, 40), (30, 30)):
+        assert set(metrics.update(*images(1, size), bits=torch.ones(1))) == {"psnr", "bpp"}
+    assert set(metrics.compute()) == {"psnr", "bpp"}
+    assert re.search(r"images of 30x30 are too small for it \(.*size.*\)", metrics.unavailable["lpips"])
+    expected = metrics.update(*images(1, (31, 31)))["lpips"].mean()
+    assert metrics.compute()["lpips"] == expected
+
+    class Broken(nn.Module):
+        def forward(self, x: Tensor, x_hat: Tensor) -> Tensor:
+            raise RuntimeError("a mistake")
+
+    with pytest.raises(RuntimeError, match=r"^a mistake$"):
+        QualityMetrics({"broken": Broken()}).measure(*images(1, (SMALL, SMALL)))
 
 
 def test_bits_per_pixel() -> None:

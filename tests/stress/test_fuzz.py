@@ -75,7 +75,24 @@ def edit_header(data: bytearray, chance: random.Random) -> None:
         struct.pack_into(f"<{form}", data, at, value)
 
 
-EDITS = (flip, insert, delete, overwrite, truncate, extend, edit_header)
+def repeat(data: bytearray, chance: random.Random) -> None:
+    """Write a part of the file twice, as a broken transfer does."""
+    at = chance.randrange(len(data))
+    data[at:at] = data[at : at + chance.choice((1, 4, 64))]
+
+
+def swap(data: bytearray, chance: random.Random) -> None:
+    """Exchange two parts."""
+    length = chance.choice((1, 4, 16))
+    first, second = sorted(chance.randrange(len(data)) for _ in range(2))
+    if first + length <= second:
+        data[first : first + length], data[second : second + length] = (
+            data[second : second + length],
+            data[first : first + length],
+        )
+
+
+EDITS = (repeat, swap, flip, insert, delete, overwrite, truncate, extend, edit_header)
 
 
 def mutant(sources: Sequence[bytes], chance: random.Random, repair: bool) -> bytes:

@@ -1,7 +1,7 @@
 """The user interface in gradio. It contacts no other machine: no fonts, analytics or share links."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from functools import wraps
 from typing import Any
 
@@ -12,11 +12,14 @@ os.environ.setdefault("GLC_OFFLINE", "1")
 
 import gradio as gr
 import numpy as np
+from gradio import processing_utils
+from starlette.middleware import Middleware
 from starlette.responses import Response
 from starlette.routing import Mount
 from starlette.staticfiles import StaticFiles
 from starlette.types import Scope
 
+from glc.app.guard import Guard
 from glc.app.service import OWN, Coded, Service
 
 PNG = "png"
@@ -88,7 +91,7 @@ def build(service: Service, has_decoder: bool = False) -> gr.Blocks:
     if has_decoder:
         text = f"Decode files of {service.first} in this browser, offline"
         title += f' <a href="decoder/" target="_blank">{text}</a>.'
-    with gr.Blocks(title="glc", delete_cache=(3600, 3600), analytics_enabled=False) as page:
+    with gr.Blocks(title="glc", analytics_enabled=False) as page:
         gr.Markdown(title)
         model = gr.Dropdown(list(service.models), value=service.first, label="Model", interactive=True)
         with gr.Tab("Compress"):
@@ -266,13 +269,27 @@ def _style_tab(service: Service, model: gr.Dropdown) -> None:
     _on(go.click, run, [file, model, decoder, quality], [slider, metrics, result])
 
 
-def launch(service: Service, host: str = "127.0.0.1", port: int = 7860) -> tuple[gr.Blocks, str]:
+async def _refuse(url: str) -> Any:
+    """Take the place of gradio's download of an input that is a URL."""
+    raise ValueError(f"{url}: this server fetches nothing; upload the file")
+
+
+def launch(
+    service: Service, host: str = "127.0.0.1", port: int = 7860, allowed_hosts: Collection[str] = ()
+) -> tuple[gr.Blocks, str]:
     """Start serving in the background; return the page and its address.
+
+    Args:
+        allowed_hosts: names besides `host`, localhost and addresses by which browsers may call the server.
 
     Raises:
         OSError: the port is in use.
     """
     folder = service.decoder_page()
+    processing_utils.async_ssrf_protected_get = _refuse
+    os.environ["GRADIO_TEMP_DIR"] = str(service.folder.path)
+    hosts = (host, *allowed_hosts)
+    guard = Middleware(Guard, folder=service.folder, max_bytes=service.max_bytes, hosts=hosts)
     page = build(service, folder is not None)
     fonts = {"font": ("system-ui", "sans-serif"), "font_mono": ("ui-monospace", "monospace")}
     app, url, _ = page.launch(
@@ -286,6 +303,7 @@ def launch(service: Service, host: str = "127.0.0.1", port: int = 7860) -> tuple
         ssr_mode=False,
         footer_links=[],
         max_file_size=service.max_bytes,
+        app_kwargs={"middleware": [guard]},
         theme=gr.themes.Base(**fonts),
     )
     if folder is not None:

@@ -12,6 +12,7 @@ import numpy as np
 from PIL import Image, ImageFilter
 
 from glc.app.decoder_page import has_runtime, write_page
+from glc.app.guard import Folder
 from glc.codec.base import TargetWarning
 from glc.codec.bitstream import Header, unpack
 from glc.codec.codec import Codec, load
@@ -85,7 +86,8 @@ class Service:
             first = DEFAULT_MODEL if DEFAULT_MODEL in self.models else next(iter(self.models))
         self.first = first
         self.codec(self.first)
-        self.folder = tempfile.TemporaryDirectory(prefix="glc-page-")
+        self.folder = Folder()
+        self._decoder = tempfile.TemporaryDirectory(prefix="glc-decoder-")  # not swept by age
 
     def decoder_page(self) -> Path | None:
         """Write the page that decodes files of the first model in a browser; return its folder.
@@ -95,7 +97,7 @@ class Service:
         """
         if not has_runtime():
             return None
-        folder = Path(self.folder.name, "decoder")
+        folder = Path(self._decoder.name)
         try:
             write_page(folder, [self.models[self.first]])
         except WeightsError:
@@ -216,7 +218,7 @@ class Service:
 
     def _keep(self, data: bytes, stem: str) -> Path:
         """Save a file in a new folder, for download."""
-        file = Path(tempfile.mkdtemp(dir=self.folder.name)) / f"{stem or 'image'}.glc"
+        file = Path(tempfile.mkdtemp(dir=self.folder.path)) / f"{stem or 'image'}.glc"
         file.write_bytes(data)
         return file
 

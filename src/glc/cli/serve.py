@@ -16,6 +16,12 @@ from glc.cli.options import device_option, trust_option
     help="Address to listen on. With another address, everyone who can connect can use the app.",
 )
 @click.option("--port", type=click.IntRange(1, 65535), default=7860, show_default=True)
+@click.option(
+    "--allow-host",
+    multiple=True,
+    metavar="NAME",
+    help="Name by which browsers may call the server, besides localhost, addresses and --host (repeatable).",
+)
 @click.option("--model", metavar="NAME|FILE", help="Model to select initially.")
 @device_option
 @click.option(
@@ -41,6 +47,7 @@ from glc.cli.options import device_option, trust_option
 def serve(
     host: str,
     port: int,
+    allow_host: tuple[str, ...],
     model: str | None,
     device: str,
     max_upload_mb: int,
@@ -56,7 +63,7 @@ def serve(
     from glc.app.service import Service
 
     service = Service(model, device, max_upload_mb * 1_000_000, max_pixels, weights_dir)
-    page, url = launch(service, host, port)
+    page, url = launch(service, host, port, allow_host)
     click.echo(f"{url} (Ctrl-C stops)")
     if host not in ("127.0.0.1", "localhost", "::1"):
         click.echo(f"note: everyone who can connect to {host} can use the app", err=True)

@@ -2,7 +2,7 @@
 
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, suppress
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
@@ -123,6 +123,8 @@ class BaseCodec(ABC):
         self.num_rates = num_rates
         """K: the number of trained rate points."""
         self.stage = Stages()
+        self.load_again: Callable[[], BaseCodec] | None = None
+        """Loads the same codec from its files; None for weights in memory."""
         if num_rates > MAX_RATES:
             raise WeightsError(f"{source}: a codec has at most {MAX_RATES} rate points, not {num_rates}")
         if downsampling[0] != downsampling[1]:
@@ -133,6 +135,16 @@ class BaseCodec(ABC):
         self.stride, self._downsampling = stride, downsampling[0]
         # Indices-map coding has no rate points between two codebooks.
         self._unit = 1 if fractional else RATE_ONE
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle and copy a codec by its files.
+
+        Raises:
+            TypeError: its weights are in memory, not in files.
+        """
+        if self.load_again is None:
+            raise TypeError("a codec of weights in memory is not pickled or copied; use glc.load(FILE)")
+        return self.load_again, ()
 
     @abstractmethod
     def _to_input(self, image: ImageLike) -> Any:

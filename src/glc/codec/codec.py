@@ -11,6 +11,7 @@ from torch import Tensor
 from glc.codec.base import BaseCodec, LatentOptimization, Size
 from glc.codec.bitstream import RATE_ONE
 from glc.codec.entropy.latent_coding import make_latent_codec
+from glc.codec.runtime.defaults import standard_defaults
 from glc.codec.runtime.networks import ImageNetworks
 from glc.codec.runtime.resources import choose_precision, parse_memory
 from glc.codec.stages import ENTROPY_CODING
@@ -43,6 +44,7 @@ class Codec(BaseCodec):
 
     backend = "torch"
 
+    @standard_defaults()
     def __init__(
         self,
         weights: Weights,
@@ -71,29 +73,35 @@ class Codec(BaseCodec):
             raise WeightsError(f"{weights.source}: cannot encode files: {error}") from error
         self.networks.release()
 
+    @standard_defaults()
     def _to_input(self, image: ImageLike) -> Tensor:
         return to_input(image)
 
+    @standard_defaults()
     @torch.inference_mode()
     def _encode(self, inputs: Sequence[Tensor]) -> Tensor:
         return self.networks.encode(inputs)
 
+    @standard_defaults()
     @torch.inference_mode()
     def _decode(self, latent_hat: Tensor, sizes: Sequence[Size]) -> list[np.ndarray]:
         return self.networks.decode(latent_hat, sizes)
 
+    @standard_defaults()
     def _rates(self, rate_indexes: Sequence[int]) -> Tensor:
         return torch.tensor([rate_index / RATE_ONE for rate_index in rate_indexes], device=self.device)
 
     @contextmanager
     def _coding(self, count: int, size: Size) -> Iterator[None]:
         with (
+            standard_defaults(),
             torch.inference_mode(),
             self.networks.coding(self.latent_codec.memory(count, size)),
             self.stage(ENTROPY_CODING),
         ):
             yield
 
+    @standard_defaults()
     @torch.inference_mode()
     def _improved(self, optimize: LatentOptimization, x: Tensor, latent: Tensor, rate_index: int) -> Tensor:
         with self.networks.searching():
@@ -151,6 +159,7 @@ def load(
     return Codec(assemble(file, encoder, decoder, trust), choose_device(device), precision, memory)
 
 
+@standard_defaults()
 def assemble(
     file: Path, encoder: str | Path | None = None, decoder: str | Path | None = None, trust: Trust = ()
 ) -> Weights:

@@ -9,13 +9,15 @@ Both write and read the same files. `choose_backend` has the rule for `auto`.
 """
 
 import sys
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Union
+from typing import TYPE_CHECKING, Any, Union
 
 from glc.codec.base import BaseCodec
-from glc.codec.weights.catalog import DEFAULT_MODEL
+from glc.codec.weights.catalog import DEFAULT_MODEL, find
 from glc.codec.weights.trust import Trust
+from glc.errors import WeightsError
 
 if TYPE_CHECKING:
     import torch
@@ -95,14 +97,31 @@ def load(
         ValueError: the device is not available, or the backend, precision or memory limit is invalid.
         ModuleNotFoundError: PyTorch is not installed.
     """
+    named = {"encoder": encoder, "decoder": decoder}
+    options: dict[str, Any] = {"precision": precision, "memory": memory}
+    codec: BaseCodec
     if choose_backend(backend) == "onnx":
         from glc.codec.onnx.codec import load_onnx
 
         if str(device) not in ("auto", "cpu"):
             raise ValueError(f"device {str(device)!r}: the backend onnx runs on the CPU; use torch ({_HINT})")
-        return load_onnx(model, encoder=encoder, decoder=decoder, precision=precision, memory=memory)
-    from glc.codec.codec import load as load_with_torch
+        codec = load_onnx(model, **named, **options)
+    else:
+        from glc.codec.codec import load as load_with_torch
 
-    return load_with_torch(
-        model, device, encoder=encoder, decoder=decoder, precision=precision, memory=memory, trust=trust
+        options["trust"] = trust if isinstance(trust, str) else tuple(trust)
+        codec = load_with_torch(model, device, **named, **options)
+    trained = Path(model).suffix == ".ckpt" or Path(model).is_dir()
+    file = (Path(model) if trained else find(model)).resolve()
+    options |= {kind: name and find(name, kind).resolve() for kind, name in named.items()}
+    codec.load_again = partial(
+        _again, codec.fingerprint, file, codec.device, backend=codec.backend, **options
     )
+    return codec
+
+
+def _again(fingerprint: bytes, file: Path, device: Any, **options: Any) -> BaseCodec:
+    codec = load(file, device, **options)
+    if codec.fingerprint != fingerprint:
+        raise WeightsError(f"{file}: holds another codec than when the codec was pickled")
+    return codec

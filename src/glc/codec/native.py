@@ -17,7 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from glc.codec.prebuilt import FLAGS, libraries
-from glc.io.atomic import replacing
+from glc.io.atomic import write_bytes
 
 SWITCH = "GLC_NATIVE"
 """Environment variable: 0 disables the C kernels."""
@@ -72,26 +72,32 @@ class Native:
             return None
 
     def _load_or_compile(self, compiler: list[str]) -> ctypes.CDLL | None:
-        # The name holds the processor, since machines may share the folder.
+        # The name holds the processor, since machines may share the folder, and the SHA-256 of the library:
+        # a process that loads a truncated or zeroed one dies of a bus error before any self-test.
         key = (self.source.read_bytes(), FLAGS, compiler, platform.machine(), _processor())
-        name = f"{self.source.stem}-{hashlib.sha256(repr(key).encode()).hexdigest()[:16]}.so"
+        stem = f"{self.source.stem}-{hashlib.sha256(repr(key).encode()).hexdigest()[:16]}"
         folder = cache_folder()
-        target = folder / name
-        if target.is_file() and (library := self._load(target)) is not None:
-            return library
-        try:
-            with replacing(target) as partial:
-                library = self._load(self._compile(compiler, partial))
-                if library is None:
-                    raise OSError(
-                        f"{folder}: a library compiled here cannot be loaded or fails its self-test"
-                    )
-            return library
-        except OSError:
-            pass
-        # The folder is read-only or mounted noexec. A loaded library stays mapped when its file is deleted.
+        cached = sorted(folder.glob(f"{stem}-*.so"))
+        for path in cached:
+            if _is_complete(path, stem) and (library := self._load(path)) is not None:
+                return library
         with tempfile.TemporaryDirectory(prefix="glc-") as temporary:
-            return self._load(self._compile(compiler, Path(temporary) / name))
+            compiled = self._compile(compiler, Path(temporary) / f"{stem}.so")
+            data = compiled.read_bytes()
+            target = folder / _name(stem, data)
+            try:
+                write_bytes(target, data, fsync=True)
+                for path in cached:
+                    if path != target:
+                        path.unlink(missing_ok=True)
+                # Not from the temporary folder, which may be mounted noexec.
+                if (library := self._load(target)) is not None:
+                    return library
+                target.unlink(missing_ok=True)
+            except OSError:
+                pass
+            # The cache is read-only or noexec. A loaded library stays mapped when its file is deleted.
+            return self._load(compiled)
 
     def _compile(self, compiler: list[str], target: Path) -> Path:
         native = "-march=native" if platform.machine() in ("x86_64", "AMD64") else "-mcpu=native"
@@ -112,6 +118,18 @@ class Native:
 def cache_folder() -> Path:
     """Return the folder of compiled libraries: `glc` in the user's cache folder."""
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "glc"
+
+
+def _name(stem: str, library: bytes) -> str:
+    """Return the cached file's name, which tells whether the content is complete."""
+    return f"{stem}-{hashlib.sha256(library).hexdigest()[:32]}.so"
+
+
+def _is_complete(path: Path, stem: str) -> bool:
+    try:
+        return path.name == _name(stem, path.read_bytes())
+    except OSError:
+        return False
 
 
 def _processor() -> str:

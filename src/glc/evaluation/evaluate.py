@@ -176,6 +176,7 @@ class Evaluation:
                 "name": codec.name,
                 "kind": codec.kind,
                 "fingerprint": codec.fingerprint,
+                "conversion": codec.conversion,
                 "versions": dict(codec.versions()),
                 "options": dict(codec.options()),
             },

@@ -53,6 +53,8 @@ _METRICS = (
     Metric("fid", "FID", False, 2),
     Metric("kid", "KID", False, 5),
     Metric("fd_dinov2", "FD-DINOv2", False, 2),
+    Metric("fd_efficientnet_lite0", "FD-EfficientNet-Lite0", False, 2),
+    Metric("fd_squeezenet", "FD-SqueezeNet", False, 2),
     Metric("cmmd", "CMMD", False, 4),
 )
 
@@ -133,6 +135,16 @@ class Results:
     def failed(self) -> Sequence[Mapping[str, str]]:
         """Failed images: `image` and `reason` each."""
         return list(self.summary["failed"])
+
+    @property
+    def protocol(self) -> str:
+        """What was done to the images: resizing and cropping of the set, padding and colours of the codec."""
+        prepared = self.summary["data"].get("preparation") or {}
+        resize, crop = prepared.get("resize"), prepared.get("center_crop")
+        steps = [f"short side {resize}, Lanczos" if resize else "not resized"]
+        steps += [f"centre crop of {crop}"] if crop else []
+        conversion = self.summary["codec"].get("conversion")
+        return ", ".join(steps) + f"; {conversion}" if conversion else ""
 
     @property
     def unavailable(self) -> Mapping[str, str]:

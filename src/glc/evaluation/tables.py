@@ -200,6 +200,7 @@ def points_table(
                 notes.append(f"{run.name}, {point.label}: over {point.images} of {run.images} images only.")
         notes += [f"{run.name}, {mean}: {why}." for mean, why in run.incomplete.items()]
     notes += _not_measured(runs)
+    notes += [f"{run.name}: {run.protocol}." for run in runs if run.protocol]
     used = set()
     for entry in published:
         curves = {name: dict(entry.curve(name)) for name in names}

@@ -3,7 +3,7 @@
 import hashlib
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,8 @@ from glc.data.images import (
     parse_background,
     read_rgb,
 )
-from glc.errors import ImageError
+from glc.data.sources import list_sources
+from glc.errors import ImageError, ListingError
 from glc.io.names import encode_text
 from glc.jobs.storage import is_url
 from glc.jobs.tar_shards import Shard, ShardError, find_shards
@@ -102,10 +103,11 @@ class Preprocess:
 
 
 class ImageSet:
-    """The images under a folder, optionally checked against a known set.
+    """Images of folders and files, optionally checked against a known set.
 
     Args:
-        path: the folder.
+        path: a folder, an image, a text file that lists images, or several of these; see
+            `glc.data.sources.list_sources`.
         name: name of the set.
         count: number of images of the set; None: any number.
         source: URL of the set.
@@ -129,7 +131,7 @@ class ImageSet:
 
     def __init__(
         self,
-        path: str | Path | None,
+        path: str | Path | Sequence[str | Path] | None,
         name: str = "folder",
         count: int | None = None,
         source: str = "",
@@ -145,18 +147,16 @@ class ImageSet:
     ) -> None:
         if path is None:
             raise SetError(f"testset.path: not set; give the folder of {name}, testset.path=DIR")
-        self.name, self.path, self.count = name, Path(path), count
+        entries = [path] if isinstance(path, str | Path) else list(path)
+        self.name, self.path, self.count = name, ", ".join(map(str, entries)), count
         self.source, self.license = source, license
         self.preprocess = _preprocess(name, sizes, resize, center_crop, background)
         self.limit, self.seed = limit, seed
         hint = f"; get {name} from {source}, or give another folder" if source else ""
         try:
-            files = list_images(self.path)
-        except NotADirectoryError:
-            raise SetError(f"testset.path={path}: no such folder{hint}") from None
-        if not files:
-            raise SetError(f"testset.path={path}: contains no images{hint}")
-        self.images = _named(files, self.path)
+            self.images = _named(_listed([Path(entry).expanduser() for entry in entries]))
+        except ListingError as error:
+            raise SetError(f"testset.path={error}{hint}") from None
         self.missing = self._find_missing(pattern, first)
         if limit is not None:
             if limit < 1:
@@ -288,9 +288,9 @@ def _preprocess(
 
 
 def are_shards(path: Any) -> bool:
-    """Whether a path names shards: a list, a name ending in .tar, or a folder of tar files without images."""
+    """Whether a path, or each of a list, is a name ending in .tar or a folder of tar files without images."""
     if not isinstance(path, str | os.PathLike):
-        return path is not None
+        return path is not None and len(path) > 0 and all(map(are_shards, path))
     if is_url(str(path)):
         return True
     folder = Path(path).expanduser()
@@ -321,8 +321,29 @@ def open_testset(path: Any, **options: Any) -> ImageSet | ShardSet:
     return ShardSet(path, **options)
 
 
-def _named(files: Sequence[Path], root: Path) -> list[ImageFile]:
-    paths = [file.relative_to(root) for file in files]
+def _listed(entries: Sequence[Path]) -> dict[Path, Path]:
+    """Return the images of folders, files and lists with their names, which differ.
+
+    Raises:
+        ListingError: an entry does not exist or has no images.
+    """
+    if len(entries) == 1 and entries[0].is_dir():
+        (root,) = entries
+        found = {file.relative_to(root): file for file in list_images(root)}
+        if not found:
+            raise ListingError(f"{root}: contains no images")
+        return found
+    listed = list_sources(entries)
+    named = {Path(name): file for name, file in listed}
+    if len(named) < len(listed):  # equal names in several folders
+        files = sorted({file.resolve() for _, file in listed})
+        top = os.path.commonpath([file.parent for file in files])
+        named = {file.relative_to(top): file for file in files}
+    return named
+
+
+def _named(listed: Mapping[Path, Path]) -> list[ImageFile]:
+    paths, files = list(listed), list(listed.values())
     stems = Counter(inside.with_suffix("") for inside in paths)
     names = [inside.with_suffix("") if stems[inside.with_suffix("")] == 1 else inside for inside in paths]
     if len(set(names)) < len(names):  # a.png, a.jpg and a.png.webp

@@ -336,6 +336,11 @@ def run(cfg: DictConfig) -> float | None:
         stop(2, str(error), error)
     except (DivergedError, SavingError) as error:
         stop(1, str(error), error)
+    except RuntimeError as error:
+        if not str(error).startswith("DataLoader worker"):
+            raise
+        hint = "most often the system had too little memory: lower data.num_workers; resume=last continues"
+        stop(1, f"a process that loads images was killed ({' '.join(str(error).split())}); {hint}", error)
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
             raise

@@ -62,7 +62,7 @@ class PatchFeatures(nn.Module):
 _shared: WeakValueDictionary[tuple[str, str], PatchFeatures] = WeakValueDictionary()
 
 
-def _share(name: str, path: Path, make: Callable[[], PatchFeatures]) -> PatchFeatures:
+def share(name: str, path: Path, make: Callable[[], PatchFeatures]) -> PatchFeatures:
     """Return the network of a weights file, shared by all metrics that use it."""
     key = (name, str(path.resolve()))
     features = _shared.get(key)
@@ -93,7 +93,7 @@ def inception(weights_dir: str | Path | None = None) -> PatchFeatures:
     path = find_weights(URL_INCEPTION_V3, weights_dir, "weights-inception*.pth")
 
     def make() -> PatchFeatures:
-        _check_tensors(path)  # the constructor below would unpickle arbitrary objects
+        check_tensors(path)  # the constructor below would unpickle arbitrary objects
         try:
             network = NoTrainInceptionV3("inception-v3-compat", ["2048"], str(path))
         except RuntimeError as error:
@@ -101,7 +101,7 @@ def inception(weights_dir: str | Path | None = None) -> PatchFeatures:
         network.use_antialias = False  # newer versions of torchmetrics would use anti-aliasing
         return PatchFeatures(network, num_features=2048)
 
-    return _share("inception", path, make)
+    return share("inception", path, make)
 
 
 class _First(nn.Module):
@@ -129,7 +129,7 @@ def clip(weights_dir: str | Path | None = None) -> PatchFeatures:
         from torch_fidelity.feature_extractor_clip import MODEL_METADATA, MODEL_URLS, FeatureExtractorCLIP
     except ImportError as error:
         raise WeightsUnavailable(f"CMMD needs the package torch-fidelity. {_INSTALL}") from error
-    path = _find_local("ViT-L-14-336px.pt", MODEL_URLS[_CLIP], weights_dir)
+    path = find_local("ViT-L-14-336px.pt", MODEL_URLS[_CLIP], weights_dir)
 
     def make() -> PatchFeatures:
         _check_hash(path, MODEL_METADATA[_CLIP]["hash"])
@@ -138,7 +138,7 @@ def clip(weights_dir: str | Path | None = None) -> PatchFeatures:
             network = FeatureExtractorCLIP(_CLIP, ["clip"], feature_extractor_weights_path=str(path))
         return PatchFeatures(_First(network))
 
-    return _share("clip", path, make)
+    return share("clip", path, make)
 
 
 class _DINOv2(nn.Module):
@@ -178,14 +178,14 @@ def dinov2(
     except ImportError as error:
         raise WeightsUnavailable("FD-DINOv2 needs the package timm. Fix: pip install timm") from error
     name = f"dinov2_{size}"
-    path = _find_local(
+    path = find_local(
         f"{name}_pretrain.pth",
         f"https://dl.fbaipublicfiles.com/dinov2/{name}/{name}_pretrain.pth",
         weights_dir,
     )
 
     def make() -> PatchFeatures:
-        _check_tensors(path)
+        check_tensors(path)
         model = f"{_DINOV2[size]}_patch14_dinov2.lvd142m"
         try:
             network = timm.create_model(
@@ -199,10 +199,10 @@ def dinov2(
             raise ValueError(f"{path}: not the weights of {model}; replace it") from error
         return PatchFeatures(_DINOv2(network))
 
-    return _share(name, path, make)
+    return share(name, path, make)
 
 
-def _find_local(name: str, url: str, weights_dir: str | Path | None) -> Path:
+def find_local(name: str, url: str, weights_dir: str | Path | None) -> Path:
     """Return the path of a weights file that is never downloaded."""
     folders = [Path(torch.hub.get_dir()) / "checkpoints"]
     if weights_dir is not None:
@@ -225,12 +225,21 @@ def _check_hash(path: Path, digits: str) -> None:
         raise ValueError(f"{path}: corrupt: its SHA-256 is {actual}, expected {digits}; replace it")
 
 
-def _check_tensors(path: Path) -> None:
+def check_tensors(path: Path, mapped: bool = True) -> dict[str, Tensor]:
+    """Return the tensors of a file, without unpickling other objects.
+
+    Args:
+        mapped: map the file instead of reading it; not for files in torch's format before version 1.6.
+
+    Raises:
+        ValueError: it has no state dict.
+    """
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        state = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except Exception as error:  # torch raises many types of errors for corrupt files
         raise ValueError(
             f"{path}: not a readable file of tensors ({type(error).__name__}); replace it"
         ) from error
     if not isinstance(state, dict):
         raise ValueError(f"{path}: not a state dict (a dictionary of tensors); replace it")
+    return state

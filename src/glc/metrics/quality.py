@@ -28,6 +28,8 @@ from glc.layers.frozen import Frozen
 from glc.losses.perceptual import WeightsUnavailable, find_weights
 
 BPP = "bpp"
+SMALL = 128
+"""A metric that fails for an image with a shorter side, in pixels, is omitted for it."""
 
 
 class NotMeasurable(ValueError):
@@ -164,7 +166,7 @@ class QualityMetrics(nn.Module):
         with torch.autocast(x.device.type, enabled=False):
             for name, score in self._scores.items():
                 try:
-                    values[name] = score(x, x_hat)
+                    values[name] = _score(score, x, x_hat)
                 except NotMeasurable as error:
                     if name not in self._reasons:
                         warnings.warn(f"{name} is not measured for some images: {error}", stacklevel=2)
@@ -279,6 +281,25 @@ class QualityMetrics(nn.Module):
 def bits_per_pixel(bits: Tensor, height: int, width: int) -> Tensor:
     """Return bits per pixel [B] of images of height x width pixels."""
     return bits.float() / (height * width)
+
+
+def _score(score: nn.Module, x: Tensor, x_hat: Tensor) -> Tensor:
+    """Return a metric's values [B].
+
+    Raises:
+        NotMeasurable: the images are too small for the metric's network; networks only fail then, each with
+            another error.
+    """
+    try:
+        return score(x, x_hat)
+    except torch.OutOfMemoryError:
+        raise
+    except (RuntimeError, ValueError, AssertionError) as error:
+        height, width = x.shape[-2:]
+        if isinstance(error, NotMeasurable) or min(height, width) >= SMALL or "CUDA" in str(error):
+            raise
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise NotMeasurable(f"images of {width}x{height} are too small for it ({reason})") from error
 
 
 class _Tally(Metric):

@@ -60,6 +60,8 @@ class ImageCodec(ABC):
     """Suffix of its files, with the dot."""
     fingerprint: str | None = None
     """Identifies the model of a learned codec, in hexadecimal digits."""
+    conversion: str
+    """Padding and colour conversion of images in and around the codec, for results."""
     ladder: Sequence[float]
     """Qualities that a rate search may use, from the smallest file to the largest; a range: integers only."""
 

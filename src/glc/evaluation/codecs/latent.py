@@ -54,6 +54,8 @@ class LatentCodec(ImageCodec):
         with safe_open(file, framework="numpy") as opened:
             self._encoder = (opened.metadata() or {}).get("encoder_fingerprint")
         self.fingerprint = self.codec.weights.fingerprint
+        stride = self.codec.model.stride
+        self.conversion = f"8-bit RGB, padded to multiples of {stride} by replication, cropped when decoded"
         if not qualities and not target_bpp:
             rates = self.codec.model.num_rates
             qualities = [round(100 * rate / max(1, rates - 1), 2) for rate in range(rates)]

@@ -11,6 +11,22 @@ from PIL import Image, features
 
 from glc.evaluation.codecs.base import CodecUnavailable, ImageCodec
 
+QUALITIES = {
+    "JPEG": (1, 95),  # above, libjpeg grows files without a visible gain
+    "WEBP": (0, 100),
+    "AVIF": (0, 100),
+    "JXL": (0, 99),  # 100 is an error in pillow-jxl-plugin (findings/jpegxl_quality_100.sh)
+}
+"""Smallest and largest quality of each format, in Pillow's units: the limits of a rate search."""
+
+CONVERSIONS = {
+    "JPEG": "YCbCr 4:2:0, BT.601, full range, by its own encoder",
+    "WEBP": "YCbCr 4:2:0, BT.601, limited range, by its own encoder",
+    "AVIF": "YCbCr 4:2:0, BT.601, full range, 8 bits, by its own encoder",
+    "JXL": "XYB by its own encoder",
+}
+"""What the formats' encoders do with RGB as Pillow calls them."""
+
 
 class StillCodec(ImageCodec):
     """A format that Pillow reads and writes.
@@ -19,8 +35,8 @@ class StillCodec(ImageCodec):
         format: Pillow's name, `JPEG`, `WEBP`, `AVIF` or `JXL`.
         suffix: suffix of the files.
         save: encoder options besides the quality, including numbers of threads.
-        lowest: smallest quality.
-        highest: largest quality.
+        lowest: smallest quality; None: the format's.
+        highest: largest quality; None: the format's, which its encoder accepts.
         plugin: module that adds the format to Pillow, if it is not Pillow's own.
         install: the command that installs the format.
         name: name in tables; the format by default.
@@ -37,8 +53,8 @@ class StillCodec(ImageCodec):
         format: str,
         suffix: str,
         save: Mapping[str, Any] | None = None,
-        lowest: int = 0,
-        highest: int = 100,
+        lowest: int | None = None,
+        highest: int | None = None,
         plugin: str | None = None,
         install: str = "pip install 'pillow>=11.3'",
         name: str | None = None,
@@ -47,7 +63,9 @@ class StillCodec(ImageCodec):
     ) -> None:
         self.format, self.suffix, self.save = format, suffix, dict(save or {})
         self.name = self.kind = name or format.lower()
-        self.ladder = range(lowest, highest + 1)
+        low, high = QUALITIES.get(format, (0, 100))
+        self.ladder = range(low if lowest is None else lowest, (high if highest is None else highest) + 1)
+        self.conversion = f"8-bit RGB, not padded; {CONVERSIONS.get(format, 'converted by its own encoder')}"
         self.plugin = plugin
         if plugin is not None:
             try:

@@ -24,6 +24,10 @@ _COLOUR = (
 )  # fmt: skip
 
 
+COARSEST = {"libx265": 51, "libaom-av1": 63, "libvvenc": 63}
+"""Coarsest quantiser of each encoder: a limit of a rate search."""
+
+
 class VideoCodec(ImageCodec):
     """One intra frame of a video codec, as an elementary stream.
 
@@ -41,11 +45,12 @@ class VideoCodec(ImageCodec):
         container: ffmpeg's name of the elementary stream's format.
         arguments: the encoder's arguments; `{quality}` stands for the quality.
         best: quality of the largest file.
-        worst: quality of the smallest file.
+        worst: quality of the smallest file; None: the encoder's.
         multiple: sides are padded to multiples of it by replication.
         pixel_format: ffmpeg's name of the coded pixel format.
         timeout: time limit of an encoder, in seconds.
         name: name in tables; the suffix without its dot by default.
+        note: what a reader of results should know about the arguments; empty for nothing.
         qualities: integers between `best` and `worst`; smaller is better for all of these codecs.
         target_bpp: bits per pixel instead.
 
@@ -61,19 +66,23 @@ class VideoCodec(ImageCodec):
         container: str,
         arguments: Sequence[str],
         best: int = 0,
-        worst: int = 63,
+        worst: int | None = None,
         multiple: int = 1,
         pixel_format: str = "yuv420p10le",
         timeout: float = 1800,
         name: str | None = None,
+        note: str = "",
         qualities: Sequence[float] | None = None,
         target_bpp: Sequence[float] | None = None,
     ) -> None:
         self.encoder, self.suffix, self.container = encoder, suffix, container
         self.arguments, self.multiple, self.pixel_format = list(arguments), multiple, pixel_format
         self.timeout = timeout
+        padding = f"padded to multiples of {multiple} by replication" if multiple > 1 else "not padded"
+        self.conversion = f"8-bit RGB, {padding}; {pixel_format}, BT.709, full range, chroma by Lanczos"
+        self.conversion += f"; {note}" if note else ""
         self.name = self.kind = name or suffix.removeprefix(".")
-        self.ladder = range(worst, best - 1, -1)
+        self.ladder = range(COARSEST.get(encoder, 63) if worst is None else worst, best - 1, -1)
         self.ffmpeg = _find_ffmpeg(self.kind)
         listed = subprocess.run([self.ffmpeg, "-hide_banner", "-encoders"], capture_output=True, text=True)
         if not re.search(rf"^ V\S+ +{re.escape(encoder)} ", listed.stdout, re.M):

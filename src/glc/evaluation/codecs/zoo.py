@@ -52,6 +52,7 @@ class ZooCodec(ImageCodec):
         self.architecture, self.metric, self.device, self.multiple = architecture, metric, device, multiple
         self.name = f"{architecture} ({metric})"
         self.ladder = range(1, highest + 1)
+        self.conversion = f"RGB, padded to multiples of {multiple} by replication, cropped when decoded"
         try:
             from compressai.zoo import image_models
         except ImportError as error:
