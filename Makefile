@@ -7,7 +7,7 @@ COMPILE := $(PY) -m uv pip compile --quiet --upgrade --universal --python-versio
 	--no-emit-index-url --custom-compile-command "make lock"
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test stress notebooks app serve lint docs lock bench clean
+.PHONY: help setup demo test stress notebooks app serve web lint docs lock bench clean
 
 help: ## list the targets
 	@awk 'BEGIN { FS = ":.*## " } /^[a-z][a-z-]*:.*## / { printf "  %-10s %s\n", $$1, $$2 }' Makefile
@@ -33,6 +33,9 @@ app: setup ## install the web app's requirements into build/app (gradio needs an
 serve: app ## open the web app; ARGS="--model FILE" passes options to glc serve
 	@PYTHONPATH=build/app $(PY) -m glc serve $(ARGS)
 
+web: setup ## write the page that decodes in a browser to build/web; npm fetches ONNX Runtime Web; ARGS="FOLDER MODEL ..."
+	@$(PY) scripts/web.py $(ARGS)
+
 lint: setup ## check style, formatting and types
 	@$(PY) -m ruff check .
 	@$(PY) -m ruff format --check .
@@ -44,7 +47,7 @@ docs: setup ## build the documentation site into build/docs, offline; a warning 
 lock: setup ## resolve the newest allowed versions into requirements/*.txt
 	@echo uv | $(COMPILE) --no-annotate - -o requirements/uv.txt
 	@$(COMPILE) pyproject.toml -o requirements/core.txt
-	@$(COMPILE) --extra train --extra sweep --extra tensorboard --extra dashboard --extra hf --extra eval --extra dev pyproject.toml -o requirements/dev.txt
+	@$(COMPILE) --extra train --extra sweep --extra tensorboard --extra dashboard --extra hf --extra s3 --extra ray --extra eval --extra dev pyproject.toml -o requirements/dev.txt
 	@$(COMPILE) --extra app pyproject.toml -o requirements/app.txt
 
 bench: setup ## measure speed and memory; FULL=1: the paper's sizes, ARGS="loading": one benchmark, ARGS="-h": list

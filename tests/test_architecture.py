@@ -219,6 +219,7 @@ TESTED_BY = {
     "errors": "codec/test_refusals",
     "evaluation/evaluator": "evaluation/test_evaluate",
     "evaluation/summary": "evaluation/test_evaluate",
+    "jobs/engines": "jobs/test_run",
     "evaluation/web_page": "evaluation/test_report",
     "jobs/manifest": "jobs/test_worker",
     "launch/hardware": "launch/test_failures",

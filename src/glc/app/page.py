@@ -12,6 +12,10 @@ os.environ.setdefault("GLC_OFFLINE", "1")
 
 import gradio as gr
 import numpy as np
+from starlette.responses import Response
+from starlette.routing import Mount
+from starlette.staticfiles import StaticFiles
+from starlette.types import Scope
 
 from glc.app.service import OWN, Coded, Service
 
@@ -67,10 +71,25 @@ def _quality() -> gr.Slider:
     return gr.Slider(0, 100, 50, step=1, label="Quality")
 
 
-def build(service: Service) -> gr.Blocks:
-    """Return the page."""
+class _DecoderPage(StaticFiles):
+    """Files of the page that decodes in the browser."""
+
+    async def get_response(self, path: str, scope: Scope) -> Response:
+        """Return a file, with the headers by which a browser lets ONNX Runtime use threads."""
+        response = await super().get_response(path, scope)
+        response.headers["Cross-Origin-Opener-Policy"] = "same-origin"
+        response.headers["Cross-Origin-Embedder-Policy"] = "require-corp"
+        return response
+
+
+def build(service: Service, has_decoder: bool = False) -> gr.Blocks:
+    """Return the page, with a link to the one that decodes in the browser if there is one."""
+    title = "# glc\nGenerative Latent Coding: photographs in a few hundred bytes."
+    if has_decoder:
+        text = f"Decode files of {service.first} in this browser, offline"
+        title += f' <a href="decoder/" target="_blank">{text}</a>.'
     with gr.Blocks(title="glc", delete_cache=(3600, 3600), analytics_enabled=False) as page:
-        gr.Markdown("# glc\nGenerative Latent Coding: photographs in a few hundred bytes.")
+        gr.Markdown(title)
         model = gr.Dropdown(list(service.models), value=service.first, label="Model", interactive=True)
         with gr.Tab("Compress"):
             _compress_tab(service, model)
@@ -253,9 +272,10 @@ def launch(service: Service, host: str = "127.0.0.1", port: int = 7860) -> tuple
     Raises:
         OSError: the port is in use.
     """
-    page = build(service)
+    folder = service.decoder_page()
+    page = build(service, folder is not None)
     fonts = {"font": ("system-ui", "sans-serif"), "font_mono": ("ui-monospace", "monospace")}
-    _, url, _ = page.launch(
+    app, url, _ = page.launch(
         server_name=host,
         server_port=port,
         prevent_thread_lock=True,
@@ -268,4 +288,7 @@ def launch(service: Service, host: str = "127.0.0.1", port: int = 7860) -> tuple
         max_file_size=service.max_bytes,
         theme=gr.themes.Base(**fonts),
     )
+    if folder is not None:
+        # Before gradio's own routes, which claim all paths.
+        app.router.routes.insert(0, Mount("/decoder", _DecoderPage(directory=folder, html=True)))
     return page, url

@@ -11,6 +11,7 @@ from threading import Lock
 import numpy as np
 from PIL import Image, ImageFilter
 
+from glc.app.decoder_page import has_runtime, write_page
 from glc.codec.base import TargetWarning
 from glc.codec.bitstream import Header, unpack
 from glc.codec.codec import Codec, load
@@ -85,6 +86,21 @@ class Service:
         self.first = first
         self.codec(self.first)
         self.folder = tempfile.TemporaryDirectory(prefix="glc-page-")
+
+    def decoder_page(self) -> Path | None:
+        """Write the page that decodes files of the first model in a browser; return its folder.
+
+        Returns:
+            None without ONNX Runtime Web, or if the model cannot be decoded in a browser.
+        """
+        if not has_runtime():
+            return None
+        folder = Path(self.folder.name, "decoder")
+        try:
+            write_page(folder, [self.models[self.first]])
+        except WeightsError:
+            return None
+        return folder
 
     def codec(self, model: str, encoder: str | None = None, decoder: str | None = None) -> Codec:
         """Return a model's codec, with other encoder or decoder variants if named; recent codecs stay loaded.

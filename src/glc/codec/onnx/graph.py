@@ -7,6 +7,7 @@ the numbers below are those of that file.
 
 import struct
 from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -16,6 +17,19 @@ _IR_VERSION = 8
 _TYPES = {np.dtype(np.float32): 1, np.dtype(np.int64): 7}
 FLOAT, INT64 = 1, 7
 """Element types of inputs and outputs."""
+
+_STORED_TYPES = {"F32": 1, "F16": 10, "BF16": 16}
+
+
+class Stored(NamedTuple):
+    """Where a file holds a weight."""
+
+    dtype: str
+    """As in safetensors: F32, F16 or BF16."""
+    offset: int
+    length: int
+    """In bytes."""
+
 
 Attribute = int | float | str | Sequence[int]
 Dim = int | str
@@ -87,20 +101,27 @@ class Graph:
         """Return the weights that nodes use in float32."""
         return {name: np.ascontiguousarray(array, np.float32) for name, array in self.used.items()}
 
-    def serialize(self, external: bool = False) -> bytes:
+    def serialize(self, external: bool | tuple[str, Mapping[str, Stored]] = False) -> bytes:
         """Return the model's bytes.
 
         Args:
-            external: leave the weights out; they are given to the runtime by name.
+            external: leave the weights out; they are given to the runtime by name, or lie in a file: its
+                name and their places in it.
         """
         tensors = [_tensor(name, array) for name, array in self._constants.items()]
-        if external:
-            tensors += [_external(name, array.shape) for name, array in self.used.items()]
+        casts: list[bytes] = []
+        if isinstance(external, tuple):
+            file, places = external
+            for name, array in self.used.items():
+                tensors.append(_external(f"{name}.stored", array.shape, file, places[name]))
+                casts.append(_node("Cast", [f"{name}.stored"], name, {"to": FLOAT}))
+        elif external:
+            tensors += [_external(name, array.shape, "given") for name, array in self.used.items()]
         else:
             tensors += [_tensor(name, array) for name, array in self.floats().items()]
         graph = b"".join(
             [
-                *(_bytes(1, node) for node in self._nodes),
+                *(_bytes(1, node) for node in casts + self._nodes),
                 _bytes(2, self.name.encode()),
                 *(_bytes(5, tensor) for tensor in tensors),
                 *(_bytes(11, value) for value in self._inputs),
@@ -148,10 +169,15 @@ def _tensor(name: str, array: np.ndarray) -> bytes:
     return start + _bytes(8, name.encode()) + _bytes(9, np.ascontiguousarray(array).tobytes())
 
 
-def _external(name: str, shape: Sequence[int]) -> bytes:
-    """Return a float32 TensorProto whose values are elsewhere."""
-    start = b"".join(_int(1, dim) for dim in shape) + _int(2, FLOAT) + _bytes(8, name.encode())
-    return start + _bytes(13, _bytes(1, b"location") + _bytes(2, b"given")) + _int(14, 1)
+def _external(name: str, shape: Sequence[int], file: str, place: Stored | None = None) -> bytes:
+    """Return a TensorProto whose values are a part of a file, or float32 that are given under its name."""
+    kind = FLOAT if place is None else _STORED_TYPES[place.dtype]
+    entries = {"location": file}
+    if place is not None:
+        entries.update(offset=str(place.offset), length=str(place.length))
+    start = b"".join(_int(1, dim) for dim in shape) + _int(2, kind) + _bytes(8, name.encode())
+    where = (_bytes(1, key.encode()) + _bytes(2, value.encode()) for key, value in entries.items())
+    return start + b"".join(_bytes(13, entry) for entry in where) + _int(14, 1)
 
 
 def _node(operator: str, inputs: Iterable[str], result: str, attributes: Mapping[str, Attribute]) -> bytes:

@@ -48,7 +48,7 @@ TRAINING_NETWORKS = {
 }
 """Networks of training weights: their names in stages II and III (and prefixes of tensors), and titles."""
 
-_ENCODER_SIDE = ("encoder.", "coder.analysis.", "coder.hyper.analysis.")
+ENCODER_SIDE = ("encoder.", "coder.analysis.", "coder.hyper.analysis.")
 
 
 @dataclass(frozen=True)
@@ -157,7 +157,7 @@ class CodecLabel(Label):
     def digests(self, tensors: Mapping[str, "Array"]) -> dict[str, str]:
         """Return `fingerprint` and `encoder_fingerprint`."""
         decides = {key: value for key, value in self.description.items() if key != "encoder"}
-        encoder = {name: tensor for name, tensor in tensors.items() if name.startswith(_ENCODER_SIDE)}
+        encoder = {name: tensor for name, tensor in tensors.items() if name.startswith(ENCODER_SIDE)}
         decoder = {name: tensor for name, tensor in tensors.items() if name not in encoder}
         return {
             "fingerprint": digest(_canonical([decides, self.tables.to_json()]), decoder, _canonical),
