@@ -22,7 +22,7 @@ def push(file: str, repository: str, card: Path | None, private: bool) -> None:
     """Publish the weights FILE, or a known model, in the repository OWNER/NAME of the Hugging Face hub.
 
     One commit writes model.safetensors, README.md (the card), digests.json and SHA256SUMS. The file is loaded
-    first; corrupt files are refused. The environment variable HF_TOKEN names the account.
+    first; corrupt files are refused. The environment variable HF_TOKEN holds the access token.
     `glc.load("hf://OWNER/NAME@COMMIT")` and `--model` read it.
     """
     from glc.codec.weights.catalog import find

@@ -18,7 +18,7 @@ from tests.oddities import CHART, P3, decode_srgb, from_linear, jpeg, rgb_profil
 @pytest.fixture
 def fresh_formats() -> Iterator[None]:
     """Look for decoders again, before and after."""
-    caches = (formats.image_suffixes, formats.open_formats)
+    caches = (formats.image_suffixes, formats._installed_formats)
     for cached in caches:
         cached.cache_clear()
     yield
