@@ -185,7 +185,7 @@ def test_contributing_has_the_table() -> None:
 
 # Test files that test no single module, by folder of tests/, and why they exist.
 CROSS_CUTTING = {
-    "": "architecture documents extending tooling wheel",  # the repository
+    "": "architecture documents extending oddities tooling wheel",  # the repository, all commands
     "cli": "decompress failures latent_optimization",  # commands
     "codec": "golden images quality real_size reference_decoder refusals"
     " robustness shipped user_networks waits",  # files
@@ -217,13 +217,17 @@ TESTED_BY = {
     "errors": "codec/test_refusals",
     "evaluation/evaluator": "evaluation/test_evaluate",
     "evaluation/summary": "evaluation/test_evaluate",
+    "evaluation/web_page": "evaluation/test_report",
     "jobs/manifest": "jobs/test_worker",
     "launch/hardware": "launch/test_failures",
+    "launch/lineage": "launch/test_dashboard",
     "launch/help": "launch/test_commands",
     "launch/values": "launch/test_schema",
     "metrics/codebook": "training/callbacks/test_codebook",
     "models/protocols": "codec/test_user_networks",
     "models/quadtree": "models/test_context",
+    "training/artifacts": "launch/test_dashboard",
+    "training/wandb_run": "training/test_loggers",
     "training/callbacks": "training/test_stages",
 }
 

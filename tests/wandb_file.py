@@ -21,6 +21,19 @@ _FULL, _FIRST, _MIDDLE, _LAST = 1, 2, 3, 4
 
 
 @dataclass
+class LoggedArtifact:
+    """An artifact that a run logs or uses once it is uploaded."""
+
+    type: str
+    name: str
+    digest: str
+    aliases: list[str]
+    used: bool
+    files: dict[str, str]
+    """By name in the artifact: the local file, or the reference."""
+
+
+@dataclass
 class OfflineRun:
     """The content of a run."""
 
@@ -35,6 +48,8 @@ class OfflineRun:
     summary: dict[str, Any] = field(default_factory=dict)
     definitions: dict[str, dict[str, Any]] = field(default_factory=dict)
     """By the name or pattern of the metric: `step` and `summary`."""
+    artifacts: list[LoggedArtifact] = field(default_factory=list)
+    sweep: str = ""
     finished: bool = False
     exit_code: int | None = None
 
@@ -62,6 +77,7 @@ def read_offline_run(path: Path) -> OfflineRun:
         if kind == "run":
             run.name, run.group = record.run.display_name, record.run.run_group
             run.job_type, run.project = record.run.job_type, record.run.project
+            run.sweep = record.run.sweep_id
             run.identity, run.tags = record.run.run_id, list(record.run.tags)
             _update(run.config, record.run.config.update)
         elif kind == "config":
@@ -73,6 +89,11 @@ def read_offline_run(path: Path) -> OfflineRun:
             _update(run.summary, record.summary.update)
         elif kind == "exit":
             run.finished, run.exit_code = True, record.exit.exit_code
+        elif kind == "artifact":
+            found = record.artifact
+            files = {entry.path: entry.ref or entry.local_path for entry in found.manifest.contents}
+            about = (found.type, found.name, found.digest, list(found.aliases), found.use_after_commit, files)
+            run.artifacts.append(LoggedArtifact(*about))
         elif kind == "metric":
             metric = record.metric
             options = [option.name for option, on in metric.summary.ListFields() if on]

@@ -1,4 +1,4 @@
-"""`glc info` and `glc models`."""
+"""`glc models`, `glc convert` and `glc export`."""
 
 import json
 from pathlib import Path
@@ -9,49 +9,6 @@ import glc as library
 from glc.codec.weights.file import read_weights
 from glc.codec.weights.variants import save_variant
 from tests.cli.conftest import Glc, image
-
-
-def test_info_shows_the_header(glc: Glc, models: Path) -> None:
-    glc("compress", image("a.png", 30, 40), "--quality", 25, "--model", "other")
-    data = Path("a.glc").read_bytes()
-    expected = {
-        "file": "a.glc",
-        "version": 1,
-        "width": 40,
-        "height": 30,
-        "rate_index": 0.75,
-        "bytes": len(data),
-        "bpp": 8 * len(data) / 1200,
-        "fingerprint": library.load(models / "other.safetensors", "cpu").fingerprint.hex(),
-        "model": "other",
-    }
-    assert json.loads(glc("info", "a.glc", "--json").stdout) == expected
-    assert json.loads(glc("info", "-", "--json", stdin=data).stdout) == expected | {"file": "standard input"}
-    text = glc("info", "a.glc").stdout
-    for part in ("40 x 30", "0.750 of 0 to 3", f"{len(data):,} bytes", str(expected["fingerprint"]), "other"):
-        assert part in text
-
-
-def test_info_needs_no_weights_and_reports_unreadable_files(
-    glc: Glc, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    glc("compress", image("a.png"))
-    monkeypatch.setenv("GLC_MODELS", "nowhere")
-    result = glc("info", "a.glc", "--json")
-    assert result.exit_code == 0
-    assert json.loads(result.stdout)["model"] is None
-    assert "unknown" in glc("info", "a.glc").stdout
-    for name, message in ((".", "Is a directory"), ("missing.glc", "No such file or directory")):
-        result = glc("info", name)
-        assert (result.exit_code, result.stdout) == (2, "")
-        assert result.stderr == f"{name}: {message}\n"
-
-
-def test_info_of_a_weights_file_names_the_command_for_models(glc: Glc, models: Path) -> None:
-    file = models / "small.safetensors"
-    result = glc("info", file)
-    assert result.exit_code == 2
-    assert result.stderr == f"{file}: a weights file, not a .glc file; list models with `glc models`\n"
 
 
 def test_models_lists_the_known_models(glc: Glc, models: Path) -> None:

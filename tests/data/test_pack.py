@@ -3,6 +3,7 @@
 import hashlib
 import io
 import json
+import os
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +18,7 @@ from glc.data.pack import pack
 from glc.data.shard_writer import Entry, Manifest, PackError, read_manifest
 from glc.errors import ListingError
 from glc.jobs.manifest import JobError
+from tests.oddities import CHART, P3, SRGB, decode_srgb, from_linear, jpeg, rgb_profile
 
 
 def image(seed: int, width: int = 24, height: int = 16) -> Image.Image:
@@ -292,3 +294,50 @@ def test_empty_and_unreadable_sources_are_refused(tmp_path: Path) -> None:
     assert not list((tmp_path / "set").iterdir())
     with pytest.raises(PackError, match="images_per_shard=0"):
         run(empty, tmp_path / "set", images_per_shard=0)
+
+
+def test_shards_hold_srgb(tmp_path: Path) -> None:
+    """A JPEG with another profile is stored like one that is turned; one with sRGB's keeps its bytes."""
+    source = tmp_path / "images"
+    source.mkdir()
+    (source / "a.jpg").write_bytes(jpeg(CHART, icc_profile=rgb_profile(P3, None)))
+    (source / "b.jpg").write_bytes(jpeg(CHART, icc_profile=rgb_profile(SRGB, None)))
+    pack([source], tmp_path / "packed", mix=False, workers=1, progress=False)
+    first, second = samples(tmp_path / "packed")
+    assert first[3]["treatment"] == ["ICC profile made by hand converted to sRGB"]
+    stored = Image.open(io.BytesIO(first[2]))
+    assert "icc_profile" not in stored.info
+    assert np.abs(np.asarray(stored, float) - from_linear(decode_srgb(CHART / 255), P3)).mean() < 1
+    assert second[2] == (source / "b.jpg").read_bytes()
+    assert second[3].keys() == {"name", "width", "height"}
+
+
+def test_background(tmp_path: Path) -> None:
+    source = tmp_path / "images"
+    source.mkdir()
+    Image.new("RGBA", (8, 8), (9, 9, 9, 0)).save(source / "a.png")
+    white = pack([source], tmp_path / "white", workers=1, progress=False)
+    assert "background" not in white.settings  # as in sets that were packed before there was a choice
+    teal = pack([source], tmp_path / "teal", background="#008080", workers=1, progress=False)
+    assert teal.settings["background"] == "#008080"
+    for name, levels in (("white", (255, 255, 255)), ("teal", (0, 128, 128))):
+        (sample,) = samples(tmp_path / name)
+        assert Image.open(io.BytesIO(sample[2])).getpixel((0, 0)) == levels
+    with pytest.raises(PackError, match="background: not a colour: teel; use a name or #rrggbb"):
+        pack([source], tmp_path / "other", background="teel")
+
+
+def test_names_that_are_not_utf8(tmp_path: Path) -> None:
+    source = tmp_path / "images"
+    source.mkdir()
+    names = [os.fsdecode(name) for name in (b"bad\xff.png", b"caf\xe9.png")]
+    (source / names[0]).write_bytes(b"nothing")
+    image(0).save(source / names[1])
+    first = pack([source], tmp_path / "packed", workers=1, progress=False)
+    before = (tmp_path / "packed" / "manifest.json").read_bytes()
+    again = pack([source], tmp_path / "packed", workers=1, progress=False)
+    assert again == first == read_manifest(tmp_path / "packed")
+    assert (tmp_path / "packed" / "manifest.json").read_bytes() == before
+    assert b"bad\\udcff.png" in before
+    assert [skipped["name"] for skipped in first.skipped] == names[:1]
+    assert [note["name"] for _, _, _, note in samples(tmp_path / "packed")] == names[1:]

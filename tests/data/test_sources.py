@@ -1,10 +1,12 @@
 import importlib.util
 import logging
+import os
 
 import pytest
 
 from glc.data.images import read_rgb
-from glc.data.sources import resolve, sample_paths
+from glc.data.sources import list_sources, resolve, sample_paths
+from glc.errors import ListingError
 
 
 def test_shards_by_folder_pattern_glob_and_list(shards, monkeypatch):
@@ -87,3 +89,40 @@ def test_missing_package_and_unknown_split_are_named(monkeypatch):
         sample_paths("train")
     with pytest.raises(ValueError, match="train, test"):
         sample_paths("validation")
+
+
+@pytest.mark.parametrize(
+    ("text", "encoding"),
+    [
+        ("n03.png\r\nn01.png\r\n", "utf-8-sig"),
+        ("n03.png\r\nn01.png\r\n", "utf-16"),
+        ("# name\tlabel\nn03.png\tharbour\nn01.png\tquay, north\n", "utf-8"),
+        ("sub\\n03.png\r\n.\\n01.png\r\n", "utf-8"),
+        ("n03.png\rn01.png", "ascii"),
+    ],
+)
+def test_lists_and_tables_from_windows(text, encoding, images, tmp_path):
+    (tmp_path / "sub").symlink_to(images)
+    for name in ("n01.png", "n03.png"):
+        (tmp_path / name).symlink_to(images / name)
+    (tmp_path / "list.txt").write_bytes(text.encode(encoding))
+    assert [path.name for _, path in list_sources([tmp_path / "list.txt"])] == ["n03.png", "n01.png"]
+
+
+def test_lists_with_names_that_are_not_utf8_and_files_that_are_no_lists(images, tmp_path):
+    (tmp_path / os.fsdecode(b"caf\xe9\xa0.png")).symlink_to(images / "n01.png")
+    (tmp_path / "tab\there.png").symlink_to(images / "n02.png")
+    (tmp_path / "list.txt").write_bytes(b"caf\xe9\xa0.png\ntab\there.png\n")
+    assert [path.resolve().name for _, path in list_sources([tmp_path / "list.txt"])] == [
+        "n01.png",
+        "n02.png",
+    ]
+    for name, data, message in (
+        ("list.dat", b"\x89PNG\0\0", "neither an image nor a text file that lists images"),
+        ("photo.cr2", b"II*\0\0", "lists images; convert raw files to TIFF with dcraw_emu"),
+        ("odd.txt", b"\xff\xfea", "neither an image"),
+        ("bad.txt", b"caf\xe9.png", "line 1: no such file: caf"),
+    ):
+        (tmp_path / name).write_bytes(data)
+        with pytest.raises(ListingError, match=message):
+            list_sources([tmp_path / name])

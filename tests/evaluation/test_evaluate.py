@@ -2,8 +2,10 @@
 
 import csv
 import errno
+import io
 import json
 import multiprocessing
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -23,6 +25,7 @@ from glc.evaluation.report import build_report
 from glc.evaluation.results import read_results
 from glc.evaluation.testsets import ImageSet, ShardSet
 from glc.io import atomic
+from glc.io.names import encode_text
 from glc.jobs.manifest import JobError
 from glc.jobs.tar_shards import Journal
 from glc.launch import evaluate
@@ -472,3 +475,44 @@ def test_from_the_configuration(
     monkeypatch.setattr(Journal, "add", Mock(side_effect=full))
     assert exit_code(f"testset.path={shards}", "overwrite=true") == 3
     assert "run the same command again" in caplog.text
+
+
+def test_names_that_are_not_utf8(tmp_path: Path) -> None:
+    """They are measured, read again and reported; the run is complete when it is started again."""
+    images = write_images(tmp_path / "set", SIZES[:1])
+    good, bad = (os.fsdecode(name) for name in (b"caf\xe9", b"bad\xff"))
+    (images / "p0.png").rename(images / f"{good}.png")
+    (images / f"{bad}.png").write_bytes(b"nothing")
+    for _ in range(2):
+        evaluation(tmp_path / "run", images).run()
+    found = read_results(tmp_path / "run")
+    assert {row.image for row in found.rows} == {good}
+    summary, _ = results(tmp_path / "run")
+    assert [failure["image"] for failure in summary["failed"]] == [bad]
+    (tmp_path / "run" / "per_image.csv").read_bytes().decode("utf-8")
+    assert "caf\\udce9" in encode_text(build_report([found], images)).decode()
+
+
+def test_treatments_and_background(tmp_path: Path) -> None:
+    (tmp_path / "set").mkdir()
+    Image.new("RGBA", (64, 64), (9, 9, 9, 0)).save(tmp_path / "set" / "a.png")
+    Image.new("RGB", (64, 64)).save(tmp_path / "set" / "b.png")
+    for colour, levels in (("white", 255), ("black", 0)):
+        images = ImageSet(tmp_path / "set", background=colour)
+        evaluation(tmp_path / colour, tmp_path / "set", images=images).run()
+        summary, _ = results(tmp_path / colour)
+        said = {"image": "a", "treatment": [f"transparent, composited on {colour}"]}
+        assert summary["treatments"] == [said]
+        assert pixels(tmp_path / colour / "reconstructions" / "q50" / "a.png")[0, 0].tolist() == [levels] * 3
+        assert summary["data"]["preparation"].get("background", "white") == colour
+    with pytest.raises(ValueError, match=r"testset\.background: not a colour: blak"):
+        ImageSet(tmp_path / "set", background="blak")
+
+
+def test_treatments_of_shards(tmp_path: Path) -> None:
+    stream = io.BytesIO()
+    Image.new("RGBA", (64, 64), (9, 9, 9, 0)).save(stream, "PNG")
+    write_tar(tmp_path / "a.tar", [("k.png", stream.getvalue())])
+    evaluation(tmp_path / "run", tmp_path / "a.tar").run()
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["treatments"] == [{"image": "a/k", "treatment": ["transparent, composited on white"]}]

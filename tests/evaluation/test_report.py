@@ -244,7 +244,7 @@ def test_command_fails_with_one_line_and_writes_nothing(tmp_path: Path) -> None:
     out = tmp_path / "report.html"
     done = CliRunner().invoke(main, ["report", *folders, "-o", str(out), "--tables", str(tmp_path / "t")])
     assert done.exit_code == 1
-    assert "summary.json: does not exist" in done.output
+    assert "empty: no evaluation (summary.json) and no training run (csv/version_0) in it" in done.output
     assert not out.exists()
     assert not (tmp_path / "t").exists()
 

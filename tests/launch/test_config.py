@@ -246,6 +246,18 @@ def test_commands_in_yaml_comments_compose_without_missing_values(path: Path) ->
         assert not OmegaConf.missing_keys(cfg)
 
 
+@pytest.mark.parametrize(("sweep", "run_id"), [("s", "abc"), ("s", None), (None, "abc")])
+def test_runs_of_an_agent_are_folders_of_their_own(
+    monkeypatch: pytest.MonkeyPatch, sweep: str | None, run_id: str | None
+) -> None:
+    for name, value in (("WANDB_SWEEP_ID", sweep), ("WANDB_RUN_ID", run_id)):
+        monkeypatch.delenv(name, raising=False) if value is None else monkeypatch.setenv(name, value)
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        cfg = hydra_compose("train", ["stage=vqvae", "name=n"], return_hydra_config=True)
+    expected = "runs/n/vqvae/abc" if sweep and run_id else "runs/n/vqvae"
+    assert cfg.dir == cfg.hydra.run.dir == expected
+
+
 def test_no_yaml_depends_on_the_location_of_the_checkout() -> None:
     for path in CONF.rglob("*.yaml"):
         assert "runtime.cwd" not in path.read_text()

@@ -116,9 +116,10 @@ def test_a_sweep_names_its_runs_and_continues_after_a_failure(images: Path, tmp_
     assert len(runs) == 3
     for run, lmbda in zip(runs, ("0.5", "1e+300", "4"), strict=True):
         assert run == root / f"stage.lmbda-{lmbda}"
-        (logged,) = run.glob("wandb/offline-run-*/run-*.wandb")
+        identity = (run / "wandb-id.txt").read_text()
+        (logged,) = tmp_path.glob(f"wandb/offline-run-*/run-{identity}.wandb")  # WANDB_DIR
         ended = read_finished_run(logged)
-        assert ended.identity == (run / "wandb-id.txt").read_text()
+        assert (ended.identity, ended.name) == (identity, run.relative_to(tmp_path).as_posix())
         assert ended.exit_code == (1 if lmbda == "1e+300" else 0)
         if ended.exit_code == 0:
             assert checkpoint(run)["glc"]["recipe"]["stage"]["lmbda"] == float(lmbda)
@@ -133,7 +134,7 @@ def test_a_submitit_sweep_exits_with_the_code_of_its_jobs(images: Path, tmp_path
     done = command("-m", *words(values), folder, "hydra.launcher.timeout_min=4", WANDB_DIR=str(tmp_path))
     assert done.returncode == 1, done.stdout + done.stderr
     assert "training diverged" in done.stdout + done.stderr
-    (logged,) = tmp_path.glob("sweep/transform/*/wandb/offline-run-*/run-*.wandb")
+    (logged,) = tmp_path.glob("wandb/offline-run-*/run-*.wandb")  # WANDB_DIR
     assert read_finished_run(logged).exit_code == 1
 
 

@@ -18,6 +18,7 @@ from torchvision.models import AlexNet
 from glc.cli import main as glc
 from glc.evaluation.codecs.still import StillCodec
 from glc.launch import evaluate
+from glc.launch.lineage import log_evaluation
 from glc.launch.overrides import explain_overrides
 from tests.codec.fixed_model import fixed_codec_weights
 from tests.evaluation.stand_ins import write_images
@@ -265,6 +266,29 @@ def test_an_evaluation_is_logged_to_wandb(logged: tuple[dict[str, Any], Path]) -
             assert row[key] == point[key] == found.summary[f"{point['label']}/{key}"]
 
 
+@pytest.mark.parametrize("lineage", [True, False])
+def test_an_evaluation_uses_the_codec_and_makes_its_results(
+    logged: tuple[dict[str, Any], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lineage: bool
+) -> None:
+    summary, _ = logged
+    for key, value in {**QUIET, "WANDB_DATA_DIR": str(tmp_path), "WANDB_JOB_TYPE": "mine"}.items():
+        monkeypatch.setenv(key, value)
+    weights = tmp_path / "small.safetensors"
+    weights.write_bytes((ROOT / "src/glc/pretrained/small.safetensors").read_bytes())
+    weights.with_suffix(".md").write_text("card")
+    (tmp_path / "summary.json").write_text(json.dumps(summary))
+    log_evaluation(summary, tmp_path, "mine", weights, lineage)
+    found = read_finished_run(offline_run(tmp_path))
+    assert found.job_type == "mine"  # the environment wins
+    made = {entry.type: entry for entry in found.artifacts if entry.type != "run_table"}
+    assert made.keys() == ({"codec", "evaluation"} if lineage else set())
+    if lineage:
+        assert made["codec"].files.keys() == {"small.safetensors", "small.md"}
+        assert (made["codec"].name, made["codec"].used) == ("codec-small", True)
+        assert made["evaluation"].files.keys() == {"summary.json"}
+        assert (made["evaluation"].name, made["evaluation"].used) == ("jpeg-on-folder", False)
+
+
 def test_a_failed_wandb_run_is_finished(
     logged: tuple[dict[str, Any], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -273,7 +297,7 @@ def test_a_failed_wandb_run_is_finished(
 
     monkeypatch.setattr(wandb, "Table", full)
     with pytest.raises(OSError, match="disk full"):
-        evaluate.log_to_wandb(logged[0], tmp_path / "second", "mine")
+        log_evaluation(logged[0], tmp_path / "second", "mine")
     assert wandb.run is None
     assert read_finished_run(offline_run(tmp_path / "second")).exit_code == 1
 

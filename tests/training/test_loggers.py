@@ -12,7 +12,7 @@ from lightning.pytorch.loggers import WandbLogger
 from omegaconf import OmegaConf
 
 from glc.errors import SettingError
-from glc.training import loggers
+from glc.training import loggers, wandb_run
 from glc.training.loggers import wandb_logger, with_means
 from tests.short_runs import figures, run, settings, write_images
 from tests.wandb_file import without_server
@@ -58,7 +58,7 @@ def test_login_never_prompts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) ->
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
     monkeypatch.setenv("WANDB_CONFIG_DIR", str(tmp_path))
     monkeypatch.setattr("builtins.input", lambda *words: pytest.fail("it prompted"))
-    assert not loggers.logged_in()
+    assert not wandb_run.logged_in()
 
 
 @pytest.mark.parametrize("chosen", ["offline", "disabled", "online"])
@@ -66,13 +66,13 @@ def test_login_never_prompts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) ->
 def test_wandb_mode_overrides_the_login(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, chosen: str, logged_in: bool
 ) -> None:
-    monkeypatch.setattr(loggers, "logged_in", lambda: logged_in)
+    monkeypatch.setattr(wandb_run, "logged_in", lambda: logged_in)
     monkeypatch.setenv("WANDB_MODE", chosen)
     assert mode(make(tmp_path / "name" / "stage")) == chosen
 
 
 def test_run_is_named_after_its_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(loggers, "logged_in", lambda: False)
+    monkeypatch.setattr(wandb_run, "logged_in", lambda: False)
     chosen = make(tmp_path / "name" / "stage")._wandb_init
     assert (chosen["name"], chosen["group"], chosen["project"]) == ("name/stage", "group", "project")
     assert chosen["tags"] == ["a", "b"]
@@ -81,7 +81,7 @@ def test_run_is_named_after_its_folder(monkeypatch: pytest.MonkeyPatch, tmp_path
 
 
 def test_resumed_run_keeps_its_id(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(loggers, "logged_in", lambda: False)
+    monkeypatch.setattr(wandb_run, "logged_in", lambda: False)
     folder = tmp_path / "name" / "stage"
     first = make(folder)._wandb_init["id"]
     assert make(folder, resume="last")._wandb_init["id"] == first
@@ -89,11 +89,75 @@ def test_resumed_run_keeps_its_id(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
     assert make(tmp_path / "name" / "new", resume="last")._wandb_init["id"]
 
 
+VARIABLES = {
+    "WANDB_ENTITY": ("entity", "team"),
+    "WANDB_PROJECT": ("project", "theirs"),
+    "WANDB_RUN_GROUP": ("run_group", "their group"),
+    "WANDB_JOB_TYPE": ("run_job_type", "their type"),
+    "WANDB_NAME": ("run_name", "their name"),
+    "WANDB_NOTES": ("run_notes", "their notes"),
+    "WANDB_TAGS": ("run_tags", ("x", "y")),
+    "WANDB_RUN_ID": ("run_id", "theirs"),
+    "WANDB_RESUME": ("resume", "must"),
+}
+
+
+def test_environment_variables_win(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """In the settings of a real offline run."""
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    for name, (_, value) in VARIABLES.items():
+        monkeypatch.setenv(name, value if isinstance(value, str) else ",".join(value))
+    monkeypatch.setenv("WANDB_DIR", str(tmp_path / "elsewhere"))
+    (tmp_path / "elsewhere").mkdir()
+    try:
+        logger = make(tmp_path / "name" / "stage")
+        found = logger.experiment.settings
+        for field, value in VARIABLES.values():
+            assert getattr(found, field) == value, field
+        assert (tmp_path / "name" / "stage" / "wandb-id.txt").read_text() == "theirs"
+        assert list(tmp_path.glob("elsewhere/wandb/offline-run-*-theirs"))
+        assert not list(tmp_path.glob("name/stage/wandb"))
+    finally:
+        wandb.finish()
+
+
+def test_without_variables_the_arguments_are_used(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    options = {"runs_dir": tmp_path, "job_type": "vqvae"}
+    chosen = wandb_logger("p", "a/b", tmp_path / "a" / "b" / "vqvae", **options)._wandb_init
+    # The name of a run may have a slash.
+    assert (chosen["name"], chosen["group"], chosen["job_type"]) == ("a/b/vqvae", "a/b", "vqvae")
+    assert (chosen["project"], chosen["resume"]) == ("p", "allow")
+    assert chosen["dir"] == str(tmp_path / "a" / "b" / "vqvae")
+
+
+def test_offline_parts_are_named_before_an_online_one_follows(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(wandb_run, "logged_in", lambda: True)
+    folder = tmp_path / "name" / "stage"
+    identity = make(folder)._wandb_init["id"]
+    parts = [folder / "wandb" / f"offline-run-2026010{i}_000000-{identity}" for i in (1, 2)]
+    for part in parts:
+        part.mkdir(parents=True)
+        (part / f"run-{identity}.wandb").touch()
+    (parts[0] / f"run-{identity}.wandb.synced").touch()
+    make(folder, resume="last")
+    assert f"stop and first run wandb sync {parts[1]}\n" in caplog.text
+    caplog.clear()
+    (parts[1] / f"run-{identity}.wandb.synced").touch()
+    make(folder, resume="last")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    (parts[1] / f"run-{identity}.wandb.synced").unlink()
+    make(folder, resume="last")
+    assert not caplog.text
+
+
 @pytest.mark.parametrize("name", ["RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID"])
 def test_only_rank_zero_creates_the_run_id(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str
 ) -> None:
-    monkeypatch.setattr(loggers, "logged_in", lambda: False)
+    monkeypatch.setattr(wandb_run, "logged_in", lambda: False)
     identity = tmp_path / "name" / "stage" / "wandb-id.txt"
     monkeypatch.setenv(name, "0")
     make(identity.parent)
@@ -113,7 +177,7 @@ def test_writes_offline_when_the_server_is_unreachable(
 ) -> None:
     """A real offline run: it must neither prompt nor fail, nor print warnings of W&B."""
     monkeypatch.delenv("WANDB_SILENT", raising=False)
-    monkeypatch.setattr(loggers, "logged_in", lambda: unreachable)
+    monkeypatch.setattr(wandb_run, "logged_in", lambda: unreachable)
     monkeypatch.setattr(wandb, "init", without_server(wandb.init))
     monkeypatch.setattr("builtins.input", lambda *words: pytest.fail("it prompted"))
     folder = tmp_path / "name" / "stage"

@@ -1,5 +1,6 @@
 """The three stages in sequence: trained weights, logged metrics, checkpoint contents."""
 
+import json
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,6 +12,7 @@ from omegaconf import OmegaConf
 from PIL import Image
 from torch import Tensor
 
+from glc.evaluation.training_runs import read_training_runs
 from glc.models.autoencoder import VQAutoencoder
 from glc.training.stages.base import Stage
 from tests.short_runs import STAGES, checkpoint, compose, figures, finite, live_weights, run, settings
@@ -121,6 +123,24 @@ def test_panels_show_the_image_and_each_rate_point(stages: dict[str, Path], stag
     assert files == [f"{i:02d}-step-{step:06d}.png" for i in range(2) for step in (0, STEPS)]
     with Image.open(stages[stage] / "panels" / files[0]) as strip:
         assert strip.size == (images * 192, 192)
+        names = ["x", "x_hat"] if stage == "vqvae" else ["x", *(f"rate_{k}" for k in range(4))]
+        assert json.loads(strip.info["columns"]) == names
+
+
+def test_the_report_reads_what_the_stages_write(stages: dict[str, Path]) -> None:
+    runs = read_training_runs([stages["vqvae"].parent])
+    assert [run.name for run in runs] == list(STAGES)
+    for read in runs:
+        assert read.settings["stage"]["name"] == read.name
+        assert read.series.keys() >= figures(read.folder)[-1].keys() - {"step"}
+        assert [(panel.image, panel.step) for panel in read.panels] == [
+            (i, step) for i in (0, 1) for step in (0, STEPS)
+        ]
+        # Both images of the last validation, at each rate point: f = 16, and z at a quarter of that.
+        codebooks = {"vqvae": {"codebook": 2 * 12 * 12}}.get(read.stage, {"hyper_codebook": 2 * 4 * 3 * 3})
+        assert {name: sum(found.counts) for name, found in read.histograms.items()} == codebooks
+        assert {found.step for found in read.histograms.values()} == {STEPS}
+    assert runs[1].rate_points("psnr") == [0, 1, 2, 3]
 
 
 def test_stage_two_trains_only_the_coder(stages: dict[str, Path]) -> None:

@@ -50,6 +50,10 @@ def _table(metrics: dict[str, str]) -> str:
     return "\n".join([first, "|---|---|", *rest])
 
 
+def _noted(metrics: dict[str, str], coded: Coded) -> str:
+    return _table(metrics) + (f"\n\n{coded.note}" if coded.note else "")
+
+
 def _slider(label: str) -> gr.ImageSlider:
     return gr.ImageSlider(label=label, format=PNG, type="pil", interactive=False, max_height=640)
 
@@ -125,8 +129,7 @@ def _compress_tab(service: Service, model: gr.Dropdown) -> None:
         if mode == "bytes" and not target:
             raise ValueError("Maximum bytes: no value; give a number of bytes")
         coded = service.compress(path, name, quality, int(target or 0) if mode == "bytes" else None)
-        text = _table(coded.metrics) + (f"\n\n{coded.note}" if coded.note else "")
-        return (coded.original, coded.image), coded.coarse, text, str(coded.file)
+        return (coded.original, coded.image), coded.coarse, _noted(coded.metrics, coded), str(coded.file)
 
     mode.change(show, [mode], [quality, target], api_visibility="private")
     inputs, outputs = [file, model, mode, quality, target], [slider, coarse, metrics, result]
@@ -176,7 +179,7 @@ def _need(variant: str | None, kind: str) -> str:
 
 def _both(ours: Coded, plain: Coded, name: str) -> str:
     lines = [f"| {name} | {ours.metrics['file']} |", f"| {OWN} | {plain.metrics['file']} |"]
-    return "| encoder | file |\n|---|---|\n" + "\n".join(lines)
+    return "| encoder | file |\n|---|---|\n" + "\n".join(lines) + (f"\n\n{ours.note}" if ours.note else "")
 
 
 def _restore_tab(service: Service, model: gr.Dropdown) -> None:
@@ -231,7 +234,7 @@ def _inpaint_tab(service: Service, model: gr.Dropdown) -> None:
     ) -> Any:
         variant = _need(variant, "encoder")
         holed, coded = service.inpaint(path, _painted(value), name, variant, quality)
-        return (holed, coded.image), _table(coded.metrics), str(coded.file)
+        return (holed, coded.image), _noted(coded.metrics, coded), str(coded.file)
 
     _on(file.upload, show, [file], [editor])
     _on(go.click, run, [file, editor, model, encoder, quality], [slider, metrics, result])
@@ -258,7 +261,7 @@ def _style_tab(service: Service, model: gr.Dropdown) -> None:
     def run(path: str | None, name: str, variant: str | None, quality: float) -> Any:
         coded, styled = service.stylize(path, name, _need(variant, "decoder"), quality)
         metrics = {key: coded.metrics[key] for key in ("size", "file", "bits per pixel")}
-        return (coded.image, styled), _table(metrics), str(coded.file)
+        return (coded.image, styled), _noted(metrics, coded), str(coded.file)
 
     _on(go.click, run, [file, model, decoder, quality], [slider, metrics, result])
 

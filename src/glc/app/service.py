@@ -2,7 +2,7 @@
 
 import tempfile
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cache, partial
 from pathlib import Path
@@ -16,7 +16,7 @@ from glc.codec.base import TargetWarning
 from glc.codec.bitstream import Header, unpack
 from glc.codec.codec import Codec, load
 from glc.codec.weights.catalog import DEFAULT_MODEL, catalog, decoders, encoders
-from glc.data.images import open_image, read_rgb, stack_images
+from glc.data.images import Reporter, open_image, read_rgb, stack_images
 from glc.errors import ImageError, WeightsError, WrongWeightsError
 
 OWN = "the model's own"
@@ -42,6 +42,7 @@ class Coded:
     coarse: Image.Image | None = None
     """Decoded from the hyper-latent alone; None for a model without a hyperprior."""
     note: str = ""
+    """What the codec could not do, and what reading did to the image; lines of text."""
 
 
 @dataclass
@@ -124,8 +125,11 @@ class Service:
         """Return the names of the encoder or decoder variants made for a model."""
         return list((encoders if kind == "encoder" else decoders)(self.codec(model)))
 
-    def read_image(self, path: str | Path | None) -> Image.Image:
+    def read_image(self, path: str | Path | None, notes: list[str] | None = None) -> Image.Image:
         """Read an image within the limits.
+
+        Args:
+            notes: gets a line for each thing that reading does to it.
 
         Raises:
             ImageError: no image is given, it is too large, or it cannot be read.
@@ -135,7 +139,7 @@ class Service:
         name = Path(path).name
         self._check_bytes(path)
         self._check_pixels(name, open_image(path, name).size)
-        return read_rgb(path, name)
+        return read_rgb(path, name, report=Reporter((notes if notes is not None else []).append))
 
     def _check_bytes(self, path: str | Path) -> None:
         size = Path(path).stat().st_size
@@ -168,8 +172,9 @@ class Service:
         Raises:
             ValueError: it cannot be done; the message gives the reason.
         """
-        image = self.read_image(path)
-        return self._code(image, Path(str(path)).stem, model, quality, target_size, encoder)
+        notes: list[str] = []
+        image = self.read_image(path, notes)
+        return self._code(image, Path(str(path)).stem, model, quality, target_size, encoder, notes=notes)
 
     def _code(
         self,
@@ -180,6 +185,7 @@ class Service:
         target_size: int | None = None,
         encoder: str | None = None,
         compared: bool = True,
+        notes: Sequence[str] = (),
     ) -> Coded:
         """Compress and decode an image; `compared`: measure the result against the input."""
         codec = self.codec(model, encoder)
@@ -197,7 +203,7 @@ class Service:
             coarse = None  # a model without a hyperprior
         pixels = image.width * image.height
         header, _ = unpack(data)
-        note = " ".join(str(warning.message) for warning in caught)
+        note = "\n\n".join([*(str(warning.message) for warning in caught), *notes])
         metrics = {
             "size": f"{image.width} x {image.height} pixels",
             "file": f"{len(data):,} bytes",
@@ -266,10 +272,11 @@ class Service:
         self, path: str | Path | None, model: str, encoder: str, quality: float
     ) -> tuple[Coded, Coded]:
         """Compress a degraded image with a restoration encoder, and with the model's own encoder."""
-        image = self.read_image(path)
+        notes: list[str] = []
+        image = self.read_image(path, notes)
         stem = Path(str(path)).stem
         return (
-            self._code(image, stem, model, quality, encoder=encoder, compared=False),
+            self._code(image, stem, model, quality, encoder=encoder, compared=False, notes=notes),
             self._code(image, stem, model, quality, compared=False),
         )
 
@@ -303,14 +310,16 @@ class Service:
         Raises:
             ValueError: there is no image, or the mask is empty.
         """
-        image = self.read_image(path)
+        notes: list[str] = []
+        image = self.read_image(path, notes)
         if mask is None or not mask.any():
             raise ImageError("nothing to fill; paint over the area to replace first")
         # The brush has a soft edge: pixels that it covers in part are replaced too.
         wide = Image.fromarray(mask.astype(np.uint8) * 255).filter(ImageFilter.MaxFilter(3))
         holed = image.copy()
         holed.paste((GREY, GREY, GREY), mask=wide.resize(image.size, Image.Resampling.NEAREST))
-        coded = self._code(holed, Path(str(path)).stem, model, quality, encoder=encoder, compared=False)
+        stem = Path(str(path)).stem
+        coded = self._code(holed, stem, model, quality, encoder=encoder, compared=False, notes=notes)
         return holed, coded
 
     def stylize(

@@ -14,13 +14,16 @@ import click
 from glc import __version__
 from glc.cli.errors import Commands
 from glc.io import threads_policy
+from glc.io.names import escape_output
 
 _MODULES = {
     **dict.fromkeys(("compress", "decompress"), "compress"),
-    **dict.fromkeys(("info", "models", "convert"), "models"),
+    "info": "info",
+    **dict.fromkeys(("models", "convert"), "models"),
     **dict.fromkeys(("pack", "train"), "experiments"),
     "export": "models",
-    **{"eval": "experiments", "report": "experiments", "complexity": "experiments", "serve": "serve"},
+    **dict.fromkeys(("eval", "report", "dashboard", "complexity"), "experiments"),
+    "serve": "serve",
 }
 """The module of each command, in the order of the help."""
 _NAMES = {"eval": "evaluate"}
@@ -50,3 +53,4 @@ def main(ctx: click.Context, verbose: bool) -> None:
     # Training and evaluation choose when they know their configuration; `info` should answer at once.
     if ctx.invoked_subcommand not in ("train", "eval", "info"):
         threads_policy.choose(sys.argv[1:])
+    escape_output()

@@ -23,11 +23,13 @@ from glc.cli.files import (
     outcomes,
     read_glc,
     read_image,
+    sidecar,
     threads_for,
     write_result,
 )
 from glc.cli.options import (
     BACKENDS,
+    background_option,
     check_latent_options,
     check_target,
     device_option,
@@ -39,9 +41,13 @@ from glc.cli.options import (
 from glc.cli.shards import shard_options
 from glc.codec.bitstream import DEFAULT_LIMIT
 from glc.codec.runtime.resources import PRECISIONS, parse_memory
+from glc.io.atomic import write_bytes
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+
+    from glc.cli.metadata import Metadata
+    from glc.data.images import Reporter
 
 GLC_SUFFIX = ".glc"
 LOSSLESS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -55,6 +61,8 @@ LOSSLESS: dict[str, tuple[str, dict[str, Any]]] = {
     ".jp2": ("JPEG2000", {"irreversible": False}),
 }
 """Pillow's name and options of each lossless format that images can be written in, by suffix."""
+WITH_METADATA = ("PNG", "WEBP", "TIFF")
+"""Those that Pillow writes metadata to."""
 
 
 def _memory(ctx: click.Context, parameter: click.Parameter, value: str | None) -> int | None:
@@ -142,6 +150,12 @@ def _number(ctx: click.Context, parameter: click.Parameter, value: float | None)
     metavar="FOLDER",
     help="With --optimize-latent: folder of SqueezeNet's weights.  [default: torch hub's cache or download]",
 )
+@background_option
+@click.option(
+    "--keep-metadata",
+    is_flag=True,
+    help="Write EXIF (with place and time), ICC profile and XMP to NAME.glc.meta; counted in the size.",
+)
 @_shared_options
 def compress(
     inputs: tuple[str, ...],
@@ -151,6 +165,8 @@ def compress(
     encoder: str | None,
     optimize_latent: int,
     lpips_weights: str | None,
+    background: str,
+    keep_metadata: bool,
     output: str | None,
     model: str | None,
     device: str,
@@ -171,17 +187,21 @@ def compress(
     from glc.data.images import is_image_name
 
     def check(job: Job) -> None:
+        if keep_metadata and job.destination is None:
+            raise click.UsageError("--keep-metadata: its file lies beside the result; give a file with -o")
         if job.destination is not None and is_image_name(job.destination.name):
             raise click.UsageError(
                 f"{job.target}: has an image's suffix; compressed files end in {GLC_SUFFIX}"
             )
 
-    jobs, failed = _plan(inputs, output, Kind("images", is_image_name, GLC_SUFFIX), force, check)
+    jobs, failed = _plan(inputs, output, Kind("images", is_image_name, GLC_SUFFIX, images=True), force, check)
     results: Iterable[tuple[Job, str | Exception]] = ()
     if jobs:
         from glc.cli.codecs import Codecs, make_optimizer
+        from glc.cli.metadata import Metadata
         from glc.data.images import read_rgb
 
+        report = _reporter(quiet)
         codecs = Codecs(
             model,
             device,
@@ -195,24 +215,43 @@ def compress(
         codecs.for_images()
         optimizer = make_optimizer(optimize_latent, lpips_weights)
 
-        def read(job: Job) -> Image:
+        def read(job: Job) -> tuple[Image, Metadata]:
             source = read_image(sys.stdin.buffer) if job.source is None else job.source
-            return read_rgb(source, job.name)
+            image = read_rgb(source, job.name, background=background, report=report)
+            return image, Metadata.of(source, job.name) if keep_metadata else Metadata()
 
-        def code(job: Job, image: Image) -> tuple[bytes, str]:
-            codec = codecs.for_images(image.width * image.height)
+        def code(job: Job, found: tuple[Image, Metadata]) -> tuple[tuple[bytes, bytes], str]:
+            image, metadata = found
+            beside = len(metadata.to_bytes(bytes(4))) if metadata else 0
+            pixels = image.width * image.height
+            codec = codecs.for_images(pixels)
+            for size in (target_size, None if target_bpp is None else target_bpp * pixels / 8):
+                if size is not None and size <= beside:
+                    raise ValueError(f"the metadata alone have {beside:,} bytes; omit --keep-metadata")
             with _notes(job):
                 data = codec.compress(
                     image,
                     50 if quality is None else quality,
-                    target_bpp=target_bpp,
-                    target_size=target_size,
+                    target_bpp=None if target_bpp is None else target_bpp - 8 * beside / pixels,
+                    target_size=None if target_size is None else target_size - beside,
                     optimize_latent=optimizer,
                 )
-            return data, f"{len(data):,} bytes, {8 * len(data) / (image.width * image.height):.4f} bpp"
+            size = len(data) + beside
+            summary = f"{size:,} bytes, {8 * size / pixels:.4f} bpp"
+            more = f" ({beside:,} of metadata)" if beside else ""
+            return (data, metadata.to_bytes(data) if metadata else b""), summary + more
 
-        def write(job: Job, data: bytes) -> None:
-            write_result(job, data, force)
+        def write(job: Job, made: tuple[bytes, bytes]) -> None:
+            data, beside = made
+            if beside:
+                assert job.destination is not None
+                write_bytes(sidecar(job.destination), beside, overwrite=force)
+            try:
+                write_result(job, data, force)
+            except BaseException:
+                if beside and job.destination is not None:
+                    sidecar(job.destination).unlink(missing_ok=True)
+                raise
 
         results = outcomes(jobs, read, code, write, threads_for(codecs.device_type()))
     _report(results, len(jobs), failed, is_single(inputs), quiet)
@@ -230,11 +269,17 @@ def compress(
 @click.option(
     "--decoder", metavar="NAME|FILE", help="Decoder that replaces the model's own, e.g. for a style."
 )
+@click.option(
+    "--keep-metadata",
+    is_flag=True,
+    help="Put the metadata of NAME.glc.meta into the image (PNG, WebP, TIFF), in its original colour space.",
+)
 @_shared_options
 def decompress(
     inputs: tuple[str, ...],
     max_pixels: int,
     decoder: str | None,
+    keep_metadata: bool,
     output: str | None,
     model: str | None,
     device: str,
@@ -252,26 +297,42 @@ def decompress(
     decoded with the known model that made it.
     """
     kind = Kind(f"{GLC_SUFFIX} files", lambda name: os.path.splitext(name)[1].lower() == GLC_SUFFIX, ".png")
-    jobs, failed = _plan(inputs, output, kind, force, lambda job: _format_of(job.destination))
+
+    def check(job: Job) -> None:
+        name, _ = _format_of(job.destination)
+        if keep_metadata and (name not in WITH_METADATA or job.source is None):
+            what = "standard input has no file beside it" if job.source is None else f"{name} cannot hold it"
+            raise click.UsageError(f"--keep-metadata: {what}; decode a file to PNG, WebP or TIFF")
+
+    jobs, failed = _plan(inputs, output, kind, force, check)
     results: Iterable[tuple[Job, str | Exception]] = ()
     if jobs:
         from glc.cli.codecs import Codecs
+        from glc.cli.metadata import Metadata
         from glc.codec.bitstream import unpack
 
         codecs = Codecs(model, device, precision, memory, decoder=decoder, backend=backend, files=len(jobs))
         codecs.check_for_files()
 
-        def read(job: Job) -> bytes:
-            return read_glc(job.source, max_pixels)
+        def read(job: Job) -> tuple[bytes, Metadata]:
+            data = read_glc(job.source, max_pixels)
+            beside = sidecar(job.source) if keep_metadata and job.source is not None else None
+            if beside is None or not beside.exists():
+                return data, Metadata()
+            name = click.format_filename(beside)
+            return data, Metadata.from_bytes(beside.read_bytes(), data, name)
 
-        def code(job: Job, data: bytes) -> tuple[Image, str]:
+        def code(job: Job, found: tuple[bytes, Metadata]) -> tuple[tuple[Image, Metadata], str]:
+            data, metadata = found
             header, _ = unpack(data, max_pixels)
             with _notes(job):
                 image = codecs.for_file(header).decompress(data, max_pixels=max_pixels)
-            return image, f"{image.width} x {image.height}"
+            if keep_metadata and not metadata:
+                _write(f"{job.name}: note: no metadata was kept for it", sys.stderr)
+            return (image, metadata), f"{image.width} x {image.height}"
 
-        def write(job: Job, image: Image) -> None:
-            write_result(job, _encoded(image, job.destination), force)
+        def write(job: Job, made: tuple[Image, Metadata]) -> None:
+            write_result(job, _encoded(*made, job), force)
 
         results = outcomes(jobs, read, code, write, threads_for(codecs.device_type()))
     _report(results, len(jobs), failed, is_single(inputs), quiet)
@@ -332,6 +393,12 @@ def _write(text: str, file: TextIO) -> None:
     tqdm.write(text, file=file)
 
 
+def _reporter(quiet: bool) -> Reporter:
+    from glc.data.images import Reporter
+
+    return Reporter(lambda line: None if quiet else _write(line, sys.stderr))
+
+
 @contextmanager
 def _notes(job: Job) -> Iterator[None]:
     """Print each warning about a target as a line on stderr; ignore other warnings."""
@@ -354,8 +421,23 @@ def _format_of(destination: Path | None) -> tuple[str, dict[str, Any]]:
     return LOSSLESS[suffix or ".png"]
 
 
-def _encoded(image: Image, destination: Path | None) -> bytes:
-    name, options = _format_of(destination)
+def _encoded(image: Image, metadata: Metadata, job: Job) -> bytes:
+
+    from glc.data.images import png_bytes, srgb_to_profile
+
+    name, options = _format_of(job.destination)
+    if name == "PNG" and not metadata:
+        return png_bytes(image)
+    if metadata:
+        metadata = metadata.for_upright()
+        in_profile = srgb_to_profile(image, metadata.profile) if metadata.profile else None
+        if in_profile is not None:
+            image = in_profile
+        elif metadata.profile:
+            kept = "its ICC profile is not for RGB output and stays in the metadata file; the image is sRGB"
+            _write(f"{job.name}: note: {kept}", sys.stderr)
+        profile = b"" if in_profile is None else metadata.profile
+        options = options | metadata.save_options(name) | ({"icc_profile": profile} if profile else {})
     stream = io.BytesIO()
     try:
         image.save(stream, name, **options)

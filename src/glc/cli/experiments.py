@@ -1,4 +1,4 @@
-"""Commands of experiments: `glc pack`, `glc train`, `glc eval`, `glc report` and `glc complexity`."""
+"""Commands of experiments: `glc pack`, `train`, `eval`, `report`, `dashboard` and `complexity`."""
 
 import json
 import re
@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from glc.cli.errors import needs
-from glc.cli.options import quiet_option, renamed_option, trust_option
+from glc.cli.options import background_option, quiet_option, renamed_option, trust_option
 
 _hydra_arguments = click.argument("arguments", metavar="[KEY=VALUE]...", nargs=-1, type=click.UNPROCESSED)
 _HYDRA: dict[str, Any] = {"ignore_unknown_options": True, "help_option_names": ["-h", "--help"]}
@@ -60,6 +60,7 @@ class _Configured(click.Command):
     is_flag=True,
     help="Keep the order of the sources.  [default: shuffled by a hash of the name]",
 )
+@background_option
 @click.option("--workers", type=click.IntRange(min=1), help="Number of processes.  [default: one per core]")
 @click.option("--force", is_flag=True, help="Replace shards of other settings or images.")
 @quiet_option
@@ -72,6 +73,7 @@ def pack(
     per_shard: int,
     quality: int,
     keep_order: bool,
+    background: str,
     workers: int | None,
     force: bool,
     quiet: bool,
@@ -96,6 +98,7 @@ def pack(
         size=size,
         min_side=min_side,
         quality=quality,
+        background=background,
         mix=not keep_order,
         workers=workers,
         force=force,
@@ -169,6 +172,17 @@ def evaluate(arguments: tuple[str, ...], shards: tuple[str, ...]) -> None:
 @click.option(
     "--anchor", metavar="CODEC", help="Codec that BD-rates are relative to.  [default: that of the first RUN]"
 )
+@click.option(
+    "--watch", is_flag=True, help="Rewrite the page while runs train, and have it reload; Ctrl-C ends."
+)
+@click.option(
+    "--every",
+    type=click.FloatRange(min=0.1),
+    default=10.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="Period of --watch.",
+)
 @renamed_option("--pictures", "--images")
 def report(
     runs: tuple[Path, ...],
@@ -178,19 +192,54 @@ def report(
     tables: Path | None,
     published: bool,
     anchor: str | None,
+    watch: bool,
+    every: float,
 ) -> None:
-    """Write a self-contained HTML report of evaluations; each RUN is the out= folder of one."""
-    with needs("eval"):
-        from glc.evaluation.report import build_report, write_tables
-        from glc.evaluation.results import read_runs
-        from glc.io.atomic import write_text
+    """Write a self-contained HTML report.
 
-    found = read_runs(runs)
-    page = build_report(found, originals, images, published, anchor)
+    Each RUN is the out= folder of an evaluation, or a folder with training runs, such as runs/NAME.
+    """
+    with needs("eval"):
+        from glc.evaluation.combined_report import Report
+        from glc.evaluation.report import write_tables
+
+    made = Report(runs, output, originals, images, published, anchor)
+    if watch and not made.training:
+        raise click.UsageError("--watch needs a folder with training runs, such as runs/NAME")
     if tables is not None:
-        write_tables(found, tables, published, anchor)
-    write_text(output, page)
-    click.echo(f"{click.format_filename(output)}: {len(page.encode()) / 1e6:.1f} MB")
+        if not made.evaluations:
+            raise click.UsageError("--tables needs an evaluation; give its out= folder as a RUN")
+        write_tables(made.evaluations, tables, published, anchor)
+    size = made.write(every if watch else None)
+    click.echo(f"{click.format_filename(output)}: {size / 1e6:.1f} MB")
+    if watch:
+        try:
+            made.watch(every, lambda text: click.echo(text, err=True))
+        except KeyboardInterrupt:
+            made.write()
+
+
+@click.command()
+@click.argument("project", metavar="ENTITY/PROJECT")
+@click.option(
+    "--dry-run", is_flag=True, help="Print what would be sent, as JSON; needs no network and no account."
+)
+def dashboard(project: str, dry_run: bool) -> None:
+    """Make or update a W&B workspace for the runs of a project, and a report if there is none.
+
+    The workspace has sections for each stage and for sweeps. ENTITY is a user or a team. Changes made by hand
+    to the workspace `glc` are replaced; save them as another one. An existing report is left as it is.
+    """
+    entity, _, name = project.partition("/")
+    if not entity or not name or "/" in name:
+        raise click.UsageError(f"{project}: not ENTITY/PROJECT; give, for example, me/glc")
+    with needs("train", "lightning", "wandb"), needs("dashboard", "wandb_workspaces"):
+        from glc.launch.dashboard import save, specification
+
+    if dry_run:
+        click.echo(json.dumps(specification(entity, name), indent=1))
+        return
+    save(entity, name)
 
 
 def _size(ctx: click.Context, parameter: click.Parameter, value: tuple[str, ...]) -> list[tuple[int, int]]:

@@ -30,6 +30,7 @@ Coded = TypeVar("Coded")
 
 STREAM = "-"
 """Stands for standard input or standard output."""
+SIDECAR_SUFFIX = ".meta"
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,8 @@ class Kind:
     """Whether a file name is of this kind; only used for files found in folders."""
     suffix: str
     """Suffix of the files that are written."""
+    images: bool = False
+    """Whether it is images: images that are left out are then named."""
 
     def output_name(self, name: str) -> str:
         """Return the output name for an input name; a suffix of another kind is kept."""
@@ -122,7 +125,7 @@ def _single_job(given: str, output: str | None, kind: Kind) -> Job:
 
 
 def _jobs_in(inputs: Sequence[str], output: str | None, kind: Kind, problems: list[str]) -> Iterator[Job]:
-    from glc.data.images import list_files
+    from glc.data.images import LeftOut, list_files
 
     def note(error: OSError) -> None:
         problems.append(f"{click.format_filename(error.filename)}: {error.strerror}")
@@ -135,11 +138,16 @@ def _jobs_in(inputs: Sequence[str], output: str | None, kind: Kind, problems: li
         root = given if output is None else Path(output)
         if output is not None and len(inputs) > 1:
             root /= given.resolve().name
-        files = list_files(given, kind.accepts, note)
+        left_out = LeftOut() if kind.images else None
+        files = list_files(given, kind.accepts, note, left_out)
+        others = "" if left_out is None else str(left_out)
         for path in files:
             yield Job(path, root / path.relative_to(given).with_name(kind.output_name(path.name)))
         if not files:
-            problems.append(f"{click.format_filename(given)}: folder contains no {kind.noun}")
+            more = f"; {others}" if others else ""
+            problems.append(f"{click.format_filename(given)}: folder contains no {kind.noun}{more}")
+        elif others:
+            click.echo(f"{click.format_filename(given)}: note: {others}", err=True)
 
 
 def _possible(found: Sequence[Job], force: bool, problems: list[str]) -> list[Job]:
@@ -347,3 +355,8 @@ def _settled(job: Job, summary: str, written: Future[None]) -> tuple[Job, str | 
     except FAILURES as error:
         return job, error
     return job, summary
+
+
+def sidecar(path: Path) -> Path:
+    """Return the path of a .glc file's sidecar, which holds its metadata."""
+    return path.with_name(path.name + SIDECAR_SUFFIX)

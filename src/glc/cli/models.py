@@ -1,60 +1,12 @@
-"""Commands about models and their files: `glc info`, `glc models`, `glc convert`, `glc export`."""
+"""Commands about models and their files: `glc models`, `glc convert`, `glc export`."""
 
 import json
 from pathlib import Path
 
 import click
 
-from glc.cli.errors import NOTHING_DONE, ONE_FAILED, message_about
-from glc.cli.files import STREAM, Job, read_glc
+from glc.cli.errors import ONE_FAILED, needs
 from glc.cli.options import renamed_option, trust_option
-
-
-@click.command()
-@click.argument("file", type=click.Path(path_type=Path))
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def info(file: Path, as_json: bool) -> None:
-    """Show the header of a .glc FILE, or of standard input for -. Needs no weights."""
-    from glc.cli.codecs import known_models, model_of
-    from glc.codec.bitstream import MAX_SIDE, RATE_ONE, VERSION, unpack
-    from glc.errors import NotGlcError
-
-    job = Job(None if str(file) == STREAM else file, None)
-    try:
-        data = read_glc(job.source, MAX_SIDE**2)
-        header, _ = unpack(data, MAX_SIDE**2)
-    except (ValueError, OSError, MemoryError) as error:
-        text = message_about(job.name, error)
-        if file.suffix == ".safetensors" and isinstance(error, NotGlcError):
-            text = f"{job.name}: a weights file, not a .glc file; list models with `glc models`"
-        click.echo(text, err=True)
-        raise click.exceptions.Exit(NOTHING_DONE) from error
-    model = model_of(header, known_models()[0])
-    found = {
-        "file": job.name,
-        "version": VERSION,
-        "width": header.width,
-        "height": header.height,
-        "rate_index": header.rate_index / RATE_ONE,
-        "bytes": len(data),
-        "bpp": 8 * len(data) / (header.width * header.height),
-        "fingerprint": header.fingerprint.hex(),
-        "model": model.name if model else None,
-    }
-    if as_json:
-        click.echo(json.dumps(found, ensure_ascii=False))
-        return
-    of = f" of 0 to {len(model.rates) - 1}" if model else ""
-    for label, value in (
-        ("file", job.name),
-        ("format", f"version {VERSION}"),
-        ("image", f"{header.width} x {header.height} pixels"),
-        ("rate index", f"{header.rate_index / RATE_ONE:.3f}{of}"),
-        ("size", f"{len(data):,} bytes, {found['bpp']:.4f} bpp"),
-        ("weights", header.fingerprint.hex()),
-        ("model", model.name if model else "unknown (no model in `glc models` has these weights)"),
-    ):
-        click.echo(f"{label:<12}{value}")
 
 
 @click.command()
@@ -170,6 +122,12 @@ def convert(source: Path, destination: Path, kind: str, target: str | None, forc
     "init_from=[CODEC,DESTINATION].",
 )
 @click.option("--force", is_flag=True, help="Replace an existing DESTINATION.")
+@click.option(
+    "--wandb",
+    "project",
+    metavar="PROJECT",
+    help="Also log the codec, with its card NAME.md if there is one, as an artifact of a W&B project.",
+)
 @renamed_option("--photos", "--images")
 @trust_option
 def export(
@@ -180,6 +138,7 @@ def export(
     images: tuple[Path, ...],
     training: bool,
     force: bool,
+    project: str | None,
 ) -> None:
     """Export the codec of a training CHECKPOINT as a weights file DESTINATION (.safetensors).
 
@@ -187,13 +146,18 @@ def export(
     """
     if training and images:
         raise click.UsageError("--images: only applies to a codec; omit it with --training")
-    if onnx and (half or images or training):
-        raise click.UsageError("--onnx cannot be combined with --half, --images or --training")
+    if onnx and (half or images or training or project):
+        raise click.UsageError("--onnx cannot be combined with --half, --images, --training or --wandb")
     if onnx:
         _export_graphs(checkpoint, destination, force)
         return
     if not checkpoint.exists():
         raise click.BadParameter(f"Path {str(checkpoint)!r} does not exist.", param_hint="'CHECKPOINT'")
+    if training and project:
+        raise click.UsageError("--wandb: only applies to a codec; omit it with --training")
+    if project:
+        with needs("train", "wandb", "lightning", "hydra"):
+            from glc.launch.lineage import log_export
     from tqdm import tqdm
 
     from glc.codec.weights.export import export as write
@@ -210,6 +174,8 @@ def export(
     paths = [path for _, path in list_sources(images)] if images else []
     with tqdm(paths, desc="counting", unit="image", disable=None if paths else True) as counted:
         write(checkpoint, destination, half, counted)
+    if project:
+        log_export(checkpoint, destination, project)
 
 
 def _export_graphs(source: Path, folder: Path, force: bool) -> None:

@@ -23,6 +23,28 @@ device_option = click.option(
     show_default=True,
     help="Device that runs the networks.",
 )
+
+
+def _background(ctx: click.Context, parameter: click.Parameter, value: str) -> str:
+    if value == "white":  # the default; without importing NumPy and Pillow
+        return value
+    from glc.data.images import parse_background
+
+    try:
+        parse_background(value)
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from None
+    return value
+
+
+background_option = click.option(
+    "--background",
+    metavar="COLOUR",
+    default="white",
+    show_default=True,
+    callback=_background,
+    help="Colour behind transparent pixels: a name or #rrggbb.",
+)
 quiet_option = click.option("--quiet", is_flag=True, help="Print errors only.")
 
 

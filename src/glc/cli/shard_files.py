@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import os
 import warnings
 from collections.abc import Mapping
@@ -18,6 +17,7 @@ class Compressor(FileProcessor):
 
     codec: Any
     options: Mapping[str, Any]
+    background: str = "white"
 
     def accepts(self, name: str) -> bool:
         """Whether it is an image."""
@@ -29,7 +29,7 @@ class Compressor(FileProcessor):
         """Compress an image."""
         from glc.data.images import read_rgb
 
-        image = read_rgb(data, name)
+        image = read_rgb(data, name, background=self.background)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # a missed target is not a failure
             coded = self.codec.compress(image, **self.options)
@@ -50,9 +50,8 @@ class Decompressor(FileProcessor):
     def process_file(self, data: bytes, name: str) -> Processed:
         """Decompress a file."""
         from glc.codec.bitstream import unpack
+        from glc.data.images import png_bytes
 
         header, _ = unpack(data, **self.options)
         image = self.codecs.for_file(header).decompress(data, **self.options)
-        stream = io.BytesIO()
-        image.save(stream, "PNG")
-        return Processed([("png", stream.getvalue())], image.width * image.height, len(data))
+        return Processed([("png", png_bytes(image))], image.width * image.height, len(data))

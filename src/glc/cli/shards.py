@@ -78,6 +78,7 @@ class CodingJob:
     networks: Mapping[str, Any]
     """Other arguments of `Codecs`, such as `encoder` and `memory`."""
     lpips_weights: str | None = None
+    background: str = "white"
 
     def settings(self) -> dict[str, Any]:
         """Return every setting that affects the output bytes.
@@ -93,6 +94,8 @@ class CodingJob:
         weights.pop("memory", None)  # does not affect the bytes: a job may resume with another limit
         identities = {key: _identity(key, value) for key, value in weights.items()}
         found = {"command": self.command, "glc": __version__, **self.options, "weights": identities}
+        if self.background != "white":
+            found["background"] = self.background
         return {**found, "keep": self.keep}
 
     def __call__(self, local_rank: int) -> FileProcessor:
@@ -111,7 +114,7 @@ class CodingJob:
         if self.command == "compress":
             optimizer = make_optimizer(self.options.get("optimize_latent", 0), self.lpips_weights)
             options = {**self.options, "optimize_latent": optimizer}
-            return Compressor(codecs.for_images(), options, keep=self.keep)
+            return Compressor(codecs.for_images(), options, self.background, keep=self.keep)
         codecs.check_for_files()
         return Decompressor(codecs, self.options, keep=self.keep)
 
@@ -124,6 +127,8 @@ def make_job(
     keep: bool,
     optimize_latent: int = 0,
     lpips_weights: str | None = None,
+    background: str = "white",
+    keep_metadata: bool = False,
     **given: Any,
 ) -> CodingJob:
     """Check the options of a command and return them as a job.
@@ -132,6 +137,8 @@ def make_job(
         click.UsageError: two options exclude each other.
         NothingDoneError: `optimize_latent` needs a package or weights that are missing.
     """
+    if keep_metadata:
+        raise click.UsageError("--keep-metadata: not with --shards, whose samples have no place for it")
     options = {name: given.pop(name) for name in _OPTIONS if name in given}
     if command == "compress":
         check_target(**options)
@@ -145,7 +152,7 @@ def make_job(
     asked = {name: value for name, value in options.items() if value is not None}
     if optimize_latent:
         asked["optimize_latent"] = optimize_latent
-    return CodingJob(command, model, device, keep, asked, given, lpips_weights)
+    return CodingJob(command, model, device, keep, asked, given, lpips_weights, background)
 
 
 def code_shards(

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     import torch
 
 BACKENDS = ("auto", "torch", "onnx")
-FEW_FILES = 8
+FEW_FILES = 16
 """Files for which starting PyTorch takes longer than it saves, see docs/performance.md."""
 FEW_PIXELS = 1 << 22
 """Pixels above which the backend `onnx` needs gigabytes of memory."""

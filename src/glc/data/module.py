@@ -23,7 +23,7 @@ from torch.utils.data import DataLoader
 
 from glc.data.augmentations import Augmentations
 from glc.data.crop_schedule import CropSchedule
-from glc.data.images import SampleImage, from_uint8
+from glc.data.images import SampleImage, from_uint8, parse_background
 from glc.data.mixture import Entry, Mixture, joined
 from glc.data.readable import find_readable
 from glc.data.shards import Record, index_shards
@@ -90,6 +90,8 @@ class ImageDataModule(L.LightningDataModule):
     """Mirror half of the training crops."""
     seed: int = 0
     """Seed of crops, shuffling and order."""
+    background: str = "white"
+    """Colour behind transparent pixels: a name or #rrggbb."""
     cache: bool = False
     """Keep the decoded training images in memory (per rank); for small sets, at most 8 GiB."""
     open_timeout: float = 15.0
@@ -137,6 +139,10 @@ class ImageDataModule(L.LightningDataModule):
             )
         if self.val_batch_size is None:
             self.val_batch_size = 1 if self.val_crop is None else self.batch_size
+        try:
+            parse_background(self.background)
+        except ValueError as error:
+            raise ValueError(f"data.background: {error}") from error
         self._entries = entries_of(self.train)
         if self.weights is not None:
             if len(self.weights) != len(self._entries):
@@ -176,7 +182,9 @@ class ImageDataModule(L.LightningDataModule):
     def _open_train(self, found: Sequence[Sources]) -> Mixture:
         """Return the source of the training images."""
         if self.cache:
-            images: list[Sequence[Record]] = [*_decoded([_listed(part, self._image) for part in found])]
+            images: list[Sequence[Record]] = [
+                *_decoded([_listed(part, self._image) for part in found], self.background)
+            ]
             entries = [
                 Entry(str(name), images=part) for name, part in zip(self._entries, images, strict=True)
             ]
@@ -219,6 +227,7 @@ class ImageDataModule(L.LightningDataModule):
             min_scale=self.min_scale,
             max_scale=self.max_scale,
             flip=self.flip,
+            background=self.background,
             scale_batch=self.scale_batch,
             accumulate=self.accumulate,
             augment=self._augment,
@@ -236,7 +245,7 @@ class ImageDataModule(L.LightningDataModule):
         self.setup("validate")
         workers = min(self.num_workers, len(self._val_records))
         loader: DataLoader[Any] = DataLoader(
-            FixedImages(self._val_records, self.val_crop, self.stride),
+            FixedImages(self._val_records, self.val_crop, self.stride, self.background),
             batch_size=self.val_batch_size,
             collate_fn=collate_images,
             num_workers=workers,
@@ -278,12 +287,12 @@ def _rows(found: Sources) -> Sequence[Record]:
     return [Record(name, path) for name, path in found.images] if found.rows is None else found.rows
 
 
-def _decoded(entries: Sequence[Sequence[Record]]) -> list[list[Record]]:
+def _decoded(entries: Sequence[Sequence[Record]], background: str) -> list[list[Record]]:
     """Decode the images of all entries into memory, in order; unreadable ones are skipped with a warning."""
 
     def decode(item: tuple[int, Record]) -> tuple[int, Record, Image.Image] | ImageError:
         try:
-            return *item, item[1].decode()
+            return *item, item[1].decode(background)
         except ImageError as error:
             return error
 

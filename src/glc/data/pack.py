@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from glc.data.images import parse_background
 from glc.data.shard_writer import (
     MANIFEST,
     Encoding,
@@ -113,6 +114,7 @@ def pack(
     size: int | None = None,
     min_side: int = 0,
     quality: int = 95,
+    background: str = "white",
     mix: bool = True,
     workers: int | None = None,
     force: bool = False,
@@ -127,6 +129,7 @@ def pack(
         size: scale images down to this short side, in pixels; never up. None: keep the size.
         min_side: skip images whose short side is below this, in pixels.
         quality: JPEG quality of lossy images that are re-encoded (4:4:4 chroma).
+        background: colour behind transparent pixels, a name or #rrggbb.
         mix: order images by a hash of their name, otherwise as listed (folders sorted).
         workers: processes; None: one per core. The result does not depend on it.
         force: replace a set that was packed there with other settings or images.
@@ -142,6 +145,10 @@ def pack(
         OSError: a list cannot be read, or `dest` cannot be written to.
     """
     _check_arguments(images_per_shard, size, min_side, quality, workers)
+    try:
+        parse_background(background)
+    except ValueError as error:
+        raise PackError(f"background: {error}") from error
     dest = Path(dest)
     name = dest.resolve().name
     if not name or any(letter in name for letter in "{},*?[]:"):
@@ -157,6 +164,8 @@ def pack(
         "mix": mix,
         "pictures": len(images),
         "source_sha256": _fingerprint(images),
+        # Only if it is another: sets that were packed before there was a choice stay complete.
+        **({} if background == "white" else {"background": background}),
     }
     folder = Folder(dest, {"command": "pack", **settings}, _STATE)
     complete = _check_packed(folder, name, settings, force)
@@ -164,7 +173,7 @@ def pack(
         return complete
     shards = _plan(images, name, images_per_shard, mix)
     try:
-        return _pack(folder, shards, name, settings, workers, force, progress)
+        return _pack(folder, shards, name, settings, background, workers, force, progress)
     except (FileNotFoundError, UnfinishedError):
         # Another command that packs the same set into this folder may have finished and removed the state.
         complete = _check_packed(folder, name, settings, force=False)
@@ -178,6 +187,7 @@ def _pack(
     shards: Sequence[Any],
     name: str,
     settings: dict[str, Any],
+    background: str,
     workers: int | None,
     force: bool,
     progress: bool,
@@ -185,7 +195,7 @@ def _pack(
     """Write the shards that are missing, then the manifest; remove the state of the job."""
     dest = folder.path
     folder.prepare(shards, force, time.time(), _REMEDY)
-    encoding = Encoding(settings["size"], settings["min_side"], settings["quality"])
+    encoding = Encoding(settings["size"], settings["min_side"], settings["quality"], background)
     task = ShardTask(folder, shards, Packer(encoding), amount="image", locks_required=False)
     run(task, processes=workers or os.cpu_count() or 1, quiet=not progress)
     names = {entry.key: entry.name for shard in shards for entry in shard.entries}

@@ -17,10 +17,11 @@ from typing import Any
 
 from PIL import Image
 
-from glc.data.images import open_image, orientation, read_rgb
+from glc.data.images import Treatment, log_treatment, open_image, read_rgb
 from glc.errors import ImageError
+from glc.io.names import encode_text
 
-_LOSSY = frozenset({"JPEG", "MPO", "WEBP", "AVIF", "JPEG2000"})
+_LOSSY = frozenset({"JPEG", "MPO", "WEBP", "AVIF", "JPEG2000", "HEIF", "JXL"})
 
 
 @dataclass(frozen=True)
@@ -38,11 +39,12 @@ class Entry:
 
 @dataclass(frozen=True)
 class Encoding:
-    """Settings of a sample: `size` and `min_side` in pixels of the short side, JPEG `quality`."""
+    """Settings of a sample: `size` and `min_side` in pixels of the short side, JPEG `quality`, background."""
 
     size: int | None = None
     min_side: int = 0
     quality: int = 95
+    background: str = "white"
 
 
 def make_key(position: int, name: str) -> str:
@@ -55,8 +57,9 @@ def make_key(position: int, name: str) -> str:
 def encode_sample(entry: Entry, encoding: Encoding) -> list[tuple[str, bytes]]:
     """Read an image and return its sample as (file name, content) pairs.
 
-    A plain JPEG (8-bit RGB, upright, not to be resized) keeps its bytes. Everything else becomes PNG, or,
-    when it came from a lossy format, JPEG of the given quality with full-resolution colour.
+    A plain JPEG (8-bit sRGB, upright, not to be resized) keeps its bytes. Everything else becomes PNG, or,
+    when it came from a lossy format, JPEG of the given quality with full-resolution colour. The sample's JSON
+    names what reading did to the image, if it did anything.
 
     Raises:
         ImageError: the image cannot be read, or is smaller than `encoding.min_side`.
@@ -67,10 +70,18 @@ def encode_sample(entry: Entry, encoding: Encoding) -> list[tuple[str, bytes]]:
         raise ImageError(f"{entry.name}: {error.strerror or error}") from error
     header = open_image(data, entry.name)
     source_format = header.format
-    plain = source_format == "JPEG" and header.mode == "RGB" and orientation(header) == 1
     if min(header.size) < encoding.min_side:
         raise ImageError(f"{entry.name}: short side {min(header.size)} is below {encoding.min_side}")
-    image = read_rgb(data, entry.name)  # decodes all pixels, so that no corrupt file enters a shard
+    done: list[str] = []
+
+    def report(name: str, treatment: Treatment) -> None:
+        done.append(treatment.text)
+        log_treatment(name, treatment)
+
+    # Decodes all pixels, so that no corrupt file enters a shard.
+    image = read_rgb(data, entry.name, background=encoding.background, report=report)
+    # A profile of sRGB, or one that is not used, may stay.
+    plain = source_format == "JPEG" and header.mode == "RGB" and not done
     resized = _fit_short_side(image, encoding.size)
     lossy = source_format in _LOSSY
     if not plain or resized is not image:
@@ -78,10 +89,12 @@ def encode_sample(entry: Entry, encoding: Encoding) -> list[tuple[str, bytes]]:
         options = {"quality": encoding.quality, "subsampling": 0} if lossy else {}
         resized.save(buffer, "JPEG" if lossy else "PNG", **options)
         data = buffer.getvalue()
-    note = {"name": entry.name, "width": resized.width, "height": resized.height}
+    note: dict[str, Any] = {"name": entry.name, "width": resized.width, "height": resized.height}
+    if done:
+        note["treatment"] = done
     return [
         (f"{entry.key}.{'jpg' if lossy else 'png'}", data),
-        (f"{entry.key}.json", json.dumps(note, ensure_ascii=False).encode()),
+        (f"{entry.key}.json", encode_text(json.dumps(note, ensure_ascii=False))),
     ]
 
 

@@ -61,8 +61,11 @@ class Record:
             return str(self.data)
         return f"{self.where}: {self.key}" if self.where else self.key
 
-    def decode(self) -> Image.Image:
-        """Read it as 8-bit RGB. An image in memory is returned itself, not a copy: do not modify it.
+    def decode(self, background: str = "white") -> Image.Image:
+        """Read it as 8-bit sRGB. An image in memory is returned itself, not a copy: do not modify it.
+
+        Args:
+            background: colour behind transparent pixels.
 
         Raises:
             ImageError: unreadable; the message names file, or shard and key.
@@ -75,7 +78,7 @@ class Record:
                 data = data.read()
             except OSError as error:
                 raise ImageError(f"{self}: {error.strerror or error}") from error
-        return read_rgb(data, str(self))
+        return read_rgb(data, str(self), background=background)
 
 
 class RecordSource(Protocol):

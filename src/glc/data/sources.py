@@ -19,17 +19,19 @@ A list may name several, of all kinds. `list_sources` handles images only.
 
 from __future__ import annotations
 
+import codecs
 import glob
 import importlib.util
 import logging
 import os
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol, TypeAlias, cast, get_args
 
 from glc.data.deadline import Watch
-from glc.data.images import is_image_name, list_images
+from glc.data.images import is_image_name, list_images, remedy
 from glc.data.shard_writer import MANIFEST, PackError, parse_manifest, read_manifest
 from glc.data.urls import is_pattern, is_url, list_urls, read_url
 from glc.errors import ListingError
@@ -229,22 +231,34 @@ def list_sources(sources: Sequence[str | os.PathLike[str]]) -> list[tuple[str, P
 
 
 def read_list(source: Path) -> Iterator[tuple[str, Path]]:
-    """Read a text file that lists images, in the format of `list_sources`, as (name, path) pairs.
+    r"""Read a text file that lists images, in the format of `list_sources`, as (name, path) pairs.
+
+    Lists from Windows are read too: a byte order mark, UTF-16 with one, CRLF, `\` between folders. Of a table
+    with tabs, the first column is read. Names that are not UTF-8 keep their bytes.
 
     Raises:
         ListingError: not a text file, or a listed file does not exist.
     """
+    data = source.read_bytes()
+    encoding = "utf-16" if data[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else "utf-8-sig"
     try:
-        lines = source.read_text(encoding="utf-8").splitlines()
-    except UnicodeDecodeError as error:
-        raise ListingError(f"{source}: neither an image nor a text file that lists images") from error
-    for number, line in enumerate(lines, 1):
+        text = data.decode(encoding, "surrogateescape" if encoding == "utf-8-sig" else "strict")
+    except UnicodeDecodeError:
+        text = "\0"
+    if "\0" in text:
+        hint = remedy(source.name)
+        raise ListingError(
+            f"{source}: neither an image nor a text file that lists images" + (f"; {hint}" if hint else "")
+        )
+    for number, line in enumerate(re.split("\r\n|\r|\n", text), 1):
         name = line.strip()
         if not name or name.startswith("#"):
             continue
-        path = source.parent / name
-        if not path.is_file():
+        names = [name, column := name.split("\t")[0].rstrip(), column.replace("\\", "/")]
+        found = next((given for given in names if (source.parent / given).is_file()), None)
+        if found is None:
             raise ListingError(f"{source}, line {number}: no such file: {name}")
+        name, path = found, source.parent / found
         # Absolute paths are specific to the machine, so only the file's name is kept.
         yield (Path(name).name if Path(name).is_absolute() else name), path
 

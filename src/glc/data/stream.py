@@ -94,8 +94,9 @@ class TrainStream(IterableDataset[ImageBatch]):
         scale_batch: bool = False,
         accumulate: int = 1,
         augment: Augmentations | None = None,
+        background: str = "white",
     ) -> None:
-        self.source = source
+        self.source, self.background = source, background
         self.crop = crop if isinstance(crop, CropSchedule) else CropSchedule(crop)
         self.batch_size, self.epoch_batches = batch_size, epoch_batches
         self.seed, self.rank, self.ranks = seed, rank, ranks
@@ -161,7 +162,7 @@ class TrainStream(IterableDataset[ImageBatch]):
             while not ahead or ahead[-1] is None:
                 record = next(records)
                 try:
-                    ahead.append((record.key, record.decode()))
+                    ahead.append((record.key, record.decode(self.background)))
                 except ImageError as error:
                     self._bad.report(str(record), error)
                     ahead.append(None)
@@ -323,8 +324,11 @@ class FixedImages(Dataset[tuple[Tensor, str]]):
     number of batches.
     """
 
-    def __init__(self, records: Sequence[Record], crop: int | None, stride: int) -> None:
+    def __init__(
+        self, records: Sequence[Record], crop: int | None, stride: int, background: str = "white"
+    ) -> None:
         self._records = records
+        self._background = background
         self._crop, self._stride = crop, stride
         self._bad = _UnreadableImages()
 
@@ -335,7 +339,7 @@ class FixedImages(Dataset[tuple[Tensor, str]]):
         for step in range(len(self)):
             record = self._records[(index + step) % len(self)]
             try:
-                image = record.decode()
+                image = record.decode(self._background)
             except ImageError as error:
                 self._bad.report(str(record), error)
                 continue

@@ -1,6 +1,5 @@
 """One process of an evaluation: encode an image, decode its file, measure the result."""
 
-import io
 import json
 import time
 import warnings
@@ -14,7 +13,7 @@ from PIL import Image
 
 from glc.codec.base import TargetWarning
 from glc.codec.codec import choose_device
-from glc.data.images import SampleImage, is_image_name, read_rgb, stack_images
+from glc.data.images import SampleImage, is_image_name, png_bytes, stack_images
 from glc.evaluation.codecs.base import CodecUnavailable, ImageCodec, Setting
 from glc.evaluation.summary import MEASUREMENTS
 from glc.evaluation.testsets import ImageFile, ImageSet, Preprocess
@@ -131,14 +130,14 @@ class FolderWorker:
             return entry | {"failed": _one_line(error)}
 
     def _measure(self, image: ImageFile, setting: Setting) -> dict[str, Any]:
-        original = self.images.read(image)
+        original, done = self.images.preprocess.read(image.path, str(image.path))
         data, encoded = self.evaluator.encode(original, setting)
         path = file_path(self.out, setting, image, self.evaluator.codec.suffix)
         write_bytes(path, data)
         data = path.read_bytes()  # decode the bytes that are on the disk
         decoded, measured = self.evaluator.decode(data, original, image.path)
-        write_bytes(reconstruction_path(self.out, setting, image), png_bytes(decoded))
-        return {**measured, **encoded}
+        write_bytes(reconstruction_path(self.out, setting, image), png_bytes(decoded, compress_level=3))
+        return {**measured, **encoded, **({"treatment": done} if done else {})}
 
 
 @dataclass
@@ -171,7 +170,7 @@ class ImageProcessor(FileProcessor):
 
         An image that fails at one setting counts as failed, so that all means are over the same images.
         """
-        original = self.preprocess.apply(read_rgb(data, name), name)
+        original, done = self.preprocess.read(data, name)
         codec = self.evaluator.codec
         measurements: dict[str, Any] = {}
         kept: list[tuple[str, bytes]] = []
@@ -185,10 +184,10 @@ class ImageProcessor(FileProcessor):
                 raise ValueError(f"{setting.label}: {_one_line(error)}") from error
             # Times are omitted: they are unreliable with many processes and not reproducible.
             entry = {key: value for key, value in {**measured, **encoded}.items() if "seconds" not in key}
-            measurements[setting.label] = entry
+            measurements[setting.label] = entry | ({"treatment": done} if done else {})
             if self.keep_files:
                 kept.append((f"{setting.label}{codec.suffix}", coded))
-                kept.append((f"{setting.label}.png", png_bytes(decoded)))
+                kept.append((f"{setting.label}.png", png_bytes(decoded, compress_level=3)))
         text = json.dumps(measurements).encode() + b"\n"
         pixels = sum(entry["width"] * entry["height"] for entry in measurements.values())
         size = sum(entry["bytes"] for entry in measurements.values())
@@ -203,14 +202,6 @@ def file_path(folder: Path, setting: Setting, image: ImageFile, suffix: str) -> 
 def reconstruction_path(folder: Path, setting: Setting, image: ImageFile) -> Path:
     """Return the path of an image's reconstruction."""
     return folder / "reconstructions" / setting.label / f"{image.name}.png"
-
-
-def png_bytes(image: Image.Image) -> bytes:
-    """Encode a decoded image as PNG, without metadata such as ICC profiles."""
-    stream = io.BytesIO()
-    plain = Image.frombytes("RGB", image.size, image.convert("RGB").tobytes())
-    plain.save(stream, "PNG", compress_level=3)
-    return stream.getvalue()
 
 
 def choose_devices(device: str | Sequence[str], several: bool) -> list[str]:

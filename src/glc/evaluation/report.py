@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import base64
 import html
-import io
 import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +15,11 @@ from PIL import Image
 from glc.evaluation.plots import rd_figure, save_plots, svg
 from glc.evaluation.results import Results, ResultsError, Row, all_metrics, metric
 from glc.evaluation.tables import PublishedCurve, bd_rate_table, number, points_table, published_curves
+from glc.evaluation.web_page import WEBP_QUALITY, Section, data_script, embed, warning, web_page
 from glc.io.atomic import write_text
 
+SCRIPTS = ("slider.js", "evaluation.js")
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".ppm")
-WEBP_QUALITY = 88
-"""High enough that visible artefacts come from the codec under test."""
 SLIDER_SIDE = 1024
 """Longest side of images in the slider, in pixels."""
 CASE_SIDE = 512
@@ -31,7 +28,7 @@ NEAR_PERCENT = 15
 """Rates of two images that differ by more are marked."""
 
 _SLIDER = """
-<div id="slider">
+<div id="slider" class="slider">
 <p><label>left <select data-role="left"></select></label>
 <label>right <select data-role="right"></select></label>
 <label>image <select data-role="image"></select></label></p>
@@ -64,35 +61,31 @@ def build_report(
     Raises:
         ResultsError: the runs are on different sets, the anchor is not one of them, or an image is missing.
     """
+    sections = evaluation_sections(runs, originals, images, with_published, anchor)
+    return web_page(f"Evaluation on {runs[0].data_name}", sections, SCRIPTS)
+
+
+def evaluation_sections(
+    runs: Sequence[Results],
+    originals: Path | None = None,
+    images: int = 8,
+    with_published: bool = True,
+    anchor: str | None = None,
+) -> list[Section]:
+    """Return the sections of a report, for a page with `SCRIPTS`; see `build_report`."""
     check_comparable(runs)
     published = published_curves(runs[0].data_name) if with_published else []
     found = Originals(originals)
     shown = [run for run in runs if run.has_images]
-    title = f"Evaluation on {runs[0].data_name}"
-    sections = [
-        ("summary", "Summary", _summary(runs)),
-        ("plots", "Rate and quality", _plots(runs, published)),
-        ("points", "Points", points_table(runs, published).to_html()),
-        ("bd-rate", "BD-rate", bd_rate_table(runs, anchor_index(runs, anchor), published).to_html()),
-        ("compare", "Images at similar rate", _slider(shown, found, images)),
-        ("failures", "Worst images of each codec", _failures(runs, found)),
-        ("settings", "Settings and versions", _settings(runs)),
+    return [
+        Section("summary", "Summary", _summary(runs)),
+        Section("plots", "Rate and quality", _plots(runs, published)),
+        Section("points", "Points", points_table(runs, published).to_html()),
+        Section("bd-rate", "BD-rate", bd_rate_table(runs, anchor_index(runs, anchor), published).to_html()),
+        Section("compare", "Images at similar rate", _slider(shown, found, images)),
+        Section("failures", "Worst images of each codec", _failures(runs, found)),
+        Section("settings", "Settings and versions", _settings(runs)),
     ]
-    links = "".join(f'<a href="#{key}">{html.escape(name)}</a>' for key, name, _ in sections)
-    body = "\n".join(
-        f'<section id="{key}">\n<h2>{html.escape(name)}</h2>\n{content}</section>'
-        for key, name, content in sections
-    )
-    return (
-        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        # The page is self-contained: the browser need not load anything.
-        '<meta http-equiv="Content-Security-Policy" content="default-src \'none\'; img-src data:; '
-        "style-src 'unsafe-inline'; script-src 'unsafe-inline'\">\n"
-        f"<title>{html.escape(title)}</title>\n<style>\n{_asset('style.css')}</style>\n</head>\n<body>\n"
-        f"<h1>{html.escape(title)}</h1>\n<nav>{links}</nav>\n{body}\n"
-        f"<script>\n{_asset('slider.js')}</script>\n</body>\n</html>\n"
-    )
 
 
 def check_comparable(runs: Sequence[Results]) -> None:
@@ -125,16 +118,12 @@ def anchor_index(runs: Sequence[Results], anchor: str | None) -> int:
     return names.index(anchor)
 
 
-def _asset(name: str) -> str:
-    return files("glc.evaluation").joinpath(f"page/{name}").read_text("utf-8")
-
-
 def _summary(runs: Sequence[Results]) -> str:
     parts = []
     counts = {run.images for run in runs}
     if len(counts) > 1:
         each = ", ".join(f"{run.name}: {run.images}" for run in runs)
-        parts.append(_warning(f"The runs have different numbers of images ({each})."))
+        parts.append(warning(f"The runs have different numbers of images ({each})."))
     # Device, threads and set of metrics may differ.
     ignored = ("device", "threads", "measured")
     protocols = {
@@ -142,21 +131,17 @@ def _summary(runs: Sequence[Results]) -> str:
         for run in runs
     }
     if len(protocols) > 1:
-        parts.append(_warning("The runs used different protocols; see the settings below."))
+        parts.append(warning("The runs used different protocols; see the settings below."))
     for run in runs:
         if run.failed:
             failed = len({failure["image"] for failure in run.failed})
-            parts.append(_warning(f"{run.name}: {failed} of {run.images} images failed."))
+            parts.append(warning(f"{run.name}: {failed} of {run.images} images failed."))
     lines = "".join(
         f"<li>{html.escape(run.name)}: {len(run.points)} settings, {run.points[0].bpp:.4f} to "
         f"{run.points[-1].bpp:.4f} bpp from file sizes, {run.images} images</li>\n"
         for run in runs
     )
     return "\n".join([*parts, f"<ul>\n{lines}</ul>\n"])
-
-
-def _warning(text: str) -> str:
-    return f'<p class="warning">{html.escape(text)}</p>'
 
 
 def _plots(runs: Sequence[Results], published: Sequence[PublishedCurve]) -> str:
@@ -197,21 +182,16 @@ def _slider(runs: Sequence[Results], originals: Originals, limit: int) -> str:
             entries.append(None)
         shown.append({"name": choice.image, "width": size[0], "height": size[1], "entries": entries})
     if not shown:
-        return (
-            '<p>No image was measured by two runs.</p>\n<script type="application/json" id="slider-data">'
-            + ('{"images": []}</script>\n')
-        )
+        return f"<p>No image was measured by two runs.</p>\n{data_script('slider-data', {'images': []})}"
     if with_original:
         codecs.append("original")
     data = {"codecs": codecs, "second": min(1, len(codecs) - 1), "near": NEAR_PERCENT, "images": shown}
-    # "<" could end the script.
-    text = json.dumps(data, ensure_ascii=False).replace("<", "\\u003c")
     return (
         f"{_SLIDER}"
         '<p class="note">For each codec the setting with the closest file size is shown. Images here are '
         f"WebP of quality {WEBP_QUALITY}, at most {SLIDER_SIDE} pixels a side; "
         "the metrics were measured on the decoded images.</p>\n"
-        f'<script type="application/json" id="slider-data">{text}</script>\n'
+        f"{data_script('slider-data', data)}"
     )
 
 
@@ -381,16 +361,6 @@ def read_image(path: Path) -> Image.Image:
         ) from None
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise ResultsError(f"{path}: not a readable image ({error}); run the evaluation again") from error
-
-
-def embed(image: Image.Image, side: int) -> str:
-    """Encode an image as a WebP `data:` URL, downscaled to at most `side` pixels."""
-    if max(image.size) > side:
-        image = image.copy()
-        image.thumbnail((side, side), Image.Resampling.LANCZOS)
-    buffer = io.BytesIO()
-    image.save(buffer, "WEBP", quality=WEBP_QUALITY, method=4)
-    return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
 class Originals:

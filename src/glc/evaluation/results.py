@@ -8,6 +8,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from glc.io.names import decode_names
+
 FORMAT = 1
 SUMMARY = "summary.json"
 PER_IMAGE = "per_image.csv"
@@ -315,7 +317,7 @@ def _row(path: Path, line: int, found: Mapping[str, str | None]) -> Row:
         except ValueError:
             raise ResultsError(f"{path}, line {line}: {key} is not a number: {text!r}") from None
 
-    image = found["image"] or ""
+    image = decode_names(found["image"] or "")
     if not image or image.startswith("/") or "\\" in image or ".." in image.split("/"):
         raise ResultsError(f"{path}, line {line}: {image!r} is not a valid image name")
     texts = {key: text for key, text in found.items() if key and key not in _NO_METRIC and text}

@@ -133,8 +133,12 @@ def write_results(
         for (name, label), entry in sorted(entries.items())
         if "note" in entry
     ]
+    treated = {
+        name: entry["treatment"] for (name, _), entry in sorted(entries.items()) if "treatment" in entry
+    }
     summary = _summarise(
         identity,
+        **_treatments(treated),
         images=sum(image.name not in failed_names for image in images.images),
         failed=failed,
         unavailable=dict(metrics.unavailable),
@@ -161,6 +165,12 @@ def _summarise(identity: Mapping[str, Any], **found: Any) -> dict[str, Any]:
     data = {key: value for key, value in identity["data"].items() if key != "sha256"}
     determined = {key: identity[key] for key in ("protocol", "seed", "versions")}
     return {"format": FORMAT, "codec": identity["codec"], "data": data, **determined, **found}
+
+
+def _treatments(treated: Mapping[str, Sequence[str]]) -> dict[str, Any]:
+    """Return the summary's entry about images that reading converted; nothing if there are none."""
+    listed = [{"image": name, "treatment": list(done)} for name, done in treated.items()]
+    return {"treatments": listed} if listed else {}
 
 
 def _summary_text(summary: Mapping[str, Any]) -> str:
@@ -241,7 +251,7 @@ def merge_shards(
             replacing(folder.path / "per_image.csv") as images,
             replacing(folder.path / "per_shard.csv") as table,
         ):
-            means, notes = _write_tables(folder, shards, settings, names, images, table)
+            means, notes, treated = _write_tables(folder, shards, settings, names, images, table)
         lacking = [label for label, mean in means.items() if mean.images != totals["done"]]
         if lacking:
             raise JobError(
@@ -256,6 +266,7 @@ def merge_shards(
             incomplete |= means[point["label"]].incomplete(point["label"])
         summary = _summarise(
             {**identity, "data": data},
+            **_treatments(treated),
             images=totals["done"],
             failed=failed,
             unavailable=dict(unavailable),
@@ -276,12 +287,13 @@ def _write_tables(
     names: Sequence[str],
     images: Path,
     table: Path,
-) -> tuple[dict[str, Means], list[dict[str, str]]]:
+) -> tuple[dict[str, Means], list[dict[str, str]], dict[str, list[str]]]:
     total = {setting.label: Means(names) for setting in settings}
     notes: list[dict[str, str]] = []
+    treated: dict[str, list[str]] = {}
     with (
         images.open("w", newline="", encoding="utf-8", errors="backslashreplace") as image_file,
-        table.open("w", newline="", encoding="utf-8") as shard_file,
+        table.open("w", newline="", encoding="utf-8", errors="backslashreplace") as shard_file,
     ):
         rows, lines = (csv.writer(file, lineterminator="\n") for file in (image_file, shard_file))
         rows.writerow(_header(names))
@@ -298,6 +310,8 @@ def _write_tables(
                     here[label].add(image, entry)
                     size[label] += entry["bytes"]
                     rows.writerow(_row_of(image, label, entry, names))
+                    if "treatment" in entry and len(treated) < _LISTED:
+                        treated[image] = entry["treatment"]
                     if "note" in entry and len(notes) < _LISTED:
                         notes.append({"image": image, "label": label, "note": entry["note"]})
             for setting in settings:
@@ -306,7 +320,7 @@ def _write_tables(
                 lines.writerow(
                     [shard.name, setting.label, point["images"], failed, size[setting.label], *values]
                 )
-    return total, notes
+    return total, notes, treated
 
 
 def _measurements(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -11,8 +11,16 @@ from typing import Any
 
 from PIL import Image
 
-from glc.data.images import is_image_name, list_images, read_rgb
+from glc.data.images import (
+    ImageSource,
+    Treatment,
+    is_image_name,
+    list_images,
+    parse_background,
+    read_rgb,
+)
 from glc.errors import ImageError
+from glc.io.names import encode_text
 from glc.jobs.tar_shards import Shard, ShardError, find_shards
 
 _TRIED = 3  # shards that are read before an evaluation starts
@@ -41,12 +49,28 @@ class Preprocess:
         sizes: allowed `[width, height]` after preprocessing; None: any.
         resize: scale to this short side, in pixels, with a Lanczos filter; None: no scaling.
         center_crop: then crop a centred square of this side, in pixels; None: no cropping.
+        background: colour behind transparent pixels.
     """
 
     name: str
     sizes: Sequence[Sequence[int]] | None = None
     resize: int | None = None
     center_crop: int | None = None
+    background: str = "white"
+
+    def read(self, source: ImageSource, where: str) -> tuple[Image.Image, list[str]]:
+        """Read and preprocess an image; return it, mode RGB, and what reading did to it.
+
+        Raises:
+            ImageError: it cannot be read, or its size is not one of the set.
+        """
+        done: list[str] = []
+
+        def report(name: str, treatment: Treatment) -> None:
+            done.append(treatment.text)
+
+        image = read_rgb(source, where, background=self.background, report=report)
+        return self.apply(image, where), done
 
     def apply(self, image: Image.Image, where: str) -> Image.Image:
         """Preprocess an image that was read from `where`, mode RGB.
@@ -72,9 +96,10 @@ class Preprocess:
             )
         return image
 
-    def as_dict(self) -> dict[str, int | None]:
-        """Return the options, for the summary."""
-        return {"resize": self.resize, "center_crop": self.center_crop}
+    def as_dict(self) -> dict[str, Any]:
+        """Return the options, for the summary; the background if it is not white."""
+        other = {} if self.background == "white" else {"background": self.background}
+        return {"resize": self.resize, "center_crop": self.center_crop, **other}
 
 
 class ImageSet:
@@ -91,6 +116,7 @@ class ImageSet:
         sizes: see `Preprocess`.
         resize: see `Preprocess`.
         center_crop: see `Preprocess`.
+        background: see `Preprocess`.
         limit: sample this many images by a hash of their names and `seed`; None: all.
         seed: seed of the sample.
 
@@ -116,12 +142,13 @@ class ImageSet:
         center_crop: int | None = None,
         limit: int | None = None,
         seed: int = 0,
+        background: str = "white",
     ) -> None:
         if path is None:
             raise SetError(f"testset.path: not set; give the folder of {name}, testset.path=DIR")
         self.name, self.path, self.count = name, Path(path), count
         self.source, self.license = source, license
-        self.preprocess = Preprocess(name, sizes, resize, center_crop)
+        self.preprocess = _preprocess(name, sizes, resize, center_crop, background)
         self.limit, self.seed = limit, seed
         hint = f"; get {name} from {source}, or give another folder" if source else ""
         try:
@@ -135,7 +162,7 @@ class ImageSet:
         if limit is not None:
             if limit < 1:
                 raise SetError(f"testset.limit={limit}: give a positive number of images, or null for all")
-            sample = sorted(self.images, key=lambda p: _hash(f"{seed}/{p.name}".encode()))[:limit]
+            sample = sorted(self.images, key=lambda p: _hash(encode_text(f"{seed}/{p.name}")))[:limit]
             self.images = sorted(sample, key=lambda p: p.name)
             self.missing = []
 
@@ -168,7 +195,7 @@ class ImageSet:
         Raises:
             ImageError: it cannot be read, or does not have the set's size.
         """
-        return self.preprocess.apply(read_rgb(image.path), str(image.path))
+        return self.preprocess.read(image.path, str(image.path))[0]
 
     def hashes(self) -> dict[str, str]:
         """Return the SHA-256 of each image's file, by name; `unreadable` for files that cannot be read."""
@@ -181,7 +208,7 @@ class ImageSet:
                 found[image.name] = "unreadable"
         return found
 
-    def preparation(self) -> dict[str, int | None]:
+    def preparation(self) -> dict[str, Any]:
         """Return the preprocessing and sampling options, for the summary."""
         return {**self.preprocess.as_dict(), "limit": self.limit, "seed": self.seed}
 
@@ -198,6 +225,7 @@ class ShardSet:
         sizes: see `Preprocess`.
         resize: see `Preprocess`.
         center_crop: see `Preprocess`.
+        background: see `Preprocess`.
         member: suffix of the image of a sample, such as `jpg` or `mask.png`; None: the first image.
 
     Raises:
@@ -215,11 +243,12 @@ class ShardSet:
         sizes: Sequence[Sequence[int]] | None = None,
         resize: int | None = None,
         center_crop: int | None = None,
+        background: str = "white",
         member: str | None = None,
     ) -> None:
         self.name, self.count, self.source, self.license = name, count, source, license
         self.member = member
-        self.preprocess = Preprocess(name, sizes, resize, center_crop)
+        self.preprocess = _preprocess(name, sizes, resize, center_crop, background)
         self.shards: Sequence[Shard] = find_shards([path] if isinstance(path, str) else list(path))
         self.missing: list[tuple[str, str]] = []
         urls = [shard.path for shard in self.shards if _URL.match(str(shard.path))]
@@ -246,6 +275,20 @@ def _problem(shard: Shard) -> str | None:
     except (ShardError, OSError) as error:
         return str(error)
     return f"{shard.path}: contains no image"
+
+
+def _preprocess(
+    name: str,
+    sizes: Sequence[Sequence[int]] | None,
+    resize: int | None,
+    center_crop: int | None,
+    background: str,
+) -> Preprocess:
+    try:
+        parse_background(background)
+    except ValueError as error:
+        raise SetError(f"testset.background: {error}") from error
+    return Preprocess(name, sizes, resize, center_crop, background)
 
 
 def are_shards(path: Any) -> bool:

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from glc.errors import WeightsError
+from glc.io.names import encode_text
 
 
 def check_destination(destination: Path, source: Path, force: bool) -> None:
@@ -91,8 +92,8 @@ def write_bytes(path: str | Path, data: bytes, *, fsync: bool = False, overwrite
 
 
 def write_text(path: str | Path, text: str, *, fsync: bool = False, overwrite: bool = True) -> None:
-    """Write a UTF-8 file atomically. File names that are not UTF-8 keep their bytes (surrogateescape)."""
-    write_bytes(path, text.encode("utf-8", "surrogateescape"), fsync=fsync, overwrite=overwrite)
+    """Write a UTF-8 file atomically; names in it as in `encode_text`."""
+    write_bytes(path, encode_text(text), fsync=fsync, overwrite=overwrite)
 
 
 def _sync(path: Path) -> None:

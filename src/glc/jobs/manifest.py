@@ -279,7 +279,7 @@ class Folder:
             lines += [{"shard": record.name, **failure} for failure in record.failures]
         if lines:
             text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
-            write_text(self.path / FAILURES, _printable(text))
+            write_text(self.path / FAILURES, text)
         else:
             (self.path / FAILURES).unlink(missing_ok=True)
         return totals
@@ -322,11 +322,5 @@ def _short(value: Any) -> str:
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
-def _printable(text: str) -> str:
-    """Escape characters that UTF-8 cannot encode, such as bytes of a file name in another encoding."""
-    return text.encode("utf-8", "backslashreplace").decode()
-
-
 def _write_json(path: Path, content: Any) -> None:
-    text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
-    write_text(path, _printable(text), fsync=True)
+    write_text(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n", fsync=True)

@@ -6,6 +6,7 @@ from itertools import pairwise
 from pathlib import Path
 
 from glc.io import threads_policy
+from glc.io.names import escape_output
 from glc.launch.config import CONF, UsageError
 
 
@@ -44,6 +45,7 @@ def _answered(
 ) -> bool:
     """Print help or completions if they are asked for; otherwise check the command line."""
     words = list(sys.argv[1:] if arguments is None else arguments)
+    escape_output()
     try:
         if "--help" in words or "-h" in words:
             from glc.launch.help import help_text

@@ -1,5 +1,6 @@
 """The folder of the configuration, its resolvers, and the error for invalid settings."""
 
+import os
 from importlib.resources import files
 from pathlib import Path
 
@@ -80,3 +81,12 @@ def output_dir(otherwise: str) -> str:
         return otherwise
     runtime = HydraConfig.get().runtime
     return otherwise if OmegaConf.is_missing(runtime, "output_dir") else str(runtime.output_dir)
+
+
+def run_dir(folder: str) -> str:
+    """Return a run's folder: below `folder` for a run that an agent of a W&B sweep started, else `folder`.
+
+    The agent gives its runs no other name than their id. A run that it starts again has the same id.
+    """
+    identity = os.environ.get("WANDB_RUN_ID") if os.environ.get("WANDB_SWEEP_ID") else None
+    return os.path.join(folder, identity) if identity else folder

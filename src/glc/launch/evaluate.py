@@ -6,7 +6,6 @@ glc eval codec=mine.safetensors testset=folder testset.path=IMAGES out=results/m
 """
 
 import logging
-import os
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -94,6 +93,13 @@ def codec_makers(cfg: DictConfig) -> dict[str, MakeCodec]:
     return makers
 
 
+def weights_of(cfg: DictConfig) -> dict[str, Path]:
+    """Return the weights file of each codec that has one, by the codec's name."""
+    asked = [str(name) for name in (cfg.codec if isinstance(cfg.codec, ListConfig) else [cfg.codec])]
+    files = [find(name).resolve() for name in asked if name not in cfg.codecs]
+    return {file.stem: file for file in files}
+
+
 def prepare(cfg: DictConfig, shards: Sequence[str] = ()) -> dict[str, Evaluation]:
     """Return the evaluations of a composed configuration, by the name of the codec.
 
@@ -165,7 +171,10 @@ def evaluate(cfg: DictConfig, shards: Sequence[str] = ()) -> list[dict[str, Any]
             log.info("%s", table({**summary, "unavailable": unavailable}))
             log.info("%s: results in %s", name, evaluation.out)
             if cfg.wandb and dist_info()[0] == 0:
-                log_to_wandb(summary, evaluation.out, cfg.wandb_project)
+                from glc.launch.lineage import log_evaluation
+
+                weights = weights_of(cfg).get(name)
+                log_evaluation(summary, evaluation.out, cfg.wandb_project, weights, cfg.wandb_artifacts)
             summaries.append(summary)
     except (*UNUSABLE, CodecUnavailable) as error:
         raise usage_error(error, cfg) from error
@@ -195,47 +204,6 @@ def _short(reason: str, length: int = 90) -> str:
 
 def _number(value: Any) -> str:
     return "-" if value is None else str(value) if isinstance(value, int) else f"{value:.4f}"
-
-
-def log_to_wandb(summary: Mapping[str, Any], out: Path, project: str) -> None:
-    """Log a run's points as a table and each point's metrics as the run's summary, `LABEL/METRIC`.
-
-    The W&B run is always finished, with exit code 1 if logging failed.
-    """
-    import wandb
-
-    from glc.training.loggers import give_up, logged_in
-
-    mode: Any = os.environ.get("WANDB_MODE") or ("online" if logged_in() else "offline")
-    config = {key: summary[key] for key in ("codec", "data", "protocol", "seed", "versions")}
-    begin = partial(
-        wandb.init,
-        project=project,
-        group=f"evaluation {summary['data']['name']}",
-        name=f"{summary['codec']['name']} on {summary['data']['name']}",
-        job_type="evaluation",
-        dir=str(out),
-        config=config,
-        settings=wandb.Settings(silent=True, console="off"),
-    )
-    try:
-        run = begin(mode=mode)
-    except wandb.errors.CommError as error:
-        give_up(error, out)
-        run = begin(mode="offline")
-    code = 1
-    try:
-        points = [{**point, "setting": point["label"]} for point in summary["points"]]
-        columns = list(dict.fromkeys(key for point in points for key in point))
-        rows = [[point.get(column) for column in columns] for point in points]
-        run.log({"points": wandb.Table(columns=columns, data=rows)})
-        for point in points:
-            values = {f"{point['label']}/{key}": value for key, value in point.items()}
-            run.summary.update({key: value for key, value in values.items() if not isinstance(value, str)})
-        run.summary.update({"images": summary["images"], "failed": len(summary["failed"])})
-        code = 0
-    finally:
-        run.finish(exit_code=code)
 
 
 def main(arguments: Sequence[str] | None = None, shards: Sequence[str] = ()) -> None:

@@ -34,7 +34,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from glc.launch.config import CONF, UsageError, folder_of, output_dir, per_device, total_steps
+from glc.launch.config import CONF, UsageError, folder_of, output_dir, per_device, run_dir, total_steps
 from glc.launch.help import choices
 from glc.launch.schema import TRAINER_ARGUMENTS, checked, conform, kind_of
 from glc.launch.values import BOOLEAN, WORDS, Accepted, shown
@@ -299,7 +299,7 @@ def swept_name(overrides: list[str], otherwise: str, params: Mapping[str, Any] |
 
 def register_resolvers() -> None:
     """Register the resolvers `${...:}`; also needed in processes that receive a pickled configuration."""
-    for resolver in (per_device, total_steps, output_dir, swept_name, case):
+    for resolver in (per_device, total_steps, output_dir, run_dir, swept_name, case):
         OmegaConf.register_new_resolver(resolver.__name__, resolver, replace=True)
 
 

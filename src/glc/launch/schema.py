@@ -110,6 +110,7 @@ ARGUMENTS: dict[str, dict[str, Accepted]] = {
         "weights": optional(sequence(POSITIVE)),
         "member": optional(replace(TEXT, text="the suffix of a file, such as jpg or mask.png")),
         "augment": optional(replace(LIST, text="a list of mappings, [{_target_: TRANSFORM, ...}]")),
+        "background": TEXT,
         **dict.fromkeys(
             ("train", "val"), replace(NAMES, text="a folder, shards, a list of images, or a list of them")
         ),
@@ -137,10 +138,18 @@ ARGUMENTS: dict[str, dict[str, Accepted]] = {
         "total": COUNT,
         **dict.fromkeys(("hold", "floor"), SHARE),
     },
-    "glc.training.callbacks.ema.EMA": {"decay": replace(SHARE, text="a number from 0 to below 1")},
+    "glc.training.callbacks.ema.EMA": {
+        "decay": replace(SHARE, text="a number from 0 to below 1"),
+        "validate_live": BOOLEAN,
+    },
     "glc.training.callbacks.codebook.": dict.fromkeys(("initialize_after", "restart_every"), optional(INDEX)),
     "glc.training.callbacks.media.": {"images": INDEX},
-    "glc.training.loggers.wandb_logger": {"project": TEXT, "tags": sequence(TEXT)},
+    "glc.training.loggers.wandb_logger": {
+        "project": TEXT,
+        "tags": sequence(TEXT),
+        "artifacts": BOOLEAN,
+        "upload_mb": WEIGHT,
+    },
     "glc.training.checkpoints.LastCheckpoint": {"every_n_steps": INDEX},
     "glc.training.checkpoints.TimeLimit": {"minutes": optional(WEIGHT)},
     "lightning.pytorch.callbacks.ModelCheckpoint": {
@@ -168,6 +177,7 @@ ARGUMENTS: dict[str, dict[str, Accepted]] = {
         **dict.fromkeys(("count", "resize", "center_crop", "limit"), optional(COUNT)),
         **dict.fromkeys(("first", "seed"), INDEX),
         "path": optional(NAMES),
+        "background": TEXT,
         "member": optional(replace(TEXT, text="the suffix of a file, such as jpg or mask.png")),
         "sizes": optional(sequence(sequence(COUNT, 2), text="a list of sizes, [[WIDTH,HEIGHT],...]")),
     },
@@ -204,7 +214,7 @@ KEYS: dict[str, dict[str, Accepted]] = {
         "device": one_of(TEXT, sequence(TEXT)),
         **dict.fromkeys(("processes", "threads"), COUNT),
         "seed": INDEX,
-        **dict.fromkeys(("overwrite", "keep", "wandb"), BOOLEAN),
+        **dict.fromkeys(("overwrite", "keep", "wandb", "wandb_artifacts"), BOOLEAN),
         "wandb_project": TEXT,
         "codecs.*.qualities": optional(sequence(NUMBER)),
     },

@@ -36,10 +36,12 @@ from glc.launch.checks import check_training
 from glc.launch.config import UsageError
 from glc.launch.failures import UNUSABLE, usage_error
 from glc.launch.hardware import check_devices
+from glc.launch.lineage import inputs
 from glc.launch.overrides import command_line, register_resolvers
 from glc.launch.run_summary import closing, opening, without_bar
 from glc.launch.schema import conform
 from glc.launch.start import checkpoint_folder, resolve_start
+from glc.training.artifacts import Lineage
 from glc.training.checkpoints import (
     LAST,
     ChecksumCheckpointIO,
@@ -117,7 +119,7 @@ def prepare(cfg: DictConfig, acquire: Callable[[], object] = lambda: None) -> Ru
     make = instantiate(cfg.stage.module, _partial_=True, _convert_="all")
     stage: L.LightningModule = make() if start.codec is None else make(codec=start.codec)
     internal = [RecordSettings(settings), StopAfterStep(cfg.max_minutes), LogFirstStep()]
-    callbacks = [*internal, *_made(cfg.callbacks)]
+    callbacks = [*internal, *_made(cfg.callbacks), Lineage(inputs(cfg, start), settings)]
     if start.resume is None:
         warm_start(stage, *start.sources, discriminator=start.discriminator)
     else:

@@ -1,10 +1,11 @@
 """Loggers: CSV, W&B, TensorBoard and MLflow."""
 
 import csv
+import json
 import logging
 import os
 import re
-import uuid
+import shlex
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -22,10 +23,13 @@ from PIL import Image
 from glc.errors import SettingError
 from glc.io.atomic import replacing
 from glc.training.checkpoints import is_first_process
+from glc.training.wandb_run import give_up, identity, mode, not_uploaded, with_variables
 
 _log = logging.getLogger(__name__)
 
 STEP = "trainer/global_step"
+HISTOGRAMS = "histograms.jsonl"
+"""File beside a CSV file: an object with `step`, `name`, `counts` and `edges` per line."""
 _AT_RATE = re.compile(r"val/(?P<name>.+)/(?P<rate>\d+)")
 _CHARTS = ("psnr", "ms_ssim", "lpips_alex")
 """Metrics plotted over the rate, where they are measured."""
@@ -97,11 +101,9 @@ class RateDistortionLogger(WandbLogger):
     """
 
     _lmbda: Any = None
-
-    def __init__(self, **options: Any) -> None:
-        super().__init__(**options)
-        # Lightning always passes this setting, of which W&B warns that it has no effect.
-        self._wandb_init.pop("anonymous", None)
+    artifacts: bool = False
+    upload_mb: float = 0
+    """See `wandb_logger`."""
 
     @property
     @rank_zero_experiment
@@ -110,7 +112,7 @@ class RateDistortionLogger(WandbLogger):
         try:
             return super().experiment
         except wandb.errors.CommError as error:
-            give_up(error, self._wandb_init["dir"])
+            give_up(error, self._wandb_init.get("dir", "."))
             self._wandb_init["mode"] = "offline"
             return super().experiment
 
@@ -164,21 +166,6 @@ def rate_points(metrics: Mapping[str, float], lmbda: Any = None) -> dict[int, di
     return points
 
 
-def logged_in() -> bool:
-    """Return whether W&B has an API key, in the environment or stored by `wandb login`."""
-    return bool(os.environ.get("WANDB_API_KEY")) or wandb.login(prompt=False, verify=False)
-
-
-def give_up(error: Exception, folder: str | Path) -> None:
-    """Warn that W&B cannot be reached and that the run is stored offline below a folder."""
-    wandb.teardown(1)  # else the service process keeps the run's id
-    _log.warning(
-        "W&B cannot be reached (%s): the run is stored in %s; upload it later with `wandb sync`",
-        " ".join(str(error).split())[:200],
-        Path(folder) / "wandb",
-    )
-
-
 def wandb_logger(
     project: str,
     group: str,
@@ -186,11 +173,15 @@ def wandb_logger(
     runs_dir: str | Path,
     tags: Sequence[str] = (),
     resume: str | None = None,
+    artifacts: bool = True,
+    upload_mb: float = 100,
+    job_type: str | None = None,
 ) -> RateDistortionLogger:
     """Return a W&B logger that never prompts: online when the user is logged in, offline otherwise.
 
-    `WANDB_MODE` overrides this. The run is named after its folder below `runs_dir`, `NAME/STAGE`; its job
-    type is STAGE. Its id is stored in that folder, so a resumed run continues its W&B run.
+    Environment variables of W&B override this and all arguments. The run is named after its folder below
+    `runs_dir`, such as `NAME/STAGE`. Its id is stored in that folder, so a resumed run continues its W&B run;
+    `wandb sync` uploads the parts of an offline run as one history, because they are resumable ("allow").
 
     Args:
         project: W&B project.
@@ -199,26 +190,40 @@ def wandb_logger(
         runs_dir: the folder of all runs.
         tags: W&B tags.
         resume: not None if the training run is resumed.
+        artifacts: log what the run starts from and makes as artifacts (`glc.training.artifacts`).
+        upload_mb: megabytes above which a file of an artifact is referenced by its path, not uploaded.
+        job_type: W&B job type, the stage.
     """
     folder = Path(dir).resolve()
-    name = _name(folder, runs_dir)
-    stage = name.split("/")[1] if "/" in name else None
-    mode = os.environ.get("WANDB_MODE") or ("online" if logged_in() else "offline")
+    options: dict[str, Any] = {
+        "project": project,
+        "group": group,
+        "name": _name(folder, runs_dir),
+        "job_type": job_type,
+        "tags": list(tags),
+        "resume": "allow",
+        "dir": str(folder),
+        "mode": mode(),
+        "settings": wandb.Settings(silent=True, console="off"),
+    }
     folder.mkdir(parents=True, exist_ok=True)
-    identity = folder / "wandb-id.txt"
-    if is_first_process() and (resume is None or not identity.is_file()):
-        identity.write_text(uuid.uuid4().hex[:8])
-    return RateDistortionLogger(
-        id=identity.read_text() if identity.is_file() else None,
-        project=project,
-        group=group,
-        name=name,
-        job_type=stage,
-        save_dir=folder,
-        tags=list(tags),
-        mode=mode,
-        settings=wandb.Settings(silent=True, console="off"),
-    )
+    file = folder / "wandb-id.txt"
+    if is_first_process():
+        options["id"] = identity(file, resume is not None)
+        waiting = not_uploaded(folder, options["id"]) if options["mode"] == "online" else []
+        if waiting:
+            _log.warning(
+                "W&B: an earlier part of this run is not uploaded and would come last; stop and first run %s",
+                shlex.join(["wandb", "sync", *map(str, waiting)]),
+            )
+    elif file.is_file():
+        options["id"] = file.read_text()
+    options = with_variables(options)
+    logger = RateDistortionLogger(project=project, save_dir=folder, id=options.get("id"))
+    # Its constructor fills in arguments, which overrule the environment, and `anonymous`, of which W&B warns.
+    logger._wandb_init = options
+    logger.artifacts, logger.upload_mb = artifacts, upload_mb
+    return logger
 
 
 def _name(folder: Path, runs_dir: str | Path) -> str:
@@ -344,6 +349,30 @@ def log_images(logger: Logger, name: str, paths: Sequence[Path], step: int) -> N
             logger.experiment.log_artifact(logger.run_id, str(path), name)
 
 
+def log_table(
+    logger: Logger, name: str, columns: Sequence[str], rows: Sequence[Sequence[str]], step: int
+) -> None:
+    """Log a table of text with a logger that has tables or text; other loggers ignore it.
+
+    Args:
+        logger: any logger.
+        name: key in the log.
+        columns: their names.
+        rows: one text per column.
+        step: optimizer steps.
+    """
+    if isinstance(logger, WandbLogger):
+        table = wandb.Table(columns=list(columns), data=[list(row) for row in rows])
+        logger.experiment.log({name: table, STEP: step})
+        return
+    lines = [columns, ["---"] * len(columns), *rows]
+    text = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    if isinstance(logger, TensorBoardLogger):
+        logger.experiment.add_text(name, text, step)
+    elif isinstance(logger, MLFlowLogger):
+        logger.experiment.log_text(logger.run_id, text, f"{name}.md")
+
+
 def log_histogram(logger: Logger, name: str, counts: np.ndarray, edges: np.ndarray, step: int) -> None:
     """Log a histogram with a logger that has histograms; other loggers ignore it.
 
@@ -370,3 +399,7 @@ def log_histogram(logger: Logger, name: str, counts: np.ndarray, edges: np.ndarr
             bucket_counts=counts.tolist(),
             global_step=step,
         )
+    elif isinstance(logger, CSVLogger):
+        values = {"step": step, "name": name, "counts": counts.tolist(), "edges": edges.tolist()}
+        with (Path(logger.log_dir) / HISTOGRAMS).open("a") as file:
+            file.write(json.dumps(values) + "\n")

@@ -1,9 +1,12 @@
+from pathlib import Path
+
 import lightning as L
 import pytest
 import torch
 from torch import nn
 
 from glc.training.callbacks.ema import EMA
+from tests.short_runs import checkpoint, figures, live_weights, run, settings, write_images
 
 
 class Moving(L.LightningModule):
@@ -71,3 +74,24 @@ def test_average_has_the_memory_format_of_the_weights() -> None:
 def test_decay_out_of_range_is_refused(decay: float) -> None:
     with pytest.raises(ValueError, match=r"callbacks\.ema\.decay"):
         EMA(decay)
+
+
+def test_live_weights_are_validated_beside_the_average_without_a_trace(tmp_path: Path) -> None:
+    images = write_images(tmp_path / "images")
+
+    def train(name: str, **changes: str) -> tuple[dict[str, float], dict[str, torch.Tensor]]:
+        values = {**settings(images, tmp_path, name, "transform", steps=3), "init_from": "none"}
+        folder = run({**values, **{f"callbacks.ema.{key}": value for key, value in changes.items()}})
+        (row,) = (row for row in figures(folder) if "val/loss" in row)
+        return row, live_weights(checkpoint(folder))
+
+    plain, weights = train("plain", decay="0.9")
+    both, same = train("both", decay="0.9", validate_live="true")
+    # The rest of the row and the training are those of a run without it.
+    live = both.pop("val/loss_live")
+    assert both == plain
+    assert all(torch.equal(weights[name], same[name]) for name in weights)
+    assert live != pytest.approx(both["val/loss"], rel=1e-6)
+    # With decay 0 the average is the live weights.
+    equal, _ = train("equal", decay="0", validate_live="true")
+    assert equal["val/loss_live"] == pytest.approx(equal["val/loss"], rel=1e-6)

@@ -183,7 +183,7 @@ BINS = 256
 
 
 class CodebookHistograms(L.Callback):
-    """Log the codewords' frequencies over the validation images, the most frequent first (W&B, TensorBoard).
+    """Log the codewords' frequencies over the validation images, the most frequent first (not in MLflow).
 
     `val/NAME_histogram` for each codebook: a collapsed one has all its mass at the left.
     """

@@ -10,6 +10,9 @@ from lightning.pytorch.callbacks import WeightAveraging
 from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
+from glc.data.stream import images_of
+from glc.training.stages.base import Stage
+
 
 class EMA(WeightAveraging):
     """Keep an exponential moving average of all weights, which validation, checkpoints and export use.
@@ -22,16 +25,19 @@ class EMA(WeightAveraging):
 
     Args:
         decay: weight of the old average per step, in [0, 1).
+        validate_live: in validations of the stages, also compute the loss of the weights before averaging,
+            `val/loss_live`, on the same images.
 
     Raises:
         ValueError: when decay is out of range.
     """
 
-    def __init__(self, decay: float = 0.999) -> None:
+    def __init__(self, decay: float = 0.999, validate_live: bool = False) -> None:
         if not 0 <= decay < 1:
             raise ValueError(f"callbacks.ema.decay must lie in [0, 1), got {decay}")
         super().__init__()
         self._interpolate = get_ema_multi_avg_fn(decay)
+        self.validate_live = validate_live
 
     @property
     def state_key(self) -> str:
@@ -56,6 +62,26 @@ class EMA(WeightAveraging):
         if trainer.global_step > self._latest_update_step:
             self._update(pl_module)
             self._latest_update_step = trainer.global_step
+
+    def on_validation_batch_end(
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Validate the batch again with the live weights, whose loss alone is logged."""
+        if not self.validate_live or self._average_model is None or not isinstance(pl_module, Stage):
+            return
+        self._swap_models(pl_module)
+        try:
+            with pl_module.unlogged() as terms:
+                pl_module.validation_step(batch, batch_idx)
+        finally:
+            self._swap_models(pl_module)
+        pl_module.log("val/loss_live", terms["loss"], batch_size=len(images_of(batch)), sync_dist=True)
 
     @torch.no_grad()
     def _update(self, module: nn.Module) -> None:

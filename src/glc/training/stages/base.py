@@ -2,8 +2,8 @@
 
 import logging
 import random
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple, Self, cast
 
@@ -241,6 +241,23 @@ class Stage(L.LightningModule):
                 sync_dist=split == "val",
                 prog_bar=name in ("loss", "psnr"),
             )
+
+    @contextmanager
+    def unlogged(self) -> Iterator[dict[str, Tensor]]:
+        """Collect the mean of each term that is logged within the context; nothing is logged or counted."""
+        terms: dict[str, Tensor] = {}
+
+        def collect(split: str, values: Mapping[str, Tensor], batch_size: int) -> None:
+            terms.update({name: value.detach().float().mean() for name, value in values.items()})
+
+        methods = dict.fromkeys(("log_quality", "observe", "log_files"), lambda *_: None)
+        replaced = {"log_terms": collect, **methods}
+        self.__dict__.update(replaced)
+        try:
+            yield terms
+        finally:
+            for name in replaced:
+                del self.__dict__[name]
 
     def log_quality(self, x: Tensor, x_hat: Tensor, suffix: str = "") -> None:
         """Update the quality metrics, which are logged as `val/NAME` + suffix after validation.
