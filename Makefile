@@ -47,7 +47,7 @@ docs: setup ## build the documentation site into build/docs, offline; a warning 
 lock: setup ## resolve the newest allowed versions into requirements/*.txt
 	@echo uv | $(COMPILE) --no-annotate - -o requirements/uv.txt
 	@$(COMPILE) pyproject.toml -o requirements/core.txt
-	@$(COMPILE) --extra train --extra sweep --extra tensorboard --extra dashboard --extra hf --extra eval --extra dev pyproject.toml -o requirements/dev.txt
+	@$(COMPILE) --extra train --extra sweep --extra tensorboard --extra dashboard --extra hf --extra s3 --extra ray --extra eval --extra dev pyproject.toml -o requirements/dev.txt
 	@$(COMPILE) --extra app pyproject.toml -o requirements/app.txt
 
 bench: setup ## measure speed and memory; FULL=1: the paper's sizes, ARGS="loading": one benchmark, ARGS="-h": list

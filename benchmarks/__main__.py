@@ -3,10 +3,10 @@ r"""Measure speed and memory: alternating sides, medians, ratios to a baseline o
     python -m benchmarks [NAME ...] [--full] [--device D] [--threads N] [--rounds N] [--output FOLDER] \
         [--resume]
 
-Names: codec, folder, loading, entropy, training (the default: all of these), shards, profile, rate_cost. Each
-writes NAME.json and NAME.md to FOLDER. `--resume` skips benchmarks, and single readings of an interrupted one
-(NAME.readings.json), that FOLDER has with the same settings. The short form takes three minutes on two idle
-cores; `--full` uses the paper's sizes.
+Names: codec, folder, loading, entropy, training (the default: all of these), shards, engines, profile,
+rate_cost. Each writes NAME.json and NAME.md to FOLDER. `--resume` skips benchmarks, and single readings of an
+interrupted one (NAME.readings.json), that FOLDER has with the same settings. The short form takes three
+minutes on two idle cores; `--full` uses the paper's sizes.
 """
 
 import argparse
@@ -19,7 +19,7 @@ import torch
 from benchmarks.readings import is_done, run, table, write
 
 NAMES = ("codec", "folder", "loading", "entropy", "training")
-WHEN_NAMED = ("shards", "profile", "rate_cost")
+WHEN_NAMED = ("shards", "engines", "profile", "rate_cost")
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -23,6 +23,7 @@ SOURCES = sorted((ROOT / "src").rglob("*.py"))
 # CONTRIBUTING.md has a copy of this table: GLC_UPDATE=1 pytest tests/test_architecture.py -k contributing
 MAY_IMPORT: dict[str, str] = {
     "errors": "",
+    "hub": "errors",
     "layers": "",
     "pretrained": "",
     "io": "errors",
@@ -30,21 +31,22 @@ MAY_IMPORT: dict[str, str] = {
     "models": "layers",
     "losses": "errors layers",
     "metrics": "data.images layers losses",
-    "codec": "errors io data.images layers models pretrained",
+    "codec": "errors hub io data.images layers models pretrained",
+    "pillow": "errors codec",
     "": "errors codec",
     "latent_optimization": "codec losses models",
     "jobs": "errors io",
-    "data": "errors io data.images jobs",
+    "data": "errors io data.images pillow jobs",
     "training": "errors io data.images layers models losses metrics codec data",
     "evaluation": "glc errors io data.images models metrics codec latent_optimization jobs",
     "launch": "errors io losses metrics codec jobs training evaluation",
     "app": "errors data.images losses metrics codec",
-    "cli": "glc errors io data.images codec latent_optimization jobs data evaluation launch app",
+    "cli": "glc errors hub io data.images codec latent_optimization jobs data evaluation launch app",
     "__main__": "cli",
 }
 # What installing glc without extras brings, by import name, and the packages that need no more.
 CORE = {"onnxruntime", "numpy", "PIL", "safetensors", "constriction", "click", "tqdm", "braceexpand"}
-CORE_PARTS = {"", "errors", "io", "layers", "models", "codec", "pretrained", "data.images"}
+CORE_PARTS = {"", "errors", "io", "layers", "models", "codec", "pillow", "pretrained", "data.images"}
 CONFIGURATION = {"hydra", "omegaconf", "hydra_plugins"}
 LIGHTNING = {"lightning", "pytorch_lightning", "lightning_fabric"}
 TRAINING_STACK = CONFIGURATION | LIGHTNING | {"wandb"}
@@ -217,6 +219,7 @@ TESTED_BY = {
     "errors": "codec/test_refusals",
     "evaluation/evaluator": "evaluation/test_evaluate",
     "evaluation/summary": "evaluation/test_evaluate",
+    "jobs/engines": "jobs/test_run",
     "evaluation/web_page": "evaluation/test_report",
     "jobs/manifest": "jobs/test_worker",
     "launch/hardware": "launch/test_failures",

@@ -98,8 +98,8 @@ def check_composes(config: str, *words: str) -> None:
     """Compose a configuration from a command line, a sweep with the first value of each key."""
     if any(word.startswith(("hydra.searchpath", "KEY=")) for word in words):
         return  # tests/test_extending.py runs them
-    if not words:
-        return  # a program named in the text
+    if not words or words[0] == "--completion":
+        return  # a program named in the text; tests/launch/test_completion.py
     overrides = [word for word in words if "=" in word]
     assert set(words) - set(overrides) <= set(FLAGS), words
     register_resolvers()
@@ -114,8 +114,10 @@ def check_composes(config: str, *words: str) -> None:
 
 def check_glc(words: list[str]) -> None:
     """Parse the words after `glc` with the options of the command; commands of Hydra's are composed."""
-    if not words or words[0].startswith("-"):
-        assert set(words) <= {"--version", "--help"}
+    if words[:1] in (["-v"], ["--verbose"]):
+        words = words[1:]
+    if not words or words == ["COMMAND"] or words[0].startswith("-"):
+        assert set(words) <= {"--version", "--help", "COMMAND"}
         return
     command = main.get_command(click.Context(main), words[0])
     assert command is not None, f"glc {words[0]}: no such command"

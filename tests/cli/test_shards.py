@@ -57,6 +57,29 @@ def test_failures_are_counted_and_exit_with_1(glc: Glc, shards: Path) -> None:
     assert "not an image" in lines[0]["error"]
 
 
+def test_failed_samples_are_retried_and_parts_share_the_shards(
+    glc: Glc, shards: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_tar(shards / "in-2.tar", [("2-0.png", b"no image"), ("2-1.a.png", Path("0-0.png").read_bytes())])
+    job = ("compress", "--shards", "in", "-o", "out", "--model", "small", "--image-member", "png")
+    for part, left in (("1/2", 2), ("0/2", 0)):
+        result = glc(*job, "--part", part)
+        if left:
+            assert result.exit_code == 0
+            assert f"out: {left} of 3 shards are left to the other parts" in result.stdout
+            assert not Path("out/manifest.json").exists()
+    assert result.exit_code == 1
+    lines = [json.loads(line) for line in Path("out/failures.jsonl").read_text().splitlines()]
+    assert [line["key"] for line in lines] == ["2-0", "2-1"]
+    assert "no file to process (2-1.a.png)" in lines[1]["error"]
+    before = Path("out/in-0.tar").stat().st_mtime_ns
+    monkeypatch.setattr("glc.data.images.read_rgb", lambda *_, **__: Image.new("RGB", (40, 50)))
+    result = glc(*job, "--retry-failures")
+    assert result.exit_code == 1
+    assert "5 of 6 samples in 3 shards" in result.stdout
+    assert Path("out/in-0.tar").stat().st_mtime_ns == before
+
+
 def test_usage_errors_leave_no_output(glc: Glc, shards: Path, tmp_path: Path) -> None:
     def refused(*words: object) -> str:
         before = sorted(tmp_path.rglob("*"))
@@ -68,6 +91,12 @@ def test_usage_errors_leave_no_output(glc: Glc, shards: Path, tmp_path: Path) ->
     assert "-o OUT" in refused("--shards", "in")
     assert "--keep: requires --shards" in refused("0-0.png", "--keep")
     assert "--processes: requires --shards" in refused("0-0.png", "--processes", 2)
+    assert "--ray-gpus" in refused("0-0.png", "--ray-gpus", 1)
+    assert "require --engine ray" in refused("--shards", "in", "-o", "out", "--ray-gpus", 1)
+    assert "limit them with --ray-cpus" in refused(
+        "--shards", "in", "-o", "out", "--engine", "ray", "--processes", 2
+    )
+    assert "'3/3' is not I/N" in refused("--shards", "in", "-o", "out", "--part", "3/3")
     assert "none of the 3 shards" in refused("--shards", "on-{0..2}.tar", "-o", "out")
     assert "not a number" in refused("--shards", "in", "-o", "out", "--quality", "nan")
     assert "overwritten" in refused("--shards", "in", "-o", "in")

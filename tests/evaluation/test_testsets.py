@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import fsspec
 import numpy as np
 import pytest
 from PIL import Image
@@ -110,7 +111,7 @@ def test_a_path_names_a_folder_or_shards(tmp_path: Path) -> None:
     found = open_testset(str(shard), **options, center_crop=32, count=7)
     assert isinstance(found, ShardSet)
     assert (found.name, found.count, found.missing) == ("shards", 7, [])
-    assert [found.path for found in found.shards] == [shard]
+    assert [found.path for found in found.shards] == [str(shard)]
     assert found.preprocess.as_dict() == {"resize": None, "center_crop": 32}
     assert open_testset(str(shard), name="mine").name == "mine"
     for key, value in (("limit", 3), ("pattern", "kodim{:02d}")):
@@ -135,6 +136,11 @@ def test_shards_that_cannot_be_read_are_refused(content: bytes, message: str, tm
     assert len(open_testset(f"{tmp_path}/val-*.tar").shards) == 2
 
 
-def test_urls_are_refused() -> None:
-    with pytest.raises(SetError, match=r"s3:/bucket/a\.tar is a URL, .*; download them"):
-        open_testset("s3://bucket/a.tar")
+def test_urls_are_shards_and_a_dead_store_is_one_line() -> None:
+    with fsspec.open("memory://set/a.tar", "wb") as file:
+        file.write(bytes(10240))
+    assert [shard.path for shard in open_testset("memory://set/a.tar").shards] == ["memory://set/a.tar"]
+    with pytest.raises(SetError, match="none of 1 shards exists"):
+        open_testset("memory://set/b.tar")
+    with pytest.raises(OSError, match=r"^nosuch://a\.tar: [^\n]*$"):
+        open_testset("nosuch://a.tar")

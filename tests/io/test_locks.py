@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from glc.io import locks
-from glc.io.locks import NoLocksError, lock
+from glc.io.locks import lock
 
 
 def test_locks_are_exclusive_and_released_by_a_kill(tmp_path: Path) -> None:
@@ -30,9 +30,7 @@ def test_locks_are_exclusive_and_released_by_a_kill(tmp_path: Path) -> None:
         assert held
 
 
-def test_missing_lock_support_raises_if_required(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nobody_is_kept_out_where_there_are_no_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(locks, "fcntl", None)
-    with pytest.raises(NoLocksError, match="file locks are not supported"), lock(tmp_path / "lock"):
-        pass
-    with lock(tmp_path / "lock", required=False) as held:
+    with lock(tmp_path / "lock") as held:
         assert held

@@ -9,7 +9,7 @@ from unittest.mock import patch
 import pytest
 
 from glc.io import threads_policy
-from glc.jobs.run import _thread_counts
+from glc.jobs.engines import _environment
 from tests.programs import fresh
 
 ALONE = "OpenMP's default (this process is alone)"
@@ -68,7 +68,7 @@ def test_the_users_setting_wins(name: str, monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setenv(name, "active")
     before = dict(os.environ)
     assert threads_policy.choose(["--processes", "2"]) == f"{name}=active (from the environment)"
-    with _thread_counts(2):
+    with _environment(2):
         assert os.environ.get("OMP_WAIT_POLICY") == before.get("OMP_WAIT_POLICY")
     assert dict(os.environ) == before
 
@@ -103,7 +103,7 @@ def test_what_runs_for_a_moment_does_not_count(monkeypatch: pytest.MonkeyPatch) 
 
 def test_workers_of_a_job_inherit_the_policy_and_the_caller_keeps_its_own() -> None:
     before = dict(os.environ)
-    with _thread_counts(None):
+    with _environment(None):
         assert os.environ["OMP_WAIT_POLICY"] == "passive"
     assert dict(os.environ) == before
 

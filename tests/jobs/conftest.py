@@ -1,10 +1,17 @@
 """Shards to code."""
 
+import os
 from pathlib import Path
 
 import pytest
 
 from tests.jobs.stand_ins import write_tar
+
+
+@pytest.fixture(autouse=True)
+def not_synced(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Waiting for the disk matters only after a power cut."""
+    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
 
 
 @pytest.fixture

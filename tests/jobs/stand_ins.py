@@ -14,7 +14,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from glc.jobs.run import DeferredError, Done, Task
+from glc.jobs.engines import DeferredError, Engine, Report
+from glc.jobs.run import Task
 from glc.jobs.tar_shards import find_shards
 from glc.jobs.worker import FileProcessor, MakeProcessor, Processed, run_shards
 
@@ -63,17 +64,18 @@ def make_reverser(keep: bool, local_rank: int) -> Reverser:
 
 
 def code(
-    shards: Path,
-    out: Path,
+    shards: Path | str,
+    out: Path | str,
     keep: bool = True,
     settings: Mapping[str, Any] = SETTINGS,
     make: MakeProcessor | None = None,
+    engine: Engine = Engine(),  # noqa: B008 (immutable)
     **options: Any,
 ) -> dict[str, Any]:
     """Reverse all texts in shards; the totals."""
     found = find_shards([str(shards)])
     make = make or partial(make_reverser, keep)
-    return run_shards(found, out, {**settings, "keep": keep}, make, quiet=True, **options)
+    return run_shards(found, out, {**settings, "keep": keep}, make, engine, quiet=True, **options)[1]
 
 
 def contents(out: Path) -> dict[str, bytes]:
@@ -85,7 +87,7 @@ class NumberTask(Task):
     """Writes a file for each number; each process notes in `start-*` that it began."""
 
     def __init__(self, folder: Path, items: Sequence[int]) -> None:
-        super().__init__(str(folder), items, partial(NumberWorker, folder), "numbers", len(items), "number")
+        super().__init__(str(folder), items, partial(NumberWorker, folder), "numbers", "number")
         self.folder = folder
         self.recorded: list[tuple[int, str]] = []
 
@@ -96,9 +98,6 @@ class NumberTask(Task):
     def record(self, item: int, outcome: str) -> None:
         self.recorded.append((item, outcome))
 
-    def look(self) -> Done:
-        return Done(0, 0)
-
 
 class NumberWorker:
     """Writes a number's square. Files beside it say what befalls an item: `kill-3` a kill at number 3."""
@@ -107,7 +106,9 @@ class NumberWorker:
         self.folder, self.local_rank = folder, local_rank
         (folder / f"start-{local_rank}-{os.getpid()}").touch()
 
-    def run_one(self, item: int) -> str | None:
+    def run_one(self, item: int, report: Report) -> str:
+        report(1)
+
         def befalls(kind: str) -> bool:
             once, always = self.folder / f"{kind}-once-{item}", self.folder / f"{kind}-{item}"
             if once.exists():
@@ -121,7 +122,5 @@ class NumberWorker:
             raise OSError(errno.ENOSPC, "No space left on device", str(self.folder / str(item)))
         if befalls("defer"):
             raise DeferredError(f"{item}: not enough memory")
-        if befalls("held"):
-            return None
         (self.folder / str(item)).write_text(str(item**2))
         return str(item**2)

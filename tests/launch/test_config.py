@@ -50,7 +50,13 @@ def choices(group: str) -> list[str]:
 def chosen(stage: str = "vqvae", **groups: str) -> DictConfig:
     """Compose with the given choices, the defaults, and values for the mandatory keys."""
     values: dict[str, Any] = {"stage": stage, **groups, "runs_dir": "runs", "name": "test"}
-    if groups.get("data") in ("shards", "folder") or not {"data", "experiment"} & groups.keys():
+    if groups.get("data") == "hf":
+        values |= {"data.train.path": "here", "data.val.split": "test"}
+    elif (
+        groups.get("data") in ("shards", "folder")
+        or groups.get("experiment") == "crop_schedule"
+        or not {"data", "experiment"} & groups.keys()
+    ):
         values |= {"data.train": "here", "data.val": "there"}
     cfg = compose(values)
     OmegaConf.resolve(cfg)

@@ -4,12 +4,14 @@ import itertools
 import json
 import socket
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import scipy.linalg
 import torch
+from safetensors.torch import load, save
 from torch import Tensor, nn
 from torchmetrics import Metric
 from torchmetrics.image.kid import KernelInceptionDistance
@@ -294,3 +296,31 @@ def test_two_processes_compute_what_one_does() -> None:
             torch.distributed.destroy_process_group()
     assert seen == [pytest.approx(expected, rel=1e-5)] * 2
     assert json.loads(done.stdout.splitlines()[-1]) == seen
+
+
+def test_parts_that_are_merged_give_the_values_of_the_whole() -> None:
+    """As shards of a collection: each accumulates, one process merges what they have written."""
+    generator = torch.Generator().manual_seed(0)
+    pairs = [torch.rand(2, 1, 3, 48, 64, generator=generator) * 2 - 1 for _ in range(6)]
+
+    def metrics() -> QualityMetrics:
+        made = {"fid": FID, "kid": partial(KID, subset_size=20, subsets=3), "cmmd": CMMD}
+        return QualityMetrics({name: metric(SIZE, features=StandIn()) for name, metric in made.items()})
+
+    whole, merged = metrics(), metrics()
+    for pair in pairs:
+        whole.update(*pair)
+    for shard in (pairs[3:], pairs[:1], pairs[1:3]):
+        part = metrics()
+        for pair in shard:
+            part.update(*pair)
+        merged.merge(load(save(part.accumulated())))
+    expected, found = whole.compute(), merged.compute()
+    assert found.keys() == expected.keys() == {"fid", "kid", "cmmd"}
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value, rtol=1e-5, atol=1e-6)
+    assert merged.not_mergeable == []
+    other = QualityMetrics(
+        {"mine": type("Mine", (KID,), {"full_state_update": True})(16, features=nn.Flatten())}
+    )
+    assert other.not_mergeable == ["mine"]

@@ -22,6 +22,7 @@ _MODULES = {
     **dict.fromkeys(("models", "convert"), "models"),
     **dict.fromkeys(("pack", "train"), "experiments"),
     "export": "models",
+    "push": "hub",
     **dict.fromkeys(("eval", "report", "dashboard", "complexity"), "experiments"),
     "serve": "serve",
 }

@@ -62,6 +62,12 @@ class _Configured(click.Command):
 )
 @background_option
 @click.option("--workers", type=click.IntRange(min=1), help="Number of processes.  [default: one per core]")
+@click.option(
+    "--engine",
+    type=click.Choice(["local", "ray"]),
+    default="local",
+    help="Processes of this machine, or Ray, also on many (docs/scaling.md).",
+)
 @click.option("--force", is_flag=True, help="Replace shards of other settings or images.")
 @quiet_option
 def pack(
@@ -75,6 +81,7 @@ def pack(
     keep_order: bool,
     background: str,
     workers: int | None,
+    engine: str,
     force: bool,
     quiet: bool,
 ) -> None:
@@ -101,6 +108,7 @@ def pack(
         background=background,
         mix=not keep_order,
         workers=workers,
+        engine=engine,
         force=force,
         progress=not quiet,
     )

@@ -4,64 +4,132 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 from glc import __version__
 from glc.cli.errors import ONE_FAILED, NothingDoneError, message
 from glc.cli.options import check_latent_options, check_target
 
 if TYPE_CHECKING:
+    from glc.jobs.engines import Engine
     from glc.jobs.worker import FileProcessor
 
 _OPTIONS = ("quality", "target_bpp", "target_size", "max_pixels")
 """Options of a command that are arguments of each call of the codec."""
 
 
+class _Part(click.ParamType):
+    name = "I/N"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[int, int]:
+        if isinstance(value, tuple):
+            return value
+        first, _, count = value.partition("/")
+        if not (first.isdecimal() and count.isdecimal() and int(first) < int(count)):
+            self.fail(f"{value!r} is not I/N with 0 <= I < N, such as 0/64", param, ctx)
+        return int(first), int(count)
+
+
+_AMOUNT = click.FloatRange(min=0, min_open=True)
+_ENGINE_OPTIONS = (
+    click.option(
+        "--engine",
+        type=click.Choice(["local", "ray"]),
+        default="local",
+        help="With --shards: processes of this machine, or Ray, also on many (docs/scaling.md).",
+    ),
+    click.option(
+        "--processes", type=click.IntRange(min=1), default=1, help="With --shards: processes on this machine."
+    ),
+    click.option(
+        "--threads", type=click.IntRange(min=1), default=1, help="With --shards: threads per process."
+    ),
+    click.option("--ray-cpus", type=_AMOUNT, help="With --engine ray: CPUs per shard.  [default: --threads]"),
+    click.option(
+        "--ray-gpus", type=click.FloatRange(min=0), help="GPUs per shard.  [default: 1 if there are any]"
+    ),
+    click.option("--ray-memory", type=_AMOUNT, metavar="GB", help="Memory to reserve per shard."),
+    click.option(
+        "--part", type=_Part(), default=(0, 1), help="With --shards: one of N parts, for a job array."
+    ),
+)
+_SHARD_OPTIONS = (
+    click.option(
+        "--shards",
+        is_flag=True,
+        help="IN are tar shards: files, folders, URLs, patterns like 'in-{000..099}.tar'. OUT gets shards.",
+    ),
+    click.option("--keep", is_flag=True, help="With --shards: copy the other files of each sample."),
+    click.option(
+        "--image-member",
+        metavar="SUFFIX",
+        help="With --shards: code the file KEY.SUFFIX of each sample.  [default: the first that fits]",
+    ),
+    click.option(
+        "--retry-failures", is_flag=True, help="With --shards: process the failed samples of a finished job."
+    ),
+    *_ENGINE_OPTIONS,
+)
+
+
 def shard_options(command: Callable[..., None]) -> Callable[..., None]:
     """Add `--shards` and its options to a command; without `--shards` the command runs unchanged."""
 
     @functools.wraps(command)
-    def either(
-        *, shards: bool, keep: bool, processes: int, threads: int, output: str | None, **given: Any
-    ) -> None:
-        if not shards:
-            only = {"keep": (keep, False), "processes": (processes, 1), "threads": (threads, 1)}
-            for name, (value, default) in only.items():
-                if value != default:
-                    raise click.UsageError(f"--{name}: requires --shards")
+    @click.pass_context
+    def either(ctx: click.Context, *, output: str | None, **given: Any) -> None:
+        own = {name: given.pop(name) for name in ("shards", "keep", "image_member", "retry_failures")}
+        engine = {name: given.pop(name) for name in _ENGINE_NAMES}
+        if not own["shards"]:
+            for name in (*own, *engine):
+                if ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE:
+                    raise click.UsageError(f"--{name.replace('_', '-')}: requires --shards")
             command(output=output, **given)
             return
         if output is None or output == "-":
             raise click.UsageError("--shards: no output folder; give one with -o OUT")
         inputs, force, quiet = (given.pop(name) for name in ("inputs", "force", "quiet"))
-        job = make_job(command.__name__, keep=keep, **given)
-        code_shards(job, inputs, Path(output), processes, threads, force, quiet)
+        keep, member = own["keep"], own["image_member"]
+        job = make_job(command.__name__, keep=keep, member=member, **given)
+        options = {"force": force, "retry": own["retry_failures"], "quiet": quiet}
+        code_shards(job, inputs, output, make_engine(**engine, device=given["device"]), options)
 
-    for option in (
-        click.option(
-            "--threads", type=click.IntRange(min=1), default=1, help="With --shards: threads per process."
-        ),
-        click.option(
-            "--processes",
-            type=click.IntRange(min=1),
-            default=1,
-            help="With --shards: processes on this machine.",
-        ),
-        click.option("--keep", is_flag=True, help="With --shards: copy the other files of each sample."),
-        click.option(
-            "--shards",
-            is_flag=True,
-            help="IN are tar shards: files, folders, patterns like 'in-{000..099}.tar'. OUT gets tar shards.",
-        ),
-    ):
+    for option in reversed(_SHARD_OPTIONS):
         either = option(either)
     return either
+
+
+_ENGINE_NAMES = ("engine", "processes", "threads", "ray_cpus", "ray_gpus", "ray_memory", "part")
+
+
+def make_engine(
+    *,
+    engine: str,
+    processes: int,
+    threads: int,
+    ray_cpus: float | None,
+    ray_gpus: float | None,
+    ray_memory: float | None,
+    part: tuple[int, int],
+    device: str,
+) -> Engine:
+    """Return the engine of a command's options."""
+    if engine == "ray" and processes > 1:
+        raise click.UsageError("--processes: Ray starts as many as fit; limit them with --ray-cpus")
+    if engine != "ray" and (ray_cpus or ray_gpus is not None or ray_memory):
+        raise click.UsageError("--ray-cpus, --ray-gpus, --ray-memory: require --engine ray")
+    gpus = 0 if device == "cpu" and ray_gpus is None else ray_gpus
+    memory = None if ray_memory is None else int(ray_memory * 1e9)
+    from glc.jobs.engines import Engine
+
+    return Engine(engine, processes, threads, ray_cpus, gpus, memory, part)
 
 
 @dataclass(frozen=True)
@@ -73,6 +141,7 @@ class CodingJob:
     model: str | None
     device: str
     keep: bool
+    member: str | None
     options: Mapping[str, Any]
     """Of each call: quality or target, `optimize_latent`, `max_pixels`; options not given are absent."""
     networks: Mapping[str, Any]
@@ -96,7 +165,8 @@ class CodingJob:
         found = {"command": self.command, "glc": __version__, **self.options, "weights": identities}
         if self.background != "white":
             found["background"] = self.background
-        return {**found, "keep": self.keep}
+        member = {} if self.member is None else {"image_member": self.member}
+        return {**found, "keep": self.keep, **member}
 
     def __call__(self, local_rank: int) -> FileProcessor:
         """Load the model, on the GPU of this local rank if there are several."""
@@ -114,9 +184,10 @@ class CodingJob:
         if self.command == "compress":
             optimizer = make_optimizer(self.options.get("optimize_latent", 0), self.lpips_weights)
             options = {**self.options, "optimize_latent": optimizer}
-            return Compressor(codecs.for_images(), options, self.background, keep=self.keep)
+            codec = codecs.for_images()
+            return Compressor(codec, options, self.background, keep=self.keep, member=self.member)
         codecs.check_for_files()
-        return Decompressor(codecs, self.options, keep=self.keep)
+        return Decompressor(codecs, self.options, keep=self.keep, member=self.member)
 
 
 def make_job(
@@ -125,6 +196,7 @@ def make_job(
     model: str | None,
     device: str,
     keep: bool,
+    member: str | None,
     optimize_latent: int = 0,
     lpips_weights: str | None = None,
     background: str = "white",
@@ -152,53 +224,42 @@ def make_job(
     asked = {name: value for name, value in options.items() if value is not None}
     if optimize_latent:
         asked["optimize_latent"] = optimize_latent
-    return CodingJob(command, model, device, keep, asked, given, lpips_weights, background)
+    return CodingJob(command, model, device, keep, member, asked, given, lpips_weights, background)
 
 
 def code_shards(
-    job: CodingJob,
-    inputs: tuple[str, ...],
-    folder: Path,
-    processes: int,
-    threads: int,
-    force: bool,
-    quiet: bool,
+    job: CodingJob, inputs: tuple[str, ...], folder: str, engine: Engine, options: Mapping[str, Any]
 ) -> None:
-    """Process the samples of tar shards into a folder; the arguments are the command's options.
+    """Process the samples of tar shards into a folder.
+
+    Args:
+        options: `force`, `retry` and `quiet`, as of `run_shards`.
 
     Raises:
         click.ClickException: the job could not be started.
         click.exceptions.Exit: 1 when samples failed, 3 when the job is unfinished.
     """
     from glc.jobs.manifest import FAILURES
-    from glc.jobs.run import UNFINISHED, UnfinishedError
+    from glc.jobs.run import UNFINISHED, PartFinished, UnfinishedError
     from glc.jobs.tar_shards import find_shards, refuse_overwriting
     from glc.jobs.worker import run_shards
 
-    began = time.time()
     try:
         shards = find_shards(inputs)
         refuse_overwriting(shards, folder, "choose another folder with -o")
-        if not any(shard.path.exists() for shard in shards):
+        if not any(shard.stamp() for shard in shards):
             raise ValueError(f"{shards[0].path}: no such file; none of the {len(shards)} shards exists")
-        totals = run_shards(
-            shards,
-            folder,
-            job.settings(),
-            job,
-            processes=processes,
-            threads=threads,
-            force=force,
-            quiet=quiet,
-            began=began,
-        )
+        _, totals = run_shards(shards, folder, job.settings(), job, engine, **options)
+    except PartFinished as done:
+        click.echo(str(done))
+        return
     except UnfinishedError as error:
         click.echo(f"Error: {error}", err=True)
         raise click.exceptions.Exit(UNFINISHED) from None
     except (ValueError, OSError) as error:
         raise NothingDoneError(message(error)) from error
     name = click.format_filename(folder)
-    if not quiet:
+    if not options["quiet"]:
         bpp = f", {totals['bpp']:.4f} bpp" if totals["bpp"] is not None else ""
         click.echo(
             f"{name}: {totals['done']:,} of {totals['samples']:,} samples in {totals['shards']:,} shards, "
@@ -207,7 +268,7 @@ def code_shards(
     if totals["failed"] or totals["broken_shards"]:
         click.echo(
             f"{totals['failed']:,} samples failed, {totals['broken_shards']:,} shards truncated or corrupt; "
-            f"see {click.format_filename(folder / FAILURES)}",
+            f"see {name.rstrip('/')}/{FAILURES}",
             err=True,
         )
         raise click.exceptions.Exit(ONE_FAILED)

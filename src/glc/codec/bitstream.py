@@ -77,6 +77,17 @@ def pack(header: Header, payload: bytes) -> bytes:
     return start + payload + _CHECKSUM.pack(zlib.crc32(payload, zlib.crc32(start)))
 
 
+def parse_header(start: bytes) -> Header:
+    """Return the header in a file's first `HEADER` bytes. The checksum at the file's end is not checked.
+
+    Raises:
+        NotGlcError, NewerVersionError, CorruptFileError, TruncatedError: as `unpack`.
+    """
+    _check_start(start, HEADER)
+    _, _, fingerprint, width, height, rate_index = _HEADER.unpack_from(start)
+    return Header(fingerprint=fingerprint, width=width + 1, height=height + 1, rate_index=rate_index)
+
+
 def longest_file(start: bytes, max_pixels: int = DEFAULT_LIMIT) -> int:
     """Return an upper bound of a file's size in bytes, from its first `HEADER` bytes.
 
@@ -86,11 +97,9 @@ def longest_file(start: bytes, max_pixels: int = DEFAULT_LIMIT) -> int:
     Raises:
         NotGlcError, NewerVersionError, TruncatedError: as `unpack` would.
     """
-    if len(start) < _HEADER.size or start[:3] != MAGIC or start[3] != VERSION:
-        unpack(start[: _HEADER.size])
-    _, _, _, width, height, _ = _HEADER.unpack_from(start)
+    header = parse_header(start)
     # More than the longest code for every symbol of the padded image.
-    return (1 << 20) + 16 * min((width + 1) * (height + 1), max_pixels)
+    return (1 << 20) + 16 * min(header.width * header.height, max_pixels)
 
 
 def check_size(start: bytes, max_pixels: int = DEFAULT_LIMIT) -> None:
@@ -121,6 +130,19 @@ def unpack(data: bytes, max_pixels: int = DEFAULT_LIMIT) -> tuple[Header, bytes]
     if not isinstance(data, bytes | bytearray | memoryview):
         raise TypeError(f"expected the bytes of a .glc file, got {type(data).__name__}: read the file first")
     data = bytes(data)
+    _check_start(data, OVERHEAD)
+    body, (checksum,) = data[: -_CHECKSUM.size], _CHECKSUM.unpack(data[-_CHECKSUM.size :])
+    if zlib.crc32(body) != checksum:
+        raise CorruptFileError(f"corrupt or truncated file: checksum mismatch ({len(data)} bytes)")
+    header = parse_header(body)
+    check_size(body, max_pixels)
+    payload = body[_HEADER.size :]
+    if payload.endswith(b"\0"):
+        raise CorruptFileError("corrupt file: the payload ends in a zero byte")
+    return header, payload
+
+
+def _check_start(data: bytes, least: int) -> None:
     if not data:
         raise NotGlcError("the file is empty")
     if data[: len(MAGIC)] != MAGIC[: len(data)]:
@@ -132,15 +154,5 @@ def unpack(data: bytes, max_pixels: int = DEFAULT_LIMIT) -> tuple[Header, bytes]
         raise NewerVersionError(
             f"the file has format version {version}; this glc reads version {VERSION}: update glc"
         )
-    if len(data) < OVERHEAD:
+    if len(data) < least:
         raise TruncatedError(f"truncated file: {len(data)} bytes; a .glc file has at least {OVERHEAD}")
-    body, (checksum,) = data[: -_CHECKSUM.size], _CHECKSUM.unpack(data[-_CHECKSUM.size :])
-    if zlib.crc32(body) != checksum:
-        raise CorruptFileError(f"corrupt or truncated file: checksum mismatch ({len(data)} bytes)")
-    _, _, fingerprint, width, height, rate_index = _HEADER.unpack_from(body)
-    header = Header(fingerprint=fingerprint, width=width + 1, height=height + 1, rate_index=rate_index)
-    check_size(body, max_pixels)
-    payload = body[_HEADER.size :]
-    if payload.endswith(b"\0"):
-        raise CorruptFileError("corrupt file: the payload ends in a zero byte")
-    return header, payload

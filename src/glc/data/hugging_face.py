@@ -13,7 +13,8 @@ import numpy as np
 
 from glc.data.deadline import Watch
 from glc.data.shards import Record
-from glc.data.urls import is_url, read_url
+from glc.data.urls import read_url
+from glc.jobs.storage import is_url
 
 _FILES = {".parquet": "parquet", ".arrow": "arrow"}
 

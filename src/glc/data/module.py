@@ -13,6 +13,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeVar
 
 import lightning as L
@@ -37,7 +38,7 @@ from glc.data.stream import (
     end_workers_at_exit,
     outlive_stop_signals,
 )
-from glc.errors import ImageError
+from glc.errors import ImageError, WeightsError
 
 _log = logging.getLogger(__name__)
 
@@ -108,6 +109,10 @@ class ImageDataModule(L.LightningDataModule):
     accumulate: int = 1
     """Batches per step (`stage.accumulate`); they have crops of one size."""
 
+    glc_model: str | None = None
+    """The model that decodes `.glc` images: a name, a file, or `auto` for the known model that wrote each;
+    None: `.glc` files are not images."""
+
     def __post_init__(self) -> None:
         super().__init__()
         positive = (
@@ -162,6 +167,7 @@ class ImageDataModule(L.LightningDataModule):
 
         The trainer calls it; a second call does nothing.
         """
+        _register_pillow(self.glc_model)
         wanted = {"data.train": self.train, "data.val": self.val}
         if self._train_source is not None or stage == "validate":
             del wanted["data.train"]
@@ -238,6 +244,7 @@ class ImageDataModule(L.LightningDataModule):
             self._trainer_epoch,
             lambda: None if self.trainer is None else self.trainer.global_step,
             pin_memory=torch.cuda.is_available(),
+            start_worker=partial(_start_worker, self.glc_model),
         )
 
     def val_dataloader(self) -> DataLoader[ImageBatch]:
@@ -251,7 +258,7 @@ class ImageDataModule(L.LightningDataModule):
             num_workers=workers,
             persistent_workers=workers > 0,
             pin_memory=torch.cuda.is_available(),
-            worker_init_fn=outlive_stop_signals,
+            worker_init_fn=partial(_start_worker, self.glc_model),
             generator=torch.Generator().manual_seed(self.seed),
         )
         end_workers_at_exit(loader)
@@ -271,6 +278,27 @@ class ImageDataModule(L.LightningDataModule):
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             return torch.distributed.get_rank(), torch.distributed.get_world_size()
         return 0, 1
+
+
+def _register_pillow(model: str | None) -> None:
+    """Let Pillow decode `.glc` files with a model; see `ImageDataModule.glc_model`.
+
+    Raises:
+        ValueError: the model does not exist.
+    """
+    if model is None:
+        return
+    from glc import pillow
+
+    try:
+        pillow.register(model=None if model == "auto" else model)
+    except WeightsError as error:
+        raise ValueError(f"data.glc_model: {error}") from error
+
+
+def _start_worker(model: str | None, worker: int) -> None:
+    outlive_stop_signals(worker)
+    _register_pillow(model)  # a process that is not forked has not inherited it
 
 
 def _listed(found: Sources, image: SampleImage, limit: int | None = None) -> Sequence[Record]:

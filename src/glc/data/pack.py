@@ -15,8 +15,6 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-import shutil
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,9 +34,11 @@ from glc.data.shard_writer import (
 )
 from glc.data.sources import list_sources
 from glc.io.atomic import write_text
-from glc.jobs.manifest import Folder, Stamp, describe_differences
+from glc.jobs.engines import Engine
+from glc.jobs.manifest import Folder, JobError, describe_differences
 from glc.jobs.run import UnfinishedError, run
-from glc.jobs.worker import Processed, ShardTask
+from glc.jobs.storage import Stamp
+from glc.jobs.worker import Processed, SampleProcessor, ShardTask
 
 
 @dataclass(frozen=True)
@@ -54,15 +54,15 @@ class PlannedShard:
 
     def stamp(self) -> Stamp:
         """Return the number of its images; the settings of the set identify them."""
-        return Stamp(len(self.entries), 0)
+        return Stamp(len(self.entries), "")
 
-    def samples(self, skip: int) -> Iterator[Entry]:
+    def samples(self) -> Iterator[Entry]:
         """Yield its images."""
         yield from self.entries
 
 
 @dataclass(frozen=True)
-class Packer:
+class Packer(SampleProcessor):
     """Encodes images as samples. Called in each worker process, it returns itself."""
 
     encoding: Encoding
@@ -117,6 +117,7 @@ def pack(
     background: str = "white",
     mix: bool = True,
     workers: int | None = None,
+    engine: str = "local",
     force: bool = False,
     progress: bool = True,
 ) -> Manifest:
@@ -131,7 +132,8 @@ def pack(
         quality: JPEG quality of lossy images that are re-encoded (4:4:4 chroma).
         background: colour behind transparent pixels, a name or #rrggbb.
         mix: order images by a hash of their name, otherwise as listed (folders sorted).
-        workers: processes; None: one per core. The result does not depend on it.
+        workers: processes of the engine `local`; None: one per core. The result does not depend on it.
+        engine: `local` or `ray` (`glc.jobs.engines`).
         force: replace a set that was packed there with other settings or images.
         progress: show progress on stderr.
 
@@ -173,8 +175,9 @@ def pack(
         return complete
     shards = _plan(images, name, images_per_shard, mix)
     try:
-        return _pack(folder, shards, name, settings, background, workers, force, progress)
-    except (FileNotFoundError, UnfinishedError):
+        chosen = Engine(engine, (workers or os.cpu_count() or 1) if engine == "local" else 1)
+        return _pack(folder, shards, name, settings, background, chosen, force, progress)
+    except (FileNotFoundError, UnfinishedError, JobError):
         # Another command that packs the same set into this folder may have finished and removed the state.
         complete = _check_packed(folder, name, settings, force=False)
         if complete is None:
@@ -188,19 +191,20 @@ def _pack(
     name: str,
     settings: dict[str, Any],
     background: str,
-    workers: int | None,
+    engine: Engine,
     force: bool,
     progress: bool,
 ) -> Manifest:
     """Write the shards that are missing, then the manifest; remove the state of the job."""
-    dest = folder.path
-    folder.prepare(shards, force, time.time(), _REMEDY)
+    dest = Path(str(folder))
+    folder.prepare(shards, force, remedy=_REMEDY)
     encoding = Encoding(settings["size"], settings["min_side"], settings["quality"], background)
-    task = ShardTask(folder, shards, Packer(encoding), amount="image", locks_required=False)
-    run(task, processes=workers or os.cpu_count() or 1, quiet=not progress)
+    run(ShardTask(folder, shards, Packer(encoding), amount="image"), engine, quiet=not progress)
+    if folder.load(shards):
+        raise JobError(f"{dest}: a shard changed after it was packed; run the command again")
     names = {entry.key: entry.name for shard in shards for entry in shard.entries}
     records = []
-    for record in folder.records(shards):
+    for record in (folder.records[shard.name] for shard in shards):
         skipped = [
             {"name": names[f["key"]], "reason": f["error"].removeprefix(f"{names[f['key']]}: ")}
             for f in record.failures
@@ -209,11 +213,11 @@ def _pack(
     manifest = Manifest(name, settings, records)
     if manifest.count == 0:
         first = manifest.skipped[0]
-        _clear(dest, name)
+        _clear(folder, name)
         count, reason = settings["pictures"], f"{first['name']}: {first['reason']}"
         raise PackError(f"{dest}: none of {count} images could be packed; {reason}")
     write_text(dest / MANIFEST, manifest.to_json(), fsync=True)
-    shutil.rmtree(folder.notes, ignore_errors=True)
+    folder.store.fence(folder.state)
     return manifest
 
 
@@ -236,16 +240,16 @@ def _shards_in(dest: Path, name: str) -> list[Path]:
     return sorted(p for p in dest.glob("*.tar") if re.fullmatch(re.escape(name) + r"-\d{6,}\.tar", p.name))
 
 
-def _clear(dest: Path, name: str) -> None:
-    (dest / MANIFEST).unlink(missing_ok=True)
-    for path in _shards_in(dest, name):
+def _clear(folder: Folder, name: str) -> None:
+    folder.store.fence(folder.state)
+    folder.store.remove(MANIFEST)
+    for path in _shards_in(Path(str(folder)), name):
         path.unlink()
-    shutil.rmtree(dest / _STATE, ignore_errors=True)
 
 
 def _check_packed(folder: Folder, name: str, settings: dict[str, Any], force: bool) -> Manifest | None:
     """Return the manifest of a folder that contains this set; with `force`, remove another set from it."""
-    dest = folder.path
+    dest = Path(str(folder))
     if dest.exists() and not dest.is_dir():
         raise PackError(f"{dest}: is a file; choose a folder as the destination")
     problem = None
@@ -260,21 +264,19 @@ def _check_packed(folder: Folder, name: str, settings: dict[str, Any], force: bo
         elif damaged:
             problem = f"{dest / damaged[0]}: missing or changed since it was packed; pack again with --force"
         else:
-            shutil.rmtree(
-                folder.notes, ignore_errors=True
-            )  # left by a run that was killed after the manifest
+            folder.store.fence(folder.state)  # left by a run that was killed after the manifest
             return manifest
-    elif folder.settings_path.is_file():
+    elif (found := folder.current()[2]) is not None:
         # Unfinished: `folder.prepare` refuses other settings unless `force` is set.
-        if force and not folder.is_ours():
-            _clear(dest, name)
+        if force and found != folder.stored:
+            _clear(folder, name)
         return None
     elif _shards_in(dest, name):
         problem = f"{dest}: contains shards {name}-*.tar without a manifest; {_REMEDY}"
     if problem is not None and not force:
         raise PackError(problem)
     if problem is not None:
-        _clear(dest, name)
+        _clear(folder, name)
     return None
 
 

@@ -15,7 +15,7 @@ from glc.data.deadline import Watch, attempt
 from glc.data.images import SampleImage
 from glc.data.shards import read_shard
 from glc.data.sources import Source, Sources, entries_of, resolve
-from glc.data.urls import is_url
+from glc.jobs.storage import is_url
 
 _log = logging.getLogger(__name__)
 

@@ -27,8 +27,9 @@ from webdataset.tariterators import base_plus_ext
 from glc.data.deadline import Watch
 from glc.data.images import SampleImage, read_rgb
 from glc.data.shard_writer import PackError, ShardRecord, read_manifest
-from glc.data.urls import is_url, open_url
+from glc.data.urls import open_url
 from glc.errors import ImageError
+from glc.jobs.storage import is_url
 
 _log = logging.getLogger(__name__)
 

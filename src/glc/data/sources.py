@@ -33,8 +33,9 @@ from typing import Any, Literal, Protocol, TypeAlias, cast, get_args
 from glc.data.deadline import Watch
 from glc.data.images import is_image_name, list_images, remedy
 from glc.data.shard_writer import MANIFEST, PackError, parse_manifest, read_manifest
-from glc.data.urls import is_pattern, is_url, list_urls, read_url
+from glc.data.urls import is_pattern, list_urls, read_url
 from glc.errors import ListingError
+from glc.jobs.storage import is_url
 from glc.jobs.tar_shards import expand_braces
 
 _log = logging.getLogger(__name__)

@@ -223,6 +223,7 @@ class TrainLoader(DataLoader[ImageBatch]):
         current_epoch: returns the trainer's epoch, or None without a trainer; then each iteration that
             delivered a batch is followed by the next epoch.
         current_step: returns the trainer's step, or None without a trainer; then all epochs are complete.
+        start_worker: called in each worker first, with its number.
     """
 
     dataset: TrainStream
@@ -234,6 +235,7 @@ class TrainLoader(DataLoader[ImageBatch]):
         current_epoch: Callable[[], int | None] = lambda: None,
         current_step: Callable[[], int | None] = lambda: None,
         pin_memory: bool = False,
+        start_worker: Callable[[int], None] = outlive_stop_signals,
     ) -> None:
         super().__init__(
             dataset,
@@ -242,7 +244,7 @@ class TrainLoader(DataLoader[ImageBatch]):
             num_workers=num_workers,
             persistent_workers=num_workers > 0,
             pin_memory=pin_memory,
-            worker_init_fn=outlive_stop_signals,
+            worker_init_fn=start_worker,
             # A generator of its own: starting workers would otherwise advance the global one.
             generator=torch.Generator().manual_seed(dataset.seed),
         )

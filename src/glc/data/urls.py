@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import io
 import os
-import re
 import signal
 import subprocess
 import tempfile
@@ -19,8 +18,8 @@ from typing import Any, BinaryIO, cast
 import fsspec
 
 from glc.data.deadline import Watch
+from glc.jobs.storage import is_url
 
-_URL = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]+:")
 _PIPE = "pipe:"
 _SMALL = 1 << 16
 _SILENCE = 60.0  # seconds without a byte after which an HTTP request fails
@@ -33,11 +32,6 @@ _INSTALL = {
     "hf": ("hf", "curl -sfL https://huggingface.co/..."),
 }
 """Extra and command for the protocols whose packages are extras."""
-
-
-def is_url(name: str) -> bool:
-    """Whether a name is a URL or a command, not a local path."""
-    return _URL.match(name) is not None
 
 
 def is_pattern(url: str) -> bool:

@@ -5,8 +5,8 @@ image --> codec --> file --> codec --> reconstruction --> scores --> journal --+
                                             '--> set metrics ------------------+--> summary, per_image
 ```
 
-A folder of images is one virtual shard: its images are distributed over the processes, and its journal has
-one line per finished image. Of tar shards, complete shards are distributed over any number of machines.
+The images of a folder are distributed over the processes; a journal has one line per finished image. Of tar
+shards, complete shards are distributed, with Ray over any number of machines.
 
 ```
 OUT/run.json        everything that determines the results: codec, settings, images, protocol, versions
@@ -19,7 +19,6 @@ import json
 import platform
 import shutil
 import sys
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -48,25 +47,27 @@ from glc.evaluation.evaluator import (
     reconstruction_path,
     rounded,
 )
+from glc.evaluation.journal import Log
 from glc.evaluation.summary import merge_shards, write_results
 from glc.evaluation.testsets import ImageFile, ImageSet, ShardSet
 from glc.io.atomic import write_text
 from glc.io.locks import lock
-from glc.jobs.manifest import Folder, JobError, as_json, describe_differences
-from glc.jobs.run import Done, Task, dist_info, local_rank_of, run
-from glc.jobs.tar_shards import Log, refuse_overwriting
+from glc.jobs.engines import Engine
+from glc.jobs.manifest import JobError, as_json, describe_differences
+from glc.jobs.run import Task, run
+from glc.jobs.tar_shards import refuse_overwriting
 from glc.jobs.worker import run_shards
+from glc.metrics.quality import QualityMetrics
 
 IDENTITY = "run.json"
 JOURNAL = "journal.jsonl"
 REMEDY = "give another out=, or overwrite=true"
-NOT_OVER_SHARDS = "not computed over shards, because it needs all images in one place"
 _PACKAGES = ("torchmetrics", "torchvision", "lpips", "numpy", "pillow")
 
 
 @dataclass
 class FolderTask(Task):
-    """The images of a folder at all settings: one virtual shard with one journal."""
+    """The images of a folder at all settings, with one journal."""
 
     log: Log
     found: dict[Item, dict[str, Any]]
@@ -84,17 +85,12 @@ class FolderTask(Task):
             self.log.append(outcome)
         self.found[item] = outcome
 
-    def look(self) -> Done:
-        """Return the number of finished items."""
-        return Done(len(self.found), len(self.found))
-
 
 @dataclass
 class Evaluation:
     """One codec on one set of images, in a folder or in tar shards.
 
-    The same command resumes an interrupted run. For shards, start the same command on all machines; set
-    metrics are not computed, because they need all images in one place.
+    The same command resumes an interrupted run. Metrics of a complete set are merged over shards.
 
     Args:
         make_codec: makes the codec on a device, in any process.
@@ -103,6 +99,8 @@ class Evaluation:
         protocol: their configuration, in JSON's types, for `run.json`.
         device: `auto`, `cpu`, `cuda`, or several of them for several processes.
         threads: threads per process. Results of networks may differ in the last digits with it.
+        engine: `local`, or `ray` (`glc.jobs.engines.Engine`), with `ray_cpus`, `ray_gpus` and `ray_memory`.
+        part: (i, n) for shards: one of n parts, for a job array.
         overwrite: replace existing results; unfinished shards are resumed.
         progress: False: show no progress.
         keep: for shards: write each image's files and reconstructions into the output shards.
@@ -117,6 +115,11 @@ class Evaluation:
     device: str | Sequence[str] = "auto"
     processes: int = 1
     threads: int = 1
+    engine: str = "local"
+    ray_cpus: float | None = None
+    ray_gpus: float | None = None
+    ray_memory: int | None = None
+    part: tuple[int, int] = (0, 1)
     seed: int = 0
     overwrite: bool = False
     progress: bool | None = None
@@ -131,9 +134,9 @@ class Evaluation:
         Raises:
             JobError: the folder belongs to another evaluation or is in use.
             UnfinishedError: some items are not finished; the same command resumes.
+            PartFinished: this part is finished, others are not.
             CodecUnavailable, WeightsError, ValueError, OSError: the codec cannot be used, or writing failed.
         """
-        began = time.time()
         if self.processes < 1 or self.threads < 1:
             counts = f"processes={self.processes} and threads={self.threads}"
             raise ValueError(f"{counts} must be positive integers")
@@ -142,15 +145,23 @@ class Evaluation:
                 raise JobError(
                     f"{self.out}: contains the evaluation of a folder of images; give another out="
                 )
-            refuse_overwriting(self.images.shards, self.out, "give another out=")
-            return self._run_shards(self.images, began)
+            refuse_overwriting(self.images.shards, str(self.out), "give another out=")
+            return self._run_shards(self.images)
+        if self.part != (0, 1):
+            raise ValueError("part: only applies to shards; a folder's images are one job")
         return self._run_folder(self.images)
+
+    def _engine(self) -> Engine:
+        resources = (self.ray_cpus, self.ray_gpus, self.ray_memory)
+        return Engine(self.engine, self.processes, self.threads, *resources, self.part)
 
     def _evaluator(self) -> tuple[Evaluator, EvaluatorSpec, list[str]]:
         """Return this process's evaluator, the spec for other processes, and the names of the set metrics."""
-        devices = choose_devices(self.device, self.processes > 1 or dist_info()[1] > 1)
+        devices = choose_devices(self.device, self.processes > 1)
         spec = EvaluatorSpec(self.make_codec, self.make_metrics, (), devices, self.threads, self.seed)
-        here = spec(local_rank_of(0, self.processes))
+        here = spec(0)
+        if self.engine == "ray":  # each process chooses among the GPUs that Ray gives it
+            spec = replace(spec, devices=[self.device] if isinstance(self.device, str) else self.device)
         known = {*here.metrics.names, *here.metrics.unavailable}
         in_set = [name for name in self.metrics if name not in known]
         # Workers do not retry unavailable metrics: a failed download takes seconds.
@@ -185,10 +196,9 @@ class Evaluation:
             },
         }
 
-    def _run_shards(self, images: ShardSet, began: float) -> dict[str, Any]:
+    def _run_shards(self, images: ShardSet) -> dict[str, Any]:
         here, spec, in_set = self._evaluator()
-        settings, names = here.codec.settings, here.metrics.names
-        unavailable = {**here.metrics.unavailable, **dict.fromkeys(in_set, NOT_OVER_SHARDS)}
+        settings, names, unavailable = here.codec.settings, here.metrics.names, dict(here.metrics.unavailable)
         data = {
             "name": images.name,
             "source": images.source,
@@ -196,32 +206,27 @@ class Evaluation:
             "preparation": {**images.preprocess.as_dict(), "sizes": images.preprocess.sizes},
             **({} if images.member is None else {"member": images.member}),
         }
-        identity = {"command": "eval", **self._identity(here, data, names), "files": self.keep, "keep": False}
-        reused = here if self.processes == 1 else None
+        for name in here.metrics.not_mergeable:
+            unavailable[name] = "not computed over shards: it cannot be merged (full_state_update)"
+        in_set = [name for name in in_set if name not in unavailable]
+        identity = self._identity(here, data, [*names, *in_set])
+        identity = {"command": "eval", **identity, "files": self.keep, "keep": False}
+        make_sets = partial(self.make_metrics, [*names, *unavailable]) if in_set else None
+        reused = here if self.processes == 1 and self.engine == "local" else None
         del here  # each worker process makes its own
         make_evaluator = spec if reused is None else lambda rank: reused
-        totals = run_shards(
+        folder, totals = run_shards(
             images.shards,
             self.out,
             identity,
-            partial(_make_processor, make_evaluator, images, self.keep),
-            processes=self.processes,
-            threads=self.threads,
+            partial(_make_processor, make_evaluator, make_sets, images, self.keep),
+            self._engine(),
             force=self.overwrite,
             quiet=self.progress is False,
             remedy=REMEDY,
-            began=began,
         )
-        return merge_shards(
-            Folder(self.out, {**identity, "threads": self.threads}),
-            images.shards,
-            identity,
-            settings,
-            names,
-            unavailable,
-            totals,
-            images.count,
-        )
+        sets = None if make_sets is None else make_sets()
+        return merge_shards(folder, identity, settings, names, sets, unavailable, totals, images.count)
 
     def _run_folder(self, images: ImageSet) -> dict[str, Any]:
         here, spec, in_set = self._evaluator()
@@ -244,10 +249,11 @@ class Evaluation:
                 if (image.name, setting.label) in done
                 and self._has_files(done[image.name, setting.label], image, setting, codec.suffix)
             }
-            make_evaluator = spec if self.processes > 1 else lambda rank: here
+            several = self.processes > 1 or self.engine == "ray"
+            make_evaluator = spec if several else lambda rank: here
             make_worker = partial(_make_folder_worker, make_evaluator, self.out, images)
-            task = FolderTask(str(self.out), items, make_worker, "files", len(items), "file", log, found)
-            run(task, processes=self.processes, threads=self.threads, quiet=self.progress is False)
+            task = FolderTask(str(self.out), items, make_worker, "files", "file", log, found)
+            run(task, self._engine(), quiet=self.progress is False)
             entries = {(image.name, setting.label): found[image, setting] for image, setting in items}
             sets = self._measure_sets(images, here, log, entries, in_set)
             return write_results(self.out, identity, codec.settings, images, entries, sets, metrics, in_set)
@@ -260,7 +266,7 @@ class Evaluation:
             JobError: the folder is in use, or belongs to another evaluation.
         """
         self.out.mkdir(parents=True, exist_ok=True)
-        with lock(self.out / "journal.lock", required=False) as held:
+        with lock(self.out / "journal.lock") as held:
             if not held:
                 raise JobError(f"{self.out}: another evaluation is writing to it; give another out=")
             path, known, now = self.out / JOURNAL, self.out / IDENTITY, as_json(identity)
@@ -351,8 +357,17 @@ def _make_folder_worker(
 
 
 def _make_processor(
-    make_evaluator: Callable[[int], Evaluator], images: ShardSet, keep: bool, local_rank: int
+    make_evaluator: Callable[[int], Evaluator],
+    make_sets: Callable[[], QualityMetrics] | None,
+    images: ShardSet,
+    keep: bool,
+    local_rank: int,
 ) -> ImageProcessor:
+    evaluator = make_evaluator(local_rank)
+    sets = {}
+    if make_sets is not None:
+        first = make_sets().to(evaluator.device)
+        sets = {setting.label: first.empty_copy() for setting in evaluator.codec.settings}
     image = SampleImage(images.member, "testset.member")
     image.said = local_rank > 0  # the first process says it
-    return ImageProcessor(make_evaluator(local_rank), images.preprocess, keep, image)
+    return ImageProcessor(evaluator, images.preprocess, keep, image, sets)

@@ -3,21 +3,23 @@
 import json
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from PIL import Image
+from safetensors.torch import save
 
 from glc.codec.base import TargetWarning
 from glc.codec.codec import choose_device
 from glc.data.images import SampleImage, is_image_name, png_bytes, stack_images
 from glc.evaluation.codecs.base import CodecUnavailable, ImageCodec, Setting
-from glc.evaluation.summary import MEASUREMENTS
+from glc.evaluation.summary import MEASUREMENTS, SETS
 from glc.evaluation.testsets import ImageFile, ImageSet, Preprocess
 from glc.io.atomic import write_bytes
+from glc.jobs.engines import Report
 from glc.jobs.tar_shards import split_name
 from glc.jobs.worker import FileProcessor, Processed
 from glc.metrics.quality import QualityMetrics
@@ -96,7 +98,7 @@ class EvaluatorSpec:
 
     def __call__(self, rank: int) -> Evaluator:
         """Make codec and metrics on the device of a rank (round robin)."""
-        device = self.devices[rank % len(self.devices)]
+        device = str(choose_device(self.devices[rank % len(self.devices)]))
         torch.set_num_threads(self.threads)
         torch.manual_seed(self.seed)
         return Evaluator(self.make_codec(device), self.make_metrics(self.omitted).to(device), device)
@@ -113,7 +115,7 @@ class FolderWorker:
     images: ImageSet
     evaluator: Evaluator
 
-    def run_one(self, item: Item) -> dict[str, Any]:
+    def run_one(self, item: Item, report: Report) -> dict[str, Any]:
         """Compress an image to a file, decompress the file, score the result.
 
         Returns:
@@ -148,6 +150,27 @@ class ImageProcessor(FileProcessor):
     preprocess: Preprocess
     keep_files: bool
     image: SampleImage = field(default_factory=SampleImage)
+    sets: Mapping[str, QualityMetrics] = field(default_factory=dict)
+    """Metrics of complete sets, by the setting's label; empty if there are none."""
+
+    @property
+    def sums(self) -> bool:
+        """Whether there are metrics of complete sets."""
+        return bool(self.sets)
+
+    def start(self) -> None:
+        """Begin a shard."""
+        for metrics in self.sets.values():
+            metrics.reset()
+
+    def finish(self) -> Sequence[tuple[str, bytes]]:
+        """Return what the set metrics have accumulated over the shard."""
+        states = {
+            f"{label}/{name}": value.cpu()
+            for label, metrics in self.sets.items()
+            for name, value in metrics.accumulated().items()
+        }
+        return [(SETS, save(states))] if states else []
 
     def accepts(self, name: str) -> bool:
         """Whether the name is that of an image."""
@@ -174,6 +197,7 @@ class ImageProcessor(FileProcessor):
         codec = self.evaluator.codec
         measurements: dict[str, Any] = {}
         kept: list[tuple[str, bytes]] = []
+        pairs: dict[str, Image.Image] = {}
         for setting in codec.settings:
             try:
                 coded, encoded = self.evaluator.encode(original, setting)
@@ -185,9 +209,12 @@ class ImageProcessor(FileProcessor):
             # Times are omitted: they are unreliable with many processes and not reproducible.
             entry = {key: value for key, value in {**measured, **encoded}.items() if "seconds" not in key}
             measurements[setting.label] = entry | ({"treatment": done} if done else {})
+            pairs[setting.label] = decoded
             if self.keep_files:
                 kept.append((f"{setting.label}{codec.suffix}", coded))
                 kept.append((f"{setting.label}.png", png_bytes(decoded, compress_level=3)))
+        for label, metrics in self.sets.items():  # only now: the image did not fail at any setting
+            metrics.update(*(stack_images([x]).to(self.evaluator.device) for x in (original, pairs[label])))
         text = json.dumps(measurements).encode() + b"\n"
         pixels = sum(entry["width"] * entry["height"] for entry in measurements.values())
         size = sum(entry["bytes"] for entry in measurements.values())

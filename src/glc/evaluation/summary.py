@@ -17,17 +17,20 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from safetensors.torch import load
+
 from glc.evaluation.codecs.base import Setting
 from glc.evaluation.results import FORMAT, SECONDS
 from glc.evaluation.testsets import ImageSet
 from glc.io.atomic import replacing, write_text
-from glc.io.locks import lock
 from glc.jobs.manifest import FAILURES, MANIFEST, Folder, JobError
-from glc.jobs.tar_shards import Shard, split_name
+from glc.jobs.tar_shards import split_name
 from glc.metrics.quality import QualityMetrics
 
 MEASUREMENTS = "json"
 """Suffix of a sample's measurements in the output shards."""
+SETS = "set_metrics.safetensors"
+"""Last file of an output shard: what metrics of a complete set have accumulated over its images."""
 _LISTED = 1000
 """Largest number of failures and notes in the summary; `failures.jsonl` and the shards have all."""
 _FIRST = ("image", "width", "height", "label", "bytes", "bpp")
@@ -212,20 +215,19 @@ def _failures(images: ImageSet, entries: Entries, labels: Sequence[str]) -> list
 
 def merge_shards(
     folder: Folder,
-    shards: Sequence[Shard],
     identity: Mapping[str, Any],
     settings: Sequence[Setting],
     names: Sequence[str],
+    sets: QualityMetrics | None,
     unavailable: Mapping[str, str],
     totals: Mapping[str, Any],
     count: int | None,
 ) -> dict[str, Any]:
     """Write `per_image.csv`, `per_shard.csv` and `summary.json` of shards that are all finished.
 
-    One of several processes writes them; the others wait and read the summary.
-
     Args:
         folder: folder of the output shards and their manifest.
+        sets: metrics of complete sets.
         count: expected number of images; None: any.
 
     Returns:
@@ -234,55 +236,68 @@ def merge_shards(
     Raises:
         JobError: the shards do not match the manifest.
     """
-    path = folder.path / "summary.json"
-    with lock(folder.notes / "summary.lock", wait=True):
-        # The manifest has the checksum of every shard: if it is unchanged, the files are up to date.
-        of = {
-            "count": count,
-            "unavailable": dict(unavailable),
-            "manifest": hashlib.sha256((folder.path / MANIFEST).read_bytes()).hexdigest(),
-        }
-        mark = folder.notes / "merged.mark"
-        found = _read(mark)
-        if found and found.get("of") == of and _hashes(folder.path) == found.get("files"):
-            known: dict[str, Any] = json.loads(path.read_text("utf-8"))
-            return known
-        with (
-            replacing(folder.path / "per_image.csv") as images,
-            replacing(folder.path / "per_shard.csv") as table,
-        ):
-            means, notes, treated = _write_tables(folder, shards, settings, names, images, table)
-        lacking = [label for label, mean in means.items() if mean.images != totals["done"]]
-        if lacking:
-            raise JobError(
-                f"{folder.path}: {MANIFEST} counts {totals['done']} images, the shards contain "
-                f"{means[lacking[0]].images} at {lacking[0]}; start over with overwrite=true"
-            )
-        failed = _shard_failures(folder, totals, count)
-        data = {**identity["data"], "count": totals["samples"], "shards": totals["shards"]}
-        points = [means[setting.label].point(setting) for setting in settings if totals["done"]]
-        incomplete: dict[str, str] = {}
-        for point in points:
-            incomplete |= means[point["label"]].incomplete(point["label"])
-        summary = _summarise(
-            {**identity, "data": data},
-            **_treatments(treated),
-            images=totals["done"],
-            failed=failed,
-            unavailable=dict(unavailable),
-            incomplete=incomplete,
-            measured={label: mean.counts() for label, mean in means.items()},
-            notes=notes,
-            points=points,
+    out = Path(str(folder))
+    # The manifest has the checksum of every shard: if it is unchanged, the files are up to date.
+    of = {
+        "count": count,
+        "unavailable": dict(unavailable),
+        "manifest": hashlib.sha256((out / MANIFEST).read_bytes()).hexdigest(),
+    }
+    mark = out / folder.run / "merged.mark"
+    found = _read(mark)
+    if found and found.get("of") == of and _hashes(out) == found.get("files"):
+        known: dict[str, Any] = json.loads((out / "summary.json").read_text("utf-8"))
+        return known
+    with replacing(out / "per_image.csv") as images, replacing(out / "per_shard.csv") as table:
+        means, notes, treated = _write_tables(folder, settings, names, images, table)
+    lacking = [label for label, mean in means.items() if mean.images != totals["done"]]
+    if lacking:
+        raise JobError(
+            f"{out}: {MANIFEST} counts {totals['done']} images, the shards contain "
+            f"{means[lacking[0]].images} at {lacking[0]}; start over with overwrite=true"
         )
-        write_text(path, _summary_text(summary), fsync=True)
-        write_text(mark, json.dumps({"of": of, "files": _hashes(folder.path)}), fsync=True)
+    failed = _shard_failures(out, totals, count)
+    data = {**identity["data"], "count": totals["samples"], "shards": totals["shards"]}
+    points = [means[setting.label].point(setting) for setting in settings if totals["done"]]
+    incomplete: dict[str, str] = {}
+    measured = {label: mean.counts() for label, mean in means.items()}
+    reasons = dict(unavailable)
+    for point in points:
+        label = point["label"]
+        incomplete |= means[label].incomplete(label)
+        for name, value in {} if sets is None else _merge_sets(folder, sets, label).items():
+            if math.isfinite(value):
+                point[name], measured[label][name] = value, means[label].images
+        reasons |= {} if sets is None else sets.unavailable
+    summary = _summarise(
+        {**identity, "data": data},
+        **_treatments(treated),
+        images=totals["done"],
+        failed=failed,
+        unavailable=reasons,
+        incomplete=incomplete,
+        measured=measured,
+        notes=notes,
+        points=points,
+    )
+    write_text(out / "summary.json", _summary_text(summary), fsync=True)
+    write_text(mark, json.dumps({"of": of, "files": _hashes(out)}), fsync=True)
     return summary
+
+
+def _merge_sets(folder: Folder, sets: QualityMetrics, label: str) -> dict[str, float]:
+    """Return the set metrics at a setting, merged from all shards in the order of their names."""
+    sets.reset()
+    for name in sorted(folder.records):
+        for member, data in _members(Path(str(folder), name), SETS):
+            if member == SETS:
+                states = load(data).items()
+                sets.merge({k.partition("/")[2]: v for k, v in states if k.partition("/")[0] == label})
+    return {name: float(f"{value.item():.9g}") for name, value in sets.compute().items()}
 
 
 def _write_tables(
     folder: Folder,
-    shards: Sequence[Shard],
     settings: Sequence[Setting],
     names: Sequence[str],
     images: Path,
@@ -298,13 +313,11 @@ def _write_tables(
         rows, lines = (csv.writer(file, lineterminator="\n") for file in (image_file, shard_file))
         rows.writerow(_header(names))
         lines.writerow(["shard", "label", "images", "failed", "bytes", "bpp", *names])
-        for shard in sorted(shards, key=lambda shard: shard.name):
-            record = folder.record(shard)
-            failed = 0 if record is None else len(record.failures)
+        for shard, record in sorted(folder.records.items()):
             here = {setting.label: Means(names) for setting in settings}
             size = dict.fromkeys(here, 0)
-            for key, measurements in _measurements(folder.target(shard)):
-                image = f"{_stem(shard.name)}/{key}"
+            for member, text in _members(Path(str(folder), shard), f".{MEASUREMENTS}"):
+                image, measurements = f"{_stem(shard)}/{split_name(member)[0]}", json.loads(text)
                 for label, entry in measurements.items():
                     total[label].add(image, entry)
                     here[label].add(image, entry)
@@ -317,29 +330,27 @@ def _write_tables(
             for setting in settings:
                 point = here[setting.label].point(setting)
                 values = [point.get(name, "") for name in ("bpp", *names)]
-                lines.writerow(
-                    [shard.name, setting.label, point["images"], failed, size[setting.label], *values]
-                )
+                failed = len(record.failures)
+                lines.writerow([shard, setting.label, point["images"], failed, size[setting.label], *values])
     return total, notes, treated
 
 
-def _measurements(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield key and measurements of each sample of an output shard; nothing if it does not exist."""
+def _members(path: Path, suffix: str) -> Iterator[tuple[str, bytes]]:
+    """Yield name and content of the files of an output shard with a suffix; none if it does not exist."""
     if not path.exists():
         return
     with tarfile.open(path, "r:") as tar:
         for member in tar:
-            key, suffix = split_name(member.name)
-            if suffix == MEASUREMENTS:
+            if member.name.endswith(suffix):
                 file = tar.extractfile(member)
                 assert file is not None
-                yield key, json.loads(file.read())
+                yield member.name, file.read()
 
 
-def _shard_failures(folder: Folder, totals: Mapping[str, Any], count: int | None) -> list[dict[str, str]]:
+def _shard_failures(out: Path, totals: Mapping[str, Any], count: int | None) -> list[dict[str, str]]:
     """Return failed images and a wrong number of images."""
     failed: list[dict[str, str]] = []
-    path, more = folder.path / FAILURES, 0
+    path, more = out / FAILURES, 0
     if path.exists():
         with path.open(encoding="utf-8") as file:
             for line in map(json.loads, file):

@@ -2,7 +2,6 @@
 
 import hashlib
 import os
-import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,10 +20,10 @@ from glc.data.images import (
 )
 from glc.errors import ImageError
 from glc.io.names import encode_text
+from glc.jobs.storage import is_url
 from glc.jobs.tar_shards import Shard, ShardError, find_shards
 
 _TRIED = 3  # shards that are read before an evaluation starts
-_URL = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]+:")
 
 
 class SetError(ValueError):
@@ -217,7 +216,7 @@ class ShardSet:
     """The images in tar shards, one of each sample.
 
     Args:
-        path: shards: files, folders, `*`, braces as in `val-{0000..0099}.tar`, or a list of these.
+        path: shards: files, folders, URLs, `*`, braces as in `val-{0000..0099}.tar`, or a list of these.
         name: name of the set.
         count: number of images of the set; None: any number.
         source: URL of the set.
@@ -229,7 +228,7 @@ class ShardSet:
         member: suffix of the image of a sample, such as `jpg` or `mask.png`; None: the first image.
 
     Raises:
-        SetError: no shard exists, none of the first three has an image, or one is a URL.
+        SetError: no shard exists, or none of the first three has an image (not tried at URLs).
         ValueError: the pattern matches nothing, or two shards have the same name.
     """
 
@@ -251,16 +250,13 @@ class ShardSet:
         self.preprocess = _preprocess(name, sizes, resize, center_crop, background)
         self.shards: Sequence[Shard] = find_shards([path] if isinstance(path, str) else list(path))
         self.missing: list[tuple[str, str]] = []
-        urls = [shard.path for shard in self.shards if _URL.match(str(shard.path))]
-        if urls:
-            raise SetError(
-                f"testset.path: {urls[0]} is a URL, and an evaluation reads shards from files; download them"
-            )
-        if not any(shard.path.exists() for shard in self.shards):
+        if not any(shard.stamp() for shard in self.shards):
             raise SetError(
                 f"testset.path: none of {len(self.shards)} shards exists (e.g. {self.shards[0].path}); "
                 "correct the path"
             )
+        if is_url(self.shards[0].path):
+            return
         problems = list(map(_problem, self.shards[:_TRIED]))
         if None not in problems:
             raise SetError(f"testset.path: {problems[0]}; copy or pack it again, or correct the path")
@@ -295,6 +291,8 @@ def are_shards(path: Any) -> bool:
     """Whether a path names shards: a list, a name ending in .tar, or a folder of tar files without images."""
     if not isinstance(path, str | os.PathLike):
         return path is not None
+    if is_url(str(path)):
+        return True
     folder = Path(path).expanduser()
     if folder.suffix.lower() == ".tar":
         return True

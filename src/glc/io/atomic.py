@@ -5,8 +5,10 @@ This is the only place in the package that renames a finished file into place.
 
 import errno
 import os
+import secrets
+import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from glc.errors import WeightsError
@@ -83,6 +85,41 @@ def publish(partial: Path, path: Path, *, fsync: bool = False) -> None:
             _sync(path.parent)
     except OSError as error:
         raise type(error)(error.errno, error.strerror or str(error), str(path)) from error
+
+
+def create(path: Path, data: bytes) -> bool:
+    """Write a file that must not exist, synced to disk; of several writers one wins. Its folder must exist.
+
+    Returns:
+        Whether this writer has written it.
+
+    Raises:
+        OSError: it cannot be written; also where its folder was removed meanwhile.
+    """
+    part = path.with_name(f".glc-{secrets.token_hex(8)}.part")
+    try:
+        part.write_bytes(data)
+        _sync(part)
+        try:
+            os.link(part, path)
+        except FileExistsError:
+            return False
+        except PermissionError:  # a file system without hard links: not safe against a second writer
+            if path.exists():
+                return False
+            os.replace(part, path)
+        _sync(path.parent)
+        return True
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def remove_folder(path: Path) -> None:
+    """Remove a folder in one step: from then on no file can be created in it or moved out of it."""
+    gone = path.with_name(f"{path.name}.{secrets.token_hex(4)}.old")
+    with suppress(FileNotFoundError):
+        os.rename(path, gone)
+        shutil.rmtree(gone, ignore_errors=True)
 
 
 def write_bytes(path: str | Path, data: bytes, *, fsync: bool = False, overwrite: bool = True) -> None:

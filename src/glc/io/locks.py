@@ -1,7 +1,7 @@
-"""POSIX file locks. They need no server and are released when their process ends.
+"""POSIX file locks: keep a second process from training or evaluating into the same folder.
 
-All machines that share a file system see them (NFS 4, Lustre with `flock`, CephFS, GPFS). A killed process
-and a crashed machine lose their locks, so no stale lock remains.
+They need no server and are released when their process ends, so no stale lock remains. They are a service to
+users, not a guarantee: where the system or the file system has no locks, nobody is kept out.
 """
 
 from __future__ import annotations
@@ -18,64 +18,36 @@ except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
 
-class NoLocksError(OSError):
-    """The system or file system does not support file locks, so processes cannot share work on it."""
-
-
 @contextmanager
-def lock(path: Path, *, wait: bool = False, required: bool = True) -> Iterator[bool]:
-    """Hold a lock file within the context; yield whether the lock was acquired.
-
-    The file is created before and removed after.
+def lock(path: Path) -> Iterator[bool]:
+    """Hold a lock file within the context; yield whether it was acquired, True where locks are not supported.
 
     Args:
-        path: the lock file. Nothing else may open it: a process that closes any descriptor of it loses the
-            lock.
-        wait: wait until the lock is free. Otherwise yield False at once if it is held.
-        required: raise if the system or the file system does not support locks. Otherwise yield True there.
+        path: the lock file, created before and removed after. Nothing else may open it: a process that closes
+            any descriptor of it loses the lock.
 
     Raises:
-        NoLocksError: file locks are not supported and `required` is set.
         OSError: the file cannot be created.
     """
     if fcntl is None:
-        if required:
-            raise NoLocksError(
-                errno.ENOLCK, "file locks are not supported on this system; use Linux or macOS", str(path)
-            )
         yield True
         return
-    while True:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-        try:
-            try:
-                fcntl.lockf(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-            except OSError as error:
-                if error.errno in (errno.EACCES, errno.EAGAIN):
-                    yield False
-                    return
-                if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):
-                    raise
-                if required:
-                    raise NoLocksError(
-                        error.errno,
-                        "file locks are not supported on this file system; write to another one",
-                        str(path),
-                    ) from error
-            if not _is_still(path, descriptor):
-                continue  # the holder finished and removed the file
-            try:
-                yield True
-            finally:
-                # Removed while held: a waiting process then sees that its descriptor is stale.
-                path.unlink(missing_ok=True)
-            return
-        finally:
-            os.close(descriptor)
-
-
-def _is_still(path: Path, descriptor: int) -> bool:
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
     try:
-        return os.path.samestat(os.stat(path), os.fstat(descriptor))
-    except FileNotFoundError:
-        return False
+        try:
+            fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno in (errno.EACCES, errno.EAGAIN):
+                yield False
+                return
+            if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):
+                raise
+        if not path.exists() or not os.path.samestat(os.stat(path), os.fstat(descriptor)):
+            yield False  # its holder has just removed it
+            return
+        try:
+            yield True
+        finally:
+            path.unlink(missing_ok=True)
+    finally:
+        os.close(descriptor)

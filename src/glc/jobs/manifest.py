@@ -1,43 +1,50 @@
-"""State of a job in files: settings, one record per finished shard, finally manifest and failures.
+"""State of a job in its output folder: runs, a record per finished shard, finally manifest and failures.
 
 ```
-OUT/.glc/settings.json        settings of the job
-OUT/.glc/NAME.tar.json        record of a finished shard
-OUT/.glc/NAME.tar.journal     log of an unfinished shard (glc.jobs.tar_shards), beside NAME.tar.part
-OUT/manifest.json             written when all shards are finished
-OUT/failures.jsonl            failed samples with reasons, if any
+OUT/.glc/run-000001.json           settings of a run, and the name of its folder, RUN
+OUT/.glc/RUN/NAME.tar.ATTEMPT      a finished attempt, until it is moved to OUT/NAME.tar
+OUT/.glc/RUN/NAME.tar.json         record of a finished shard; the first attempt that creates it wins
+OUT/.glc/RUN/records.jsonl         a copy of most records in one file
+OUT/NAME.tar, OUT/manifest.json, OUT/failures.jsonl
 ```
+
+Creating the record is the only step that decides, and it is atomic. The move that follows can be repeated by
+any process. New settings, `force`, retries and changed sources start a new run, which takes over the records
+that are still true and fences the folders of all earlier runs: processes that still work on those can no
+longer create a record or move a file. Nothing depends on clocks or locks.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+import secrets
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
+from os import PathLike
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
-from glc.io.atomic import write_text
-from glc.io.locks import lock
+from glc.io.names import encode_text
+from glc.jobs.storage import Stamp, open_store
+from glc.jobs.storage import stamp as stamp_of
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+MANIFEST_VERSION = 1
 MANIFEST = "manifest.json"
 FAILURES = "failures.jsonl"
 STATE = ".glc"
-_STATE_SUFFIXES = (".json", ".journal", ".part", ".mark")
+_RECORDS = "records.jsonl"
+_RETRY = "retry.jsonl"
+_OLD = "settings.json"
+"""Settings of jobs of glc 0.1."""
+_COMPACTED = 1000
+"""New records after which `records.jsonl` is written again."""
 REMEDY = "choose another folder with -o, or replace its content with --force"
 
 
 class JobError(ValueError):
     """A job cannot run with these arguments; the message names the cause and the fix."""
-
-
-class Stamp(NamedTuple):
-    """Size and modification time of a source; tar padding hides changes of size, so both are compared."""
-
-    bytes: int
-    mtime_ns: int
 
 
 class Source(Protocol):
@@ -49,18 +56,15 @@ class Source(Protocol):
         ...
 
     def stamp(self) -> Stamp | None:
-        """Return size and modification time; None if the source is missing."""
+        """Return size and version; None if the source is missing."""
         ...
 
     def size(self) -> int:
         """Return its size in the unit of a sample's `end`; 0 if it is missing."""
         ...
 
-    def samples(self, skip: int) -> Iterator[Any]:
+    def samples(self) -> Iterator[Any]:
         """Yield the samples in order, each with its `key` and its `end` in the source.
-
-        Args:
-            skip: number of samples at the start whose content is not needed.
 
         Raises:
             ShardError: the source is truncated or missing; earlier samples are valid.
@@ -90,209 +94,300 @@ class Record:
     """`key` and `error` of each sample that failed."""
     problem: str | None = None
     """Why the source was not read completely; None if it was."""
-    source_mtime_ns: int | None = None
-    """Modification time of the source; None if it was missing, and in older records."""
-    settings: str | None = None
-    """Fingerprint of the settings; None in older records."""
+    source_version: str | None = None
+    """See `Stamp`; None if the source was missing."""
+    attempt: str = ""
+    """Name of the attempt that wrote the shard."""
 
 
 class Folder:
-    """Output folder of a job.
+    """Output folder of a job, at a path or URL.
 
     Args:
-        settings: everything that determines the bytes of its shards, in JSON's types. None: any settings.
+        settings: everything that determines the bytes of its shards, in JSON's types.
         state: name of the subfolder for the state of the job.
     """
 
-    def __init__(self, path: Path, settings: Mapping[str, Any] | None = None, state: str = STATE) -> None:
-        self.path = path
-        self.notes = path / state
+    def __init__(self, path: str | PathLike[str], settings: Mapping[str, Any], state: str = STATE) -> None:
+        self.store = open_store(path)
         self.settings = settings
-        self._stored = None if settings is None else as_json({"format_version": FORMAT_VERSION, **settings})
-        self._fingerprint = None if settings is None else fingerprint(self._stored)
+        self.state = state
+        self.stored: Any = as_json({"format_version": FORMAT_VERSION, **settings})
+        self.run = ""
+        """Folder of the run, below the root; empty before `prepare`."""
+        self.records: dict[str, Record] = {}
+        """Records of finished shards by name, as of the last `load`."""
+        self.retried: dict[str, Record] = {}
+        """Records of shards of which only the failed samples are processed again."""
+        self._new = 0
 
-    def target(self, shard: Source) -> Path:
-        """Return the path of a finished shard."""
-        return self.path / shard.name
+    def __str__(self) -> str:
+        return str(self.store)
 
-    def note(self, shard: Source, kind: str) -> Path:
-        """Return the state file of a shard of a kind: `json`, `journal`, `part` or `lock`."""
-        return self.notes / f"{shard.name}.{kind}"
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "records": {}}  # other processes look at one shard at a time
 
-    @property
-    def settings_path(self) -> Path:
-        """Path of the job's settings."""
-        return self.notes / "settings.json"
+    def prepare(
+        self, shards: Sequence[Source], force: bool = False, retry: bool = False, remedy: str = REMEDY
+    ) -> None:
+        """Join the folder's run if it has the same settings, else start a new one; load its records.
 
-    def prepare(self, shards: Sequence[Source], force: bool, began: float, remedy: str = REMEDY) -> None:
-        """Create the folder, or check that its shards were made with the same settings.
-
-        Settings of a job that did not start are replaced.
+        A run that has not begun is replaced.
 
         Args:
-            force: replace shards made with other settings, and a finished job with the same settings.
-            began: start of the command, in seconds since the epoch. A job that finished later was done by
-                other processes of the same command, and an unfinished one is resumed, so that `force` does
-                not undo this command's own work.
+            force: replace a run with other settings, and a finished one with the same settings. An unfinished
+                one with the same settings is resumed.
+            retry: process the failed samples of a finished run again.
 
         Raises:
             JobError: without `force`: the folder contains shards with other settings or of another origin.
             OSError: the folder cannot be created or written to.
         """
-        self.notes.mkdir(parents=True, exist_ok=True)
-        with lock(self.notes / "settings.lock", wait=True, required=False):
-            found = self._read_settings()
-            if found == self._stored and not (force and self._finished_before(began)):
-                return
-            old = [p for p in self.notes.iterdir() if p.suffix in _STATE_SUFFIXES and p != self.settings_path]
+        self.store.makedirs(self.state)
+        while True:
+            number, current, found = self.current()
+            if current and found == self.stored:
+                self.run, self.records = f"{self.state}/{current}", {}
+                self._fence_before(number)
+                changed = self.load(shards)
+                left = [shard for shard in shards if shard.name not in self.records]
+                failed = [record for record in self.records.values() if record.failures]
+                if left or not (force or (retry and failed)):
+                    if not changed:
+                        for name in (MANIFEST, FAILURES) if left else ():
+                            with suppress(FileNotFoundError):
+                                self.store.move(name, f"{self.run}/old")
+                        return
+                    self._start(number + 1, self.records.values())
+                else:
+                    kept = [] if force else [r for r in self.records.values() if not r.failures]
+                    self._start(number + 1, kept, () if force else failed)
+                force = retry = False  # done; whoever else did it at the same time did it for us too
+                continue
             if not force:
-                if found is not None and old:
-                    differ = describe_differences(found, self._stored) if found else "unreadable"
-                    raise JobError(f"{self.path}: contains shards with other settings ({differ}); {remedy}")
+                if found is not None and (not current or self._has_begun(current)):
+                    differ = describe_differences(found, self.stored) if found else "unreadable"
+                    raise JobError(f"{self}: contains shards with other settings ({differ}); {remedy}")
+                outputs = {} if found is not None else self.store.list("")
                 for shard in shards:
-                    if self.target(shard).exists():
-                        raise JobError(f"{self.target(shard)}: already exists; {remedy}")
-            # The manifest last: if this is interrupted, the next call still sees a finished job to replace.
-            for path in (*old, self.settings_path, self.path / FAILURES, self.path / MANIFEST):
-                path.unlink(missing_ok=True)
-            _write_json(self.settings_path, self._stored)
+                    if shard.name in outputs:
+                        raise JobError(f"{self}/{shard.name}: already exists; {remedy}")
+            self._start(number + 1)
+            force = retry = False
+
+    def current(self) -> tuple[int, str, Any]:
+        """Return number, folder and settings of the newest run; of 0.1's jobs, the settings only."""
+        numbers = self._runs()
+        if not numbers:
+            return 0, "", _parsed(self.store.read(f"{self.state}/{_OLD}"))
+        content = _parsed(self.store.read(self._run_file(numbers[-1]))) or {}
+        return numbers[-1], str(content.get("folder", "")), content.get("settings", {})
+
+    def _runs(self) -> list[int]:
+        names = self.store.list(self.state)
+        return sorted(int(n[4:-5]) for n in names if n.startswith("run-") and n[4:-5].isdecimal())
+
+    def _run_file(self, number: int) -> str:
+        return f"{self.state}/run-{number:06d}.json"
+
+    def _has_begun(self, folder: str) -> bool:
+        return bool(self.store.list(f"{self.state}/{folder}").keys() - {_RETRY})
+
+    def _start(self, number: int, kept: Iterable[Record] = (), retried: Iterable[Record] = ()) -> None:
+        """Start a run, unless another process starts one with this number."""
+        folder = secrets.token_hex(8)
+        self.store.makedirs(f"{self.state}/{folder}")
+        for name, records in ((_RECORDS, [*kept]), (_RETRY, [*retried])):
+            if records:
+                self.store.create(f"{self.state}/{folder}/{name}", _lines(map(asdict, records)))
+        content = {"folder": folder, "settings": self.stored}
+        if not self.store.create(self._run_file(number), encode_text(json.dumps(content, indent=1) + "\n")):
+            self.store.fence(f"{self.state}/{folder}")
+
+    def _fence_before(self, number: int) -> None:
+        """Stop processes that work on earlier runs. Every process does so before it works on this one."""
+        for old in self._runs():
+            if old < number:
+                content = _parsed(self.store.read(self._run_file(old))) or {}
+                if content.get("folder"):
+                    self.store.fence(f"{self.state}/{content['folder']}")
+        for name in self.store.list(self.state).keys() - {self._run_file(number).rpartition("/")[2]}:
+            if not name.startswith("run-") or int(name[4:-5]) < number:  # others are of glc 0.1
+                self.store.remove(f"{self.state}/{name}")
+
+    def load(self, shards: Sequence[Source]) -> bool:
+        """Read the records of finished shards; return whether others are no longer true.
+
+        A record is true if its source is unchanged and its shard is in place. A shard that was not moved into
+        place, because a process was killed, is moved now.
+        """
+        names = self.store.list(self.run)
+        # Within a run a record never changes, so it is read once.
+        found = {r.name: r for r in (*self._read_lines(_RECORDS), *self.records.values())}
+        self.retried = {r.name: r for r in self._read_lines(_RETRY)}
+        outputs = self.store.list("")
+        self.records, changed = {}, False
+        for shard in shards:
+            record = found.get(shard.name)
+            if record is None and f"{shard.name}.json" in names:
+                record = self.record(shard.name)
+            if record is None:
+                continue
+            if outputs.get(shard.name, 0) != record.bytes or f"{shard.name}.{record.attempt}" in names:
+                self._place(record)
+                placed = stamp_of(f"{self}/{shard.name}")
+                outputs[shard.name] = 0 if placed is None else placed.bytes
+            stamp = shard.stamp()
+            known = None if record.source_bytes is None else (record.source_bytes, record.source_version)
+            if known == stamp and outputs.get(shard.name, 0) == record.bytes:
+                self.records[shard.name] = record
+            else:
+                changed = True
+        return changed
+
+    def _read_lines(self, name: str) -> list[Record]:
+        content = self.store.read(f"{self.run}/{name}") or b""
+        return [Record(**json.loads(line)) for line in content.splitlines()]
+
+    def record(self, name: str) -> Record | None:
+        """Return the record of a shard that this run has finished; None if there is none."""
+        found = _parsed(self.store.read(f"{self.run}/{name}.json"))
+        return Record(**found) if found else None
 
     def begin(self) -> None:
-        """Mark the job as started; from now on other settings need `force`.
+        """Mark the run as begun; from now on other settings need `force`."""
+        with self.fenced():
+            self.store.create(f"{self.run}/begun.mark", b"")
+
+    @contextmanager
+    def fenced(self) -> Iterator[None]:
+        """Report a missing folder of the run as what it means: another command has started a new run."""
+        try:
+            yield
+        except FileNotFoundError:
+            self.check()
+            raise
+
+    def check(self) -> None:
+        """Check that the run is the newest.
 
         Raises:
-            JobError: see `check_settings`.
+            JobError: another command has started a new run in the folder.
         """
-        with lock(self.notes / "settings.lock", wait=True, required=False):
-            self.check_settings()
-            (self.notes / "begun.mark").touch()
-
-    def check_settings(self) -> None:
-        """Check that the folder still has these settings.
-
-        Raises:
-            JobError: another command has replaced them since `prepare`.
-        """
-        if not self.is_ours():
+        if f"{self.state}/{self.current()[1]}" != self.run:
             raise JobError(
-                f"{self.path}: another command with other settings is writing to it; choose another folder"
+                f"{self}: another command has started anew there, with other settings, --force or changed "
+                "sources; choose another folder"
             )
 
-    def is_ours(self) -> bool:
-        """Whether the job in this folder has these settings."""
-        found: bool = self._read_settings() == self._stored
-        return found
+    def publish(self, attempt: str, record: Record) -> Record:
+        """Publish an attempt, a file `NAME.ATTEMPT` in the folder of the run, unless another one was.
 
-    def _read_settings(self) -> Any:
-        """Return the settings of the job in this folder; None if there is none, `{}` if they are corrupt."""
-        try:
-            return json.loads(self.settings_path.read_text("utf-8"))
-        except FileNotFoundError:
-            return None
-        except ValueError:
-            return {}
-
-    def _finished_before(self, began: float) -> bool:
-        try:
-            return (self.path / MANIFEST).stat().st_mtime < began
-        except FileNotFoundError:
-            return False
-
-    def write_record(self, shard: Source, record: Record) -> None:
-        """Write the record of a finished shard."""
-        _write_json(self.note(shard, "json"), {**asdict(record), "settings": self._fingerprint})
-
-    def record(self, shard: Source) -> Record | None:
-        """Return the record of a finished shard; None if it is unfinished or its source has changed."""
-        try:
-            found = Record(**json.loads(self.note(shard, "json").read_text("utf-8")))
-        except (FileNotFoundError, ValueError, TypeError):
-            return None
-        if self._fingerprint is not None and found.settings not in (None, self._fingerprint):
-            return None
-        size, mtime = shard.stamp() or (None, None)
-        if found.source_bytes != size or found.source_mtime_ns not in (None, mtime):
-            return None
-        try:
-            written = self.target(shard).stat().st_size
-        except OSError:
-            written = 0
-        return found if written == found.bytes else None
-
-    def records(self, shards: Sequence[Source]) -> list[Record]:
-        """Return the records of finished shards, sorted by name, and remove leftover temporary files.
+        Returns:
+            The record of the shard: of this attempt or of the one that won.
 
         Raises:
-            JobError: one of them is not finished.
+            JobError: another command has started a new run in the folder.
         """
-        found = []
-        for shard in sorted(shards, key=lambda shard: shard.name):
-            record = self.record(shard)
-            if record is None:
-                raise JobError(f"{self.target(shard)}: changed after it was finished; run the command again")
-            found.append(record)
-        for old in self.notes.iterdir():
-            # Left by processes that were killed before they removed them.
-            if old.suffix in (".journal", ".part"):
-                old.unlink(missing_ok=True)
-        return found
+        with self.fenced():
+            content = encode_text(json.dumps(asdict(record), ensure_ascii=False))
+            if not self.store.create(f"{self.run}/{record.name}.json", content):
+                self.store.remove(f"{self.run}/{record.name}.{attempt}")
+                other = self.record(record.name)
+                assert other is not None
+                record = other
+            self._place(record)
+        return record
 
-    def finish(self, shards: Sequence[Source]) -> dict[str, Any]:
-        """Write manifest and failures of finished shards; return the manifest's totals.
+    def _place(self, record: Record) -> None:
+        """Move a published attempt into place unless that was done; without output, move an old one away."""
+        attempt = f"{self.run}/{record.name}.{record.attempt}"
+        try:
+            if not isinstance(self.store.root, Path):
+                self.check()
+            if record.bytes:
+                self.store.move(attempt, record.name)
+            else:
+                self.store.move(record.name, f"{attempt}.old")
+        except FileNotFoundError:
+            self.check()
+
+    def add(self, record: Record) -> None:
+        """Keep a new record in memory, and from time to time all in one file."""
+        self.records[record.name] = record
+        self._new += 1
+        if self._new % _COMPACTED == 0:
+            self._replace(_RECORDS, _lines(map(asdict, self.records.values())), f"{self.run}/{_RECORDS}")
+
+    def _replace(self, name: str, content: bytes, to: str) -> None:
+        """Write a file through the folder of the run, so that processes of an earlier run cannot."""
+        part = f"{self.run}/{name}.{secrets.token_hex(8)}"
+        with self.fenced():
+            self.store.create(part, content)
+            self.store.move(part, to)
+
+    def finish(self, shards: Sequence[Source]) -> dict[str, Any] | None:
+        """Write manifest and failures if all shards are finished; return the manifest's totals, else None.
 
         Their content depends only on shards and settings, so any process may write them.
 
         Raises:
-            JobError: a shard is not finished, or the counts do not add up.
+            JobError: another command has started a new run in the folder, or a shard was changed.
         """
-        records = self.records(shards)
-        sums = {
-            key: sum(getattr(record, key) for record in records)
-            for key in ("samples", "done", "coded_bytes", "pixels", "bytes")
-        }
-        failed = sum(len(record.failures) for record in records)
-        if sums["samples"] != sums["done"] + failed:
+        with self.fenced():
+            changed = self.load(shards)
+        if changed:
             raise JobError(
-                f"{self.path}: {sums['samples']} samples were read, but {sums['done']} are done and "
-                f"{failed} failed; remove {self.notes} and run the command again"
+                f"{self}: a source or a shard changed after it was finished; run the command again"
             )
-        totals = {
-            "shards": len(records),
-            "broken_shards": sum(record.problem is not None for record in records),
-            "samples": sums["samples"],
-            "done": sums["done"],
-            "failed": failed,
-            "coded_bytes": sums["coded_bytes"],
-            "pixels": sums["pixels"],
-            "bpp": 8 * sums["coded_bytes"] / sums["pixels"] if sums["pixels"] else None,
-            "bytes": sums["bytes"],
-        }
-        # Omitted: a copy of a source has another modification time but the same content.
-        omitted = ("failures", "source_mtime_ns", "settings")
+        if len(self.records) < len(shards):
+            return None
+        records = sorted(self.records.values(), key=lambda record: record.name)
+        totals = totals_of(records)
+        # Omitted: what differs between copies of a source and between attempts with the same bytes.
+        omitted = ("failures", "source_version", "attempt")
         listed = [{k: v for k, v in asdict(record).items() if k not in omitted} for record in records]
-        content = {"format_version": FORMAT_VERSION, "totals": totals, "settings": self.settings}
-        _write_json(self.path / MANIFEST, {**content, "shards": listed})
-        lines = []
+        content = {"format_version": MANIFEST_VERSION, "totals": totals, "settings": self.settings}
+        text = json.dumps({**content, "shards": listed}, indent=1, ensure_ascii=False) + "\n"
+        lines: list[dict[str, Any]] = []
         for record in records:
             if record.problem is not None:
                 lines.append({"shard": record.name, "key": None, "error": record.problem})
             lines += [{"shard": record.name, **failure} for failure in record.failures]
+        self._replace(_RECORDS, _lines(map(asdict, records)), f"{self.run}/{_RECORDS}")
         if lines:
-            text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
-            write_text(self.path / FAILURES, text)
+            self._replace(FAILURES, _lines(lines), FAILURES)
         else:
-            (self.path / FAILURES).unlink(missing_ok=True)
+            self.store.remove(FAILURES)
+        self._replace(MANIFEST, encode_text(text), MANIFEST)
+        for left in self.store.list(self.run):
+            if not left.endswith((".json", ".jsonl", ".mark")):  # attempts that were killed or came second
+                self.store.remove(f"{self.run}/{left}")
         return totals
+
+
+def totals_of(records: Sequence[Record]) -> dict[str, Any]:
+    """Return the totals of a manifest."""
+    sums = {
+        key: sum(getattr(record, key) for record in records)
+        for key in ("samples", "done", "coded_bytes", "pixels", "bytes")
+    }
+    return {
+        "shards": len(records),
+        "broken_shards": sum(record.problem is not None for record in records),
+        "samples": sums["samples"],
+        "done": sums["done"],
+        "failed": sum(len(record.failures) for record in records),
+        "coded_bytes": sums["coded_bytes"],
+        "pixels": sums["pixels"],
+        "bpp": 8 * sums["coded_bytes"] / sums["pixels"] if sums["pixels"] else None,
+        "bytes": sums["bytes"],
+    }
 
 
 def as_json(settings: Mapping[str, Any]) -> Any:
     """Return settings after a round trip through JSON."""
     return json.loads(json.dumps(dict(settings)))
-
-
-def fingerprint(settings: Any) -> str:
-    """Return the SHA-256 of settings."""
-    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
 
 
 def describe_differences(before: Any, now: Any, most: int = 3) -> str:
@@ -322,5 +417,14 @@ def _short(value: Any) -> str:
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
-def _write_json(path: Path, content: Any) -> None:
-    write_text(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n", fsync=True)
+def _lines(lines: Iterable[Any]) -> bytes:
+    return encode_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+
+
+def _parsed(content: bytes | None) -> Any:
+    """Return the object in a JSON file; None if there is no file, `{}` if it is corrupt."""
+    try:
+        found = None if content is None else json.loads(content)
+    except ValueError:
+        return {}
+    return found if found is None or isinstance(found, dict) else {}

@@ -1,28 +1,19 @@
-"""Tar shards in WebDataset's format: find shards, read their samples, and write them resumably.
-
-The content of an unfinished shard and its log does not depend on time: a resumed run writes the same bytes as
-an uninterrupted one. A killed process loses at most one line or one sample.
-"""
+"""Tar shards in WebDataset's format: find shards, read their samples, encode members."""
 
 from __future__ import annotations
 
-import contextlib
 import glob
-import hashlib
-import json
 import os
 import tarfile
-import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import Any
 
 from braceexpand import braceexpand
 
-from glc.io.atomic import publish
-from glc.jobs.manifest import Stamp
+from glc.jobs import storage
+from glc.jobs.storage import Stamp, is_url
 
 
 def expand_braces(pattern: str, separator: str = os.sep) -> list[str]:
@@ -50,10 +41,10 @@ class ShardError(ValueError):
 
 @dataclass(frozen=True)
 class Shard:
-    """A tar file to read; the output shard has the same `name`."""
+    """A tar file to read, at a path or URL; the output shard has the same `name`."""
 
     name: str
-    path: Path
+    path: str
 
     def size(self) -> int:
         """Return its size in bytes; 0 if it is missing."""
@@ -61,18 +52,16 @@ class Shard:
         return 0 if stamp is None else stamp.bytes
 
     def stamp(self) -> Stamp | None:
-        """Return size and modification time; None if it is missing."""
-        try:
-            found = self.path.stat()
-        except OSError:
-            return None
-        return Stamp(found.st_size, found.st_mtime_ns)
+        """Return size and version; None if it is missing."""
+        return storage.stamp(self.path)
 
-    def samples(self, skip: int = 0) -> Iterator[Sample]:
-        """Read its samples as `read_samples` does; a missing shard raises ShardError."""
-        if self.stamp() is None:
-            raise ShardError(f"{self.path}: no such file, or not readable")
-        yield from read_samples(self.path, skip)
+    def samples(self) -> Iterator[Sample]:
+        """Read its samples as `read_samples` does, from a local copy if it is at a URL."""
+        try:
+            with storage.local_copy(self.path) as path:
+                yield from read_samples(path, self.path)
+        except FileNotFoundError as error:
+            raise ShardError(f"{self.path}: no such file, or not readable") from error
 
 
 @dataclass
@@ -94,56 +83,59 @@ def find_shards(given: Sequence[str]) -> list[Shard]:
     Raises:
         ValueError: nothing was found, or two shards have the same name.
     """
-    paths: list[Path] = []
+    named: dict[str, str] = {}
     for item in given:
-        paths += _expand(os.path.expanduser(item))
-    named: dict[str, Path] = {}
-    for path in paths:
-        other = named.setdefault(path.name, path)
-        if other != path:
-            raise ValueError(
-                f"{path}: same name as {other}, so their outputs would collide; "
-                "rename one, or write them to different folders"
-            )
+        for path in _expand(os.path.expanduser(item)):
+            name = path.rpartition("/")[2] if is_url(path) else os.path.basename(path)
+            other = named.setdefault(name, path)
+            if other != path:
+                raise ValueError(
+                    f"{path}: same name as {other}, so their outputs would collide; "
+                    "rename one, or write them to different folders"
+                )
     return [Shard(name, path) for name, path in named.items()]
 
 
-def _expand(item: str) -> list[Path]:
-    if os.path.isdir(item):
-        found = sorted(Path(item).glob("*.tar"))
-        if not found:
+def _expand(item: str) -> list[str]:
+    if os.path.isdir(item) or (is_url(item) and not item.endswith(".tar") and not set("*{") & set(item)):
+        shards = storage.expand(item) if is_url(item) else sorted(glob.glob(f"{glob.escape(item)}/*.tar"))
+        if not shards:
             raise ValueError(f"{item}: contains no shards (*.tar); choose another folder")
-        return found
+        return shards
     if os.path.exists(item):
-        return [Path(item)]
+        return [item]
     try:
         names = expand_braces(item)
     except ValueError as error:
         raise ValueError(f"{item}: unbalanced braces; correct the pattern") from error
-    found = []
+    found: list[str] = []
     for name in names:
-        matches = [Path(match) for match in sorted(glob.glob(name, recursive=True))]
-        if glob.has_magic(name) and not matches:
+        if not ("*" in name if is_url(name) else glob.has_magic(name)):
+            found.append(name)
+            continue
+        matches = storage.expand(name) if is_url(name) else sorted(glob.glob(name, recursive=True))
+        if not matches:
             raise ValueError(f"{name}: no shards match; correct the pattern")
-        found += matches or [Path(name)]
+        found += matches
     for path in found:
-        if path.suffix.lower() != ".tar":
+        if not path.lower().endswith(".tar"):
             raise ValueError(f"{path}: not a shard; its name must end in .tar")
     return found
 
 
-def refuse_overwriting(shards: Sequence[Shard], folder: Path, remedy: str) -> None:
+def refuse_overwriting(shards: Sequence[Shard], folder: str, remedy: str) -> None:
     """Raise ValueError if an output shard would overwrite its source."""
     for shard in shards:
-        if os.path.realpath(shard.path) == os.path.realpath(folder / shard.name):
+        same = shard.path == f"{folder.rstrip('/')}/{shard.name}"
+        if same or os.path.realpath(shard.path) == os.path.realpath(os.path.join(folder, shard.name)):
             raise ValueError(f"{shard.path}: would be overwritten by its own output; {remedy}")
 
 
-def read_samples(path: Path, skip: int = 0) -> Iterator[Sample]:
+def read_samples(path: Path, where: str) -> Iterator[Sample]:
     """Read a shard's samples in order: a sample is a run of consecutive files with the same key (WebDataset).
 
     Args:
-        skip: number of samples at the start to return without files.
+        where: name of the shard in messages.
 
     Raises:
         ShardError: it is truncated, corrupt, or not a tar file.
@@ -151,7 +143,7 @@ def read_samples(path: Path, skip: int = 0) -> Iterator[Sample]:
     """
     sample: Sample | None = None
     seen: set[str] = set()
-    count = end = 0
+    end = 0
     try:
         with _damage():
             tar = tarfile.open(path, "r:")  # noqa: SIM115 (closed by the next line)
@@ -170,14 +162,13 @@ def read_samples(path: Path, skip: int = 0) -> Iterator[Sample]:
                 if sample is None or key != sample.key:
                     if sample is not None:
                         yield sample
-                        count += 1
                     sample = Sample(key)
                     if key in seen:
                         sample.problem = "duplicate key in this shard"
                     seen.add(key)
                 sample.end = end
                 sample.problem = sample.problem or _problem(member)
-                if count >= skip and sample.problem is None:
+                if sample.problem is None:
                     with _damage():
                         source = tar.extractfile(member)
                     assert source is not None
@@ -188,7 +179,7 @@ def read_samples(path: Path, skip: int = 0) -> Iterator[Sample]:
         _check_end(path, end)
     except (tarfile.TarError, EOFError, ValueError, UnicodeError) as error:
         # The current sample may be incomplete: it is not returned.
-        raise ShardError(f"{path}: {' '.join(str(error).split()) or 'not a tar file'}") from error
+        raise ShardError(f"{where}: {' '.join(str(error).split()) or 'not a tar file'}") from error
     if sample is not None:
         yield sample
 
@@ -246,159 +237,3 @@ def closing_bytes(size: int) -> bytes:
     """Return the end of a shard of `size` bytes: two empty blocks and padding to the record size."""
     total = size + 2 * _BLOCK
     return bytes(2 * _BLOCK + -total % tarfile.RECORDSIZE)
-
-
-class Log:
-    """An append-only file of JSON objects, one per line.
-
-    Args:
-        path: the file, created if it does not exist. Bytes after its last complete line are removed.
-        fsync: flush each line to the disk before `append` returns.
-
-    Raises:
-        OSError: the file cannot be created or read.
-    """
-
-    def __init__(self, path: Path, fsync: bool = False) -> None:
-        self._fsync = fsync
-        self._file = open(path, "r+b" if path.exists() else "w+b")  # noqa: SIM115 (closed in `close`)
-        self.lines: list[dict[str, Any]] = []
-        self._ends = [0]
-        for raw in self._file.read().splitlines(keepends=True):
-            try:
-                line = json.loads(raw) if raw.endswith(b"\n") else None
-            except ValueError:
-                line = None
-            if not isinstance(line, dict):
-                break
-            self.lines.append(line)
-            self._ends.append(self._ends[-1] + len(raw))
-        self.cut(len(self.lines))
-
-    def cut(self, count: int) -> None:
-        """Keep the first `count` lines."""
-        del self.lines[count:], self._ends[count + 1 :]
-        self._file.truncate(self._ends[-1])
-        self._file.seek(self._ends[-1])
-
-    def append(self, line: Mapping[str, Any]) -> None:
-        """Add a line.
-
-        Raises:
-            OSError: it cannot be written; earlier lines are kept.
-        """
-        raw = json.dumps(dict(line)).encode() + b"\n"
-        self._file.write(raw)
-        self._file.flush()
-        if self._fsync:
-            os.fsync(self._file.fileno())
-        self.lines.append(dict(line))
-        self._ends.append(self._ends[-1] + len(raw))
-
-    def close(self) -> None:
-        """Close the file; never raises."""
-        with contextlib.suppress(OSError):  # a full disk was reported when it was written to
-            self._file.close()
-
-
-class Journal:
-    """An unfinished shard and the log of its samples.
-
-    The samples are written to a partial file. A log beside it has one line per sample: key, end in the
-    source and in the partial file, and CRC-32 of its bytes. A process that resumes the shard reads both
-    files, drops samples that are incomplete in either, and continues. The last line has the size and SHA-256
-    of the finished shard.
-
-    Args:
-        source: identifies the source; samples written for another source are dropped.
-
-    Raises:
-        OSError: the files cannot be created or read.
-    """
-
-    def __init__(self, target: Path, part: Path, notes: Path, source: dict[str, Any]) -> None:
-        self.target, self.part, self.notes = target, part, notes
-        self.samples: list[dict[str, Any]] = []
-        """Outcome of each sample: `key`, and either `bytes` and `pixels` or `error`."""
-        self._size = 0
-        self._sha256 = hashlib.sha256()
-        self._log = Log(notes)
-        first, *rest = self._log.lines or [{}]
-        found = first.get("source")
-        # Logs of older versions may have fewer keys for the source.
-        same = isinstance(found, dict) and found and {**source, **found} == source
-        self._published = same and self._is_published(rest)
-        if self._published:
-            self.samples = rest[:-1]
-            return
-        self._tar = open(part, "r+b" if part.exists() else "w+b")  # noqa: SIM115 (closed in `close`)
-        if same:
-            self._recover(rest)
-            self._log.cut(1 + len(self.samples))
-        else:
-            self._log.cut(0)
-            self._log.append({"source": source})
-        self._tar.truncate(self._size)
-        self._tar.seek(self._size)
-
-    def _is_published(self, lines: Sequence[Mapping[str, Any]]) -> bool:
-        """Whether the shard was completed and renamed, but its record is missing."""
-        if not lines or "sha256" not in lines[-1] or self.part.exists():
-            return False
-        try:
-            with open(self.target, "rb") as file:
-                return hashlib.file_digest(file, "sha256").hexdigest() == lines[-1]["sha256"]
-        except OSError:
-            return False
-
-    def _recover(self, lines: Sequence[dict[str, Any]]) -> None:
-        """Keep the leading samples that are complete in the partial file."""
-        for line in lines:
-            length = line.get("end", -1) - self._size
-            content = self._tar.read(length) if length >= 0 else b""
-            if len(content) != length or zlib.crc32(content) != line["crc"]:
-                break
-            self._size = line["end"]
-            self._sha256.update(content)
-            self.samples.append(line)
-
-    def add(self, key: str, read: int, files: Sequence[tuple[str, bytes]], **result: Any) -> None:
-        """Write a sample's files, none if it failed, and log its outcome.
-
-        Args:
-            read: its end in the source.
-            **result: `bytes` and `pixels`, or `error`.
-
-        Raises:
-            OSError: they cannot be written; earlier samples are kept.
-        """
-        content = b"".join(member_bytes(name, data) for name, data in files)
-        if content:
-            self._tar.write(content)
-            self._tar.flush()
-        self._size += len(content)
-        self._sha256.update(content)
-        line = {"key": key, "read": read, "end": self._size, "crc": zlib.crc32(content), **result}
-        self._log.append(line)
-        self.samples.append(line)
-
-    def publish(self) -> tuple[int, str]:
-        """Complete the shard and rename it into place; return its size in bytes and its SHA-256."""
-        if self._published:
-            last = self._log.lines[-1]
-            return last["bytes"], last["sha256"]
-        end = closing_bytes(self._size)
-        self._tar.write(end)
-        self._tar.flush()
-        self._sha256.update(end)
-        size, sha256 = self._size + len(end), self._sha256.hexdigest()
-        self._log.append({"bytes": size, "sha256": sha256})
-        publish(self.part, self.target, fsync=True)
-        return size, sha256
-
-    def close(self) -> None:
-        """Close the files and keep them, so that the shard can be resumed; never raises."""
-        if not self._published:
-            with contextlib.suppress(OSError):  # a full disk was reported when it was written to
-                self._tar.close()
-        self._log.close()

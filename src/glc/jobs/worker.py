@@ -2,47 +2,65 @@
 
 from __future__ import annotations
 
-import json
+import hashlib
 import os
-import time
+import secrets
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
-from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, BinaryIO
 
 from glc.errors import MemoryLimitError
-from glc.io.locks import lock
+from glc.jobs.engines import DeferredError, Engine, Report, reason_of
 from glc.jobs.manifest import REMEDY, Folder, Record, Source
-from glc.jobs.run import DeferredError, Done, Task, reason_of, run
-from glc.jobs.tar_shards import Journal, Sample, ShardError
+from glc.jobs.run import PartFinished, Task, run
+from glc.jobs.storage import local_copy
+from glc.jobs.tar_shards import Sample, ShardError, closing_bytes, member_bytes, read_samples, split_name
+
+Member = tuple[str, bytes]
+"""Name and content of a file in a shard."""
 
 
 @dataclass(frozen=True)
 class Processed:
     """Result of a sample: (name, content) of the files to write, and counts for the manifest."""
 
-    files: Sequence[tuple[str, bytes]]
+    files: Sequence[Member]
     pixels: int = 0
     coded_bytes: int = 0
     """Size of the compressed file, be it the input or the output."""
 
 
-class SampleProcessor(Protocol):
-    """Processes samples independently."""
+class SampleProcessor(ABC):
+    """Processes the samples of shards; the output of each depends on nothing else."""
 
+    @property
+    def sums(self) -> bool:
+        """Whether `finish` returns something over all samples of a shard."""
+        return False
+
+    @abstractmethod
     def process(self, sample: Any) -> Processed:
         """Process a sample; a ValueError, OSError or RuntimeError marks it as failed."""
-        ...
+
+    def start(self) -> None:  # noqa: B027 (nothing to do by default)
+        """Begin a shard; the one before may have been cut off."""
+
+    def finish(self) -> Sequence[Member]:
+        """Return files to add at the end of the shard, as (name, content)."""
+        return ()
 
 
 @dataclass
-class FileProcessor(ABC):
+class FileProcessor(SampleProcessor):
     """Processes one file of each sample: by default the first accepted one."""
 
     keep: bool = field(default=False, kw_only=True)
     """Whether to write a sample's other files too."""
+    member: str | None = field(default=None, kw_only=True)
+    """Suffix of the file to process, without the dot; None: the first accepted one."""
 
     @abstractmethod
     def accepts(self, name: str) -> bool:
@@ -50,7 +68,8 @@ class FileProcessor(ABC):
 
     def choose(self, names: Sequence[str]) -> str | None:
         """Return the name of the file of a sample to process; None if it has none."""
-        return next(filter(self.accepts, names), None)
+        wanted = names if self.member is None else [n for n in names if split_name(n)[1] == self.member]
+        return next(filter(self.accepts, wanted), None)
 
     @abstractmethod
     def process_file(self, data: bytes, name: str) -> Processed:
@@ -79,80 +98,92 @@ class FileProcessor(ABC):
         return replace(found, files=files)
 
 
-_TAIL = 1 << 16
-"""Bytes at the end of a journal that contain its last complete line."""
-
 MakeProcessor = Callable[[int], SampleProcessor]
 """Makes the processor of a process from its local rank; must be picklable."""
 
 
 @dataclass
 class ShardWorker:
-    """Writes shards one at a time, holding the lock of each."""
+    """Writes shards, one at a time: each attempt under its own name, then `Folder.publish`."""
 
     folder: Folder
     processor: SampleProcessor
-    locks_required: bool
 
-    def run_one(self, shard: Source) -> Record | None:
-        """Write a shard if it is not finished; return its record, or None while another process writes it.
+    def run_one(self, shard: Source, report: Report = lambda amount: None) -> Record:
+        """Write a shard if it is not finished; return its record.
 
         Raises:
-            JobError: another command has replaced the folder's settings.
-            DeferredError: a sample needs more memory than is free.
+            JobError: another command has started a new run in the folder.
+            DeferredError: a sample needs more memory than is free, or the source changed while it was read.
             OSError: the shard cannot be written.
         """
-        found = self.folder.record(shard)
-        if found is not None:
-            return found
-        with lock(self.folder.note(shard, "lock"), required=self.locks_required) as held:
-            if not held:
-                return None
-            self.folder.check_settings()
-            return self.folder.record(shard) or self._write(shard)
+        with self.folder.fenced():
+            return self.folder.record(shard.name) or self._write(shard, report)
 
-    def _write(self, shard: Source) -> Record:
-        target = self.folder.target(shard)
-        stamp = shard.stamp()
-        problem = None
-        part, notes = self.folder.note(shard, "part"), self.folder.note(shard, "journal")
-        journal = Journal(target, part, notes, {} if stamp is None else stamp._asdict())
-        try:
-            done = len(journal.samples)
+    def _write(self, shard: Source, report: Report) -> Record:
+        attempt, stamp = secrets.token_hex(8), shard.stamp()
+        record = Record(shard.name, None, 0, 0, 0, 0, 0, "", attempt=attempt)
+        if stamp is not None:
+            record.source_bytes, record.source_version = stamp
+        with self.folder.store.writing(f"{self.folder.run}/{shard.name}.{attempt}") as part:
             try:
-                for number, sample in enumerate(_samples(shard, done)):
-                    if number >= done:
-                        self._process(sample, journal)
-            except ShardError as error:
-                problem = str(error)
-            samples = journal.samples
-            # If nothing could be read, no shard is written.
-            written, sha256 = journal.publish() if samples or problem is None else (0, "")
-        finally:
-            journal.close()
-        failures = [{"key": line["key"], "error": line["error"]} for line in samples if "error" in line]
-        record = Record(
-            name=shard.name,
-            source_bytes=None if stamp is None else stamp.bytes,
-            source_mtime_ns=None if stamp is None else stamp.mtime_ns,
-            samples=len(samples),
-            done=len(samples) - len(failures),
-            coded_bytes=sum(line.get("bytes", 0) for line in samples),
-            pixels=sum(line.get("pixels", 0) for line in samples),
-            bytes=written,
-            sha256=sha256,
-            failures=failures,
-            problem=problem,
-        )
-        if not written:
-            target.unlink(missing_ok=True)
-            part.unlink(missing_ok=True)
-        # After the shard: a record never describes a missing file.
-        self.folder.write_record(shard, record)
-        notes.unlink(missing_ok=True)
-        return record
+                with part.open("xb") as file, self._earlier(shard, record) as earlier:
+                    try:
+                        self._write_samples(shard, record, earlier, file, report)
+                    except ShardError as error:
+                        record.problem = str(error)
+                    file.write(closing_bytes(file.tell()))
+                    file.flush()
+                    os.fsync(file.fileno())  # before the record exists: it must not outlive its shard
+                if shard.stamp() != stamp:
+                    raise DeferredError(f"{shard.name}: its source changed while it was read")
+                if record.samples or record.problem is None:
+                    # Read back: the record describes the bytes that were written.
+                    with part.open("rb") as file:
+                        record.sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+                    record.bytes = part.stat().st_size
+                else:
+                    part.unlink()  # nothing could be read
+            except BaseException:
+                part.unlink(missing_ok=True)
+                raise
+        return self.folder.publish(attempt, record)
 
-    def _process(self, sample: Any, journal: Journal) -> None:
+    def _write_samples(
+        self, shard: Source, record: Record, earlier: Iterator[Sample], file: BinaryIO, report: Report
+    ) -> None:
+        self.processor.start()
+        known = next(earlier, None)
+        for sample in _samples(shard):
+            if known is not None and known.key == sample.key and sample.problem is None:
+                files: Sequence[Member] = [(f"{known.key}.{suffix}", data) for suffix, data in known.files]
+                known = next(earlier, None)
+                record.samples += 1
+                record.done += 1
+            else:
+                files = self._process(sample, record)
+            file.write(b"".join(member_bytes(*member) for member in files))
+            report(sample.end)
+        file.write(b"".join(member_bytes(*member) for member in self.processor.finish()))
+
+    @contextmanager
+    def _earlier(self, shard: Source, record: Record) -> Iterator[Iterator[Sample]]:
+        """Yield the samples that an earlier run has finished, if only its failed ones are to be processed."""
+        earlier, path = self.folder.retried.get(shard.name), f"{self.folder}/{shard.name}"
+        if earlier is None or not earlier.bytes or self.processor.sums:
+            yield iter(())
+            return
+        with local_copy(path) as copy, copy.open("rb") as file:
+            same = hashlib.file_digest(file, "sha256").hexdigest() == earlier.sha256
+            if same and (earlier.source_bytes, earlier.source_version) == shard.stamp():
+                record.coded_bytes, record.pixels = earlier.coded_bytes, earlier.pixels
+                yield read_samples(copy, path)
+            else:
+                yield iter(())
+
+    def _process(self, sample: Any, record: Record) -> Sequence[Member]:
+        """Return a sample's files, none if it failed, and count it."""
+        record.samples += 1
         try:
             found = self.processor.process(sample)
         except (MemoryLimitError, MemoryError) as error:
@@ -160,135 +191,92 @@ class ShardWorker:
         except (ValueError, OSError, RuntimeError) as error:
             if "CUDA error" in str(error):
                 raise  # after a CUDA error the process cannot use the device
-            journal.add(sample.key, sample.end, [], error=" ".join(str(error).split()) or reason_of(error))
-        else:
-            counts = {"bytes": found.coded_bytes, "pixels": found.pixels}
-            journal.add(sample.key, sample.end, found.files, **counts)
+            reason = " ".join(str(error).split()) or reason_of(error)
+            record.failures.append({"key": sample.key, "error": reason})
+            return ()
+        record.done += 1
+        record.coded_bytes += found.coded_bytes
+        record.pixels += found.pixels
+        return found.files
 
 
-def _samples(shard: Source, skip: int) -> Iterator[Any]:
+def _samples(shard: Source) -> Iterator[Any]:
     """Read samples; read errors become ShardError, to tell them from write errors."""
     try:
-        yield from shard.samples(skip)
+        yield from shard.samples()
     except OSError as error:
         raise ShardError(reason_of(error)) from error
     except MemoryError as error:
         raise DeferredError(f"{shard.name}: not enough memory to read one of its files") from error
 
 
-class ShardProgress:
-    """Progress of all processes on all machines, read from the state files of a folder."""
-
-    def __init__(self, folder: Folder, shards: Sequence[Source]) -> None:
-        self.folder = folder
-        self._open = {shard.name: (shard, shard.size()) for shard in shards}
-        self.total = sum(size for _, size in self._open.values())
-        self._finished = Done(0, 0)
-
-    def look(self) -> Done:
-        """Return the current progress; the record of a finished shard is read once."""
-        present = {entry.name for entry in os.scandir(self.folder.notes)}
-        underway = 0
-        for name, (shard, size) in list(self._open.items()):
-            if f"{name}.json" in present and self.folder.record(shard) is not None:
-                del self._open[name]
-                self._finished = Done(self._finished.amount + size, self._finished.items + 1)
-            elif f"{name}.journal" in present:
-                underway += min(size, _read_so_far(self.folder.note(shard, "journal")))
-        return Done(self._finished.amount + underway, self._finished.items)
-
-
-def _read_so_far(path: os.PathLike[str]) -> int:
-    """Return the position in the source, from the last complete line of a journal that has it."""
-    try:
-        with open(path, "rb") as file:
-            file.seek(max(0, file.seek(0, os.SEEK_END) - _TAIL))
-            lines = file.read().splitlines(keepends=True)
-    except FileNotFoundError:
-        return 0  # finished meanwhile
-    for line in reversed(lines):
-        if line.endswith(b"\n"):
-            try:
-                found = json.loads(line)
-                if "sha256" not in found:
-                    return int(found.get("read", 0))
-            except ValueError:
-                return 0
-    return 0
-
-
 class ShardTask(Task):
-    """A task whose items are shards; their records are files in the output folder.
-
-    Args:
-        amount: unit of the sources' sizes.
-        locks_required: refuse file systems without locks, where commands cannot share the work.
-    """
+    """A task whose items are shards; their records are files in the output folder."""
 
     def __init__(
-        self,
-        folder: Folder,
-        shards: Sequence[Source],
-        make_processor: MakeProcessor,
-        amount: str = "B",
-        locks_required: bool = True,
+        self, folder: Folder, shards: Sequence[Source], make_processor: MakeProcessor, amount: str = "B"
     ) -> None:
-        make_worker = partial(_make_worker, folder, make_processor, locks_required)
-        self._progress = ShardProgress(folder, shards)
-        super().__init__(str(folder.path), shards, make_worker, "shards", self._progress.total, amount)
+        super().__init__(str(folder), shards, partial(_make_worker, folder, make_processor), "shards", amount)
         self._folder = folder
 
     def outcome(self, item: Source) -> Record | None:
         """Return the record of a finished shard, else None."""
-        return self._folder.record(item)
+        return self._folder.records.get(item.name)
 
-    def look(self) -> Done:
-        """Return the progress over all shards."""
-        return self._progress.look()
+    def record(self, item: Source, outcome: Record) -> None:
+        """Keep the record of a shard."""
+        self._folder.add(outcome)
+
+    def size(self, item: Source) -> int:
+        """Return the size of a source."""
+        return item.size()
 
 
-def _make_worker(
-    folder: Folder, make_processor: MakeProcessor, locks_required: bool, local_rank: int
-) -> ShardWorker:
+def _make_worker(folder: Folder, make_processor: MakeProcessor, local_rank: int) -> ShardWorker:
     processor = make_processor(local_rank)
     folder.begin()  # only after the processor was created: a failure leaves the settings replaceable
-    return ShardWorker(folder, processor, locks_required)
+    return ShardWorker(folder, processor)
 
 
 def run_shards(
     shards: Sequence[Source],
-    path: Path,
+    path: str | os.PathLike[str],
     settings: dict[str, Any],
     make_processor: MakeProcessor,
+    engine: Engine,
     *,
-    processes: int = 1,
-    threads: int = 1,
     force: bool = False,
+    retry: bool = False,
     quiet: bool = False,
     remedy: str = REMEDY,
-    began: float | None = None,
-) -> dict[str, Any]:
-    """Write shards and a manifest, or resume, together with other commands like this one.
+) -> tuple[Folder, dict[str, Any]]:
+    """Write shards and a manifest, or resume.
 
     Args:
         shards: sources; each output shard has the name of its source.
+        path: output folder, a path or URL.
         settings: everything that determines the bytes; all shards of a folder have the same settings.
         make_processor: called once per process.
-        threads: threads per process; part of the settings.
+        engine: its number of threads, 1 if it is None, is part of the settings.
         force: replace shards made with other settings, and a finished job with the same settings. An
             unfinished job is resumed.
-        began: start of the command (`time.time()`); None: now.
+        retry: process the failed samples of a finished job again.
 
     Returns:
-        The manifest's totals.
+        The folder, and the manifest's totals.
 
     Raises:
         JobError: the folder or the arguments do not allow it.
         UnfinishedError: some shards are not finished.
+        PartFinished: the shards of the engine's part are finished, others are not.
         OSError: the folder cannot be written to.
     """
-    folder = Folder(path, {**settings, "threads": threads})
-    folder.prepare(shards, force, time.time() if began is None else began, remedy)
-    task = ShardTask(folder, shards, make_processor)
-    run(task, processes=processes, threads=threads, quiet=quiet)
-    return folder.finish(shards)
+    engine = replace(engine, threads=engine.threads or 1)
+    folder = Folder(path, {**settings, "threads": engine.threads})
+    folder.prepare(shards, force, retry, remedy)
+    run(ShardTask(folder, shards, make_processor), engine, quiet=quiet)
+    totals = folder.finish(shards)
+    if totals is None:
+        left = len(shards) - len(folder.records)
+        raise PartFinished(f"{folder}: {left} of {len(shards)} shards are left to the other parts")
+    return folder, totals

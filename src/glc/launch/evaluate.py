@@ -20,7 +20,7 @@ from glc.codec.weights.catalog import find
 from glc.evaluation.codecs.base import CodecUnavailable, ImageCodec
 from glc.evaluation.codecs.latent import LatentCodec
 from glc.evaluation.evaluate import Evaluation
-from glc.jobs.run import UNFINISHED, UnfinishedError, dist_info
+from glc.jobs.run import UNFINISHED, PartFinished, UnfinishedError
 from glc.launch.config import UsageError
 from glc.launch.failures import UNUSABLE, usage_error
 from glc.launch.overrides import command_line
@@ -135,6 +135,11 @@ def prepare(cfg: DictConfig, shards: Sequence[str] = ()) -> dict[str, Evaluation
             device=device,
             processes=cfg.processes,
             threads=cfg.threads,
+            engine=cfg.engine,
+            ray_cpus=cfg.ray_cpus,
+            ray_gpus=0 if cfg.ray_gpus is None and device == "cpu" else cfg.ray_gpus,
+            ray_memory=None if cfg.ray_memory is None else int(cfg.ray_memory * 1e9),
+            part=(0, 1) if cfg.part is None else tuple(cfg.part),
             seed=cfg.seed,
             overwrite=cfg.overwrite,
             keep=cfg.keep,
@@ -170,7 +175,7 @@ def evaluate(cfg: DictConfig, shards: Sequence[str] = ()) -> list[dict[str, Any]
             named |= unavailable
             log.info("%s", table({**summary, "unavailable": unavailable}))
             log.info("%s: results in %s", name, evaluation.out)
-            if cfg.wandb and dist_info()[0] == 0:
+            if cfg.wandb:
                 from glc.launch.lineage import log_evaluation
 
                 weights = weights_of(cfg).get(name)
@@ -212,6 +217,9 @@ def main(arguments: Sequence[str] | None = None, shards: Sequence[str] = ()) -> 
     def run(cfg: DictConfig) -> None:
         try:
             summaries = evaluate(cfg, shards)
+        except PartFinished as done:
+            log.info("%s", done)
+            return
         except (UsageError, RuntimeError) as error:
             log.error("error: %s", error)
             codes = {UsageError: 2, UnfinishedError: UNFINISHED}

@@ -109,6 +109,7 @@ ARGUMENTS: dict[str, dict[str, Accepted]] = {
         **dict.fromkeys(("flip", "cache", "scale_batch"), BOOLEAN),
         "weights": optional(sequence(POSITIVE)),
         "member": optional(replace(TEXT, text="the suffix of a file, such as jpg or mask.png")),
+        "glc_model": optional(replace(TEXT, text="a model's name, its weights file, or auto")),
         "augment": optional(replace(LIST, text="a list of mappings, [{_target_: TRANSFORM, ...}]")),
         "background": TEXT,
         **dict.fromkeys(
@@ -213,6 +214,10 @@ KEYS: dict[str, dict[str, Accepted]] = {
         "optimize_latent": INDEX,
         "device": one_of(TEXT, sequence(TEXT)),
         **dict.fromkeys(("processes", "threads"), COUNT),
+        "engine": choice("local", "ray"),
+        **dict.fromkeys(("ray_cpus", "ray_memory"), optional(POSITIVE)),
+        "ray_gpus": optional(WEIGHT),
+        "part": optional(sequence(INDEX, 2, "a list of two, [I,N] with I below N")),
         "seed": INDEX,
         **dict.fromkeys(("overwrite", "keep", "wandb", "wandb_artifacts"), BOOLEAN),
         "wandb_project": TEXT,

@@ -192,7 +192,7 @@ def run_lock(folder: Path) -> Iterator[None]:
         yield
         return
     folder.mkdir(parents=True, exist_ok=True)
-    with lock(folder / ".lock", required=False) as held:
+    with lock(folder / ".lock") as held:
         if not held:
             raise UsageError(f"{folder}: another process is training this run; wait for it or change name=")
         yield

@@ -208,6 +208,39 @@ class QualityMetrics(nn.Module):
                 self.unavailable[name] = str(error)
         return results
 
+    def accumulated(self) -> dict[str, Tensor]:
+        """Return what the set metrics have accumulated since `reset`, by `METRIC/STATE`.
+
+        Its size does not depend on the number of images where a metric keeps sums (FID); metrics that keep
+        features (KID, CMMD) return one row per patch.
+        """
+        found = {}
+        for name, metric in self._each(self._set_metrics).items():
+            for state, value in metric.metric_state.items():
+                if isinstance(value, Tensor):
+                    found[f"{name}/{state}"] = value.clone()
+                elif value:
+                    found[f"{name}/{state}"] = torch.cat(value)
+        return found
+
+    def merge(self, accumulated: Mapping[str, Tensor]) -> None:
+        """Add what other set metrics have accumulated: sums are added, features are joined."""
+        for name, metric in self._each(self._set_metrics).items():
+            incoming: dict[str, Tensor | list[Tensor]] = {}
+            for state, value in metric.metric_state.items():
+                key = f"{name}/{state}"
+                if isinstance(value, Tensor):
+                    incoming[state] = accumulated[key].to(value)
+                else:
+                    incoming[state] = [accumulated[key]] if key in accumulated else []
+            metric.merge_state(incoming)
+
+    @property
+    def not_mergeable(self) -> list[str]:
+        """Names of the set metrics that `merge` cannot handle: torchmetrics merges no `full_state_update`."""
+        metrics = self._each(self._set_metrics).items()
+        return [name for name, m in metrics if m.full_state_update is not False or m.dist_sync_on_step]
+
     def empty_copy(self) -> "QualityMetrics":
         """Return a copy with empty counts that shares the networks."""
         networks = [cast(Frozen, score).module for score in self._scores.values()]

@@ -1,11 +1,12 @@
-"""Weights files by name, bundled with glc or in the user's folder: codecs and their variants."""
+"""Weights files by name: bundled with glc, in the user's folder or on the hub; codecs and their variants."""
 
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from glc import pretrained
-from glc.codec.weights.labels import Kind, VariantLabel, read_label
+from glc import hub, pretrained
+from glc.codec.weights.labels import CodecLabel, Kind, VariantLabel, kind_of, read_header, read_label
 from glc.errors import WeightsError
 
 if TYPE_CHECKING:
@@ -45,12 +46,14 @@ def find(name: str | Path, kind: str = "model") -> Path:
     """Return the path of a weights file.
 
     Args:
-        name: a file, or a name in `catalog(kind)`.
+        name: a file, a name in `catalog(kind)`, or `hf://OWNER/NAME[@REVISION]` (see `glc.hub`).
         kind: `model` (a codec), `encoder` or `decoder`.
 
     Raises:
-        WeightsError: it is neither.
+        WeightsError: it is none of these, or cannot be downloaded.
     """
+    if hub.is_on_hub(name):
+        return hub.download(str(name))
     path = Path(name)
     if path.is_file():
         return path
@@ -68,6 +71,21 @@ def find(name: str | Path, kind: str = "model") -> Path:
         f"there is no {kind} {str(name)!r} ({names}); give a weights file: `glc export` writes one from "
         f"{_TRAINED_BY[kind]}"
     )
+
+
+def find_by_fingerprint(fingerprint: bytes) -> Path | None:
+    """Return the first codec of the catalogue whose fingerprint starts with these bytes, or None.
+
+    Reads the headers of the files only.
+    """
+    for file in catalog().values():
+        with suppress(OSError, WeightsError):  # opening the file by name reports the error
+            header = read_header(file)
+            if kind_of(header) is CodecLabel and header.metadata.get("fingerprint", "").startswith(
+                fingerprint.hex()
+            ):
+                return file
+    return None
 
 
 def encoders(codec: "BaseCodec") -> dict[str, Path]:

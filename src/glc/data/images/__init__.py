@@ -57,7 +57,7 @@ from glc.data.images.tensors import (
     to_tensor,
     to_uint8,
 )
-from glc.errors import ImageError
+from glc.errors import ImageError, WeightsError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -299,7 +299,7 @@ def read_rgb(
             _fix_planes(image)
         info = _info(image, colour, wide, background)
         rgb = _to_rgb(image, name, colour, low, parse_background(background))
-    except (ImageError, MemoryError):
+    except (ImageError, MemoryError, WeightsError):  # weights: of `glc.pillow`
         raise
     except Exception as error:  # as above: truncated data surfaces as OSError, SyntaxError, struct.error...
         raise ImageError(f"{name}: corrupt or truncated ({_reason(error)})") from error

@@ -45,9 +45,18 @@ def image_suffixes() -> frozenset[str]:
     return frozenset(f".{ending}" for ending in (*_SUFFIXES, *(e for more in installed for e in more)))
 
 
-@cache
+def reads_glc() -> bool:
+    """Whether `.glc` files count as images: `glc.pillow` is registered."""
+    return "GLC" in Image.OPEN
+
+
 def open_formats() -> tuple[str, ...]:
     """Return Pillow's names of the formats that are read, after loading the installed decoders."""
+    return (*_installed_formats(), "GLC") if reads_glc() else _installed_formats()
+
+
+@cache
+def _installed_formats() -> tuple[str, ...]:
     Image.init()
     for module, _, _, _ in _PLUGINS:
         if importlib.util.find_spec(module) is not None:
@@ -59,7 +68,8 @@ def open_formats() -> tuple[str, ...]:
 
 def is_image_name(name: str) -> bool:
     """Whether a file name has an image's suffix."""
-    return os.path.splitext(name)[1].lower() in image_suffixes()
+    ending = os.path.splitext(name)[1].lower()
+    return ending in image_suffixes() or (ending == ".glc" and reads_glc())
 
 
 def remedy(name: str) -> str:
