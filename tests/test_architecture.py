@@ -188,6 +188,7 @@ def test_contributing_has_the_table() -> None:
 # Test files that test no single module, by folder of tests/, and why they exist.
 CROSS_CUTTING = {
     "": "architecture documents extending oddities tooling wheel",  # the repository, all commands
+    "app": "web_integers",  # src/glc/app/web, in JavaScript
     "cli": "decompress failures latent_optimization",  # commands
     "codec": "golden images quality real_size reference_decoder refusals"
     " robustness shipped user_networks waits",  # files

@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 import glc
+from glc.app.decoder_page import has_runtime
 from glc.codec.weights.file import read_weights
 from glc.codec.weights.variants import save_variant
 from tests.app.served import serve
@@ -107,6 +108,20 @@ def test_an_uploaded_image_is_compressed_and_the_file_can_be_opened(
     upload(page, tmp_path / "photo.glc")
     assert cell(page, "model") == "mine"
     assert_no_errors(page)
+
+
+@pytest.mark.skipif(not has_runtime(), reason="ONNX Runtime Web is missing: run `make web`")
+def test_the_decoder_in_the_browser_is_linked(page: Watched, folder: Path, tmp_path: Path) -> None:
+    codec = glc.load(folder / "mine.safetensors", "cpu")
+    (tmp_path / "photo.glc").write_bytes(codec.compress(folder / "photo.png", 50))
+    with page.page.context.expect_page() as opened:
+        page.page.get_by_role("link", name="Decode files of mine in this browser, offline").click()
+    decoder = opened.value
+    decoder.set_default_timeout(60_000)
+    assert decoder.evaluate("crossOriginIsolated")  # threads
+    decoder.locator("#choose").set_input_files(tmp_path / "photo.glc")
+    decoder.get_by_text("decoded in").wait_for()
+    assert "256 × 192 pixels" in decoder.locator("#facts").inner_text()
 
 
 MESSAGES = {

@@ -307,6 +307,6 @@ def launch(
         theme=gr.themes.Base(**fonts),
     )
     if folder is not None:
-        # Before gradio's own routes, which claim all paths.
+        # Before gradio's own routes, which match every path.
         app.router.routes.insert(0, Mount("/decoder", _DecoderPage(directory=folder, html=True)))
     return page, url

@@ -2,7 +2,7 @@
 
 import { GlcError, parse } from "./index.js";
 
-const MAX_PIXELS = 4_000_000; // takes a minute and 1.5 GB, of the 4 GB that WebAssembly has
+const MAX_PIXELS = 4_000_000; // takes a minute and 1.4 GB, of the 4 GB that WebAssembly has
 const find = (id) => document.getElementById(id);
 
 /** A worker whose messages have answers. */
