@@ -71,7 +71,6 @@ def test_values_get_the_type_of_their_key(word: str, key: str, value: Any) -> No
         ("data.flip=2", "true or false"),
         ("stage.clip=-1", "a number of at least 0 (0: no clipping)"),
         ("trainer.max_steps=abc", "an integer of at least -1"),
-        ("trainer.max_steps=0", "an integer of at least 1"),
         ("trainer.max_steps=2.5", "an integer of at least -1"),
         ("stage.optimizer.lr=-1", "a number of at least 0"),
         ("stage.optimizer.lr=nan", "a number of at least 0"),
@@ -230,3 +229,9 @@ def test_the_configuration_is_not_changed() -> None:
     before = OmegaConf.to_yaml(cfg)
     assert conform(cfg, "train").overwrite is False
     assert OmegaConf.to_yaml(cfg) == before
+
+
+def test_a_schedule_without_a_length_names_the_keys_that_give_one() -> None:
+    message = explain_overrides([*STAGE, "trainer.max_steps=0"])
+    assert message is not None
+    assert message.startswith("trainer.max_steps=0: the schedule needs a length; give trainer.max_steps, or ")

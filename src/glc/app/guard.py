@@ -23,7 +23,7 @@ Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Message, Receive, Send], Awaitable[None]]
 
 JSON_BYTES = 1 << 20
-"""Maximum size of a request that is no upload."""
+"""Maximum size of a request that is not an upload."""
 REQUEST_FILES = 3
 """Largest files that one upload may have: background, layer and composite of the editor."""
 STORED_FILES = 32

@@ -97,7 +97,7 @@ def load(
         ValueError: the device is not available, or the backend, precision or memory limit is invalid.
         ModuleNotFoundError: PyTorch is not installed.
     """
-    named = {"encoder": encoder, "decoder": decoder}
+    named: dict[str, Any] = {"encoder": encoder, "decoder": decoder}
     options: dict[str, Any] = {"precision": precision, "memory": memory}
     codec: BaseCodec
     if choose_backend(backend) == "onnx":

@@ -35,7 +35,7 @@ _INSTALL = {
 
 
 def is_pattern(url: str) -> bool:
-    """Whether a URL is a pattern to list; a `?` separates a query in URLs, and is no pattern."""
+    """Whether a URL is a pattern to list; a `?` separates a query in URLs, it is not a pattern."""
     return "*" in url and not url.startswith(_PIPE)
 
 

@@ -1,4 +1,4 @@
-"""What runs start from and make, as artifacts of W&B: trainings, exports and evaluations."""
+"""What runs start from and make, as artifacts of W&B: training runs, exports and evaluations."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
