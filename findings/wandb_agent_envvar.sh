@@ -1,5 +1,5 @@
 #!/bin/sh
-# wandb 0.31.0: `${envvar:WANDB_RUN_ID}` in a sweep's `command` is replaced once, by the id of the run before.
+# wandb 0.31.0: `${envvar:WANDB_RUN_ID}` in the `command` of a sweep becomes the name of the variable, not the id of the run.
 #
 # Expected: the macro is replaced for each run that the agent starts, by the environment of that run, such as in
 # `command: [python, train.py, "--out=runs/${envvar:WANDB_RUN_ID}", ${args}]`: a folder for each run.
