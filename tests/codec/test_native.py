@@ -96,20 +96,20 @@ LOAD = "from glc.codec.entropy.integer_kernels import NATIVE as n; raise SystemE
 
 def test_damaged_cached_library_is_compiled_again_and_never_loaded(tmp_path: Path) -> None:
     """In processes of their own: loading such a file is a bus error, which no handler survives."""
-    environment = {**os.environ, "TORCH_HOME": str(tmp_path)}
+    environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path)}
 
     def load() -> int:
         return subprocess.run([sys.executable, "-c", LOAD], env=environment, timeout=120).returncode
 
     if load() == 9:
         pytest.skip("no C compiler, or kernels disabled")
-    (path,) = (tmp_path / "hub" / "glc").iterdir()
+    (path,) = (tmp_path / "glc").iterdir()
     data = path.read_bytes()
     half = len(data) // 2
     for damaged in (data[:4096], data[:half] + bytes(len(data) - half)):  # a short copy, a power loss
         path.write_bytes(damaged)
         assert load() == 0
-        assert [file.read_bytes() for file in (tmp_path / "hub" / "glc").iterdir()] == [data]
+        assert [file.read_bytes() for file in (tmp_path / "glc").iterdir()] == [data]
 
 
 def test_library_is_compiled_elsewhere_if_the_cache_is_not_writable(

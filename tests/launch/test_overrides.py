@@ -167,7 +167,10 @@ def test_a_key_below_a_null_is_reported() -> None:
         ([STAGE, "experiment=null"], ", or omit experiment"),
         (["-m", "stage=vqvae,transform"], "stage: cannot be swept"),
         (["stage=nothing"], "stage=nothing: no such choice; give one of joint, restoration, "),
-        ([STAGE, "experiment=paper_naturl"], "experiment=paper_naturl: no such choice; give one of crop_schedule, demo, "),
+        (
+            [STAGE, "experiment=paper_naturl"],
+            "experiment=paper_naturl: no such choice; give one of crop_schedule, demo, ",
+        ),
         ([STAGE, "sweep=nosuch"], "sweep=nosuch: no such choice; give one of lmbda, optuna"),
         (
             [STAGE, "experiment=[demo,overfitt]"],

@@ -49,6 +49,7 @@ MAY_DIFFER = (
     *("logger", "stage.codec", "stage.module", "trainer.default_root_dir"),
     *("callbacks.last", "callbacks.milestones", "callbacks.time_limit", "callbacks.progress"),
     *("callbacks.learning_rate", "callbacks.throughput", "callbacks.panel", "callbacks.histograms"),
+    "callbacks.sweep_settings",
 )
 """Settings that may change on resume without a warning, and settings derived from others."""
 
