@@ -7,6 +7,7 @@ name, and `decode_names` does in other files.
 
 import re
 import sys
+from contextlib import suppress
 
 
 def encode_text(text: str) -> bytes:
@@ -23,4 +24,5 @@ def escape_output() -> None:
     """Let standard output and error escape names too, instead of ending with a codec error."""
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="backslashreplace")
+            with suppress(OSError):  # a terminal opened by its name seems seekable and is not
+                stream.reconfigure(errors="backslashreplace")
