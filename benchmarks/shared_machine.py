@@ -7,7 +7,7 @@ the median of the rounds' ratios (above 1: this checkout is faster). Nothing is 
 version chooses how OpenMP threads wait.
 
 - alone: steps per second of one training;
-- three: the sum of three trainings, started by three commands at the same time;
+- three: the sum of three training runs, started by three commands at the same time;
 - sweep: the same as a sweep with `hydra/launcher=local hydra.launcher.n_jobs=3`;
 - compress: images per second of `glc compress` for one image, start-up included.
 
@@ -18,7 +18,7 @@ With `--only` also:
 - collection, collection2: images per second of `glc compress --shards --processes 2`, of one and two threads;
 - suite: 1 / seconds of a part of the tests with two workers.
 
-Trainings are measured for 12 seconds in which all of them run, after 10 steps of each, and killed.
+Training runs are measured for 12 seconds, while all of them run, after 10 steps of each, then killed.
 """
 
 import argparse
@@ -41,7 +41,7 @@ from benchmarks.loading import sample_shards
 HERE = Path(__file__).resolve().parents[1]
 CHOSEN = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME", "OMP_NUM_THREADS", "MKL_NUM_THREADS")
 WARM, WINDOW, LIMIT = 10, 12.0, 300.0
-"""Steps before the measurement of a training, its seconds, and the seconds until all trainings must run."""
+"""Steps before the measurement of a training run, its seconds, and the timeout until all of them run."""
 
 
 class Side:
@@ -102,7 +102,7 @@ class Side:
         ]
 
     def speed(self, count: int, *commands: list[str], **more: str) -> float:
-        """Return the sum of the steps per second of trainings while all of them run.
+        """Return the sum of the steps per second of training runs while all of them run.
 
         Args:
             count: their number.
@@ -188,7 +188,7 @@ NAMES = {"alone": 5, "three": 2, "sweep": 2, "compress": 7}
 """Measurements and their rounds."""
 MORE = {"three1": 2, "workers": 3, "collection": 3, "collection2": 3, "suite": 3}
 """Measurements that are made when they are named."""
-TRAININGS = ("alone", "three", "three1", "sweep", "workers")
+TRAINING_RUNS = ("alone", "three", "three1", "sweep", "workers")
 
 
 def main() -> None:
@@ -211,7 +211,7 @@ def main() -> None:
     print(f"{'':12} {'other':>9} {'this':>9} {'ratio':>7}   ratios of the rounds", flush=True)
     for name in args.only.split(","):
         other, this = (getattr(side, name) for side in sides)
-        if name not in TRAININGS:
+        if name not in TRAINING_RUNS:
             one_round(other, this, 0)  # warms the caches of the file system
         count = args.rounds or {**NAMES, **MORE}[name]
         readings = [one_round(other, this, i) for i in range(count)]

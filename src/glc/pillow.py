@@ -232,7 +232,7 @@ def _save(image: Image.Image, file: IO[bytes], filename: str | bytes) -> None:
 
 
 def _forget() -> None:
-    """In a forked process: threads of a codec's runtime, and whoever held the lock, do not exist."""
+    """In a forked process: the threads of a codec's runtime and the lock's holder do not exist."""
     global _codecs, _lock
     _inherited.append(_codecs)  # destroying them would wait for their threads
     _codecs, _lock = {}, threading.Lock()

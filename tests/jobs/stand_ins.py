@@ -8,7 +8,7 @@ import os
 import signal
 import tarfile
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -20,6 +20,33 @@ from glc.jobs.tar_shards import find_shards
 from glc.jobs.worker import FileProcessor, MakeProcessor, Processed, run_shards
 
 SETTINGS = {"command": "reverse"}
+
+
+class Killed(BaseException):
+    """A kill, which no code catches."""
+
+
+class KillAt:
+    """Wraps functions. Before and after each call is a step; at the given one it raises `Killed` (0: never)."""
+
+    def __init__(self, step: int) -> None:
+        self.left = step
+
+    def __call__(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """Return a function that counts its calls."""
+
+        def call(*args: Any, **options: Any) -> Any:
+            self._step()
+            result = function(*args, **options)
+            self._step()
+            return result
+
+        return call
+
+    def _step(self) -> None:
+        self.left -= 1
+        if self.left == 0:
+            raise Killed
 
 
 def write_tar(path: Path, members: Iterable[tuple[str, bytes]]) -> Path:

@@ -13,13 +13,9 @@ from glc.jobs.manifest import Folder, JobError
 from glc.jobs.run import UnfinishedError
 from glc.jobs.storage import LocalStore, UrlStore, open_store, stamp
 from glc.jobs.tar_shards import find_shards, refuse_overwriting
-from tests.jobs.stand_ins import Reverser, code, contents
+from tests.jobs.stand_ins import KillAt, Killed, Reverser, code, contents
 
 Patch = pytest.MonkeyPatch
-
-
-class Killed(BaseException):
-    """A kill, which no code catches."""
 
 
 @pytest.fixture(scope="session")
@@ -88,22 +84,7 @@ def test_a_kill_before_or_after_any_step_loses_nothing(
     step = 0
     while step < 100:
         step += 1 if root.startswith("memory") else 4
-        place, left = f"{root}/{step}", step
-
-        def killing(function: Any) -> Any:
-            def call(*args: Any, **options: Any) -> Any:
-                nonlocal left
-                left -= 1
-                if left == 0:
-                    raise Killed
-                result = function(*args, **options)
-                left -= 1
-                if left == 0:
-                    raise Killed
-                return result
-
-            return call
-
+        place, killing = f"{root}/{step}", KillAt(step)
         with monkeypatch.context() as patch:
             for name in ("create", "move", "remove"):
                 patch.setattr(UrlStore, name, killing(getattr(UrlStore, name)))

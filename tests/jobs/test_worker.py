@@ -22,14 +22,10 @@ from glc.jobs.run import PartFinished, UnfinishedError
 from glc.jobs.storage import LocalStore
 from glc.jobs.tar_shards import find_shards
 from glc.jobs.worker import FileProcessor, Processed, ShardWorker
-from tests.jobs.stand_ins import SETTINGS, Reverser, code, contents, read_tar, write_tar
+from tests.jobs.stand_ins import SETTINGS, KillAt, Killed, Reverser, code, contents, read_tar, write_tar
 
 Files = dict[str, bytes]
 Patch = pytest.MonkeyPatch
-
-
-class Killed(BaseException):
-    """A kill, which no code catches."""
 
 
 @pytest.fixture
@@ -104,33 +100,18 @@ def test_a_kill_before_or_after_any_step_leaves_what_an_undisturbed_job_leaves(
     shards: Path, out: Path, whole: Files, monkeypatch: Patch
 ) -> None:
     """Each call that changes the folder is a step; the job is killed at the first, then at the second, ..."""
-    left = 0
-
-    def killing(function: Any) -> Any:
-        def call(*args: Any, **options: Any) -> Any:
-            nonlocal left
-            left -= 1
-            if left == 0:
-                raise Killed
-            result = function(*args, **options)
-            left -= 1
-            if left == 0:
-                raise Killed
-            return result
-
-        return call
-
+    killing = KillAt(0)
     for name in ("create", "move", "remove", "fence", "makedirs"):
         monkeypatch.setattr(LocalStore, name, killing(getattr(LocalStore, name)))
     kills = 0
     while True:
         kills += 1
-        place, left = out / str(kills), kills
+        place, killing.left = out / str(kills), kills
         try:
             code(shards, place)
             break
         except Killed:
-            left = 0
+            killing.left = 0
         code(shards, place)
         assert contents(place) == whole
         assert not list((place / ".glc").glob("*/*.tar.*[!n]"))  # no attempts are left, only records
@@ -296,7 +277,7 @@ def test_of_two_live_processes_on_one_shard_one_publishes_and_its_record_is_true
 def test_an_attempt_that_is_written_to_by_others_is_recorded_as_it_is(
     shards: Path, out: Path, monkeypatch: Patch
 ) -> None:
-    """The SHA-256 is that of the bytes on the disk, whoever wrote them."""
+    """The SHA-256 is that of the bytes on the disk, of whichever process."""
 
     def garble(file: BinaryIO, name: str) -> Any:
         with open(file.name, "r+b") as other:

