@@ -11,7 +11,8 @@ import pytest
 
 from glc.data.shards import index_shards, read_shard
 from glc.data.sources import resolve
-from glc.data.urls import list_urls, open_url, read_url
+from glc.data.urls import open_url, read_url
+from glc.jobs.storage import expand
 from tests.data.servers import refusing, serving
 from tests.data.test_module import keys, module
 
@@ -75,7 +76,7 @@ def test_patterns_are_listed_by_the_store(shards, memory):
     names = [f"{memory}/train-{i:06d}.tar" for i in range(3)]
     assert found(f"{memory}/*") == names
     assert found(f"{memory}/train-00000{{0,2}}*.tar") == [names[0], names[2]]
-    (cached,) = list_urls(f"simplecache::{memory}/*1.tar")
+    (cached,) = expand(f"simplecache::{memory}/*1.tar")
     assert cached.startswith("simplecache::memory://")
     assert records(cached) == records(names[1])
     fsspec.filesystem("memory").rm("/photos/manifest.json")

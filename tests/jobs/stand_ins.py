@@ -27,7 +27,7 @@ class Killed(BaseException):
 
 
 class KillAt:
-    """Wraps functions. Before and after each call is a step; at the given one it raises `Killed` (0: never)."""
+    """Wraps functions; before and after each call is a step, and the given one raises `Killed` (0: never)."""
 
     def __init__(self, step: int) -> None:
         self.left = step

@@ -13,6 +13,7 @@ from glc.jobs.manifest import Folder, JobError
 from glc.jobs.run import UnfinishedError
 from glc.jobs.storage import LocalStore, UrlStore, open_store, stamp
 from glc.jobs.tar_shards import find_shards, refuse_overwriting
+from tests.data.servers import refusing, serving
 from tests.jobs.stand_ins import KillAt, Killed, Reverser, code, contents
 
 Patch = pytest.MonkeyPatch
@@ -165,6 +166,15 @@ def test_a_store_that_cannot_be_used_is_one_line(shards: Path, monkeypatch: Patc
         patch.setattr(fsspec, "url_to_fs", lambda url: real("gcsfs_is_missing"))
         with pytest.raises(OSError, match=r"^gs://x: the package .*pip install 'glc-codec\[gs\]'$"):
             Folder("gs://x", {}).prepare([])
+
+
+def test_a_server_that_cannot_be_reached_is_not_a_missing_file(tmp_path: Path) -> None:
+    """fsspec reports both as a missing file; a shard would count as missing, its samples as lost."""
+    with serving(tmp_path) as server:
+        assert stamp(f"{server.url}/a.tar") is None
+    with pytest.raises(OSError, match=r"^http://\S+: Cannot connect to host") as caught:
+        stamp(f"{refusing()}/a.tar")
+    assert not isinstance(caught.value, FileNotFoundError)
 
 
 def test_a_missing_bucket_is_not_created(shards: Path, s3: str, monkeypatch: Patch) -> None:

@@ -33,9 +33,9 @@ from typing import Any, Literal, Protocol, TypeAlias, cast, get_args
 from glc.data.deadline import Watch
 from glc.data.images import is_image_name, list_images, remedy
 from glc.data.shard_writer import MANIFEST, PackError, parse_manifest, read_manifest
-from glc.data.urls import is_pattern, list_urls, read_url
+from glc.data.urls import is_pattern, read_url
 from glc.errors import ListingError
-from glc.jobs.storage import is_url
+from glc.jobs.storage import expand, is_url
 from glc.jobs.tar_shards import expand_braces
 
 _log = logging.getLogger(__name__)
@@ -151,7 +151,7 @@ def _listed(url: str, key: str) -> list[str]:
                 return [f"{folder}/{shard.name}" for shard in manifest.shards if shard.count]
         if not is_pattern(url):
             return [url]
-        shards = [found for found in list_urls(url) if found.lower().endswith(SHARD_SUFFIXES)]
+        shards = [found for found in expand(url) if found.lower().endswith(SHARD_SUFFIXES)]
     except (OSError, PackError) as error:
         raise ValueError(f"{key}: {given}: {error}; correct the URL") from error
     if not shards:

@@ -18,37 +18,23 @@ from typing import Any, BinaryIO, cast
 import fsspec
 
 from glc.data.deadline import Watch
-from glc.jobs.storage import is_url
+from glc.jobs.storage import is_url, plain_errors, protocol_of
 
 _PIPE = "pipe:"
 _SMALL = 1 << 16
 _SILENCE = 60.0  # seconds without a byte after which an HTTP request fails
 
-_INSTALL = {
-    "s3": ("s3", "aws s3 cp {url} -"),
-    "s3a": ("s3", "aws s3 cp {url} -"),
-    "gs": ("gs", "gcloud storage cat {url}"),
-    "gcs": ("gs", "gcloud storage cat {url}"),
-    "hf": ("hf", "curl -sfL https://huggingface.co/..."),
+_COMMANDS = {
+    **dict.fromkeys(("s3", "s3a"), "aws s3 cp {url} -"),
+    **dict.fromkeys(("gs", "gcs"), "gcloud storage cat {url}"),
+    "hf": "curl -sfL https://huggingface.co/...",
 }
-"""Extra and command for the protocols whose packages are extras."""
+"""Commands that read a URL without the packages that are extras."""
 
 
 def is_pattern(url: str) -> bool:
     """Whether a URL is a pattern to list; a `?` separates a query in URLs, it is not a pattern."""
     return "*" in url and not url.startswith(_PIPE)
-
-
-def list_urls(pattern: str) -> list[str]:
-    """Return the URLs that match a pattern with `*` or `**`, sorted; of a chain `a::b`, `b` is listed.
-
-    Raises:
-        OSError: the store cannot be reached, or cannot list.
-    """
-    outer, chained, inner = pattern.rpartition("::")
-    with _one_line(pattern):
-        system, path = fsspec.url_to_fs(inner)
-        return sorted(outer + chained + system.unstrip_protocol(name) for name in system.glob(path))
 
 
 def read_url(url: str) -> bytes:
@@ -208,33 +194,12 @@ class _Watched(_Reader):
 
 @contextmanager
 def _one_line(url: str) -> Iterator[None]:
-    """Convert any error of fsspec or a storage library to an OSError with one line of text."""
+    """Convert errors as `plain_errors` does; for a missing package name the command that replaces it too."""
     try:
-        yield
-    except ImportError as error:
-        raise OSError(_how_to_install(url, error)) from error
-    except FileNotFoundError as error:
-        cause = error.__cause__  # fsspec reports any failure of a HTTP request as a missing file
-        raise FileNotFoundError("no such file" if cause is None else reason(cause)) from error
-    except Exception as error:
-        raise OSError(reason(error)) from error
-
-
-def _how_to_install(url: str, error: ImportError) -> str:
-    protocol = url.rpartition("::")[2].partition(":")[0].lower()
-    if protocol not in _INSTALL:
-        return f"its package is missing ({reason(error)})"
-    extra, command = _INSTALL[protocol]
-    return (
-        f"the package for {protocol}:// is not installed; run pip install 'glc-codec[{extra}]', or give "
-        f"pipe:{command.format(url=url)}"
-    )
-
-
-def reason(error: BaseException) -> str:
-    """Return the text of an error of a storage library, in one line."""
-    if hasattr(error, "status") and hasattr(error, "message"):  # aiohttp
-        return f"{error.status} {error.message}"
-    plain = isinstance(error, OSError) and type(error).__module__ == "builtins"
-    text = " ".join(str(error.strerror if plain and error.strerror else error).split())  # type: ignore[attr-defined]
-    return text[:300] or type(error).__name__
+        with plain_errors(url):
+            yield
+    except OSError as error:
+        command = _COMMANDS.get(protocol_of(url))
+        if command is None or not isinstance(error.__cause__, ImportError):
+            raise
+        raise OSError(f"{error}, or give pipe:{command.format(url=url)}") from error.__cause__

@@ -23,7 +23,9 @@ from typing import Any, NamedTuple
 from glc.io import atomic
 
 _URL = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]+:")
-_EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gs", "gcs": "gs"}
+_EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gs", "gcs": "gs", "hf": "hf"}
+"""The extra that has the package of a protocol."""
+_BUCKETS = ("s3", "s3a", "gs", "gcs")
 _VERSIONS = ("ETag", "etag", "generation", "mtime", "LastModified", "updated", "created")
 """Keys of `fsspec`'s details that change with a file's content, the most certain first."""
 
@@ -66,12 +68,18 @@ def stamp(path: str) -> Stamp | None:
 
 
 def expand(pattern: str) -> list[str]:
-    """Return the URLs that match a pattern with `*`, or the shards directly below a URL, sorted."""
-    with storage_errors(pattern):
-        system, path = _system(pattern)
-        names = system.glob(path if "*" in path else f"{path.rstrip('/')}/*.tar")
-        before = pattern.removesuffix("/").removesuffix(path.strip("/"))
-        return sorted(before + name.lstrip("/") for name in names)
+    """Return the URLs that match a pattern with `*` or `**`, sorted; of a chain `a::b`, `b` is listed.
+
+    Raises:
+        OSError: the store cannot be reached, or cannot list; the message does not name the URL.
+    """
+    outer, chained, inner = pattern.rpartition("::")
+    with plain_errors(pattern):
+        system, path = _system(inner)
+        before = inner.removesuffix(path.lstrip("/"))  # `memory://a` and `memory:///a` stay as given
+        if before == inner:
+            return sorted(outer + chained + system.unstrip_protocol(name) for name in system.glob(path))
+        return sorted(outer + chained + before + name.lstrip("/") for name in system.glob(path))
 
 
 @contextmanager
@@ -90,20 +98,61 @@ def local_copy(path: str) -> Iterator[Path]:
 
 @contextmanager
 def storage_errors(url: str) -> Iterator[None]:
-    """Convert errors of a storage library to an OSError with one line of text that names the URL."""
+    """Convert errors of a storage library as `plain_errors` does, with the URL before the text."""
+    try:
+        with plain_errors(url):
+            yield
+    except FileExistsError:
+        raise
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{url}: {error}") from error
+    except OSError as error:
+        raise OSError(f"{url}: {error}") from error
+
+
+@contextmanager
+def plain_errors(url: str) -> Iterator[None]:
+    """Convert any error of fsspec or a storage library to an OSError with one line of text.
+
+    FileExistsError and FileNotFoundError keep their types. fsspec reports every failure of an HTTP request as
+    a missing file; only what the server itself refuses (4xx) remains one.
+    """
     try:
         yield
     except FileExistsError:
         raise
-    except FileNotFoundError as error:
-        raise FileNotFoundError(f"{url}: {' '.join(str(error).split()) or 'no such file'}") from error
     except ImportError as error:
-        extra = _EXTRAS.get(url.partition(":")[0].lower())
-        fix = f"run pip install 'glc-codec[{extra}]'" if extra else " ".join(str(error).split())
-        raise OSError(f"{url}: the package for this kind of URL is not installed; {fix}") from error
+        raise OSError(_how_to_install(url, error)) from error
+    except FileNotFoundError as error:
+        cause = error.__cause__
+        status = getattr(cause, "status", 0)
+        if cause is not None and (status or isinstance(cause, OSError)):
+            missing = 400 <= status < 500 or isinstance(cause, FileNotFoundError)
+            raise (FileNotFoundError if missing else OSError)(reason(cause)) from error
+        raise FileNotFoundError("no such file") from error
     except Exception as error:
-        text = " ".join(str(error).split())[:300] or type(error).__name__
-        raise OSError(f"{url}: {text}") from error
+        raise OSError(reason(error)) from error
+
+
+def protocol_of(url: str) -> str:
+    """Return the protocol of a URL, of a chain `a::b` that of `b`."""
+    return url.rpartition("::")[2].partition(":")[0].lower()
+
+
+def _how_to_install(url: str, error: ImportError) -> str:
+    extra = _EXTRAS.get(protocol_of(url))
+    if extra is None:
+        return f"its package is missing ({reason(error)})"
+    return f"the package for {protocol_of(url)}:// is not installed; run pip install 'glc-codec[{extra}]'"
+
+
+def reason(error: BaseException) -> str:
+    """Return the text of an error of a storage library, in one line."""
+    if hasattr(error, "status") and hasattr(error, "message"):  # aiohttp
+        return f"{error.status} {error.message}"
+    plain = isinstance(error, OSError) and type(error).__module__ == "builtins"
+    text = " ".join(str(error.strerror if plain and error.strerror else error).split())  # type: ignore[attr-defined]
+    return text[:300] or type(error).__name__
 
 
 def _system(url: str) -> tuple[Any, str]:
@@ -187,7 +236,7 @@ class UrlStore:
 
     def makedirs(self, name: str) -> None:
         """Create a folder; not in an object store, which has none: fsspec would create the bucket."""
-        if self.root.partition(":")[0].lower() not in _EXTRAS:
+        if protocol_of(self.root) not in _BUCKETS:
             with self._at(name) as (system, path):
                 system.makedirs(path, exist_ok=True)
 

@@ -96,9 +96,20 @@ def find_shards(given: Sequence[str]) -> list[Shard]:
     return [Shard(name, path) for name, path in named.items()]
 
 
+def _matches(pattern: str) -> list[str]:
+    """Return the paths or URLs that match a pattern, sorted."""
+    if not is_url(pattern):
+        return sorted(glob.glob(pattern, recursive=True))
+    try:
+        return storage.expand(pattern)
+    except OSError as error:
+        raise type(error)(f"{pattern}: {error}") from error
+
+
 def _expand(item: str) -> list[str]:
     if os.path.isdir(item) or (is_url(item) and not item.endswith(".tar") and not set("*{") & set(item)):
-        shards = storage.expand(item) if is_url(item) else sorted(glob.glob(f"{glob.escape(item)}/*.tar"))
+        folder = item.rstrip("/") if is_url(item) else glob.escape(item)
+        shards = _matches(f"{folder}/*.tar")
         if not shards:
             raise ValueError(f"{item}: contains no shards (*.tar); choose another folder")
         return shards
@@ -113,7 +124,7 @@ def _expand(item: str) -> list[str]:
         if not ("*" in name if is_url(name) else glob.has_magic(name)):
             found.append(name)
             continue
-        matches = storage.expand(name) if is_url(name) else sorted(glob.glob(name, recursive=True))
+        matches = _matches(name)
         if not matches:
             raise ValueError(f"{name}: no shards match; correct the pattern")
         found += matches
