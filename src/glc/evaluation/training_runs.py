@@ -21,6 +21,7 @@ import yaml
 from PIL import Image
 
 from glc.evaluation.results import SUMMARY, ResultsError
+from glc.io.settings import differing, flat
 
 AT_RATE = re.compile(r"val/(?P<name>.+)/(?P<rate>\d+)")
 """Key of a metric at a rate point."""
@@ -335,48 +336,11 @@ def read_panel(panel: Panel, rate_points: int) -> dict[str, Image.Image]:
     }
 
 
-def flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return the values of nested settings by dotted key; lists are values."""
-    found: dict[str, Any] = {}
-    for key, value in settings.items():
-        name = f"{prefix}{key}"
-        if isinstance(value, Mapping) and value:
-            found |= flat(value, f"{name}.")
-        else:
-            found[name] = value
-    return found
-
-
 def differences(runs: Sequence[TrainingRun]) -> dict[str, list[Any]]:
-    """Return the settings that differ between runs of one stage: by key a value per run, None if missing.
-
-    A run's own folder within a value counts as equal. Of keys with the same values only the shortest is kept:
-    the others refer to it.
-    """
-    each = [_without_folder(run) for run in runs]
-    stages = {run.stage for run in runs}
-    found: dict[str, list[Any]] = {}
-    seen = set()
-    keys = dict.fromkeys(key for settings in each for key in settings)
-    for key in sorted(keys, key=lambda key: (key.count("."), key)):
-        texts = [json.dumps(settings.get(key), sort_keys=True, default=str) for settings in each]
-        differing = []
-        for stage in stages:
-            own = [i for i, run in enumerate(runs) if run.stage == stage and each[i]]
-            if len({texts[i] for i in own}) > 1:
-                differing += [(i, texts[i]) for i in own]
-        if differing and tuple(differing) not in seen:
-            seen.add(tuple(differing))
-            found[key] = [settings.get(key) for settings in each]
-    return found
-
-
-def _without_folder(run: TrainingRun) -> dict[str, Any]:
-    settings = flat(run.settings)
-    folder = settings.get("dir")
-    if not isinstance(folder, str) or not folder:
-        return settings
-    return {
-        key: value.replace(folder, "DIR") if isinstance(value, str) else value
-        for key, value in settings.items()
-    }
+    """Return the settings that differ between runs of one stage: by key a value per run, None if missing."""
+    keys: dict[str, None] = {}
+    for stage in dict.fromkeys(run.stage for run in runs):
+        own = [run.settings for run in runs if run.stage == stage and run.settings]
+        keys |= dict.fromkeys(differing(own))
+    each = [flat(run.settings) for run in runs]
+    return {key: [settings.get(key) for settings in each] for key in keys}

@@ -1,15 +1,17 @@
 """The settings in which the runs of a sweep differ."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import yaml
 
+from glc.io.settings import differing
 from glc.training.loggers import log_table
 
 TABLE = "sweep/settings"
+_HOW_STARTED = ("resume", "overwrite")
 
 
 class SweepSettings(L.Callback):
@@ -58,30 +60,13 @@ def settings_of(folder: Path) -> dict[str, Any] | None:
 def differences(runs: Mapping[str, Mapping[str, Any]]) -> tuple[list[str], list[list[str]]]:
     """Return the keys whose values differ between runs, and a row for each run: its name and their values.
 
-    Keys that say where a run is stored are left out, and of keys with the same values, as one that refers to
-    another, all but the shortest.
-
     Args:
         runs: settings by the name of the run.
     """
-    flat = {name: dict(_leaves(settings)) for name, settings in runs.items()}
-    where = {name: str(settings.get("dir")) for name, settings in runs.items()}
-    shown: dict[tuple[str, ...], str] = {}
-    for key in sorted({key for settings in flat.values() for key in settings}, key=lambda k: (len(k), k)):
-        values = tuple(_text(settings.get(key)) for settings in flat.values())
-        stored = any(place in value for place, value in zip(where.values(), values, strict=True))
-        if len(set(values)) > 1 and not stored and key not in ("resume", "overwrite"):
-            shown.setdefault(values, key)
-    keys = sorted(shown.values())
-    return keys, [[name, *(_text(settings.get(key)) for key in keys)] for name, settings in flat.items()]
-
-
-def _leaves(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in settings.items():
-        if isinstance(value, Mapping):
-            yield from _leaves(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
+    found = {key: values for key, values in differing([*runs.values()]).items() if key not in _HOW_STARTED}
+    return [*found], [
+        [name, *(_text(values[run]) for values in found.values())] for run, name in enumerate(runs)
+    ]
 
 
 def _text(value: Any) -> str:
