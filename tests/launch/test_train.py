@@ -13,6 +13,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from glc.io.checkpoint import save_checkpoint
+from glc.launch.overrides import explain_overrides
 from glc.launch.start import UsageError
 from glc.launch.train import prepare, run_lock, train
 from glc.launch.train import run as entry
@@ -22,7 +23,7 @@ from glc.training.loggers import RowLogger
 from tests.codec.fixed_model import fixed_codec_weights
 from tests.io.test_checkpoint import NAMES_OF_0_1
 from tests.programs import Started
-from tests.short_runs import checkpoint, compose, figures, live_weights, run, settings
+from tests.short_runs import arguments, checkpoint, compose, figures, live_weights, run, settings
 
 
 @pytest.fixture(scope="module")
@@ -495,3 +496,20 @@ def test_a_metric_without_weights_is_named_once(
     (line,) = [text for text in caplog.messages if "is not measured" in text and "val/" in text]
     assert line.startswith("val/lpips_alex is not measured: no weights for alexnet")
     assert "\n" not in line
+
+
+@pytest.mark.parametrize("mixed", [False, True])
+def test_a_hugging_face_data_set_trains_alone_and_in_a_list(
+    images: Path, tmp_path: Path, mixed: bool
+) -> None:
+    datasets = pytest.importorskip("datasets")
+    rows = datasets.Dataset.from_dict({"image": [str(path) for path in sorted(images.iterdir())]})
+    file = tmp_path / "train.parquet"
+    rows.cast_column("image", datasets.Image()).to_parquet(file)
+    values = settings(images, tmp_path, "hf", "vqvae", 2)
+    del values["data.train"]
+    source = f"{{_target_:glc.data.hugging_face.HuggingFaceImages,path:{file}}}"
+    given = {"data": "shards", "data.train": f"[{images},{source}]", "data.weights": "[1,3]"}
+    values |= given if mixed else {"data": "hf", "data.train.path": file}
+    assert explain_overrides(arguments(values)) is None
+    assert checkpoint(run(values))["global_step"] == 2

@@ -24,7 +24,8 @@ def inputs(cfg: DictConfig, start: Start) -> list[artifacts.File]:
     if is_ours(cfg.data.get("_target_")):
         given = (cfg.data.get(key) for key in ("train", "val"))
         names = [name for value in given for name in (value if isinstance(value, ListConfig) else [value])]
-        found += artifacts.packed_sets([name for name in names if name])
+        # Others are data sets of the Hugging Face hub.
+        found += artifacts.packed_sets([name for name in names if isinstance(name, str)])
     file: Checkpoint | Source | None
     for file in (start.resume, *start.sources, start.discriminator):
         opened = file.checkpoint or file if isinstance(file, Source) else file

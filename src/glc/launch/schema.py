@@ -29,6 +29,7 @@ from glc.launch.values import (
     RANGE,
     SCHEDULE,
     SHARE,
+    SOURCES,
     TEXT,
     WEIGHT,
     Accepted,
@@ -113,7 +114,7 @@ ARGUMENTS: dict[str, dict[str, Accepted]] = {
         "augment": optional(replace(LIST, text="a list of mappings, [{_target_: TRANSFORM, ...}]")),
         "background": TEXT,
         **dict.fromkeys(
-            ("train", "val"), replace(NAMES, text="a folder, shards, a list of images, or a list of them")
+            ("train", "val"), replace(SOURCES, text="a folder, shards, a list of images, or a list of them")
         ),
     },
     "glc.data.hugging_face.HuggingFaceImages": {

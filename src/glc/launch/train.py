@@ -114,7 +114,7 @@ def prepare(cfg: DictConfig, acquire: Callable[[], object] = lambda: None) -> Ru
     start = resolve_start(cfg)
 
     L.seed_everything(cfg.seed, verbose=False)
-    datamodule: L.LightningDataModule = instantiate(cfg.data)
+    datamodule: L.LightningDataModule = instantiate(cfg.data, _convert_="all")
     datamodule.setup("fit")
     make = instantiate(cfg.stage.module, _partial_=True, _convert_="all")
     stage: L.LightningModule = make() if start.codec is None else make(codec=start.codec)

@@ -108,6 +108,12 @@ def sequence(item: Accepted, length: int | None = None, text: str = "") -> Accep
     return Accepted(text or f"a list such as [A,B], each {item.text}", convert)
 
 
+def _built(value: Any) -> Any:
+    if not isinstance(value, Mapping) or "_target_" not in value:
+        raise TypeError
+    return value
+
+
 def _text(value: Any) -> str:
     if not isinstance(value, str | int | float) or isinstance(value, bool) or not str(value):
         raise TypeError
@@ -153,6 +159,7 @@ WEIGHT, POSITIVE, SHARE = number(0), number(0, above=True), number(0, 1)
 TEXT = Accepted("a word or a path", _text)
 NULL = Accepted("null", _null)
 NAMES = one_of(TEXT, sequence(TEXT, text="a list of them"))
+SOURCES = one_of(TEXT, sequence(one_of(TEXT, Accepted("a mapping with _target_", _built))))
 LIST = sequence(Accepted("anything", lambda value: value), text="a list")
 SCHEDULE = sequence(
     Accepted("a phase", _phase),
