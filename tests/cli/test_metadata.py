@@ -1,6 +1,8 @@
 """`--keep-metadata`: EXIF, ICC profile and XMP through a file beside the .glc file."""
 
+import errno
 import io
+import os
 import sys
 from pathlib import Path
 
@@ -147,3 +149,26 @@ def test_a_tiff_gives_what_describes_it(glc: Glc) -> None:
     assert (found[0x010F], found[0x8298]) == ("Camera", "Someone")
     assert found.get_ifd(0x8769)[0x829A] == 0.5
     assert not {256, 257, 258, 273, 279} & set(found)
+
+
+def test_the_result_and_its_metadata_are_written_together(
+    glc: Glc, photo: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    glc("compress", photo, "--keep-metadata")
+    before = Path("photo.glc.meta").read_bytes()
+    Path("photo.glc").unlink()
+    result = glc("compress", photo, "--keep-metadata")
+    assert (result.exit_code, result.stderr) == (
+        2,
+        "photo.jpg: photo.glc.meta: exists; replace it with --force\n",
+    )
+    assert not Path("photo.glc").exists()
+
+    def fail(job: object, data: bytes, force: bool) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", "photo.glc")
+
+    monkeypatch.setattr("glc.cli.compress.write_result", fail)
+    result = glc("compress", photo, "--keep-metadata", "--force", "--quality", 90)
+    assert (result.exit_code, "No space left" in result.stderr) == (2, True)
+    assert Path("photo.glc.meta").read_bytes() == before
+    assert sorted(os.listdir()) == ["photo.glc.meta", "photo.jpg"]

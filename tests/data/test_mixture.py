@@ -3,10 +3,12 @@ from collections import Counter
 
 import pytest
 
+from glc.data import shards as shard_module
 from glc.data.images import SampleImage
 from glc.data.mixture import Entry, MixedSource, Mixture
 from glc.data.pack import pack
 from glc.data.shards import ListSource, Record, count_images
+from glc.data.stream import TrainLoader, TrainStream
 from glc.errors import SettingError
 from tests.data.conftest import numbered
 from tests.jobs.stand_ins import write_tar
@@ -22,7 +24,9 @@ def in_memory(monkeypatch):
         "glc.data.shards.read_shard",
         lambda url, image: (Record(f"{url}-{i}", b"") for i in range(sizes[url])),
     )
-    monkeypatch.setattr("glc.data.mixture.count_images", lambda shards, image: [sizes[s] for s in shards])
+    monkeypatch.setattr(
+        "glc.data.mixture.count_images", lambda shards, image: ([sizes[s] for s in shards], False)
+    )
 
 
 @pytest.fixture(scope="module")
@@ -99,15 +103,19 @@ def test_a_weighted_stream_resumes_at_any_place_and_differs_between_consumers(in
         assert keys(source, 300, *other) != whole[:300]
 
 
-def test_equal_shards_without_weights_are_drawn_as_in_0_1(shards):
-    # Recorded with 0.1: runs of 0.1 continue with the same images.
+def test_runs_of_0_1_continue_with_the_same_images(shards):
+    # Recorded with 0.1, which had no `random_start` in its states.
     urls = [str(path) for path in sorted(shards.glob("*.tar"))]
     for shuffle, expected in (
         (0, [8, 9, 10, 11, 8, 9, 10, 11, 0, 1, 2, 3, 4, 5, 6, 7, 0, 1, 2, 3, 4, 5, 6, 7]),
         (6, [8, 10, 11, 10, 9, 8, 1, 2, 0, 4, 6, 11, 7, 3, 5, 9, 0, 2, 7, 4, 6, 5, 5, 6]),
     ):
-        for names in (urls, [f"file://{url}" for url in urls]):
+        for names in (urls, [f"pipe:cat {url}" for url in urls]):
             source = Mixture([Entry("shards", shards=names)], None, shuffle, SampleImage())
+            loader = TrainLoader(TrainStream(source, crop=8, batch_size=1, epoch_batches=9))
+            assert loader.state_dict()["random_start"] == (names == urls)
+            loader.load_state_dict({"epoch": 2, "batch": 0})
+            assert loader.state_dict()["random_start"] is False
             assert [int(key[-2:]) for key in keys(source, 24, 7, 2, 1, 3)] == expected
 
 
@@ -126,21 +134,53 @@ def test_shards_and_images_mix_by_their_numbers(in_memory):
 
 def test_numbers_of_images_come_from_the_manifest_or_the_headers(packed, tmp_path):
     shards = [str(packed / name / f"{name}-000000.tar") for name in "ab"]
-    assert count_images([*shards, "https://host/c.tar"], SampleImage()) == [FEW, MANY, None]
+    remote = [f"file://{shards[1]}", f"pipe:cat {shards[0]}", f"file://{tmp_path}/missing/a.tar"]
+    assert count_images([*shards, *remote], SampleImage()) == ([FEW, MANY, MANY, None, None], False)
     content = (packed / "b" / "b-000000.tar").read_bytes()
     (tmp_path / "plain.tar").write_bytes(content)
     (tmp_path / "cut.tar").write_bytes(content[: len(content) // 2])
-    whole, cut = count_images([str(tmp_path / "plain.tar"), str(tmp_path / "cut.tar")], SampleImage())
+    (whole, cut), _ = count_images([str(tmp_path / "plain.tar"), str(tmp_path / "cut.tar")], SampleImage())
     assert whole == MANY
     assert 60 < cut < 70
     # A manifest beside a shard of another size is not believed.
     (tmp_path / "manifest.json").write_bytes((packed / "b" / "manifest.json").read_bytes())
     (tmp_path / "b-000000.tar").write_bytes((packed / "a" / "a-000000.tar").read_bytes())
-    assert count_images([str(tmp_path / "b-000000.tar")], SampleImage()) == [FEW]
+    assert count_images([str(tmp_path / "b-000000.tar")], SampleImage()) == ([FEW], False)
+
+
+def test_numbers_of_many_unrecorded_shards_are_estimated_by_their_bytes(packed, tmp_path, monkeypatch):
+    monkeypatch.setattr("glc.data.shards._COUNTED", 3)
+    contents = [(packed / name / f"{name}-000000.tar").read_bytes() for name in "ab"]
+    for i in range(8):
+        (tmp_path / f"{i}.tar").write_bytes(contents[i % 2])
+    names = [str(tmp_path / f"{i}.tar") for i in range(8)]
+    opened = []
+    index = shard_module._index_local
+    monkeypatch.setattr("glc.data.shards._index_local", lambda p, image: opened.append(p) or index(p, image))
+    counts, estimated = count_images(names, SampleImage())
+    assert estimated
+    assert sorted(opened) == [names[i] for i in (0, 3, 6)]
+    assert [counts[i] for i in (0, 3, 6)] == [FEW, MANY, FEW]
+    assert counts[1] == counts[5] == counts[7]
+    assert abs(counts[1] - MANY) < 10
+    assert 1 <= counts[2] <= 8
+    source = Mixture([Entry("many", shards=names)], None, 0, SampleImage())
+    assert source.describe() == f"8 training shards (about {sum(counts)} images)"
+    opened.clear()
+    assert count_images(names[:3], SampleImage()) == ([FEW, MANY, FEW], False)
+
+
+def test_the_last_images_of_equal_shards_come_in_short_epochs(in_memory):
+    # With several consumers an epoch is often shorter than a shard; 0.1 read the first images only.
+    source = mixture(("b", "b"))
+    drawn = Counter(int(key[2:]) for epoch in range(3000) for key in keys(source, 5, 0, epoch, 1, 4))
+    assert len(drawn) == MANY
+    assert max(drawn.values()) < 1.5 * 3000 * 5 / MANY
+    assert min(drawn.values()) > 0.6 * 3000 * 5 / MANY
 
 
 def test_unknown_numbers_are_said_and_count_as_the_mean(packed, caplog):
-    urls = [f"file://{packed}/a/a-000000.tar", str(packed / "b")]
+    urls = [f"pipe:cat {packed}/a/a-000000.tar", str(packed / "b")]
     entries = [Entry("URL", shards=urls[:1]), Entry("b", shards=[f"{urls[1]}/b-000000.tar"])]
     with caplog.at_level("INFO"):
         source = Mixture(entries, None, 0, SampleImage())

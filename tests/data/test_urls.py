@@ -108,7 +108,7 @@ def test_training_streams_from_a_store_into_workers(store, workers, shards, imag
         assert keys(remote.train_dataloader()) == keys(local.train_dataloader())
         assert len(remote.val_dataloader()) == 12
         source = pickle.loads(pickle.dumps(remote.train_dataloader().dataset.source))
-        assert source.describe() == "3 training shards"
+        assert source.describe() == "3 training shards (12 images)"  # by the manifest at the URL
 
 
 def test_compressed_shards(shards, tmp_path):

@@ -11,13 +11,12 @@ import pytest
 import torch
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import MissingConfigException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from glc.cli import main as cli
-from glc.launch.overrides import explain_overrides
+from glc.launch.overrides import examine
 from glc.losses.adversarial import AdversarialLoss
 from glc.losses.reconstruction import ReconstructionLoss
 from glc.training.callbacks.ema import EMA
@@ -242,12 +241,9 @@ def test_commands_in_yaml_comments_compose_without_missing_values(path: Path) ->
             continue
         config_name = program.removeprefix("src.")
         values = [word for word in words if "=" in word]
-        assert explain_overrides(values, config_name) is None
-        parsed = OverridesParser.create().parse_overrides(values)
-        first = [o.input_line.split(",")[0] if o.is_sweep_override() else o.input_line for o in parsed]
         more = ["dir=runs", "runs_dir=runs"] if config_name == "train" else []
-        with initialize_config_dir(str(CONF), version_base="1.3"):
-            cfg = hydra_compose(config_name, [*first, *more])
+        cfg = examine([*values, *more], config_name).cfg  # of sweeps the first values
+        assert cfg is not None
         OmegaConf.resolve(cfg)
         assert not OmegaConf.missing_keys(cfg)
 

@@ -1,5 +1,6 @@
 """`python -m src.train` and `glc train` on the command line."""
 
+import os
 import subprocess
 from collections.abc import Mapping
 from pathlib import Path
@@ -7,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from click.testing import CliRunner, Result
 
 from glc.cli import main
@@ -97,7 +99,20 @@ def test_a_source_that_cannot_be_read_is_refused_and_nothing_is_written(images: 
     (runs / "refused" / "vqvae").mkdir(parents=True)
     (runs / "refused" / "vqvae" / "notes.txt").write_text("keep")
     assert command(*words(values)).returncode == 2
-    assert (runs / "refused" / "vqvae" / "notes.txt").read_text() == "keep"
+    assert os.listdir(runs / "refused" / "vqvae") == ["notes.txt"]
+    # So is Hydra's record of it.
+    values = settings(images, runs, "refused", "vqvae", 1)
+    assert command(*words(values)).returncode == 0
+    record = {path.name: path.read_text() for path in (runs / "refused" / "vqvae" / ".hydra").iterdir()}
+    assert set(record) == {"config.yaml", "hydra.yaml", "overrides.yaml"}
+    assert yaml.safe_load(record["overrides.yaml"]) == words(values)
+    assert yaml.safe_load(record["config.yaml"])["dir"].startswith("${output_dir:")
+    assert (
+        command(*words({**values, "resume": "last", "seed": 3, "data.train": "pipe:false"})).returncode == 2
+    )
+    assert record == {
+        path.name: path.read_text() for path in (runs / "refused" / "vqvae" / ".hydra").iterdir()
+    }
 
 
 def swept(images: Path, runs: Path, stage: str = "transform") -> dict[str, Any]:

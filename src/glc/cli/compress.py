@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import math
 import os
@@ -41,7 +42,7 @@ from glc.cli.options import (
 from glc.cli.shards import shard_options
 from glc.codec.bitstream import DEFAULT_LIMIT
 from glc.codec.runtime.resources import PRECISIONS, parse_memory
-from glc.io.atomic import write_bytes
+from glc.io.atomic import replacing
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -243,15 +244,14 @@ def compress(
 
         def write(job: Job, made: tuple[bytes, bytes]) -> None:
             data, beside = made
-            if beside:
-                assert job.destination is not None
-                write_bytes(sidecar(job.destination), beside, overwrite=force)
-            try:
+            if not beside or job.destination is None:
+                return write_result(job, data, force)
+            path = sidecar(job.destination)
+            with replacing(path) as partial:  # if the result cannot be written, an earlier one stays
+                partial.write_bytes(beside)
+                if path.exists() and not force:
+                    raise FileExistsError(errno.EEXIST, "exists; replace it with --force", str(path))
                 write_result(job, data, force)
-            except BaseException:
-                if beside and job.destination is not None:
-                    sidecar(job.destination).unlink(missing_ok=True)
-                raise
 
         results = outcomes(jobs, read, code, write, threads_for(codecs.device_type()))
     _report(results, len(jobs), failed, is_single(inputs), quiet)

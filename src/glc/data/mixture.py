@@ -74,6 +74,8 @@ class Entry:
     stream: StreamedImages | None = None
     counts: list[int | None] = field(default_factory=list)
     """Images of each shard; None: not known."""
+    estimated: bool = False
+    """Whether some of `counts` are estimates."""
 
     def count(self) -> int | None:
         """Return its number of images; None if it is not known."""
@@ -104,7 +106,7 @@ class Mixture:
     ) -> None:
         self._entries = list(entries)
         for entry in entries:
-            entry.counts = count_images(entry.shards, image)
+            entry.counts, entry.estimated = count_images(entry.shards, image)
             if not (entry.shards or entry.images or entry.stream):
                 wanted = (
                     "readable image" if image.member is None else f"readable {image.member} (data.member)"
@@ -133,9 +135,7 @@ class Mixture:
             self._source = streams[0]
         elif weights is None and not images and not streams:
             counts = _estimated(list(chain(*(entry.counts for entry in entries))))
-            # As 0.1 did where that gives each image the same chance: its runs continue with the same images.
-            even = counts is None or len(set(counts)) == 1
-            self._source = ShardSource(shards, shuffle, None if even else counts, image)
+            self._source = ShardSource(shards, shuffle, counts, image)
         elif weights is None and not shards and not streams:
             self._source = ListSource(images)
         elif self.shares is None:
@@ -181,6 +181,20 @@ class Mixture:
         """Endless sequence of one consumer."""
         return self._source.records(seed, epoch, consumer, consumers, skip)
 
+    @property
+    def random_start(self) -> bool:
+        """Whether epochs start at random images of shards; see `ShardSource`."""
+        return any(source.random_start for source in self._of_shards())
+
+    @random_start.setter
+    def random_start(self, value: bool) -> None:
+        for source in self._of_shards():
+            source.random_start = value and source.counts is not None
+
+    def _of_shards(self) -> list[ShardSource]:
+        parts = self._source.sources if isinstance(self._source, MixedSource) else [self._source]
+        return [part for part in parts if isinstance(part, ShardSource)]
+
     def describe(self) -> str:
         """Return the numbers of shards and images, of several entries with their shares."""
         shards = [entry for entry in self._entries if entry.shards]
@@ -188,7 +202,8 @@ class Mixture:
         streamed = len(parts)
         if shards:
             counts = [entry.count() for entry in shards]
-            total = "" if None in counts else f" ({sum(count or 0 for count in counts)} images)"
+            about = "about " if any(entry.estimated for entry in shards) else ""
+            total = "" if None in counts else f" ({about}{sum(count or 0 for count in counts)} images)"
             parts.append(f"{sum(len(entry.shards) for entry in shards)} training shards{total}")
         if len(shards) + streamed < len(self._entries):
             parts.append(f"{sum(len(entry.images) for entry in self._entries)} training images")

@@ -26,12 +26,14 @@ from webdataset.tariterators import base_plus_ext
 
 from glc.data.deadline import Watch
 from glc.data.images import SampleImage, read_rgb
-from glc.data.shard_writer import PackError, ShardRecord, read_manifest
-from glc.data.urls import open_url
+from glc.data.shard_writer import MANIFEST, PackError, ShardRecord, parse_manifest
+from glc.data.urls import open_url, read_url
 from glc.errors import ImageError
 from glc.jobs.storage import is_url
 
 _log = logging.getLogger(__name__)
+_COUNTED = 64
+"""Shards without a record whose images are counted; reading the headers of thousands takes minutes."""
 
 
 @dataclass(frozen=True)
@@ -155,9 +157,10 @@ class ShardSource:
     in a warning (once) and skipped.
 
     A shard is read to its end, so equal chances for shards give equal chances to images, of however many
-    images the shards are; but not at the start of an epoch, where the images of small shards would come too
-    often: 33 times as often as those of a shard 33 times as large. With `counts`, an epoch therefore starts
-    at a random image, which gives each image the same chance at each place of the sequence.
+    images the shards are; but not at the start of an epoch. There the images of small shards would come too
+    often, 33 times as often as those of a shard 33 times as large; and where a consumer reads fewer images in
+    an epoch than a shard has, those at the end of shards would never come. With `counts`, an epoch therefore
+    starts at a random image, which gives each image the same chance at each place of the sequence.
 
     Args:
         urls: local paths and URLs.
@@ -176,6 +179,8 @@ class ShardSource:
         self.urls = list(urls)
         self.shuffle = shuffle
         self.counts = None if counts is None else list(counts)
+        self.random_start = counts is not None
+        """Whether an epoch starts at a random image of a shard, not at its first."""
         self.image = image or SampleImage()
         self._warned: set[str] = set()
 
@@ -199,7 +204,7 @@ class ShardSource:
 
     def _resampled(self, rng: random.Random) -> Iterator[Record]:
         barren = 0
-        if self.counts is not None:
+        if self.random_start and self.counts is not None:
             (first,) = rng.choices(range(len(self.urls)), self.counts)
             yield from itertools.islice(
                 self._readable(self.urls[first]), rng.randrange(self.counts[first]), None
@@ -251,34 +256,66 @@ class ListSource:
             position += consumers
 
 
-def count_images(shards: Sequence[str], image: SampleImage) -> list[int | None]:
-    """Return the numbers of images of shards; None for URLs and compressed shards.
+def count_images(shards: Sequence[str], image: SampleImage) -> tuple[list[int | None], bool]:
+    """Return the numbers of images of shards, None where it is not known, and whether some are estimates.
 
-    They are in `manifest.json` beside the shard, or are counted by the shard's headers. Of a truncated shard
-    the complete images are counted, of one that cannot be read none.
+    They are in `manifest.json` beside the shard, also at a URL; those of other plain local shards are counted
+    by their headers. Of a truncated shard the complete images are counted, of one that cannot be read none.
+    Where many would have to be counted, some are, and the numbers of the others are in proportion to their
+    bytes.
     """
-    listed: dict[Path, dict[str, ShardRecord]] = {}
 
-    def count(shard: str) -> int | None:
-        if not _is_plain(shard):
+    def listing(folder: str) -> dict[str, ShardRecord]:
+        name = f"{folder}{MANIFEST}"
+        try:
+            manifest = parse_manifest(read_url(name).decode(errors="replace"), name)
+        except (OSError, PackError):
+            return {}
+        return {record.name: record for record in manifest.shards}
+
+    def recorded(shard: str) -> int | None:
+        folder, name = _split(shard)
+        known = listed.get(folder, {}).get(name)
+        if known is None or not (is_url(shard) or known.bytes == _size(shard)):
             return None
-        path = Path(shard)
-        known = listed[path.parent].get(path.name)
-        if known is not None and known.bytes == path.stat().st_size and image.member is None:
-            return known.count
+        return known.count
+
+    def count(shard: str) -> int:
         found = 0
         with contextlib.suppress(OSError):
             for _ in _index_local(shard, image):
                 found += 1
         return found
 
-    for folder in {Path(shard).parent for shard in shards if _is_plain(shard)}:
-        try:
-            listed[folder] = {record.name: record for record in read_manifest(folder).shards}
-        except (FileNotFoundError, PackError):
-            listed[folder] = {}
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:  # they wait for the disk
-        return list(pool.map(count, shards))
+    given = list(dict.fromkeys(shards))
+    folders = {_split(shard)[0] for shard in given if not shard.startswith("pipe:")}
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:  # they wait for disk and network
+        # A manifest counts samples; with `member` some may have no such file.
+        listed = dict(zip(folders, pool.map(listing, folders), strict=True)) if image.member is None else {}
+        known = dict(zip(given, pool.map(recorded, given), strict=True))
+        others = [shard for shard in given if known[shard] is None and _is_plain(shard)]
+        sample = others[:: -(-len(others) // _COUNTED) or 1]
+        known |= zip(sample, pool.map(count, sample), strict=True)
+    if len(sample) < len(others):
+        per_byte = sum(known[shard] or 0 for shard in sample) / max(1, sum(map(_size, sample)))
+        rest = [shard for shard in others if known[shard] is None]
+        known |= {shard: max(1, round(per_byte * _size(shard))) for shard in rest}
+    return [known[shard] for shard in shards], len(sample) < len(others)
+
+
+def _split(shard: str) -> tuple[str, str]:
+    """Return the folder of a shard, with the separator at its end, and the shard's name in it."""
+    if is_url(shard):
+        folder, slash, name = shard.rpartition("/")
+        return folder + slash, name
+    return os.path.join(os.path.dirname(shard), ""), os.path.basename(shard)
+
+
+def _size(path: str) -> int:
+    """Return the bytes of a file; 0 if it cannot be read."""
+    with contextlib.suppress(OSError):
+        return os.stat(path).st_size
+    return 0
 
 
 def suffixes_in(shard: str) -> list[str]:

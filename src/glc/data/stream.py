@@ -296,7 +296,8 @@ class TrainLoader(DataLoader[ImageBatch]):
     def state_dict(self) -> dict[str, Any]:
         """Position and layout as plain integers."""
         epoch, batch = self._restored or (self._epoch, self._delivered)
-        return {"epoch": epoch, "batch": batch, **self._layout()}
+        random_start = getattr(self.dataset.source, "random_start", False)
+        return {"epoch": epoch, "batch": batch, "random_start": random_start, **self._layout()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Make the next iteration resume after the saved batch.
@@ -316,6 +317,9 @@ class TrainLoader(DataLoader[ImageBatch]):
             _log.warning(
                 "training data after resuming differ from an uninterrupted run: %s", ", ".join(changed)
             )
+        # Runs of 0.1, whose epochs started at the first image of a shard, continue with the same images.
+        if hasattr(self.dataset.source, "random_start"):
+            self.dataset.source.random_start = bool(state.get("random_start", False))
         self._restored = int(state["epoch"]), int(state["batch"])
 
 

@@ -54,6 +54,8 @@ class Command(NamedTuple):
     """The primary configuration."""
     cfg: DictConfig | None
     """The configuration, with the first value of each swept key; None if it is not one of ours."""
+    complete: bool = False
+    """Whether `cfg` is the configuration of exactly these words: none is a sweep or a setting of Hydra."""
 
 
 _passed: dict[tuple[tuple[str, ...], str], Command] = {}
@@ -117,6 +119,8 @@ def compose(
     """
     folder = [] if config_dir is None else ["--config-dir", str(config_dir)]
     command = examine([*folder, *overrides], config_name)
+    if command.complete and command.cfg is not None:
+        return command.cfg
     cfg = _composed(command.args, command.config_name, command.args.overrides)
     return conform(cfg, command.config_name)
 
@@ -482,9 +486,12 @@ def examine(arguments: Sequence[str], config_name: str = "train") -> Command:
             "stage: cannot be swept, since each starts from the previous one; run one command per stage"
         )
     args.overrides = [words.get(id(o), str(o.input_line)) for o in overrides]
-    one = filter(None, (_first(_parse_one(words[id(o)])) for o in values))
-    cfg = conform(_composed(args, primary, [*first, *one]), primary)
-    return Command(args, primary, cfg)
+    # Hydra's own settings, but for its search path, are not composed here.
+    own = [o for o in overrides if not o.key_or_group.startswith("hydra") or o.key_or_group == SEARCH]
+    one = [_first(_parse_one(words[id(o)]) if id(o) in words else o) for o in own]
+    used = [word for word in one if word is not None]
+    cfg = conform(base if used == first else _composed(args, primary, used), primary)
+    return Command(args, primary, cfg, complete=used == args.overrides)
 
 
 def _raise(problem: str | None) -> None:

@@ -10,7 +10,6 @@ import errno
 import logging
 import os
 import shlex
-import shutil
 import sys
 import time
 import warnings
@@ -206,13 +205,15 @@ def _train(cfg: DictConfig) -> Trained:
 
 
 def _train_locked(cfg: DictConfig, acquire: Callable[[], object]) -> Trained:
-    cfg = conform(cfg, "train")
+    composed, cfg = cfg, conform(cfg, "train")
     quieten()
     torch.set_float32_matmul_precision("high")
     try:
         stage, datamodule, trainer, settings, resume, text = prepare(cfg, acquire)
     except UNUSABLE as error:
         raise usage_error(error, cfg) from error
+    if not cfg.trainer.get("fast_dev_run"):
+        record_job(composed)
     exit_code = 1
     started = time.monotonic()
     if trainer.is_global_zero:
@@ -352,14 +353,29 @@ def run(cfg: DictConfig) -> float | None:
     return trained.metrics.get("val/loss")
 
 
+def record_job(cfg: DictConfig) -> None:
+    """Write what Hydra records of a job (`.hydra/*.yaml`); Hydra itself writes it before any check.
+
+    Args:
+        cfg: the composed configuration, not resolved.
+    """
+    if not HydraConfig.initialized() or not is_first_process():
+        return
+    job = HydraConfig.get()
+    if job.output_subdir is not None:  # by the user: Hydra has written it
+        return
+    folder = Path(job.runtime.output_dir) / ".hydra"
+    folder.mkdir(parents=True, exist_ok=True)
+    contents = {"config": cfg, "hydra": HydraConfig.instance().cfg, "overrides": job.overrides.task}
+    for name, content in contents.items():
+        OmegaConf.save(content, folder / f"{name}.yaml")
+
+
 def _remove_refused(cfg: DictConfig) -> None:
-    """Remove the folder of a run that was refused, if it has only the configuration that Hydra wrote."""
-    if not HydraConfig.initialized():
+    """Remove the empty folder that Hydra made for a run that was refused."""
+    if not HydraConfig.initialized() or not is_first_process():
         return
     folder = Path(HydraConfig.get().runtime.output_dir)
-    if not is_first_process() or not folder.is_dir() or os.listdir(folder) != [".hydra"]:
-        return
-    shutil.rmtree(folder / ".hydra")
     top = Path(cfg.runs_dir).absolute()
     with suppress(OSError):  # not empty
         for path in (folder, *folder.parents):
