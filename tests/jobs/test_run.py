@@ -1,5 +1,6 @@
 """The runner with processes of this machine: every item once, and a resume that does what is left."""
 
+import gc
 import multiprocessing
 from pathlib import Path
 from unittest.mock import Mock
@@ -20,6 +21,7 @@ TWO = Engine(processes=2)
 def task(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> NumberTask:
     for name in ("WORLD_SIZE", "SLURM_STEP_NUM_TASKS"):
         monkeypatch.delenv(name, raising=False)
+    gc.collect()  # ends the data workers that tests before have left
     server = fork_server()  # with the imports done; one test starts new interpreters as commands do
     monkeypatch.setattr(multiprocessing, "get_context", lambda method: server)
     return NumberTask(tmp_path, range(6))

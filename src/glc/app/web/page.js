@@ -167,10 +167,13 @@ function show({ width, height, data }, status) {
 }
 
 const drop = find("drop");
-find("choose").addEventListener("change", ({ target }) => {
-  if (target.files.length) open(target.files[0]);
-  target.value = "";
-});
+function openChosen() {
+  const choose = find("choose");
+  if (choose.files.length) open(choose.files[0]);
+  choose.value = "";
+}
+find("choose").addEventListener("change", openChosen);
+openChosen(); // a file that was chosen before this script had arrived
 for (const name of ["dragenter", "dragover", "dragleave", "drop"]) {
   document.addEventListener(name, (event) => {
     event.preventDefault();
