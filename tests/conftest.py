@@ -3,6 +3,7 @@
 import gc
 import logging
 import os
+import pickle
 import signal
 import sys
 from collections.abc import Iterator
@@ -17,6 +18,10 @@ if SHARED:
 import hydra._internal.core_plugins.basic_launcher  # noqa: E402
 import pytest  # noqa: E402
 import torch  # noqa: E402
+from hydra._internal.config_repository import ConfigRepository  # noqa: E402
+from hydra.plugins.config_source import ConfigResult  # noqa: E402
+
+from glc.launch.config import CONF  # noqa: E402
 
 torch.set_num_threads(1 if SHARED else min(2, torch.get_num_threads()))
 
@@ -57,6 +62,24 @@ def logging_of_pytest() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         for module in (hydra.core.utils, hydra._internal.hydra, hydra._internal.core_plugins.basic_launcher):
             patch.setattr(module, "configure_log", lambda *_: None)
+        yield
+
+
+@pytest.fixture(autouse=True, scope="session")
+def configuration_is_read_once() -> Iterator[None]:
+    """Keep the files of conf/ that Hydra has read, for the hundreds of compositions of a session."""
+    read, kept = ConfigRepository.load_config, {}
+
+    def load(self: ConfigRepository, config_path: str) -> ConfigResult | None:
+        sources = tuple(source.path for source in self.sources)
+        if any(Path(path).is_absolute() and Path(path) != CONF for path in sources):
+            return read(self, config_path)  # a test's own folder, whose files may change
+        if (sources, config_path) not in kept:
+            kept[sources, config_path] = pickle.dumps(read(self, config_path))
+        return pickle.loads(kept[sources, config_path])  # a copy, since compositions change it
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ConfigRepository, "load_config", load)
         yield
 
 

@@ -136,6 +136,8 @@ def _run(words: list[str], variables: dict[str, str], folder: str, outputs: list
     for descriptor, path in enumerate([os.devnull, *outputs]):
         os.dup2(os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOCTTY), descriptor)
     os.chdir(folder)
+    given = filter(None, variables.get("PYTHONPATH", "").split(os.pathsep))
+    sys.path[:0] = [path for path in given if path not in sys.path]
     if words[0] == "-m":
         sys.argv = words[1:]
         for name in (words[1], *PROGRAMS):

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from tests.programs import GLC, start
 from tests.short_runs import QUIET, checkpoint, figures, write_images
 
 ROOT = Path(__file__).parents[1]
@@ -69,9 +70,7 @@ def done(installed: dict[str, str], tmp_path_factory: pytest.TempPathFactory) ->
     for line in commands.replace("\\\n", " ").splitlines()[1:]:
         program, *words = shlex.split(line)
         assert program == "glc"
-        ran = subprocess.run(
-            [sys.executable, "-m", "glc", *words], cwd=folder, env=installed, capture_output=True, text=True
-        )
+        ran = start([*GLC, *words], environment=installed, folder=folder)
         assert ran.returncode == 0, f"{line}\n{ran.stdout[-2000:]}\n{ran.stderr[-4000:]}"
     return folder
 
