@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
 
+import fsspec
 import numpy as np
 import pytest
 from PIL import Image
@@ -385,10 +386,17 @@ def test_files_are_kept_when_asked_for(shards: Path, finished_shards: Path, tmp_
     assert (tmp_path / table).read_bytes() == (finished_shards / table).read_bytes()
 
 
+@pytest.mark.parametrize("remote", [False, True])
 def test_shards_killed_anywhere_resume_and_measure_each_image_once(
-    shards: Path, finished_shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    shards: Path, finished_shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, remote: bool
 ) -> None:
     measured, left = 0, 0
+    before = contents(shards)
+    path: Path | str = shards
+    if remote:
+        path = "memory://killed/val-{0..1}.tar"
+        for shard in shards.iterdir():
+            fsspec.filesystem("memory").pipe_file(f"/killed/{shard.name}", shard.read_bytes())
 
     def interrupting(function: Callable[..., Any], after: bool) -> Callable[..., Any]:
         """Interrupt before or after a call, once the count of calls has run out."""
@@ -409,14 +417,19 @@ def test_shards_killed_anywhere_resume_and_measure_each_image_once(
     for survived in range(30):
         left = 1 + survived % 3
         try:
-            evaluation(tmp_path, shards).run()
+            evaluation(tmp_path, path).run()
             break
         except KeyboardInterrupt:
             pass
     monkeypatch.undo()
-    evaluation(tmp_path, shards).run()
+    evaluation(tmp_path, path).run()
     assert survived > 4
-    assert contents(tmp_path) == contents(finished_shards)
+    if remote:
+        (summary, rows), (expected, expected_rows) = results(tmp_path), results(finished_shards)
+        assert (rows, summary["points"]) == (expected_rows, expected["points"])
+    else:
+        assert contents(tmp_path) == contents(finished_shards)
+    assert contents(shards) == before  # the set may be read-only
     # Of a shard that was cut off all is measured again, of others nothing.
     assert measured <= 4 + 2 * survived
 
