@@ -87,6 +87,15 @@ def test_a_target_above_the_largest_file_adds_a_note(service: Service, folder: P
     assert "quality 100 needs no more" in coded.note
 
 
+def test_the_background_is_behind_transparent_pixels(service: Service, folder: Path, tmp_path: Path) -> None:
+    Image.new("RGBA", (64, 64), (0, 0, 0, 0)).save(tmp_path / "clear.png")
+    white = service.compress(tmp_path / "clear.png", "mine")
+    assert white.original.getpixel((9, 9)) == (255, 255, 255)
+    assert "white" in white.note
+    service.background = "#102030"
+    assert service.compress(tmp_path / "clear.png", "mine").original.getpixel((9, 9)) == (16, 32, 48)
+
+
 def test_limits_are_checked_before_decoding(service: Service, folder: Path, tmp_path: Path) -> None:
     Image.new("L", (97, 64)).save(tmp_path / "wide.png")
     with pytest.raises(glc.ImageError, match=r"wide\.png: 97 x 64 pixels, more than the limit of 0\.006144"):

@@ -56,6 +56,7 @@ class Service:
         max_bytes: maximum size of an input file.
         max_pixels: maximum width x height of an image.
         weights_dir: folder with the weights of LPIPS; None for torch hub's cache. Nothing is downloaded.
+        background: colour behind transparent pixels, such as `white` or `#rrggbb`.
 
     Raises:
         WeightsError: no model is available.
@@ -66,6 +67,7 @@ class Service:
     max_bytes: int = 32_000_000
     max_pixels: int = 24_000_000
     weights_dir: Path | None = None
+    background: str = "white"
     _lock: Lock = field(default_factory=Lock, init=False, repr=False)
     _loaded: dict[tuple[str, str | None, str | None], Codec] = field(
         default_factory=dict, init=False, repr=False
@@ -141,7 +143,8 @@ class Service:
         name = Path(path).name
         self._check_bytes(path)
         self._check_pixels(name, open_image(path, name).size)
-        return read_rgb(path, name, report=Reporter((notes if notes is not None else []).append))
+        report = Reporter((notes if notes is not None else []).append)
+        return read_rgb(path, name, background=self.background, report=report)
 
     def _check_bytes(self, path: str | Path) -> None:
         size = Path(path).stat().st_size

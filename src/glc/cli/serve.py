@@ -5,7 +5,7 @@ from pathlib import Path
 import click
 
 from glc.cli.errors import needs
-from glc.cli.options import device_option, trust_option
+from glc.cli.options import background_option, device_option, trust_option
 
 
 @click.command()
@@ -43,6 +43,7 @@ from glc.cli.options import device_option, trust_option
     type=click.Path(path_type=Path, file_okay=False, exists=True),
     help="Folder with AlexNet's weights for LPIPS.  [default: torch hub's cache]",
 )
+@background_option
 @trust_option
 def serve(
     host: str,
@@ -53,6 +54,7 @@ def serve(
     max_upload_mb: int,
     max_pixels: int,
     weights_dir: Path | None,
+    background: str,
 ) -> None:
     """Start the web app: compress, decode, restore, inpaint and stylize images.
 
@@ -62,7 +64,7 @@ def serve(
         from glc.app.page import launch
     from glc.app.service import Service
 
-    service = Service(model, device, max_upload_mb * 1_000_000, max_pixels, weights_dir)
+    service = Service(model, device, max_upload_mb * 1_000_000, max_pixels, weights_dir, background)
     page, url = launch(service, host, port, allow_host)
     click.echo(f"{url} (Ctrl-C stops)")
     if host not in ("127.0.0.1", "localhost", "::1"):
