@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader
 
 import glc
 import glc.pillow
+from glc.data.images import read_rgb
 from tests.codec.fixed_model import fixed_codec_weights, fixed_image
 from tests.programs import ROOT, fresh
 
@@ -173,7 +174,10 @@ def test_files_of_another_model(data: bytes, tmp_path: Path, monkeypatch: pytest
     with pytest.raises(OSError, match=hint):
         open_bytes(data).load()
     glc.pillow.register()
-    with pytest.raises(OSError, match=r"weights \w{8}, which match no known model; .*register\(model=FILE\)"):
+    said = r"weights \w{8}, which match no known model; .*register\(model=FILE\)"
+    with pytest.raises(glc.ImageError, match=rf"^a\.glc: cannot decode a \.glc file: .*{said}"):
+        read_rgb(data, "a.glc")
+    with pytest.raises(OSError, match=said):
         open_bytes(data).load()
     # Without a model, the file's own is found by its fingerprint.
     monkeypatch.setenv("GLC_MODELS", str(other.parent))

@@ -57,7 +57,7 @@ from glc.data.images.tensors import (
     to_tensor,
     to_uint8,
 )
-from glc.errors import ImageError, WeightsError
+from glc.errors import ImageError, WeightsError, WrongWeightsError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -302,6 +302,8 @@ def read_rgb(
     except (ImageError, MemoryError, WeightsError):  # weights: of `glc.pillow`
         raise
     except Exception as error:  # as above: truncated data surfaces as OSError, SyntaxError, struct.error...
+        if isinstance(error.__cause__, WrongWeightsError):  # of `glc.pillow`; the file is good
+            raise ImageError(f"{name}: {error}") from error
         raise ImageError(f"{name}: corrupt or truncated ({_reason(error)})") from error
     for treatment in info.treatments:
         report(name, treatment)
