@@ -58,8 +58,8 @@ def _card(repo: str, path: Path, digests: dict[str, str], use: str, text: str | 
     front = "---\nlibrary_name: glc\npipeline_tag: image-to-image\ntags:\n- image-compression\n---\n\n"
     if text is None:
         text = (
-            f"# {repo.partition('/')[2]}\n\nA weights file of [glc](https://pypi.org/project/glc-codec), "
-            f"Generative Latent Coding: {use}.\n\n"
+            f"# {repo.partition('/')[2]}\n\nA weights file of glc (`pip install glc-codec`), Generative "
+            f"Latent Coding: {use}.\n\n"
             "```python\nimport glc\n\n"
             f'codec = glc.load("hf://{repo}")  # add @COMMIT to pin the weights\n'
             'data = codec.compress("photo.png", quality=50)\nimage = codec.decompress(data)\n```\n'
