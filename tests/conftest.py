@@ -45,11 +45,6 @@ if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-def pytest_xdist_auto_num_workers() -> int:
-    """Return one more than the cores: tests wait for processes and timers a quarter of the time."""
-    return (os.cpu_count() or 1) + 1
-
-
 def pytest_collection_finish() -> None:
     """Let the garbage collector skip the modules' objects, which are never free: a fifth of the time."""
     gc.freeze()
