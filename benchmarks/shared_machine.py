@@ -193,6 +193,7 @@ TRAINING_RUNS = ("alone", "three", "three1", "sweep", "workers")
 
 def main() -> None:
     """Measure and print."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # else the training runs would go on
     parser = argparse.ArgumentParser(prog="python -m benchmarks.shared_machine")
     parser.add_argument("other", type=Path)
     parser.add_argument("--rounds", type=int)
