@@ -193,7 +193,7 @@ TRAINING_RUNS = ("alone", "three", "three1", "sweep", "workers")
 
 def main() -> None:
     """Measure and print."""
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # else the training runs would go on
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # `finally` kills the training runs
     parser = argparse.ArgumentParser(prog="python -m benchmarks.shared_machine")
     parser.add_argument("other", type=Path)
     parser.add_argument("--rounds", type=int)
@@ -216,7 +216,7 @@ def main() -> None:
             one_round(other, this, 0)  # warms the caches of the file system
         count = args.rounds or {**NAMES, **MORE}[name]
         readings = [one_round(other, this, i) for i in range(count)]
-        ratios = [b / a for a, b in readings]
+        ratios = [b / a if a else float("nan") for a, b in readings]
         medians = [statistics.median(column) for column in zip(*readings, strict=True)]
         shown = " ".join(f"{ratio:.3f}" for ratio in ratios)
         print(

@@ -119,6 +119,18 @@ def test_runs_of_0_1_continue_with_the_same_images(shards):
             assert [int(key[-2:]) for key in keys(source, 24, 7, 2, 1, 3)] == expected
 
 
+def test_a_run_whose_numbers_of_images_are_no_longer_known_says_so(in_memory, monkeypatch, caplog):
+    def loader():
+        return TrainLoader(TrainStream(mixture(), crop=8, batch_size=1, epoch_batches=9))
+
+    state = loader().state_dict()
+    loader().load_state_dict(state)
+    assert not caplog.text
+    monkeypatch.setattr("glc.data.mixture.count_images", lambda shards, image: ([None] * len(shards), False))
+    loader().load_state_dict(state)
+    assert "random_start was True, is False" in caplog.text
+
+
 def test_images_without_weights_go_round_without_repeats():
     lists = [Entry(n, images=[Record(f"{n}-{i}", b"") for i in range(k)]) for n, k in (("a", 2), ("b", 5))]
     source = mixture((), lists)

@@ -427,6 +427,7 @@ def test_shards_killed_anywhere_resume_and_measure_each_image_once(
     if remote:
         (summary, rows), (expected, expected_rows) = results(tmp_path), results(finished_shards)
         assert (rows, summary["points"]) == (expected_rows, expected["points"])
+        fsspec.filesystem("memory").rm("/killed", recursive=True)
     else:
         assert contents(tmp_path) == contents(finished_shards)
     assert contents(shards) == before  # the set may be read-only

@@ -310,16 +310,16 @@ class TrainLoader(DataLoader[ImageBatch]):
         """
         if not {"epoch", "batch"} <= state.keys():
             raise ValueError(f"not the state of a training loader: keys {sorted(state)}")
-        changed = [
-            f"{k} was {state.get(k)}, is {v}" for k, v in self._layout().items() if state.get(k, v) != v
-        ]
+        source, now = self.dataset.source, self._layout()
+        if hasattr(source, "random_start"):
+            # Runs of 0.1, whose epochs started at the first image of a shard, continue with the same images.
+            source.random_start = bool(state.get("random_start", False))
+            now["random_start"] = source.random_start  # false where the numbers of images are not known
+        changed = [f"{k} was {state.get(k)}, is {v}" for k, v in now.items() if state.get(k, v) != v]
         if changed:
             _log.warning(
                 "training data after resuming differ from an uninterrupted run: %s", ", ".join(changed)
             )
-        # Runs of 0.1, whose epochs started at the first image of a shard, continue with the same images.
-        if hasattr(self.dataset.source, "random_start"):
-            self.dataset.source.random_start = bool(state.get("random_start", False))
         self._restored = int(state["epoch"]), int(state["batch"])
 
 
