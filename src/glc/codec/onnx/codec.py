@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from glc.codec import bitstream
 from glc.codec.base import BaseCodec, LatentOptimization, Size
 from glc.codec.bitstream import DEFAULT_LIMIT, RATE_ONE
 from glc.codec.onnx import networks
@@ -97,7 +98,9 @@ class OnnxCodec(BaseCodec):
         self, files: Sequence[bytes], *, max_pixels: int = DEFAULT_LIMIT
     ) -> list[Image.Image]:
         """Return the images in files; D's session is made while the integers are decoded."""
-        self._sessions.prepare("decoder")
+        if files:
+            header, _ = bitstream.unpack(files[0], max_pixels)
+            self._sessions.prepare("decoder", header.height * header.width)
         return super().decompress_batch(files, max_pixels=max_pixels)
 
     def memory_needed(self, pixels: int) -> int:
@@ -122,7 +125,7 @@ class OnnxCodec(BaseCodec):
             x -= np.float32(1)
         x = np.pad(x, ((0, 0), (0, 0), (0, rows - height), (0, columns - width)), mode="edge")
         with self.stage("E"), _memory_errors():
-            (latent,) = self._sessions.run("encoder", x=x)
+            (latent,) = self._sessions.run("encoder", height * width, x=x)
         return latent
 
     def _decode(self, latent_hat: np.ndarray, sizes: Sequence[Size]) -> list[np.ndarray]:
@@ -131,7 +134,7 @@ class OnnxCodec(BaseCodec):
     def _decode_one(self, latent_hat: np.ndarray, size: Size) -> np.ndarray:
         self._check_memory(latent_hat.shape[2] * latent_hat.shape[3] * self._downsampling**2)
         with self.stage("D"), _memory_errors():
-            (x_hat,) = self._sessions.run("decoder", l_hat=latent_hat)
+            (x_hat,) = self._sessions.run("decoder", size[0] * size[1], l_hat=latent_hat)
         x = x_hat[0, :, : size[0], : size[1]]
         if not np.isfinite(x).all():
             raise NotFiniteError("pixels are not finite")

@@ -117,7 +117,7 @@ def compare(weights: ArrayWeights, models: Mapping[str, bytes]) -> dict[str, tup
 
     from glc.codec.weights.architecture import build_for
 
-    tensors = {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in weights.tensors.items()}
+    tensors = {name: torch.tensor(array) for name, array in weights.tensors.items()}
     model = build_for(weights.description, tensors).eval()
     rate = min(0.625, model.num_rates - 1)
     coarse = np.random.default_rng(0).random((1, 3, _SIZE[0] + 1, _SIZE[1] + 1), np.float32) * 2 - 1

@@ -80,9 +80,11 @@ class IntegerNetworks:
 
     def _read_weight(self, name: str) -> np.ndarray:
         """Return a convolution's weights on their grid, `[taps, out_channels, in_channels or 1]`."""
-        weight = self._tensors[f"{name}.weight"].astype(np.float64)
-        weight = np.rint(weight * (1 << WEIGHT_BITS)) / (1 << WEIGHT_BITS)
-        return np.ascontiguousarray(weight.transpose(2, 3, 0, 1).reshape(-1, *weight.shape[:2]))
+        weight = self._tensors[f"{name}.weight"].transpose(2, 3, 0, 1).astype(np.float64, order="C")
+        weight *= 1 << WEIGHT_BITS
+        np.rint(weight, out=weight)
+        weight /= 1 << WEIGHT_BITS
+        return weight.reshape(-1, *weight.shape[2:])
 
     def _read_bias(self, name: str) -> np.ndarray:
         """Return a convolution's bias in units of activations, `[out_channels]`."""

@@ -1,5 +1,8 @@
 """Read weights files as arrays of NumPy."""
 
+import json
+import mmap
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,6 +20,8 @@ TORCH_HINT = "use the backend torch (pip install 'glc-codec[torch]')"
 """End of messages about what this backend cannot do."""
 
 _L = TypeVar("_L", bound=Label)
+_DTYPES = {"F64": "f8", "F32": "f4", "F16": "f2", "I64": "i8", "I32": "i4", "U8": "u1", "BOOL": "?"}
+"""NumPy's names of safetensors' types."""
 
 
 @dataclass(frozen=True)
@@ -87,14 +92,41 @@ def _open(path: Path, kind: type[_L], wanted: str) -> tuple[_L, dict[str, np.nda
             label = kind_of(header).parse(header)
             if not isinstance(label, kind):
                 raise header.error(f"is not {wanted} but {label.USE.format(self=label)}")
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            tensors = _map(path)
     except FileNotFoundError:
         raise WeightsError(f"{path}: no such file") from None
-    except TypeError as error:
-        raise BackendError(f"{path}: holds bfloat16, which NumPy cannot read; {TORCH_HINT}") from error
+    except KeyError as error:
+        raise BackendError(f"{path}: holds {error}, which NumPy cannot read; {TORCH_HINT}") from error
     except (SafetensorError, OSError) as error:
         raise WeightsError(f"{path}: not a safetensors file ({error})") from error
     for name, value in label.digests(tensors).items():
         if header.metadata.get(name) != value:
             raise header.error(f"corrupt: the content does not match its {name}")
     return label, tensors
+
+
+def _map(path: Path) -> dict[str, np.ndarray]:
+    """Return the tensors of a safetensors file that `safe_open` has checked, mapped from it and read-only.
+
+    The library copies each tensor to memory of its own, which takes ten times as long in a new process. As in
+    `glc.codec.weights.mmap`, the file must not be truncated while it is in use; it is copied on Windows, where
+    a mapped file cannot be replaced.
+
+    Raises:
+        KeyError: the type of a tensor, which NumPy does not have.
+    """
+    if sys.platform == "win32":
+        memory: bytes | mmap.mmap = path.read_bytes()
+    else:
+        with open(path, "rb") as file:
+            populate = getattr(mmap, "MAP_POPULATE", 0)  # reads all pages at once, on Linux
+            memory = mmap.mmap(file.fileno(), 0, mmap.MAP_PRIVATE | populate, mmap.PROT_READ)
+    start = 8 + int.from_bytes(memory[:8], "little")
+    tensors = {}
+    for name, entry in json.loads(memory[8:start]).items():
+        if name == "__metadata__":
+            continue
+        dtype, (first, stop) = np.dtype(_DTYPES[entry["dtype"]]), entry["data_offsets"]
+        array = np.frombuffer(memory, dtype, (stop - first) // dtype.itemsize, start + first)
+        tensors[name] = array.reshape(entry["shape"])
+    return tensors
