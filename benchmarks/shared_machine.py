@@ -3,8 +3,12 @@ r"""Compare two checkouts alone and where several processes share the cores. Run
     python -m benchmarks.shared_machine CHECKOUT [--rounds N] [--only alone,three,...]
 
 CHECKOUT is the other version, such as a git worktree of 0.1. Sides alternate; printed are the medians, and
-the median of the rounds' ratios (above 1: this checkout is faster). Nothing is set in the environment: each
+the ratio (above 1: this checkout is faster). Nothing is set in the environment: each
 version chooses how OpenMP threads wait.
+
+Training runs of both sides start once and then run in turn, for five seconds each, while those of the other
+side are stopped (SIGSTOP): the speed of a machine changes more within a minute than the versions differ. Each
+turn of both is a round; its ratio is that of all rounds until then.
 
 - alone: steps per second of one training;
 - three: the sum of three training runs, started by three commands at the same time;
@@ -18,7 +22,7 @@ With `--only` also:
 - collection, collection2: images per second of `glc compress --shards --processes 2`, of one and two threads;
 - suite: 1 / seconds of a part of the tests with two workers.
 
-Training runs are measured for 20 seconds, while all of them run, after 10 steps of each, then killed.
+Training runs are measured after 10 steps of each, then killed.
 """
 
 import argparse
@@ -31,6 +35,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -40,8 +45,8 @@ from benchmarks.loading import sample_shards
 
 HERE = Path(__file__).resolve().parents[1]
 CHOSEN = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME", "OMP_NUM_THREADS", "MKL_NUM_THREADS")
-WARM, WINDOW, LIMIT = 10, 20.0, 300.0
-"""Steps before the measurement of a training run, its seconds, and the timeout until all of them run."""
+WARM, WINDOW, LIMIT = 10, 5.0, 300.0
+"""Steps of a training run before its measurement, seconds of a turn, timeout of the first steps."""
 
 
 class Side:
@@ -97,64 +102,30 @@ class Side:
             *("data=folder", f"data.train={images}", f"data.val={images}", "data.crop=128"),
             *("data.val_limit=1", "batch=2", f"name={name}", f"runs_dir={self.runs}", "logger=csv"),
             *("metrics=none", "perceptual.required=false", "validate_first=false"),
-            *("trainer.max_steps=100000", "data.epoch_batches=100000", "trainer.log_every_n_steps=1"),
+            *("trainer.max_steps=100000", "data.epoch_batches=100000", "trainer.log_every_n_steps=5"),
             "trainer.accelerator=cpu",
         ]
 
-    def speed(self, count: int, *commands: list[str], **more: str) -> float:
-        """Return the sum of the steps per second of training runs while all of them run.
-
-        Args:
-            count: their number.
-            commands: the words of each command.
-            more: variables of the environment.
-        """
-        names = {word.removeprefix("name=") for words in commands for word in words if "name=" in word[:5]}
-        programs = [self.start(*words, **more) for words in commands]
-        begin, end = time.perf_counter(), float("inf")
-        seen: dict[Path, list[tuple[float, int]]] = {}
-        try:
-            while (now := time.perf_counter()) < end:
-                if any(program.poll() is not None for program in programs) or now > begin + LIMIT + WINDOW:
-                    raise self.failure()
-                for path in (p for name in names for p in (self.runs / name).rglob("metrics.csv")):
-                    step = last_step(path)
-                    if not seen.get(path) or seen[path][-1][1] < step:
-                        seen.setdefault(path, []).append((now, step))
-                warm = [points for points in seen.values() if points[-1][1] >= WARM]
-                if end == float("inf") and len(warm) == count:
-                    end = now + WINDOW
-                time.sleep(0.2)
-        finally:
-            for program in programs:
-                os.killpg(program.pid, signal.SIGKILL)
-                program.wait()
-        total = 0.0
-        for points in seen.values():
-            from_time, from_step = [point for point in points if point[0] <= end - WINDOW][-1]
-            total += (points[-1][1] - from_step) / max(points[-1][0] - from_time, WINDOW / 2)
-        return total
-
-    def alone(self) -> float:
+    def alone(self) -> "Runs":
         """One training."""
-        return self.speed(1, self.training("alone"))
+        return Runs(self, 1, self.training("alone"))
 
-    def workers(self) -> float:
+    def workers(self) -> "Runs":
         """One training with two data workers."""
-        return self.speed(1, self.training("workers", "data.num_workers=2"))
+        return Runs(self, 1, self.training("workers", "data.num_workers=2"))
 
-    def three(self) -> float:
+    def three(self) -> "Runs":
         """Three commands at the same time."""
-        return self.speed(3, *(self.training(f"three{i}") for i in range(3)))
+        return Runs(self, 3, *(self.training(f"three{i}") for i in range(3)))
 
-    def three1(self) -> float:
+    def three1(self) -> "Runs":
         """Three commands at the same time, of one thread each."""
-        return self.speed(3, *(self.training(f"three{i}") for i in range(3)), OMP_NUM_THREADS="1")
+        return Runs(self, 3, *(self.training(f"three{i}") for i in range(3)), OMP_NUM_THREADS="1")
 
-    def sweep(self) -> float:
+    def sweep(self) -> "Runs":
         """One sweep of three jobs at the same time."""
         words = ("-m", "hydra/launcher=local", "hydra.launcher.n_jobs=3", "seed=0,1,2", "data.num_workers=0")
-        return self.speed(3, self.training("sweep", *words))
+        return Runs(self, 3, self.training("sweep", *words))
 
     def compress(self) -> float:
         """One image."""
@@ -178,15 +149,87 @@ class Side:
         return 1 / self.seconds("-m", "pytest", "-q", "-n", 2, "--dist", "loadscope", *tests)
 
 
+class Runs:
+    """Training runs of a side, stopped after their first steps.
+
+    Args:
+        side: their version.
+        count: their number.
+        commands: the words of each command.
+        more: variables of the environment.
+    """
+
+    def __init__(self, side: Side, count: int, *commands: list[str], **more: str) -> None:
+        self.seconds, self._side, self._count = 0.0, side, count
+        self._names = {w.removeprefix("name=") for words in commands for w in words if w.startswith("name=")}
+        self._programs = [side.start(*words, **more) for words in commands]
+        begin = time.perf_counter()
+        try:
+            while len(steps := self._steps()) < count or min(steps) < WARM:
+                if time.perf_counter() > begin + LIMIT:
+                    raise side.failure()
+                time.sleep(0.2)
+            self._first = sum(steps)
+        except BaseException:
+            self.end()
+            raise
+        self._signal(signal.SIGSTOP)
+
+    def turn(self) -> None:
+        """Run for `WINDOW` seconds."""
+        begin = time.perf_counter()
+        self._signal(signal.SIGCONT)
+        time.sleep(WINDOW)
+        self._signal(signal.SIGSTOP)
+        self.seconds += time.perf_counter() - begin
+
+    def speed(self) -> float:
+        """Return the sum of the runs' steps per second in all turns."""
+        return (sum(self._steps()) - self._first) / self.seconds
+
+    def end(self) -> None:
+        """Kill the runs."""
+        self._signal(signal.SIGKILL)
+        for program in self._programs:
+            program.wait()
+
+    def _steps(self) -> list[int]:
+        if any(program.poll() is not None for program in self._programs):
+            raise self._side.failure()
+        return [last_step(p) for name in self._names for p in (self._side.runs / name).rglob("metrics.csv")]
+
+    def _signal(self, number: signal.Signals) -> None:
+        for program in self._programs:
+            with suppress(ProcessLookupError):
+                os.killpg(program.pid, number)
+
+
+def take_turns(other: Callable[[], Runs], this: Callable[[], Runs], rounds: int) -> list[tuple[float, float]]:
+    """Return the speeds of both sides after each round of turns."""
+    sides: list[Runs] = []
+    try:
+        for start in (other, this):
+            sides.append(start())
+        found = []
+        for _ in range(rounds):
+            for runs in sides:
+                runs.turn()
+            found.append((sides[0].speed(), sides[1].speed()))
+        return found
+    finally:
+        for runs in sides:
+            runs.end()
+
+
 def last_step(path: Path) -> int:
     """Return the last step of a training's log; -1 before the first."""
     with path.open(newline="") as file:
         return max((int(row["step"]) for row in csv.DictReader(file) if row.get("train/loss")), default=-1)
 
 
-NAMES = {"alone": 5, "three": 2, "sweep": 2, "compress": 7}
+NAMES = {"alone": 20, "three": 20, "sweep": 20, "compress": 7}
 """Measurements and their rounds."""
-MORE = {"three1": 2, "workers": 3, "collection": 3, "collection2": 3, "suite": 3}
+MORE = {"three1": 20, "workers": 20, "collection": 3, "collection2": 3, "suite": 3}
 """Measurements that are made when they are named."""
 TRAINING_RUNS = ("alone", "three", "three1", "sweep", "workers")
 
@@ -212,17 +255,18 @@ def main() -> None:
     print(f"{'':12} {'other':>9} {'this':>9} {'ratio':>7}   ratios of the rounds", flush=True)
     for name in args.only.split(","):
         other, this = (getattr(side, name) for side in sides)
-        if name not in TRAINING_RUNS:
-            one_round(other, this, 0)  # warms the caches of the file system
         count = args.rounds or {**NAMES, **MORE}[name]
-        readings = [one_round(other, this, i) for i in range(count)]
+        if name in TRAINING_RUNS:
+            readings = take_turns(other, this, count)
+            ends = readings[-1]
+        else:
+            one_round(other, this, 0)  # warms the caches of the file system
+            readings = [one_round(other, this, i) for i in range(count)]
+            ends = tuple(statistics.median(column) for column in zip(*readings, strict=True))
         ratios = [b / a if a else float("nan") for a, b in readings]
-        medians = [statistics.median(column) for column in zip(*readings, strict=True)]
+        ratio = ratios[-1] if name in TRAINING_RUNS else statistics.median(ratios)
         shown = " ".join(f"{ratio:.3f}" for ratio in ratios)
-        print(
-            f"{name:12} {medians[0]:9.3f} {medians[1]:9.3f} {statistics.median(ratios):7.3f}   {shown}",
-            flush=True,
-        )
+        print(f"{name:12} {ends[0]:9.3f} {ends[1]:9.3f} {ratio:7.3f}   {shown}", flush=True)
 
 
 def one_round(other: Callable[[], float], this: Callable[[], float], i: int) -> tuple[float, float]:

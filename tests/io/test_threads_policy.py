@@ -92,13 +92,20 @@ def test_what_others_use(minute: float, running: int, share: float, monkeypatch:
     assert threads_policy.others() == share
 
 
-def test_what_runs_for_a_moment_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("minute", "readings", "share"),
+    [(0.0, [1, 9, 1, 1, 9], 0.0), (4.0, [1, 2, 1, 1, 1], 0.1)],
+    ids=["on an idle machine", "after a busy minute"],
+)
+def test_what_runs_for_a_moment_hardly_counts(
+    minute: float, readings: list[int], share: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.undo()
-    monkeypatch.setattr(os, "getloadavg", lambda: (0.0, 0.0, 0.0))
+    monkeypatch.setattr(os, "getloadavg", lambda: (minute, 0.0, 0.0))
     monkeypatch.setattr(os, "cpu_count", lambda: 2)
-    readings = iter([1, 9, 1, 1, 9])
-    monkeypatch.setattr(threads_policy, "_running", lambda: next(readings))
-    assert threads_policy.others() == 0.0
+    samples = iter(readings)
+    monkeypatch.setattr(threads_policy, "_running", lambda: next(samples))
+    assert threads_policy.others() == pytest.approx(share)
 
 
 def test_workers_of_a_job_inherit_the_policy_and_the_caller_keeps_its_own() -> None:

@@ -84,8 +84,8 @@ def _processes(words: Sequence[str]) -> Iterator[str]:
 def others() -> float:
     """Return the share of the cores that other programs use; 0 where the system does not say.
 
-    That is the load of the last minute, but no more than now, since a program may have just ended, and no
-    less than the median of now: several commands may have been started at once.
+    That is the load of the last minute, but no more than the mean of now, since a program may have just ended,
+    and no less than the median of now: several commands may have been started at once.
     """
     try:
         used = os.getloadavg()[0]
@@ -93,7 +93,7 @@ def others() -> float:
         return 0.0
     with suppress(OSError, ValueError, IndexError):  # Linux only
         now = [_running() - 1 for _ in range(_SAMPLES)]
-        used = max(min(used, max(now)), statistics.median_low(now))
+        used = max(min(used, statistics.fmean(now)), statistics.median_low(now))
     return used / (os.cpu_count() or 1)
 
 
