@@ -20,6 +20,7 @@ With `--only` also:
 - three1: as three, with one thread each (`OMP_NUM_THREADS=1`), as joblib gives each job of the sweep;
 - workers: one training with two data workers;
 - collection, collection2: images per second of `glc compress --shards --processes 2`, of one and two threads;
+- collection1: the same with one process of one thread;
 - suite: 1 / seconds of a part of the tests with two workers.
 
 Training runs are measured after 10 steps of each, then killed.
@@ -47,6 +48,8 @@ HERE = Path(__file__).resolve().parents[1]
 CHOSEN = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME", "OMP_NUM_THREADS", "MKL_NUM_THREADS")
 WARM, WINDOW, LIMIT = 10, 5.0, 300.0
 """Steps of a training run before its measurement, seconds of a turn, timeout of the first steps."""
+IMAGES = 160
+"""Images of a collection."""
 
 
 class Side:
@@ -132,12 +135,16 @@ class Side:
         image, out = self.folder / "images" / "0.png", self.folder / "0.glc"
         return 1 / self.seconds("-m", "glc", "compress", image, "-o", out, "--force", "--device", "cpu")
 
-    def collection(self, threads: int = 1) -> float:
+    def collection(self, threads: int = 1, processes: int = 2) -> float:
         """Shards, with two processes."""
         out = self.folder / "compressed"
         shutil.rmtree(out, ignore_errors=True)
-        words = ("compress", "--shards", self.shards, "-o", out, "--processes", 2, "--quiet")
-        return 48 / self.seconds("-m", "glc", *words, "--threads", threads, "--device", "cpu")
+        words = ("compress", "--shards", self.shards, "-o", out, "--processes", processes, "--quiet")
+        return IMAGES / self.seconds("-m", "glc", *words, "--threads", threads, "--device", "cpu")
+
+    def collection1(self) -> float:
+        """Shards, with one process."""
+        return self.collection(processes=1)
 
     def collection2(self) -> float:
         """Shards, with two processes of two threads."""
@@ -229,7 +236,7 @@ def last_step(path: Path) -> int:
 
 NAMES = {"alone": 20, "three": 20, "sweep": 20, "compress": 7}
 """Measurements and their rounds."""
-MORE = {"three1": 20, "workers": 20, "collection": 3, "collection2": 3, "suite": 3}
+MORE = {"three1": 20, "workers": 20, "collection": 5, "collection1": 5, "collection2": 5, "suite": 3}
 """Measurements that are made when they are named."""
 TRAINING_RUNS = ("alone", "three", "three1", "sweep", "workers")
 
@@ -249,7 +256,7 @@ def main() -> None:
     for i in range(6):
         coarse = random.integers(0, 256, (16, 24, 3), dtype=np.uint8)
         Image.fromarray(coarse).resize((768, 512), Image.Resampling.BICUBIC).save(folder / f"images/{i}.png")
-    shards = sample_shards(folder / "jpegs", 48, 224, 8)
+    shards = sample_shards(folder / "jpegs", IMAGES, 224, 8)
     sides = [Side(path.resolve(), folder, shards) for path in (args.other, HERE)]
     print(f"load before the start: {os.getloadavg()[0]:.2f}; cores: {os.cpu_count()}")
     print(f"{'':12} {'other':>9} {'this':>9} {'ratio':>7}   ratios of the rounds", flush=True)

@@ -18,6 +18,7 @@ from typing import Any
 from PIL import Image
 
 from glc.data.images import Treatment, log_treatment, open_image, read_rgb
+from glc.data.urls import read_url
 from glc.errors import ImageError
 from glc.io.names import encode_text
 
@@ -167,24 +168,17 @@ class Manifest:
 
 
 def read_manifest(folder: str | os.PathLike[str]) -> Manifest:
-    """Read a folder's `manifest.json`.
+    """Read the `manifest.json` of a folder, or of a URL up to its last slash.
 
     Raises:
         FileNotFoundError: the file does not exist.
+        OSError: it cannot be read.
         PackError: it is corrupt, or of a newer format.
     """
-    path = Path(folder) / MANIFEST
-    return parse_manifest(path.read_text(encoding="utf-8", errors="replace"), str(path))
-
-
-def parse_manifest(text: str, where: str) -> Manifest:
-    """Read the text of a `manifest.json`; `where` names it in messages.
-
-    Raises:
-        PackError: it is corrupt, or of a newer format.
-    """
+    where = f"{(os.fspath(folder) or '.').rstrip('/')}/{MANIFEST}"
+    data = read_url(where)
     try:
-        content = json.loads(text)
+        content = json.loads(data.decode(errors="replace"))
     except ValueError as error:
         raise PackError(f"{where}: not valid JSON ({error}); remove it and pack again") from error
     if not isinstance(content, dict):

@@ -26,8 +26,8 @@ from webdataset.tariterators import base_plus_ext
 
 from glc.data.deadline import Watch
 from glc.data.images import SampleImage, read_rgb
-from glc.data.shard_writer import MANIFEST, PackError, ShardRecord, parse_manifest
-from glc.data.urls import open_url, read_url
+from glc.data.shard_writer import PackError, ShardRecord, read_manifest
+from glc.data.urls import open_url
 from glc.errors import ImageError
 from glc.jobs.storage import is_url
 
@@ -266,12 +266,10 @@ def count_images(shards: Sequence[str], image: SampleImage) -> tuple[list[int | 
     """
 
     def listing(folder: str) -> dict[str, ShardRecord]:
-        name = f"{folder}{MANIFEST}"
         try:
-            manifest = parse_manifest(read_url(name).decode(errors="replace"), name)
+            return {record.name: record for record in read_manifest(folder).shards}
         except (OSError, PackError):
             return {}
-        return {record.name: record for record in manifest.shards}
 
     def recorded(shard: str) -> int | None:
         folder, name = _split(shard)

@@ -32,8 +32,8 @@ from typing import Any, Literal, Protocol, TypeAlias, cast, get_args
 
 from glc.data.deadline import Watch
 from glc.data.images import is_image_name, list_images, remedy
-from glc.data.shard_writer import MANIFEST, PackError, parse_manifest, read_manifest
-from glc.data.urls import is_pattern, read_url
+from glc.data.shard_writer import MANIFEST, PackError, read_manifest
+from glc.data.urls import is_pattern
 from glc.errors import ListingError
 from glc.jobs.storage import expand, is_url
 from glc.jobs.tar_shards import expand_braces
@@ -141,22 +141,20 @@ def _listed(url: str, key: str) -> list[str]:
     try:
         if name in ("", MANIFEST) and not url.startswith("pipe:"):
             try:
-                text = read_url(f"{folder}/{MANIFEST}").decode(errors="replace")
+                shards = read_manifest(folder).shards
+                return [f"{folder}/{shard.name}" for shard in shards if shard.count]
             except FileNotFoundError:
                 if name:
                     raise
                 url = f"{folder}/*"  # not packed by `glc pack`
-            else:
-                manifest = parse_manifest(text, f"{folder}/{MANIFEST}")
-                return [f"{folder}/{shard.name}" for shard in manifest.shards if shard.count]
         if not is_pattern(url):
             return [url]
-        shards = [found for found in expand(url) if found.lower().endswith(SHARD_SUFFIXES)]
+        found = [path for path in expand(url) if path.lower().endswith(SHARD_SUFFIXES)]
     except (OSError, PackError) as error:
         raise ValueError(f"{key}: {given}: {error}; correct the URL") from error
-    if not shards:
+    if not found:
         raise ValueError(f"{key}: no shards match {url}; correct the URL, or name the shards with braces")
-    return shards
+    return found
 
 
 def _add_local(path: Path, key: str, found: Sources) -> None:

@@ -84,8 +84,8 @@ def _processes(words: Sequence[str]) -> Iterator[str]:
 def others() -> float:
     """Return the share of the cores that other programs use; 0 where the system does not say.
 
-    That is the load of the last minute, but no more than the mean of now, since a program may have just ended,
-    and no less than the median of now: several commands may have been started at once.
+    That is the load of the last minute, but no more than the mean of now, since a program may have just
+    ended, and no less than the median of now: several commands may have been started at once.
     """
     try:
         used = os.getloadavg()[0]

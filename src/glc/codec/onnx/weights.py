@@ -108,9 +108,9 @@ def _open(path: Path, kind: type[_L], wanted: str) -> tuple[_L, dict[str, np.nda
 def _map(path: Path) -> dict[str, np.ndarray]:
     """Return the tensors of a safetensors file that `safe_open` has checked, mapped from it and read-only.
 
-    The library copies each tensor to memory of its own, which takes ten times as long in a new process. As in
-    `glc.codec.weights.mmap`, the file must not be truncated while it is in use; it is copied on Windows, where
-    a mapped file cannot be replaced.
+    The library copies each tensor to memory of its own, which takes ten times as long in a new process. As
+    in `glc.codec.weights.mmap`, the file must not be truncated while it is in use; it is copied on Windows,
+    where a mapped file cannot be replaced.
 
     Raises:
         KeyError: the type of a tensor, which NumPy does not have.
