@@ -18,8 +18,8 @@ setup: ## create .venv and install the locked requirements (skipped if unchanged
 demo: setup ## train the tiny codec on photographs from installed packages, then measure it
 	@$(PY) scripts/demo.py
 
-test: setup ## run the tests, one worker per core, at most four; ARGS="-k name" passes options to pytest, "-n 0": no workers
-	@$(PY) -m pytest -n auto --maxprocesses 4 --dist loadscope $(ARGS)
+test: setup ## run the tests, cores + 1 workers, at most four; ARGS="-k name" passes options to pytest, "-n 0": no workers
+	@$(PY) -m pytest -n auto --dist loadscope --no-loadscope-reorder $(ARGS)
 
 stress: setup ## run the long tests (tests/stress); ARGS="-k fuzz --stress rounds=1000" selects
 	@$(PY) -m pytest -n 0 tests/stress --long -s $(ARGS)

@@ -45,6 +45,20 @@ if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+SLOW = tuple(f"tests/{name}" for name in ("stress", "training", "launch", "test_wheel", "test_e", "browser"))
+"""What takes longest; it must not begin when the other workers have nothing left to do."""
+
+
+def pytest_xdist_auto_num_workers() -> int:
+    """One worker more than cores, at most four: tests also wait for programs that they start."""
+    return min(4, len(os.sched_getaffinity(0)) + 1 if hasattr(os, "sched_getaffinity") else 2)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the slow tests."""
+    items.sort(key=lambda item: not item.nodeid.startswith(SLOW))
+
+
 def pytest_collection_finish() -> None:
     """Let the garbage collector skip what was imported: walking through it slowed all tests down."""
     gc.freeze()
