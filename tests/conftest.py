@@ -3,7 +3,6 @@
 import gc
 import logging
 import os
-import pickle
 import signal
 import sys
 from collections.abc import Iterator
@@ -19,9 +18,8 @@ import hydra._internal.core_plugins.basic_launcher  # noqa: E402
 import pytest  # noqa: E402
 import torch  # noqa: E402
 from hydra._internal.config_repository import ConfigRepository  # noqa: E402
-from hydra.plugins.config_source import ConfigResult  # noqa: E402
 
-from glc.launch.config import CONF  # noqa: E402
+from tests.warm import reading_once, skip_in_collections  # noqa: E402
 
 torch.set_num_threads(1 if SHARED else min(2, torch.get_num_threads()))
 
@@ -60,9 +58,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_collection_finish() -> None:
-    """Let the garbage collector skip what was imported: walking through it slowed all tests down."""
-    gc.freeze()
-    gc.set_threshold(50_000, 20, 50)
+    """Let the garbage collector skip what was imported."""
+    skip_in_collections()
 
 
 def pytest_unconfigure() -> None:
@@ -82,18 +79,8 @@ def logging_of_pytest() -> Iterator[None]:
 @pytest.fixture(autouse=True, scope="session")
 def configuration_is_read_once() -> Iterator[None]:
     """Keep the files of conf/ that Hydra has read, for the hundreds of compositions of a session."""
-    read, kept = ConfigRepository.load_config, {}
-
-    def load(self: ConfigRepository, config_path: str) -> ConfigResult | None:
-        sources = tuple(source.path for source in self.sources)
-        if any(Path(path).is_absolute() and Path(path) != CONF for path in sources):
-            return read(self, config_path)  # a test's own folder, whose files may change
-        if (sources, config_path) not in kept:
-            kept[sources, config_path] = pickle.dumps(read(self, config_path))
-        return pickle.loads(kept[sources, config_path])  # a copy, since compositions change it
-
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ConfigRepository, "load_config", load)
+        patch.setattr(ConfigRepository, "load_config", reading_once(ConfigRepository.load_config))
         yield
 
 

@@ -33,6 +33,7 @@ IMPORTED = [
     "torchmetrics",
     "glc.cli",
     "glc.launch.train",
+    "tests.warmed",
 ]
 PROGRAMS = ("glc.launch.train", "glc.launch.evaluate")
 TRAIN = ("-m", "src.train")
