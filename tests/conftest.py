@@ -86,11 +86,13 @@ def configuration_is_read_once() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def isolated() -> None:
-    """Start each test from the same random numbers, recursion limit and levels of loggers.
+    """Start each test from the same random numbers, recursion limit, log levels and handler of SIGTERM.
 
-    PyTorch's compiler raises the limit; commands and benchmarks that run in process make loggers quiet.
+    PyTorch's compiler raises the limit; commands and benchmarks that run in process make loggers quiet; Ray
+    turns SIGTERM into `sys.exit(15)`.
     """
     torch.manual_seed(0)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     sys.setrecursionlimit(RECURSION_LIMIT)
     logging.getLogger("glc").setLevel(logging.NOTSET)
     logging.getLogger("lightning.pytorch").setLevel(logging.INFO)
