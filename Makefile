@@ -18,7 +18,7 @@ setup: ## create .venv and install the locked requirements (skipped if unchanged
 demo: setup ## train the tiny codec on photographs from installed packages, then measure it
 	@$(PY) scripts/demo.py
 
-test: setup ## run the tests, cores + 2 workers, at most four; ARGS="-k name" passes options to pytest, "-n 0": no workers
+test: setup ## run the tests, cores + 1 workers, at most four; ARGS="-k name" passes options to pytest, "-n 0": no workers
 	@$(PY) -m pytest -n auto --dist loadscope --no-loadscope-reorder $(ARGS)
 
 stress: setup ## run the long tests (tests/stress); ARGS="-k fuzz --stress rounds=1000" selects

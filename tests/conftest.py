@@ -48,8 +48,8 @@ SLOW = tuple(f"tests/{name}" for name in ("stress", "training", "launch", "test_
 
 
 def pytest_xdist_auto_num_workers() -> int:
-    """Two workers more than cores, at most four: tests also wait for programs that they start."""
-    return min(4, (len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1) + 2)
+    """One worker more than cores, at most four: tests also wait for programs that they start."""
+    return min(4, (len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1) + 1)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
