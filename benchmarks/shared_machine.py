@@ -136,7 +136,7 @@ class Side:
         return 1 / self.seconds("-m", "glc", "compress", image, "-o", out, "--force", "--device", "cpu")
 
     def collection(self, threads: int = 1, processes: int = 2) -> float:
-        """Shards, with two processes."""
+        """Shards, by default with two processes of one thread."""
         out = self.folder / "compressed"
         shutil.rmtree(out, ignore_errors=True)
         words = ("compress", "--shards", self.shards, "-o", out, "--processes", processes, "--quiet")
@@ -167,7 +167,7 @@ class Runs:
     """
 
     def __init__(self, side: Side, count: int, *commands: list[str], **more: str) -> None:
-        self.seconds, self._side, self._count = 0.0, side, count
+        self.seconds, self._side = 0.0, side
         self._names = {w.removeprefix("name=") for words in commands for w in words if w.startswith("name=")}
         self._programs = [side.start(*words, **more) for words in commands]
         begin = time.perf_counter()

@@ -144,6 +144,20 @@ def test_corrupt_files_raise_the_same_errors(pair: Pair, damage: str) -> None:
     assert found[0] == found[1]
 
 
+def test_large_images_are_computed_without_the_arena(
+    variants: Variants, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    image = fixed_image(64, 96)
+    codec = load_onnx(variants.weights("categorical"))
+    data = codec.compress(image)
+    expected = np.asarray(codec.decompress(data))
+    monkeypatch.setattr("glc.codec.onnx.runtime._ARENA_PIXELS", 64 * 96 - 1)
+    sessions = codec._sessions._sessions
+    assert codec.compress(image) == data
+    assert np.array_equal(np.asarray(codec.decompress(data)), expected)
+    assert {("encoder", False), ("decoder", False), ("encoder", True), ("decoder", True)} <= sessions.keys()
+
+
 def test_size_limit(pair: Pair) -> None:
     data = pair[1].compress(fixed_image(40, 40))
     with pytest.raises(glc.SizeLimitError, match="40 x 40 pixels, above the limit of 100"):
