@@ -124,7 +124,7 @@ class LPIPS(nn.Module):
 def _build(net: str, weights_dir: str | Path | None) -> nn.Module:
     import lpips  # slow to import, and an optional dependency
 
-    path = find_weights(_torchvision_address(net), weights_dir, *_BACKBONES[net][1:])
+    path = find_weights(torchvision_address(net), weights_dir, *_BACKBONES[net][1:])
     # On the meta device, because every tensor is replaced below: consumes no random numbers and never
     # allocates VGG's classifier (0.5 GB).
     with torch.device("meta"), warnings.catch_warnings():
@@ -132,14 +132,14 @@ def _build(net: str, weights_dir: str | Path | None) -> nn.Module:
         network = lpips.LPIPS(pretrained=False, pnet_rand=True, net=net, verbose=False)
     network.scaling_layer = lpips.ScalingLayer()
     heads = Path(lpips.__file__).parent / "weights" / "v0.1" / f"{net}.pth"
-    network.load_state_dict(_read_state_dict(heads), strict=False, assign=True)
+    network.load_state_dict(read_state_dict(heads), strict=False, assign=True)
     network.net.load_state_dict(_features_for(network.net, path), assign=True)
     return network.float()
 
 
 def _features_for(slices: nn.Module, path: Path) -> dict[str, Tensor]:
     """Return the tensors of a torchvision file under the names of the `lpips` package, which has slices."""
-    found = _read_state_dict(path)
+    found = read_state_dict(path)
     renamed: dict[str, Tensor] = {}
     for name, wanted in slices.state_dict().items():
         layer = name.partition(".")[2]  # "slice2.3.weight" is layer 3 of the features
@@ -154,7 +154,8 @@ def _features_for(slices: nn.Module, path: Path) -> dict[str, Tensor]:
     return renamed
 
 
-def _read_state_dict(path: Path) -> dict[str, Tensor]:
+def read_state_dict(path: Path) -> dict[str, Tensor]:
+    """Return the tensors of a file of torch; raises ValueError if it is not a dictionary of tensors."""
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises a different type for each kind of corruption
@@ -211,7 +212,8 @@ def find_weights(
     )
 
 
-def _torchvision_address(net: str) -> str:
+def torchvision_address(net: Net | str) -> str:
+    """Return the URL of torchvision's weights of a backbone."""
     from torchvision import models
 
     return getattr(models, _BACKBONES[net].weights).IMAGENET1K_V1.url
