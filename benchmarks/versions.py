@@ -17,8 +17,8 @@ turn of both is a round; its ratio is that of all rounds until then.
 
 With `--only` also:
 
-- vqvae, transform, joint: steps per second of a stage of `small` (`experiment=small`, batches of 8), with LPIPS
-  if `--weights` names a folder with its SqueezeNet and AlexNet);
+- vqvae, transform, joint: steps per second of a stage of `small` (`experiment=small`, batches of 8);
+  with LPIPS if `--weights` names a folder with its SqueezeNet and AlexNet;
 - compress_small, decompress_small: images per processor second of `small` in a running process, 768 x 512;
 - folder24, folder24_back: images per second of `glc compress FOLDER` and `glc decompress FOLDER`, 24 images;
 - target: processor seconds at a fixed quality per processor second with a target rate, 768 x 512;
