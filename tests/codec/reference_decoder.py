@@ -190,13 +190,13 @@ def decode(data: bytes, weights: Weights, max_pixels: int = 16384 * 16384) -> De
         size = weights.coder["sizes"][file.rate_index // 4096]
         found = Decoded(None, decode_indices(stack, (h, w), size, []), None)
     else:
-        z = decode_z(stack, weights, h // 4, w // 4)
+        z = decode_z(stack, weights, h // 4, w // 4, file.rate_index)
         found = Decoded(z, *decode_y(stack, weights, Networks(weights).prior(z)))
     stack.finish()
     return found
 
 
-def decode_z(stack: Stack, weights: Weights, h: int, w: int) -> Ints:
+def decode_z(stack: Stack, weights: Weights, h: int, w: int, rate_index: int) -> Ints:
     """Return z: indices `[h, w]` or integers `[N, h, w]`."""
     hyper = weights.coder["hyper"]
     if weights.factorized:
@@ -205,4 +205,7 @@ def decode_z(stack: Stack, weights: Weights, h: int, w: int) -> Ints:
         return decode_integers(stack, classes, weights.z_tables).reshape(-1, h, w)
     if hyper.get("projected"):
         raise ValueError("projected codebooks are not part of the format")
-    return decode_indices(stack, (h, w), hyper["codebook_size"], weights.z_tables)
+    tables = weights.z_tables
+    if weights.z_rate_tables and stack.uniform(2) == 0:
+        tables = [weights.z_rate_tables[(rate_index + 2048) // 4096]]
+    return decode_indices(stack, (h, w), hyper["codebook_size"], tables)

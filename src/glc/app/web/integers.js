@@ -47,7 +47,7 @@ export class IntegerDecoder {
       const size = weights.model.coder.sizes[header.rateIndex / RATE_ONE];
       found = { z: null, y: decodeIndices(stack, height * width, size), yHat: null };
     } else {
-      const z = this.decodeZ(stack, height / 4, width / 4);
+      const z = this.decodeZ(stack, height / 4, width / 4, header.rateIndex);
       const prior = this.networks.prior(z, height / 4, width / 4);
       const [stored, scale, mean] = prior.split(3);
       const step = stored.map((value) => Math.max(value, LEAST_STEP));
@@ -59,10 +59,15 @@ export class IntegerDecoder {
     return { header, height, width, ...found };
   }
 
-  decodeZ(stack, height, width) {
-    const { factorized, channels, zTables, model } = this.weights;
+  decodeZ(stack, height, width, rateIndex) {
+    const { factorized, channels, zTables, zRateTables, model } = this.weights;
     const positions = height * width;
-    if (!factorized) return decodeIndices(stack, positions, model.coder.hyper.codebook_size, zTables[0]);
+    if (!factorized) {
+      let [table] = zTables;
+      // A bit of the file chooses between the table of the nearest rate point and fixed length.
+      if (zRateTables.length && !stack.uniform(2)) table = zRateTables[Math.round(rateIndex / RATE_ONE)];
+      return decodeIndices(stack, positions, model.coder.hyper.codebook_size, table);
+    }
     const classes = Uint16Array.from({ length: channels * positions }, (_, k) => Math.floor(k / positions));
     return decodeIntegers(stack, classes, zTables);
   }

@@ -62,7 +62,9 @@ class TransformLatentCodec:
                 embedding is not None and not embedding.isfinite().all()
             ):
                 raise InexactError("the codebook of z must be stored as finite codewords")
-        self.coding = SymbolCoder(tables, self.context.channels, coder.stride, z_channels, codes)
+        self.coding = SymbolCoder(
+            tables, self.context.channels, coder.stride, z_channels, codes, coder.num_rates
+        )
         if has_foreign(coder.hyper, coder.context):
             self._check_foreign()
 
@@ -116,7 +118,7 @@ class TransformLatentCodec:
             symbols = y.double().div_(step.quant_step).sub_(step.means).round_()
             return symbols.clamp_(-SYMBOL_LIMIT, SYMBOL_LIMIT).to(torch.int32)
 
-        return self._write(z, choose)
+        return self._write(z, choose, rate_index)
 
     def check(self, symbols: Symbols, size: tuple[int, int]) -> None:
         """Check that symbols are valid for one latent of h x w.
@@ -129,9 +131,11 @@ class TransformLatentCodec:
     def write(self, symbols: Symbols, rate_index: Tensor) -> list[bytes]:
         """Return the payloads of given symbols at rate indexes `[B]`; the same bytes on every machine."""
         y = torch.as_tensor(symbols.y).to(self.device)
-        return self._write(torch.as_tensor(symbols.z), lambda step: y)[0]
+        return self._write(torch.as_tensor(symbols.z), lambda step: y, rate_index)[0]
 
-    def _write(self, z: Tensor, choose: Callable[[ContextStep], Tensor]) -> tuple[list[bytes], Symbols]:
+    def _write(
+        self, z: Tensor, choose: Callable[[ContextStep], Tensor], rate_index: Tensor
+    ) -> tuple[list[bytes], Symbols]:
         symbols = indexes = torch.zeros((), dtype=torch.int32, device=self.device)
         for step in self._walk(z):
             step.symbols = choose(step)
@@ -140,7 +144,8 @@ class TransformLatentCodec:
         # Copy from the device once, at the end: the loop above runs without synchronisation.
         symbols, z, indexes = symbols.cpu(), z.cpu(), indexes.cpu()
         masks = self.context.masks(*symbols.shape[-2:])[:, 0].numpy()
-        payloads = self.coding.write(z.numpy(), symbols.numpy(), indexes.numpy(), masks)
+        rates = rate_index.tolist()
+        payloads = self.coding.write(z.numpy(), symbols.numpy(), indexes.numpy(), masks, rates)
         return payloads, Symbols(z, symbols)
 
     def decode(self, payloads: Sequence[bytes], size: tuple[int, int], rate_index: Tensor) -> Decoded:
@@ -155,7 +160,7 @@ class TransformLatentCodec:
             CorruptFileError: if a payload is corrupt.
         """
         stacks = [AnsDecoder(payload) for payload in payloads]
-        z = torch.from_numpy(self.coding.pop_z(stacks, size))
+        z = torch.from_numpy(self.coding.pop_z(stacks, size, rate_index.tolist()))
         symbols = torch.zeros(
             len(stacks), self.context.channels, *size, dtype=torch.int32, device=self.device
         )
@@ -173,7 +178,8 @@ class TransformLatentCodec:
 
     def decode_z(self, payloads: Sequence[bytes], size: tuple[int, int], rate_index: Tensor) -> Tensor:
         """Return the l_hat `[B, C, h, w]` that the hyper-latents z alone predict (paper figure 5)."""
-        z = torch.from_numpy(self.coding.pop_z([AnsDecoder(payload) for payload in payloads], size))
+        stacks = [AnsDecoder(payload) for payload in payloads]
+        z = torch.from_numpy(self.coding.pop_z(stacks, size, rate_index.tolist()))
         return self.coder.decode_z(z.to(rate_index.device), rate_index)
 
     def prior(self, z: Tensor) -> Tensor:

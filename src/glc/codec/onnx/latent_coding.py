@@ -48,7 +48,9 @@ class ArrayTransformCodec:
             if not np.isfinite(self._codebook).all():
                 raise InexactError("the codebook of z must be stored as finite codewords")
         z_channels = self.channels if size is None else None
-        self._coding = SymbolCoder(weights.tables, self.channels, _STRIDE, z_channels, size or 0)
+        self._coding = SymbolCoder(
+            weights.tables, self.channels, _STRIDE, z_channels, size or 0, self.num_rates
+        )
 
     def memory(self, batch: int, size: Size) -> int:
         """Return the bytes of the maps for a batch of latents of h x w."""
@@ -66,7 +68,7 @@ class ArrayTransformCodec:
             symbols = np.rint(y.astype(np.float64) / step.quant_step - step.means)
             return symbols.clip(-SYMBOL_LIMIT, SYMBOL_LIMIT).astype(np.int32)
 
-        return self._write(z, choose)
+        return self._write(z, choose, rate_index)
 
     def check(self, symbols: Symbols, size: Size) -> None:
         """Check that symbols are valid for one latent of h x w."""
@@ -75,10 +77,10 @@ class ArrayTransformCodec:
     def write(self, symbols: Symbols, rate_index: np.ndarray) -> list[bytes]:
         """Return the payloads of given symbols; the same bytes on every machine."""
         y = np.asarray(symbols.y)
-        return self._write(np.asarray(symbols.z), lambda step: y)[0]
+        return self._write(np.asarray(symbols.z), lambda step: y, rate_index)[0]
 
     def _write(
-        self, z: np.ndarray, choose: Callable[[ContextStep], np.ndarray]
+        self, z: np.ndarray, choose: Callable[[ContextStep], np.ndarray], rate_index: np.ndarray
     ) -> tuple[list[bytes], Symbols]:
         symbols: np.ndarray = np.zeros((), np.int32)
         indexes = symbols
@@ -88,7 +90,8 @@ class ArrayTransformCodec:
             indexes = np.where(step.mask, step.scales, indexes)
         height, width = symbols.shape[-2:]
         masks = quadtree_masks(np, self.channels, height, width)[:, 0]
-        return self._coding.write(z, symbols, indexes, masks), Symbols(z, symbols.astype(np.int32))
+        payloads = self._coding.write(z, symbols, indexes, masks, rate_index.tolist())
+        return payloads, Symbols(z, symbols.astype(np.int32))
 
     def decode(self, payloads: Sequence[bytes], size: Size, rate_index: np.ndarray) -> Decoded:
         """Decode payloads of latents of h x w at rate indexes `[B]`.
@@ -97,7 +100,7 @@ class ArrayTransformCodec:
             CorruptFileError: a payload is corrupt.
         """
         stacks = [AnsDecoder(payload) for payload in payloads]
-        z = self._coding.pop_z(stacks, size)
+        z = self._coding.pop_z(stacks, size, rate_index.tolist())
         symbols = np.zeros((len(stacks), self.channels, *size), np.int32)
         for step in self._walk(z):
             step.symbols = self._coding.pop_y(stacks, step.mask[0], step.scales)
@@ -108,7 +111,8 @@ class ArrayTransformCodec:
 
     def decode_z(self, payloads: Sequence[bytes], size: Size, rate_index: np.ndarray) -> np.ndarray:
         """Return the l_hat `[B, C, h, w]` that the hyper-latents z alone predict (paper figure 5)."""
-        z = self._coding.pop_z([AnsDecoder(payload) for payload in payloads], size)
+        stacks = [AnsDecoder(payload) for payload in payloads]
+        z = self._coding.pop_z(stacks, size, rate_index.tolist())
         for step in self._walk(z):
             step.symbols = np.zeros(step.means.shape, np.int32)
         return self._synthesis(step.y_hat, rate_index)

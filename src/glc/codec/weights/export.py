@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from glc.codec.entropy.latent_coding import make_latent_codec
-from glc.codec.entropy.tables import Table, Tables, density_tables, gaussian_tables, index_table
+from glc.codec.entropy.tables import Tables, density_tables, gaussian_tables, index_table
 from glc.codec.weights.architecture import bake_projections
 from glc.codec.weights.catalog import find
 from glc.codec.weights.file import (
@@ -91,24 +91,24 @@ def make_tables(model: GLC, images: Iterable[Tensor] = ()) -> Tables:
 
     Args:
         images: `[1, 3, H, W]` in [-1, 1], to count the indices of a categorical hyper-latent at all rate
-            points. Without images its indices are coded with fixed length, as in the paper.
+            points: one table per point. Without images its indices are coded with fixed length, as in the
+            paper.
     """
     coder: Any = model.coder
     hyper: Any = getattr(coder, "hyper", None)  # user-defined: recognised by its members, see protocols
-    z: list[Table] = []
     if hasattr(hyper, "density"):
-        z = density_tables(hyper.density)
-    elif hasattr(hyper, "quantizer"):
-        counts = torch.zeros(hyper.quantizer.size, dtype=torch.long)
-        with torch.inference_mode():
-            for x in images:
-                latent = model.encoder(pad(x, model.stride))
-                for rate in range(model.num_rates):
-                    indices = hyper(coder.analysis(latent, rate).float()).indices
-                    counts += torch.bincount(indices.flatten(), minlength=len(counts))
-        if counts.any():  # False without images
-            z = [index_table(counts)]
-    return gaussian_tables(z)
+        return gaussian_tables(density_tables(hyper.density))
+    if not hasattr(hyper, "quantizer"):
+        return gaussian_tables()
+    counts = torch.zeros(model.num_rates, hyper.quantizer.size, dtype=torch.long)
+    with torch.inference_mode():
+        for x in images:
+            latent = model.encoder(pad(x, model.stride))
+            for rate, count in enumerate(counts):
+                indices = hyper(coder.analysis(latent, rate).float()).indices
+                count += torch.bincount(indices.flatten(), minlength=len(count))
+    # Without images no table: fixed length.
+    return gaussian_tables(z_rates=[index_table(count) for count in counts if count.any()])
 
 
 def export(
@@ -121,10 +121,10 @@ def export(
     """Write the codec in a training checkpoint as a weights file (safetensors).
 
     A checkpoint of stage=restoration or stage=stylization gives the file of the encoder or decoder variant
-    that was trained, see `glc.codec.weights.catalog`.
+    that was trained, see `glc.codec.weights.catalog`. A weights file gives the same codec with new tables.
 
     Args:
-        checkpoint: of stage II or III, or of an application.
+        checkpoint: of stage II or III, or of an application; or a codec's weights file.
         half: store the weights in half precision; the codec computes with the rounded values.
         photos: images on which to count the indices of the hyper-latent, see `make_tables`.
 
@@ -133,26 +133,43 @@ def export(
             trusted.
         ImageError: an image cannot be read.
     """
-    opened = open_checkpoint(checkpoint)
-    if "part" in opened.content["glc"]:
-        if any(True for _ in photos):
-            raise WeightsError(f"{checkpoint}: --images only applies to full codecs; omit it")
-        return _export_variant(opened, destination, half)
-    model, description, rates = model_from_checkpoint(opened, trust)
+    if Path(checkpoint).suffix == ".safetensors":
+        weights = read_weights(checkpoint, trust=trust)
+        model, description, rates = weights.model, weights.description, weights.rates
+    else:
+        opened = open_checkpoint(checkpoint)
+        if "part" in opened.content["glc"]:
+            if any(True for _ in photos):
+                raise WeightsError(f"{checkpoint}: --images only applies to full codecs; omit it")
+            return _export_variant(opened, destination, half)
+        model, description, rates = model_from_checkpoint(opened, trust)
     state: Mapping[str, Tensor] = model.state_dict()
     if half:
         state = half_precision(state, checkpoint)
         fill(checkpoint, model, state)  # the tables depend on the stored values
-    if not hasattr(getattr(model.coder, "hyper", None), "quantizer") and any(True for _ in photos):
-        raise WeightsError(
-            f"{checkpoint}: has no categorical hyper-latent to count frequencies of; omit --images"
-        )
-    tables = make_tables(model, (stack_images([read_rgb(photo)]) for photo in photos))
+    tables = counted_tables(checkpoint, model, photos)
     try:
         make_latent_codec(model.coder, tables)
     except ValueError as error:
         raise WeightsError(f"{checkpoint}: cannot encode files: {error}") from error
     save(destination, state, CodecLabel(description, tables, rates))
+
+
+def counted_tables(source: object, model: GLC, photos: Iterable[str | Path]) -> Tables:
+    """Return `make_tables` of image files.
+
+    Args:
+        source: the codec's file, for messages.
+
+    Raises:
+        WeightsError: there are images, but z is not categorical.
+        ImageError: an image cannot be read.
+    """
+    if not hasattr(getattr(model.coder, "hyper", None), "quantizer") and any(True for _ in photos):
+        raise WeightsError(
+            f"{source}: has no categorical hyper-latent to count frequencies of; omit --images"
+        )
+    return make_tables(model, (stack_images([read_rgb(photo)]) for photo in photos))
 
 
 def _export_variant(checkpoint: Checkpoint, destination: str | Path, half: bool) -> None:
