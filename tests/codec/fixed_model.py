@@ -31,21 +31,28 @@ ZTables = Literal["none", "one", "rates"]
 
 
 def fixed_codec_weights(
-    path: Path, hyper: Hyper = "categorical", coder: Coder = "transform", seed: int = 0, z: ZTables = "none"
+    path: Path,
+    hyper: Hyper = "categorical",
+    coder: Coder = "transform",
+    seed: int = 0,
+    z: ZTables = "none",
+    gate: bool = False,
 ) -> Path:
     """Write the weights file of a fixed codec and return its path; another seed is another codec.
 
     `z` gives a categorical z a table of frequencies for all rate points, or one for each, instead of log2(M)
     bits.
     """
-    description = fixed_description(hyper, coder)
+    description = fixed_description(hyper, coder, gate)
     model = build_model(path, description)
     state = {name: _fill(name, tensor, seed) for name, tensor in model.state_dict().items()}
     save_weights(path, state, description, _tables(hyper, coder, z), rate_points(model, [1, 2, 4, 8]))
     return path
 
 
-def fixed_description(hyper: Hyper = "categorical", coder: Coder = "transform") -> dict[str, Any]:
+def fixed_description(
+    hyper: Hyper = "categorical", coder: Coder = "transform", gate: bool = False
+) -> dict[str, Any]:
     """Return the architecture of the fixed codec."""
     ends = {
         "latent_channels": LATENT,
@@ -80,6 +87,11 @@ def fixed_description(hyper: Hyper = "categorical", coder: Coder = "transform") 
             "sizes": list(SIZES),
         },
     }
+    if gate:
+        target = "glc.models.gate.QuantizationGate"
+        coders["transform"]["gate"] = {
+            "_target_": target, "channels": CHANNELS, "num_rates": RATES, "width": 8
+        }  # fmt: skip
     return {
         "_target_": "glc.models.glc.GLC",
         "encoder": {"_target_": "glc.models.autoencoder.Encoder", **ends},
@@ -135,6 +147,8 @@ def _start(name: str, tensor: Tensor) -> Tensor:
         value[CHANNELS : 2 * CHANNELS] = 0.75
     if name == "coder.context.shared.0.1.project.bias":
         value[:CHANNELS] = 0.75
+    if name == "coder.gate.layers.3.bias":
+        value += 0.25
     return value
 
 

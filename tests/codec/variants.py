@@ -12,9 +12,10 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "z_table": {"z": "one"},
     "z_rates": {"z": "rates"},
     "factorized": {"hyper": "factorized"},
+    "gate": {"gate": True},
     "indices_map": {"coder": "indices_map"},
 }
-WITH_Y = ["categorical", "z_table", "z_rates", "factorized"]
+WITH_Y = ["categorical", "z_table", "z_rates", "factorized", "gate"]
 """Those that transform the latent."""
 
 

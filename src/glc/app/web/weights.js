@@ -37,6 +37,8 @@ export class Weights {
     if (coder.hyper.projected) throw new GlcError("WeightsError", "projected codebooks are not part of the format");
     this.channels = coder.context.channels;
     this.depth = coder.context.depth ?? 3;
+    /** Whether z and the rate index multiply the quantisation steps. */
+    this.gated = Boolean(coder.gate);
     this.yTables = this.tables.y.map((stored) => {
       const [first, ...rest] = stored.slice(0, -1);
       return new Table(-rest.length, [...rest.toReversed(), first, ...rest, stored.at(-1)]);

@@ -21,6 +21,7 @@ from glc.codec.stages import CODEBOOK_SEARCH, INTEGER_NETWORKS, Stages
 from glc.errors import InexactError
 from glc.models.coder import IndicesMapCoder, TransformCoder
 from glc.models.protocols import ContextStep
+from glc.models.quadtree import gate
 
 _BYTES_PER_ELEMENT = 96
 """Memory per element of y: maps in float64, symbols, scale indexes; measured at 8192 x 8192."""
@@ -51,6 +52,8 @@ class TransformLatentCodec:
         keep = next(coder.parameters()).device.type != "cpu"
         self.synthesis = to_integer_network(coder.hyper.synthesis, "coder.hyper.synthesis", keep).to(device)
         self.context = to_integer_network(coder.context, "coder.context", keep).to(device)
+        own = getattr(coder, "gate", None)
+        self.gate = None if own is None else to_integer_network(own, "coder.gate", keep).to(device)
         limits = torch.tensor(tables.thresholds, dtype=torch.float64, device=device)
         self.thresholds = limits / (1 << ACTIVATION_BITS)
         density: Any = getattr(coder.hyper, "density", None)
@@ -115,7 +118,8 @@ class TransformLatentCodec:
         y = y.to(self.device)
 
         def choose(step: ContextStep) -> Tensor:
-            symbols = y.double().div_(step.quant_step).sub_(step.means).round_()
+            residual = y.double().div_(step.quant_step).sub_(step.means)
+            symbols = (residual if step.rho is None else residual.div_(step.rho)).round_()
             return symbols.clamp_(-SYMBOL_LIMIT, SYMBOL_LIMIT).to(torch.int32)
 
         return self._write(z, choose, rate_index)
@@ -137,7 +141,7 @@ class TransformLatentCodec:
         self, z: Tensor, choose: Callable[[ContextStep], Tensor], rate_index: Tensor
     ) -> tuple[list[bytes], Symbols]:
         symbols = indexes = torch.zeros((), dtype=torch.int32, device=self.device)
-        for step in self._walk(z):
+        for step in self._walk(z, rate_index):
             step.symbols = choose(step)
             symbols = torch.where(step.mask, step.symbols, symbols)
             indexes = torch.where(step.mask, step.scales, indexes)
@@ -164,7 +168,7 @@ class TransformLatentCodec:
         symbols = torch.zeros(
             len(stacks), self.context.channels, *size, dtype=torch.int32, device=self.device
         )
-        for step in self._walk(z):
+        for step in self._walk(z, rate_index):
             # All images together: one synchronisation with the device per step.
             mask, indexes = step.mask[0].cpu().numpy(), step.scales.cpu().numpy()
             decoded = self.coding.pop_y(stacks, mask, indexes)
@@ -189,7 +193,19 @@ class TransformLatentCodec:
             (prior,) = in_row_tiles(lambda z: (self.synthesis(z),), (z_hat,), halo(self.synthesis), stride)
         return prior
 
-    def _walk(self, z: Tensor) -> Iterator[ContextStep]:
+    def _rho(self, z: Tensor, rate_index: Tensor) -> Tensor | None:
+        """Return the factor of the quantisation steps `[B, 1, h, w]`; None without a gate."""
+        network = self.gate
+        if network is None:
+            return None
+        rate = rate_index.to(self.device)
+        with self.stage(INTEGER_NETWORKS):
+            (rho,) = in_row_tiles(
+                lambda z: (network(z, rate),), (self._z_hat(z),), halo(network), self.coder.stride
+            )
+        return rho
+
+    def _walk(self, z: Tensor, rate_index: Tensor) -> Iterator[ContextStep]:
         """Walk the context model; the scales of a step become table indexes, int32."""
 
         def run(
@@ -203,7 +219,10 @@ class TransformLatentCodec:
         def indexes(scales: Tensor) -> Tensor:
             return torch.bucketize(scales.contiguous(), self.thresholds, right=True, out_int32=True)
 
-        return self.context.walk(self.prior(z), run, indexes)
+        rho = self._rho(z, rate_index)
+        if rho is None:
+            return self.context.walk(self.prior(z), run, indexes)
+        return gate(self.context.walk(self.prior(z), run), rho, indexes)
 
     def _z_hat(self, z: Tensor) -> Tensor:
         z_hat = self.coder.hyper.decode(z.to(next(self.coder.parameters()).device))

@@ -1,6 +1,7 @@
 """Export training checkpoints as weights files."""
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ from torch import Tensor
 
 from glc.codec.entropy.latent_coding import make_latent_codec
 from glc.codec.entropy.tables import Tables, density_tables, gaussian_tables, index_table
-from glc.codec.weights.architecture import bake_projections
+from glc.codec.weights.architecture import bake_projections, build
 from glc.codec.weights.catalog import find
 from glc.codec.weights.file import (
     Weights,
@@ -26,6 +27,8 @@ from glc.codec.weights.trust import Trust
 from glc.data.images import pad, read_rgb, stack_images
 from glc.errors import WeightsError
 from glc.io.checkpoint import Checkpoint, open_checkpoint
+from glc.models.coder import TransformCoder
+from glc.models.gate import QuantizationGate
 from glc.models.glc import GLC
 from glc.models.quantizer import VectorQuantizer
 
@@ -74,10 +77,41 @@ def read_codec(source: str | Path | Checkpoint, trust: Trust = ()) -> Weights:
         if not path.is_dir() and path.suffix != ".ckpt":
             return read_weights(find(source), trust=trust)
         source = open_checkpoint(path / "checkpoints" / "last.ckpt" if path.is_dir() else path)
+    if source.content["glc"].get("part", {}).get("kind") == "gate":
+        return _gated(source, trust)
     model, description, rates = model_from_checkpoint(source, trust)
     tables = make_tables(model)
     made = fingerprints(model.state_dict(), description, tables)["fingerprint"]
     return Weights(model, description, tables, rates, made, str(source.path))
+
+
+def codec_of(checkpoint: Checkpoint, trust: Trust = ()) -> Weights:
+    """Return the codec that a network was trained for, from the run's `init_from`.
+
+    Raises:
+        WeightsError: `init_from` does not name it, or now holds another codec.
+    """
+    named = checkpoint.settings.get("init_from")
+    problem = "its setting init_from does not name the codec"
+    if isinstance(named, str):
+        codec = read_codec(named, trust)
+        if codec.fingerprint == checkpoint.content["glc"]["part"].get("fingerprint"):
+            return codec
+        problem = f"was trained for another codec than {named} now holds"
+    raise WeightsError(f"{checkpoint.path}: {problem}; pass codec=read_codec(FILE)")
+
+
+def _gated(checkpoint: Checkpoint, trust: Trust) -> Weights:
+    """Return the codec of a checkpoint of stage=gate, with the gate."""
+    codec, described = codec_of(checkpoint, trust), checkpoint.content["glc"]["part"]["description"]
+    gate, coder = build(described), codec.model.coder
+    if not isinstance(coder, TransformCoder) or not isinstance(gate, QuantizationGate):
+        raise WeightsError(f"{checkpoint.path}: holds no gate for {codec.source}")
+    fill(checkpoint.path, gate, strip_prefix(checkpoint.state_dict, "gate"))
+    coder.gate = gate.eval()
+    description = {**codec.description, "coder": {**codec.description["coder"], "gate": described}}
+    made = fingerprints(codec.model.state_dict(), description, codec.tables)["fingerprint"]
+    return replace(codec, description=description, fingerprint=made, source=str(checkpoint.path))
 
 
 def rate_points(model: GLC, lmbda: Any = None) -> list[dict[str, Any]]:
@@ -133,21 +167,23 @@ def export(
             trusted.
         ImageError: an image cannot be read.
     """
-    if Path(checkpoint).suffix == ".safetensors":
-        weights = read_weights(checkpoint, trust=trust)
-        model, description, rates = weights.model, weights.description, weights.rates
-    else:
-        opened = open_checkpoint(checkpoint)
-        if "part" in opened.content["glc"]:
-            if any(True for _ in photos):
+    counted = any(True for _ in photos)
+    source: str | Path | Checkpoint = checkpoint
+    if Path(checkpoint).suffix != ".safetensors":
+        source = opened = open_checkpoint(checkpoint)
+        if opened.content["glc"].get("part", {"kind": "gate"}).get("kind") != "gate":
+            if counted:
                 raise WeightsError(f"{checkpoint}: --images only applies to full codecs; omit it")
             return _export_variant(opened, destination, half)
-        model, description, rates = model_from_checkpoint(opened, trust)
+    weights = read_codec(source, trust)
+    model, description, rates = weights.model, weights.description, weights.rates
     state: Mapping[str, Tensor] = model.state_dict()
     if half:
         state = half_precision(state, checkpoint)
         fill(checkpoint, model, state)  # the tables depend on the stored values
-    tables = counted_tables(checkpoint, model, photos)
+    tables = weights.tables
+    if counted or not hasattr(getattr(model.coder, "hyper", None), "quantizer"):
+        tables = counted_tables(checkpoint, model, photos)
     try:
         make_latent_codec(model.coder, tables)
     except ValueError as error:

@@ -36,8 +36,8 @@ if TYPE_CHECKING:
 
 FORMAT = 1
 """Version of the layout of weights files."""
-RATE_TABLES_FORMAT = 2
-"""That of codecs with a table of z per rate point, which readers of format 1 cannot use."""
+EXTENDED_FORMAT = 2
+"""That of codecs with a table of z per rate point or a gate, which readers of format 1 cannot use."""
 
 Kind = Literal["encoder", "decoder"]
 """The network that a variant replaces."""
@@ -132,7 +132,7 @@ class CodecLabel(Label):
 
     MARK = "tables"
     USE = "a complete codec: use it with --model"
-    FORMAT = RATE_TABLES_FORMAT
+    FORMAT = EXTENDED_FORMAT
 
     @classmethod
     def parse(cls, header: Header) -> Self:
@@ -157,7 +157,9 @@ class CodecLabel(Label):
     @property
     def format(self) -> int:
         """The oldest version of the layout that can hold this codec."""
-        return RATE_TABLES_FORMAT if self.tables.z_rates else FORMAT
+        coder = self.description.get("coder")
+        gated = isinstance(coder, Mapping) and coder.get("gate") is not None
+        return EXTENDED_FORMAT if gated or self.tables.z_rates else FORMAT
 
     def metadata(self) -> dict[str, str]:
         """Return the metadata that `parse` reads, without the format and the digests."""
