@@ -12,6 +12,7 @@ import glc
 from glc.codec.codec import Codec
 from glc.codec.weights.export import export, read_codec
 from glc.errors import WeightsError
+from glc.launch.run_summary import networks
 from tests.codec import reference_decoder as reference
 from tests.codec.fixed_model import fixed_codec_weights, fixed_image
 from tests.codec.reference_weights import Weights
@@ -41,6 +42,8 @@ def test_a_new_gate_is_the_identity(codec: Path, tmp_path: Path) -> None:
     assert [name for name, p in stage.named_parameters() if p.requires_grad] == [
         f"gate.{name}" for name, _ in stage.gate.named_parameters()
     ]
+    assert networks(stage).startswith("trained: gate ")
+    assert "gate" not in networks(stage).partition("not trained: ")[2]
     plain = read_codec(codec).model.coder
     latent = torch.randn(2, plain.analysis.head[0][0].mix.in_channels, 8, 12)
     with torch.no_grad():

@@ -79,7 +79,9 @@ class GateStage(FineTuneStage):
             raise SettingError(f"stage.target: rho is at least 1, got {target}")
         self.width = width  # read by `initial`
         super().__init__(codec, optimization, **options)
-        coder.gate = self.gate
+        coder.gate = None
+        # Not as its submodule: the codec's networks are fixed, and the gate is the stage's.
+        object.__setattr__(coder, "gate", self.gate)
         self.reconstruction = reconstruction
         self.rate_loss = RateLoss()
         self.register_buffer("lmbda", lambdas(lmbda, coder.num_rates), persistent=False)
