@@ -144,6 +144,12 @@ def convert(
     help="Write the training weights instead: codebook C, code predictor, E_VQ and discriminator, for "
     "init_from=[CODEC,DESTINATION].",
 )
+@click.option(
+    "--codec",
+    metavar="CODEC",
+    help="For the encoder or decoder of a fine-tune stage: write CODEC, for which it was trained, with it in "
+    "place of CODEC's own. CODEC is a weights file, a model's name, or a run.",
+)
 @click.option("--force", is_flag=True, help="Replace an existing DESTINATION.")
 @click.option(
     "--wandb",
@@ -160,6 +166,7 @@ def export(
     half: bool,
     images: tuple[Path, ...],
     training: bool,
+    codec: str | None,
     force: bool,
     project: str | None,
 ) -> None:
@@ -168,6 +175,8 @@ def export(
     CHECKPOINT may be the folder of a training run; its last checkpoint is then used. It may also be a codec's
     weights file, which --images or --half change.
     """
+    if codec is not None and (onnx or training):
+        raise click.UsageError("--codec cannot be combined with --onnx or --training")
     if training and images:
         raise click.UsageError("--images: only applies to a codec; omit it with --training")
     if onnx and (half or images or training or project):
@@ -193,7 +202,7 @@ def export(
         click.echo(f"{destination}: {', '.join(export_training_weights(checkpoint, destination, half))}")
         return
     with _counted(images) as counted:
-        write(checkpoint, destination, half, counted)
+        write(checkpoint, destination, half, counted, codec=codec)
     if project:
         log_export(checkpoint, destination, project)
 

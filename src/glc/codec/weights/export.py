@@ -24,6 +24,7 @@ from glc.codec.weights.file import (
 from glc.codec.weights.labels import TRAINING_NETWORKS, CodecLabel, TrainingLabel, VariantLabel
 from glc.codec.weights.state import half_precision, strip_prefix
 from glc.codec.weights.trust import Trust
+from glc.codec.weights.variants import Variant, attach
 from glc.data.images import pad, read_rgb, stack_images
 from glc.errors import WeightsError
 from glc.io.checkpoint import Checkpoint, open_checkpoint
@@ -77,7 +78,8 @@ def read_codec(source: str | Path | Checkpoint, trust: Trust = ()) -> Weights:
         if not path.is_dir() and path.suffix != ".ckpt":
             return read_weights(find(source), trust=trust)
         source = open_checkpoint(path / "checkpoints" / "last.ckpt" if path.is_dir() else path)
-    if source.content["glc"].get("part", {}).get("kind") == "gate":
+    part = source.content["glc"].get("part")
+    if isinstance(part, Mapping) and part.get("kind") == "gate":
         return _gated(source, trust)
     model, description, rates = model_from_checkpoint(source, trust)
     tables = make_tables(model)
@@ -85,25 +87,31 @@ def read_codec(source: str | Path | Checkpoint, trust: Trust = ()) -> Weights:
     return Weights(model, description, tables, rates, made, str(source.path))
 
 
-def codec_of(checkpoint: Checkpoint, trust: Trust = ()) -> Weights:
-    """Return the codec that a network was trained for, from the run's `init_from`.
+def codec_of(checkpoint: Checkpoint, trust: Trust = (), codec: str | Path | None = None) -> Weights:
+    """Return the codec that a network was trained for.
+
+    Args:
+        codec: its file or name; by default the run's `init_from`.
 
     Raises:
-        WeightsError: `init_from` does not name it, or now holds another codec.
+        WeightsError: `init_from` does not name it, or another codec is found.
     """
-    named = checkpoint.settings.get("init_from")
+    named = checkpoint.settings.get("init_from") if codec is None else str(codec)
     problem = "its setting init_from does not name the codec"
     if isinstance(named, str):
-        codec = read_codec(named, trust)
-        if codec.fingerprint == checkpoint.content["glc"]["part"].get("fingerprint"):
-            return codec
+        found = read_codec(named, trust)
+        if found.fingerprint == checkpoint.content["glc"]["part"].get("fingerprint"):
+            return found
         problem = f"was trained for another codec than {named} now holds"
-    raise WeightsError(f"{checkpoint.path}: {problem}; pass codec=read_codec(FILE)")
+    raise WeightsError(
+        f"{checkpoint.path}: {problem}; give it: --codec FILE, or in Python pass codec=read_codec(FILE)"
+    )
 
 
-def _gated(checkpoint: Checkpoint, trust: Trust) -> Weights:
+def _gated(checkpoint: Checkpoint, trust: Trust, named: str | Path | None = None) -> Weights:
     """Return the codec of a checkpoint of stage=gate, with the gate."""
-    codec, described = codec_of(checkpoint, trust), checkpoint.content["glc"]["part"]["description"]
+    codec = codec_of(checkpoint, trust, named)
+    described = checkpoint.content["glc"]["part"]["description"]
     gate, coder = build(described), codec.model.coder
     if not isinstance(coder, TransformCoder) or not isinstance(gate, QuantizationGate):
         raise WeightsError(f"{checkpoint.path}: holds no gate for {codec.source}")
@@ -151,44 +159,62 @@ def export(
     half: bool = False,
     photos: Iterable[str | Path] = (),
     trust: Trust = (),
+    codec: str | Path | None = None,
 ) -> None:
     """Write the codec in a training checkpoint as a weights file (safetensors).
 
-    A checkpoint of stage=restoration or stage=stylization gives the file of the encoder or decoder variant
-    that was trained, see `glc.codec.weights.catalog`. A weights file gives the same codec with new tables.
+    A checkpoint of stage=restoration, stage=stylization or stage=polish gives the file of the encoder or
+    decoder variant that was trained, see `glc.codec.weights.catalog`, or with `codec` a complete codec; one
+    of stage=gate always gives a complete codec. A weights file gives the same codec with new tables.
 
     Args:
-        checkpoint: of stage II or III, or of an application; or a codec's weights file.
+        checkpoint: of stage II or III, or of a fine-tune stage; or a codec's weights file.
         half: store the weights in half precision; the codec computes with the rounded values.
         photos: images on which to count the indices of the hyper-latent, see `make_tables`.
+        codec: the codec that a variant was trained for, as `read_codec` takes it: write it with the trained
+            network in place of its own. It keeps its tables, unless `photos` are given. Symbols and sizes of
+            files stay the same, but D is part of the fingerprint: with another D, files name another model.
 
     Raises:
         WeightsError: the checkpoint holds no complete codec, or names a network of a package that is not
             trusted.
         ImageError: an image cannot be read.
     """
-    counted = any(True for _ in photos)
-    source: str | Path | Checkpoint = checkpoint
-    if Path(checkpoint).suffix != ".safetensors":
-        source = opened = open_checkpoint(checkpoint)
-        if opened.content["glc"].get("part", {"kind": "gate"}).get("kind") != "gate":
-            if counted:
-                raise WeightsError(f"{checkpoint}: --images only applies to full codecs; omit it")
-            return _export_variant(opened, destination, half)
-    weights = read_codec(source, trust)
+    weights = _complete(checkpoint, photos, trust, codec)
+    if weights is None:
+        return _export_variant(open_checkpoint(checkpoint), destination, half)
     model, description, rates = weights.model, weights.description, weights.rates
     state: Mapping[str, Tensor] = model.state_dict()
     if half:
         state = half_precision(state, checkpoint)
         fill(checkpoint, model, state)  # the tables depend on the stored values
     tables = weights.tables
-    if counted or not hasattr(getattr(model.coder, "hyper", None), "quantizer"):
+    if any(True for _ in photos) or not hasattr(getattr(model.coder, "hyper", None), "quantizer"):
         tables = counted_tables(checkpoint, model, photos)
     try:
         make_latent_codec(model.coder, tables)
     except ValueError as error:
         raise WeightsError(f"{checkpoint}: cannot encode files: {error}") from error
     save(destination, state, CodecLabel(description, tables, rates))
+
+
+def _complete(
+    source: str | Path, photos: Iterable[str | Path], trust: Trust, codec: str | Path | None
+) -> Weights | None:
+    """Return the complete codec that an export writes; None for a variant."""
+    opened = None if Path(source).suffix == ".safetensors" else open_checkpoint(source)
+    part = None if opened is None else opened.content["glc"].get("part")
+    if opened is None or part is None:
+        if codec is not None:
+            raise WeightsError(f"{source}: holds a complete codec, not a variant of one; omit --codec")
+        return read_codec(source if opened is None else opened, trust)
+    if isinstance(part, Mapping) and part.get("kind") == "gate":
+        return _gated(opened, trust, codec)
+    if codec is not None:
+        return _with_variant(opened, read_codec(codec, trust), trust)
+    if any(True for _ in photos):
+        raise WeightsError(f"{source}: --images only applies to full codecs; omit it, or add --codec")
+    return None
 
 
 def counted_tables(source: object, model: GLC, photos: Iterable[str | Path]) -> Tables:
@@ -208,18 +234,29 @@ def counted_tables(source: object, model: GLC, photos: Iterable[str | Path]) -> 
     return make_tables(model, (stack_images([read_rgb(photo)]) for photo in photos))
 
 
-def _export_variant(checkpoint: Checkpoint, destination: str | Path, half: bool) -> None:
-    """Write the encoder or decoder variant that a fine-tuning stage trained (its EMA weights)."""
+def _variant(checkpoint: Checkpoint) -> tuple[dict[str, Tensor], VariantLabel]:
+    """Return the variant that a fine-tune stage trained: its EMA weights and its label."""
     path, part = checkpoint.path, checkpoint.content["glc"]["part"]
     if not isinstance(part, Mapping) or part.get("kind") not in ("encoder", "decoder"):
         raise WeightsError(f"{path}: does not hold an encoder or decoder variant")
-    state = strip_prefix(checkpoint.state_dict, part["kind"])
-    if half:
-        state = half_precision(state, path)
     settings = {"stage": checkpoint.stage, "degradation": checkpoint.settings.get("degradation")}
     about = {key: value for key, value in settings.items() if value is not None} | (part.get("about") or {})
     label = VariantLabel(part["kind"], part["description"], part["fingerprint"], about)
-    save(destination, state, label)
+    return strip_prefix(checkpoint.state_dict, part["kind"]), label
+
+
+def _export_variant(checkpoint: Checkpoint, destination: str | Path, half: bool) -> None:
+    state, label = _variant(checkpoint)
+    save(destination, half_precision(state, checkpoint.path) if half else state, label)
+
+
+def _with_variant(checkpoint: Checkpoint, codec: Weights, trust: Trust) -> Weights:
+    """Return a codec with a variant that was trained for it in place of its own network."""
+    state, label = _variant(checkpoint)
+    network = build(label.description, trust)
+    fill(checkpoint.path, network, state)
+    changed = attach(codec, Variant(label, network, str(checkpoint.path)))
+    return replace(changed, description={**codec.description, label.kind: label.description})
 
 
 def export_training_weights(checkpoint: str | Path, destination: str | Path, half: bool = False) -> list[str]:
