@@ -194,7 +194,7 @@ FREE = ("model.refiner", "model.predictor", "trainer.max_time", "trainer.val_che
 """Null or a section; a time, as Lightning reads it."""
 
 
-@pytest.mark.parametrize("stage", ["vqvae", "transform", "joint", "restoration", "stylization"])
+@pytest.mark.parametrize("stage", ["vqvae", "transform", "joint", "restoration", "stylization", "gate"])
 def test_every_number_and_switch_of_ours_has_a_type(stage: str) -> None:
     more = ["degradation=mixture"] if stage == "restoration" else []
     for words in (["model=small", "trainer=slurm", "metrics=full_64"], ["model/variants=indices_map"]):

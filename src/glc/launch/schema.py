@@ -241,6 +241,8 @@ STAGE_KEYS: dict[str, Accepted] = {
     "stage.discriminator_from": optional(replace(TEXT, text="auto, none or a checkpoint")),
     "stage.quantizer_bypass": SHARE,
     "stage.style_size": integer(64),
+    "stage.target": replace(POSITIVE, text="a number of at least 1"),
+    "stage.width": COUNT,
     "stage.validate_files": INDEX,
     "stage.style": TEXT,
     "stage.content_layers": sequence(INDEX),

@@ -21,6 +21,7 @@ from glc.codec.stages import CODEBOOK_SEARCH, INTEGER_NETWORKS, Stages
 from glc.errors import InexactError
 from glc.models.coder import IndicesMapCoder, TransformCoder
 from glc.models.protocols import ContextStep
+from glc.models.quadtree import gate
 
 _BYTES_PER_ELEMENT = 96
 """Memory per element of y: maps in float64, symbols, scale indexes; measured at 8192 x 8192."""
@@ -51,6 +52,8 @@ class TransformLatentCodec:
         keep = next(coder.parameters()).device.type != "cpu"
         self.synthesis = to_integer_network(coder.hyper.synthesis, "coder.hyper.synthesis", keep).to(device)
         self.context = to_integer_network(coder.context, "coder.context", keep).to(device)
+        own = getattr(coder, "gate", None)
+        self.gate = None if own is None else to_integer_network(own, "coder.gate", keep).to(device)
         limits = torch.tensor(tables.thresholds, dtype=torch.float64, device=device)
         self.thresholds = limits / (1 << ACTIVATION_BITS)
         density: Any = getattr(coder.hyper, "density", None)
@@ -62,7 +65,9 @@ class TransformLatentCodec:
                 embedding is not None and not embedding.isfinite().all()
             ):
                 raise InexactError("the codebook of z must be stored as finite codewords")
-        self.coding = SymbolCoder(tables, self.context.channels, coder.stride, z_channels, codes)
+        self.coding = SymbolCoder(
+            tables, self.context.channels, coder.stride, z_channels, codes, coder.num_rates
+        )
         if has_foreign(coder.hyper, coder.context):
             self._check_foreign()
 
@@ -113,10 +118,11 @@ class TransformLatentCodec:
         y = y.to(self.device)
 
         def choose(step: ContextStep) -> Tensor:
-            symbols = y.double().div_(step.quant_step).sub_(step.means).round_()
+            residual = y.double().div_(step.quant_step).sub_(step.means)
+            symbols = (residual if step.rho is None else residual.div_(step.rho)).round_()
             return symbols.clamp_(-SYMBOL_LIMIT, SYMBOL_LIMIT).to(torch.int32)
 
-        return self._write(z, choose)
+        return self._write(z, choose, rate_index)
 
     def check(self, symbols: Symbols, size: tuple[int, int]) -> None:
         """Check that symbols are valid for one latent of h x w.
@@ -129,18 +135,21 @@ class TransformLatentCodec:
     def write(self, symbols: Symbols, rate_index: Tensor) -> list[bytes]:
         """Return the payloads of given symbols at rate indexes `[B]`; the same bytes on every machine."""
         y = torch.as_tensor(symbols.y).to(self.device)
-        return self._write(torch.as_tensor(symbols.z), lambda step: y)[0]
+        return self._write(torch.as_tensor(symbols.z), lambda step: y, rate_index)[0]
 
-    def _write(self, z: Tensor, choose: Callable[[ContextStep], Tensor]) -> tuple[list[bytes], Symbols]:
+    def _write(
+        self, z: Tensor, choose: Callable[[ContextStep], Tensor], rate_index: Tensor
+    ) -> tuple[list[bytes], Symbols]:
         symbols = indexes = torch.zeros((), dtype=torch.int32, device=self.device)
-        for step in self._walk(z):
+        for step in self._walk(z, rate_index):
             step.symbols = choose(step)
             symbols = torch.where(step.mask, step.symbols, symbols)
             indexes = torch.where(step.mask, step.scales, indexes)
         # Copy from the device once, at the end: the loop above runs without synchronisation.
         symbols, z, indexes = symbols.cpu(), z.cpu(), indexes.cpu()
         masks = self.context.masks(*symbols.shape[-2:])[:, 0].numpy()
-        payloads = self.coding.write(z.numpy(), symbols.numpy(), indexes.numpy(), masks)
+        rates = rate_index.tolist()
+        payloads = self.coding.write(z.numpy(), symbols.numpy(), indexes.numpy(), masks, rates)
         return payloads, Symbols(z, symbols)
 
     def decode(self, payloads: Sequence[bytes], size: tuple[int, int], rate_index: Tensor) -> Decoded:
@@ -155,11 +164,11 @@ class TransformLatentCodec:
             CorruptFileError: if a payload is corrupt.
         """
         stacks = [AnsDecoder(payload) for payload in payloads]
-        z = torch.from_numpy(self.coding.pop_z(stacks, size))
+        z = torch.from_numpy(self.coding.pop_z(stacks, size, rate_index.tolist()))
         symbols = torch.zeros(
             len(stacks), self.context.channels, *size, dtype=torch.int32, device=self.device
         )
-        for step in self._walk(z):
+        for step in self._walk(z, rate_index):
             # All images together: one synchronisation with the device per step.
             mask, indexes = step.mask[0].cpu().numpy(), step.scales.cpu().numpy()
             decoded = self.coding.pop_y(stacks, mask, indexes)
@@ -173,7 +182,8 @@ class TransformLatentCodec:
 
     def decode_z(self, payloads: Sequence[bytes], size: tuple[int, int], rate_index: Tensor) -> Tensor:
         """Return the l_hat `[B, C, h, w]` that the hyper-latents z alone predict (paper figure 5)."""
-        z = torch.from_numpy(self.coding.pop_z([AnsDecoder(payload) for payload in payloads], size))
+        stacks = [AnsDecoder(payload) for payload in payloads]
+        z = torch.from_numpy(self.coding.pop_z(stacks, size, rate_index.tolist()))
         return self.coder.decode_z(z.to(rate_index.device), rate_index)
 
     def prior(self, z: Tensor) -> Tensor:
@@ -183,7 +193,19 @@ class TransformLatentCodec:
             (prior,) = in_row_tiles(lambda z: (self.synthesis(z),), (z_hat,), halo(self.synthesis), stride)
         return prior
 
-    def _walk(self, z: Tensor) -> Iterator[ContextStep]:
+    def _rho(self, z: Tensor, rate_index: Tensor) -> Tensor | None:
+        """Return the factor of the quantisation steps `[B, 1, h, w]`; None without a gate."""
+        network = self.gate
+        if network is None:
+            return None
+        rate = rate_index.to(self.device)
+        with self.stage(INTEGER_NETWORKS):
+            (rho,) = in_row_tiles(
+                lambda z: (network(z, rate),), (self._z_hat(z),), halo(network), self.coder.stride
+            )
+        return rho
+
+    def _walk(self, z: Tensor, rate_index: Tensor) -> Iterator[ContextStep]:
         """Walk the context model; the scales of a step become table indexes, int32."""
 
         def run(
@@ -197,7 +219,10 @@ class TransformLatentCodec:
         def indexes(scales: Tensor) -> Tensor:
             return torch.bucketize(scales.contiguous(), self.thresholds, right=True, out_int32=True)
 
-        return self.context.walk(self.prior(z), run, indexes)
+        rho = self._rho(z, rate_index)
+        if rho is None:
+            return self.context.walk(self.prior(z), run, indexes)
+        return gate(self.context.walk(self.prior(z), run), rho, indexes)
 
     def _z_hat(self, z: Tensor) -> Tensor:
         z_hat = self.coder.hyper.decode(z.to(next(self.coder.parameters()).device))
