@@ -66,7 +66,7 @@ class Convolution:
             low, high = max(0, (start - 1) >> halves), min(source.height, (stop >> halves) + 1)
             rows = source.read(low, high).float()
             # The kernel writes float32; a map in bfloat16 gets a copy.
-            to = out if out.dtype == torch.float32 else empty_map(*out.shape[1:], torch.float32)
+            to = out if out.dtype == torch.float32 else torch.empty_like(out, dtype=torch.float32)
             weights.convolve(rows, low, source.height, start, to, channel, add and to is out)
             if to is not out:
                 (out.add_ if add else out.copy_)(to)
