@@ -149,6 +149,13 @@ ARGUMENTS: dict[str, dict[str, Accepted]] = {
         "decay": replace(SHARE, text="a number from 0 to below 1"),
         "validate_live": BOOLEAN,
     },
+    "glc.training.callbacks.rate_control.RateControl": {
+        "target_bpp": replace(
+            one_of(POSITIVE, sequence(POSITIVE)),
+            text="a number above 0, or a list of them, one per rate point",
+        ),
+        **dict.fromkeys(("gain", "max_factor"), POSITIVE),
+    },
     "glc.training.callbacks.codebook.": dict.fromkeys(("initialize_after", "restart_every"), optional(INDEX)),
     "glc.training.callbacks.media.": {"images": INDEX},
     "glc.training.loggers.wandb_logger": {
