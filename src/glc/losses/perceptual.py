@@ -9,6 +9,7 @@ import os
 import threading
 import urllib.request
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -42,6 +43,10 @@ _BACKBONES = {
 }
 
 
+LENGTH_EPS = 1e-10
+"""Added to the lengths of feature vectors, as in the `lpips` package."""
+
+
 class LPIPS(nn.Module):
     """Learned perceptual distance between images, version 0.1 (Zhang et al., CVPR 2018).
 
@@ -68,6 +73,10 @@ class LPIPS(nn.Module):
         ValueError: `net` or `precision` is unknown, or a weights file does not match its name.
     """
 
+    kernel: Callable[[Tensor, Tensor, Tensor, float], Tensor | None] | None = None
+    """Computes the distances `[B, h, w]` of two feature maps faster: of the maps, the channels' weights and
+    `LENGTH_EPS`; differentiable in the first map. It returns None for maps that it does not accept."""
+
     def __init__(
         self,
         net: Net = "vgg",
@@ -85,9 +94,25 @@ class LPIPS(nn.Module):
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         """Return the distances `[B]` (0: equal) between x and y, float `[B, 3, H, W]` in [-1, 1]."""
         if self.precision == "autocast":
-            return self.network(x, y).flatten()
+            return self._distances(x, y)
         with torch.autocast(x.device.type, enabled=False):
-            return self.network(x.float(), y.float()).flatten()
+            return self._distances(x.float(), y.float())
+
+    def _distances(self, x: Tensor, y: Tensor) -> Tensor:
+        if self.kernel is None or (x.requires_grad and y.requires_grad):
+            return self.network(x, y).flatten()
+        if y.requires_grad:  # symmetric, and the kernel has the gradient of its first argument
+            x, y = y, x
+        network: Any = self.network.module
+        images = [image.contiguous(memory_format=torch.channels_last) for image in (x, y)]
+        maps = [network.net(network.scaling_layer(image)) for image in images]
+        total = x.new_zeros(len(x), dtype=torch.float32)
+        for a, b, head in zip(*maps, network.lins, strict=True):
+            distances = self.kernel(a, b, head.model[-1].weight.flatten(), LENGTH_EPS)
+            if distances is None:
+                distances = head((F.normalize(a, dim=1) - F.normalize(b, dim=1)) ** 2)
+            total = total + distances.flatten(1).mean(1)
+        return total
 
     def features(self, x: Tensor) -> list[Tensor]:
         """Return the backbone's feature maps `[B, C_i, h_i, w_i]` of x `[B, 3, H, W]` in [-1, 1], float32."""
