@@ -102,7 +102,16 @@ def test_settings_out_of_range_are_refused() -> None:
         started(RateControl(0.1), stage)
 
 
-def test_a_run_moves_lambda_resumes_and_exports_it(tmp_path: Path) -> None:
+def test_a_run_moves_lambda_resumes_and_exports_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    used = []
+    total = CodecStage.total
+
+    def recorded(self: CodecStage, coding: Any, distortion: Any, lmbda: torch.Tensor, *more: Any) -> Any:
+        if self.training:
+            used.append(set(lmbda.tolist()))
+        return total(self, coding, distortion, lmbda, *more)
+
+    monkeypatch.setattr(CodecStage, "total", recorded)
     images = write_images(tmp_path / "images", count=3, side=96)
     values = {
         **settings(images, tmp_path / "runs", "held", "transform", steps=4),
@@ -118,6 +127,8 @@ def test_a_run_moves_lambda_resumes_and_exports_it(tmp_path: Path) -> None:
     after = [1 / 1.5, 2 * 1.5, 3 / 1.5, 4 * 1.5]
     rows = [row for row in figures(folder) if "val/lmbda/0" in row]
     assert [row["val/lmbda/1"] for row in rows] == pytest.approx([2.0, 3.0])
+    assert set().union(*used[:2]) <= {1.0, 2.0, 3.0, 4.0}
+    assert all(min(abs(value - a) for a in after) < 1e-5 for value in set().union(*used[-2:]))
     saved = checkpoint(folder)
     assert saved["glc"]["lmbda"] == pytest.approx(after)
     assert [rate["lmbda"] for rate in read_codec(folder).rates] == pytest.approx(after)
