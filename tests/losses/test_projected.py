@@ -6,7 +6,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from glc.losses.adversarial import AdversarialLoss
-from glc.losses.efficientnet import EfficientNetFeatures, make_efficientnet_lite0
 from glc.losses.projected import DifferentiableAugmentation, ProjectedDiscriminator
 
 
@@ -81,18 +80,6 @@ def test_heads_learn_to_tell_noise_from_smooth_images() -> None:
         losses.append(loss.item())
     assert losses[0] > 0.8
     assert losses[-1] < 0.3
-
-
-def test_efficientnet_features_are_the_maps_before_each_downsampling() -> None:
-    torch.manual_seed(0)
-    network = make_efficientnet_lite0().eval()
-    x = images(1, 64)
-    found = EfficientNetFeatures(network=network)(x)
-    assert [tuple(level.shape[1:]) for level in found] == [(24, 16, 16), (40, 8, 8), (112, 4, 4), (320, 2, 2)]
-    mean, deviation = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
-    with torch.no_grad():
-        last = network[:19](((x + 1) / 2 - mean[:, None, None]) / deviation[:, None, None])
-    torch.testing.assert_close(found[3], last)
 
 
 # Augmentations ------------------------------------------------------------------------------------

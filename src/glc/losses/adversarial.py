@@ -65,8 +65,7 @@ class AdversarialLoss(nn.Module):
         augment: changes the images that the discriminator sees in training, `[B, 3, H, W]` to the same.
         lecam: weight of LeCam's regularisation of the discriminator (Tseng et al., 2021, eq. 2): the squared
             distance of real logits from the running mean of reconstructed ones, and vice versa, which keeps a
-            discriminator from running away when images are few. 0: none; the authors use 0.01 to 0.5 on
-            small sets.
+            discriminator from running away when images are few. 0: none.
     """
 
     mean_real: Tensor

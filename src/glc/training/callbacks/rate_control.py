@@ -24,8 +24,8 @@ class RateControl(L.Callback):
 
     file_bpp_k is `val/file_bpp/K`: bits per pixel of files that the exact coder writes for
     `stage.validate_files` images, so the target includes the header, and z in codes of fixed length. The size
-    grows more slowly than lambda, by a power below 1 of it; a gain of 1 therefore does not overshoot. DLF
-    (2025) switches between given lambdas by the estimated rate instead.
+    grows more slowly than lambda, by a power below 1 of it; a gain of 1 therefore does not overshoot. (DLF,
+    2025, switches between given lambdas by upper and lower bounds of the rate.)
 
     With each validation `val/lmbda/K` is logged, before the change, and a line per rate point with size,
     estimate, target and both lambdas. The lambdas are part of checkpoints and of the codec that `glc export`
