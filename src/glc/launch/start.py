@@ -162,8 +162,9 @@ def _finished_codec(cfg: DictConfig, files: _Files) -> tuple[Weights, Source | N
     if cfg.init_from is not None and cfg.init_from != "none":
         named = _given(cfg)
         if len(named) > 1:
+            other = "; stage.discriminator_from= takes another" if "discriminator_from" in cfg.stage else ""
             raise UsageError(
-                f"init_from={cfg.init_from}: stage={cfg.stage.name} needs one codec; give one file"
+                f"init_from={cfg.init_from}: stage={cfg.stage.name} needs one codec; give one file{other}"
             )
         path = Path(named[0])
         if path.suffix != ".ckpt" and not (path.is_dir() and files.last(path)):
