@@ -136,6 +136,7 @@ ARGUMENTS: dict[str, dict[str, Accepted]] = {
         "net": choice("vgg", "alex", "squeeze"),
         "precision": choice("float32", "autocast"),
         "floor": POSITIVE,
+        "crop": replace(POSITIVE, text="a number above 0 and at most 1"),
         "weights_dir": optional(TEXT),
     },
     "glc.losses.reconstruction.load_perceptual": {"augment": BOOLEAN},
