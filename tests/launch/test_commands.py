@@ -70,7 +70,7 @@ def test_the_help_names_groups_examples_and_the_listing_of_keys(capsys: pytest.C
     commands.train(["--help"])
     text = capsys.readouterr().out
     assert len(text.splitlines()) < 60
-    assert "joint, restoration, stylization, transform, vqvae" in text
+    assert "joint, polish, restoration, stylization, transform, vqvae" in text
     assert sum(line.startswith("  python -m src.train ") for line in text.splitlines()) == 5
     assert "--cfg job" in text
     shown = CliRunner().invoke(glc, ["eval", "--help"]).output
