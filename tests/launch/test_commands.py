@@ -38,7 +38,7 @@ def timed(*words: str) -> tuple[float, subprocess.CompletedProcess[str]]:
         (["src.train", "stage=vqvae", "--help"], 0, "Usage: python -m src.train"),
         (["glc", "train", "--help"], 0, "Usage: glc train"),
         (["src.evaluate", "-h"], 0, "Usage: python -m src.evaluate"),
-        (["src.train"], 2, "error: stage: no value; give stage=..., one of joint, "),
+        (["src.train"], 2, "error: stage: no value; give stage=..., one of gate, joint, "),
         (["glc", "train", "stage=vqvae", "trainer.devcies=8"], 2, "error: trainer.devcies: no such key; "),
         (
             ["src.train", "stage=vqvae", "overwrite=maybe"],

@@ -128,14 +128,18 @@ ARGUMENTS: dict[str, dict[str, Accepted]] = {
     "glc.data.degradations.Downsample": {"factor": RANGE},
     "glc.data.degradations.Mask": {"share": RANGE, "boxes": SHARE, "canvas": COUNT},
     "glc.losses.": {
-        **dict.fromkeys(("weight", "beta"), WEIGHT),
+        **dict.fromkeys(("weight", "beta", "lecam"), WEIGHT),
         "start": INDEX,
-        **dict.fromkeys(("required", "augment"), BOOLEAN),
+        "channels": COUNT,
+        "policy": sequence(choice("colour", "translation", "cutout")),
+        "required": BOOLEAN,
         "net": choice("vgg", "alex", "squeeze"),
         "precision": choice("float32", "autocast"),
         "floor": POSITIVE,
+        "crop": replace(POSITIVE, text="a number above 0 and at most 1"),
         "weights_dir": optional(TEXT),
     },
+    "glc.losses.reconstruction.load_perceptual": {"augment": BOOLEAN},
     "glc.metrics.": {"eight_bit": BOOLEAN, "size": COUNT, "weights_dir": optional(TEXT)},
     "glc.training.schedule.WarmupCosine": {
         "warmup": INDEX,
@@ -145,6 +149,13 @@ ARGUMENTS: dict[str, dict[str, Accepted]] = {
     "glc.training.callbacks.ema.EMA": {
         "decay": replace(SHARE, text="a number from 0 to below 1"),
         "validate_live": BOOLEAN,
+    },
+    "glc.training.callbacks.rate_control.RateControl": {
+        "target_bpp": replace(
+            one_of(POSITIVE, sequence(POSITIVE)),
+            text="a number above 0, or a list of them, one per rate point",
+        ),
+        **dict.fromkeys(("gain", "max_factor"), POSITIVE),
     },
     "glc.training.callbacks.codebook.": dict.fromkeys(("initialize_after", "restart_every"), optional(INDEX)),
     "glc.training.callbacks.media.": {"images": INDEX},
@@ -200,7 +211,7 @@ KEYS: dict[str, dict[str, Accepted]] = {
         "max_minutes": optional(WEIGHT),
         **{f"model.{name}": kind for name, kind in _NETWORK.items()},
         "model.predictor_*": COUNT,
-        "perceptual.weights.*": WEIGHT,
+        **dict.fromkeys(("perceptual.weights.*", "discriminator.lecam"), WEIGHT),
         "model.hyper_codebook_size": COUNT,
         "model.context_depth": INDEX,
         "model.indices_map_sizes": sequence(COUNT),

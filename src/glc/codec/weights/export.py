@@ -60,7 +60,8 @@ def model_from_checkpoint(
     model = build_model(path, description, trust)
     fill(path, model, strip_prefix(checkpoint.state_dict, "model"))
     description = bake_projections(model, description)
-    return model.eval(), description, rate_points(model, module.get("lmbda"))
+    lmbda = checkpoint.content["glc"].get("lmbda", module.get("lmbda"))  # moved by callbacks=rate_control
+    return model.eval(), description, rate_points(model, lmbda)
 
 
 def read_codec(source: str | Path | Checkpoint, trust: Trust = ()) -> Weights:
