@@ -14,10 +14,12 @@ from glc.codec.entropy.integer_nets import (
     has_foreign,
     to_integer_network,
 )
+from glc.codec.entropy.region import FIXED_LENGTH, Region
 from glc.codec.entropy.row_tiling import halo, in_row_tiles
 from glc.codec.entropy.symbols import Decoded, SymbolCoder, Symbols, check_integers
 from glc.codec.entropy.tables import ACTIVATION_BITS, SYMBOL_LIMIT, Tables
 from glc.codec.stages import CODEBOOK_SEARCH, INTEGER_NETWORKS, Stages
+from glc.codec.uncertainty import NO_CELLS, cell_offsets
 from glc.errors import InexactError
 from glc.models.coder import IndicesMapCoder, TransformCoder
 from glc.models.protocols import ContextStep
@@ -62,6 +64,7 @@ class TransformLatentCodec:
                 embedding is not None and not embedding.isfinite().all()
             ):
                 raise InexactError("the codebook of z must be stored as finite codewords")
+        self._y_tables = tables.y
         self.coding = SymbolCoder(tables, self.context.channels, coder.stride, z_channels, codes)
         if has_foreign(coder.hyper, coder.context):
             self._check_foreign()
@@ -96,8 +99,14 @@ class TransformLatentCodec:
         """Return the bytes of the maps for a batch of latents of h x w."""
         return _BYTES_PER_ELEMENT * batch * self.context.channels * size[0] * size[1]
 
-    def encode(self, latent: Tensor, rate_index: Tensor) -> tuple[list[bytes], Symbols]:
-        """Return the payloads and the symbols of latents l `[B, C, h, w]` at rate indexes `[B]`."""
+    def encode(
+        self, latent: Tensor, rate_index: Tensor, weights: np.ndarray | None = None
+    ) -> tuple[list[bytes], Symbols]:
+        """Return the payloads and the symbols of latents l `[B, C, h, w]` at rate indexes `[B]`.
+
+        Args:
+            weights: of a region of interest, see `glc.codec.entropy.region`.
+        """
         y = self._transform("g_a", self.coder.analysis, latent, rate_index)
         if not y.isfinite().all():
             raise ValueError("the transform of the image is not finite; check the weights")
@@ -111,10 +120,14 @@ class TransformLatentCodec:
             (z,) = in_row_tiles(indices_of, (y,), radius, 1 / self.coder.stride)
         z = (z if self.coding.z_channels else z[:, 0]).clamp(-SYMBOL_LIMIT, SYMBOL_LIMIT)
         y = y.to(self.device)
+        region = None if weights is None else Region(weights, self._y_tables)
 
         def choose(step: ContextStep) -> Tensor:
-            symbols = y.double().div_(step.quant_step).sub_(step.means).round_()
-            return symbols.clamp_(-SYMBOL_LIMIT, SYMBOL_LIMIT).to(torch.int32)
+            residual = y.double().div_(step.quant_step).sub_(step.means)
+            if region is not None:
+                chosen = region.choose(residual.cpu().numpy(), step.scales.cpu().numpy())
+                return torch.from_numpy(chosen).to(self.device)
+            return residual.round_().clamp_(-SYMBOL_LIMIT, SYMBOL_LIMIT).to(torch.int32)
 
         return self._write(z, choose)
 
@@ -154,6 +167,26 @@ class TransformLatentCodec:
         Raises:
             CorruptFileError: if a payload is corrupt.
         """
+        symbols, step = self._decode(payloads, size)
+        y_hat = step.y_hat.to(rate_index.device, torch.float32)
+        latent_hat = self._transform("g_s", self.coder.synthesis, y_hat, rate_index)
+        return Decoded(symbols, latent_hat)
+
+    def decode_cell(
+        self, payloads: Sequence[bytes], size: tuple[int, int], rate_index: Tensor, draws: int
+    ) -> Iterator[Tensor]:
+        """Yield l_hat of payloads, then that of other points in the quantisation cells of y."""
+        _, step = self._decode(payloads, size)
+        for draw in range(draws + 1):
+            y_hat = step.y_hat
+            if draw:
+                offsets = torch.from_numpy(cell_offsets(tuple(y_hat.shape), draw)).to(self.device)
+                y_hat = torch.addcmul(y_hat, offsets, step.quant_step)
+            y_hat = y_hat.to(rate_index.device, torch.float32)
+            yield self._transform("g_s", self.coder.synthesis, y_hat, rate_index)
+
+    def _decode(self, payloads: Sequence[bytes], size: tuple[int, int]) -> tuple[Symbols, ContextStep]:
+        """Return the symbols of payloads, and the last step of the context model."""
         stacks = [AnsDecoder(payload) for payload in payloads]
         z = torch.from_numpy(self.coding.pop_z(stacks, size))
         symbols = torch.zeros(
@@ -167,9 +200,7 @@ class TransformLatentCodec:
             symbols += step.symbols
         for stack in stacks:
             stack.finish()
-        y_hat = step.y_hat.to(rate_index.device, torch.float32)
-        latent_hat = self._transform("g_s", self.coder.synthesis, y_hat, rate_index)
-        return Decoded(Symbols(z, symbols.cpu()), latent_hat)
+        return Symbols(z, symbols.cpu()), step
 
     def decode_z(self, payloads: Sequence[bytes], size: tuple[int, int], rate_index: Tensor) -> Tensor:
         """Return the l_hat `[B, C, h, w]` that the hyper-latents z alone predict (paper figure 5)."""
@@ -222,8 +253,16 @@ class IndicesMapLatentCodec:
         """Return the bytes of the indices for a batch of latents of h x w."""
         return 8 * batch * size[0] * size[1]
 
-    def encode(self, latent: Tensor, rate_index: Tensor) -> tuple[list[bytes], Symbols]:
-        """Return the payloads and the symbols of latents l `[B, C, h, w]` at integer rate indexes `[B]`."""
+    def encode(
+        self, latent: Tensor, rate_index: Tensor, weights: np.ndarray | None = None
+    ) -> tuple[list[bytes], Symbols]:
+        """Return the payloads and the symbols of latents l `[B, C, h, w]` at integer rate indexes `[B]`.
+
+        Raises:
+            ValueError: weights are given.
+        """
+        if weights is not None:
+            raise ValueError(FIXED_LENGTH)
         with self.stage(CODEBOOK_SEARCH):
             indices = self.coder(latent, rate_index).symbols.to(torch.int32)
         indices = indices.cpu()
@@ -262,6 +301,16 @@ class IndicesMapLatentCodec:
             latents.append(codebook.decode(indices[-1].long().to(rate_index.device)))  # type: ignore[operator]
         symbols = torch.cat(indices)
         return Decoded(Symbols(symbols.new_zeros(len(payloads), 0).long(), symbols), torch.cat(latents))
+
+    def decode_cell(
+        self, payloads: Sequence[bytes], size: tuple[int, int], rate_index: Tensor, draws: int
+    ) -> Iterator[Tensor]:
+        """Raise an error: there are no quantisation cells.
+
+        Raises:
+            ValueError: always.
+        """
+        raise ValueError(NO_CELLS)
 
     def decode_z(self, payloads: Sequence[bytes], size: tuple[int, int], rate_index: Tensor) -> Tensor:
         """Raise an error: there is no hyper-latent.
