@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from glc.codec.entropy.ans import AnsDecoder, AnsEncoder, UniformModel
+from glc.codec.entropy.fixed_point_walk import BYTES_PER_ELEMENT, LARGE, FixedPointWalk
 from glc.codec.entropy.integer_nets import (
     check_device,
     check_operations,
@@ -22,7 +23,9 @@ from glc.codec.stages import CODEBOOK_SEARCH, INTEGER_NETWORKS, Stages
 from glc.codec.uncertainty import NO_CELLS, cell_offsets
 from glc.errors import InexactError
 from glc.models.coder import IndicesMapCoder, TransformCoder
+from glc.models.context import QuadtreeContext
 from glc.models.protocols import ContextStep
+from glc.models.quadtree import STEPS
 
 _BYTES_PER_ELEMENT = 96
 """Memory per element of y: maps in float64, symbols, scale indexes; measured at 8192 x 8192."""
@@ -66,6 +69,7 @@ class TransformLatentCodec:
                 raise InexactError("the codebook of z must be stored as finite codewords")
         self._y_tables = tables.y
         self.coding = SymbolCoder(tables, self.context.channels, coder.stride, z_channels, codes)
+        self._own = not has_foreign(coder.hyper, coder.context) and type(coder.context) is QuadtreeContext
         if has_foreign(coder.hyper, coder.context):
             self._check_foreign()
 
@@ -97,7 +101,11 @@ class TransformLatentCodec:
 
     def memory(self, batch: int, size: tuple[int, int]) -> int:
         """Return the bytes of the maps for a batch of latents of h x w."""
-        return _BYTES_PER_ELEMENT * batch * self.context.channels * size[0] * size[1]
+        elements = batch * self.context.channels * size[0] * size[1]
+        return (BYTES_PER_ELEMENT if self._is_large(elements) else _BYTES_PER_ELEMENT) * elements
+
+    def _is_large(self, elements: int) -> bool:
+        return self._own and self.coder.stride % 2 == 0 and elements > LARGE
 
     def encode(
         self, latent: Tensor, rate_index: Tensor, weights: np.ndarray | None = None
@@ -122,14 +130,24 @@ class TransformLatentCodec:
         y = y.to(self.device)
         region = None if weights is None else Region(weights, self._y_tables)
 
-        def choose(step: ContextStep) -> Tensor:
-            residual = y.double().div_(step.quant_step).sub_(step.means)
+        def choose(residual: Tensor, indexes: Tensor, rows: slice) -> Tensor:
             if region is not None:
-                chosen = region.choose(residual.cpu().numpy(), step.scales.cpu().numpy())
+                chosen = region.choose(residual.cpu().numpy(), indexes.cpu().numpy(), rows)
                 return torch.from_numpy(chosen).to(self.device)
             return residual.round_().clamp_(-SYMBOL_LIMIT, SYMBOL_LIMIT).to(torch.int32)
 
-        return self._write(z, choose)
+        if self._is_large(y.numel()):
+            walk = self._fixed_point_walk(z)
+            return self._write_large(
+                z,
+                walk,
+                lambda rows: choose(walk.residual(y, rows), walk.indexes[:, :, rows], rows),
+            )
+        whole = slice(None)
+        return self._write(
+            z,
+            lambda step: choose(y.double().div_(step.quant_step).sub_(step.means), step.scales, whole),
+        )
 
     def check(self, symbols: Symbols, size: tuple[int, int]) -> None:
         """Check that symbols are valid for one latent of h x w.
@@ -141,8 +159,39 @@ class TransformLatentCodec:
 
     def write(self, symbols: Symbols, rate_index: Tensor) -> list[bytes]:
         """Return the payloads of given symbols at rate indexes `[B]`; the same bytes on every machine."""
-        y = torch.as_tensor(symbols.y).to(self.device)
-        return self._write(torch.as_tensor(symbols.z), lambda step: y)[0]
+        y, z = torch.as_tensor(symbols.y).to(self.device), torch.as_tensor(symbols.z)
+        if self._is_large(y.numel()):
+            return self._write_large(z, self._fixed_point_walk(z), lambda rows: y[:, :, rows])[0]
+        return self._write(z, lambda step: y)[0]
+
+    def _fixed_point_walk(self, z: Tensor) -> FixedPointWalk:
+        with self.stage(INTEGER_NETWORKS):
+            return FixedPointWalk(
+                self.context, self.synthesis, self._indexes, self._z_hat(z), self.coder.stride
+            )
+
+    def _advance(self, walk: FixedPointWalk, k: int) -> None:
+        with self.stage(INTEGER_NETWORKS):
+            walk.advance(k)
+
+    def _write_large(
+        self, z: Tensor, walk: FixedPointWalk, choose: Callable[[slice], Tensor]
+    ) -> tuple[list[bytes], Symbols]:
+        """Return the payloads and symbols of a large latent; `choose` returns the symbols of some rows."""
+        symbols = torch.zeros(walk.indexes.shape, dtype=torch.int32, device=self.device)
+        indexes = torch.zeros_like(walk.indexes)
+        for k in range(STEPS):
+            for rows in walk.tiles():
+                chosen, mask = choose(rows), walk.mask(k, rows)
+                walk.set(k, rows, chosen)
+                for whole, part in ((symbols, chosen), (indexes, walk.indexes[:, :, rows])):
+                    whole[:, :, rows] = torch.where(mask, part, whole[:, :, rows])
+            self._advance(walk, k + 1)
+        walk.finish()
+        masks = self.context.masks(*symbols.shape[-2:])[:, 0].numpy()
+        symbols = symbols.cpu()
+        payloads = self.coding.write(z.cpu().numpy(), symbols.numpy(), indexes.cpu().numpy(), masks)
+        return payloads, Symbols(z.cpu(), symbols)
 
     def _write(self, z: Tensor, choose: Callable[[ContextStep], Tensor]) -> tuple[list[bytes], Symbols]:
         symbols = indexes = torch.zeros((), dtype=torch.int32, device=self.device)
@@ -167,31 +216,32 @@ class TransformLatentCodec:
         Raises:
             CorruptFileError: if a payload is corrupt.
         """
-        symbols, step = self._decode(payloads, size)
-        y_hat = step.y_hat.to(rate_index.device, torch.float32)
-        latent_hat = self._transform("g_s", self.coder.synthesis, y_hat, rate_index)
-        return Decoded(symbols, latent_hat)
+        symbols, y_hat, _ = self._decode(payloads, size)
+        y_hat = y_hat.to(rate_index.device, torch.float32)
+        return Decoded(symbols, self._transform("g_s", self.coder.synthesis, y_hat, rate_index))
 
     def decode_cell(
         self, payloads: Sequence[bytes], size: tuple[int, int], rate_index: Tensor, draws: int
     ) -> Iterator[Tensor]:
         """Yield l_hat of payloads, then that of other points in the quantisation cells of y."""
-        _, step = self._decode(payloads, size)
+        _, centre, quant_step = self._decode(payloads, size)
         for draw in range(draws + 1):
-            y_hat = step.y_hat
+            y_hat = centre
             if draw:
-                offsets = torch.from_numpy(cell_offsets(tuple(y_hat.shape), draw)).to(self.device)
-                y_hat = torch.addcmul(y_hat, offsets, step.quant_step)
+                offsets = torch.from_numpy(cell_offsets(tuple(y_hat.shape), draw)).to(y_hat)
+                y_hat = torch.addcmul(y_hat, offsets, quant_step)
             y_hat = y_hat.to(rate_index.device, torch.float32)
             yield self._transform("g_s", self.coder.synthesis, y_hat, rate_index)
 
-    def _decode(self, payloads: Sequence[bytes], size: tuple[int, int]) -> tuple[Symbols, ContextStep]:
-        """Return the symbols of payloads, and the last step of the context model."""
+    def _decode(self, payloads: Sequence[bytes], size: tuple[int, int]) -> tuple[Symbols, Tensor, Tensor]:
+        """Return the symbols of payloads, y_hat and its quantisation steps."""
         stacks = [AnsDecoder(payload) for payload in payloads]
         z = torch.from_numpy(self.coding.pop_z(stacks, size))
         symbols = torch.zeros(
             len(stacks), self.context.channels, *size, dtype=torch.int32, device=self.device
         )
+        if self._is_large(symbols.numel()):
+            return self._decode_large(stacks, z, symbols)
         for step in self._walk(z):
             # All images together: one synchronisation with the device per step.
             mask, indexes = step.mask[0].cpu().numpy(), step.scales.cpu().numpy()
@@ -200,7 +250,24 @@ class TransformLatentCodec:
             symbols += step.symbols
         for stack in stacks:
             stack.finish()
-        return Symbols(z, symbols.cpu()), step
+        return Symbols(z, symbols.cpu()), step.y_hat, step.quant_step
+
+    def _decode_large(
+        self, stacks: Sequence[AnsDecoder], z: Tensor, symbols: Tensor
+    ) -> tuple[Symbols, Tensor, Tensor]:
+        """Return what `_decode` returns, of a large latent; writes the symbols to a map of zeros."""
+        masks = self.context.masks(*symbols.shape[-2:])[:, 0].numpy()
+        walk = self._fixed_point_walk(z)
+        for k in range(STEPS):
+            symbols += torch.from_numpy(self.coding.pop_y(stacks, masks[k], walk.indexes.cpu().numpy())).to(
+                self.device
+            )
+            for rows in walk.tiles():
+                walk.set(k, rows, symbols[:, :, rows])
+            self._advance(walk, k + 1)
+        for stack in stacks:
+            stack.finish()
+        return Symbols(z, symbols.cpu()), *walk.finish()
 
     def decode_z(self, payloads: Sequence[bytes], size: tuple[int, int], rate_index: Tensor) -> Tensor:
         """Return the l_hat `[B, C, h, w]` that the hyper-latents z alone predict (paper figure 5)."""
@@ -225,10 +292,10 @@ class TransformLatentCodec:
             with self.stage(INTEGER_NETWORKS):
                 return in_row_tiles(compute, maps, halo(*networks))
 
-        def indexes(scales: Tensor) -> Tensor:
-            return torch.bucketize(scales.contiguous(), self.thresholds, right=True, out_int32=True)
+        return self.context.walk(self.prior(z), run, self._indexes)
 
-        return self.context.walk(self.prior(z), run, indexes)
+    def _indexes(self, scales: Tensor) -> Tensor:
+        return torch.bucketize(scales.contiguous(), self.thresholds, right=True, out_int32=True)
 
     def _z_hat(self, z: Tensor) -> Tensor:
         z_hat = self.coder.hyper.decode(z.to(next(self.coder.parameters()).device))

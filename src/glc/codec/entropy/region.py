@@ -31,17 +31,19 @@ class Region:
         self._price = STRENGTH * (1 - weights.astype(np.float64))
         self._bits = np.array([_bits(table) for table in tables])
 
-    def choose(self, residual: np.ndarray, indexes: np.ndarray) -> np.ndarray:
+    def choose(self, residual: np.ndarray, indexes: np.ndarray, rows: slice = slice(None)) -> np.ndarray:
         """Return the symbols of `y / quant_step - means`, int32.
 
         Args:
             residual: float64 `[B, N, h, w]`.
             indexes: of the tables, of its shape.
+            rows: those of the weights that it covers.
         """
+        price_of_rows = self._price[rows]
         best = np.rint(residual).clip(-SYMBOL_LIMIT, SYMBOL_LIMIT)
         magnitude = np.abs(best)
-        changed = (magnitude > 0) & (magnitude <= _WIDEST) & (self._price > 0)
-        price = np.broadcast_to(self._price, best.shape)[changed]
+        changed = (magnitude > 0) & (magnitude <= _WIDEST) & (price_of_rows > 0)
+        price = np.broadcast_to(price_of_rows, best.shape)[changed]
         exact, found = np.abs(residual[changed]), magnitude[changed]
         bits = self._bits[indexes[changed]]
 
