@@ -222,22 +222,22 @@ def compress(
         codecs.for_images()
         optimizer = make_optimizer(optimize_latent, lpips_weights)
 
-        def read(job: Job) -> tuple[Image, Metadata]:
+        def read(job: Job) -> tuple[list[Image], Metadata]:
             source = read_image(sys.stdin.buffer) if job.source is None else job.source
             image = read_rgb(source, job.name, background=background, report=report)
-            return image, Metadata.of(source, job.name) if keep_metadata else Metadata()
+            return [image], Metadata.of(source, job.name) if keep_metadata else Metadata()
 
-        def code(job: Job, found: tuple[Image, Metadata]) -> tuple[tuple[bytes, bytes], str]:
-            image, metadata = found
+        def code(job: Job, found: tuple[list[Image], Metadata]) -> tuple[tuple[bytes, bytes], str]:
+            images, metadata = found
             beside = len(metadata.to_bytes(bytes(4))) if metadata else 0
-            pixels = image.width * image.height
+            pixels = images[0].width * images[0].height
             codec = codecs.for_images(pixels)
             for size in (target_size, None if target_bpp is None else target_bpp * pixels / 8):
                 if size is not None and size <= beside:
                     raise ValueError(f"the metadata alone have {beside:,} bytes; omit --keep-metadata")
             with _notes(job):
                 data = codec.compress(
-                    image,
+                    images.pop(),  # not kept here, so that the codec can free a large image
                     50 if quality is None else quality,
                     target_bpp=None if target_bpp is None else target_bpp - 8 * beside / pixels,
                     target_size=None if target_size is None else target_size - beside,

@@ -216,7 +216,8 @@ class BaseCodec(ABC):
         if target_bpp is not None and target_size is not None:
             raise ValueError("give target_bpp or target_size, not both")
         x = self._to_input(image)
-        height, width = x.shape[-2:]
+        del image  # freed, if the caller does not keep it
+        height, width = size = x.shape[-2:]
         if target_bpp is not None and not 0 < target_bpp <= 10_000:
             raise ValueError(f"target_bpp must be positive and at most 10,000, got {target_bpp}")
         if target_size is not None and not 1 <= target_size <= 1 << 40:
@@ -226,17 +227,19 @@ class BaseCodec(ABC):
         if roi is not None:
             weights = block_means(read_mask(roi, (height, width)), self.stride, self._downsampling)
         latent = self.encode_latent([x])
+        if optimize_latent is None:
+            x = None
         if target is None:
             rate_index = self.rate_index(quality)
             if optimize_latent is not None:
                 latent = self._improved(optimize_latent, x, latent, rate_index)
-            return self.entropy_encode(latent, [(height, width)], rate_index, weights)[0][0]
-        rate_index, data = self._search(latent, x, target, weights)
+            return self.entropy_encode(latent, [size], rate_index, weights)[0][0]
+        rate_index, data = self._search(latent, size, target, weights)
         if optimize_latent is not None:
             # The optimised latent may need more bits than E's: keep E's file where it misses the target.
             with suppress(TargetError):
                 latent = self._improved(optimize_latent, x, latent, rate_index)
-                rate_index, data = self._search(latent, x, target, weights)
+                rate_index, data = self._search(latent, size, target, weights)
         if len(data) < (1 - TOLERANCE) * target:
             highest = rate_index == (self.num_rates - 1) * RATE_ONE
             warnings.warn(
@@ -445,13 +448,14 @@ class BaseCodec(ABC):
         """Return the quality of a rate index in units of 1 / 4096; 0 if the model has one rate point."""
         return 100 * rate_index / max(1, (self.num_rates - 1) * RATE_ONE)
 
-    def _search(self, latent: Any, x: Any, target: float, weights: np.ndarray | None) -> tuple[int, bytes]:
+    def _search(
+        self, latent: Any, size: Size, target: float, weights: np.ndarray | None
+    ) -> tuple[int, bytes]:
         """Return the rate index (in units of 1 / 4096) of the largest file below a target, and the file."""
-        height, width = x.shape[-2:]
         made: dict[int, bytes] = {}
 
         def size_of(setting: int) -> int:
-            files, _ = self.entropy_encode(latent, [(height, width)], setting * self._unit, weights)
+            files, _ = self.entropy_encode(latent, [size], setting * self._unit, weights)
             made[setting] = files[0]
             return len(files[0])
 
@@ -459,7 +463,7 @@ class BaseCodec(ABC):
         try:
             found = search(size_of, top, target)
         except TargetError as error:
-            bpp = 8 * len(made[0]) / (height * width)
+            bpp = 8 * len(made[0]) / (size[0] * size[1])
             raise TargetError(f"{error} ({bpp:.4f} bpp, quality 0)") from None
         return found * self._unit, made[found]
 

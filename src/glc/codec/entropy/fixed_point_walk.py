@@ -5,16 +5,19 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from glc.codec.entropy.row_tiling import TILE_ELEMENTS, halo, in_row_tiles
+from glc.codec.entropy.row_tiling import halo, in_row_tiles
 from glc.codec.entropy.tables import ACTIVATION_BITS
 from glc.models.context import QuadtreeContext
 from glc.models.quadtree import STEPS
 
-BYTES_PER_ELEMENT = 44
+BYTES_PER_ELEMENT = 41
 """Memory per element of y, the entropy coder's included; measured at 8192 x 8192."""
 LARGE = 1 << 23
 """Elements of y above which this walk replaces `QuadtreeContext.walk`: 87,000 positions of `small`."""
-_ONE = 1 << ACTIVATION_BITS
+TILE_ELEMENTS = 1 << 22
+"""As of `glc.codec.entropy.row_tiling`; half of it, because networks hold several maps of a tile."""
+UNIT = 1 << ACTIVATION_BITS
+"""Units in 1: maps are in units of the activations' grid."""
 
 
 class FixedPointWalk:
@@ -53,11 +56,13 @@ class FixedPointWalk:
 
         radius = halo(synthesis, context.reduction)
         self._quant_step, self.indexes, self._means, self._reduced = in_row_tiles(
-            start, (z_hat,), radius, stride
+            start, (z_hat,), radius, stride, TILE_ELEMENTS
         )
         """Of the present step: `indexes` are table indexes, uint8 `[B, N, h, w]`."""
         self._y_hat = torch.zeros_like(self._means)
-        rows = TILE_ELEMENTS // 8 // self._means[:, :, 0].numel()
+        self.y: Tensor | None = None
+        """y of an encoder, `[B, N, h, w]`."""
+        rows = TILE_ELEMENTS // 4 // self._means[:, :, 0].numel()
         self._rows = max(2, rows // 2 * 2)  # even, so that all tiles have the same masks
         self._masks = context.masks(self._rows, self._means.shape[3], self._means.device)
 
@@ -73,15 +78,21 @@ class FixedPointWalk:
         """Return the elements of step k in a tile, boolean `[1, N, rows, w]`."""
         return self._masks[k, :, :, : rows.stop - rows.start]
 
-    def residual(self, y: Tensor, rows: slice) -> Tensor:
+    def complete_mask(self, k: int) -> Tensor:
+        """Return the elements of step k, boolean `[1, N, h, w]`."""
+        height = self._y_hat.shape[2]
+        return self._masks[k].repeat(1, 1, -(-height // self._rows), 1)[:, :, :height]
+
+    def residual(self, rows: slice) -> Tensor:
         """Return `y / quant_step - means` of a tile, float64."""
+        assert self.y is not None
         quant_step, means = _value(self._quant_step[:, :, rows]), _value(self._means[:, :, rows])
-        return y[:, :, rows].double().div_(quant_step).sub_(means)
+        return self.y[:, :, rows].double().div_(quant_step).sub_(means)
 
     def set(self, k: int, rows: slice, symbols: Tensor) -> None:
         """Set the symbols of step k in a tile, int32 `[B, N, rows, w]`; others are ignored."""
         y_hat = self._y_hat[:, :, rows]
-        coded = symbols.mul(_ONE).add_(self._means[:, :, rows])
+        coded = symbols.mul(UNIT).add_(self._means[:, :, rows])
         y_hat.copy_(torch.where(self.mask(k, rows), coded, y_hat))
 
     def advance(self, k: int) -> None:
@@ -96,23 +107,30 @@ class FixedPointWalk:
         radius = halo(self._context.adaptors[k - 1], self._context.shared)
         # Freed before their successors are allocated.
         self.indexes = self._means = torch.empty(0)
-        self.indexes, self._means = in_row_tiles(predict, (self._y_hat, self._reduced), radius)
+        self.indexes, self._means = in_row_tiles(
+            predict, (self._y_hat, self._reduced), radius, most=TILE_ELEMENTS
+        )
+
+    def free(self) -> None:
+        """Free all maps that `finish` does not need."""
+        self.y = None
+        self.indexes = self._means = self._reduced = torch.empty(0)
 
     def finish(self) -> tuple[Tensor, Tensor]:
-        """Return y_hat and the quantisation steps, float32, after the last step; frees the other maps."""
-        self.indexes = self._means = self._reduced = torch.empty(0)
+        """Return y_hat, float32, and the quantisation steps in units of 2^-12, int32, after the last step."""
+        self.free()
         y_hat = torch.empty(self._y_hat.shape, device=self._y_hat.device)
         for start in range(0, y_hat.shape[2], self._rows):
             rows = slice(start, start + self._rows)
             y_hat[:, :, rows] = _value(self._y_hat[:, :, rows]).mul_(_value(self._quant_step[:, :, rows]))
         self._y_hat = torch.empty(0)
-        return y_hat, self._quant_step.float().div_(_ONE)
+        return y_hat, self._quant_step
 
 
 def _fixed(x: Tensor) -> Tensor:
     """Return multiples of the activations' grid as integers."""
-    return x.mul(_ONE).to(torch.int32)
+    return x.mul(UNIT).to(torch.int32)
 
 
 def _value(x: Tensor) -> Tensor:
-    return x.double().mul_(1 / _ONE)
+    return x.double().mul_(1 / UNIT)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from glc.codec.entropy.ans import AnsDecoder, AnsEncoder, UniformModel
-from glc.codec.entropy.fixed_point_walk import BYTES_PER_ELEMENT, LARGE, FixedPointWalk
+from glc.codec.entropy.fixed_point_walk import BYTES_PER_ELEMENT, LARGE, UNIT, FixedPointWalk
 from glc.codec.entropy.integer_nets import (
     check_device,
     check_operations,
@@ -138,10 +138,10 @@ class TransformLatentCodec:
 
         if self._is_large(y.numel()):
             walk = self._fixed_point_walk(z)
+            walk.y = y
+            del y  # freed with the walk
             return self._write_large(
-                z,
-                walk,
-                lambda rows: choose(walk.residual(y, rows), walk.indexes[:, :, rows], rows),
+                z, walk, lambda rows: choose(walk.residual(rows), walk.indexes[:, :, rows], rows)
             )
         whole = slice(None)
         return self._write(
@@ -187,7 +187,7 @@ class TransformLatentCodec:
                 for whole, part in ((symbols, chosen), (indexes, walk.indexes[:, :, rows])):
                     whole[:, :, rows] = torch.where(mask, part, whole[:, :, rows])
             self._advance(walk, k + 1)
-        walk.finish()
+        walk.free()
         masks = self.context.masks(*symbols.shape[-2:])[:, 0].numpy()
         symbols = symbols.cpu()
         payloads = self.coding.write(z.cpu().numpy(), symbols.numpy(), indexes.cpu().numpy(), masks)
@@ -216,7 +216,7 @@ class TransformLatentCodec:
         Raises:
             CorruptFileError: if a payload is corrupt.
         """
-        symbols, y_hat, _ = self._decode(payloads, size)
+        symbols, y_hat = self._decode(payloads, size)[:2]
         y_hat = y_hat.to(rate_index.device, torch.float32)
         return Decoded(symbols, self._transform("g_s", self.coder.synthesis, y_hat, rate_index))
 
@@ -225,6 +225,8 @@ class TransformLatentCodec:
     ) -> Iterator[Tensor]:
         """Yield l_hat of payloads, then that of other points in the quantisation cells of y."""
         _, centre, quant_step = self._decode(payloads, size)
+        if not quant_step.is_floating_point():
+            quant_step = quant_step.float().div_(UNIT)
         for draw in range(draws + 1):
             y_hat = centre
             if draw:
@@ -234,7 +236,7 @@ class TransformLatentCodec:
             yield self._transform("g_s", self.coder.synthesis, y_hat, rate_index)
 
     def _decode(self, payloads: Sequence[bytes], size: tuple[int, int]) -> tuple[Symbols, Tensor, Tensor]:
-        """Return the symbols of payloads, y_hat and its quantisation steps."""
+        """Return the symbols of payloads, y_hat and its quantisation steps (integers: units of 2^-12)."""
         stacks = [AnsDecoder(payload) for payload in payloads]
         z = torch.from_numpy(self.coding.pop_z(stacks, size))
         symbols = torch.zeros(
@@ -256,12 +258,11 @@ class TransformLatentCodec:
         self, stacks: Sequence[AnsDecoder], z: Tensor, symbols: Tensor
     ) -> tuple[Symbols, Tensor, Tensor]:
         """Return what `_decode` returns, of a large latent; writes the symbols to a map of zeros."""
-        masks = self.context.masks(*symbols.shape[-2:])[:, 0].numpy()
         walk = self._fixed_point_walk(z)
         for k in range(STEPS):
-            symbols += torch.from_numpy(self.coding.pop_y(stacks, masks[k], walk.indexes.cpu().numpy())).to(
-                self.device
-            )
+            mask, indexes = walk.complete_mask(k)[0].cpu().numpy(), walk.indexes.cpu().numpy()
+            symbols += torch.from_numpy(self.coding.pop_y(stacks, mask, indexes)).to(self.device)
+            del mask, indexes  # before their successors are computed
             for rows in walk.tiles():
                 walk.set(k, rows, symbols[:, :, rows])
             self._advance(walk, k + 1)
