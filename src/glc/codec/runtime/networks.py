@@ -112,7 +112,7 @@ class ImageNetworks:
         """
         limit = self.limit(self.model.coder)
         if limit is not None and need > limit:
-            give_back_freed()  # by the image and E; not each time, since what is given back is faulted in again
+            give_back_freed()  # not each time: it is faulted in again
             limit = self.limit(self.model.coder)
         check_memory(need, limit, "the entropy model")
         try:
