@@ -17,7 +17,11 @@ from typing import Any
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
 SWITCH = "GLC_BUILD_KERNELS"
-SOURCES = ("src/glc/codec/runtime/winograd.c", "src/glc/codec/entropy/integer_kernels.c")
+SOURCES = (
+    "src/glc/codec/runtime/winograd.c",
+    "src/glc/codec/entropy/integer_kernels.c",
+    "src/glc/training/fused.c",
+)
 
 
 class KernelsHook(BuildHookInterface):

@@ -230,7 +230,8 @@ def test_wheel_with_compiled_kernels(tmp_path: Path, monkeypatch: pytest.MonkeyP
         found = {Path(name).name for name in archive.namelist() if name.endswith(".so")}
         names = [f"integer_kernels.{level}.so" for level in LEVELS[platform.machine()]]
         archive.extract(f"glc/codec/entropy/{names[-1]}", tmp_path)
-    assert found == {*names, *(name.replace("integer_kernels", "winograd") for name in names)}
+    kernels = ("integer_kernels", "winograd", "fused")
+    assert found == {name.replace("integer_kernels", kernel) for name in names for kernel in kernels}
     source = tmp_path / "glc" / "codec" / "entropy" / "integer_kernels.c"
     native = Native(source, integer_kernels.NATIVE._declare, integer_kernels.NATIVE._self_test)
     monkeypatch.setenv("CC", "no-such-compiler-here")

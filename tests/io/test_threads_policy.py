@@ -21,7 +21,7 @@ def alone(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(threads_policy, "others", lambda: 0.1)
     monkeypatch.delitem(sys.modules, "torch")
     with patch.dict(os.environ):
-        for name in (*threads_policy.USER_SETTINGS, "LOCAL_WORLD_SIZE"):
+        for name in (*threads_policy.USER_SETTINGS, "LOCAL_WORLD_SIZE", "OMP_NUM_THREADS"):
             os.environ.pop(name, None)
         yield
 
@@ -76,6 +76,29 @@ def test_the_users_setting_wins(name: str, monkeypatch: pytest.MonkeyPatch) -> N
 def test_threads_sleep_on_a_busy_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(threads_policy, "others", lambda: 0.75)
     assert threads_policy.choose() == "OMP_WAIT_POLICY=passive (other programs use 75% of the cores)"
+
+
+@pytest.mark.parametrize(("load", "threads"), [(0.5, "4"), (0.7, "2"), (0.99, "1"), (3.0, "1")])
+def test_training_in_bfloat16_takes_the_free_cores_of_a_busy_machine(
+    load: float, threads: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    monkeypatch.setattr(threads_policy, "others", lambda: load)
+    assert f"OMP_NUM_THREADS={threads}, the free ones" in threads_policy.choose(bfloat16=True)
+    assert os.environ["OMP_NUM_THREADS"] == threads
+    monkeypatch.setenv("OMP_NUM_THREADS", "7")
+    monkeypatch.delenv("OMP_WAIT_POLICY")
+    assert "OMP_NUM_THREADS" not in threads_policy.choose(bfloat16=True)
+    assert os.environ["OMP_NUM_THREADS"] == "7"
+
+
+@pytest.mark.parametrize(("load", "bfloat16"), [(0.4, True), (0.9, False)], ids=["idle", "float32"])
+def test_other_training_keeps_its_threads(
+    load: float, bfloat16: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(threads_policy, "others", lambda: load)
+    threads_policy.choose(bfloat16=bfloat16)
+    assert "OMP_NUM_THREADS" not in os.environ
 
 
 @pytest.mark.parametrize(

@@ -10,10 +10,12 @@ from hydra.utils import instantiate
 from PIL import Image
 
 import glc
-from glc.codec.weights.export import export, read_codec
+from glc.codec.weights.export import export, export_training_weights, read_codec
 from glc.codec.weights.labels import read_label
-from glc.launch.start import UsageError
+from glc.errors import WrongWeightsError
+from glc.launch.start import UsageError, resolve_start
 from tests.codec.fixed_model import fixed_codec_weights, fixed_image
+from tests.codec.weights.test_export import command
 from tests.short_runs import (
     checkpoint,
     compose,
@@ -170,3 +172,113 @@ def test_unreadable_style_image_is_named(photos: Path, codec: Path, tmp_path: Pa
         run({**values, "stage.style_size": 0})
     with pytest.raises(UsageError, match=r"stage\.style"):
         run({key: value for key, value in values.items() if key != "stage.style"})
+
+
+@pytest.fixture(scope="module")
+def polisher(photos: Path, codec: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    values = options(photos, tmp_path_factory.mktemp("polish"), codec, "polish", steps=30)
+    more = {"stage.adversarial_weight": 0.01, "stage.optimizer.lr": 2e-3, "callbacks.ema.decay": 0.8}
+    return run({**values, **more, "validate_first": "true", "trainer.log_every_n_steps": 10})
+
+
+def test_polish_trains_the_decoder_on_coded_latents(polisher: Path, codec: Path) -> None:
+    saved = checkpoint(polisher)
+    assert {key.split(".")[0] for key in saved["state_dict"]} == {"decoder", "adversarial"}
+    assert saved["glc"]["part"]["fingerprint"] == read_codec(codec).fingerprint
+    assert len(saved["optimizer_states"]) == 2
+    rows = figures(polisher)
+    assert all(finite(row) for row in rows)
+    assert {"train/l1", "train/logits_real", "train/adversarial_weight"} <= rows[-1].keys() | rows[-2].keys()
+    before, after = (row for row in rows if "val/loss" in row)
+    for k in range(4):
+        assert after[f"val/l1/{k}"] < before[f"val/l1/{k}"]
+        assert after[f"val/bpp/{k}"] == before[f"val/bpp/{k}"]
+    assert after["val/loss"] == pytest.approx(sum(after[f"val/loss/{k}"] for k in range(4)) / 4, rel=1e-5)
+
+
+def test_polish_changes_no_byte_and_no_weight_of_the_codec(
+    polisher: Path, codec: Path, tmp_path: Path
+) -> None:
+    last, image = polisher / "checkpoints" / "last.ckpt", fixed_image(64, 96)
+    old = glc.load(codec, "cpu")
+    data = old.compress(image)
+    export(last, tmp_path / "decoder.safetensors")
+    assert read_label(tmp_path / "decoder.safetensors").about["stage"] == "polish"
+    polished = glc.load(codec, "cpu", decoder=tmp_path / "decoder.safetensors")
+    assert polished.compress(image) == data
+    decoded = np.asarray(polished.decompress(data))
+    assert not np.array_equal(decoded, np.asarray(old.decompress(data)))
+
+    # A complete codec: the same symbols and tables; its D is part of its fingerprint, which its files name.
+    words = ("export", polisher, tmp_path / "new.safetensors", "--codec", codec)
+    assert command(*words).exit_code == 0
+    new = glc.load(tmp_path / "new.safetensors", "cpu")
+    own = new.compress(image)
+    prefixes = [
+        bytes.fromhex(read_codec(path).fingerprint[:8]) for path in (codec, tmp_path / "new.safetensors")
+    ]
+    assert data.count(prefixes[0]) == 1
+    assert own[:-4] == data[:-4].replace(*prefixes)  # the checksum covers the name
+    assert np.array_equal(np.asarray(new.decompress(own)), decoded)
+    with pytest.raises(WrongWeightsError):
+        new.decompress(data)
+    kept, changed = (read_codec(path).model.state_dict() for path in (codec, tmp_path / "new.safetensors"))
+    assert {name.split(".")[0] for name in kept if not torch.equal(kept[name], changed[name])} == {"decoder"}
+
+
+def test_codec_of_an_export_must_be_the_variant_s(
+    polisher: Path, stages: dict[str, Path], codec: Path, tmp_path: Path
+) -> None:
+    other, out = fixed_codec_weights(tmp_path / "other.safetensors", seed=1), tmp_path / "out.safetensors"
+    result = command("export", polisher, out, "--codec", other)
+    assert result.exit_code == 1
+    assert "decoder for the codec" in result.stderr
+    result = command("export", stages["joint"], out, "--codec", codec)
+    assert result.exit_code == 1
+    assert "holds a complete codec" in result.stderr
+    result = command("export", polisher, out, "--codec", codec, "--training")
+    assert result.exit_code == 2
+    assert not out.exists()
+
+
+def test_polish_starts_with_the_discriminator_of_stage_three(
+    stages: dict[str, Path], photos: Path, tmp_path: Path
+) -> None:
+    wanted = checkpoint(stages["joint"])["state_dict"]
+    export_training_weights(stages["joint"] / "checkpoints" / "last.ckpt", tmp_path / "training.safetensors")
+    export(stages["joint"] / "checkpoints" / "last.ckpt", tmp_path / "codec.safetensors")
+    for given in (
+        {"init_from": stages["joint"]},
+        {
+            "init_from": tmp_path / "codec.safetensors",
+            "stage.discriminator_from": tmp_path / "training.safetensors",
+        },
+    ):
+        start = resolve_start(compose({**settings(photos, tmp_path, "one", "polish"), **given}))
+        assert start.codec is not None
+        assert start.discriminator is not None
+        prefix = "adversarial.discriminator."
+        found = {
+            name: value for name, value in start.discriminator.tensors.items() if name.startswith(prefix)
+        }
+        assert found.keys() == {name for name in wanted if name.startswith(prefix)}
+        assert all(torch.equal(value, wanted[name]) for name, value in found.items())
+    plain = {**settings(photos, tmp_path, "one", "polish"), "init_from": tmp_path / "codec.safetensors"}
+    assert resolve_start(compose(plain)).discriminator is None
+
+
+def test_polish_needs_no_gradient_before_the_decoder(photos: Path, codec: Path, tmp_path: Path) -> None:
+    cfg = compose(options(photos, tmp_path, codec, "polish"))
+    stage = instantiate(cfg.stage.module, _partial_=True, _convert_="all")(codec=read_codec(codec))
+    x = torch.rand(4, 3, 64, 64, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    rates = torch.arange(4)
+    latent_hat, bits = stage.coded(x, rates)
+    assert not latent_hat.requires_grad
+    assert bits.tolist() == sorted(bits.tolist())
+    with torch.no_grad():
+        singly = [stage.model(x[k : k + 1], k) for k in range(4)]
+    torch.testing.assert_close(
+        latent_hat, torch.cat([out.latent_hat for out in singly]), rtol=1e-3, atol=1e-3
+    )
+    names = {name.split(".")[0] for name, p in stage.named_parameters() if p.requires_grad}
+    assert names == {"decoder", "adversarial"}

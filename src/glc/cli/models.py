@@ -121,6 +121,12 @@ def convert(source: Path, destination: Path, kind: str, target: str | None, forc
     help="Write the training weights instead: codebook C, code predictor, E_VQ and discriminator, for "
     "init_from=[CODEC,DESTINATION].",
 )
+@click.option(
+    "--codec",
+    metavar="CODEC",
+    help="For the encoder or decoder of a fine-tune stage: write CODEC, for which it was trained, with it in "
+    "place of CODEC's own. CODEC is a weights file, a model's name, or a run.",
+)
 @click.option("--force", is_flag=True, help="Replace an existing DESTINATION.")
 @click.option(
     "--wandb",
@@ -137,6 +143,7 @@ def export(
     half: bool,
     images: tuple[Path, ...],
     training: bool,
+    codec: str | None,
     force: bool,
     project: str | None,
 ) -> None:
@@ -144,6 +151,8 @@ def export(
 
     CHECKPOINT may be the folder of a training run; its last checkpoint is then used.
     """
+    if codec is not None and (onnx or training):
+        raise click.UsageError("--codec cannot be combined with --onnx or --training")
     if training and images:
         raise click.UsageError("--images: only applies to a codec; omit it with --training")
     if onnx and (half or images or training or project):
@@ -173,7 +182,7 @@ def export(
         return
     paths = [path for _, path in list_sources(images)] if images else []
     with tqdm(paths, desc="counting", unit="image", disable=None if paths else True) as counted:
-        write(checkpoint, destination, half, counted)
+        write(checkpoint, destination, half, counted, codec=codec)
     if project:
         log_export(checkpoint, destination, project)
 

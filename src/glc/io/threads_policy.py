@@ -3,6 +3,10 @@
 By default they spin for milliseconds before they sleep: fast while each thread has a core of its own, but
 otherwise it takes the cores from threads that have work. With `OMP_WAIT_POLICY=passive` they sleep at once.
 PyTorch's libgomp reads `OMP_WAIT_POLICY` and `GOMP_SPINCOUNT` once, when it is loaded.
+
+Where oneDNN sums gradients of bfloat16 convolutions over threads, they wait in loops of its own, which no
+setting changes: two threads on one core take 27 times as long as one (findings/onednn_bfloat16_barrier.sh).
+So training in bfloat16 beside other programs uses no more threads than there are free cores.
 """
 
 import logging
@@ -28,7 +32,7 @@ _description = "as the environment says"
 _log = logging.getLogger(__name__)
 
 
-def choose(words: Sequence[str] = (), started: Sequence[str] = ()) -> str:
+def choose(words: Sequence[str] = (), started: Sequence[str] = (), bfloat16: bool = False) -> str:
     """Choose how the threads of this process and of its children wait, by environment variables.
 
     They sleep if this command starts processes that share the cores, or if other programs use them; else they
@@ -37,23 +41,27 @@ def choose(words: Sequence[str] = (), started: Sequence[str] = ()) -> str:
     Args:
         words: the command line.
         started: settings that start processes on this machine, such as `data.num_workers=4`.
+        bfloat16: convolutions are trained in bfloat16 on the CPU.
 
     Returns:
         The choice and its reason, in one line.
     """
     global _description
-    _description = _chosen(words, started)
+    _description = _chosen(words, started, bfloat16)
     _log.debug("threads: %s", _description)
     return _description
 
 
-def _chosen(words: Sequence[str], started: Sequence[str]) -> str:
+def _chosen(words: Sequence[str], started: Sequence[str], bfloat16: bool) -> str:
     given = next((name for name in USER_SETTINGS if name in os.environ), None)
     if given:
         return f"{given}={os.environ[given]} (from the environment)"
     reason = next(chain(_processes(words), started), None)
     if reason is None and (load := others()) >= TAKEN:
         reason = f"other programs use {load:.0%} of the cores"
+        if bfloat16 and "OMP_NUM_THREADS" not in os.environ:
+            os.environ["OMP_NUM_THREADS"] = str(max(1, int((os.cpu_count() or 1) * (1 - load))))
+            reason += f"; OMP_NUM_THREADS={os.environ['OMP_NUM_THREADS']}, the free ones, for bfloat16"
     if reason:
         os.environ.update(PASSIVE)
     else:

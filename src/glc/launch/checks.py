@@ -60,6 +60,12 @@ def local_processes(cfg: DictConfig) -> list[str]:
     return found
 
 
+def trains_bfloat16(cfg: DictConfig) -> bool:
+    """Return whether a configuration may train convolutions in bfloat16 on the CPU."""
+    precision = str(OmegaConf.select(cfg, "trainer.precision"))
+    return precision.startswith("bf16") and OmegaConf.select(cfg, "trainer.accelerator") in ("auto", "cpu")
+
+
 def check_training(cfg: DictConfig) -> None:
     """Check the keys of a training configuration that depend on each other, and that all have a value.
 

@@ -58,10 +58,13 @@ def _answered(
             found = script(given) if words[0] == "--completion" else candidates(given, config_name)
             print(found if isinstance(found, str) else "\n".join(found))
         else:
-            from glc.launch.checks import check_command, local_processes
+            from glc.launch.checks import check_command, local_processes, trains_bfloat16
 
             cfg = check_command(words, config_name, shards)
-            threads_policy.choose(words, [] if cfg is None else local_processes(cfg))
+            if cfg is None:
+                threads_policy.choose(words)
+            else:
+                threads_policy.choose(words, local_processes(cfg), trains_bfloat16(cfg))
             return False
     except UsageError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -28,6 +28,7 @@ TRAIN = Help(
         "model/variants": "ablations of the model",
         "experiment": "settings of a whole recipe; combine several in a list, [a,b]",
         "data": "training and validation images",
+        "perceptual": "the perceptual loss: LPIPS, or a mixture of distances",
         "degradation": "with stage=restoration: what the encoder undoes",
         "trainer": "devices: one machine, torchrun, SLURM",
         "metrics": "metrics of validation",

@@ -47,7 +47,11 @@ def resolve_start(cfg: DictConfig) -> Start:
     files = _Files()
     resume = _checkpoint_to_resume(cfg)
     if cfg.stage.get("codec"):  # the stage needs it for resuming, too
-        return Start(resume, codec=_finished_codec(cfg, files))
+        codec, source = _finished_codec(cfg, files)
+        if resume is not None or "discriminator_from" not in cfg.stage:
+            return Start(resume, codec=codec)
+        own = source if source is not None and has_discriminator(source) else _discriminator(cfg, files)
+        return Start(codec=codec, discriminator=own)
     if resume is not None:
         return Start(resume)
     sources = tuple(_initial_weights(cfg, files))
@@ -150,8 +154,8 @@ def _file_or_model(name: str, files: _Files) -> Source:
     return files.open(path if path.is_file() or path.suffix or len(path.parts) > 1 else find(name))
 
 
-def _finished_codec(cfg: DictConfig, files: _Files) -> Weights:
-    """Read the finished codec of a fine-tune stage."""
+def _finished_codec(cfg: DictConfig, files: _Files) -> tuple[Weights, Source | None]:
+    """Read the finished codec of a fine-tune stage; also return the checkpoint that it comes from, if any."""
     if cfg.init_from is not None and cfg.init_from != "none":
         named = _given(cfg)
         if len(named) > 1:
@@ -160,12 +164,12 @@ def _finished_codec(cfg: DictConfig, files: _Files) -> Weights:
             )
         path = Path(named[0])
         if path.suffix != ".ckpt" and not (path.is_dir() and files.last(path)):
-            return read_codec(named[0])
+            return read_codec(named[0]), None
     sources = _initial_weights(cfg, files)
     if not sources:
         raise UsageError(f"stage={cfg.stage.name}: needs a finished codec; give init_from=CODEC.safetensors")
     _warn_of_unfinished(sources)
-    return read_codec(sources[0].checkpoint or sources[0].path)
+    return read_codec(sources[0].checkpoint or sources[0].path), sources[0]
 
 
 def _discriminator(cfg: DictConfig, files: _Files) -> Source | None:
@@ -176,7 +180,7 @@ def _discriminator(cfg: DictConfig, files: _Files) -> Source | None:
     if given == "auto":
         return files.last(Path(cfg.runs_dir) / cfg.name / "vqvae")
     if not Path(given).is_file():
-        raise UsageError(f"stage.discriminator_from={given}: no such file; give a checkpoint, auto or none")
+        raise UsageError(f"stage.discriminator_from={given}: no such file; give a file, auto or none")
     return files.open(Path(given))
 
 

@@ -1,6 +1,7 @@
 """Normalisation, convolutional blocks and attention of the auto-encoder and of the transform coder."""
 
 import math
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -23,12 +24,25 @@ class PixelNorm(nn.Module):
         self.eps = eps
         self.weight = nn.Parameter(torch.ones(channels))
         self.bias = nn.Parameter(torch.zeros(channels))
+        self.kernel: Callable[[Tensor, Tensor, Tensor, float, bool], Tensor | None] | None = None
+        """Computes the same faster: of the input, weight, bias, eps, and whether swish follows. It returns
+        None for inputs that it does not accept."""
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Map `[B, C, H, W]` to `[B, C, H, W]`."""
+    def forward(self, x: Tensor, swish: bool = False) -> Tensor:
+        """Map `[B, C, H, W]` to `[B, C, H, W]`, followed by swish if asked for."""
+        if self.kernel is not None:
+            y = self.kernel(x, self.weight, self.bias, self.eps, swish)
+            if y is not None:
+                return y
         # The channel axis is contiguous in channels-last memory; rms_norm then needs no copy.
         y = nn.functional.rms_norm(x.permute(0, 2, 3, 1), x.shape[1:2], self.weight.to(x.dtype), self.eps)
-        return (y + self.bias.to(x.dtype)).permute(0, 3, 1, 2)
+        y = (y + self.bias.to(x.dtype)).permute(0, 3, 1, 2)
+        return F.silu(y) if swish else y
+
+
+def normalize_swish(norm: nn.Module, x: Tensor) -> Tensor:
+    """Apply a normalisation of `make_norm`, then swish, to `[B, C, H, W]`."""
+    return norm(x, swish=True) if isinstance(norm, PixelNorm) else F.silu(norm(x))
 
 
 def make_norm(kind: str, channels: int) -> nn.Module:
@@ -69,8 +83,8 @@ class ResidualBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map `[B, in_channels, H, W]` to `[B, out_channels, H, W]`."""
-        h = self.conv1(F.silu(self.norm1(x)))
-        h = self.conv2(F.silu(self.norm2(h)))
+        h = self.conv1(normalize_swish(self.norm1, x))
+        h = self.conv2(normalize_swish(self.norm2, h))
         return self.skip(x) + h
 
 

@@ -9,6 +9,7 @@ import os
 import threading
 import urllib.request
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -42,6 +43,10 @@ _BACKBONES = {
 }
 
 
+LENGTH_EPS = 1e-10
+"""Added to the lengths of feature vectors, as in the `lpips` package."""
+
+
 class LPIPS(nn.Module):
     """Learned perceptual distance between images, version 0.1 (Zhang et al., CVPR 2018).
 
@@ -68,6 +73,10 @@ class LPIPS(nn.Module):
         ValueError: `net` or `precision` is unknown, or a weights file does not match its name.
     """
 
+    kernel: Callable[[Tensor, Tensor, Tensor, float], Tensor | None] | None = None
+    """Computes the distances `[B, h, w]` of two feature maps faster: of the maps, the channels' weights and
+    `LENGTH_EPS`; differentiable in the first map. It returns None for maps that it does not accept."""
+
     def __init__(
         self,
         net: Net = "vgg",
@@ -85,9 +94,25 @@ class LPIPS(nn.Module):
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         """Return the distances `[B]` (0: equal) between x and y, float `[B, 3, H, W]` in [-1, 1]."""
         if self.precision == "autocast":
-            return self.network(x, y).flatten()
+            return self._distances(x, y)
         with torch.autocast(x.device.type, enabled=False):
-            return self.network(x.float(), y.float()).flatten()
+            return self._distances(x.float(), y.float())
+
+    def _distances(self, x: Tensor, y: Tensor) -> Tensor:
+        if self.kernel is None or (x.requires_grad and y.requires_grad):
+            return self.network(x, y).flatten()
+        if y.requires_grad:  # symmetric, and the kernel has the gradient of its first argument
+            x, y = y, x
+        network: Any = self.network.module
+        images = [image.contiguous(memory_format=torch.channels_last) for image in (x, y)]
+        maps = [network.net(network.scaling_layer(image)) for image in images]
+        total = x.new_zeros(len(x), dtype=torch.float32)
+        for a, b, head in zip(*maps, network.lins, strict=True):
+            distances = self.kernel(a, b, head.model[-1].weight.flatten(), LENGTH_EPS)
+            if distances is None:
+                distances = head((F.normalize(a, dim=1) - F.normalize(b, dim=1)) ** 2)
+            total = total + distances.flatten(1).mean(1)
+        return total
 
     def features(self, x: Tensor) -> list[Tensor]:
         """Return the backbone's feature maps `[B, C_i, h_i, w_i]` of x `[B, 3, H, W]` in [-1, 1], float32."""
@@ -99,7 +124,7 @@ class LPIPS(nn.Module):
 def _build(net: str, weights_dir: str | Path | None) -> nn.Module:
     import lpips  # slow to import, and an optional dependency
 
-    path = find_weights(_torchvision_address(net), weights_dir, *_BACKBONES[net][1:])
+    path = find_weights(torchvision_address(net), weights_dir, *_BACKBONES[net][1:])
     # On the meta device, because every tensor is replaced below: consumes no random numbers and never
     # allocates VGG's classifier (0.5 GB).
     with torch.device("meta"), warnings.catch_warnings():
@@ -107,14 +132,14 @@ def _build(net: str, weights_dir: str | Path | None) -> nn.Module:
         network = lpips.LPIPS(pretrained=False, pnet_rand=True, net=net, verbose=False)
     network.scaling_layer = lpips.ScalingLayer()
     heads = Path(lpips.__file__).parent / "weights" / "v0.1" / f"{net}.pth"
-    network.load_state_dict(_read_state_dict(heads), strict=False, assign=True)
+    network.load_state_dict(read_state_dict(heads), strict=False, assign=True)
     network.net.load_state_dict(_features_for(network.net, path), assign=True)
     return network.float()
 
 
 def _features_for(slices: nn.Module, path: Path) -> dict[str, Tensor]:
     """Return the tensors of a torchvision file under the names of the `lpips` package, which has slices."""
-    found = _read_state_dict(path)
+    found = read_state_dict(path)
     renamed: dict[str, Tensor] = {}
     for name, wanted in slices.state_dict().items():
         layer = name.partition(".")[2]  # "slice2.3.weight" is layer 3 of the features
@@ -129,7 +154,8 @@ def _features_for(slices: nn.Module, path: Path) -> dict[str, Tensor]:
     return renamed
 
 
-def _read_state_dict(path: Path) -> dict[str, Tensor]:
+def read_state_dict(path: Path) -> dict[str, Tensor]:
+    """Return the tensors of a file of torch; raises ValueError if it is not a dictionary of tensors."""
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises a different type for each kind of corruption
@@ -186,7 +212,8 @@ def find_weights(
     )
 
 
-def _torchvision_address(net: str) -> str:
+def torchvision_address(net: Net | str) -> str:
+    """Return the URL of torchvision's weights of a backbone."""
     from torchvision import models
 
     return getattr(models, _BACKBONES[net].weights).IMAGENET1K_V1.url

@@ -33,9 +33,7 @@ class StyleLoss(nn.Module):
         ValueError: no network, one with random augmentations, or a layer that does not exist.
     """
 
-    def __init__(
-        self, perceptual: LPIPS | RandomAugmentation | None, content_layers: Sequence[int] = (2,)
-    ) -> None:
+    def __init__(self, perceptual: nn.Module | None, content_layers: Sequence[int] = (2,)) -> None:
         super().__init__()
         if perceptual is None:
             raise ValueError(
@@ -44,6 +42,10 @@ class StyleLoss(nn.Module):
         if isinstance(perceptual, RandomAugmentation):
             raise ValueError(
                 "perceptual.augment: not supported by content and style losses; set perceptual.augment=false"
+            )
+        if not isinstance(perceptual, LPIPS):
+            raise ValueError(
+                "perceptual.terms: not supported by content and style losses; set perceptual=lpips"
             )
         self.perceptual = perceptual
         self.content_layers = tuple(content_layers)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from glc.codec.entropy.latent_coding import make_latent_codec
 from glc.codec.entropy.tables import Table, Tables, density_tables, gaussian_tables, index_table
-from glc.codec.weights.architecture import bake_projections
+from glc.codec.weights.architecture import bake_projections, build
 from glc.codec.weights.catalog import find
 from glc.codec.weights.file import (
     Weights,
@@ -23,6 +23,7 @@ from glc.codec.weights.file import (
 from glc.codec.weights.labels import TRAINING_NETWORKS, CodecLabel, TrainingLabel, VariantLabel
 from glc.codec.weights.state import half_precision, strip_prefix
 from glc.codec.weights.trust import Trust
+from glc.codec.weights.variants import Variant, attach
 from glc.data.images import pad, read_rgb, stack_images
 from glc.errors import WeightsError
 from glc.io.checkpoint import Checkpoint, open_checkpoint
@@ -117,16 +118,20 @@ def export(
     half: bool = False,
     photos: Iterable[str | Path] = (),
     trust: Trust = (),
+    codec: str | Path | None = None,
 ) -> None:
     """Write the codec in a training checkpoint as a weights file (safetensors).
 
-    A checkpoint of stage=restoration or stage=stylization gives the file of the encoder or decoder variant
-    that was trained, see `glc.codec.weights.catalog`.
+    A checkpoint of stage=restoration, stage=stylization or stage=polish gives the file of the encoder or
+    decoder variant that was trained, see `glc.codec.weights.catalog`, or with `codec` a complete codec.
 
     Args:
-        checkpoint: of stage II or III, or of an application.
+        checkpoint: of stage II or III, or of a fine-tune stage.
         half: store the weights in half precision; the codec computes with the rounded values.
         photos: images on which to count the indices of the hyper-latent, see `make_tables`.
+        codec: the codec that a variant was trained for, as `read_codec` takes it: write it with the trained
+            network in place of its own. It keeps its tables, unless `photos` are given. Symbols and sizes of
+            files stay the same, but D is part of the fingerprint: with another D, files name another model.
 
     Raises:
         WeightsError: the checkpoint holds no complete codec, or names a network of a package that is not
@@ -134,9 +139,14 @@ def export(
         ImageError: an image cannot be read.
     """
     opened = open_checkpoint(checkpoint)
+    if "part" in opened.content["glc"] and codec is not None:
+        _export_complete(opened, destination, read_codec(codec, trust), half, photos, trust)
+        return
+    if codec is not None:
+        raise WeightsError(f"{checkpoint}: holds a complete codec, not a variant of one; omit --codec")
     if "part" in opened.content["glc"]:
         if any(True for _ in photos):
-            raise WeightsError(f"{checkpoint}: --images only applies to full codecs; omit it")
+            raise WeightsError(f"{checkpoint}: --images only applies to full codecs; omit it, or add --codec")
         return _export_variant(opened, destination, half)
     model, description, rates = model_from_checkpoint(opened, trust)
     state: Mapping[str, Tensor] = model.state_dict()
@@ -155,18 +165,43 @@ def export(
     save(destination, state, CodecLabel(description, tables, rates))
 
 
-def _export_variant(checkpoint: Checkpoint, destination: str | Path, half: bool) -> None:
-    """Write the encoder or decoder variant that a fine-tuning stage trained (its EMA weights)."""
+def _variant(checkpoint: Checkpoint) -> tuple[dict[str, Tensor], VariantLabel]:
+    """Return the variant that a fine-tune stage trained: its EMA weights and its label."""
     path, part = checkpoint.path, checkpoint.content["glc"]["part"]
     if not isinstance(part, Mapping) or part.get("kind") not in ("encoder", "decoder"):
         raise WeightsError(f"{path}: does not hold an encoder or decoder variant")
-    state = strip_prefix(checkpoint.state_dict, part["kind"])
-    if half:
-        state = half_precision(state, path)
     settings = {"stage": checkpoint.stage, "degradation": checkpoint.settings.get("degradation")}
     about = {key: value for key, value in settings.items() if value is not None} | (part.get("about") or {})
     label = VariantLabel(part["kind"], part["description"], part["fingerprint"], about)
-    save(destination, state, label)
+    return strip_prefix(checkpoint.state_dict, part["kind"]), label
+
+
+def _export_variant(checkpoint: Checkpoint, destination: str | Path, half: bool) -> None:
+    state, label = _variant(checkpoint)
+    save(destination, half_precision(state, checkpoint.path) if half else state, label)
+
+
+def _export_complete(
+    checkpoint: Checkpoint,
+    destination: str | Path,
+    codec: Weights,
+    half: bool,
+    photos: Iterable[str | Path],
+    trust: Trust,
+) -> None:
+    """Write a codec with a variant that was trained for it in place of its own network."""
+    state, label = _variant(checkpoint)
+    network = build(label.description, trust)
+    fill(checkpoint.path, network, state)
+    changed = attach(codec, Variant(label, network, str(checkpoint.path)))
+    stored: Mapping[str, Tensor] = changed.model.state_dict()
+    if half:
+        stored = half_precision(stored, checkpoint.path)
+        fill(checkpoint.path, changed.model, stored)
+    images = [stack_images([read_rgb(photo)]) for photo in photos]
+    tables = make_tables(changed.model, images) if images else codec.tables
+    description = {**codec.description, label.kind: label.description}
+    save(destination, stored, CodecLabel(description, tables, codec.rates))
 
 
 def export_training_weights(checkpoint: str | Path, destination: str | Path, half: bool = False) -> list[str]:

@@ -38,6 +38,9 @@ class EMA(WeightAveraging):
         super().__init__()
         self._interpolate = get_ema_multi_avg_fn(decay)
         self.validate_live = validate_live
+        self._changing: set[int] = (
+            set()
+        )  # positions of weights that were trained; the others stay as they are
 
     @property
     def state_key(self) -> str:
@@ -90,10 +93,12 @@ class EMA(WeightAveraging):
         kept = chain(average.module.parameters(), average.module.buffers())
         first = not average.n_averaged
         grouped: dict[torch.dtype, tuple[list[Tensor], list[Tensor]]] = defaultdict(lambda: ([], []))
-        for old, new in zip(kept, chain(module.parameters(), module.buffers()), strict=True):
+        for i, (old, new) in enumerate(zip(kept, chain(module.parameters(), module.buffers()), strict=True)):
+            if new.requires_grad or not isinstance(new, nn.Parameter):
+                self._changing.add(i)
             if first:
                 old.copy_(new)
-            else:
+            elif i in self._changing:
                 grouped[old.dtype][0].append(old.detach())
                 grouped[old.dtype][1].append(new.detach())
         for olds, news in grouped.values():

@@ -18,6 +18,7 @@ from glc.errors import SettingError, WeightsError
 from glc.losses.terms import AddedLosses
 from glc.metrics.codebook import CodebookUsage
 from glc.metrics.quality import QualityMetrics
+from glc.training import fused
 from glc.training.checkpoints import count_batches, count_epochs
 from glc.training.load import load_stage
 from glc.training.networks import trained_networks
@@ -132,6 +133,8 @@ class Stage(L.LightningModule):
         if self.compile_networks and stage == "fit":
             for name in self.compiled:
                 self.get_submodule(name).compile()
+        elif stage == "fit":
+            fused.fuse(self)
 
     def train(self, mode: bool = True) -> "Stage":
         """Set the mode; frozen networks stay in evaluation mode."""

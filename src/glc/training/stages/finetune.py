@@ -49,6 +49,10 @@ class FineTuneStage(Stage):
         """The trained network."""
         return getattr(self, self.kind)
 
+    def refined(self, latent_hat: Tensor) -> Tensor:
+        """Return D's input: l_hat, or its refinement in the ablation with a refiner."""
+        return latent_hat if self.model.refiner is None else self.model.refiner(latent_hat)
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add the data that `glc export` needs for the variant's file."""
         checkpoint.setdefault("glc", {})["part"] = {**self.variant, "about": self.about()}

@@ -102,10 +102,6 @@ class StylizationStage(FineTuneStage):
         self.optimize(terms["loss"].mean(), batch_idx)
         self.log_terms("train", terms, len(x))
 
-    def refined(self, latent_hat: Tensor) -> Tensor:
-        """Return the decoder's input: l_hat, or its refinement in the ablation with a refiner."""
-        return latent_hat if self.model.refiner is None else self.model.refiner(latent_hat)
-
     def terms(self, x: Tensor, x_hat: Tensor) -> dict[str, Tensor]:
         """Compare images `[B, 3, H, W]`; returns the terms and their total `loss`, each `[B]`."""
         terms = self.losses(self.loss(x, x_hat, self.style), x, x_hat)

@@ -1,9 +1,9 @@
-r"""Compare two checkouts alone and where several processes share the cores. Run it on an idle machine.
+r"""Compare two versions of glc: training, coding, memory. Run it on an idle machine.
 
-    python -m benchmarks.shared_machine CHECKOUT [--rounds N] [--only alone,three,...]
+    python -m benchmarks.versions CHECKOUT [--rounds N] [--only alone,three,...] [--weights FOLDER]
 
 CHECKOUT is the other version, such as a git worktree of 0.1. Sides alternate; printed are the medians, and
-the ratio (above 1: this checkout is faster). Nothing is set in the environment: each
+the ratio (above 1: this checkout is faster, or needs less memory). Nothing is set in the environment: each
 version chooses how OpenMP threads wait.
 
 Training runs of both sides start once and then run in turn, for five seconds each, while those of the other
@@ -16,6 +16,15 @@ turn of both is a round; its ratio is that of all rounds until then.
 - compress: images per second of `glc compress` for one image, start-up included.
 
 With `--only` also:
+
+- vqvae, transform, joint: steps per second of a stage of `small` (`experiment=small`, batches of 8);
+  with LPIPS if `--weights` names a folder with its SqueezeNet and AlexNet;
+- compress_small, decompress_small: images per processor second of `small` in a running process, 768 x 512;
+- folder24, folder24_back: images per second of `glc compress FOLDER` and `glc decompress FOLDER`, 24 images;
+- target: processor seconds at a fixed quality per processor second with a target rate, 768 x 512;
+- optimize: compressions with ten steps of latent optimisation per processor second, 768 x 512;
+- large, large_back: 1 / peak GB of 8192 x 8192 pixels, with `small` and `--memory 2GB` (8GB where a version
+  refuses that); the seconds are printed too;
 
 - three1: as three, with one thread each (`OMP_NUM_THREADS=1`), as joblib gives each job of the sweep;
 - workers: one training with two data workers;
@@ -52,17 +61,48 @@ IMAGES = 160
 """Images of a collection."""
 
 
+PREPARE = """
+import sys, time
+import glc
+from PIL import Image
+codec, image = glc.load("small"), Image.open(sys.argv[1]).convert("RGB")
+
+def seconds(run, rounds=5):
+    run()
+    start = time.process_time()
+    for _ in range(rounds):
+        run()
+    return (time.process_time() - start) / rounds
+
+"""
+"""Start of the code that `Side.printed` runs, in any version."""
+OPTIMIZE = """
+try:
+    from glc.latent_optimization import LatentOptimizer
+except ImportError:  # 0.1
+    from glc.effort import Effort as LatentOptimizer
+    codec = glc.load("small", "cpu")
+    option = "effort"
+else:
+    codec = glc.load("small", "cpu", backend="torch")
+    option = "optimize_latent"
+search = LatentOptimizer(10, weights_dir=sys.argv[2])
+print(1 / seconds(lambda: codec.compress(image, 50, **{option: search}), 1))
+"""
+
+
 class Side:
     """One version: its commands and their speeds.
 
     Args:
         checkout: the version.
         folder: has the images, and gets the runs.
-        shards: of a collection.
+        shards: of a collection, and for training.
+        weights: folder of LPIPS' networks.
     """
 
-    def __init__(self, checkout: Path, folder: Path, shards: Path) -> None:
-        self.checkout, self.folder, self.shards = checkout, folder, shards
+    def __init__(self, checkout: Path, folder: Path, shards: Path, weights: Path | None = None) -> None:
+        self.checkout, self.folder, self.shards, self.weights = checkout, folder, shards, weights
         self.runs = folder / ("this" if checkout == HERE else "other")
 
     def start(self, *words: object, **more: str) -> "subprocess.Popen[bytes]":
@@ -149,6 +189,126 @@ class Side:
     def collection2(self) -> float:
         """Shards, with two processes of two threads."""
         return self.collection(2)
+
+    def stage(self, name: str) -> "Runs":
+        """A stage of `small` with its own settings."""
+        shutil.rmtree(self.runs / name, ignore_errors=True)
+        lpips = [f"perceptual.weights_dir={self.weights}"] if self.weights else ["perceptual.required=false"]
+        words = [
+            *(
+                "-m",
+                "src.train",
+                "experiment=small",
+                f"stage={name}",
+                f"name={name}",
+                f"runs_dir={self.runs}",
+            ),
+            *(f"data.train={self.shards}", f"data.val={self.shards}", "data.num_workers=0", "init_from=none"),
+            *("metrics=none", "logger=csv", "validate_first=false", "data.val_limit=1", "data.crop=128"),
+            *("trainer.max_steps=100000", "data.epoch_batches=100000", "trainer.log_every_n_steps=1"),
+            *("trainer.accelerator=cpu", "callbacks.codebooks=null", *lpips),
+        ]
+        if name != "transform":
+            words.append("stage.discriminator_start=0")
+        return Runs(self, 1, words)
+
+    def vqvae(self) -> "Runs":
+        """Stage I of `small`."""
+        return self.stage("vqvae")
+
+    def transform(self) -> "Runs":
+        """Stage II of `small`."""
+        return self.stage("transform")
+
+    def joint(self) -> "Runs":
+        """Stage III of `small`."""
+        return self.stage("joint")
+
+    def printed(self, code: str) -> float:
+        """Return the number that Python code prints last."""
+        image = str(self.folder / "images" / "0.png")
+        with (self.folder / "output.txt").open("ab") as log:
+            done = subprocess.run(
+                [sys.executable, "-c", PREPARE + code, image, str(self.weights)],
+                cwd=self.checkout,
+                env={**os.environ, "PYTHONPATH": f"{self.checkout}/src", "GLC_OFFLINE": "1"},
+                stdout=subprocess.PIPE,
+                stderr=log,
+                text=True,
+            )
+        if done.returncode:
+            raise self.failure()
+        return float(done.stdout.split()[-1])
+
+    def compress_small(self) -> float:
+        """One image after the other in a running process."""
+        return self.printed("print(1 / seconds(lambda: codec.compress(image, 50)))")
+
+    def decompress_small(self) -> float:
+        """One file after the other in a running process."""
+        return self.printed(
+            "data = codec.compress(image, 50); print(1 / seconds(lambda: codec.decompress(data)))"
+        )
+
+    def target(self) -> float:
+        """A target rate against a fixed quality."""
+        return self.printed(
+            "print(seconds(lambda: codec.compress(image, 50))"
+            " / seconds(lambda: codec.compress(image, target_bpp=0.04)))"
+        )
+
+    def optimize(self) -> float:
+        """Ten steps of latent optimisation."""
+        return self.printed(OPTIMIZE)
+
+    def complete(self, direction: str) -> float:
+        """A folder of 24 images."""
+        images, files = self.folder / "twenty-four", self.runs / "files"
+        images.mkdir(exist_ok=True)
+        for i in range(24):
+            shutil.copy(self.folder / "images" / f"{i % 6}.png", images / f"{i}.png")
+        words = {
+            "compress": ("compress", images, "-o", files),
+            "decompress": ("decompress", files, "-o", self.runs / "decoded"),
+        }[direction]
+        return 24 / self.seconds("-m", "glc", *words, "--force", "--quiet", "--device", "cpu")
+
+    def folder24(self) -> float:
+        """A folder of images."""
+        return self.complete("compress")
+
+    def folder24_back(self) -> float:
+        """A folder of files."""
+        return self.complete("decompress")
+
+    def peak(self, *words: object) -> float:
+        """Return 1 / peak memory in GB of a command; its seconds go to the standard error."""
+        begin = time.perf_counter()
+        program = self.start("-m", "glc", *words, "--force", "--quiet", "--device", "cpu")
+        _, status, used = os.wait4(program.pid, 0)
+        if status:
+            raise self.failure()
+        print(f"{self.runs.name}: {words[0]} {time.perf_counter() - begin:.0f} s", file=sys.stderr)
+        return 1e6 / used.ru_maxrss
+
+    def limited(self, *words: object) -> float:
+        """The same within 2 GB, or within 8 GB if the version refuses that."""
+        try:
+            return self.peak(*words, "--memory", "2GB")
+        except SystemExit:
+            return self.peak(*words, "--memory", "8GB")
+
+    def large(self) -> float:
+        """Compress 8192 x 8192 pixels."""
+        image = self.folder / "large.png"
+        if not image.exists():
+            with Image.open(self.folder / "images" / "0.png") as small:
+                small.resize((8192, 8192), Image.Resampling.BICUBIC).save(image)
+        return self.limited("compress", image, "-o", self.runs / "large.glc")
+
+    def large_back(self) -> float:
+        """Decompress the file."""
+        return self.limited("decompress", self.runs / "large.glc", "-o", self.runs / "large.png")
 
     def suite(self) -> float:
         """A part of the tests that both versions have."""
@@ -237,18 +397,21 @@ def last_step(path: Path) -> int:
 NAMES = {"alone": 20, "three": 20, "sweep": 20, "compress": 7}
 """Measurements and their rounds."""
 MORE = {"three1": 20, "workers": 20, "collection": 5, "collection1": 5, "collection2": 5, "suite": 3}
+MORE |= {"vqvae": 20, "transform": 20, "joint": 20, "compress_small": 3, "decompress_small": 3, "target": 3}
+MORE |= {"optimize": 1, "folder24": 3, "folder24_back": 3, "large": 1, "large_back": 1}
 """Measurements that are made when they are named."""
-TRAINING_RUNS = ("alone", "three", "three1", "sweep", "workers")
+TRAINING_RUNS = ("alone", "three", "three1", "sweep", "workers", "vqvae", "transform", "joint")
 
 
 def main() -> None:
     """Measure and print."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # `finally` kills the training runs
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.shared_machine")
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.versions")
     parser.add_argument("other", type=Path)
     parser.add_argument("--rounds", type=int)
     parser.add_argument("--only", default=",".join(NAMES))
-    parser.add_argument("--output", type=Path, default=Path("runs/bench/shared_machine"))
+    parser.add_argument("--weights", type=Path, help="folder of LPIPS' networks; without it without LPIPS")
+    parser.add_argument("--output", type=Path, default=Path("runs/bench/versions"))
     args = parser.parse_args()
     folder = args.output.resolve()
     (folder / "images").mkdir(parents=True, exist_ok=True)
@@ -257,7 +420,8 @@ def main() -> None:
         coarse = random.integers(0, 256, (16, 24, 3), dtype=np.uint8)
         Image.fromarray(coarse).resize((768, 512), Image.Resampling.BICUBIC).save(folder / f"images/{i}.png")
     shards = sample_shards(folder / "jpegs", IMAGES, 224, 8)
-    sides = [Side(path.resolve(), folder, shards) for path in (args.other, HERE)]
+    weights = args.weights and args.weights.resolve()
+    sides = [Side(path.resolve(), folder, shards, weights) for path in (args.other, HERE)]
     print(f"load before the start: {os.getloadavg()[0]:.2f}; cores: {os.cpu_count()}")
     print(f"{'':12} {'other':>9} {'this':>9} {'ratio':>7}   ratios of the rounds", flush=True)
     for name in args.only.split(","):
