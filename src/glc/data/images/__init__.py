@@ -457,9 +457,9 @@ def _wide_grey(image: Image.Image, name: str) -> np.ndarray:
 
 def _is_converted(image: object) -> TypeGuard[Image.Image]:
     """Whether `read_rgb` would only copy an image, such as one that it has returned."""
-    if not isinstance(image, Image.Image) or image.mode != "RGB" or image.info or getattr(image, "tile", ()):
+    if not isinstance(image, Image.Image) or image.info or getattr(image, "tile", None):
         return False
-    return 0 < image.width * image.height <= MAX_PIXELS and orientation(image) == 1
+    return image.mode == "RGB" and 0 < image.width * image.height <= MAX_PIXELS and orientation(image) == 1
 
 
 def to_input(image: ImageLike) -> Tensor:
