@@ -20,7 +20,7 @@ SWITCH = "GLC_BUILD_KERNELS"
 SOURCES = (
     "src/glc/codec/runtime/winograd.c",
     "src/glc/codec/entropy/integer_kernels.c",
-    "src/glc/training/fused.c",
+    "src/glc/codec/runtime/fused.c",
 )
 
 

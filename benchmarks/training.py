@@ -19,9 +19,12 @@ import lightning as L
 import torch
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from benchmarks.readings import Benchmark, Clock, Reading
+from glc.codec.weights.export import make_tables, rate_points
+from glc.codec.weights.file import Weights
 from glc.data.stream import ImageBatch
 from glc.launch.train import quieten, register_resolvers
 from glc.layers.frozen import Frozen
@@ -99,6 +102,15 @@ def benchmarks(args: argparse.Namespace) -> Iterator[Benchmark]:
         yield Benchmark(f"training_{stage}", "image", about, sides)
 
 
+def _codec(cfg: DictConfig) -> Weights:
+    """Return a codec with random weights, for a stage that trains a part of a finished one."""
+    OmegaConf.resolve(cfg.model)
+    networks = {name: cfg.model[name] for name in ("encoder", "decoder", "coder", "refiner")}
+    description = OmegaConf.to_container(OmegaConf.create({"_target_": "glc.models.glc.GLC", **networks}))
+    model = instantiate(description)
+    return Weights(model, description, make_tables(model), rate_points(model), "0" * 64)
+
+
 def step(
     overrides: tuple[str, ...], crop: int, batch: int, steps: int, device: torch.device, threads: int
 ) -> Reading:
@@ -117,7 +129,8 @@ def step(
     if device.type == "cuda":
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(device)
-    stage = instantiate(cfg.stage.module)
+    make = instantiate(cfg.stage.module, _partial_=True)
+    stage = make(codec=_codec(cfg)) if cfg.stage.get("codec") else make()
     stop = _Stop(device, steps)
     settings = {key: value for key, value in cfg.trainer.items() if key != "plugins"}
     settings |= {

@@ -2,6 +2,7 @@
 
 import base64
 import json
+import re
 import shutil
 import subprocess
 from collections.abc import Sequence
@@ -11,6 +12,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from safetensors import safe_open
+from safetensors.numpy import load_file, save_file
 
 import glc
 from glc import pretrained
@@ -122,3 +125,23 @@ def test_weights_that_are_none_are_refused(tmp_path: Path) -> None:
         text=True,
     )
     assert "the weights are not a codec's safetensors file" in run.stderr
+
+
+def test_tables_of_z_that_do_not_fit_are_refused(variants: Variants, tmp_path: Path) -> None:
+    source = variants.weights("z_rates")
+    with safe_open(source, framework="np") as opened:
+        metadata = dict(opened.metadata())
+    for number, edit in enumerate(
+        (lambda z: z[1:], lambda z: [[1, *z[0][1:]], *z[1:]], lambda z: [z[0][:-1]])
+    ):
+        tables = json.loads(metadata["tables"])
+        tables["z_rates"] = edit(tables["z_rates"])
+        changed = tmp_path / f"{number}.safetensors"
+        save_file(load_file(source), changed, {**metadata, "tables": json.dumps(tables)})
+        run = subprocess.run(
+            ["node", PROGRAM],
+            input=json.dumps([{"weights": str(changed), "files": []}]),
+            capture_output=True,
+            text=True,
+        )
+        assert re.search("the tables of z do not fit the codec|bad sum of frequencies", run.stderr), number

@@ -19,7 +19,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the models `small` and `other`."""
     folder = tmp_path_factory.mktemp("models")
     fixed_codec_weights(folder / "small.safetensors")
-    fixed_codec_weights(folder / "other.safetensors", seed=1, z_table=True)
+    fixed_codec_weights(folder / "other.safetensors", seed=1, z="one")
     return folder
 
 

@@ -27,23 +27,32 @@ SIZES = (8, 16, 32, 64)
 
 Hyper = Literal["categorical", "factorized"]
 Coder = Literal["transform", "indices_map"]
+ZTables = Literal["none", "one", "rates"]
 
 
 def fixed_codec_weights(
-    path: Path, hyper: Hyper = "categorical", coder: Coder = "transform", seed: int = 0, z_table: bool = False
+    path: Path,
+    hyper: Hyper = "categorical",
+    coder: Coder = "transform",
+    seed: int = 0,
+    z: ZTables = "none",
+    gate: bool = False,
 ) -> Path:
     """Write the weights file of a fixed codec and return its path; another seed is another codec.
 
-    With `z_table` a categorical z is coded under a table of frequencies instead of in log2(M) bits.
+    `z` gives a categorical z a table of frequencies for all rate points, or one for each, instead of log2(M)
+    bits.
     """
-    description = fixed_description(hyper, coder)
+    description = fixed_description(hyper, coder, gate)
     model = build_model(path, description)
     state = {name: _fill(name, tensor, seed) for name, tensor in model.state_dict().items()}
-    save_weights(path, state, description, _tables(hyper, coder, z_table), rate_points(model, [1, 2, 4, 8]))
+    save_weights(path, state, description, _tables(hyper, coder, z), rate_points(model, [1, 2, 4, 8]))
     return path
 
 
-def fixed_description(hyper: Hyper = "categorical", coder: Coder = "transform") -> dict[str, Any]:
+def fixed_description(
+    hyper: Hyper = "categorical", coder: Coder = "transform", gate: bool = False
+) -> dict[str, Any]:
     """Return the architecture of the fixed codec."""
     ends = {
         "latent_channels": LATENT,
@@ -78,6 +87,11 @@ def fixed_description(hyper: Hyper = "categorical", coder: Coder = "transform") 
             "sizes": list(SIZES),
         },
     }
+    if gate:
+        target = "glc.models.gate.QuantizationGate"
+        coders["transform"]["gate"] = {
+            "_target_": target, "channels": CHANNELS, "num_rates": RATES, "width": 8
+        }  # fmt: skip
     return {
         "_target_": "glc.models.glc.GLC",
         "encoder": {"_target_": "glc.models.autoencoder.Encoder", **ends},
@@ -133,6 +147,8 @@ def _start(name: str, tensor: Tensor) -> Tensor:
         value[CHANNELS : 2 * CHANNELS] = 0.75
     if name == "coder.context.shared.0.1.project.bias":
         value[:CHANNELS] = 0.75
+    if name == "coder.gate.layers.3.bias":
+        value += 0.25
     return value
 
 
@@ -143,11 +159,16 @@ def _gain(name: str) -> float:
     return 0.25 if name.startswith("coder") and name.endswith("project.weight") else 1.0
 
 
-def _tables(hyper: Hyper, coder: Coder, z_table: bool) -> Tables:
+def _tables(hyper: Hyper, coder: Coder, z: ZTables) -> Tables:
     if coder == "indices_map":
         return gaussian_tables()
     if hyper == "factorized":
         # Not from the density: its floats may differ between machines.
         tables = [gaussian_table(0.5 + k / 4) for k in range(CHANNELS)]
         return gaussian_tables([Table(t.low + k % 5 - 2, t.frequencies) for k, t in enumerate(tables)])
-    return gaussian_tables([index_table(torch.arange(CODES) ** 2)] if z_table else [])
+    if z == "rates":
+        k = torch.arange(CODES)
+        # The second favours codes that the images do not have, so that their files use fixed length.
+        counts = [k**2, k.flip(0) ** 2, k, 40 * ((k % 8 == 3) | (k % 8 == 5))]
+        return gaussian_tables(z_rates=[index_table(count) for count in counts])
+    return gaussian_tables([index_table(torch.arange(CODES) ** 2)] if z == "one" else [])

@@ -144,21 +144,22 @@ def mask(step: int, shape: tuple[int, ...]) -> np.ndarray:
     return np.array(ORDER[step])[group] == 2 * (row % 2) + col % 2
 
 
-def decode_y(stack: Stack, weights: Weights, prior: Ints) -> tuple[Ints, Ints]:
+def decode_y(stack: Stack, weights: Weights, prior: Ints, rho: Ints) -> tuple[Ints, Ints]:
     """Return y and y_hat, the latter in units of 2^-24."""
     networks = Networks(weights)
     step_size, scale, mean = np.split(prior, 3)
     step_size = np.maximum(step_size, 2048)
     reduced = networks.conv("coder.context.reduction", prior)
     thresholds = np.array(weights.tables["thresholds"], np.int64)
+    rho = np.broadcast_to(rho, mean.shape)
     y, known = np.zeros_like(mean), np.zeros_like(mean)
     for step in range(4):
         if step:
             scale, mean = networks.context(step, known, reduced)
         now = mask(step, y.shape)
-        classes = np.searchsorted(thresholds, scale[now], side="right")
+        classes = (thresholds * rho[now, None] <= scale[now, None] << 12).sum(1)
         y[now] = decode_integers(stack, classes, weights.y_tables)
-        known[now] = (y[now] << 12) + mean[now]
+        known[now] = y[now] * rho[now] + mean[now]
     return y, known * step_size
 
 
@@ -190,13 +191,15 @@ def decode(data: bytes, weights: Weights, max_pixels: int = 16384 * 16384) -> De
         size = weights.coder["sizes"][file.rate_index // 4096]
         found = Decoded(None, decode_indices(stack, (h, w), size, []), None)
     else:
-        z = decode_z(stack, weights, h // 4, w // 4)
-        found = Decoded(z, *decode_y(stack, weights, Networks(weights).prior(z)))
+        z = decode_z(stack, weights, h // 4, w // 4, file.rate_index)
+        networks = Networks(weights)
+        rho = networks.gate(z, file.rate_index) if weights.coder.get("gate") else np.array(4096)
+        found = Decoded(z, *decode_y(stack, weights, networks.prior(z), rho))
     stack.finish()
     return found
 
 
-def decode_z(stack: Stack, weights: Weights, h: int, w: int) -> Ints:
+def decode_z(stack: Stack, weights: Weights, h: int, w: int, rate_index: int) -> Ints:
     """Return z: indices `[h, w]` or integers `[N, h, w]`."""
     hyper = weights.coder["hyper"]
     if weights.factorized:
@@ -205,4 +208,7 @@ def decode_z(stack: Stack, weights: Weights, h: int, w: int) -> Ints:
         return decode_integers(stack, classes, weights.z_tables).reshape(-1, h, w)
     if hyper.get("projected"):
         raise ValueError("projected codebooks are not part of the format")
-    return decode_indices(stack, (h, w), hyper["codebook_size"], weights.z_tables)
+    tables = weights.z_tables
+    if weights.z_rate_tables and stack.uniform(2) == 0:
+        tables = [weights.z_rate_tables[(rate_index + 2048) // 4096]]
+    return decode_indices(stack, (h, w), hyper["codebook_size"], tables)

@@ -72,13 +72,16 @@ class Networks:
             raise ValueError(f"weights of {name} are too large")
         return clamp(rne(correlate(weight, clamp(x), name.endswith("depthwise")) + bias[:, None, None], 14))
 
+    def depth_conv(self, name: str, x: Ints) -> Ints:
+        a = to_coarse(leaky(self.conv(f"{name}.mix", to_coarse(x)), 164))
+        b = self.conv(f"{name}.project", self.conv(f"{name}.depthwise", a))
+        if f"{name}.skip.weight" in self.weights.tensors:
+            x = to_fine(self.conv(f"{name}.skip", to_coarse(x)))
+        return x + to_fine(b)
+
     def block(self, name: str, x: Ints) -> Ints:
         """DepthConv, then FeedForward."""
-        a = to_coarse(leaky(self.conv(f"{name}.0.mix", to_coarse(x)), 164))
-        b = self.conv(f"{name}.0.project", self.conv(f"{name}.0.depthwise", a))
-        if f"{name}.0.skip.weight" in self.weights.tensors:
-            x = to_fine(self.conv(f"{name}.0.skip", to_coarse(x)))
-        x = x + to_fine(b)
+        x = self.depth_conv(f"{name}.0", x)
         v, g = np.split(self.conv(f"{name}.1.expand", to_coarse(x)), 2)
         return x + to_fine(self.conv(f"{name}.1.project", gated(v, g)))
 
@@ -88,13 +91,27 @@ class Networks:
         skip = shuffle(self.conv(f"{name}.skip", to_coarse(x)))
         return leaky(self.conv(f"{name}.conv", a), 1638) + to_fine(skip)
 
+    def z_hat(self, z: Ints) -> Ints:
+        """Return `[N, h/4, w/4]`, coarse."""
+        if self.weights.factorized:
+            return z << 12
+        embedding = clamp(self.weights.scaled("coder.hyper.quantizer.embedding", 12))
+        return embedding[z].transpose(2, 0, 1)
+
+    def gate(self, z: Ints, rate_index: int) -> Ints:
+        """Return rho `[1, h, w]`, coarse."""
+        z_hat = self.z_hat(z)
+        points = [max(0, 4096 - abs(rate_index - 4096 * k)) for k in range(self.weights.num_rates)]
+        maps = np.broadcast_to(np.array(points)[:, None, None], (len(points), *z_hat.shape[1:]))
+        x = to_fine(np.concatenate([z_hat, maps]))
+        for k in (0, 1):
+            x = self.upsample(f"coder.gate.layers.{k}", x)
+        x = self.depth_conv("coder.gate.layers.2", x)
+        return np.maximum(4096 + self.conv("coder.gate.layers.3", to_coarse(x)), 4096)
+
     def prior(self, z: Ints) -> Ints:
         """Return `[3N, h, w]`, coarse."""
-        if self.weights.factorized:
-            x = to_fine(z << 12)
-        else:
-            embedding = clamp(self.weights.scaled("coder.hyper.quantizer.embedding", 12))
-            x = to_fine(embedding[z].transpose(2, 0, 1))
+        x = to_fine(self.z_hat(z))
         for k, layer in enumerate((self.upsample, self.upsample, self.block, self.block, self.block)):
             x = layer(f"coder.hyper.synthesis.{k}", x)
         return x >> 14

@@ -50,8 +50,8 @@ class Weights:
             first, last = entry["data_offsets"]
             tensors[name] = (entry["dtype"], entry["shape"], raw[end + first : end + last])
         weights = cls(json.loads(metadata["model"]), json.loads(metadata["tables"]), tensors, metadata)
-        if metadata["format"] != "1" or metadata["fingerprint"] != weights.fingerprint:
-            raise ValueError("not weights of format 1, or damaged")
+        if metadata["format"] not in ("1", "2") or metadata["fingerprint"] != weights.fingerprint:
+            raise ValueError("not weights of format 1 or 2, or damaged")
         return weights
 
     @cached_property
@@ -113,6 +113,10 @@ class Weights:
     @cached_property
     def z_tables(self) -> list[Table]:
         return [Table(low, frequencies) for low, *frequencies in self.tables["z"]]
+
+    @cached_property
+    def z_rate_tables(self) -> list[Table]:
+        return [Table(low, frequencies) for low, *frequencies in self.tables.get("z_rates", [])]
 
 
 def json_text(value: object) -> bytes:

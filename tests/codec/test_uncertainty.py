@@ -49,7 +49,7 @@ def test_draws_are_points_of_the_cells_of_the_file(variants: Variants, variant: 
         centre, *points = inner.decode_cell(payloads, size, rates, 2)
     finally:
         inner.coder.synthesis = synthesis
-    _, _, quant_step = inner._decode(payloads, size)
+    _, _, quant_step = inner._decode(payloads, size, rates)
     for point in points:
         assert not torch.equal(point, centre)
         inside = ((point - centre) / quant_step).abs()

@@ -9,11 +9,13 @@ from tests.codec.fixed_model import fixed_codec_weights
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "categorical": {},
-    "z_table": {"z_table": True},
+    "z_table": {"z": "one"},
+    "z_rates": {"z": "rates"},
     "factorized": {"hyper": "factorized"},
+    "gate": {"gate": True},
     "indices_map": {"coder": "indices_map"},
 }
-WITH_Y = ["categorical", "z_table", "factorized"]
+WITH_Y = ["categorical", "z_table", "z_rates", "factorized", "gate"]
 """Those that transform the latent."""
 
 

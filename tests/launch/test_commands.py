@@ -38,7 +38,7 @@ def timed(*words: str) -> tuple[float, subprocess.CompletedProcess[str]]:
         (["src.train", "stage=vqvae", "--help"], 0, "Usage: python -m src.train"),
         (["glc", "train", "--help"], 0, "Usage: glc train"),
         (["src.evaluate", "-h"], 0, "Usage: python -m src.evaluate"),
-        (["src.train"], 2, "error: stage: no value; give stage=..., one of joint, "),
+        (["src.train"], 2, "error: stage: no value; give stage=..., one of gate, joint, "),
         (["glc", "train", "stage=vqvae", "trainer.devcies=8"], 2, "error: trainer.devcies: no such key; "),
         (
             ["src.train", "stage=vqvae", "overwrite=maybe"],
@@ -70,7 +70,7 @@ def test_the_help_names_groups_examples_and_the_listing_of_keys(capsys: pytest.C
     commands.train(["--help"])
     text = capsys.readouterr().out
     assert len(text.splitlines()) < 60
-    assert "joint, restoration, stylization, transform, vqvae" in text
+    assert "gate, joint, polish, restoration, stylization, transform, vqvae" in text
     assert sum(line.startswith("  python -m src.train ") for line in text.splitlines()) == 5
     assert "--cfg job" in text
     shown = CliRunner().invoke(glc, ["eval", "--help"]).output

@@ -15,7 +15,7 @@ from tests.programs import ROOT
 @pytest.mark.parametrize(
     ("line", "expected"),
     [
-        ("stage=", ["joint", "restoration", "stylization", "transform", "vqvae"]),
+        ("stage=", ["gate", "joint", "polish", "restoration", "stylization", "transform", "vqvae"]),
         ("stage=vqvae model=t", ["tiny"]),
         ("stage=vqvae --config-dir docs model=sm", ["small"]),
     ],
@@ -55,7 +55,7 @@ def programs(tmp_path: Path) -> Path:
         ("python -m src.train stage=vqvae model=ti", ["tiny"]),
         ("python -m src.train stage=vqvae trainer.max_st", ["trainer.max_steps="]),
         ("glc train stage=vq", ["vqvae"]),
-        ("glc train stage=", ["joint", "restoration", "stylization", "transform", "vqvae"]),
+        ("glc train stage=", ["gate", "joint", "polish", "restoration", "stylization", "transform", "vqvae"]),
         ("python other.py mod", []),
     ],
 )

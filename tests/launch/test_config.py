@@ -57,6 +57,8 @@ def chosen(stage: str = "vqvae", **groups: str) -> DictConfig:
         or not {"data", "experiment"} & groups.keys()
     ):
         values |= {"data.train": "here", "data.val": "there"}
+    if groups.get("callbacks") == "rate_control":
+        values["callbacks.rate_control.target_bpp"] = 0.03
     cfg = compose(values)
     OmegaConf.resolve(cfg)
     assert not OmegaConf.missing_keys(cfg)

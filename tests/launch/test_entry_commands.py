@@ -34,7 +34,7 @@ def words(values: Mapping[str, Any], *more: str) -> list[str]:
 def test_without_a_stage_it_lists_them() -> None:
     done = command()
     assert done.returncode != 0
-    listed = "joint, restoration, stylization, transform, vqvae"
+    listed = "gate, joint, polish, restoration, stylization, transform, vqvae"
     assert done.stderr == f"error: stage: no value; give stage=..., one of {listed}\n"
 
 

@@ -150,7 +150,7 @@ def test_keys_of_the_chosen_groups_are_valid() -> None:
     assert "model.predictor.width" in (explain_overrides([STAGE, key]) or "")
     message = explain_overrides(["trainer.devcies=8"])
     assert message is not None
-    assert message.startswith("stage: no value; give stage=..., one of joint, restoration, ")
+    assert message.startswith("stage: no value; give stage=..., one of gate, joint, polish, restoration, ")
 
 
 def test_a_key_below_a_null_is_reported() -> None:
@@ -166,7 +166,7 @@ def test_a_key_below_a_null_is_reported() -> None:
         (["stage=1"], "stage=1: not a choice; give one of "),
         ([STAGE, "experiment=null"], ", or omit experiment"),
         (["-m", "stage=vqvae,transform"], "stage: cannot be swept"),
-        (["stage=nothing"], "stage=nothing: no such choice; give one of joint, restoration, "),
+        (["stage=nothing"], "stage=nothing: no such choice; give one of gate, joint, polish, restoration, "),
         (
             [STAGE, "experiment=paper_naturl"],
             "experiment=paper_naturl: no such choice; give one of crop_schedule, demo, ",

@@ -190,14 +190,26 @@ def leaves(cfg: DictConfig) -> dict[str, Any]:
     return found
 
 
-FREE = ("model.refiner", "model.predictor", "trainer.max_time", "trainer.val_check_interval")
+FREE = (
+    "model.refiner",
+    "model.predictor",
+    "discriminator.augment",
+    "trainer.max_time",
+    "trainer.val_check_interval",
+)
 """Null or a section; a time, as Lightning reads it."""
 
 
-@pytest.mark.parametrize("stage", ["vqvae", "transform", "joint", "restoration", "stylization"])
+STAGES = ["vqvae", "transform", "joint", "restoration", "stylization", "gate", "polish"]
+
+
+@pytest.mark.parametrize("stage", STAGES)
 def test_every_number_and_switch_of_ours_has_a_type(stage: str) -> None:
     more = ["degradation=mixture"] if stage == "restoration" else []
-    for words in (["model=small", "trainer=slurm", "metrics=full_64"], ["model/variants=indices_map"]):
+    for words in (
+        ["model=small", "trainer=slurm", "metrics=full_64"],
+        ["model/variants=indices_map", "perceptual=mix", "discriminator=projected"],
+    ):
         cfg = examine([f"stage={stage}", *words, *more]).cfg
         assert cfg is not None
         missing = [

@@ -11,7 +11,7 @@ from omegaconf import DictConfig
 
 from glc.errors import WeightsError
 from glc.io import checkpoint as checkpoints
-from glc.launch.start import UsageError, resolve_start
+from glc.launch.start import Start, UsageError, resolve_start
 from glc.launch.train import prepare
 from tests.short_runs import STAGES, checkpoint, compose, run, settings
 
@@ -44,7 +44,7 @@ def paths(cfg: DictConfig) -> list[Path]:
 
 def test_initial_weights_are_init_from_or_the_previous_stage(trained: dict[str, Path], options: Any) -> None:
     first, second = last(trained["vqvae"]), last(trained["transform"])
-    assert resolve_start(options("vqvae")) == (None, (), None, None)
+    assert resolve_start(options("vqvae")) == Start()
     assert paths(options("transform")) == [first]
     assert paths(options("transform", init_from="none")) == []
     for given in (first, first.parent, trained["vqvae"]):
@@ -70,6 +70,9 @@ def test_the_discriminator_is_that_of_stage_one_or_the_given_one(
     assert found(name="other") is None
     assert found(**{"stage.discriminator_from": "none"}) is None
     assert found(init_from="none") is None
+    new = {"init_from": str(last(trained["joint"])), "stage.discriminator_from": "none"}
+    assert resolve_start(options("joint", **new)).new_discriminator
+    assert not resolve_start(options("joint", init_from=str(last(trained["joint"])))).new_discriminator
     assert found(init_from=str(last(trained["joint"]))) is None  # it contains a discriminator
     assert found(**{"name": "other", "stage.discriminator_from": str(last(trained["joint"]))}) == last(
         trained["joint"]

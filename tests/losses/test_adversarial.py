@@ -189,3 +189,63 @@ def test_frozen_restores_requires_grad_after_an_error() -> None:
         raise RuntimeError
     assert module.weight.requires_grad
     assert not module.bias.requires_grad
+
+
+class Heads(nn.Module):
+    """Two heads of different sizes: the mean of each image, and its channels."""
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        return [x.mean((1, 2, 3)), 2 * x.mean((2, 3))]
+
+
+def test_heads_have_equal_weight_whatever_their_size() -> None:
+    loss, terms = AdversarialLoss(Heads()).discriminator_loss(flat(0.5), flat(-0.25), 0)
+    # real: 1 - 0.5 and 1 - 1; fake: 1 - 0.25 and 1 - 0.5
+    torch.testing.assert_close(loss, torch.tensor(0.5 * (0.25 + 0.625)))
+    torch.testing.assert_close(terms["logits_real"], torch.tensor(0.75))
+    torch.testing.assert_close(terms["logits_fake"], torch.tensor(-0.375))
+
+
+def test_lecam_pulls_logits_to_the_running_means() -> None:
+    plain, regular = AdversarialLoss(MeanLogit()), AdversarialLoss(MeanLogit(), lecam=0.5, start=1)
+    assert not set(plain.state_dict()) & {"mean_real", "mean_fake"}
+    regular.discriminator_loss(flat(5.0), flat(5.0), 0)  # not active: the means do not move
+    images = flat(0.5, 2.0), flat(-3.0, 0.25)
+    loss, terms = regular.discriminator_loss(*images, 1)
+    # Both means are 0 at first: mean of .25 and 4, mean of 9 and .0625.
+    torch.testing.assert_close(terms["lecam"], torch.tensor(2.125 + 4.53125))
+    torch.testing.assert_close(loss, plain.discriminator_loss(*images, 1)[0] + 0.5 * terms["lecam"])
+    torch.testing.assert_close(regular.mean_real, torch.tensor(0.0125))
+    torch.testing.assert_close(regular.mean_fake, torch.tensor(-0.01375))
+    again = regular.discriminator_loss(*images, 2)[1]["lecam"]
+    real = ((0.5 + 0.01375) ** 2 + (2 + 0.01375) ** 2) / 2
+    fake = ((-3 - 0.0125) ** 2 + (0.25 - 0.0125) ** 2) / 2
+    torch.testing.assert_close(again, torch.tensor(real + fake))
+    loss.backward()
+    assert regular.discriminator.weight.grad is not None
+
+
+class Doubled(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return 2 * x
+
+
+def test_augmentation_changes_what_the_discriminator_sees_in_training() -> None:
+    adversarial = AdversarialLoss(MeanLogit(), augment=Doubled())
+    _, terms = adversarial.discriminator_loss(flat(0.5), flat(-0.25), 0)
+    assert (terms["logits_real"].item(), terms["logits_fake"].item()) == (1.0, -0.5)
+    adversarial.eval()
+    assert adversarial.logits(flat(0.5))[0].item() == 0.5
+
+
+def test_generator_gradient_passes_through_the_augmentation(game: Game) -> None:
+    plain = AdversarialLoss(game.discriminator, limit=1.0)
+    changed = AdversarialLoss(game.discriminator, limit=1.0, augment=Doubled())
+    with torch.no_grad():
+        expected = game.discriminator(2 * game.pixels).mean()
+    assert game.generator_loss(changed)[1]["adversarial"] == pytest.approx(-expected.item(), rel=1e-5)
+    gradients = [
+        torch.autograd.grad(game.generator_loss(loss)[0], game.last, retain_graph=True)[0]
+        for loss in (plain, changed)
+    ]
+    assert not torch.allclose(*gradients)

@@ -126,6 +126,12 @@ def test_unavailable_terms_of_a_mixture_are_named_or_omitted(
     assert mixed.distance.distances.keys() == {"lpips", "edges"}
     assert mixed.distance.weights == {"edges": 2.0}
     assert isinstance(load_perceptual("alex", str(tmp_path), terms={"off": None}), LPIPS)
+    # The weights of a distance that is set to null may stay.
+    two = load_perceptual(
+        "alex", str(tmp_path), terms={"off": None, "edges": EdgeDistance}, weights={"near": 1.0}
+    )
+    assert isinstance(two, PerceptualMixture)
+    assert two.weights == {}
 
 
 @pytest.mark.usefixtures("offline")

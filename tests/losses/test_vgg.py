@@ -71,6 +71,38 @@ def test_only_the_estimate_gets_a_gradient() -> None:
     assert not loss.state_dict()
 
 
+class Seen(nn.Module):
+    """Records the images that it sees."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.images: list[Tensor] = []
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        self.images.append(x)
+        return [x]
+
+
+def test_a_window_is_compared_in_training_only() -> None:
+    torch.manual_seed(0)
+    network = Seen()
+    loss = VGGDistances(network=network, crop=0.5)
+    rows, columns = torch.meshgrid(torch.arange(80.0), torch.arange(72.0), indexing="ij")
+    x = (rows * 100 + columns).expand(2, 3, 80, 72)
+    for _ in range(6):
+        loss(x, x)
+    assert {tuple(image.shape) for image in network.images} == {(2, 3, 40, 36)}
+    pairs = list(zip(network.images[::2], network.images[1::2], strict=True))
+    assert all(torch.equal(a, b) for a, b in pairs)
+    assert len({a[0, 0, 0, 0].item() for a, _ in pairs}) > 3
+    loss.eval()(x, x)
+    assert network.images[-1].shape == x.shape
+    loss.train()(x[..., :40, :40], x[..., :40, :40])  # at least 32 pixels
+    assert network.images[-1].shape == (2, 3, 32, 32)
+    with pytest.raises(ValueError, match=r"crop=1\.5: give a number above 0 and at most 1"):
+        VGGDistances(network=network, crop=1.5)
+
+
 @pytest.fixture(scope="module")
 def state() -> dict[str, Tensor]:
     """Seeded weights of VGG16's first ten convolutions, under torchvision's names."""

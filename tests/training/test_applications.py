@@ -265,6 +265,8 @@ def test_polish_starts_with_the_discriminator_of_stage_three(
         assert all(torch.equal(value, wanted[name]) for name, value in found.items())
     plain = {**settings(photos, tmp_path, "one", "polish"), "init_from": tmp_path / "codec.safetensors"}
     assert resolve_start(compose(plain)).discriminator is None
+    with pytest.raises(UsageError, match=r"give one file; stage\.discriminator_from= takes another"):
+        resolve_start(compose({**plain, "init_from": "[small,training.safetensors]"}))
 
 
 def test_polish_needs_no_gradient_before_the_decoder(photos: Path, codec: Path, tmp_path: Path) -> None:

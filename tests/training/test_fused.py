@@ -10,12 +10,12 @@ from torch import Tensor, nn
 
 from benchmarks.training import RandomLPIPS
 from glc.codec.native import SWITCH
+from glc.codec.runtime import fused as kernels
 from glc.layers.blocks import PixelNorm, ResidualBlock, WindowAttention
 from glc.training import fused
 
 needs_compiler = pytest.mark.skipif(
-    fused.NATIVE.library() is None or fused._team() is None,
-    reason="needs a C compiler (cc or gcc) and libgomp",
+    not kernels.available(), reason="needs a C compiler (cc or gcc) and libgomp"
 )
 
 
@@ -124,7 +124,7 @@ def test_other_maps_are_left_to_pytorch() -> None:
     weight, bias = torch.ones(16), torch.zeros(16)
     x, wide = map_of(1, 16, 4, 4), map_of(1, 24, 4, 4)
     refused = [x.contiguous(), x.double(), x.half(), x[..., ::2], wide]
-    assert not any(fused._suits(x) for x in refused)
+    assert not any(kernels.suits(x) for x in refused)
     for x in refused:
         assert fused.normalize(x, weight, bias, 1e-6, True) is None
         assert fused.unit_distance(x, x, weight, 1e-10) is None
@@ -189,14 +189,14 @@ def test_lpips_with_two_gradients_is_left_to_its_package() -> None:
 
 def test_without_kernels_nothing_is_fused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(SWITCH, "0")
-    fused.NATIVE.forget()
+    kernels.NATIVE.forget()
     try:
         norm = PixelNorm(16)
         assert fused.fuse(norm) == 0
         assert norm.kernel is None
     finally:
         monkeypatch.undo()
-        fused.NATIVE.forget()
+        kernels.NATIVE.forget()
 
 
 def test_normalization_without_a_kernel_applies_swish_too() -> None:

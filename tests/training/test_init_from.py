@@ -90,8 +90,14 @@ def test_stage_three_loads_the_discriminator_of_stage_one(make: Make, stages: di
     assert start(joint, discriminator=last(stages["vqvae"]))
     assert same(joint, name, first, name)
     other = make("joint", model__discriminator__channels=24)
-    with pytest.raises(TransferError, match=r"adversarial\.discriminator does not fit"):
+    with pytest.raises(
+        TransferError, match=r"adversarial\.discriminator does not fit.*discriminator_from=none"
+    ):
         start(other, discriminator=last(stages["vqvae"]))
+    sources = [open_source(last(stages["joint"]))]
+    loaded = warm_start(other, *sources, new_discriminator=True)
+    assert "model.decoder" in loaded
+    assert name not in loaded
 
 
 def test_stage_one_can_start_from_a_codec(make: Make, stages: dict[str, Path]) -> None:

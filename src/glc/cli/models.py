@@ -2,11 +2,15 @@
 
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from glc.cli.errors import ONE_FAILED, needs
 from glc.cli.options import renamed_option, trust_option
+
+if TYPE_CHECKING:
+    from tqdm import tqdm
 
 
 @click.command()
@@ -59,6 +63,25 @@ def models(as_json: bool) -> None:
         raise click.exceptions.Exit(ONE_FAILED)
 
 
+images_option = click.option(
+    "--images",
+    type=click.Path(path_type=Path),
+    multiple=True,
+    help="Images to count the hyper-latent's codewords on at each rate point, which makes files smaller: a "
+    "folder, a text file that lists images, or an image. Use images like those to be compressed. Repeatable.",
+)
+
+
+def _counted(images: tuple[Path, ...]) -> "tqdm[Path]":
+    """Return the image files in folders and lists, with a progress bar; close it."""
+    from tqdm import tqdm
+
+    from glc.data.sources import list_sources
+
+    paths = [path for _, path in list_sources(images)] if images else []
+    return tqdm(paths, desc="counting", unit="image", disable=None if paths else True)
+
+
 @click.command()
 @click.argument("source", type=click.Path(path_type=Path, exists=True))
 @click.argument("destination", type=click.Path(path_type=Path))
@@ -76,9 +99,12 @@ def models(as_json: bool) -> None:
     type=click.Choice(["glc"]),
     help="Convert to the authors' format; SOURCE is a weights file or training checkpoint of model=natural.",
 )
+@images_option
 @trust_option
 @click.option("--force", is_flag=True, help="Replace an existing DESTINATION.")
-def convert(source: Path, destination: Path, kind: str, target: str | None, force: bool) -> None:
+def convert(
+    source: Path, destination: Path, kind: str, target: str | None, images: tuple[Path, ...], force: bool
+) -> None:
     """Convert third-party weights SOURCE to a weights file DESTINATION (.safetensors).
 
     A GLC image model becomes a codec. A VQGAN becomes an autoencoder that training can start from
@@ -89,7 +115,10 @@ def convert(source: Path, destination: Path, kind: str, target: str | None, forc
     from glc.codec.convert.convert import convert_to_official
 
     if target is None:
-        lines = convert_to_ours(source, destination, kind, force)
+        with _counted(images) as paths:
+            lines = convert_to_ours(source, destination, kind, force, paths)
+    elif images:
+        raise click.UsageError("--images cannot be combined with --to glc")
     elif kind != "auto":
         raise click.UsageError("--kind cannot be combined with --to glc")
     else:
@@ -108,13 +137,7 @@ def convert(source: Path, destination: Path, kind: str, target: str | None, forc
     "weights file or a known model.",
 )
 @click.option("--half", is_flag=True, help="Store the weights in half precision, which halves the file.")
-@click.option(
-    "--images",
-    type=click.Path(path_type=Path),
-    multiple=True,
-    help="Images to count the hyper-latent's codewords on, which makes files smaller: a folder, a text file "
-    "that lists images, or an image. Use images like those to be compressed. Repeatable.",
-)
+@images_option
 @click.option(
     "--training",
     is_flag=True,
@@ -149,7 +172,8 @@ def export(
 ) -> None:
     """Export the codec of a training CHECKPOINT as a weights file DESTINATION (.safetensors).
 
-    CHECKPOINT may be the folder of a training run; its last checkpoint is then used.
+    CHECKPOINT may be the folder of a training run; its last checkpoint is then used. It may also be a codec's
+    weights file, which --images or --half change.
     """
     if codec is not None and (onnx or training):
         raise click.UsageError("--codec cannot be combined with --onnx or --training")
@@ -167,11 +191,8 @@ def export(
     if project:
         with needs("train", "wandb", "lightning", "hydra"):
             from glc.launch.lineage import log_export
-    from tqdm import tqdm
-
     from glc.codec.weights.export import export as write
     from glc.codec.weights.export import export_training_weights
-    from glc.data.sources import list_sources
     from glc.io.atomic import check_destination
 
     if checkpoint.is_dir():
@@ -180,8 +201,7 @@ def export(
     if training:
         click.echo(f"{destination}: {', '.join(export_training_weights(checkpoint, destination, half))}")
         return
-    paths = [path for _, path in list_sources(images)] if images else []
-    with tqdm(paths, desc="counting", unit="image", disable=None if paths else True) as counted:
+    with _counted(images) as counted:
         write(checkpoint, destination, half, counted, codec=codec)
     if project:
         log_export(checkpoint, destination, project)

@@ -25,7 +25,7 @@ from glc.io.settings import differing, flat
 
 AT_RATE = re.compile(r"val/(?P<name>.+)/(?P<rate>\d+)")
 """Key of a metric at a rate point."""
-STAGES = ("vqvae", "transform", "joint")
+STAGES = ("vqvae", "transform", "joint", "polish")
 """The usual order; other stages follow."""
 _PANEL = re.compile(r"(\d+)-step-(\d+)\.png")
 _NOT_SEARCHED = {"checkpoints", "csv", "mlflow", "panels", "reconstructions", "tensorboard", "wandb"}

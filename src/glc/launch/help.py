@@ -29,6 +29,7 @@ TRAIN = Help(
         "experiment": "settings of a whole recipe; combine several in a list, [a,b]",
         "data": "training and validation images",
         "perceptual": "the perceptual loss: LPIPS, or a mixture of distances",
+        "discriminator": "the adversarial loss: PatchGAN, or on pretrained features",
         "degradation": "with stage=restoration: what the encoder undoes",
         "trainer": "devices: one machine, torchrun, SLURM",
         "metrics": "metrics of validation",

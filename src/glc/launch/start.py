@@ -28,6 +28,8 @@ class Start(NamedTuple):
     """Files with initial weights; each network comes from the first file that contains it."""
     discriminator: Source | None = None
     """File with the discriminator, if none of `sources` contains one."""
+    new_discriminator: bool = False
+    """Train a new discriminator, even if `sources` contain one."""
     codec: Weights | None = None
     """The finished codec of a fine-tune stage, which trains one network for it."""
 
@@ -50,14 +52,15 @@ def resolve_start(cfg: DictConfig) -> Start:
         codec, source = _finished_codec(cfg, files)
         if resume is not None or "discriminator_from" not in cfg.stage:
             return Start(resume, codec=codec)
-        own = source if source is not None and has_discriminator(source) else _discriminator(cfg, files)
-        return Start(codec=codec, discriminator=own)
+        given = source is not None and has_discriminator(source) and cfg.stage.discriminator_from != "none"
+        return Start(codec=codec, discriminator=source if given else _discriminator(cfg, files))
     if resume is not None:
         return Start(resume)
     sources = tuple(_initial_weights(cfg, files))
     _warn_of_unfinished(sources)
     wanted = bool(sources) and not any(has_discriminator(source) for source in sources)
-    return Start(None, sources, _discriminator(cfg, files) if wanted else None)
+    new = cfg.stage.get("discriminator_from") == "none"
+    return Start(None, sources, _discriminator(cfg, files) if wanted else None, new)
 
 
 class _Files:
@@ -159,8 +162,9 @@ def _finished_codec(cfg: DictConfig, files: _Files) -> tuple[Weights, Source | N
     if cfg.init_from is not None and cfg.init_from != "none":
         named = _given(cfg)
         if len(named) > 1:
+            other = "; stage.discriminator_from= takes another" if "discriminator_from" in cfg.stage else ""
             raise UsageError(
-                f"init_from={cfg.init_from}: stage={cfg.stage.name} needs one codec; give one file"
+                f"init_from={cfg.init_from}: stage={cfg.stage.name} needs one codec; give one file{other}"
             )
         path = Path(named[0])
         if path.suffix != ".ckpt" and not (path.is_dir() and files.last(path)):

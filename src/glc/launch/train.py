@@ -120,7 +120,12 @@ def prepare(cfg: DictConfig, acquire: Callable[[], object] = lambda: None) -> Ru
     internal = [RecordSettings(settings), StopAfterStep(cfg.max_minutes), LogFirstStep()]
     callbacks = [*internal, *_made(cfg.callbacks), Lineage(inputs(cfg, start), settings)]
     if start.resume is None:
-        warm_start(stage, *start.sources, discriminator=start.discriminator)
+        warm_start(
+            stage,
+            *start.sources,
+            discriminator=start.discriminator,
+            new_discriminator=start.new_discriminator,
+        )
     else:
         differences = check_resumable(stage, start.resume, settings)
         for difference in differences:

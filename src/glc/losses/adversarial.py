@@ -1,6 +1,6 @@
 """The adversarial loss, which owns its discriminator (paper section 4.1)."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -42,46 +42,97 @@ def adaptive_weight(
     return (norms[0] / (norms[1] + 1e-4)).clamp(0, limit).detach()
 
 
+LECAM_DECAY = 0.99
+"""Of the running means of the logits."""
+
+
+def _mean(heads: Iterable[Tensor]) -> Tensor:
+    """Return the mean over heads of each head's mean."""
+    return torch.stack([head.mean() for head in heads]).mean()
+
+
 class AdversarialLoss(nn.Module):
     """Hinge loss between a discriminator and a generator, balanced by gradient norms.
 
     Before the step `start` the discriminator is not trained and the generator has no adversarial term.
 
     Args:
-        discriminator: maps `[B, 3, H, W]` in [-1, 1] to logits.
+        discriminator: maps `[B, 3, H, W]` in [-1, 1] to logits, or to a list of logits of several heads,
+            which have equal weight.
         weight: of the adversarial term after balancing (0.8 in the paper).
         start: first step with an adversarial term.
         limit: largest adaptive weight.
+        augment: changes the images that the discriminator sees in training, `[B, 3, H, W]` to the same.
+        lecam: weight of LeCam's regularisation of the discriminator (Tseng et al., 2021, eq. 2): the squared
+            distance of real logits from the running mean of reconstructed ones, and vice versa, which keeps a
+            discriminator from running away when images are few. 0: none.
     """
 
+    mean_real: Tensor
+    """Running mean of the logits of images; only with `lecam`, like `mean_fake` of reconstructions."""
+    mean_fake: Tensor
+
     def __init__(
-        self, discriminator: nn.Module, weight: float = 0.8, start: int = 0, limit: float = 1e4
+        self,
+        discriminator: nn.Module,
+        weight: float = 0.8,
+        start: int = 0,
+        limit: float = 1e4,
+        augment: nn.Module | None = None,
+        lecam: float = 0.0,
     ) -> None:
         super().__init__()
         self.discriminator = discriminator
         self.weight = weight
         self.start = start
         self.limit = limit
+        self.augment = augment
+        self.lecam = lecam
+        if lecam:
+            self.register_buffer("mean_real", torch.zeros(()))
+            self.register_buffer("mean_fake", torch.zeros(()))
+
+    def logits(self, images: Tensor) -> list[Tensor]:
+        """Return the logits of each head, float32, for images `[B, 3, H, W]`, augmented in training."""
+        if self.augment is not None and self.training:
+            images = self.augment(images)
+        found = self.discriminator(images)
+        return [head.float() for head in ([found] if isinstance(found, Tensor) else found)]
 
     def active(self, step: int) -> bool:
         """Return whether the adversarial term is used at a step."""
         return self.weight > 0 and step >= self.start
 
     def discriminator_loss(self, x: Tensor, x_hat: Tensor, step: int) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return the hinge loss that trains the discriminator, and `logits_real`, `logits_fake` to log.
+        """Return the loss that trains the discriminator, and terms to log.
+
+        The terms are `logits_real`, `logits_fake` and, with regularisation, `lecam`.
 
         Before `start` the loss is zero, but connected to every parameter: DDP expects a gradient for each of
         them in every step.
         """
         if not self.active(step):
             with torch.no_grad():
-                real, fake = self.discriminator(x).float(), self.discriminator(x_hat).float()
+                real, fake = self.logits(x), self.logits(x_hat)
             loss = sum((0.0 * p.sum() for p in self.discriminator.parameters()), x.new_zeros(()))
         else:
-            real = self.discriminator(x).float()
-            fake = self.discriminator(x_hat.detach()).float()
-            loss = 0.5 * (F.relu(1 - real).mean() + F.relu(1 + fake).mean())
-        return loss, {"logits_real": real.detach().mean(), "logits_fake": fake.detach().mean()}
+            real, fake = self.logits(x), self.logits(x_hat.detach())
+            loss = 0.5 * (_mean(F.relu(1 - head) for head in real) + _mean(F.relu(1 + head) for head in fake))
+        means = {"logits_real": _mean(real).detach(), "logits_fake": _mean(fake).detach()}
+        if self.lecam and self.active(step):
+            means["lecam"] = self._lecam(real, fake)
+            loss = loss + self.lecam * means["lecam"]
+            with torch.no_grad():
+                self.mean_real.lerp_(means["logits_real"], 1 - LECAM_DECAY)
+                self.mean_fake.lerp_(means["logits_fake"], 1 - LECAM_DECAY)
+        return loss, means
+
+    def _lecam(self, real: list[Tensor], fake: list[Tensor]) -> Tensor:
+        """Return LeCam's regularisation, with the running means of the steps before."""
+        mean_real, mean_fake = self.mean_real.clone(), self.mean_fake.clone()
+        return _mean((head - mean_fake).square() for head in real) + _mean(
+            (head - mean_real).square() for head in fake
+        )
 
     def generator_loss(
         self,
@@ -112,7 +163,7 @@ class AdversarialLoss(nn.Module):
         terms: dict[str, Tensor] = {}
         if self.active(step):
             with frozen(self.discriminator):
-                adversarial = -self.discriminator(pixels).float().mean()
+                adversarial = -_mean(self.logits(pixels))
             (opposing,) = torch.autograd.grad(adversarial, pixels)
             balance = self.weight * adaptive_weight(x_hat, gradients, opposing, last_layer, self.limit)
             gradients = gradients + balance * opposing

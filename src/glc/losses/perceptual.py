@@ -212,6 +212,27 @@ def find_weights(
     )
 
 
+def find_local(name: str, url: str, weights_dir: str | Path | None) -> Path:
+    """Return the path of a weights file that is never downloaded: in `weights_dir` or torch hub's cache.
+
+    Raises:
+        WeightsUnavailable: it is in neither.
+        FileNotFoundError: `weights_dir` is given and is not a folder.
+    """
+    folders = [Path(torch.hub.get_dir()) / "checkpoints"]
+    if weights_dir is not None:
+        folders.insert(0, Path(weights_dir).expanduser())
+        if not folders[0].is_dir():
+            raise FileNotFoundError(f"weights_dir={str(folders[0])!r} is not a folder; correct or omit it")
+    for folder in folders:
+        if (folder / name).is_file():
+            return folder / name
+    raise WeightsUnavailable(
+        f"weights {name} not found; files of this size are not downloaded automatically. Tried: "
+        f"{', '.join(map(str, folders))}. Fix: put {url} there, or set weights_dir to its folder."
+    )
+
+
 def torchvision_address(net: Net | str) -> str:
     """Return the URL of torchvision's weights of a backbone."""
     from torchvision import models

@@ -48,7 +48,7 @@ def load_perceptual(
     weights_dir: str | None = None,
     required: bool = True,
     augment: bool = False,
-    terms: Mapping[str, Callable[[], nn.Module] | None] | None = None,
+    terms: Mapping[str, nn.Module | Callable[[], nn.Module] | None] | None = None,
     weights: Mapping[str, float] | None = None,
 ) -> LPIPS | PerceptualMixture | RandomAugmentation | None:
     """Return the perceptual distance, or None with a warning when its weights are unavailable.
@@ -58,31 +58,30 @@ def load_perceptual(
         weights_dir: folder with the backbone's weights; None for torch hub's cache, then download.
         required: raise instead of returning None.
         augment: apply random augmentations during training (`RandomAugmentation`), the same for all terms.
-        terms: further distances beside `lpips`, by name, as functions that construct them; None omits one. A
-            class whose modules return several terms names them in `terms`. See `PerceptualMixture`.
+        terms: further distances beside `lpips`, by name: modules, or functions that construct them; None
+            omits one. A class whose modules return several terms names them in `terms`. See
+            `PerceptualMixture`.
         weights: weights of these terms.
 
     Raises:
         WeightsUnavailable: required, and weights are unavailable. If not required, each distance whose
             weights are unavailable is omitted with a warning.
-        SettingError: a weight without a term.
+        SettingError: a weight without a term, although no distance is omitted by None.
     """
-    wanted: dict[str, Callable[[], nn.Module]] = {"lpips": lambda: LPIPS(net, weights_dir)}
+    wanted: dict[str, nn.Module | Callable[[], nn.Module]] = {"lpips": lambda: LPIPS(net, weights_dir)}
     wanted |= {name: make for name, make in (terms or {}).items() if make is not None}
-    kept = dict(weights or {})
     names = {
         name: tuple(getattr(getattr(make, "func", make), "terms", (name,))) for name, make in wanted.items()
     }
-    unknown = kept.keys() - {term for owned in names.values() for term in owned}
-    if unknown:
-        raise SettingError(
-            f"perceptual.weights.{min(unknown)}: no such term; the terms are "
-            + ", ".join(term for owned in names.values() for term in owned)
-        )
+    known = [term for owned in names.values() for term in owned]
+    unknown = sorted((weights or {}).keys() - known)
+    if unknown and len(wanted) > len(terms or {}):  # no distance is omitted, whose terms are not known
+        raise SettingError(f"perceptual.weights.{unknown[0]}: no such term; the terms are {', '.join(known)}")
+    kept = {term: weight for term, weight in (weights or {}).items() if term in known}
     distances: dict[str, nn.Module] = {}
     for name, make in wanted.items():
         try:
-            distances[name] = make()
+            distances[name] = make if isinstance(make, nn.Module) else make()
         except WeightsUnavailable as error:
             text = str(error).replace("set weights_dir to", "set perceptual.weights_dir= to")
             if required:

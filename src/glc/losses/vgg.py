@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from glc.layers.frozen import Frozen
-from glc.losses.perceptual import find_weights, read_state_dict, torchvision_address
+from glc.losses.perceptual import LEAST, find_weights, read_state_dict, torchvision_address
 
 OXFORD = "vgg16_oxford_bgr*.safetensors"
 """Files with Oxford's weights of VGG16, under torchvision's names."""
@@ -165,6 +165,8 @@ class VGGDistances(nn.Module):
         precision: of the convolutions. `float32` computes in float32 also under autocast; `autocast` follows
             the caller. Distances are in float32 in both cases.
         network: another network instead, from images in [-1, 1] to a list of maps.
+        crop: in training, compare a random window of this share of the sides, at least `LEAST` pixels, which
+            is a new one in each step: 0.5 costs a quarter.
 
     Raises:
         WeightsUnavailable, FileNotFoundError, ValueError: see `load_vgg`; or `precision` is unknown.
@@ -177,11 +179,15 @@ class VGGDistances(nn.Module):
         weights_dir: str | Path | None = None,
         precision: Literal["float32", "autocast"] = "float32",
         network: nn.Module | None = None,
+        crop: float = 1.0,
     ) -> None:
         super().__init__()
+        if not 0 < crop <= 1:
+            raise ValueError(f"VGGDistances: crop={crop}: give a number above 0 and at most 1")
         if precision not in ("float32", "autocast"):
             raise ValueError(f"VGGDistances: precision={precision!r} is unknown; choose float32 or autocast")
         self.precision = precision
+        self.crop = crop
         self.network = Frozen(load_vgg(weights_dir) if network is None else network)
 
     def features(self, x: Tensor) -> list[Tensor]:
@@ -191,8 +197,17 @@ class VGGDistances(nn.Module):
         with torch.autocast(x.device.type, enabled=False):
             return list(self.network(x.float()))
 
+    def _window(self, side: int) -> slice:
+        """Return a random window along a side. Sampled on the CPU: no GPU sync."""
+        size = min(side, max(LEAST, round(self.crop * side)))
+        start = int(torch.randint(0, side - size + 1, ()))
+        return slice(start, start + size)
+
     def forward(self, x: Tensor, y: Tensor) -> dict[str, Tensor]:
         """Compare x with the target y, both `[B, 3, H, W]` in [-1, 1]; each term is `[B]`."""
+        if self.training and self.crop < 1:
+            rows, columns = (self._window(side) for side in x.shape[-2:])
+            x, y = x[..., rows, columns], y[..., rows, columns]
         with torch.no_grad():
             wanted = self.features(y)
         found = self.features(x)

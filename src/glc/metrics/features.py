@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from glc.layers.frozen import Frozen
-from glc.losses.perceptual import WeightsUnavailable, find_weights
+from glc.losses.perceptual import WeightsUnavailable, find_local, find_weights
 
 _INSTALL = "Fix: pip install 'glc-codec[eval]'."
 _CLIP = "clip-vit-l-14-336px"
@@ -208,22 +208,6 @@ def dinov2(
         return PatchFeatures(_DINOv2(network))
 
     return share(name, path, make)
-
-
-def find_local(name: str, url: str, weights_dir: str | Path | None) -> Path:
-    """Return the path of a weights file that is never downloaded."""
-    folders = [Path(torch.hub.get_dir()) / "checkpoints"]
-    if weights_dir is not None:
-        folders.insert(0, Path(weights_dir).expanduser())
-        if not folders[0].is_dir():
-            raise FileNotFoundError(f"weights_dir={str(folders[0])!r} is not a folder; correct or omit it")
-    for folder in folders:
-        if (folder / name).is_file():
-            return folder / name
-    raise WeightsUnavailable(
-        f"weights {name} not found; files of this size are not downloaded automatically. Tried: "
-        f"{', '.join(map(str, folders))}. Fix: put {url} there, or set weights_dir to its folder."
-    )
 
 
 def _check_hash(path: Path, digits: str) -> None:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from glc.layers.blocks import GatedFeedForward
 from glc.models.context import QuadtreeContext
+from glc.models.gate import QuantizationGate
 from glc.models.hyperprior import HYPER_DOWNSAMPLING, CategoricalHyperprior, FactorizedHyperprior
 from glc.models.protocols import require
 from glc.models.quantizer import VectorQuantizer, kmeans, nearest_code
@@ -37,6 +38,8 @@ class CoderOutput:
     """`[B]`: estimated bits of the symbols per image."""
     bits_z: Tensor
     """`[B]`: bits of the hyper-latent per image."""
+    rho: Tensor | None = None
+    """`[B, 1, h, w]`: factor of the quantisation steps; None without a gate."""
 
     @property
     def bits(self) -> Tensor:
@@ -50,7 +53,7 @@ class TransformCoder(nn.Module):
     ```
     l --g_a(rate)--> y --------- round --------> y_hat --g_s(rate)--> l_hat
                      |             ^
-                     '--> z, C_h --' prior -> quadtree context
+                     '--> z, C_h --' prior -> quadtree context (its steps times rho, with a gate)
     ```
 
     Each network may be user-defined, see `glc.models.protocols`.
@@ -62,6 +65,7 @@ class TransformCoder(nn.Module):
         num_rates: K, number of trained rate points.
         analysis: g_a; by default a `RateTransform` from C to N channels.
         synthesis: g_s; by default a `RateTransform` from N to C channels.
+        gate: coarser quantisation steps from z and the rate index; stage=gate trains one.
 
     Raises:
         ValueError: the hyperprior or the context model lacks a required member.
@@ -75,6 +79,7 @@ class TransformCoder(nn.Module):
         num_rates: int = 4,
         analysis: nn.Module | None = None,
         synthesis: nn.Module | None = None,
+        gate: QuantizationGate | None = None,
     ) -> None:
         super().__init__()
         require(hyper, "hyperprior", "synthesis", "decode")
@@ -89,6 +94,7 @@ class TransformCoder(nn.Module):
         self.hyper = hyper
         self.context = context
         self.synthesis = synthesis or RateTransform(n, n, latent_channels, num_rates, ratio=0.5**0.5)
+        self.gate = gate
         self._start_with_unit_scales(n)
 
     @torch.no_grad()
@@ -114,7 +120,9 @@ class TransformCoder(nn.Module):
         with torch.autocast(latent.device.type, enabled=False):
             y = y.float()
             hyper = self.hyper(y, noise)
-            context = self.context(y, self.hyper.synthesis(hyper.z_hat), noise)
+            rho = None if self.gate is None else self.gate(hyper.z_hat, rate_index)
+            gated = () if rho is None else (rho,)  # a user's context model may not take it
+            context = self.context(y, self.hyper.synthesis(hyper.z_hat), noise, *gated)
         latent_hat = self.synthesis(context.y_hat, rate_index).float()
         return CoderOutput(
             y=y,
@@ -126,6 +134,7 @@ class TransformCoder(nn.Module):
             latent_hat=latent_hat,
             bits_y=context.bits.sum((1, 2, 3)),
             bits_z=hyper.bits,
+            rho=rho,
         )
 
     def decode_z(self, indices: Tensor, rate_index: Rate) -> Tensor:

@@ -26,9 +26,9 @@ class ContextOutput(NamedTuple):
     """Output of `QuadtreeContext` for y `[B, N, h, w]`; all maps have its shape."""
 
     symbols: Tensor
-    """Integers `round(y / step - mean)`, as floats, with a straight-through gradient."""
+    """Integers `round((y / step - mean) / rho)`, as floats, with a straight-through gradient."""
     y_hat: Tensor
-    """`(symbols + means) * steps`: input of g_s."""
+    """`(symbols * rho + means) * steps`: input of g_s."""
     means: Tensor
     """Means of `y / step`."""
     scales: Tensor
@@ -119,7 +119,9 @@ class QuadtreeContext(nn.Module):
 
         return quadtree.walk(torch, (quant_step, found, means), masks, predict)
 
-    def forward(self, y: Tensor, prior: Tensor, noise: bool = False) -> ContextOutput:
+    def forward(
+        self, y: Tensor, prior: Tensor, noise: bool = False, rho: Tensor | None = None
+    ) -> ContextOutput:
         """Quantise y `[B, N, h, w]` and estimate its bits, given the prior `[B, 3N, h, w]`.
 
         Args:
@@ -127,15 +129,18 @@ class QuadtreeContext(nn.Module):
             prior: output of the hyperprior.
             noise: estimate the bits of `y / step - mean` plus uniform noise instead of its rounding, for a
                 smooth gradient of the rate. y_hat is rounded either way.
+            rho: factor of the residuals' quantisation steps, `[B, 1, h, w]`; None for 1.
         """
         scales, means, scaled = torch.zeros_like(y), torch.zeros_like(y), None
-        for step in self.walk(prior):
+        steps = self.walk(prior)
+        for step in steps if rho is None else quadtree.gate(steps, rho):
             scaled = y / step.quant_step if scaled is None else scaled
-            step.symbols = quantize(scaled - step.means)
+            residual = scaled - step.means
+            step.symbols = quantize(residual if rho is None else residual / rho)
             scales = torch.where(step.mask, step.scales, scales)
             means = torch.where(step.mask, step.means, means)
         assert scaled is not None
-        residual = scaled - means
+        residual = scaled - means if rho is None else (scaled - means) / rho
         symbols = quantize(residual)
         bounded = lower_bound(scales, self.scale_bound)
         coded = residual + torch.rand_like(residual) - 0.5 if noise else symbols

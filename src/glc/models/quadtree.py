@@ -25,10 +25,12 @@ class ContextStep:
     """Standard deviations of the symbols before the bound, or the output of the caller's `Scales`."""
     means: Any
     """Means of `y / quant_step`."""
+    rho: Any = None
+    """Factor of the residuals' quantisation steps `[B, 1, h, w]`, from `gate`; None for 1."""
     symbols: Any = field(init=False)
-    """Set by the caller: `round(y / quant_step - means)`. Elements of other steps are ignored."""
+    """Set by the caller: `round((y / quant_step - means) / rho)`. Elements of other steps are ignored."""
     y_hat: Any = field(init=False)
-    """Set by `walk` on the last step: `(symbols + means) * quant_step` of all steps."""
+    """Set by `walk` on the last step: `(symbols * rho + means) * quant_step` of all steps."""
 
 
 def check_channels(channels: int) -> None:
@@ -83,3 +85,23 @@ def walk(
         yield step
         y_hat = xp.where(masks[k], step.symbols + means, y_hat)
     step.y_hat = y_hat * quant_step
+
+
+def gate(
+    steps: Iterator[ContextStep], rho: Any, scales: Callable[[Any], Any] = lambda found: found
+) -> Iterator[ContextStep]:
+    """Yield the steps of a context model with residuals in units of rho.
+
+    Scales and means of the model stay those of `y / quant_step`, which it was trained for: a residual
+    `y / quant_step - means` is quantised with step rho, hence its symbol has the deviation `scales / rho`.
+
+    Args:
+        steps: from a context model's `walk`, with scales as it predicts them.
+        rho: `[B, 1, h, w]`, at least 1.
+        scales: post-processes the symbols' scales.
+    """
+    for step in steps:
+        own = ContextStep(step.mask, step.quant_step, scales(step.scales / rho), step.means, rho)
+        yield own
+        step.symbols = own.symbols * rho
+    own.y_hat = step.y_hat

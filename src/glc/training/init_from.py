@@ -114,7 +114,12 @@ class _Given(NamedTuple):
     """Description of the file, for messages."""
 
 
-def warm_start(stage: L.LightningModule, *sources: Source, discriminator: Source | None = None) -> list[str]:
+def warm_start(
+    stage: L.LightningModule,
+    *sources: Source,
+    discriminator: Source | None = None,
+    new_discriminator: bool = False,
+) -> list[str]:
     """Load every network that a stage shares with files, each completely or not at all.
 
     Networks are matched by name: those of `NETWORKS`, and any other submodule of the stage that a checkpoint
@@ -126,6 +131,7 @@ def warm_start(stage: L.LightningModule, *sources: Source, discriminator: Source
         *sources: opened checkpoints of this or another stage, third-party checkpoints, or weights files:
             codecs, auto-encoders, training weights. A network is loaded from the first file that has it.
         discriminator: a file from which only the discriminator is loaded, if no source has one.
+        new_discriminator: load no discriminator.
 
     Returns:
         The networks that were loaded, by their names in the stage.
@@ -143,6 +149,8 @@ def warm_start(stage: L.LightningModule, *sources: Source, discriminator: Source
     if discriminator is not None:
         networks, origin = _networks(discriminator, [], pixels)
         files.append(_Given(discriminator, {k: v for k, v in networks.items() if k == DISCRIMINATOR}, origin))
+    for file in files if new_discriminator else ():
+        file.networks.pop(DISCRIMINATOR, None)
     taken: dict[str, list[str]] = {str(file.source.path): [] for file in files}
     for name, alias in {**NETWORKS, **dict.fromkeys(own)}.items():
         here = next((n for n in (name, alias) if n is not None and strip_prefix(target, n)), None)
@@ -153,7 +161,9 @@ def warm_start(stage: L.LightningModule, *sources: Source, discriminator: Source
         weights = _fitting(giver.networks[name], network)
         problem = difference(weights, strip_prefix(target, here))
         if problem:
-            raise TransferError(f"{giver.source.path}: {here} does not fit: {problem}. {giver.origin}")
+            remedy = "; stage.discriminator_from=none trains a new one" if here == DISCRIMINATOR else ""
+            text = f"{giver.source.path}: {here} does not fit: {problem}. {giver.origin}"
+            raise TransferError(text + remedy)
         network.load_state_dict(weights)
         if isinstance(network, VectorQuantizer):
             # Whatever the file says: a loaded codebook must not be initialised again by k-means.

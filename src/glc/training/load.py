@@ -17,7 +17,7 @@ from typing import Any
 
 import lightning as L
 
-from glc.codec.weights.export import read_codec
+from glc.codec.weights.export import codec_of
 from glc.codec.weights.trust import build_nested, import_from, trusted_prefixes
 from glc.errors import ArchitectureError, WeightsError
 from glc.io.checkpoint import Checkpoint, open_checkpoint
@@ -38,7 +38,7 @@ def load_stage(
     """Return a trained stage with its weights (the EMA weights where it has them), in evaluation mode.
 
     If the weights of the perceptual network are unavailable, the stage has no term `lpips`; this is logged.
-    The codec of stage=restoration or stage=stylization is loaded from the run's `init_from`.
+    The codec of stage=restoration, stage=stylization or stage=gate is loaded from the run's `init_from`.
 
     Args:
         source: a checkpoint or the folder of a run.
@@ -57,7 +57,7 @@ def load_stage(
         )
     arguments = {key: value for key, value in module.items() if key not in ("codec", *given)}
     if "part" in checkpoint.content["glc"] and "codec" not in given:
-        given = {**given, "codec": _codec(checkpoint)}
+        given = {**given, "codec": codec_of(checkpoint)}
     packages = (*_BUILT, *trusted_prefixes(trust))
     make = partial(_make, checkpoint.path, packages)
     stage = build_nested({**arguments, "_partial_": True}, make)(**given)
@@ -77,18 +77,6 @@ def _opened(source: str | Path | Checkpoint) -> Checkpoint:
     if found is None:
         raise WeightsError(f"{source}: no checkpoints found; give a checkpoint or the folder of a run")
     return found
-
-
-def _codec(checkpoint: Checkpoint) -> Any:
-    """Return the codec that a stage was trained for, from the run's `init_from`."""
-    named = checkpoint.settings.get("init_from")
-    problem = "its setting init_from does not name the codec"
-    if isinstance(named, str):
-        codec = read_codec(named)
-        if codec.fingerprint == checkpoint.content["glc"]["part"].get("fingerprint"):
-            return codec
-        problem = f"was trained for another codec than {named} now holds"
-    raise WeightsError(f"{checkpoint.path}: {problem}; pass codec=read_codec(FILE)")
 
 
 def _make(path: Path, packages: Sequence[str], name: Any, values: dict[str, Any]) -> Any:

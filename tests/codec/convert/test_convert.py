@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from click.testing import CliRunner, Result
+from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -23,6 +24,7 @@ from glc.codec.weights.export import export
 from glc.codec.weights.file import read_weights
 from glc.errors import WeightsError
 from tests.codec.convert.stand_ins import SMALL, layouts, stand_ins
+from tests.codec.fixed_model import fixed_image
 
 Edit = Callable[[dict[str, Any]], None]
 WIDTH = SMALL.latent_channels
@@ -265,3 +267,27 @@ def test_sizes_of_other_vqgans_are_detected(tmp_path: Path) -> None:
             described = json.loads(file.metadata()["model"])
         for network in ("encoder", "decoder", "quantizer"):
             assert described[network] == layout.descriptions[network], (name, network)
+
+
+def test_images_give_a_converted_codec_tables_per_rate_point(
+    files: dict[str, Path], converted: dict[str, Path], tmp_path: Path
+) -> None:
+    Image.fromarray(fixed_image(64, 128)).save(tmp_path / "photo.png")
+    out = tmp_path / "counted.safetensors"
+    result = run(files["glc"], out, "--images", tmp_path / "photo.png")
+    assert result.exit_code == 0, result.output
+    plain, counted = glc.load(converted["glc"], "cpu"), glc.load(out, "cpu")
+    assert not plain.weights.tables.z_rates
+    assert len(counted.weights.tables.z_rates) == counted.num_rates
+    for quality in (0, 50, 100):
+        before, after = (codec.compress(fixed_image(64, 128), quality) for codec in (plain, counted))
+        assert counted.symbols(after) == plain.symbols(before)
+        assert len(after) <= len(before) + 1
+    for words, code, message in (
+        ((files["taming"], tmp_path / "no"), 1, "not a codec, which --images is for; omit it"),
+        ((converted["glc"], tmp_path / "no", "--to", "glc"), 2, "--images cannot be combined with --to glc"),
+    ):
+        result = run(*words, "--images", tmp_path / "photo.png")
+        assert result.exit_code == code
+        assert message in str(result.exception) + result.output
+    assert not (tmp_path / "no").exists()

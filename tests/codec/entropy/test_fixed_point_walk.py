@@ -35,7 +35,7 @@ def test_files_and_integers_are_those_of_the_ordinary_walk(
     assert torch.allclose(found.latent_hat, decoded.latent_hat, atol=1e-5)  # g_s in tiles
     assert codec.from_symbols(decoded.symbols, SIZE, codec.rate_index(100)) == plain
     assert codec.uncertainty(plain, draws=1).deviation == pytest.approx(uncertainty.deviation, abs=2)
-    assert len(walks) == 5
+    assert len(walks) == (0 if variant == "gate" else 5)  # a gate needs the ordinary walk
 
 
 def test_maps_hold_the_extremes_of_integer_networks() -> None:

@@ -84,6 +84,27 @@ def test_only_the_requested_rows_and_channels_are_written(library: ctypes.CDLL) 
 
 
 @torch.inference_mode()
+@torch.inference_mode()
+@pytest.mark.parametrize("add", [False, True])
+def test_a_bfloat16_map_gets_rounded_rows(add: bool, library: ctypes.CDLL) -> None:
+    conv, x = convolution(32, 48), channels_last(1, 32, 9, 10)
+    out = torch.ones(1, 48, 11, 10, dtype=torch.bfloat16).contiguous(memory_format=torch.channels_last)
+    with Workers() as workers:
+        write = Convolution(conv, torch.float32).writing(of_map(x), workers)
+        write(0, out[:, :, :9], 0, add)
+    torch.testing.assert_close(out[:, :, :9].float(), conv(x) + add, rtol=1e-2, atol=1e-2)
+    assert (out[:, :, 9:] == 1).all()  # the kernel writes twice as many bytes
+
+
+def test_the_kernel_refuses_other_types(library: ctypes.CDLL) -> None:
+    x, out = channels_last(1, 32, 9, 10), torch.zeros(1, 48, 9, 10, dtype=torch.bfloat16)
+    with Workers() as workers:
+        weights = TransformedWeights(convolution(32, 48), library, workers)
+        for wrong in ((x, out), (x.bfloat16(), out.float()), (x, out.float())):
+            with pytest.raises(ValueError, match="needs float32 and contiguous channels"):
+                weights.convolve(wrong[0], 0, 9, 0, wrong[1], 0, False)
+
+
 def test_rows_beyond_the_given_ones_are_not_read(library: ctypes.CDLL) -> None:
     conv, x = convolution(32, 32), channels_last(1, 32, 40, 15)
     expected, out = conv(x), torch.empty(1, 32, 10, 15).contiguous(memory_format=torch.channels_last)

@@ -14,6 +14,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from glc.cli import main
+from glc.codec.codec import Codec
 from glc.codec.weights.export import export
 from glc.codec.weights.file import read_weights
 from glc.errors import WeightsError
@@ -192,12 +193,33 @@ def test_export_command_half_and_photos(stages: dict[str, Path], exported: Path,
         assert {t.dtype for t in load_file(out).values() if t.is_floating_point()} == {torch.float16}
         assert out.stat().st_size < 0.6 * exported.stat().st_size
     fixed_length = read_weights(exported)
-    assert not fixed_length.tables.z
-    (table,) = found[0].tables.z
-    # Codes that the photos need are likelier than the others, which keep a chance.
-    assert max(table.frequencies) > min(table.frequencies) > 0
+    assert not fixed_length.tables.z_rates
+    assert len(found[0].tables.z_rates) == found[0].model.num_rates
+    for table in found[0].tables.z_rates:
+        # Codes that the photos need are likelier than the others, which keep a chance.
+        assert max(table.frequencies) > min(table.frequencies) > 0
+    with safe_open(exported, framework="pt") as old, safe_open(out, framework="pt") as new:
+        assert (old.metadata()["format"], new.metadata()["format"]) == ("1", "2")
     assert found[0].tables == found[1].tables
     assert found[0].fingerprint == found[1].fingerprint != fixed_length.fingerprint
+
+
+def test_tables_count_the_indices_of_each_rate_point(stages: dict[str, Path], tmp_path: Path) -> None:
+    Image.fromarray(fixed_image(96, 128)).save(tmp_path / "photo.png")
+    out, again = tmp_path / "out.safetensors", tmp_path / "again.safetensors"
+    export(stages["joint"] / "checkpoints" / "last.ckpt", out, photos=[tmp_path / "photo.png"])
+    export(out, again, photos=[tmp_path / "photo.png"])  # of a weights file: the same codec, new tables
+    weights, other = read_weights(out), read_weights(again)
+    assert (other.fingerprint, other.rates) == (weights.fingerprint, weights.rates)
+    codec = Codec(weights)
+    for rate, table in enumerate(weights.tables.z_rates):
+        z = codec.symbols(codec.compress(fixed_image(96, 128), 100 * rate / (codec.num_rates - 1))).z
+        counts = torch.bincount(z.flatten(), minlength=len(table.frequencies)) + 1
+        expected = counts.double() / counts.sum() * (1 << 24)
+        rest = int(expected.argmax())  # takes the rounding's remainder
+        found = torch.tensor(table.frequencies).double()
+        others = torch.arange(len(found)) != rest
+        assert (found - expected)[others].abs().max() <= 0.5
 
 
 def test_export_command_refuses_invalid_photos(stages: dict[str, Path], tmp_path: Path) -> None:

@@ -25,7 +25,6 @@ from glc.codec.weights.file import (
     save,
 )
 from glc.codec.weights.labels import (
-    FORMAT,
     AutoencoderLabel,
     CodecLabel,
     Header,
@@ -280,8 +279,9 @@ def test_label_round_trip_and_use_under_another_kind(use: str, label: Label, tmp
 def test_files_of_a_newer_format_are_refused() -> None:
     for label in LABELS.values():
         if label.FORMAT is not None:
-            metadata = {**label.metadata(), "format": str(FORMAT + 1)}
-            with pytest.raises(WeightsError, match=rf"some: format {FORMAT + 1} is newer"):
+            newer = label.FORMAT + 1
+            metadata = {**label.metadata(), "format": str(newer)}
+            with pytest.raises(WeightsError, match=rf"some: format {newer} is newer"):
                 kind_of(Header("some", metadata))
 
 

@@ -47,50 +47,58 @@ export class IntegerDecoder {
       const size = weights.model.coder.sizes[header.rateIndex / RATE_ONE];
       found = { z: null, y: decodeIndices(stack, height * width, size), yHat: null };
     } else {
-      const z = this.decodeZ(stack, height / 4, width / 4);
-      const prior = this.networks.prior(z, height / 4, width / 4);
+      const z = this.decodeZ(stack, height / 4, width / 4, header.rateIndex);
+      const zHat = this.networks.zHat(z, height / 4, width / 4);
+      const prior = this.networks.prior(zHat);
       const [stored, scale, mean] = prior.split(3);
       const step = stored.map((value) => Math.max(value, LEAST_STEP));
       onPreview?.({ header, height, width, z, y: null, yHat: product(mean, step) });
       const reduced = this.networks.conv("coder.context.reduction", prior);
-      found = { z, ...this.decodeY(stack, step, scale, mean, reduced) };
+      const rho = this.networks.gate(zHat, header.rateIndex);
+      found = { z, ...this.decodeY(stack, step, scale, mean, reduced, rho) };
     }
     stack.finish();
     return { header, height, width, ...found };
   }
 
-  decodeZ(stack, height, width) {
-    const { factorized, channels, zTables, model } = this.weights;
+  decodeZ(stack, height, width, rateIndex) {
+    const { factorized, channels, zTables, zRateTables, model } = this.weights;
     const positions = height * width;
-    if (!factorized) return decodeIndices(stack, positions, model.coder.hyper.codebook_size, zTables[0]);
+    if (!factorized) {
+      let [table] = zTables;
+      // A bit of the file chooses between the table of the nearest rate point and fixed length.
+      if (zRateTables.length && !stack.uniform(2)) table = zRateTables[Math.round(rateIndex / RATE_ONE)];
+      return decodeIndices(stack, positions, model.coder.hyper.codebook_size, table);
+    }
     const classes = Uint16Array.from({ length: channels * positions }, (_, k) => Math.floor(k / positions));
     return decodeIntegers(stack, classes, zTables);
   }
 
-  decodeY(stack, step, scale, mean, reduced) {
+  decodeY(stack, step, scale, mean, reduced, rho) {
     const known = new Map3(mean.channels, mean.height, mean.width);
     const y = new Int32Array(known.data.length);
+    const rhoOf = (at) => (rho ? rho.data[at % rho.positions] : 4096);
     for (let pass = 0; pass < 4; pass++) {
       if (pass) [scale, mean] = this.networks.context(pass, known, reduced);
       const elements = elementsOf(pass, known);
-      const classes = Uint16Array.from(elements, (at) => this.tableOf(scale.data[at]));
+      const classes = Uint16Array.from(elements, (at) => this.tableOf(scale.data[at], rhoOf(at)));
       decodeIntegers(stack, classes, this.weights.yTables).forEach((value, k) => {
         const at = elements[k];
         y[at] = value;
-        known.data[at] = value * 4096 + mean.data[at];
+        known.data[at] = value * rhoOf(at) + mean.data[at];
       });
     }
     return { y, yHat: product(known, step) };
   }
 
-  /** Return the number of thresholds that are at most a scale. */
-  tableOf(scale) {
+  /** Return the number of thresholds that are at most a scale over rho, both coarse. */
+  tableOf(scale, rho) {
     const { thresholds } = this.weights;
     let first = 0;
     let end = thresholds.length;
     while (first < end) {
       const middle = (first + end) >> 1;
-      if (thresholds[middle] <= scale) first = middle + 1;
+      if (thresholds[middle] * rho <= scale * 4096) first = middle + 1;
       else end = middle;
     }
     return first;

@@ -130,11 +130,15 @@ export class Networks {
     return x.like(out, data);
   }
 
+  depthConv(name, x) {
+    const a = leaky(this.conv(`${name}.mix`, x), SLOPE_MIX);
+    const b = this.conv(`${name}.project`, this.conv(`${name}.depthwise`, a));
+    if (this.weights.has(`${name}.skip.weight`)) x = this.conv(`${name}.skip`, x);
+    return x.add(b);
+  }
+
   block(name, x) {
-    const a = leaky(this.conv(`${name}.0.mix`, x), SLOPE_MIX);
-    const b = this.conv(`${name}.0.project`, this.conv(`${name}.0.depthwise`, a));
-    if (this.weights.has(`${name}.0.skip.weight`)) x = this.conv(`${name}.0.skip`, x);
-    x = x.add(b);
+    x = this.depthConv(`${name}.0`, x);
     return x.add(this.conv(`${name}.1.project`, gated(this.conv(`${name}.1.expand`, x))));
   }
 
@@ -144,11 +148,11 @@ export class Networks {
     return leaky(this.conv(`${name}.conv`, a), SLOPE_UP).add(skip);
   }
 
-  /** Return the prior [3N][h][w] of z: indices [h / 4][w / 4], or integers [N][h / 4][w / 4]. */
-  prior(z, height, width) {
+  /** Return z_hat [N][h / 4][w / 4], coarse, of z: indices [h / 4][w / 4], or integers [N][h / 4][w / 4]. */
+  zHat(z, height, width) {
     const { channels, factorized } = this.weights;
     const positions = height * width;
-    let x = new Map3(channels, height, width);
+    const x = new Map3(channels, height, width);
     if (factorized) {
       for (let k = 0; k < z.length; k++) x.data[k] = z[k] * 4096;
     } else {
@@ -157,6 +161,26 @@ export class Networks {
         for (let c = 0; c < channels; c++) x.data[c * positions + p] = this.codewords[z[p] * channels + c];
       }
     }
+    return x;
+  }
+
+  /** Return rho [1][h][w], coarse, of z_hat and the rate index in units of 1 / 4096; null without a gate. */
+  gate(zHat, rateIndex) {
+    const { numRates } = this.weights;
+    if (!this.weights.gated) return null;
+    const points = new Map3(numRates, zHat.height, zHat.width);
+    for (let k = 0, at = 0; k < numRates; k++) {
+      const weight = Math.max(0, 4096 - Math.abs(rateIndex - 4096 * k));
+      for (let p = 0; p < points.positions; p++) points.data[at++] = weight;
+    }
+    let x = concatenate(zHat, points);
+    for (const k of [0, 1]) x = this.upsample(`coder.gate.layers.${k}`, x);
+    x = this.conv("coder.gate.layers.3", this.depthConv("coder.gate.layers.2", x));
+    return x.map((g) => Math.max(4096, 4096 + g));
+  }
+
+  /** Return the prior [3N][h][w] of z_hat. */
+  prior(x) {
     const prefix = "coder.hyper.synthesis";
     for (const k of [0, 1]) x = this.upsample(`${prefix}.${k}`, x);
     for (const k of [2, 3, 4]) x = this.block(`${prefix}.${k}`, x);

@@ -22,7 +22,9 @@ export class Weights {
     } catch {
       throw new GlcError("WeightsError", "the weights are not a codec's safetensors file");
     }
-    if (metadata.format !== "1") throw new GlcError("WeightsError", "the weights have another format than 1");
+    if (!["1", "2"].includes(metadata.format)) {
+      throw new GlcError("WeightsError", "the weights have another format than 1 and 2: reload a newer page");
+    }
     /** 64 hexadecimal digits; files have the first 8. */
     this.fingerprint = metadata.fingerprint;
     const { coder, decoder } = this.model;
@@ -35,14 +37,31 @@ export class Weights {
     if (coder.hyper.projected) throw new GlcError("WeightsError", "projected codebooks are not part of the format");
     this.channels = coder.context.channels;
     this.depth = coder.context.depth ?? 3;
+    /** Whether z and the rate index multiply the quantisation steps. */
+    this.gated = Boolean(coder.gate);
     this.yTables = this.tables.y.map((stored) => {
       const [first, ...rest] = stored.slice(0, -1);
       return new Table(-rest.length, [...rest.toReversed(), first, ...rest, stored.at(-1)]);
     });
-    this.zTables = this.tables.z.map(([low, ...frequencies]) => new Table(low, frequencies));
+    const read = ([low, ...frequencies]) => new Table(low, frequencies);
+    this.zTables = this.tables.z.map(read);
+    /** One table of indices per rate point, or none. */
+    this.zRateTables = (this.tables.z_rates ?? []).map(read);
+    this.checkIndexTables(coder);
     this.thresholds = Float64Array.from(this.tables.thresholds);
     if (this.thresholds.some((value, k) => k && value <= this.thresholds[k - 1])) {
       throw new GlcError("WeightsError", "the thresholds do not ascend");
+    }
+  }
+
+  /** Check the tables of indices z: none, one, or one per rate point, each of all indices. */
+  checkIndexTables({ hyper }) {
+    const tables = this.factorized ? this.zRateTables : [...this.zTables, ...this.zRateTables];
+    const counts = this.factorized
+      ? tables.length === 0
+      : this.zTables.length <= 1 && [0, this.zTables.length ? 0 : this.numRates].includes(this.zRateTables.length);
+    if (!counts || tables.some(({ low, escape }) => low !== 0 || escape !== hyper.codebook_size - 1)) {
+      throw new GlcError("WeightsError", "the tables of z do not fit the codec");
     }
   }
 

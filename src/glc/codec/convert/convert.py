@@ -1,6 +1,6 @@
 """Convert third-party checkpoints to weights files of glc, and codecs of glc to the authors' layout."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,7 @@ from torch import Tensor
 from glc.codec.convert.detect import AUTOENCODER, CODEC, KINDS, ThirdPartyFile, own_description, recognize
 from glc.codec.convert.layouts import LAYOUTS, FittedLayout, codec_description
 from glc.codec.convert.read import Source, open_source
-from glc.codec.weights.export import export, make_tables, model_from_checkpoint, rate_points
+from glc.codec.weights.export import counted_tables, export, model_from_checkpoint, rate_points
 from glc.codec.weights.file import build_model, read_weights, save, save_weights
 from glc.codec.weights.labels import AutoencoderLabel
 from glc.codec.weights.state import strip_prefix
@@ -31,7 +31,11 @@ _MEANING = {
 
 
 def convert(
-    source: str | Path, destination: str | Path, kind: str = "auto", force: bool = False
+    source: str | Path,
+    destination: str | Path,
+    kind: str = "auto",
+    force: bool = False,
+    images: Iterable[str | Path] = (),
 ) -> list[str]:
     """Convert a third-party checkpoint, or one of glc's training, to a safetensors file of glc.
 
@@ -41,19 +45,22 @@ def convert(
     Args:
         source: a checkpoint, a safetensors file, or the folder of a training run of glc.
         kind: `auto`, one of `glc.codec.convert.detect.KINDS`, or `lightning` for glc's own checkpoints.
+        images: on which to count the indices of a codec's hyper-latent, see
+            `glc.codec.weights.export.make_tables`.
 
     Returns:
         Lines for the user: what was found, used, omitted and written.
 
     Raises:
         WeightsError: the source cannot be converted; nothing is written.
+        ImageError: an image cannot be read; nothing is written.
         FileExistsError: `destination` exists and `force` is not set.
     """
     source, destination = _checkpoint_of(Path(source)), Path(destination)
     check_destination(destination, source, force)
     opened = open_source(source)
     if opened.ours and kind in ("auto", LIGHTNING):
-        export(opened.path, destination)
+        export(opened.path, destination, photos=images)
         found = f"{opened.path}: a training checkpoint of glc; everything but the codec was omitted"
         return [found, _written(destination, "a codec")]
     if opened.ours or kind == LIGHTNING:
@@ -66,19 +73,23 @@ def convert(
     recognized = recognize(opened, kind)
     if recognized.layout.table.kind == "glc":
         used, what = list(CODEC_NETWORKS), "a codec"
-        _write_codec(recognized, destination)
+        _write_codec(recognized, destination, images)
     else:
+        if any(True for _ in images):
+            raise WeightsError(f"{opened.path}: not a codec, which --images is for; omit it")
         used, what = recognized.networks, "a stage-I autoencoder, for init_from="
         _write_autoencoder(recognized, destination)
     return [*_describe(recognized, used), _written(destination, what)]
 
 
-def _write_codec(recognized: ThirdPartyFile, destination: Path) -> None:
-    description = codec_description(recognized.layout.descriptions)
-    states = recognized.states(CODEC_NETWORKS)
-    with torch.device("meta"):  # the tables follow from the architecture alone
-        model = build_model(recognized.source.path, description)
-    save_weights(destination, _joined(states), description, make_tables(model), rate_points(model))
+def _write_codec(recognized: ThirdPartyFile, destination: Path, images: Iterable[str | Path]) -> None:
+    description, path = codec_description(recognized.layout.descriptions), recognized.source.path
+    state = _joined(recognized.states(CODEC_NETWORKS))
+    with torch.device("meta"):
+        model = build_model(path, description)
+    model.load_state_dict(state, assign=True)
+    tables = counted_tables(path, model.eval(), images)
+    save_weights(destination, state, description, tables, rate_points(model))
 
 
 def _write_autoencoder(recognized: ThirdPartyFile, destination: Path) -> None:

@@ -37,6 +37,12 @@ class AnsEncoder:
                 piece = (values >> shift) & ((1 << width) - 1)
                 self.coder.encode_reverse(piece.astype(np.int32), _Model.Uniform(1 << width))
 
+    def copy(self) -> "AnsEncoder":
+        """Return a stack with the same content."""
+        other = AnsEncoder()
+        other.coder = self.coder.clone()
+        return other
+
     def payload(self) -> bytes:
         """Return the encoded bytes; the last one is not zero."""
         return self.coder.get_compressed().astype("<u4").tobytes().rstrip(b"\0")

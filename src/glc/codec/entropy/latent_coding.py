@@ -25,7 +25,7 @@ from glc.errors import InexactError
 from glc.models.coder import IndicesMapCoder, TransformCoder
 from glc.models.context import QuadtreeContext
 from glc.models.protocols import ContextStep
-from glc.models.quadtree import STEPS
+from glc.models.quadtree import STEPS, gate
 
 _BYTES_PER_ELEMENT = 96
 """Memory per element of y: maps in float64, symbols, scale indexes; measured at 8192 x 8192."""
@@ -56,6 +56,8 @@ class TransformLatentCodec:
         keep = next(coder.parameters()).device.type != "cpu"
         self.synthesis = to_integer_network(coder.hyper.synthesis, "coder.hyper.synthesis", keep).to(device)
         self.context = to_integer_network(coder.context, "coder.context", keep).to(device)
+        own = getattr(coder, "gate", None)
+        self.gate = None if own is None else to_integer_network(own, "coder.gate", keep).to(device)
         limits = torch.tensor(tables.thresholds, dtype=torch.float64, device=device)
         self.thresholds = limits / (1 << ACTIVATION_BITS)
         density: Any = getattr(coder.hyper, "density", None)
@@ -68,7 +70,9 @@ class TransformLatentCodec:
             ):
                 raise InexactError("the codebook of z must be stored as finite codewords")
         self._y_tables = tables.y
-        self.coding = SymbolCoder(tables, self.context.channels, coder.stride, z_channels, codes)
+        self.coding = SymbolCoder(
+            tables, self.context.channels, coder.stride, z_channels, codes, coder.num_rates
+        )
         self._own = not has_foreign(coder.hyper, coder.context) and type(coder.context) is QuadtreeContext
         if has_foreign(coder.hyper, coder.context):
             self._check_foreign()
@@ -105,7 +109,8 @@ class TransformLatentCodec:
         return (BYTES_PER_ELEMENT if self._is_large(elements) else _BYTES_PER_ELEMENT) * elements
 
     def _is_large(self, elements: int) -> bool:
-        return self._own and self.coder.stride % 2 == 0 and elements > LARGE
+        fits = self._own and self.gate is None and self.coder.stride % 2 == 0
+        return fits and elements > LARGE
 
     def encode(
         self, latent: Tensor, rate_index: Tensor, weights: np.ndarray | None = None
@@ -128,6 +133,7 @@ class TransformLatentCodec:
             (z,) = in_row_tiles(indices_of, (y,), radius, 1 / self.coder.stride)
         z = (z if self.coding.z_channels else z[:, 0]).clamp(-SYMBOL_LIMIT, SYMBOL_LIMIT)
         y = y.to(self.device)
+
         region = None if weights is None else Region(weights, self._y_tables)
 
         def choose(residual: Tensor, indexes: Tensor, rows: slice) -> Tensor:
@@ -141,13 +147,18 @@ class TransformLatentCodec:
             walk.y = y
             del y  # freed with the walk
             return self._write_large(
-                z, walk, lambda rows: choose(walk.residual(rows), walk.indexes[:, :, rows], rows)
+                z,
+                walk,
+                lambda rows: choose(walk.residual(rows), walk.indexes[:, :, rows], rows),
+                rate_index,
             )
-        whole = slice(None)
-        return self._write(
-            z,
-            lambda step: choose(y.double().div_(step.quant_step).sub_(step.means), step.scales, whole),
-        )
+
+        def choose_whole(step: ContextStep) -> Tensor:
+            residual = y.double().div_(step.quant_step).sub_(step.means)
+            residual = residual if step.rho is None else residual.div_(step.rho)
+            return choose(residual, step.scales, slice(None))
+
+        return self._write(z, choose_whole, rate_index)
 
     def check(self, symbols: Symbols, size: tuple[int, int]) -> None:
         """Check that symbols are valid for one latent of h x w.
@@ -161,8 +172,8 @@ class TransformLatentCodec:
         """Return the payloads of given symbols at rate indexes `[B]`; the same bytes on every machine."""
         y, z = torch.as_tensor(symbols.y).to(self.device), torch.as_tensor(symbols.z)
         if self._is_large(y.numel()):
-            return self._write_large(z, self._fixed_point_walk(z), lambda rows: y[:, :, rows])[0]
-        return self._write(z, lambda step: y)[0]
+            return self._write_large(z, self._fixed_point_walk(z), lambda rows: y[:, :, rows], rate_index)[0]
+        return self._write(z, lambda step: y, rate_index)[0]
 
     def _fixed_point_walk(self, z: Tensor) -> FixedPointWalk:
         with self.stage(INTEGER_NETWORKS):
@@ -175,7 +186,7 @@ class TransformLatentCodec:
             walk.advance(k)
 
     def _write_large(
-        self, z: Tensor, walk: FixedPointWalk, choose: Callable[[slice], Tensor]
+        self, z: Tensor, walk: FixedPointWalk, choose: Callable[[slice], Tensor], rate_index: Tensor
     ) -> tuple[list[bytes], Symbols]:
         """Return the payloads and symbols of a large latent; `choose` returns the symbols of some rows."""
         symbols = torch.zeros(walk.indexes.shape, dtype=torch.int32, device=self.device)
@@ -190,19 +201,23 @@ class TransformLatentCodec:
         walk.free()
         masks = self.context.masks(*symbols.shape[-2:])[:, 0].numpy()
         symbols = symbols.cpu()
-        payloads = self.coding.write(z.cpu().numpy(), symbols.numpy(), indexes.cpu().numpy(), masks)
-        return payloads, Symbols(z.cpu(), symbols)
+        z, rates = z.cpu(), rate_index.tolist()
+        payloads = self.coding.write(z.numpy(), symbols.numpy(), indexes.cpu().numpy(), masks, rates)
+        return payloads, Symbols(z, symbols)
 
-    def _write(self, z: Tensor, choose: Callable[[ContextStep], Tensor]) -> tuple[list[bytes], Symbols]:
+    def _write(
+        self, z: Tensor, choose: Callable[[ContextStep], Tensor], rate_index: Tensor
+    ) -> tuple[list[bytes], Symbols]:
         symbols = indexes = torch.zeros((), dtype=torch.int32, device=self.device)
-        for step in self._walk(z):
+        for step in self._walk(z, rate_index):
             step.symbols = choose(step)
             symbols = torch.where(step.mask, step.symbols, symbols)
             indexes = torch.where(step.mask, step.scales, indexes)
         # Copy from the device once, at the end: the loop above runs without synchronisation.
         symbols, z, indexes = symbols.cpu(), z.cpu(), indexes.cpu()
         masks = self.context.masks(*symbols.shape[-2:])[:, 0].numpy()
-        payloads = self.coding.write(z.numpy(), symbols.numpy(), indexes.numpy(), masks)
+        rates = rate_index.tolist()
+        payloads = self.coding.write(z.numpy(), symbols.numpy(), indexes.numpy(), masks, rates)
         return payloads, Symbols(z, symbols)
 
     def decode(self, payloads: Sequence[bytes], size: tuple[int, int], rate_index: Tensor) -> Decoded:
@@ -216,7 +231,7 @@ class TransformLatentCodec:
         Raises:
             CorruptFileError: if a payload is corrupt.
         """
-        symbols, y_hat = self._decode(payloads, size)[:2]
+        symbols, y_hat = self._decode(payloads, size, rate_index)[:2]
         y_hat = y_hat.to(rate_index.device, torch.float32)
         return Decoded(symbols, self._transform("g_s", self.coder.synthesis, y_hat, rate_index))
 
@@ -224,7 +239,7 @@ class TransformLatentCodec:
         self, payloads: Sequence[bytes], size: tuple[int, int], rate_index: Tensor, draws: int
     ) -> Iterator[Tensor]:
         """Yield l_hat of payloads, then that of other points in the quantisation cells of y."""
-        _, centre, quant_step = self._decode(payloads, size)
+        _, centre, quant_step = self._decode(payloads, size, rate_index)
         if not quant_step.is_floating_point():
             quant_step = quant_step.float().div_(UNIT)
         for draw in range(draws + 1):
@@ -235,16 +250,18 @@ class TransformLatentCodec:
             y_hat = y_hat.to(rate_index.device, torch.float32)
             yield self._transform("g_s", self.coder.synthesis, y_hat, rate_index)
 
-    def _decode(self, payloads: Sequence[bytes], size: tuple[int, int]) -> tuple[Symbols, Tensor, Tensor]:
-        """Return the symbols of payloads, y_hat and its quantisation steps (integers: units of 2^-12)."""
+    def _decode(
+        self, payloads: Sequence[bytes], size: tuple[int, int], rate_index: Tensor
+    ) -> tuple[Symbols, Tensor, Tensor]:
+        """Return the symbols of payloads, y_hat and the sizes of its cells (integers: units of 2^-12)."""
         stacks = [AnsDecoder(payload) for payload in payloads]
-        z = torch.from_numpy(self.coding.pop_z(stacks, size))
+        z = torch.from_numpy(self.coding.pop_z(stacks, size, rate_index.tolist()))
         symbols = torch.zeros(
             len(stacks), self.context.channels, *size, dtype=torch.int32, device=self.device
         )
         if self._is_large(symbols.numel()):
             return self._decode_large(stacks, z, symbols)
-        for step in self._walk(z):
+        for step in self._walk(z, rate_index):
             # All images together: one synchronisation with the device per step.
             mask, indexes = step.mask[0].cpu().numpy(), step.scales.cpu().numpy()
             decoded = self.coding.pop_y(stacks, mask, indexes)
@@ -252,7 +269,8 @@ class TransformLatentCodec:
             symbols += step.symbols
         for stack in stacks:
             stack.finish()
-        return Symbols(z, symbols.cpu()), step.y_hat, step.quant_step
+        cell = step.quant_step if step.rho is None else step.quant_step * step.rho
+        return Symbols(z, symbols.cpu()), step.y_hat, cell
 
     def _decode_large(
         self, stacks: Sequence[AnsDecoder], z: Tensor, symbols: Tensor
@@ -272,7 +290,8 @@ class TransformLatentCodec:
 
     def decode_z(self, payloads: Sequence[bytes], size: tuple[int, int], rate_index: Tensor) -> Tensor:
         """Return the l_hat `[B, C, h, w]` that the hyper-latents z alone predict (paper figure 5)."""
-        z = torch.from_numpy(self.coding.pop_z([AnsDecoder(payload) for payload in payloads], size))
+        stacks = [AnsDecoder(payload) for payload in payloads]
+        z = torch.from_numpy(self.coding.pop_z(stacks, size, rate_index.tolist()))
         return self.coder.decode_z(z.to(rate_index.device), rate_index)
 
     def prior(self, z: Tensor) -> Tensor:
@@ -282,7 +301,19 @@ class TransformLatentCodec:
             (prior,) = in_row_tiles(lambda z: (self.synthesis(z),), (z_hat,), halo(self.synthesis), stride)
         return prior
 
-    def _walk(self, z: Tensor) -> Iterator[ContextStep]:
+    def _rho(self, z: Tensor, rate_index: Tensor) -> Tensor | None:
+        """Return the factor of the quantisation steps `[B, 1, h, w]`; None without a gate."""
+        network = self.gate
+        if network is None:
+            return None
+        rate = rate_index.to(self.device)
+        with self.stage(INTEGER_NETWORKS):
+            (rho,) = in_row_tiles(
+                lambda z: (network(z, rate),), (self._z_hat(z),), halo(network), self.coder.stride
+            )
+        return rho
+
+    def _walk(self, z: Tensor, rate_index: Tensor) -> Iterator[ContextStep]:
         """Walk the context model; the scales of a step become table indexes, int32."""
 
         def run(
@@ -293,7 +324,10 @@ class TransformLatentCodec:
             with self.stage(INTEGER_NETWORKS):
                 return in_row_tiles(compute, maps, halo(*networks))
 
-        return self.context.walk(self.prior(z), run, self._indexes)
+        rho = self._rho(z, rate_index)
+        if rho is None:
+            return self.context.walk(self.prior(z), run, self._indexes)
+        return gate(self.context.walk(self.prior(z), run), rho, self._indexes)
 
     def _indexes(self, scales: Tensor) -> Tensor:
         return torch.bucketize(scales.contiguous(), self.thresholds, right=True, out_int32=True)

@@ -19,6 +19,7 @@ from glc.layers.blocks import (
     GatedFeedForward,
     SubpixelUpsample,
 )
+from glc.models.gate import QuantizationGate
 from glc.models.transform import RateScaler, RateTransform
 
 TILE_ELEMENTS = 1 << 23
@@ -27,7 +28,7 @@ TILE_ELEMENTS = 1 << 23
 _LOCAL = (
     *(nn.Sequential, nn.ModuleList, nn.Identity, nn.LeakyReLU, nn.ReLU),
     *(DepthConv, DepthConvBlock, GatedDepthConv, GatedDepthConvBlock, GatedFeedForward, SubpixelUpsample),
-    *(RateScaler, RateTransform),
+    *(RateScaler, RateTransform, QuantizationGate),
     *(IntegerDepthConv, IntegerFeedForward, IntegerLeakyReLU),
 )
 """Modules that are local, apart from the convolutions in them."""

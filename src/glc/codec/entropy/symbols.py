@@ -9,6 +9,9 @@ import numpy as np
 from glc.codec.entropy.ans import AnsDecoder, AnsEncoder, IndexModel, IntegerModel, UniformModel
 from glc.codec.entropy.tables import SYMBOL_LIMIT, Tables
 
+_CHOICE = UniformModel(2)
+"""Of the bit that names the model of z, where there are tables per rate point."""
+
 
 @dataclass(frozen=True)
 class Symbols:
@@ -61,17 +64,25 @@ class SymbolCoder:
         stride: positions of y per position of z along a side.
         z_channels: channels of z if it is coded as integers (factorised); None if it is coded as indices.
         codebook_size: M of C_h, if z is coded as indices.
+        num_rates: K, for tables per rate point.
 
     Raises:
         ValueError: the tables of z do not fit.
     """
 
     def __init__(
-        self, tables: Tables, channels: int, stride: int, z_channels: int | None, codebook_size: int = 0
+        self,
+        tables: Tables,
+        channels: int,
+        stride: int,
+        z_channels: int | None,
+        codebook_size: int = 0,
+        num_rates: int = 1,
     ) -> None:
         self.channels, self.stride, self.z_channels = channels, stride, z_channels
         self.y_model = IntegerModel(tables.y)
         self.z_model: IndexModel | UniformModel | IntegerModel
+        self.z_rate_models: list[IndexModel] = []
         if z_channels is not None:
             self.z_limits = (-SYMBOL_LIMIT, SYMBOL_LIMIT)
             if len(tables.z) != z_channels:
@@ -79,11 +90,22 @@ class SymbolCoder:
             self.z_model = IntegerModel(tables.z)
             return
         self.z_limits = (0, codebook_size - 1)
-        if tables.z and (
-            len(tables.z) != 1 or len(tables.z[0].frequencies) != codebook_size or tables.z[0].low != 0
+        if len(tables.z) > 1 or any(
+            len(table.frequencies) != codebook_size or table.low != 0
+            for table in (*tables.z, *tables.z_rates)
         ):
             raise ValueError(f"the table of z must be one of the indices 0 to {codebook_size - 1}")
+        if tables.z_rates and len(tables.z_rates) != num_rates:
+            raise ValueError(
+                f"z needs one table for each of {num_rates} rate points, not {len(tables.z_rates)}"
+            )
         self.z_model = IndexModel(tables.z[0]) if tables.z else UniformModel(codebook_size)
+        self.z_rate_models = [IndexModel(table) for table in tables.z_rates]
+
+    def _z_choices(self, rate_index: float) -> tuple[IndexModel | UniformModel, ...]:
+        """Return the models of which a file names one: the nearest rate point's table, or fixed length."""
+        assert isinstance(self.z_model, UniformModel)
+        return self.z_rate_models[int(rate_index + 0.5)], self.z_model
 
     def z_shape(self, size: tuple[int, int]) -> tuple[int, ...]:
         """Return the shape of z for one latent of h x w."""
@@ -99,7 +121,9 @@ class SymbolCoder:
         check_integers("y", symbols.y, (1, self.channels, *size), -SYMBOL_LIMIT, SYMBOL_LIMIT)
         check_integers("z", symbols.z, (1, *self.z_shape(size)), *self.z_limits)
 
-    def write(self, z: np.ndarray, y: np.ndarray, indexes: np.ndarray, masks: np.ndarray) -> list[bytes]:
+    def write(
+        self, z: np.ndarray, y: np.ndarray, indexes: np.ndarray, masks: np.ndarray, rates: Sequence[float]
+    ) -> list[bytes]:
         """Return the payloads of a batch.
 
         Args:
@@ -107,27 +131,47 @@ class SymbolCoder:
             y: `[B, N, h, w]`.
             indexes: of the tables of y, of its shape.
             masks: elements of each step, `[steps, N, h, w]`.
+            rates: rate indexes `[B]`, in `[0, K - 1]`.
         """
         payloads = []
-        for z_values, values, table_indexes in zip(z, y, indexes, strict=True):
+        for z_values, values, table_indexes, rate in zip(z, y, indexes, rates, strict=True):
             stack = AnsEncoder()
             for mask in masks[::-1]:
                 self.y_model.push(stack, values[mask], table_indexes[mask])
-            if isinstance(self.z_model, IntegerModel):
-                self.z_model.push(stack, z_values.ravel(), _channels(z_values.shape))
-            else:
-                self.z_model.push(stack, z_values.ravel())
-            payloads.append(stack.payload())
+            payloads.append(self._with_z(stack, z_values, rate))
         return payloads
 
-    def pop_z(self, stacks: Sequence[AnsDecoder], size: tuple[int, int]) -> np.ndarray:
-        """Decode z of latents of h x w, int64 `[B, ...]`."""
-        shape = self.z_shape(size)
+    def _with_z(self, stack: AnsEncoder, z: np.ndarray, rate: float) -> bytes:
+        """Return the payload of a stack after z was pushed; of several models for z, the shortest."""
         if isinstance(self.z_model, IntegerModel):
-            popped = [self.z_model.pop(stack, _channels(shape)) for stack in stacks]
-        else:
-            popped = [self.z_model.pop(stack, int(np.prod(shape))) for stack in stacks]
+            self.z_model.push(stack, z.ravel(), _channels(z.shape))
+            return stack.payload()
+        if not self.z_rate_models:
+            self.z_model.push(stack, z.ravel())
+            return stack.payload()
+        payloads = []
+        for choice, model in enumerate(self._z_choices(rate)):
+            own = stack.copy()
+            model.push(own, z.ravel())
+            _CHOICE.push(own, np.array([choice]))
+            payloads.append(own.payload())
+        return min(payloads, key=len)  # the first of equal length: the table
+
+    def pop_z(
+        self, stacks: Sequence[AnsDecoder], size: tuple[int, int], rates: Sequence[float]
+    ) -> np.ndarray:
+        """Decode z of latents of h x w at rate indexes `[B]`, int64 `[B, ...]`."""
+        shape = self.z_shape(size)
+        popped = [self._pop_z(stack, shape, rate) for stack, rate in zip(stacks, rates, strict=True)]
         return np.stack(popped).reshape(-1, *shape).astype(np.int64)
+
+    def _pop_z(self, stack: AnsDecoder, shape: tuple[int, ...], rate: float) -> np.ndarray:
+        if isinstance(self.z_model, IntegerModel):
+            return self.z_model.pop(stack, _channels(shape))
+        model: IndexModel | UniformModel = self.z_model
+        if self.z_rate_models:
+            model = self._z_choices(rate)[int(_CHOICE.pop(stack, 1)[0])]
+        return model.pop(stack, int(np.prod(shape)))
 
     def pop_y(self, stacks: Sequence[AnsDecoder], mask: np.ndarray, indexes: np.ndarray) -> np.ndarray:
         """Decode the elements of one step; int32 `[B, N, h, w]`, zero elsewhere.

@@ -129,6 +129,8 @@ class Tables:
         y: one table per scale index.
         z: tables of the hyper-latent z: empty for a fixed-length code; one over all indices (its escape is
             the last index); or one per channel of a factorised hyperprior.
+        z_rates: instead of `z`, one table over all indices per rate point. Each file then says whether its
+            indices are coded under the table or with fixed length.
 
     Raises:
         TableError: if thresholds and tables do not fit each other.
@@ -137,8 +139,11 @@ class Tables:
     thresholds: tuple[int, ...]
     y: tuple[Table, ...]
     z: tuple[Table, ...] = ()
+    z_rates: tuple[Table, ...] = ()
 
     def __post_init__(self) -> None:
+        if self.z and self.z_rates:
+            raise TableError("tables of z are either for all rate points (z) or per rate point (z_rates)")
         if len(self.thresholds) + 1 != len(self.y) or list(self.thresholds) != sorted(set(self.thresholds)):
             raise TableError("tables of y: thresholds must ascend, one between each two tables")
         if any(not 0 < threshold < TOTAL for threshold in self.thresholds):
@@ -146,11 +151,14 @@ class Tables:
 
     def to_json(self) -> dict[str, Any]:
         """Return the tables as plain lists; for tables of y, which are symmetric, only the upper halves."""
-        return {
+        stored = {
             "thresholds": list(self.thresholds),
             "y": [list(table.frequencies[-table.low :]) for table in self.y],
             "z": [[table.low, *table.frequencies] for table in self.z],
         }
+        if self.z_rates:  # absent in format 1, whose fingerprints must not change
+            stored["z_rates"] = [[table.low, *table.frequencies] for table in self.z_rates]
+        return stored
 
     @classmethod
     def from_json(cls, stored: Any) -> "Tables":
@@ -159,17 +167,20 @@ class Tables:
         Raises:
             TableError: if the description is not valid.
         """
-        if not isinstance(stored, Mapping) or set(stored) != {"thresholds", "y", "z"}:
-            raise TableError("tables need the keys thresholds, y and z")
+        if not isinstance(stored, Mapping) or set(stored) - {"z_rates"} != {"thresholds", "y", "z"}:
+            raise TableError("tables need the keys thresholds, y and z, and may have z_rates")
         y = []
         for half in _integer_lists(stored["y"]):
             if len(half) < 2:
                 raise TableError("a table of y needs the frequencies of zero and of the escape")
             inner = half[1:-1]
             y.append(Table(-len(inner), (*inner[::-1], *half)))
-        z = [Table(low, tuple(rest)) for low, *rest in _integer_lists(stored["z"])]
+        z, z_rates = (
+            tuple(Table(low, tuple(rest)) for low, *rest in _integer_lists(stored.get(key, [])))
+            for key in ("z", "z_rates")
+        )
         (thresholds,) = _integer_lists([stored["thresholds"]], may_be_empty=True)
-        return cls(tuple(thresholds), tuple(y), tuple(z))
+        return cls(tuple(thresholds), tuple(y), z, z_rates)
 
 
 def _integer_lists(stored: Any, may_be_empty: bool = False) -> list[list[int]]:
@@ -183,13 +194,13 @@ def _integer_lists(stored: Any, may_be_empty: bool = False) -> list[list[int]]:
     return stored
 
 
-def gaussian_tables(z: Sequence[Table] = ()) -> Tables:
-    """Return the tables of new weights: `SCALES` Gaussians with log-spaced scales."""
+def gaussian_tables(z: Sequence[Table] = (), z_rates: Sequence[Table] = ()) -> Tables:
+    """Return the tables of new weights: `SCALES` Gaussians with log-spaced scales, and those of z."""
     ratio = (SCALE_MAX / SCALE_MIN) ** (1 / (SCALES - 1))
     scales = [SCALE_MIN * ratio**i for i in range(SCALES)]
     between = [scale * math.sqrt(ratio) for scale in scales[:-1]]
     thresholds = tuple(math.ceil(scale * (1 << ACTIVATION_BITS)) for scale in between)
-    return Tables(thresholds, tuple(gaussian_table(scale) for scale in scales), tuple(z))
+    return Tables(thresholds, tuple(gaussian_table(scale) for scale in scales), tuple(z), tuple(z_rates))
 
 
 def index_table(counts: Any) -> Table:

@@ -67,12 +67,13 @@ class IntegerNetworks:
         self._weight = cache(self._read_weight)
         self._bias = cache(self._read_bias)
         self._pointwise = cache(self._read_pointwise)
-        for name in _layers(depth):
+        gated = any(name.startswith("coder.gate.") for name in tensors)
+        for name in (*_layers(depth), *(_GATE if gated else ())):
             if not self._has(name):
                 raise KeyError(name)
         for name in tensors:
             prefix, _, kind = name.rpartition(".")
-            if kind == "weight" and prefix.startswith(("coder.hyper.synthesis.", "coder.context.")):
+            if kind == "weight" and prefix.startswith(_NETWORKS):
                 bound = np.abs(self._weight(prefix)).sum((0, 2)) * _TOP + np.abs(self._bias(prefix))
                 # Also true for NaN.
                 if not bound.max() * (1 << WEIGHT_BITS) < 1 << 53:
@@ -170,6 +171,16 @@ class IntegerNetworks:
             x = layer(f"coder.hyper.synthesis.{k}", x)
         return x
 
+    def gate(self, z_hat: np.ndarray, rate_index: np.ndarray, num_rates: int) -> np.ndarray:
+        """Return rho `[B, 1, h, w]` of z_hat at rate indexes `[B]`; see `QuantizationGate`."""
+        points = np.maximum(0, 1 - np.abs(rate_index.astype(np.float64)[:, None] - np.arange(num_rates)))
+        b, _, h, w = z_hat.shape
+        maps = np.broadcast_to(points[:, :, None, None], (b, num_rates, h, w))
+        x = np.concatenate([z_hat.astype(np.float64), maps], 1)
+        for k, layer in enumerate((self._upsample, self._upsample, self._depth_conv, self._conv)):
+            x = layer(f"coder.gate.layers.{k}", x)
+        return np.maximum(1 + x, 1)
+
     def split(self, prior: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         """Return steps, scales and means of step 0, and the reduced prior, `[B, N, h, w]` each."""
         steps, scales, means = np.split(prior, 3, axis=1)
@@ -182,6 +193,14 @@ class IntegerNetworks:
             x = self._block(f"coder.context.shared.{depth}", x)
         scales, means = np.split(x, 2, axis=1)
         return scales, means
+
+
+_NETWORKS = ("coder.hyper.synthesis.", "coder.context.", "coder.gate.")
+_GATE = (
+    *(f"coder.gate.layers.{k}.{layer}" for k in (0, 1) for layer in ("expand", "conv", "skip")),
+    *(f"coder.gate.layers.2.{layer}" for layer in ("mix", "depthwise", "project")),
+    "coder.gate.layers.3",
+)
 
 
 def _layers(depth: int) -> Iterator[str]:

@@ -15,7 +15,7 @@ from glc.codec.onnx.weights import ArrayWeights
 from glc.codec.stages import CODEBOOK_SEARCH, INTEGER_NETWORKS, Stages
 from glc.codec.uncertainty import NO_CELLS, cell_offsets
 from glc.errors import InexactError
-from glc.models.quadtree import ContextStep, quadtree_masks, walk
+from glc.models.quadtree import ContextStep, gate, quadtree_masks, walk
 
 Size = tuple[int, int]
 _BYTES_PER_ELEMENT = 96
@@ -43,6 +43,7 @@ class ArrayTransformCodec:
         self._sessions, self._stage = sessions, stage
         self._networks = IntegerNetworks(weights.tensors, depth_of(coder), threads())
         self._thresholds = np.array(weights.tables.thresholds, np.float64) / (1 << ACTIVATION_BITS)
+        self._gated = coder.get("gate") is not None
         size = coder["hyper"].get("codebook_size")
         self._codebook: np.ndarray | None = None
         if size is not None:
@@ -51,7 +52,9 @@ class ArrayTransformCodec:
                 raise InexactError("the codebook of z must be stored as finite codewords")
         z_channels = self.channels if size is None else None
         self._y_tables = weights.tables.y
-        self._coding = SymbolCoder(weights.tables, self.channels, _STRIDE, z_channels, size or 0)
+        self._coding = SymbolCoder(
+            weights.tables, self.channels, _STRIDE, z_channels, size or 0, self.num_rates
+        )
 
     def memory(self, batch: int, size: Size) -> int:
         """Return the bytes of the maps for a batch of latents of h x w."""
@@ -70,16 +73,17 @@ class ArrayTransformCodec:
         if not np.isfinite(y).all():
             raise ValueError("the transform of the image is not finite; check the weights")
         z = z.clip(-SYMBOL_LIMIT, SYMBOL_LIMIT) if self._codebook is None else z
+
         region = None if weights is None else Region(weights, self._y_tables)
 
         def choose(step: ContextStep) -> np.ndarray:
             residual = y.astype(np.float64) / step.quant_step - step.means
+            residual = residual if step.rho is None else residual / step.rho
             if region is not None:
                 return region.choose(residual, step.scales)
-            symbols = np.rint(residual)
-            return symbols.clip(-SYMBOL_LIMIT, SYMBOL_LIMIT).astype(np.int32)
+            return np.rint(residual).clip(-SYMBOL_LIMIT, SYMBOL_LIMIT).astype(np.int32)
 
-        return self._write(z, choose)
+        return self._write(z, choose, rate_index)
 
     def check(self, symbols: Symbols, size: Size) -> None:
         """Check that symbols are valid for one latent of h x w."""
@@ -88,20 +92,21 @@ class ArrayTransformCodec:
     def write(self, symbols: Symbols, rate_index: np.ndarray) -> list[bytes]:
         """Return the payloads of given symbols; the same bytes on every machine."""
         y = np.asarray(symbols.y)
-        return self._write(np.asarray(symbols.z), lambda step: y)[0]
+        return self._write(np.asarray(symbols.z), lambda step: y, rate_index)[0]
 
     def _write(
-        self, z: np.ndarray, choose: Callable[[ContextStep], np.ndarray]
+        self, z: np.ndarray, choose: Callable[[ContextStep], np.ndarray], rate_index: np.ndarray
     ) -> tuple[list[bytes], Symbols]:
         symbols: np.ndarray = np.zeros((), np.int32)
         indexes = symbols
-        for step in self._walk(z):
+        for step in self._walk(z, rate_index):
             step.symbols = choose(step)
             symbols = np.where(step.mask, step.symbols, symbols)
             indexes = np.where(step.mask, step.scales, indexes)
         height, width = symbols.shape[-2:]
         masks = quadtree_masks(np, self.channels, height, width)[:, 0]
-        return self._coding.write(z, symbols, indexes, masks), Symbols(z, symbols.astype(np.int32))
+        payloads = self._coding.write(z, symbols, indexes, masks, rate_index.tolist())
+        return payloads, Symbols(z, symbols.astype(np.int32))
 
     def decode(self, payloads: Sequence[bytes], size: Size, rate_index: np.ndarray) -> Decoded:
         """Decode payloads of latents of h x w at rate indexes `[B]`.
@@ -109,25 +114,27 @@ class ArrayTransformCodec:
         Raises:
             CorruptFileError: a payload is corrupt.
         """
-        symbols, step = self._decode(payloads, size)
+        symbols, step = self._decode(payloads, size, rate_index)
         return Decoded(symbols, self._synthesis(step.y_hat, rate_index))
 
     def decode_cell(
         self, payloads: Sequence[bytes], size: Size, rate_index: np.ndarray, draws: int
     ) -> Iterator[np.ndarray]:
         """Yield l_hat of payloads, then that of other points in the quantisation cells of y."""
-        _, step = self._decode(payloads, size)
+        _, step = self._decode(payloads, size, rate_index)
         yield self._synthesis(step.y_hat, rate_index)
+        cell = step.quant_step if step.rho is None else step.quant_step * step.rho
         for draw in range(1, draws + 1):
-            offsets = cell_offsets(step.y_hat.shape, draw)
-            yield self._synthesis(step.y_hat + offsets * step.quant_step, rate_index)
+            yield self._synthesis(step.y_hat + cell_offsets(step.y_hat.shape, draw) * cell, rate_index)
 
-    def _decode(self, payloads: Sequence[bytes], size: Size) -> tuple[Symbols, ContextStep]:
+    def _decode(
+        self, payloads: Sequence[bytes], size: Size, rate_index: np.ndarray
+    ) -> tuple[Symbols, ContextStep]:
         """Return the symbols of payloads, and the last step of the context model."""
         stacks = [AnsDecoder(payload) for payload in payloads]
-        z = self._coding.pop_z(stacks, size)
+        z = self._coding.pop_z(stacks, size, rate_index.tolist())
         symbols = np.zeros((len(stacks), self.channels, *size), np.int32)
-        for step in self._walk(z):
+        for step in self._walk(z, rate_index):
             step.symbols = self._coding.pop_y(stacks, step.mask[0], step.scales)
             symbols += step.symbols
         for stack in stacks:
@@ -136,8 +143,9 @@ class ArrayTransformCodec:
 
     def decode_z(self, payloads: Sequence[bytes], size: Size, rate_index: np.ndarray) -> np.ndarray:
         """Return the l_hat `[B, C, h, w]` that the hyper-latents z alone predict (paper figure 5)."""
-        z = self._coding.pop_z([AnsDecoder(payload) for payload in payloads], size)
-        for step in self._walk(z):
+        stacks = [AnsDecoder(payload) for payload in payloads]
+        z = self._coding.pop_z(stacks, size, rate_index.tolist())
+        for step in self._walk(z, rate_index):
             step.symbols = np.zeros(step.means.shape, np.int32)
         return self._synthesis(step.y_hat, rate_index)
 
@@ -146,7 +154,7 @@ class ArrayTransformCodec:
             (l_hat,) = self._sessions.run("synthesis", y_hat=y_hat.astype(np.float32), rate=rate_index)
         return l_hat
 
-    def _walk(self, z: np.ndarray) -> Iterator[ContextStep]:
+    def _walk(self, z: np.ndarray, rate_index: np.ndarray) -> Iterator[ContextStep]:
         """Walk the context model; the scales of a step become table indexes, int32."""
 
         def indexes(scales: np.ndarray) -> np.ndarray:
@@ -155,14 +163,14 @@ class ArrayTransformCodec:
         with self._stage(INTEGER_NETWORKS):
             z_hat = z if self._codebook is None else self._codebook[z].transpose(0, 3, 1, 2)
             quant_step, scales, means, reduced = self._networks.split(self._networks.prior(z_hat))
+            rho = self._networks.gate(z_hat, rate_index, self.num_rates) if self._gated else np.ones(1)
 
         def predict(k: int, y_hat: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
             with self._stage(INTEGER_NETWORKS):
-                scales, means = self._networks.predict(k, y_hat, reduced)
-            return indexes(scales), means
+                return self._networks.predict(k, y_hat, reduced)
 
         masks = quadtree_masks(np, self.channels, *means.shape[-2:])
-        return walk(np, (quant_step, indexes(scales), means), masks, predict)
+        return gate(walk(np, (quant_step, scales, means), masks, predict), rho, indexes)
 
 
 class ArrayIndicesMapCodec:

@@ -21,6 +21,7 @@ _CLASSES = {
     "coder": ("glc.models.coder.TransformCoder", "glc.models.coder.IndicesMapCoder"),
     "hyper": ("glc.models.hyperprior.CategoricalHyperprior", "glc.models.hyperprior.FactorizedHyperprior"),
     "context": ("glc.models.context.QuadtreeContext",),
+    "gate": ("glc.models.gate.QuantizationGate",),
 }
 _OUTSIDE = -1e30
 """Added to the scores of positions outside of the map."""
@@ -36,6 +37,8 @@ def check(description: Description) -> None:
     parts = {"encoder": description.get("encoder"), "decoder": description.get("decoder"), "coder": coder}
     if isinstance(coder, Mapping) and coder.get("_target_") == _CLASSES["coder"][0]:
         parts |= {"hyper": coder.get("hyper"), "context": coder.get("context")}
+        if coder.get("gate") is not None:
+            parts["gate"] = coder["gate"]
         for name in ("analysis", "synthesis"):
             if coder.get(name) is not None:
                 raise ArchitectureError(f"its coder.{name} has no ONNX graph: only networks of glc have")

@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from glc.codec.runtime import winograd
-from glc.codec.runtime.threads import Workers
+from glc.codec.runtime import fused, winograd
+from glc.codec.runtime.threads import BUFFERS, Workers
 from glc.codec.runtime.winograd import CHANNEL_BLOCK, WINOGRAD_TILE
 from glc.layers.blocks import PixelNorm
 
@@ -96,6 +96,12 @@ class Normalizer:
             zero, one = torch.zeros_like(scale), torch.ones_like(scale)
             out = torch.batch_norm(tile, scale, shift, zero, one, False, 0.0, 0.0, False)
         elif isinstance(self.norm, PixelNorm):
+            if fused.suits(tile) and fused.available():
+                _, channels, height, width = tile.shape
+                out = BUFFERS.normalized.map(channels, height, width, tile.dtype)
+                options = {"bias": self.norm.bias, "swish": self.swish}
+                fused.run("glc_norm", tile, self.norm.weight, out, self.norm.eps, **options)
+                return out
             out = self.norm(tile)
         else:
             out = tile.clone() if self.swish else tile

@@ -64,7 +64,12 @@ class Convolution:
         def write(start: int, out: Tensor, channel: int, add: bool) -> None:
             halves, stop = int(self.doubles), start + out.shape[2]
             low, high = max(0, (start - 1) >> halves), min(source.height, (stop >> halves) + 1)
-            weights.convolve(source.read(low, high).float(), low, source.height, start, out, channel, add)
+            rows = source.read(low, high).float()
+            # The kernel writes float32; a map in bfloat16 gets a copy.
+            to = out if out.dtype == torch.float32 else torch.empty_like(out, dtype=torch.float32)
+            weights.convolve(rows, low, source.height, start, to, channel, add and to is out)
+            if to is not out:
+                (out.add_ if add else out.copy_)(to)
 
         return write
 

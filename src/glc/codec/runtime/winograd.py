@@ -96,7 +96,14 @@ class TransformedWeights:
             out: `[1, channels, rows, W]`, float32, its channels contiguous in memory.
             channel: first output channel to write, a multiple of `CHANNEL_BLOCK`.
             add: add to `out` instead of overwriting it.
+
+        Raises:
+            ValueError: x or out is not float32. The kernel would write past the end of `out`.
         """
+        if x.dtype != torch.float32 or out.dtype != torch.float32 or out.stride(1) != 1:
+            raise ValueError(
+                f"the kernel needs float32 and contiguous channels, not {x.dtype} to {out.dtype}"
+            )
         shift = int(self.doubles)
         if x.stride()[1:] != (1, x.shape[3] * self.in_channels, self.in_channels):
             x = x.contiguous(memory_format=torch.channels_last)

@@ -22,6 +22,7 @@ from glc.models.autoencoder import Decoder, Encoder
 from glc.models.code_predictor import CodePredictionRefiner, CodePredictor
 from glc.models.coder import IndicesMapCoder, TransformCoder
 from glc.models.context import QuadtreeContext
+from glc.models.gate import QuantizationGate
 from glc.models.glc import GLC
 from glc.models.hyperprior import CategoricalHyperprior, FactorizedHyperprior
 from glc.models.protocols import require
@@ -33,6 +34,7 @@ _KINDS: dict[str, tuple[type[nn.Module], ...]] = {
     "coder": (TransformCoder, IndicesMapCoder),
     "hyper": (CategoricalHyperprior, FactorizedHyperprior),
     "context": (QuadtreeContext,),
+    "gate": (QuantizationGate,),
     "quantizer": (VectorQuantizer,),
     "refiner": (CodePredictionRefiner,),
     "predictor": (CodePredictor,),
@@ -149,10 +151,11 @@ def check_network(owner: str, key: str, value: Any) -> None:
         ArchitectureError: it has another type, or lacks members of the protocol.
     """
     ours = _KINDS[key]
-    if isinstance(value, ours) or (key == "refiner" and value is None):
+    optional = key in ("refiner", "gate")
+    if isinstance(value, ours) or (optional and value is None):
         return
     if not isinstance(value, nn.Module) or type(value) in _NETWORKS:
-        names = " or ".join([kind.__name__ for kind in ours] + ["null"] * (key == "refiner"))
+        names = " or ".join([kind.__name__ for kind in ours] + ["null"] * optional)
         raise ArchitectureError(f"{owner}: its {key} must be {names}, not {type(value).__name__}")
     if key in ("encoder", "decoder"):
         try:

@@ -1,6 +1,7 @@
 """Export training checkpoints as weights files."""
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,7 @@ import torch
 from torch import Tensor
 
 from glc.codec.entropy.latent_coding import make_latent_codec
-from glc.codec.entropy.tables import Table, Tables, density_tables, gaussian_tables, index_table
+from glc.codec.entropy.tables import Tables, density_tables, gaussian_tables, index_table
 from glc.codec.weights.architecture import bake_projections, build
 from glc.codec.weights.catalog import find
 from glc.codec.weights.file import (
@@ -27,6 +28,8 @@ from glc.codec.weights.variants import Variant, attach
 from glc.data.images import pad, read_rgb, stack_images
 from glc.errors import WeightsError
 from glc.io.checkpoint import Checkpoint, open_checkpoint
+from glc.models.coder import TransformCoder
+from glc.models.gate import QuantizationGate
 from glc.models.glc import GLC
 from glc.models.quantizer import VectorQuantizer
 
@@ -57,7 +60,8 @@ def model_from_checkpoint(
     model = build_model(path, description, trust)
     fill(path, model, strip_prefix(checkpoint.state_dict, "model"))
     description = bake_projections(model, description)
-    return model.eval(), description, rate_points(model, module.get("lmbda"))
+    lmbda = checkpoint.content["glc"].get("lmbda", module.get("lmbda"))  # moved by callbacks=rate_control
+    return model.eval(), description, rate_points(model, lmbda)
 
 
 def read_codec(source: str | Path | Checkpoint, trust: Trust = ()) -> Weights:
@@ -75,10 +79,48 @@ def read_codec(source: str | Path | Checkpoint, trust: Trust = ()) -> Weights:
         if not path.is_dir() and path.suffix != ".ckpt":
             return read_weights(find(source), trust=trust)
         source = open_checkpoint(path / "checkpoints" / "last.ckpt" if path.is_dir() else path)
+    part = source.content["glc"].get("part")
+    if isinstance(part, Mapping) and part.get("kind") == "gate":
+        return _gated(source, trust)
     model, description, rates = model_from_checkpoint(source, trust)
     tables = make_tables(model)
     made = fingerprints(model.state_dict(), description, tables)["fingerprint"]
     return Weights(model, description, tables, rates, made, str(source.path))
+
+
+def codec_of(checkpoint: Checkpoint, trust: Trust = (), codec: str | Path | None = None) -> Weights:
+    """Return the codec that a network was trained for.
+
+    Args:
+        codec: its file or name; by default the run's `init_from`.
+
+    Raises:
+        WeightsError: `init_from` does not name it, or another codec is found.
+    """
+    named = checkpoint.settings.get("init_from") if codec is None else str(codec)
+    problem = "its setting init_from does not name the codec"
+    if isinstance(named, str):
+        found = read_codec(named, trust)
+        if found.fingerprint == checkpoint.content["glc"]["part"].get("fingerprint"):
+            return found
+        problem = f"was trained for another codec than {named} now holds"
+    raise WeightsError(
+        f"{checkpoint.path}: {problem}; give it: --codec FILE, or in Python pass codec=read_codec(FILE)"
+    )
+
+
+def _gated(checkpoint: Checkpoint, trust: Trust, named: str | Path | None = None) -> Weights:
+    """Return the codec of a checkpoint of stage=gate, with the gate."""
+    codec = codec_of(checkpoint, trust, named)
+    described = checkpoint.content["glc"]["part"]["description"]
+    gate, coder = build(described), codec.model.coder
+    if not isinstance(coder, TransformCoder) or not isinstance(gate, QuantizationGate):
+        raise WeightsError(f"{checkpoint.path}: holds no gate for {codec.source}")
+    fill(checkpoint.path, gate, strip_prefix(checkpoint.state_dict, "gate"))
+    coder.gate = gate.eval()
+    description = {**codec.description, "coder": {**codec.description["coder"], "gate": described}}
+    made = fingerprints(codec.model.state_dict(), description, codec.tables)["fingerprint"]
+    return replace(codec, description=description, fingerprint=made, source=str(checkpoint.path))
 
 
 def rate_points(model: GLC, lmbda: Any = None) -> list[dict[str, Any]]:
@@ -92,24 +134,24 @@ def make_tables(model: GLC, images: Iterable[Tensor] = ()) -> Tables:
 
     Args:
         images: `[1, 3, H, W]` in [-1, 1], to count the indices of a categorical hyper-latent at all rate
-            points. Without images its indices are coded with fixed length, as in the paper.
+            points: one table per point. Without images its indices are coded with fixed length, as in the
+            paper.
     """
     coder: Any = model.coder
     hyper: Any = getattr(coder, "hyper", None)  # user-defined: recognised by its members, see protocols
-    z: list[Table] = []
     if hasattr(hyper, "density"):
-        z = density_tables(hyper.density)
-    elif hasattr(hyper, "quantizer"):
-        counts = torch.zeros(hyper.quantizer.size, dtype=torch.long)
-        with torch.inference_mode():
-            for x in images:
-                latent = model.encoder(pad(x, model.stride))
-                for rate in range(model.num_rates):
-                    indices = hyper(coder.analysis(latent, rate).float()).indices
-                    counts += torch.bincount(indices.flatten(), minlength=len(counts))
-        if counts.any():  # False without images
-            z = [index_table(counts)]
-    return gaussian_tables(z)
+        return gaussian_tables(density_tables(hyper.density))
+    if not hasattr(hyper, "quantizer"):
+        return gaussian_tables()
+    counts = torch.zeros(model.num_rates, hyper.quantizer.size, dtype=torch.long)
+    with torch.inference_mode():
+        for x in images:
+            latent = model.encoder(pad(x, model.stride))
+            for rate, count in enumerate(counts):
+                indices = hyper(coder.analysis(latent, rate).float()).indices
+                count += torch.bincount(indices.flatten(), minlength=len(count))
+    # Without images no table: fixed length.
+    return gaussian_tables(z_rates=[index_table(count) for count in counts if count.any()])
 
 
 def export(
@@ -123,10 +165,11 @@ def export(
     """Write the codec in a training checkpoint as a weights file (safetensors).
 
     A checkpoint of stage=restoration, stage=stylization or stage=polish gives the file of the encoder or
-    decoder variant that was trained, see `glc.codec.weights.catalog`, or with `codec` a complete codec.
+    decoder variant that was trained, see `glc.codec.weights.catalog`, or with `codec` a complete codec; one
+    of stage=gate always gives a complete codec. A weights file gives the same codec with new tables.
 
     Args:
-        checkpoint: of stage II or III, or of a fine-tune stage.
+        checkpoint: of stage II or III, or of a fine-tune stage; or a codec's weights file.
         half: store the weights in half precision; the codec computes with the rounded values.
         photos: images on which to count the indices of the hyper-latent, see `make_tables`.
         codec: the codec that a variant was trained for, as `read_codec` takes it: write it with the trained
@@ -138,31 +181,58 @@ def export(
             trusted.
         ImageError: an image cannot be read.
     """
-    opened = open_checkpoint(checkpoint)
-    if "part" in opened.content["glc"] and codec is not None:
-        _export_complete(opened, destination, read_codec(codec, trust), half, photos, trust)
-        return
-    if codec is not None:
-        raise WeightsError(f"{checkpoint}: holds a complete codec, not a variant of one; omit --codec")
-    if "part" in opened.content["glc"]:
-        if any(True for _ in photos):
-            raise WeightsError(f"{checkpoint}: --images only applies to full codecs; omit it, or add --codec")
-        return _export_variant(opened, destination, half)
-    model, description, rates = model_from_checkpoint(opened, trust)
+    weights = _complete(checkpoint, photos, trust, codec)
+    if weights is None:
+        return _export_variant(open_checkpoint(checkpoint), destination, half)
+    model, description, rates = weights.model, weights.description, weights.rates
     state: Mapping[str, Tensor] = model.state_dict()
     if half:
         state = half_precision(state, checkpoint)
         fill(checkpoint, model, state)  # the tables depend on the stored values
-    if not hasattr(getattr(model.coder, "hyper", None), "quantizer") and any(True for _ in photos):
-        raise WeightsError(
-            f"{checkpoint}: has no categorical hyper-latent to count frequencies of; omit --images"
-        )
-    tables = make_tables(model, (stack_images([read_rgb(photo)]) for photo in photos))
+    tables = weights.tables
+    if any(True for _ in photos) or not hasattr(getattr(model.coder, "hyper", None), "quantizer"):
+        tables = counted_tables(checkpoint, model, photos)
     try:
         make_latent_codec(model.coder, tables)
     except ValueError as error:
         raise WeightsError(f"{checkpoint}: cannot encode files: {error}") from error
     save(destination, state, CodecLabel(description, tables, rates))
+
+
+def _complete(
+    source: str | Path, photos: Iterable[str | Path], trust: Trust, codec: str | Path | None
+) -> Weights | None:
+    """Return the complete codec that an export writes; None for a variant."""
+    opened = None if Path(source).suffix == ".safetensors" else open_checkpoint(source)
+    part = None if opened is None else opened.content["glc"].get("part")
+    if opened is None or part is None:
+        if codec is not None:
+            raise WeightsError(f"{source}: holds a complete codec, not a variant of one; omit --codec")
+        return read_codec(source if opened is None else opened, trust)
+    if isinstance(part, Mapping) and part.get("kind") == "gate":
+        return _gated(opened, trust, codec)
+    if codec is not None:
+        return _with_variant(opened, read_codec(codec, trust), trust)
+    if any(True for _ in photos):
+        raise WeightsError(f"{source}: --images only applies to full codecs; omit it, or add --codec")
+    return None
+
+
+def counted_tables(source: object, model: GLC, photos: Iterable[str | Path]) -> Tables:
+    """Return `make_tables` of image files.
+
+    Args:
+        source: the codec's file, for messages.
+
+    Raises:
+        WeightsError: there are images, but z is not categorical.
+        ImageError: an image cannot be read.
+    """
+    if not hasattr(getattr(model.coder, "hyper", None), "quantizer") and any(True for _ in photos):
+        raise WeightsError(
+            f"{source}: has no categorical hyper-latent to count frequencies of; omit --images"
+        )
+    return make_tables(model, (stack_images([read_rgb(photo)]) for photo in photos))
 
 
 def _variant(checkpoint: Checkpoint) -> tuple[dict[str, Tensor], VariantLabel]:
@@ -181,27 +251,13 @@ def _export_variant(checkpoint: Checkpoint, destination: str | Path, half: bool)
     save(destination, half_precision(state, checkpoint.path) if half else state, label)
 
 
-def _export_complete(
-    checkpoint: Checkpoint,
-    destination: str | Path,
-    codec: Weights,
-    half: bool,
-    photos: Iterable[str | Path],
-    trust: Trust,
-) -> None:
-    """Write a codec with a variant that was trained for it in place of its own network."""
+def _with_variant(checkpoint: Checkpoint, codec: Weights, trust: Trust) -> Weights:
+    """Return a codec with a variant that was trained for it in place of its own network."""
     state, label = _variant(checkpoint)
     network = build(label.description, trust)
     fill(checkpoint.path, network, state)
     changed = attach(codec, Variant(label, network, str(checkpoint.path)))
-    stored: Mapping[str, Tensor] = changed.model.state_dict()
-    if half:
-        stored = half_precision(stored, checkpoint.path)
-        fill(checkpoint.path, changed.model, stored)
-    images = [stack_images([read_rgb(photo)]) for photo in photos]
-    tables = make_tables(changed.model, images) if images else codec.tables
-    description = {**codec.description, label.kind: label.description}
-    save(destination, stored, CodecLabel(description, tables, codec.rates))
+    return replace(changed, description={**codec.description, label.kind: label.description})
 
 
 def export_training_weights(checkpoint: str | Path, destination: str | Path, half: bool = False) -> list[str]:

@@ -27,7 +27,7 @@ _L = TypeVar("_L", bound=Label)
 def save(path: str | Path, tensors: Mapping[str, Tensor], label: Label) -> None:
     """Write a weights file atomically."""
     stored = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
-    version = {} if label.FORMAT is None else {"format": str(label.FORMAT)}
+    version = {} if label.format is None else {"format": str(label.format)}
     metadata = {**version, **label.metadata(), **label.digests(stored)}
     with replacing(path) as partial:
         save_file(stored, partial, metadata)

@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 
 FORMAT = 1
 """Version of the layout of weights files."""
+EXTENDED_FORMAT = 2
+"""That of codecs with a table of z per rate point or a gate, which readers of format 1 cannot use."""
 
 Kind = Literal["encoder", "decoder"]
 """The network that a variant replaces."""
@@ -106,6 +108,11 @@ class Label(ABC):
     def metadata(self) -> dict[str, str]:
         """Return the metadata that `parse` reads, without the format and the digests."""
 
+    @property
+    def format(self) -> int | None:
+        """The oldest version of the layout that can hold this file, which is written into it."""
+        return None if self.FORMAT is None else FORMAT
+
     def digests(self, tensors: Mapping[str, "Array"]) -> dict[str, str]:
         """Return the digests in the metadata, by key."""
         return {}
@@ -125,6 +132,7 @@ class CodecLabel(Label):
 
     MARK = "tables"
     USE = "a complete codec: use it with --model"
+    FORMAT = EXTENDED_FORMAT
 
     @classmethod
     def parse(cls, header: Header) -> Self:
@@ -145,6 +153,13 @@ class CodecLabel(Label):
         if not isinstance(rates, list) or not all(isinstance(rate, Mapping) for rate in rates):
             raise header.error("the metadata key 'rates' must describe the rate points")
         return rates
+
+    @property
+    def format(self) -> int:
+        """The oldest version of the layout that can hold this codec."""
+        coder = self.description.get("coder")
+        gated = isinstance(coder, Mapping) and coder.get("gate") is not None
+        return EXTENDED_FORMAT if gated or self.tables.z_rates else FORMAT
 
     def metadata(self) -> dict[str, str]:
         """Return the metadata that `parse` reads, without the format and the digests."""

@@ -71,9 +71,10 @@ class CodecStage(Stage):
         self.code_loss = CodePredictionLoss(predictor if model.refiner is None else model.refiner.predictor)
         self.rate_loss = RateLoss()
         self.codebook = codebook
+        self.balance = balance
         self.register_buffer("lmbda", lambdas(lmbda, model.num_rates), persistent=False)
-        share = self.lmbda.mean() / self.lmbda if balance else torch.ones_like(self.lmbda)
-        self.register_buffer("share", share, persistent=False)
+        self.register_buffer("share", torch.ones_like(self.lmbda), persistent=False)
+        self.set_lambdas(self.lmbda)
         self.weights = dict(weights)
         self.distortion_weights = dict(distortion_weights)
         if self.code_loss.predictor is None:
@@ -93,6 +94,12 @@ class CodecStage(Stage):
             # A codec's weights file has no C and is sufficient.
             missing = [name for name in missing if name != "quantizer"]
         return missing
+
+    def set_lambdas(self, values: Tensor) -> None:
+        """Set lambda of each rate point, `[K]`."""
+        self.lmbda.copy_(values)
+        if self.balance:
+            self.share.copy_(self.lmbda.mean() / self.lmbda)
 
     def sample_rates(self, x: Tensor) -> Tensor:
         """Sample a rate point for each image `[B]`: this device's share of the sample of the step."""
@@ -142,7 +149,7 @@ class CodecStage(Stage):
         """Code validation images at every rate point; `val/loss` is the mean over the points."""
         x = self.images(batch)
         panel = {"x": x}
-        total = []
+        total, estimates = [], []
         for k in range(self.model.num_rates):
             terms, out = self.validate_rate(x, k)
             self.observe_hyper(out.z, out.z_indices)
@@ -150,14 +157,20 @@ class CodecStage(Stage):
             self.log_terms("val", {f"{name}/{k}": v for name, v in {**terms, "bpp": bpp}.items()}, len(x))
             self.log_quality(x, out.x_hat, f"/{k}")
             total.append(terms["loss"].mean())
+            estimates.append(bpp[: self.validate_files])
             panel[f"rate_{k}"] = out.x_hat
         self.log_terms("val", {"loss": torch.stack(total)}, len(x))
         if batch_idx == 0 and self.validate_files:
-            self.log_files(x[: self.validate_files])
+            self.log_files(x[: self.validate_files], torch.stack(estimates))
         return panel
 
-    def log_files(self, x: Tensor) -> None:
-        """Log `val/file_bpp/K`: bits per pixel of the files of images `[B, 3, H, W]` at each rate point."""
+    def log_files(self, x: Tensor, estimates: Tensor) -> None:
+        """Log `val/file_bpp/K` and `val/file_bpp_estimate/K`: bits per pixel of files at each rate point.
+
+        Args:
+            x: the images `[B, 3, H, W]`.
+            estimates: their estimated bits per pixel `[K, B]`.
+        """
         try:
             sizes = file_sizes(self.model, x)
         except InexactError as error:  # the same on every device
@@ -170,7 +183,8 @@ class CodecStage(Stage):
                 (self.model.num_rates, len(x)), math.nan
             )  # all devices must log the same names
         bpp = 8 * sizes / (x.shape[-1] * x.shape[-2])
-        self.log_terms("val", {f"file_bpp/{k}": values for k, values in enumerate(bpp)}, len(x))
+        for name, measured in (("file_bpp", bpp), ("file_bpp_estimate", estimates)):
+            self.log_terms("val", {f"{name}/{k}": values for k, values in enumerate(measured)}, len(x))
 
     @abstractmethod
     def validate_rate(self, x: Tensor, rate_index: int) -> tuple[dict[str, Tensor], GLCOutput]:

@@ -1,21 +1,23 @@
-"""Base class of fine-tune stages: train an encoder or decoder variant for a finished codec."""
+"""Base class of fine-tune stages: train one network for a finished codec."""
 
 import copy
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, Literal
 
 import torch
-from torch import Generator, Tensor
+from torch import Generator, Tensor, nn
 
 from glc.codec.weights.file import Weights
 from glc.codec.weights.labels import Kind
 from glc.layers.frozen import Frozen
 from glc.models.autoencoder import Decoder, Encoder
+from glc.models.gate import QuantizationGate
 from glc.models.glc import GLC
 from glc.training.stages.base import Optimization, Stage
 
 
 class FineTuneStage(Stage):
-    """Base of the applications: train one network, initialised from the codec's; the codec is fixed.
+    """Base of the applications and of stage=gate: train one network; the codec is fixed.
 
     The codec is `Frozen`: checkpoints hold only the new network and the codec's fingerprint.
 
@@ -25,18 +27,22 @@ class FineTuneStage(Stage):
         **options: see `Stage`.
     """
 
-    kind: Kind
+    kind: Kind | Literal["gate"]
 
     def __init__(self, codec: Weights, optimization: Optimization, **options: Any) -> None:
         super().__init__(optimization, **options)
-        own = copy.deepcopy(getattr(codec.model, self.kind))
+        own, description = self.initial(codec)
         self.codec = Frozen(codec.model)
         setattr(self, self.kind, own.requires_grad_(True).train())
         self.variant = {
             "kind": self.kind,
             "fingerprint": codec.fingerprint,
-            "description": codec.description[self.kind],
+            "description": description,
         }
+
+    def initial(self, codec: Weights) -> tuple[nn.Module, Mapping[str, Any]]:
+        """Return the network to train and its description: a copy of the codec's."""
+        return copy.deepcopy(getattr(codec.model, self.kind)), codec.description[self.kind]
 
     @property
     def model(self) -> GLC:
@@ -45,7 +51,7 @@ class FineTuneStage(Stage):
         return self.codec.module
 
     @property
-    def own(self) -> Encoder | Decoder:
+    def own(self) -> Encoder | Decoder | QuantizationGate:
         """The trained network."""
         return getattr(self, self.kind)
 
