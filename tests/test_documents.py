@@ -250,7 +250,7 @@ def test_codec_commands_run_as_printed(
     (tmp_path / "WEIGHTS").mkdir()
     save_features(reference("squeeze"), tmp_path / "WEIGHTS" / FILES["squeeze"])
     (tmp_path / "photos" / "summer").mkdir(parents=True)
-    for name in ("photo.png", "photos/one.png", "photos/summer/two.png"):
+    for name in ("photo.png", "mask.png", "photos/one.png", "photos/summer/two.png"):
         Image.fromarray(fixed_image(96, 128)).save(name)
     found = codec_commands(document)
     assert len(found) >= 2

@@ -1,6 +1,7 @@
 """The served web app, without a browser: what SECURITY.md promises. Skipped without gradio (`make app`)."""
 
 import http.client
+import io
 import json
 import socket
 import time
@@ -8,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -46,11 +48,11 @@ def upload(served: Served, content: bytes, **headers: str) -> tuple[int, bytes]:
     return ask(served, "POST", UPLOAD, form(content), content_type=kind, **headers)
 
 
-def run(served: Served, file: dict[str, Any]) -> dict[str, Any]:
+def run(served: Served, file: dict[str, Any], uncertainty: bool = False) -> dict[str, Any]:
     """Compress an uploaded file as the page does; return the last message of the server."""
     config = json.loads(ask(served, "GET", "/config")[1])
     action = next(d["id"] for d in config["dependencies"] if any(t[1] == "upload" for t in d["targets"]))
-    data = [{**file, "meta": {"_type": "gradio.FileData"}}, MODEL, "quality", 50, 1000]
+    data = [{**file, "meta": {"_type": "gradio.FileData"}}, MODEL, "quality", 50, 1000, uncertainty]
     session = f"s{time.monotonic_ns()}"
     body = json.dumps({"data": data, "fn_index": action, "session_hash": session}).encode()
     status, text = ask(served, "POST", "/gradio_api/queue/join", body, content_type="application/json")
@@ -70,6 +72,20 @@ def test_an_image_is_uploaded_and_compressed(served: Served) -> None:
     file = message["output"]["data"][-1]
     status, data = ask(served, "GET", f"/gradio_api/file={file['path']}")
     assert (status, data[:3]) == (200, b"GLC")
+    assert message["output"]["data"][1] == {"__type__": "update", "value": None, "visible": False}
+
+
+def test_the_map_of_uncertainty_is_shown_if_wanted(served: Served) -> None:
+    (path,) = json.loads(upload(served, (served.folder / "photo.png").read_bytes())[1])
+    message = run(served, {"path": path}, uncertainty=True)
+    assert message["success"], message
+    shown = message["output"]["data"][1]
+    assert shown["visible"] is True
+    _, data = ask(served, "GET", f"/gradio_api/file={shown['value']['path']}")
+    expected = Image.open(served.folder / "photo.png").size
+    found = Image.open(io.BytesIO(data))
+    assert found.size == expected
+    assert np.asarray(found).max() > 0
 
 
 def test_other_hosts_and_origins_can_neither_read_nor_store(served: Served) -> None:

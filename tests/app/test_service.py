@@ -43,9 +43,18 @@ def test_compress_gives_the_codecs_file_and_open_decodes_it(service: Service, fo
     error = (np.asarray(coded.original, float) - np.asarray(coded.image)) ** 2
     assert coded.metrics["PSNR"] == f"{10 * np.log10(255**2 / error.mean()):.2f} dB"
     assert "MS-SSIM" not in coded.metrics  # not defined for so small an image
-    opened, shown = service.open(coded.file)
+    opened, shown, none = service.open(coded.file)
     assert np.array_equal(np.asarray(opened), np.asarray(coded.image))
     assert shown["model"] == "mine"
+    assert (none, coded.uncertain) == (None, None)
+
+
+def test_uncertainty_is_mapped_if_wanted(service: Service, folder: Path) -> None:
+    coded = service.compress(folder / "photo.png", "mine", uncertainty=True)
+    expected = glc.load(folder / "mine.safetensors", "cpu").uncertainty(coded.file.read_bytes())
+    opened, _, uncertain = service.open(coded.file, uncertainty=True)
+    assert coded.image == opened == expected.image
+    assert coded.uncertain == uncertain == expected.map
 
 
 def test_recently_used_codecs_stay_loaded(

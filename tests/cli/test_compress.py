@@ -4,8 +4,10 @@ import io
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -170,3 +172,37 @@ def test_usage_errors_are_reported_before_any_work(glc: Glc, words: str) -> None
     assert result.stdout == ""
     assert tree(".") == ["a.png"]
     assert Path("a.png").read_bytes() == before
+
+
+def test_a_region_of_interest_makes_an_ordinary_smaller_file(glc: Glc, models: Path) -> None:
+    image("photo.png", 128, 192)
+    Image.fromarray(np.arange(192, dtype=np.uint8)[None].repeat(128, 0)).save("mask.png")
+    assert glc("compress", "photo.png", "-o", "plain.glc").exit_code == 0
+    assert glc("compress", "photo.png", "--roi", "mask.png").exit_code == 0
+    data = Path("photo.glc").read_bytes()
+    mask = np.arange(192)[None].repeat(128, 0).astype(np.float32) / 255
+    assert data == library.load(models / "small.safetensors", "cpu").compress("photo.png", roi=mask)
+    assert len(data) < len(Path("plain.glc").read_bytes())
+    assert glc("decompress", "photo.glc", "-o", "again.png").exit_code == 0
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: image("mask.png", 40, 51), "mask.png (mask): 51 x 40 pixels, the image 50 x 40; make it of"),
+        (lambda: Image.new("L", (50, 40)).save("mask.png"), "mask.png (mask): black everywhere"),
+        (lambda: Path("mask.png").write_bytes(b"no image"), "mask.png (mask): "),
+        (lambda: None, "mask.png (mask): no such file"),
+    ],
+)
+def test_a_bad_mask_is_one_line_and_writes_nothing(
+    glc: Glc, make: Callable[[], object], message: str
+) -> None:
+    image("photo.png")
+    make()
+    before = tree(".")
+    result = glc("compress", "photo.png", "--roi", "mask.png")
+    assert result.exit_code == 2
+    assert message in result.stderr
+    assert result.stderr.count("\n") == 1
+    assert tree(".") == before

@@ -144,3 +144,51 @@ def test_reading_allocates_in_proportion_to_the_input(glc: Glc) -> None:
             peak = tracemalloc.get_traced_memory()[1]
             tracemalloc.stop()
             assert peak < 4 * len(data)
+
+
+def test_uncertainty_writes_a_map_beside_the_image(glc: Glc, models: Path) -> None:
+    image("photo.png", 60, 90)
+    glc("compress", "photo.png")
+    result = glc("decompress", "photo.glc", "-o", "out.png", "--uncertainty", "map.png")
+    assert result.exit_code == 0, result.stderr
+    expected = library.load(models / "small.safetensors", "cpu").uncertainty(Path("photo.glc").read_bytes())
+    assert np.array_equal(Image.open("out.png"), expected.image)
+    found = Image.open("map.png")
+    assert (found.mode, found.size) == ("L", (90, 60))
+    assert np.array_equal(found, expected.map)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            ("photo.glc", "other.glc", "-o", "out", "--uncertainty", "map.png"),
+            "writes one map; give one file",
+        ),
+        (("photo.glc", "-o", "out.png", "--uncertainty", "map.jpg"), "map.jpg: the map is written as PNG"),
+        (
+            ("photo.glc", "-o", "out.png", "--uncertainty", "out.png"),
+            "out.png: the name of the decoded image",
+        ),
+        (("photo.glc", "-o", "out.png", "--uncertainty", "photo.png"), "photo.png: exists; replace it with"),
+        (("photo.glc", "--shards", "-o", "out", "--uncertainty", "map.png"), "not with --shards"),
+    ],
+)
+def test_a_map_that_cannot_be_written_is_refused(glc: Glc, arguments: tuple[str, ...], message: str) -> None:
+    image("photo.png")
+    glc("compress", "photo.png")
+    Path("other.glc").write_bytes(Path("photo.glc").read_bytes())
+    before = tree(".")
+    result = glc("decompress", *arguments)
+    assert result.exit_code == 2
+    assert message in result.stderr
+    assert tree(".") == before
+
+
+def test_no_map_without_its_image(glc: Glc) -> None:
+    image("photo.png")
+    glc("compress", "photo.png")
+    Path("photo.glc").write_bytes(Path("photo.glc").read_bytes()[:-3])
+    result = glc("decompress", "photo.glc", "-o", "out.png", "--uncertainty", "map.png")
+    assert result.exit_code == 2
+    assert not Path("map.png").exists()

@@ -66,6 +66,16 @@ def _shown(label: str) -> gr.Image:
     return gr.Image(label=label, format=PNG, interactive=False, buttons=["download", "fullscreen"])
 
 
+def _wanted() -> gr.Checkbox:
+    return gr.Checkbox(label="Map what the file does not determine (slower)", value=False)
+
+
+def _uncertain() -> gr.Image:
+    image = _shown("Bright: not determined by the file, made up by the decoder")
+    image.visible = False
+    return image
+
+
 def _image_file() -> gr.File:
     return gr.File(label="Image", file_count="single", type="filepath", height=120)
 
@@ -118,24 +128,32 @@ def _compress_tab(service: Service, model: gr.Dropdown) -> None:
             mode = gr.Radio(["quality", "bytes"], value="quality", label="Target")
             quality = _quality()
             target = gr.Number(1000, label="Maximum bytes", precision=0, minimum=1, visible=False)
+            wanted = _wanted()
             go = gr.Button("Compress", variant="primary")
             metrics = gr.Markdown()
             result = gr.File(label="The .glc file", interactive=False)
         with gr.Column(scale=3):
             slider = _slider("Original and reconstruction")
+            uncertain = _uncertain()
             coarse = _shown("Decoded from the hyper-latent alone")
 
     def show(mode: str) -> Any:
         return gr.update(visible=mode == "quality"), gr.update(visible=mode != "quality")
 
-    def run(path: str | None, name: str, mode: str, quality: float, target: float | None) -> Any:
+    def run(
+        path: str | None, name: str, mode: str, quality: float, target: float | None, wanted: bool
+    ) -> Any:
         if mode == "bytes" and not target:
             raise ValueError("Maximum bytes: no value; give a number of bytes")
-        coded = service.compress(path, name, quality, int(target or 0) if mode == "bytes" else None)
-        return (coded.original, coded.image), coded.coarse, _noted(coded.metrics, coded), str(coded.file)
+        size = int(target or 0) if mode == "bytes" else None
+        coded = service.compress(path, name, quality, size, uncertainty=wanted)
+        shown = gr.update(value=coded.uncertain, visible=wanted)
+        pair = (coded.original, coded.image)
+        return pair, shown, coded.coarse, _noted(coded.metrics, coded), str(coded.file)
 
     mode.change(show, [mode], [quality, target], api_visibility="private")
-    inputs, outputs = [file, model, mode, quality, target], [slider, coarse, metrics, result]
+    inputs = [file, model, mode, quality, target, wanted]
+    outputs = [slider, uncertain, coarse, metrics, result]
     _on(file.upload, run, inputs, outputs)
     _on(go.click, run, inputs, outputs)
 
@@ -144,15 +162,18 @@ def _open_tab(service: Service) -> None:
     with gr.Row():
         with gr.Column(scale=1, min_width=280):
             file = gr.File(label="A .glc file", file_count="single", type="filepath", height=120)
+            wanted = _wanted()
             metrics = gr.Markdown()
         with gr.Column(scale=3):
             image = _shown("Image")
+            uncertain = _uncertain()
 
-    def run(path: str | None) -> Any:
-        found, metrics = service.open(path)
-        return found, _table(metrics)
+    def run(path: str | None, wanted: bool) -> Any:
+        found, metrics, made_up = service.open(path, wanted)
+        return found, gr.update(value=made_up, visible=wanted), _table(metrics)
 
-    _on(file.upload, run, [file], [image, metrics])
+    for trigger in (file.upload, wanted.change):
+        _on(trigger, run, [file, wanted], [image, uncertain, metrics])
 
 
 def _choice(service: Service, model: gr.Dropdown, kind: str, wanted: str = "") -> gr.Dropdown:

@@ -13,8 +13,8 @@ from PIL import Image, ImageFilter
 
 from glc.app.decoder_page import has_runtime, write_page
 from glc.app.guard import Folder
-from glc.codec.base import TargetWarning
-from glc.codec.bitstream import Header, unpack
+from glc.codec.base import BaseCodec, TargetWarning
+from glc.codec.bitstream import DEFAULT_LIMIT, Header, unpack
 from glc.codec.codec import Codec, load
 from glc.codec.weights.catalog import DEFAULT_MODEL, catalog, decoders, encoders
 from glc.data.images import Reporter, open_image, read_rgb, stack_images
@@ -44,6 +44,8 @@ class Coded:
     """Decoded from the hyper-latent alone; None for a model without a hyperprior."""
     note: str = ""
     """What the codec could not do, and what reading did to the image; lines of text."""
+    uncertain: Image.Image | None = None
+    """Map of what the file does not determine, if it was wanted."""
 
 
 @dataclass
@@ -167,19 +169,24 @@ class Service:
         quality: float = 50,
         target_size: int | None = None,
         encoder: str | None = None,
+        uncertainty: bool = False,
     ) -> Coded:
         """Compress an image and decode the result.
 
         Args:
             quality: 0 to 100.
             target_size: maximum bytes, instead of a quality.
+            uncertainty: whether to map what the file does not determine.
 
         Raises:
             ValueError: it cannot be done; the message gives the reason.
         """
         notes: list[str] = []
         image = self.read_image(path, notes)
-        return self._code(image, Path(str(path)).stem, model, quality, target_size, encoder, notes=notes)
+        stem = Path(str(path)).stem
+        return self._code(
+            image, stem, model, quality, target_size, encoder, notes=notes, uncertainty=uncertainty
+        )
 
     def _code(
         self,
@@ -191,6 +198,7 @@ class Service:
         encoder: str | None = None,
         compared: bool = True,
         notes: Sequence[str] = (),
+        uncertainty: bool = False,
     ) -> Coded:
         """Compress and decode an image; `compared`: measure the result against the input."""
         codec = self.codec(model, encoder)
@@ -201,7 +209,7 @@ class Service:
                 data = codec.compress(image, quality)
             else:
                 data = codec.compress(image, target_size=int(target_size))
-        decoded = codec.decompress(data)
+        decoded, uncertain = _decoded(codec, data, uncertainty)
         try:
             coarse = codec.decode_z(data)
         except ValueError:
@@ -217,7 +225,7 @@ class Service:
             "quality": f"{codec.quality_of(header.rate_index):.1f} of 100",
             **(self.measure(image, decoded) if compared else {}),
         }
-        return Coded(image, decoded, self._keep(data, stem), metrics, coarse, note)
+        return Coded(image, decoded, self._keep(data, stem), metrics, coarse, note, uncertain)
 
     def _keep(self, data: bytes, stem: str) -> Path:
         """Save a file in a new folder, for download."""
@@ -235,8 +243,13 @@ class Service:
             values = metrics(stack_images([original]), stack_images([image]))
         return values
 
-    def open(self, path: str | Path | None) -> tuple[Image.Image, dict[str, str]]:
-        """Decode a `.glc` file with the model that made it; return the image and values to show.
+    def open(
+        self, path: str | Path | None, uncertainty: bool = False
+    ) -> tuple[Image.Image, dict[str, str], Image.Image | None]:
+        """Decode a `.glc` file with the model that made it.
+
+        Returns:
+            The image, values to show, and a map of what the file does not determine if it is wanted.
 
         Raises:
             ValueError: it cannot be done; the message gives the reason.
@@ -253,7 +266,7 @@ class Service:
                 "of this app; add the model with --model"
             )
         codec = self.codec(name)
-        image = codec.decompress(data, max_pixels=self.max_pixels)
+        image, uncertain = _decoded(codec, data, uncertainty, self.max_pixels)
         metrics = {
             "size": f"{header.width} x {header.height} pixels",
             "file": f"{len(data):,} bytes",
@@ -261,7 +274,7 @@ class Service:
             "quality": f"{codec.quality_of(header.rate_index):.1f} of 100",
             "model": name,
         }
-        return image, metrics
+        return image, metrics, uncertain
 
     def _made_by(self, header: Header) -> str | None:
         """Return the name of the model that made a file, or None; skip models that cannot be loaded."""
@@ -333,6 +346,16 @@ class Service:
         """Compress an image, and decode it with the model's own decoder and with a style decoder."""
         coded = self.compress(path, model, quality)
         return coded, self.codec(model, decoder=decoder).decompress(coded.file.read_bytes())
+
+
+def _decoded(
+    codec: BaseCodec, data: bytes, uncertainty: bool, max_pixels: int = DEFAULT_LIMIT
+) -> tuple[Image.Image, Image.Image | None]:
+    """Return the image in a file and, if wanted, the map of its uncertainty."""
+    if not uncertainty:
+        return codec.decompress(data, max_pixels=max_pixels), None
+    found = codec.uncertainty(data, max_pixels=max_pixels)
+    return found.image, found.map
 
 
 Measure = Callable[..., dict[str, str]]

@@ -151,6 +151,11 @@ def _number(ctx: click.Context, parameter: click.Parameter, value: float | None)
     metavar="FOLDER",
     help="With --optimize-latent: folder of SqueezeNet's weights.  [default: torch hub's cache or download]",
 )
+@click.option(
+    "--roi",
+    metavar="MASK",
+    help="Image of the input's size: fewer bits are spent where it is dark.",
+)
 @background_option
 @click.option(
     "--keep-metadata",
@@ -166,6 +171,7 @@ def compress(
     encoder: str | None,
     optimize_latent: int,
     lpips_weights: str | None,
+    roi: str | None,
     background: str,
     keep_metadata: bool,
     output: str | None,
@@ -216,26 +222,27 @@ def compress(
         codecs.for_images()
         optimizer = make_optimizer(optimize_latent, lpips_weights)
 
-        def read(job: Job) -> tuple[Image, Metadata]:
+        def read(job: Job) -> tuple[list[Image], Metadata]:
             source = read_image(sys.stdin.buffer) if job.source is None else job.source
             image = read_rgb(source, job.name, background=background, report=report)
-            return image, Metadata.of(source, job.name) if keep_metadata else Metadata()
+            return [image], Metadata.of(source, job.name) if keep_metadata else Metadata()
 
-        def code(job: Job, found: tuple[Image, Metadata]) -> tuple[tuple[bytes, bytes], str]:
-            image, metadata = found
+        def code(job: Job, found: tuple[list[Image], Metadata]) -> tuple[tuple[bytes, bytes], str]:
+            images, metadata = found
             beside = len(metadata.to_bytes(bytes(4))) if metadata else 0
-            pixels = image.width * image.height
+            pixels = images[0].width * images[0].height
             codec = codecs.for_images(pixels)
             for size in (target_size, None if target_bpp is None else target_bpp * pixels / 8):
                 if size is not None and size <= beside:
                     raise ValueError(f"the metadata alone have {beside:,} bytes; omit --keep-metadata")
             with _notes(job):
                 data = codec.compress(
-                    image,
+                    images.pop(),  # not kept here, so that the codec can free a large image
                     50 if quality is None else quality,
                     target_bpp=None if target_bpp is None else target_bpp - 8 * beside / pixels,
                     target_size=None if target_size is None else target_size - beside,
                     optimize_latent=optimizer,
+                    roi=roi,
                 )
             size = len(data) + beside
             summary = f"{size:,} bytes, {8 * size / pixels:.4f} bpp"
@@ -270,6 +277,13 @@ def compress(
     "--decoder", metavar="NAME|FILE", help="Decoder that replaces the model's own, e.g. for a style."
 )
 @click.option(
+    "--uncertainty",
+    metavar="MAP",
+    type=click.Path(path_type=Path),
+    help="Also write a grey image, bright where the file does not determine the decoded image; five times "
+    "as slow.",
+)
+@click.option(
     "--keep-metadata",
     is_flag=True,
     help="Put the metadata of NAME.glc.meta into the image (PNG, WebP, TIFF), in its original colour space.",
@@ -279,6 +293,7 @@ def decompress(
     inputs: tuple[str, ...],
     max_pixels: int,
     decoder: str | None,
+    uncertainty: Path | None,
     keep_metadata: bool,
     output: str | None,
     model: str | None,
@@ -305,6 +320,8 @@ def decompress(
             raise click.UsageError(f"--keep-metadata: {what}; decode a file to PNG, WebP or TIFF")
 
     jobs, failed = _plan(inputs, output, kind, force, check)
+    if uncertainty is not None:
+        _check_map(uncertainty, jobs, is_single(inputs), force)
     results: Iterable[tuple[Job, str | Exception]] = ()
     if jobs:
         from glc.cli.codecs import Codecs
@@ -313,6 +330,7 @@ def decompress(
 
         codecs = Codecs(model, device, precision, memory, decoder=decoder, backend=backend, files=len(jobs))
         codecs.check_for_files()
+        maps: list[Image] = []
 
         def read(job: Job) -> tuple[bytes, Metadata]:
             data = read_glc(job.source, max_pixels)
@@ -326,16 +344,45 @@ def decompress(
             data, metadata = found
             header, _ = unpack(data, max_pixels)
             with _notes(job):
-                image = codecs.for_file(header).decompress(data, max_pixels=max_pixels)
+                codec = codecs.for_file(header)
+                if uncertainty is None:
+                    image = codec.decompress(data, max_pixels=max_pixels)
+                else:
+                    result = codec.uncertainty(data, max_pixels=max_pixels)
+                    image = result.image
+                    maps.append(result.map)
             if keep_metadata and not metadata:
                 _write(f"{job.name}: note: no metadata was kept for it", sys.stderr)
             return (image, metadata), f"{image.width} x {image.height}"
 
         def write(job: Job, made: tuple[Image, Metadata]) -> None:
-            write_result(job, _encoded(*made, job), force)
+            data = _encoded(*made, job)
+            if uncertainty is None:
+                return write_result(job, data, force)
+            with replacing(uncertainty) as partial:  # if the image cannot be written, neither is the map
+                maps[0].save(partial, "PNG")
+                write_result(job, data, force)
 
         results = outcomes(jobs, read, code, write, threads_for(codecs.device_type()))
     _report(results, len(jobs), failed, is_single(inputs), quiet)
+
+
+def _check_map(path: Path, jobs: list[Job], single: bool, force: bool) -> None:
+    """Refuse a map of uncertainty that cannot be written.
+
+    Raises:
+        click.UsageError: there are several inputs, or its name is not that of a PNG of its own.
+        NothingDoneError: the file exists.
+    """
+    name = click.format_filename(path)
+    if not single:
+        raise click.UsageError("--uncertainty writes one map; give one file")
+    if path.suffix.lower() != ".png":
+        raise click.UsageError(f"--uncertainty {name}: the map is written as PNG; end its name in .png")
+    if any(job.destination is not None and job.destination.absolute() == path.absolute() for job in jobs):
+        raise click.UsageError(f"--uncertainty {name}: the name of the decoded image; choose another name")
+    if path.exists() and not force:
+        raise NothingDoneError(f"{name}: exists; replace it with --force")
 
 
 def _plan(

@@ -6,6 +6,7 @@ import functools
 import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -201,6 +202,8 @@ def make_job(
     lpips_weights: str | None = None,
     background: str = "white",
     keep_metadata: bool = False,
+    roi: str | None = None,
+    uncertainty: Path | None = None,
     **given: Any,
 ) -> CodingJob:
     """Check the options of a command and return them as a job.
@@ -211,6 +214,9 @@ def make_job(
     """
     if keep_metadata:
         raise click.UsageError("--keep-metadata: not with --shards, whose samples have no place for it")
+    if roi is not None or uncertainty is not None:
+        option = "--uncertainty" if roi is None else "--roi"
+        raise click.UsageError(f"{option}: not with --shards; it is for single images")
     options = {name: given.pop(name) for name in _OPTIONS if name in given}
     if command == "compress":
         check_target(**options)

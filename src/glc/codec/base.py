@@ -2,7 +2,7 @@
 
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, suppress
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
@@ -14,7 +14,9 @@ from glc.codec.bitstream import DEFAULT_LIMIT, FINGERPRINT_BYTES, MAX_RATES, RAT
 from glc.codec.entropy.symbols import Decoded, Symbols
 from glc.codec.rate_search import TOLERANCE, search
 from glc.codec.stages import Observer, Stages
-from glc.data.images import ImageLike, padded_size
+from glc.codec.uncertainty import DRAWS, Uncertainty, deviation
+from glc.data.images import ImageLike, ImageSource, padded_size
+from glc.data.images.masks import block_means, read_mask
 from glc.errors import CorruptFileError, NotFiniteError, TargetError, WeightsError, WrongWeightsError
 
 if TYPE_CHECKING:
@@ -47,8 +49,16 @@ class LatentCodec(Protocol):
         """Return the bytes of the maps for a batch of latents of h x w."""
         ...
 
-    def encode(self, latent: Any, rate_index: Any) -> tuple[list[bytes], Symbols]:
-        """Return the payloads and the symbols of latents."""
+    def encode(
+        self, latent: Any, rate_index: Any, weights: np.ndarray | None = None
+    ) -> tuple[list[bytes], Symbols]:
+        """Return the payloads and the symbols of latents; weights: see `glc.codec.entropy.region`."""
+        ...
+
+    def decode_cell(
+        self, payloads: Sequence[bytes], size: Size, rate_index: Any, draws: int
+    ) -> Iterator[Any]:
+        """Yield the latents of payloads, then those of other points in the quantisation cells of y."""
         ...
 
     def decode(self, payloads: Sequence[bytes], size: Size, rate_index: Any) -> Decoded:
@@ -178,6 +188,7 @@ class BaseCodec(ABC):
         target_bpp: float | None = None,
         target_size: int | None = None,
         optimize_latent: LatentOptimization | None = None,
+        roi: ImageSource | np.ndarray | None = None,
     ) -> bytes:
         """Return the file of an image.
 
@@ -189,9 +200,12 @@ class BaseCodec(ABC):
             target_size: the same in bytes.
             optimize_latent: optimises E's latent for this image at the file's rate index (with a target: at
                 the rate index that E's latent needs).
+            roi: mask of the region of interest, of the image's size, see `glc.data.images.masks.read_mask`:
+                fewer bits are spent where it is dark. At a quality, the file is smaller; with a target, the
+                region has a higher quality.
 
         Raises:
-            ImageError: the image cannot be read.
+            ImageError: the image or the mask cannot be read.
             ValueError: the image, the quality or the target is out of range.
             TargetError: quality 0 exceeds the target.
             MemoryLimitError: the image needs more memory than the limit.
@@ -202,24 +216,30 @@ class BaseCodec(ABC):
         if target_bpp is not None and target_size is not None:
             raise ValueError("give target_bpp or target_size, not both")
         x = self._to_input(image)
-        height, width = x.shape[-2:]
+        del image  # freed, if the caller does not keep it
+        height, width = size = x.shape[-2:]
         if target_bpp is not None and not 0 < target_bpp <= 10_000:
             raise ValueError(f"target_bpp must be positive and at most 10,000, got {target_bpp}")
         if target_size is not None and not 1 <= target_size <= 1 << 40:
             raise ValueError(f"target_size must be a positive number of bytes, got {target_size}")
         target = target_size if target_bpp is None else target_bpp * height * width / 8
+        weights = None
+        if roi is not None:
+            weights = block_means(read_mask(roi, (height, width)), self.stride, self._downsampling)
         latent = self.encode_latent([x])
+        if optimize_latent is None:
+            x = None
         if target is None:
             rate_index = self.rate_index(quality)
             if optimize_latent is not None:
                 latent = self._improved(optimize_latent, x, latent, rate_index)
-            return self.entropy_encode(latent, [(height, width)], rate_index)[0][0]
-        rate_index, data = self._search(latent, x, target)
+            return self.entropy_encode(latent, [size], rate_index, weights)[0][0]
+        rate_index, data = self._search(latent, size, target, weights)
         if optimize_latent is not None:
             # The optimised latent may need more bits than E's: keep E's file where it misses the target.
             with suppress(TargetError):
                 latent = self._improved(optimize_latent, x, latent, rate_index)
-                rate_index, data = self._search(latent, x, target)
+                rate_index, data = self._search(latent, size, target, weights)
         if len(data) < (1 - TOLERANCE) * target:
             highest = rate_index == (self.num_rates - 1) * RATE_ONE
             warnings.warn(
@@ -260,6 +280,30 @@ class BaseCodec(ABC):
         decoded, sizes = self.entropy_decode(files, max_pixels=max_pixels)
         return self.decode_latent(decoded.latent_hat, sizes)
 
+    def uncertainty(self, data: bytes, *, draws: int = DRAWS, max_pixels: int = DEFAULT_LIMIT) -> Uncertainty:
+        """Return the image in a file, and how far it is determined by the file.
+
+        The file determines the quantisation cell of each element of y. D's image of the cells' centres is the
+        decoded one; its images of other points, the same on every machine, show what D makes up.
+
+        Args:
+            draws: number of other points; each takes the time of a D.
+
+        Raises:
+            BitstreamError: the file cannot be decoded.
+            ValueError: `draws` is less than 1, or the model has no quantisation cells.
+            MemoryLimitError: the image needs more memory than the limit.
+        """
+        if draws < 1:
+            raise ValueError(f"draws must be at least 1, got {draws}")
+        headers, payloads = self._open([data], max_pixels)
+        size, sizes = self._latent_size(headers[0]), [(headers[0].height, headers[0].width)]
+        with self._coding(1, size):
+            rates = self._rates([headers[0].rate_index])
+            latents = list(self.latent_codec.decode_cell(payloads, size, rates, draws))
+        image, *others = (self.decode_latent(latent, sizes)[0] for latent in latents)
+        return Uncertainty(image, deviation(np.asarray(image), [np.asarray(other) for other in others]))
+
     def encode_latent(self, inputs: Sequence[Any]) -> Any:
         """Return E's latents l `[B, C, h, w]` of images: the first of the two stages of `compress`.
 
@@ -275,7 +319,7 @@ class BaseCodec(ABC):
         return self._encode(inputs)
 
     def entropy_encode(
-        self, latent: Any, sizes: Sequence[Size], rate_index: int
+        self, latent: Any, sizes: Sequence[Size], rate_index: int, weights: np.ndarray | None = None
     ) -> tuple[list[bytes], Symbols]:
         """Return the files of latents, and their integers: the second stage of `compress`.
 
@@ -283,13 +327,16 @@ class BaseCodec(ABC):
             latent: l `[B, C, h, w]`, from `encode_latent`.
             sizes: height and width in pixels of each image.
             rate_index: in units of 1 / 4096, see `rate_index`.
+            weights: `[h, w]` in [0, 1]: fewer bits are spent where they are low, see
+                `glc.codec.entropy.region`.
 
         Raises:
             MemoryLimitError: the entropy model needs more memory than the limit.
+            ValueError: weights are given, and the symbols have fixed lengths.
         """
         rates = self._rates([rate_index] * len(latent))
         with self._coding(len(latent), (latent.shape[-2], latent.shape[-1])):
-            payloads, symbols = self.latent_codec.encode(latent, rates)
+            payloads, symbols = self.latent_codec.encode(latent, rates, weights)
         headers = (
             Header(fingerprint=self.fingerprint, width=w, height=h, rate_index=rate_index) for h, w in sizes
         )
@@ -401,20 +448,22 @@ class BaseCodec(ABC):
         """Return the quality of a rate index in units of 1 / 4096; 0 if the model has one rate point."""
         return 100 * rate_index / max(1, (self.num_rates - 1) * RATE_ONE)
 
-    def _search(self, latent: Any, x: Any, target: float) -> tuple[int, bytes]:
+    def _search(
+        self, latent: Any, size: Size, target: float, weights: np.ndarray | None
+    ) -> tuple[int, bytes]:
         """Return the rate index (in units of 1 / 4096) of the largest file below a target, and the file."""
-        height, width = x.shape[-2:]
         made: dict[int, bytes] = {}
 
         def size_of(setting: int) -> int:
-            made[setting] = self.entropy_encode(latent, [(height, width)], setting * self._unit)[0][0]
-            return len(made[setting])
+            files, _ = self.entropy_encode(latent, [size], setting * self._unit, weights)
+            made[setting] = files[0]
+            return len(files[0])
 
         top = (self.num_rates - 1) * RATE_ONE // self._unit
         try:
             found = search(size_of, top, target)
         except TargetError as error:
-            bpp = 8 * len(made[0]) / (height * width)
+            bpp = 8 * len(made[0]) / (size[0] * size[1])
             raise TargetError(f"{error} ({bpp:.4f} bpp, quality 0)") from None
         return found * self._unit, made[found]
 

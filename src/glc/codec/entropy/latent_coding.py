@@ -8,20 +8,24 @@ import torch
 from torch import Tensor, nn
 
 from glc.codec.entropy.ans import AnsDecoder, AnsEncoder, UniformModel
+from glc.codec.entropy.fixed_point_walk import BYTES_PER_ELEMENT, LARGE, UNIT, FixedPointWalk
 from glc.codec.entropy.integer_nets import (
     check_device,
     check_operations,
     has_foreign,
     to_integer_network,
 )
+from glc.codec.entropy.region import FIXED_LENGTH, Region
 from glc.codec.entropy.row_tiling import halo, in_row_tiles
 from glc.codec.entropy.symbols import Decoded, SymbolCoder, Symbols, check_integers
 from glc.codec.entropy.tables import ACTIVATION_BITS, SYMBOL_LIMIT, Tables
 from glc.codec.stages import CODEBOOK_SEARCH, INTEGER_NETWORKS, Stages
+from glc.codec.uncertainty import NO_CELLS, cell_offsets
 from glc.errors import InexactError
 from glc.models.coder import IndicesMapCoder, TransformCoder
+from glc.models.context import QuadtreeContext
 from glc.models.protocols import ContextStep
-from glc.models.quadtree import gate
+from glc.models.quadtree import STEPS, gate
 
 _BYTES_PER_ELEMENT = 96
 """Memory per element of y: maps in float64, symbols, scale indexes; measured at 8192 x 8192."""
@@ -65,9 +69,11 @@ class TransformLatentCodec:
                 embedding is not None and not embedding.isfinite().all()
             ):
                 raise InexactError("the codebook of z must be stored as finite codewords")
+        self._y_tables = tables.y
         self.coding = SymbolCoder(
             tables, self.context.channels, coder.stride, z_channels, codes, coder.num_rates
         )
+        self._own = not has_foreign(coder.hyper, coder.context) and type(coder.context) is QuadtreeContext
         if has_foreign(coder.hyper, coder.context):
             self._check_foreign()
 
@@ -99,10 +105,21 @@ class TransformLatentCodec:
 
     def memory(self, batch: int, size: tuple[int, int]) -> int:
         """Return the bytes of the maps for a batch of latents of h x w."""
-        return _BYTES_PER_ELEMENT * batch * self.context.channels * size[0] * size[1]
+        elements = batch * self.context.channels * size[0] * size[1]
+        return (BYTES_PER_ELEMENT if self._is_large(elements) else _BYTES_PER_ELEMENT) * elements
 
-    def encode(self, latent: Tensor, rate_index: Tensor) -> tuple[list[bytes], Symbols]:
-        """Return the payloads and the symbols of latents l `[B, C, h, w]` at rate indexes `[B]`."""
+    def _is_large(self, elements: int) -> bool:
+        fits = self._own and self.gate is None and self.coder.stride % 2 == 0
+        return fits and elements > LARGE
+
+    def encode(
+        self, latent: Tensor, rate_index: Tensor, weights: np.ndarray | None = None
+    ) -> tuple[list[bytes], Symbols]:
+        """Return the payloads and the symbols of latents l `[B, C, h, w]` at rate indexes `[B]`.
+
+        Args:
+            weights: of a region of interest, see `glc.codec.entropy.region`.
+        """
         y = self._transform("g_a", self.coder.analysis, latent, rate_index)
         if not y.isfinite().all():
             raise ValueError("the transform of the image is not finite; check the weights")
@@ -117,12 +134,31 @@ class TransformLatentCodec:
         z = (z if self.coding.z_channels else z[:, 0]).clamp(-SYMBOL_LIMIT, SYMBOL_LIMIT)
         y = y.to(self.device)
 
-        def choose(step: ContextStep) -> Tensor:
-            residual = y.double().div_(step.quant_step).sub_(step.means)
-            symbols = (residual if step.rho is None else residual.div_(step.rho)).round_()
-            return symbols.clamp_(-SYMBOL_LIMIT, SYMBOL_LIMIT).to(torch.int32)
+        region = None if weights is None else Region(weights, self._y_tables)
 
-        return self._write(z, choose, rate_index)
+        def choose(residual: Tensor, indexes: Tensor, rows: slice) -> Tensor:
+            if region is not None:
+                chosen = region.choose(residual.cpu().numpy(), indexes.cpu().numpy(), rows)
+                return torch.from_numpy(chosen).to(self.device)
+            return residual.round_().clamp_(-SYMBOL_LIMIT, SYMBOL_LIMIT).to(torch.int32)
+
+        if self._is_large(y.numel()):
+            walk = self._fixed_point_walk(z)
+            walk.y = y
+            del y  # freed with the walk
+            return self._write_large(
+                z,
+                walk,
+                lambda rows: choose(walk.residual(rows), walk.indexes[:, :, rows], rows),
+                rate_index,
+            )
+
+        def choose_whole(step: ContextStep) -> Tensor:
+            residual = y.double().div_(step.quant_step).sub_(step.means)
+            residual = residual if step.rho is None else residual.div_(step.rho)
+            return choose(residual, step.scales, slice(None))
+
+        return self._write(z, choose_whole, rate_index)
 
     def check(self, symbols: Symbols, size: tuple[int, int]) -> None:
         """Check that symbols are valid for one latent of h x w.
@@ -134,8 +170,40 @@ class TransformLatentCodec:
 
     def write(self, symbols: Symbols, rate_index: Tensor) -> list[bytes]:
         """Return the payloads of given symbols at rate indexes `[B]`; the same bytes on every machine."""
-        y = torch.as_tensor(symbols.y).to(self.device)
-        return self._write(torch.as_tensor(symbols.z), lambda step: y, rate_index)[0]
+        y, z = torch.as_tensor(symbols.y).to(self.device), torch.as_tensor(symbols.z)
+        if self._is_large(y.numel()):
+            return self._write_large(z, self._fixed_point_walk(z), lambda rows: y[:, :, rows], rate_index)[0]
+        return self._write(z, lambda step: y, rate_index)[0]
+
+    def _fixed_point_walk(self, z: Tensor) -> FixedPointWalk:
+        with self.stage(INTEGER_NETWORKS):
+            return FixedPointWalk(
+                self.context, self.synthesis, self._indexes, self._z_hat(z), self.coder.stride
+            )
+
+    def _advance(self, walk: FixedPointWalk, k: int) -> None:
+        with self.stage(INTEGER_NETWORKS):
+            walk.advance(k)
+
+    def _write_large(
+        self, z: Tensor, walk: FixedPointWalk, choose: Callable[[slice], Tensor], rate_index: Tensor
+    ) -> tuple[list[bytes], Symbols]:
+        """Return the payloads and symbols of a large latent; `choose` returns the symbols of some rows."""
+        symbols = torch.zeros(walk.indexes.shape, dtype=torch.int32, device=self.device)
+        indexes = torch.zeros_like(walk.indexes)
+        for k in range(STEPS):
+            for rows in walk.tiles():
+                chosen, mask = choose(rows), walk.mask(k, rows)
+                walk.set(k, rows, chosen)
+                for whole, part in ((symbols, chosen), (indexes, walk.indexes[:, :, rows])):
+                    whole[:, :, rows] = torch.where(mask, part, whole[:, :, rows])
+            self._advance(walk, k + 1)
+        walk.free()
+        masks = self.context.masks(*symbols.shape[-2:])[:, 0].numpy()
+        symbols = symbols.cpu()
+        z, rates = z.cpu(), rate_index.tolist()
+        payloads = self.coding.write(z.numpy(), symbols.numpy(), indexes.cpu().numpy(), masks, rates)
+        return payloads, Symbols(z, symbols)
 
     def _write(
         self, z: Tensor, choose: Callable[[ContextStep], Tensor], rate_index: Tensor
@@ -163,11 +231,36 @@ class TransformLatentCodec:
         Raises:
             CorruptFileError: if a payload is corrupt.
         """
+        symbols, y_hat = self._decode(payloads, size, rate_index)[:2]
+        y_hat = y_hat.to(rate_index.device, torch.float32)
+        return Decoded(symbols, self._transform("g_s", self.coder.synthesis, y_hat, rate_index))
+
+    def decode_cell(
+        self, payloads: Sequence[bytes], size: tuple[int, int], rate_index: Tensor, draws: int
+    ) -> Iterator[Tensor]:
+        """Yield l_hat of payloads, then that of other points in the quantisation cells of y."""
+        _, centre, quant_step = self._decode(payloads, size, rate_index)
+        if not quant_step.is_floating_point():
+            quant_step = quant_step.float().div_(UNIT)
+        for draw in range(draws + 1):
+            y_hat = centre
+            if draw:
+                offsets = torch.from_numpy(cell_offsets(tuple(y_hat.shape), draw)).to(y_hat)
+                y_hat = torch.addcmul(y_hat, offsets, quant_step)
+            y_hat = y_hat.to(rate_index.device, torch.float32)
+            yield self._transform("g_s", self.coder.synthesis, y_hat, rate_index)
+
+    def _decode(
+        self, payloads: Sequence[bytes], size: tuple[int, int], rate_index: Tensor
+    ) -> tuple[Symbols, Tensor, Tensor]:
+        """Return the symbols of payloads, y_hat and the sizes of its cells (integers: units of 2^-12)."""
         stacks = [AnsDecoder(payload) for payload in payloads]
         z = torch.from_numpy(self.coding.pop_z(stacks, size, rate_index.tolist()))
         symbols = torch.zeros(
             len(stacks), self.context.channels, *size, dtype=torch.int32, device=self.device
         )
+        if self._is_large(symbols.numel()):
+            return self._decode_large(stacks, z, symbols)
         for step in self._walk(z, rate_index):
             # All images together: one synchronisation with the device per step.
             mask, indexes = step.mask[0].cpu().numpy(), step.scales.cpu().numpy()
@@ -176,9 +269,24 @@ class TransformLatentCodec:
             symbols += step.symbols
         for stack in stacks:
             stack.finish()
-        y_hat = step.y_hat.to(rate_index.device, torch.float32)
-        latent_hat = self._transform("g_s", self.coder.synthesis, y_hat, rate_index)
-        return Decoded(Symbols(z, symbols.cpu()), latent_hat)
+        cell = step.quant_step if step.rho is None else step.quant_step * step.rho
+        return Symbols(z, symbols.cpu()), step.y_hat, cell
+
+    def _decode_large(
+        self, stacks: Sequence[AnsDecoder], z: Tensor, symbols: Tensor
+    ) -> tuple[Symbols, Tensor, Tensor]:
+        """Return what `_decode` returns, of a large latent; writes the symbols to a map of zeros."""
+        walk = self._fixed_point_walk(z)
+        for k in range(STEPS):
+            mask, indexes = walk.complete_mask(k)[0].cpu().numpy(), walk.indexes.cpu().numpy()
+            symbols += torch.from_numpy(self.coding.pop_y(stacks, mask, indexes)).to(self.device)
+            del mask, indexes  # before their successors are computed
+            for rows in walk.tiles():
+                walk.set(k, rows, symbols[:, :, rows])
+            self._advance(walk, k + 1)
+        for stack in stacks:
+            stack.finish()
+        return Symbols(z, symbols.cpu()), *walk.finish()
 
     def decode_z(self, payloads: Sequence[bytes], size: tuple[int, int], rate_index: Tensor) -> Tensor:
         """Return the l_hat `[B, C, h, w]` that the hyper-latents z alone predict (paper figure 5)."""
@@ -216,13 +324,13 @@ class TransformLatentCodec:
             with self.stage(INTEGER_NETWORKS):
                 return in_row_tiles(compute, maps, halo(*networks))
 
-        def indexes(scales: Tensor) -> Tensor:
-            return torch.bucketize(scales.contiguous(), self.thresholds, right=True, out_int32=True)
-
         rho = self._rho(z, rate_index)
         if rho is None:
-            return self.context.walk(self.prior(z), run, indexes)
-        return gate(self.context.walk(self.prior(z), run), rho, indexes)
+            return self.context.walk(self.prior(z), run, self._indexes)
+        return gate(self.context.walk(self.prior(z), run), rho, self._indexes)
+
+    def _indexes(self, scales: Tensor) -> Tensor:
+        return torch.bucketize(scales.contiguous(), self.thresholds, right=True, out_int32=True)
 
     def _z_hat(self, z: Tensor) -> Tensor:
         z_hat = self.coder.hyper.decode(z.to(next(self.coder.parameters()).device))
@@ -247,8 +355,16 @@ class IndicesMapLatentCodec:
         """Return the bytes of the indices for a batch of latents of h x w."""
         return 8 * batch * size[0] * size[1]
 
-    def encode(self, latent: Tensor, rate_index: Tensor) -> tuple[list[bytes], Symbols]:
-        """Return the payloads and the symbols of latents l `[B, C, h, w]` at integer rate indexes `[B]`."""
+    def encode(
+        self, latent: Tensor, rate_index: Tensor, weights: np.ndarray | None = None
+    ) -> tuple[list[bytes], Symbols]:
+        """Return the payloads and the symbols of latents l `[B, C, h, w]` at integer rate indexes `[B]`.
+
+        Raises:
+            ValueError: weights are given.
+        """
+        if weights is not None:
+            raise ValueError(FIXED_LENGTH)
         with self.stage(CODEBOOK_SEARCH):
             indices = self.coder(latent, rate_index).symbols.to(torch.int32)
         indices = indices.cpu()
@@ -287,6 +403,16 @@ class IndicesMapLatentCodec:
             latents.append(codebook.decode(indices[-1].long().to(rate_index.device)))  # type: ignore[operator]
         symbols = torch.cat(indices)
         return Decoded(Symbols(symbols.new_zeros(len(payloads), 0).long(), symbols), torch.cat(latents))
+
+    def decode_cell(
+        self, payloads: Sequence[bytes], size: tuple[int, int], rate_index: Tensor, draws: int
+    ) -> Iterator[Tensor]:
+        """Raise an error: there are no quantisation cells.
+
+        Raises:
+            ValueError: always.
+        """
+        raise ValueError(NO_CELLS)
 
     def decode_z(self, payloads: Sequence[bytes], size: tuple[int, int], rate_index: Tensor) -> Tensor:
         """Raise an error: there is no hyper-latent.

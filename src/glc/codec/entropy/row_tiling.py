@@ -58,7 +58,11 @@ def halo(*networks: nn.Module) -> int | None:
 
 
 def in_row_tiles(
-    compute: Callable[..., tuple[Tensor, ...]], maps: Sequence[Tensor], halo: int | None, scale: float = 1
+    compute: Callable[..., tuple[Tensor, ...]],
+    maps: Sequence[Tensor],
+    halo: int | None,
+    scale: float = 1,
+    most: int | None = None,
 ) -> tuple[Tensor, ...]:
     """Return `compute(*maps)`, computed in row tiles that overlap by the halo if the maps are large.
 
@@ -69,11 +73,12 @@ def in_row_tiles(
         maps: `[B, C, h, w]` each.
         halo: receptive-field radius in rows; None if a result depends on all rows: do not tile.
         scale: rows of the results over rows of the maps: an integer or its inverse.
+        most: elements of a tile, by default `TILE_ELEMENTS`.
     """
     height = maps[0].shape[2]
     step = max(1, round(1 / scale))
     per_row = sum(x[:, :, 0].numel() for x in maps) * max(1, scale) ** 2
-    rows = max(1, int(TILE_ELEMENTS / max(1, per_row)) // step) * step
+    rows = max(1, int((most or TILE_ELEMENTS) / max(1, per_row)) // step) * step
     if halo is None or rows + 2 * halo >= height:
         return compute(*maps)
     overlap = -(-halo // step) * step

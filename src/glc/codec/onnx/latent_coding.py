@@ -6,12 +6,14 @@ from typing import Any
 import numpy as np
 
 from glc.codec.entropy.ans import AnsDecoder, AnsEncoder, UniformModel
+from glc.codec.entropy.region import FIXED_LENGTH, Region
 from glc.codec.entropy.symbols import Decoded, SymbolCoder, Symbols, check_integers
 from glc.codec.entropy.tables import ACTIVATION_BITS, SYMBOL_LIMIT
 from glc.codec.onnx.integer_nets import IntegerNetworks, depth_of
 from glc.codec.onnx.runtime import Sessions, threads
 from glc.codec.onnx.weights import ArrayWeights
 from glc.codec.stages import CODEBOOK_SEARCH, INTEGER_NETWORKS, Stages
+from glc.codec.uncertainty import NO_CELLS, cell_offsets
 from glc.errors import InexactError
 from glc.models.quadtree import ContextStep, gate, quadtree_masks, walk
 
@@ -49,6 +51,7 @@ class ArrayTransformCodec:
             if not np.isfinite(self._codebook).all():
                 raise InexactError("the codebook of z must be stored as finite codewords")
         z_channels = self.channels if size is None else None
+        self._y_tables = weights.tables.y
         self._coding = SymbolCoder(
             weights.tables, self.channels, _STRIDE, z_channels, size or 0, self.num_rates
         )
@@ -57,18 +60,28 @@ class ArrayTransformCodec:
         """Return the bytes of the maps for a batch of latents of h x w."""
         return _BYTES_PER_ELEMENT * batch * self.channels * size[0] * size[1]
 
-    def encode(self, latent: np.ndarray, rate_index: np.ndarray) -> tuple[list[bytes], Symbols]:
-        """Return the payloads and the symbols of latents l `[B, C, h, w]` at rate indexes `[B]`."""
+    def encode(
+        self, latent: np.ndarray, rate_index: np.ndarray, weights: np.ndarray | None = None
+    ) -> tuple[list[bytes], Symbols]:
+        """Return the payloads and the symbols of latents l `[B, C, h, w]` at rate indexes `[B]`.
+
+        Args:
+            weights: of a region of interest, see `glc.codec.entropy.region`.
+        """
         with self._stage("g_a"):
             y, z = self._sessions.run("analysis", l=latent, rate=rate_index)
         if not np.isfinite(y).all():
             raise ValueError("the transform of the image is not finite; check the weights")
         z = z.clip(-SYMBOL_LIMIT, SYMBOL_LIMIT) if self._codebook is None else z
 
+        region = None if weights is None else Region(weights, self._y_tables)
+
         def choose(step: ContextStep) -> np.ndarray:
             residual = y.astype(np.float64) / step.quant_step - step.means
-            symbols = np.rint(residual if step.rho is None else residual / step.rho)
-            return symbols.clip(-SYMBOL_LIMIT, SYMBOL_LIMIT).astype(np.int32)
+            residual = residual if step.rho is None else residual / step.rho
+            if region is not None:
+                return region.choose(residual, step.scales)
+            return np.rint(residual).clip(-SYMBOL_LIMIT, SYMBOL_LIMIT).astype(np.int32)
 
         return self._write(z, choose, rate_index)
 
@@ -101,6 +114,23 @@ class ArrayTransformCodec:
         Raises:
             CorruptFileError: a payload is corrupt.
         """
+        symbols, step = self._decode(payloads, size, rate_index)
+        return Decoded(symbols, self._synthesis(step.y_hat, rate_index))
+
+    def decode_cell(
+        self, payloads: Sequence[bytes], size: Size, rate_index: np.ndarray, draws: int
+    ) -> Iterator[np.ndarray]:
+        """Yield l_hat of payloads, then that of other points in the quantisation cells of y."""
+        _, step = self._decode(payloads, size, rate_index)
+        yield self._synthesis(step.y_hat, rate_index)
+        cell = step.quant_step if step.rho is None else step.quant_step * step.rho
+        for draw in range(1, draws + 1):
+            yield self._synthesis(step.y_hat + cell_offsets(step.y_hat.shape, draw) * cell, rate_index)
+
+    def _decode(
+        self, payloads: Sequence[bytes], size: Size, rate_index: np.ndarray
+    ) -> tuple[Symbols, ContextStep]:
+        """Return the symbols of payloads, and the last step of the context model."""
         stacks = [AnsDecoder(payload) for payload in payloads]
         z = self._coding.pop_z(stacks, size, rate_index.tolist())
         symbols = np.zeros((len(stacks), self.channels, *size), np.int32)
@@ -109,7 +139,7 @@ class ArrayTransformCodec:
             symbols += step.symbols
         for stack in stacks:
             stack.finish()
-        return Decoded(Symbols(z, symbols), self._synthesis(step.y_hat, rate_index))
+        return Symbols(z, symbols), step
 
     def decode_z(self, payloads: Sequence[bytes], size: Size, rate_index: np.ndarray) -> np.ndarray:
         """Return the l_hat `[B, C, h, w]` that the hyper-latents z alone predict (paper figure 5)."""
@@ -160,8 +190,16 @@ class ArrayIndicesMapCodec:
         """Return the bytes of the indices for a batch of latents of h x w."""
         return 8 * batch * size[0] * size[1]
 
-    def encode(self, latent: np.ndarray, rate_index: np.ndarray) -> tuple[list[bytes], Symbols]:
-        """Return the payloads and the symbols of latents l `[B, C, h, w]` at integer rate indexes `[B]`."""
+    def encode(
+        self, latent: np.ndarray, rate_index: np.ndarray, weights: np.ndarray | None = None
+    ) -> tuple[list[bytes], Symbols]:
+        """Return the payloads and the symbols of latents l `[B, C, h, w]` at integer rate indexes `[B]`.
+
+        Raises:
+            ValueError: weights are given.
+        """
+        if weights is not None:
+            raise ValueError(FIXED_LENGTH)
         with self._stage(CODEBOOK_SEARCH):
             indices = [
                 _nearest(vectors, self._codebooks[int(k)])
@@ -200,6 +238,16 @@ class ArrayIndicesMapCodec:
             latents.append(self._codebooks[int(k)][indices[-1]].transpose(2, 0, 1))
         symbols = Symbols(np.zeros((len(payloads), 0), np.int64), np.stack(indices))
         return Decoded(symbols, np.stack(latents))
+
+    def decode_cell(
+        self, payloads: Sequence[bytes], size: Size, rate_index: np.ndarray, draws: int
+    ) -> Iterator[np.ndarray]:
+        """Raise an error: there are no quantisation cells.
+
+        Raises:
+            ValueError: always.
+        """
+        raise ValueError(NO_CELLS)
 
     def decode_z(self, payloads: Sequence[bytes], size: Size, rate_index: np.ndarray) -> Any:
         """Raise an error: there is no hyper-latent.

@@ -110,7 +110,11 @@ class ImageNetworks:
         Raises:
             MemoryLimitError: when it needs more memory than may be used.
         """
-        check_memory(need, self.limit(self.model.coder), "the entropy model")
+        limit = self.limit(self.model.coder)
+        if limit is not None and need > limit:
+            give_back_freed()  # not each time: it is faulted in again
+            limit = self.limit(self.model.coder)
+        check_memory(need, limit, "the entropy model")
         try:
             yield
         finally:

@@ -30,7 +30,7 @@ import os
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import IO, TYPE_CHECKING, Any, Literal, NamedTuple, Union
+from typing import IO, TYPE_CHECKING, Any, Literal, NamedTuple, TypeGuard, Union
 
 import numpy as np
 from PIL import Image, ImageColor
@@ -451,10 +451,15 @@ def _wide_grey(image: Image.Image, name: str) -> np.ndarray:
     top = 1.0 if image.mode == "F" else 65535.0
     if not np.isfinite(values).all() or values.min() < 0 or values.max() > top:
         kind = "float" if image.mode == "F" else "integer"
-        raise ImageError(
-            f"{name}: {kind} image with values outside 0..{top:g}; convert it to 8 or 16 bits per channel"
-        )
+        raise ImageError(f"{name}: {kind} image with values outside 0..{top:g}; convert it to 8 or 16 bits")
     return values / top
+
+
+def _is_converted(image: object) -> TypeGuard[Image.Image]:
+    """Whether `read_rgb` would only copy an image, such as one that it has returned."""
+    if not isinstance(image, Image.Image) or image.info or getattr(image, "tile", None):
+        return False
+    return image.mode == "RGB" and 0 < image.width * image.height <= MAX_PIXELS and orientation(image) == 1
 
 
 def to_input(image: ImageLike) -> Tensor:
@@ -487,4 +492,9 @@ def to_array(image: ImageSource | np.ndarray) -> np.ndarray:
             image = Image.fromarray(image)
         except TypeError as error:
             raise ValueError(f"an array must be uint8 [H, W, 3], got {shape}") from error
-    return np.asarray(read_rgb(image)).transpose(2, 0, 1)[None].copy()
+    rgb = image if _is_converted(image) else read_rgb(image)
+    levels = np.empty((1, 3, rgb.height, rgb.width), np.uint8)
+    for top in range(0, rgb.height, 512):  # by rows: the image is not copied a second time
+        rows = rgb.crop((0, top, rgb.width, min(top + 512, rgb.height)))
+        levels[0, :, top : top + 512] = np.asarray(rows).transpose(2, 0, 1)
+    return levels
