@@ -64,8 +64,9 @@ def test_a_target_is_reached_within_three_percent(codec: glc.Codec) -> None:
 def test_unreachable_targets_raise_or_warn(codec: glc.Codec) -> None:
     image = fixed_image(128, 192)
     smallest, largest = (codec.compress(image, quality) for quality in (0, 100))
+    # With random weights of a gate, some quality above 0 may have a smaller file: far less fits none.
     with pytest.raises(glc.TargetError, match=rf"the smallest file has {len(smallest)} bytes .*quality 0"):
-        codec.compress(image, target_size=len(smallest) - 1)
+        codec.compress(image, target_size=len(smallest) // 2)
     with pytest.raises(glc.TargetError, match="the smallest file has"):
         codec.compress(image, target_bpp=1e-9)
     assert len(codec.compress(image, target_size=len(smallest))) <= len(smallest)

@@ -142,3 +142,8 @@ def test_arbitrary_size_functions(sizes: list[int], target: int, ascending: bool
     found = checked(sizes.__getitem__, len(sizes) - 1, target)
     if ascending and sizes[found] < 0.97 * target and found < len(sizes) - 1:
         assert sizes[found + 1] > target
+
+
+def test_a_target_of_no_bytes_is_refused() -> None:
+    with pytest.raises(TargetError, match="the target is 0 bytes; the smallest file has 10 bytes"):
+        search(lambda setting: 10 + setting, 94, 0)

@@ -46,7 +46,7 @@ def test_one_device_synchronisation_per_encode_and_per_decoding_step(count: int,
         with Waits() as decoding:
             decoded = codec.latent_codec.decode(payloads, (latent.shape[2], latent.shape[3]), rates)
     assert decoded.symbols == symbols
-    # Whether y is finite; symbols, classes and z.
-    assert encoding.number - check.number // 2 == 1 + 3
-    # A step's mask and classes; all symbols, for who asked.
-    assert decoding.number - check.number // 2 == 2 * STEPS + 1
+    # Whether y is finite; symbols, classes, z, and rate indexes for the tables of z.
+    assert encoding.number - check.number // 2 == 1 + 4
+    # Rate indexes, before all else; a step's mask and classes; all symbols, for who asked.
+    assert decoding.number - check.number // 2 == 1 + 2 * STEPS + 1

@@ -22,7 +22,8 @@ def assert_same(actual: GLCOutput, expected: GLCOutput) -> None:
 
 def stack(outputs: list[GLCOutput]) -> GLCOutput:
     names = [field.name for field in dataclasses.fields(GLCOutput)]
-    return GLCOutput(**{name: torch.cat([getattr(out, name) for out in outputs]) for name in names})
+    fields = {name: [getattr(out, name) for out in outputs] for name in names}
+    return GLCOutput(**{name: None if v[0] is None else torch.cat(v) for name, v in fields.items()})
 
 
 @pytest.mark.parametrize("size", [(16, 16), (16, 80), (48, 112)])

@@ -82,8 +82,8 @@ def encoder_symbols(codec: glc.Codec) -> Iterator[list[glc.Symbols]]:
     seen: list[glc.Symbols] = []
     encode = latent_codec.encode
 
-    def note(latent: torch.Tensor, rate_index: torch.Tensor) -> tuple[list[bytes], glc.Symbols]:
-        payloads, symbols = encode(latent, rate_index)
+    def note(*given: Any) -> tuple[list[bytes], glc.Symbols]:
+        payloads, symbols = encode(*given)
         seen.append(symbols)
         return payloads, symbols
 

@@ -42,7 +42,7 @@ def search(size_of: Callable[[int], int], top: int, target: float) -> int:
             return probe
         low, high = (low, probe) if size > target else (probe, high)
         slow = slow + 1 if 2 * (high - low) > before else 0
-        probe = _predicted(sizes, top, math.log(target) + _AIM)
+        probe = _predicted(sizes, top, math.log(max(target, 1)) + _AIM)
         if slow > 1 or len(sizes) >= _MOST_PREDICTED:
             probe, slow = 0 if low < 0 else top if high > top else (low + high) // 2, 0
         probe = min(max(probe, low + 1), high - 1)
