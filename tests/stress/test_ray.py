@@ -67,7 +67,7 @@ def test_killed_cluster_has_every_sample_once(stress: Stress) -> None:
                 (f"{shard:02d}{i}.txt", b"slow" if i == 0 else f"{shard} {i}".encode()) for i in range(5)
             ]
             write_tar(folder / f"in-{shard:06d}.tar", samples)
-    shards, kills = find_shards([str(folder)]), stress.count(3, 11)
+    shards, kills = find_shards([str(folder)]), stress.count(3, 18)
     run_shards(shards, stress.output / "alone", settings, make, Engine(), quiet=True)
     out, over, starts = stress.output / "killed", threading.Event(), 0
     with two_nodes() as cluster:
