@@ -6,6 +6,7 @@ reads each map once or twice. Sums are float32, also where PyTorch rounds each o
 """
 
 import ctypes
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -93,6 +94,7 @@ def run(name: str, x: Tensor, weight: Tensor, out: Tensor, eps: float, **options
         _team()(work, ctypes.byref(task), task.parts, 0)
 
 
+@cache
 def _team() -> Any:
     """Return the function that runs a function on OpenMP's threads, or None where it is unknown.
 

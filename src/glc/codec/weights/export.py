@@ -181,9 +181,11 @@ def export(
             trusted.
         ImageError: an image cannot be read.
     """
-    weights = _complete(checkpoint, photos, trust, codec)
+    opened = None if Path(checkpoint).suffix == ".safetensors" else open_checkpoint(checkpoint)
+    weights = _complete(opened or checkpoint, photos, trust, codec)
     if weights is None:
-        return _export_variant(open_checkpoint(checkpoint), destination, half)
+        assert opened is not None
+        return _export_variant(opened, destination, half)
     model, description, rates = weights.model, weights.description, weights.rates
     state: Mapping[str, Tensor] = model.state_dict()
     if half:
@@ -200,21 +202,21 @@ def export(
 
 
 def _complete(
-    source: str | Path, photos: Iterable[str | Path], trust: Trust, codec: str | Path | None
+    source: str | Path | Checkpoint, photos: Iterable[str | Path], trust: Trust, codec: str | Path | None
 ) -> Weights | None:
     """Return the complete codec that an export writes; None for a variant."""
-    opened = None if Path(source).suffix == ".safetensors" else open_checkpoint(source)
-    part = None if opened is None else opened.content["glc"].get("part")
-    if opened is None or part is None:
+    part = source.content["glc"].get("part") if isinstance(source, Checkpoint) else None
+    path = source.path if isinstance(source, Checkpoint) else source
+    if not isinstance(source, Checkpoint) or part is None:
         if codec is not None:
-            raise WeightsError(f"{source}: holds a complete codec, not a variant of one; omit --codec")
-        return read_codec(source if opened is None else opened, trust)
+            raise WeightsError(f"{path}: holds a complete codec, not a variant of one; omit --codec")
+        return read_codec(source, trust)
     if isinstance(part, Mapping) and part.get("kind") == "gate":
-        return _gated(opened, trust, codec)
+        return _gated(source, trust, codec)
     if codec is not None:
-        return _with_variant(opened, read_codec(codec, trust), trust)
+        return _with_variant(source, read_codec(codec, trust), trust)
     if any(True for _ in photos):
-        raise WeightsError(f"{source}: --images only applies to full codecs; omit it, or add --codec")
+        raise WeightsError(f"{path}: --images only applies to full codecs; omit it, or add --codec")
     return None
 
 
