@@ -21,7 +21,7 @@ LEVELS = [4, 4, 4, 4, 4]
 @pytest.fixture(scope="module")
 def folders(images: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     runs = tmp_path_factory.mktemp("fsq")
-    made = {}
+    made: dict[str, Path] = {}
     for stage in STAGES:
         values = {**settings(images, runs, "fsq", stage, 2), **FSQ}
         if stage == "vqvae":
@@ -30,10 +30,14 @@ def folders(images: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str,
     return made
 
 
+def last(folder: Path) -> Path:
+    return folder / "checkpoints" / "last.ckpt"
+
+
 @pytest.fixture(scope="module")
 def exported(folders: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("exported") / "codec.safetensors"
-    export(folders["joint"], path)
+    export(last(folders["joint"]), path)
     return path
 
 
@@ -64,7 +68,7 @@ def test_files_decode_to_the_same_integers_everywhere(
 ) -> None:
     pytest.importorskip("onnxruntime")
     path = tmp_path / "codec.safetensors"
-    export(folders["joint"], path, half=half)
+    export(last(folders["joint"]), path, half=half)
     codec, without_torch = (glc.load(path, backend=backend) for backend in ("torch", "onnx"))
     image = fixed_image(70, 130)
     data = codec.compress(image)
@@ -84,7 +88,7 @@ def test_an_exported_codec_continues_in_training(
     assert description["coder"]["hyper"]["levels"] == LEVELS
     assert description["encoder"]["bounded"] is True
     training = tmp_path / "training.safetensors"
-    assert "C" in export_training_weights(folders["joint"], training)
+    assert "C" in export_training_weights(last(folders["joint"]), training)
     values = {**settings(images, tmp_path, "again", "joint", 1), **FSQ}
     folder = run({**values, "init_from": f"[{exported},{training}]", "trainer.max_steps": 1})
     state, before = checkpoint(folder)["state_dict"], checkpoint(folders["joint"])["state_dict"]
