@@ -305,8 +305,8 @@ class VQAutoencoder(nn.Module):
             quantizer.dim == len(quantizer.levels) and getattr(encoder, "bounded", True)
         ):
             raise ValueError(
-                "finite scalar quantisation of the latent needs a bounded encoder and one channel for each of "
-                f"its levels: set model.encoder.bounded=true and model.latent_channels={len(quantizer.levels)}"
+                "finite scalar quantisation needs a bounded encoder and a latent channel for each count of "
+                f"levels: set model.encoder.bounded=true and model.latent_channels={len(quantizer.levels)}"
             )
         self.encoder = encoder
         self.decoder = decoder
