@@ -208,7 +208,8 @@ class FiniteScalarQuantizer(VectorQuantizer):
 
     The codebook is the grid of all combinations. It is fixed: it has no parameters, needs no codebook loss
     and no restart, and cannot collapse by itself. The network before it bounds u (by tanh), so that u is at
-    most half a level from its codeword. A codeword repeats its d values to fill D channels. The learned
+    most half a level from its codeword. Levels are symmetric, where the published code shifts even counts by
+    half a level, so that one is 0. A codeword repeats its d values to fill D channels. The learned
     projections to and from d channels are the layers before and after.
 
     Args:
