@@ -8,7 +8,14 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from glc.layers.blocks import Downsample, ResidualBlock, Upsample, WindowAttention, make_norm
+from glc.layers.blocks import (
+    Downsample,
+    ResidualBlock,
+    Upsample,
+    WindowAttention,
+    make_norm,
+    spread_over_tanh,
+)
 from glc.models.quantizer import FiniteScalarQuantizer, Quantized, VectorQuantizer
 
 _QUAD = 12
@@ -101,6 +108,8 @@ class Encoder(_Pipeline):
         blocks.append(nn.Conv2d(width, latent_channels, 3, padding=1))
         if projection:
             blocks.append(nn.Conv2d(latent_channels, latent_channels, 1))
+        if bounded:
+            spread_over_tanh(blocks[-1], gain=2)
         super().__init__(blocks, checkpointing)
         self.latent_channels = latent_channels
         self.downsampling = stem * 2 ** (len(multipliers) - 1)
