@@ -16,7 +16,7 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
-from glc.codec.prebuilt import FLAGS, libraries
+from glc.codec.prebuilt import FLAGS, WIDE_VECTORS, libraries
 from glc.io.atomic import write_bytes
 
 SWITCH = "GLC_NATIVE"
@@ -100,8 +100,8 @@ class Native:
             return self._load(compiled)
 
     def _compile(self, compiler: list[str], target: Path) -> Path:
-        native = "-march=native" if platform.machine() in ("x86_64", "AMD64") else "-mcpu=native"
-        command = [*compiler, *FLAGS, native, "-o", str(target), str(self.source)]
+        native = ("-march=native", WIDE_VECTORS) if platform.machine() in ("x86_64", "AMD64") else ("-mcpu=native",)
+        command = [*compiler, *FLAGS, *native, "-o", str(target), str(self.source)]
         subprocess.run(command, check=True, capture_output=True, timeout=_TIMEOUT_SECONDS)
         return target
 

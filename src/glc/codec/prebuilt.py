@@ -11,6 +11,8 @@ from typing import NamedTuple
 
 FLAGS = ("-O3", "-shared", "-fPIC", "-pthread", "-fno-math-errno", "-ffp-contract=fast")
 """Options of the compiler for any processor."""
+WIDE_VECTORS = "-mprefer-vector-width=512"
+"""Option for x86: the loops of the kernels are long enough for the longest vectors."""
 
 
 class Level(NamedTuple):
@@ -26,12 +28,18 @@ class Level(NamedTuple):
 
 _V3 = frozenset(("avx2", "bmi1", "bmi2", "f16c", "fma", "movbe", "abm"))
 _V4 = _V3 | {"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"}
+_AMX = ("-mamx-tile", "-mamx-int8", "-mamx-bf16")
 LEVELS: dict[str, dict[str, Level]] = {
     "x86_64": {
         level.name: level
         for level in (
-            Level("vnni", ("-march=x86-64-v4", "-mavx512vnni"), _V4 | {"avx512_vnni"}),
-            Level("v4", ("-march=x86-64-v4",), _V4),
+            Level(
+                "amx",
+                ("-march=x86-64-v4", WIDE_VECTORS, "-mavx512vnni", "-mavx512bf16", *_AMX),
+                _V4 | {"avx512_vnni", "avx512_bf16", "amx_tile", "amx_int8", "amx_bf16"},
+            ),
+            Level("vnni", ("-march=x86-64-v4", WIDE_VECTORS, "-mavx512vnni"), _V4 | {"avx512_vnni"}),
+            Level("v4", ("-march=x86-64-v4", WIDE_VECTORS), _V4),
             Level("v3", ("-march=x86-64-v3",), _V3),
         )
     }
