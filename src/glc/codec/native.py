@@ -100,7 +100,11 @@ class Native:
             return self._load(compiled)
 
     def _compile(self, compiler: list[str], target: Path) -> Path:
-        native = ("-march=native", WIDE_VECTORS) if platform.machine() in ("x86_64", "AMD64") else ("-mcpu=native",)
+        native = (
+            ("-march=native", WIDE_VECTORS)
+            if platform.machine() in ("x86_64", "AMD64")
+            else ("-mcpu=native",)
+        )
         command = [*compiler, *FLAGS, *native, "-o", str(target), str(self.source)]
         subprocess.run(command, check=True, capture_output=True, timeout=_TIMEOUT_SECONDS)
         return target
