@@ -105,11 +105,13 @@ class Encoder(_Pipeline):
         ]
         if out_activation:
             blocks.append(nn.SiLU())
-        blocks.append(nn.Conv2d(width, latent_channels, 3, padding=1))
+        output = nn.Conv2d(width, latent_channels, 3, padding=1)
+        blocks.append(output)
         if projection:
-            blocks.append(nn.Conv2d(latent_channels, latent_channels, 1))
+            output = nn.Conv2d(latent_channels, latent_channels, 1)
+            blocks.append(output)
         if bounded:
-            spread_over_tanh(blocks[-1], gain=2)
+            spread_over_tanh(output, gain=2)
         super().__init__(blocks, checkpointing)
         self.latent_channels = latent_channels
         self.downsampling = stem * 2 ** (len(multipliers) - 1)
