@@ -17,10 +17,8 @@
 #include <stdint.h>
 #include <stdlib.h>
 
-#if defined(__linux__) && defined(__AMX_INT8__) && defined(__AVX512BW__)
+#if defined(__AMX_INT8__) && defined(__AVX512BW__)
 #define AMX 1
-#include <sys/syscall.h>
-#include <unistd.h>
 #else
 #define AMX 0
 #endif
@@ -154,11 +152,8 @@ INLINE void product(const int *weights, const int *panel, int64_t count, int *su
 }
 
 #if AMX
-/* Use AMX from now on if it is wanted and Linux permits it; return whether it is used. */
-int glc_use_amx(int wanted) {
-    enum { ARCH_REQ_XCOMP_PERM = 0x1023, XFEATURE_XTILEDATA = 18 };
-    return uses_amx = wanted && syscall(SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA) == 0;
-}
+/* Use AMX from now on, or not; return whether it is used. The process must have the permission. */
+int glc_use_amx(int wanted) { return uses_amx = wanted; }
 
 static void configure_tiles(void) {
     struct {
@@ -241,7 +236,7 @@ INLINE int split_bytes(const int (*a)[SIDE], char *to) {
     return _mm512_reduce_or_epi32((__m512i)size);
 }
 #else
-int glc_use_amx(int wanted) { return wanted & 0; }
+int glc_use_amx(int wanted) { return 0 * wanted; }
 #endif
 
 /* Compute a layer at `count` positions, from panels to activations [O][GROUP]. `high` is what packing returned. */

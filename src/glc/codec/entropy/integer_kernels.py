@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from glc.codec.native import Native
+from glc.codec.native import Native, permits_amx
 
 _UNITS = 1 << 14
 """Units of weights per 1."""
@@ -263,7 +263,7 @@ def _run_planes(
 def _declare(library: ctypes.CDLL) -> None:
     int64, address = ctypes.c_int64, ctypes.c_void_p
     library.glc_use_amx.argtypes, library.glc_use_amx.restype = (ctypes.c_int,), ctypes.c_int
-    library.glc_use_amx(1)
+    library.glc_use_amx(permits_amx())
     library.glc_size.argtypes, library.glc_size.restype = (int64, int64), int64
     for name in ("glc_weights_of_floats", "glc_weights_of_doubles"):
         getattr(library, name).argtypes = (address, int64, int64, address)

@@ -9,21 +9,9 @@
  *
  * Only inputs, outputs and the transformed weights u pass through main memory. Vectors run over channels; they are
  * GNU vector extensions, which gcc and clang compile to the processor's instructions.
- *
- * Where the processor multiplies bfloat16 matrices (AMX), v and u can be split into sums of two bfloat16: v = v1 + v2.
- * Three of the four products, v1 u1 + v1 u2 + v2 u1, with sums in float32, have 16 of float32's 24 bits.
  */
 
 #include <stdint.h>
-
-#if defined(__linux__) && defined(__AMX_BF16__) && defined(__AVX512BF16__)
-#define AMX 1
-#include <immintrin.h>
-#include <sys/syscall.h>
-#include <unistd.h>
-#else
-#define AMX 0
-#endif
 
 #if defined(__AVX512F__)
 #define LANES 16
@@ -46,106 +34,15 @@
 
 typedef float vec __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
 
-/* Channel counts are multiples of LANES, the number of tiles is a multiple of ROWS, and of SPLIT_ROWS if v is split. */
+/* Channel counts are multiples of LANES, the number of tiles is a multiple of ROWS. */
 int64_t glc_wide(void) { return WIDE; }
 
-/* Split values are stored in blocks: BLOCK rows of v or columns of u by DEPTH channels, v1 before v2, u1 before u2. */
-#define BLOCK 16
-#define DEPTH 32
-#define SPLIT_ROWS (2 * BLOCK)
-#define BLOCK_BYTES (2 * BLOCK * DEPTH)
-
-/* Channels of v and u. */
-INLINE int64_t depth(int64_t in_channels, int split) {
-    return split ? (in_channels + DEPTH - 1) / DEPTH * DEPTH : in_channels;
-}
-int64_t glc_weight_floats(int64_t in_channels, int split) { return POINTS * depth(in_channels, split) * WIDE; }
-
 /* The LANES extra floats avoid strides that are multiples of 4096 bytes, which map to one set of the L1 cache. */
-INLINE int64_t input_step(int64_t tiles, int64_t channels) { return tiles * channels + LANES; }
+INLINE int64_t input_step(int64_t tiles, int64_t in_channels) { return tiles * in_channels + LANES; }
 INLINE int64_t output_step(int64_t tiles) { return tiles * WIDE + LANES; }
-int64_t glc_floats(int64_t tiles, int64_t in_channels, int split) {
-    return POINTS * (input_step(tiles, depth(in_channels, split)) + output_step(tiles));
+int64_t glc_floats(int64_t tiles, int64_t in_channels) {
+    return POINTS * (input_step(tiles, in_channels) + output_step(tiles));
 }
-
-#if AMX
-/* Ask Linux for the permission to use AMX; return whether values can be split. */
-int glc_can_split(void) {
-    enum { ARCH_REQ_XCOMP_PERM = 0x1023, XFEATURE_XTILEDATA = 18 };
-    return syscall(SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA) == 0;
-}
-
-/* x = first + second + error; the upper halves of first and second are bfloat16, their lower halves zero. */
-INLINE void split(vec x, __m256i *first, __m256i *second) {
-    *first = (__m256i)_mm512_cvtneps_pbh((__m512)x);
-    __m512 rounded = (__m512)_mm512_slli_epi32(_mm512_cvtepu16_epi32(*first), 16);
-    *second = (__m256i)_mm512_cvtneps_pbh((__m512)x - rounded);
-}
-
-/* Store LANES channels, from `channel` on, of tile `tile` to v of one point. */
-INLINE void store_split(char *v, int64_t channels, int64_t tile, int64_t channel, vec x) {
-    char *to = v + (tile / BLOCK * (channels / DEPTH) + channel / DEPTH) * 2 * BLOCK_BYTES + tile % BLOCK * 2 * DEPTH +
-               channel % DEPTH * 2;
-    __m256i first, second;
-    split(x, &first, &second);
-    _mm256_store_si256((__m256i *)to, first);
-    _mm256_store_si256((__m256i *)(to + BLOCK_BYTES), second);
-}
-
-#ifndef AHEAD
-#define AHEAD 0
-#define HINT _MM_HINT_T0
-#endif
-/* m [count][WIDE] = v [count][channels] x u [channels][WIDE] of one point, for a multiple of SPLIT_ROWS tiles. */
-static void split_products(const char *v, const char *u, float *m, int64_t channels, int64_t count) {
-    int64_t steps = channels / DEPTH;
-    for (int64_t t = 0; t < count; t += SPLIT_ROWS, m += SPLIT_ROWS * WIDE) {
-        const char *a = v + t / BLOCK * steps * 2 * BLOCK_BYTES, *b = a + steps * 2 * BLOCK_BYTES, *w = u;
-        _tile_zero(0);
-        _tile_zero(1);
-        _tile_zero(2);
-        _tile_zero(3);
-        for (int64_t k = 0; k < steps; k++, a += 2 * BLOCK_BYTES, b += 2 * BLOCK_BYTES, w += 4 * BLOCK_BYTES) {
-#define PRODUCTS                                                                                                       \
-    _tile_dpbf16ps(0, 4, 6);                                                                                           \
-    _tile_dpbf16ps(1, 4, 7);                                                                                           \
-    _tile_dpbf16ps(2, 5, 6);                                                                                           \
-    _tile_dpbf16ps(3, 5, 7)
-            _tile_loadd(4, a + BLOCK_BYTES, 2 * DEPTH); /* v2 */
-            _tile_loadd(5, b + BLOCK_BYTES, 2 * DEPTH);
-            _tile_loadd(6, w, 2 * DEPTH); /* u1 */
-            _tile_loadd(7, w + BLOCK_BYTES, 2 * DEPTH);
-            PRODUCTS;
-            if (t == 0)
-                for (int line = 0; line < 4 * BLOCK_BYTES; line += 64) _mm_prefetch(w + AHEAD + line, HINT);
-            _tile_loadd(4, a, 2 * DEPTH); /* v1 */
-            _tile_loadd(5, b, 2 * DEPTH);
-            PRODUCTS;
-            _tile_loadd(6, w + 2 * BLOCK_BYTES, 2 * DEPTH); /* u2 */
-            _tile_loadd(7, w + 3 * BLOCK_BYTES, 2 * DEPTH);
-            PRODUCTS;
-#undef PRODUCTS
-        }
-        _tile_stored(0, m, 4 * WIDE);
-        _tile_stored(1, m + BLOCK, 4 * WIDE);
-        _tile_stored(2, m + BLOCK * WIDE, 4 * WIDE);
-        _tile_stored(3, m + BLOCK * WIDE + BLOCK, 4 * WIDE);
-    }
-}
-
-/* Every tile register has 16 rows of 64 bytes. */
-static void configure_tiles(void) {
-    struct {
-        uint8_t palette, start_row, reserved[14];
-        uint16_t row_bytes[16];
-        uint8_t rows[16];
-    } config = {.palette = 1};
-    for (int t = 0; t < 8; t++) config.rows[t] = BLOCK, config.row_bytes[t] = 2 * DEPTH;
-    _tile_loadconfig(&config);
-}
-#else
-int glc_can_split(void) { return 0; }
-#endif
 
 /* B^T d for F(6, 3) with the interpolation points 0, 1, -1, 2, -2, 1/2, -1/2 and infinity:
  *
@@ -217,15 +114,13 @@ INLINE void weights8(const vec *g, vec *o, int64_t step) {
 }
 
 /* Transform weights w [O][I][3][3] of the given strides to u [O / WIDE, rounded up][POINTS][I][WIDE], for
- * the blocks of WIDE outputs from `first` to `end` (exclusive). If they are split, u is in blocks of pairs of input
- * channels: [O / WIDE][POINTS][I / DEPTH][u1, u2][WIDE / BLOCK][DEPTH / 2][BLOCK][2]. */
+ * the blocks of WIDE outputs from `first` to `end` (exclusive). */
 void glc_weights(const float *w, const int64_t *strides, int64_t out_channels, int64_t in_channels, int64_t first,
-                 int64_t end, int split_values, float *u) {
+                 int64_t end, float *u) {
     enum { INPUTS = 8 }; /* input channels transformed before their results are stored */
-    int64_t channels = depth(in_channels, split_values);
     for (int64_t o = first * WIDE; o < end * WIDE; o += LANES)
-        for (int64_t i = 0; i < channels; i += INPUTS) {
-            vec transformed[POINTS][INPUTS] = {{{0}}};
+        for (int64_t i = 0; i < in_channels; i += INPUTS) {
+            vec transformed[POINTS][INPUTS];
             int64_t count = in_channels - i < INPUTS ? in_channels - i : INPUTS;
             for (int64_t n = 0; n < count; n++) {
                 vec taps[9], half[3 * INPUT];
@@ -237,23 +132,6 @@ void glc_weights(const float *w, const int64_t *strides, int64_t out_channels, i
                 for (int y = 0; y < 3; y++) weights8(taps + 3 * y, half + y, 3);
                 for (int b = 0; b < INPUT; b++) weights8(half + 3 * b, &transformed[b][n], INPUT * INPUTS);
             }
-#if AMX
-            if (split_values) {
-                char *to = (char *)(u + (o / WIDE) * POINTS * channels * WIDE) + i / DEPTH * 4 * BLOCK_BYTES +
-                           o % WIDE / BLOCK * BLOCK_BYTES + i % DEPTH / 2 * 4 * BLOCK;
-                for (int p = 0; p < POINTS; p++, to += 4 * channels * WIDE)
-                    for (int n = 0; n < INPUTS; n += 2) {
-                        __m256i values[2][2];
-                        for (int j = 0; j < 2; j++) split(transformed[p][n + j], &values[j][0], &values[j][1]);
-                        for (int part = 0; part < 2; part++)
-                            _mm512_storeu_si512(
-                                to + part * 2 * BLOCK_BYTES + n / 2 * 4 * BLOCK,
-                                _mm512_or_si512(_mm512_cvtepu16_epi32(values[0][part]),
-                                                _mm512_slli_epi32(_mm512_cvtepu16_epi32(values[1][part]), 16)));
-                    }
-                continue;
-            }
-#endif
             float *to = u + ((o / WIDE) * POINTS * in_channels + i) * WIDE + o % WIDE;
             for (int p = 0; p < POINTS; p++)
                 for (int64_t n = 0; n < count; n++) *(vec *)(to + (p * in_channels + n) * WIDE) = transformed[p][n];
@@ -306,16 +184,14 @@ struct conv_task {
     float *out;                       /* the first of these rows, at the first channel to write */
     int64_t row_stride, pixel_stride; /* of the output, in floats */
     int64_t out_channels;             /* channels to write */
-    int64_t split;                    /* 1 if v and u are split */
 };
 
 /* Checked at load against the mirror of this structure in winograd.py. */
 int64_t glc_sizeof_conv_task(void) { return sizeof(struct conv_task); }
 
-/* Compute v of one tile, number `tile`, whose first output is at a row (counted from task->start) and a column. Beyond the input it
+/* Compute v of one tile, whose first output is at a row (counted from task->start) and a column. Beyond the input it
  * is zero. Rows that were not given are read as zero too: only outputs that are not written depend on them. */
-static void input_tile(const struct conv_task *task, int64_t row, int64_t column, float *v, int64_t tile,
-                       int64_t step) {
+static void input_tile(const struct conv_task *task, int64_t row, int64_t column, float *v, int64_t step) {
     int64_t in_channels = task->in_channels, pitch = (task->width >> task->shift) * in_channels;
     int64_t top = task->start + row - 1, left = column - 1;
     int inside = top >= 0 && left >= 0 && top + INPUT <= task->height && left + INPUT <= task->width;
@@ -340,23 +216,9 @@ static void input_tile(const struct conv_task *task, int64_t row, int64_t column
         for (int a = 0; a < INPUT; a++) {
             vec o[INPUT];
             input8(half + a * INPUT, o, 1);
-            for (int b = 0; b < INPUT; b++) {
-                float *to = v + (a * INPUT + b) * step;
-#if AMX
-                if (task->split) {
-                    store_split((char *)to, depth(in_channels, 1), tile, c, o[b]);
-                    continue;
-                }
-#endif
-                *(vec *)(to + tile * in_channels + c) = o[b];
-            }
+            for (int b = 0; b < INPUT; b++) *(vec *)(v + (a * INPUT + b) * step + c) = o[b];
         }
     }
-#if AMX
-    if (task->split && in_channels % DEPTH) /* memory may hold anything, also NaN */
-        for (int p = 0; p < POINTS; p++)
-            store_split((char *)(v + p * step), depth(in_channels, 1), tile, in_channels, (vec){0});
-#endif
 }
 
 /* Compute the outputs of one tile, for LANES channels. */
@@ -386,25 +248,15 @@ void glc_convolve(const struct conv_task *task, const float *u, const float *bia
                   float *memory) {
     int64_t in_channels = task->in_channels, across = (task->width + TILE - 1) / TILE;
     int64_t all = across * ((task->rows + TILE - 1) / TILE);
-    int64_t channels = depth(in_channels, task->split), step = input_step(tiles, channels);
-    float *v = memory, *m = memory + POINTS * step;
-#if AMX
-    if (task->split) configure_tiles();
-#endif
+    float *v = memory, *m = memory + POINTS * input_step(tiles, in_channels);
     for (int64_t first = 0; first < all; first += tiles) {
         int64_t count = all - first < tiles ? all - first : tiles;
         for (int64_t t = 0; t < count; t++)
-            input_tile(task, (first + t) / across * TILE, (first + t) % across * TILE, v, t, step);
+            input_tile(task, (first + t) / across * TILE, (first + t) % across * TILE, v + t * in_channels,
+                       input_step(tiles, in_channels));
         for (int64_t o = 0; o < task->out_channels; o += WIDE) {
             int vectors = task->out_channels - o < WIDE ? (int)((task->out_channels - o) / LANES) : VECTORS;
-            const float *weights = u + o * POINTS * channels;
-            if (!task->split) products(v, weights, m, in_channels, tiles, count, vectors > 1 ? VECTORS : 1);
-#if AMX
-            else
-                for (int p = 0; p < POINTS; p++)
-                    split_products((const char *)(v + p * step), (const char *)(weights + p * channels * WIDE),
-                                   m + p * output_step(tiles), channels, count);
-#endif
+            products(v, u + o * POINTS * in_channels, m, in_channels, tiles, count, vectors > 1 ? VECTORS : 1);
             for (int64_t t = 0; t < count; t++)
                 for (int j = 0; j < vectors; j++)
                     output_tile(task, (first + t) / across * TILE, (first + t) % across * TILE,
@@ -412,9 +264,6 @@ void glc_convolve(const struct conv_task *task, const float *u, const float *bia
                                 bias ? *(const vec *)(bias + o + j * LANES) : (vec){0}, task->out + o + j * LANES, add);
         }
     }
-#if AMX
-    if (task->split) _tile_release();
-#endif
 }
 
 typedef int ivec __attribute__((vector_size(4 * LANES)));

@@ -26,8 +26,6 @@ CHANNEL_BLOCK = 64
 _TILES = 24
 """Winograd tiles transformed at a time: more do not fit the L2 cache, fewer read the weights more often. A
 multiple of ROWS of winograd.c."""
-_SPLIT_TILES = 64
-"""The same for split values: products take less of the time, and reading weights more. A multiple of SPLIT_ROWS."""
 
 
 class _ConvTask(ctypes.Structure):
@@ -47,7 +45,6 @@ class _ConvTask(ctypes.Structure):
         ("row_stride", ctypes.c_int64),
         ("pixel_stride", ctypes.c_int64),
         ("out_channels", ctypes.c_int64),
-        ("split", ctypes.c_int64),
     )
 
 
@@ -62,31 +59,25 @@ class TransformedWeights:
         conv: a convolution that `suits` accepts.
         workers: threads that transform the weights, into their scratch buffer, until its next use.
         doubles: upsample the input by two first (`Upsample`).
-        split: multiply by sums of two bfloat16; `can_split` must hold.
     """
 
     def __init__(
-        self,
-        conv: nn.Conv2d,
-        library: ctypes.CDLL,
-        workers: Workers,
-        doubles: bool = False,
-        split: bool = False,
+        self, conv: nn.Conv2d, library: ctypes.CDLL, workers: Workers, doubles: bool = False
     ) -> None:
         weight = conv.weight.detach().float()
         self.out_channels, self.in_channels = weight.shape[:2]
-        self.library, self.doubles, self.split = library, doubles, split
+        self.library, self.doubles = library, doubles
         self.bias = None if conv.bias is None else conv.bias.detach().float()
         wide = library.glc_wide()
         blocks = -(-self.out_channels // wide)
-        size = library.glc_weight_floats(self.in_channels, split)
-        self.values = workers.scratch.take(blocks * size, torch.float32).view(blocks, size)
+        self.values = workers.scratch.take(blocks * 64 * self.in_channels * wide, torch.float32)
+        self.values = self.values.view(blocks, 64, self.in_channels, wide)
         strides = (ctypes.c_int64 * 4)(*weight.stride())
 
         def transform(block: int) -> None:
             to = _pointer(self.values)
             library.glc_weights(
-                _pointer(weight), strides, self.out_channels, self.in_channels, block, block + 1, split, to
+                _pointer(weight), strides, self.out_channels, self.in_channels, block, block + 1, to
             )
 
         workers.map(transform, range(blocks))
@@ -130,15 +121,12 @@ class TransformedWeights:
             row_stride=out.stride(2),
             pixel_stride=out.stride(3),
             out_channels=out.shape[1],
-            split=self.split,
         )
-        weights = self.values[channel // self.library.glc_wide() :]
+        weights = self.values[channel // self.values.shape[3] :]
         bias = None if self.bias is None else _pointer(self.bias[channel:])
-        tiles = _SPLIT_TILES if self.split else _TILES
-        size = self.library.glc_floats(tiles, self.in_channels, self.split)
-        memory = BUFFERS.transforms.take(size, torch.float32)
+        memory = BUFFERS.transforms.take(self.library.glc_floats(_TILES, self.in_channels), torch.float32)
         self.library.glc_convolve(
-            ctypes.byref(task), _pointer(weights), bias, int(add), tiles, _pointer(memory)
+            ctypes.byref(task), _pointer(weights), bias, int(add), _TILES, _pointer(memory)
         )
 
 
@@ -183,12 +171,9 @@ def library() -> ctypes.CDLL | None:
 
 def _declare(library: ctypes.CDLL) -> None:
     int64, address = ctypes.c_int64, ctypes.c_void_p
-    for name in ("glc_wide", "glc_floats", "glc_weight_floats", "glc_sizeof_conv_task"):
-        getattr(library, name).restype = int64
-    library.glc_can_split.restype = ctypes.c_int
-    library.glc_floats.argtypes = (int64, int64, ctypes.c_int)
-    library.glc_weight_floats.argtypes = (int64, ctypes.c_int)
-    library.glc_weights.argtypes = (address, address, int64, int64, int64, int64, ctypes.c_int, address)
+    library.glc_wide.restype = library.glc_floats.restype = library.glc_sizeof_conv_task.restype = int64
+    library.glc_floats.argtypes = (int64, int64)
+    library.glc_weights.argtypes = (address, address, int64, int64, int64, int64, address)
     library.glc_convolve.argtypes = (address, address, address, ctypes.c_int, int64, address)
     library.glc_normalize.argtypes = (address, int64, int64, address, address, ctypes.c_int, address)
     library.glc_weights.restype = library.glc_convolve.restype = library.glc_normalize.restype = None
