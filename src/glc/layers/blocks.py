@@ -304,17 +304,3 @@ class WindowAttention(nn.Module):
             query, key, value, attn_mask=None if mask is None else mask[:, None, :]
         )
         return x + self.out(merge_windows(attended, window, size))
-
-
-def spread_over_tanh(layer: nn.Conv2d, gain: float = 1.0) -> None:
-    """Initialise a convolution before tanh such that its results use the range of tanh.
-
-    PyTorch's initialisation leaves them near zero, where few levels of finite scalar quantisation are in use.
-
-    Args:
-        layer: the convolution; its bias becomes 0.
-        gain: standard deviation of the results over the root mean square of the input.
-    """
-    nn.init.normal_(layer.weight, std=gain / layer.weight[0].numel() ** 0.5)
-    assert layer.bias is not None
-    nn.init.zeros_(layer.bias)

@@ -8,14 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from glc.layers.blocks import (
-    Downsample,
-    ResidualBlock,
-    Upsample,
-    WindowAttention,
-    make_norm,
-    spread_over_tanh,
-)
+from glc.layers.blocks import Downsample, ResidualBlock, Upsample, WindowAttention, make_norm
 from glc.models.quantizer import FiniteScalarQuantizer, Quantized, VectorQuantizer
 
 _QUAD = 12
@@ -105,13 +98,9 @@ class Encoder(_Pipeline):
         ]
         if out_activation:
             blocks.append(nn.SiLU())
-        output = nn.Conv2d(width, latent_channels, 3, padding=1)
-        blocks.append(output)
+        blocks.append(nn.Conv2d(width, latent_channels, 3, padding=1))
         if projection:
-            output = nn.Conv2d(latent_channels, latent_channels, 1)
-            blocks.append(output)
-        if bounded:
-            spread_over_tanh(output, gain=2)
+            blocks.append(nn.Conv2d(latent_channels, latent_channels, 1))
         super().__init__(blocks, checkpointing)
         self.latent_channels = latent_channels
         self.downsampling = stem * 2 ** (len(multipliers) - 1)

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from glc.layers.blocks import DepthConvBlock, SubpixelUpsample, spread_over_tanh
+from glc.layers.blocks import DepthConvBlock, SubpixelUpsample
 from glc.models.entropy import FactorizedDensity, quantize
 from glc.models.quantizer import FiniteScalarQuantizer, VectorQuantizer
 
@@ -81,10 +81,7 @@ class CategoricalHyperprior(nn.Module):
         super().__init__()
         self.normalize = normalize
         self.analysis = _analysis(channels)
-        self.reduce: nn.Conv2d | None = None
-        if levels is not None:
-            self.reduce = nn.Conv2d(channels, len(levels), 1)
-            spread_over_tanh(self.reduce)
+        self.reduce = None if levels is None else nn.Conv2d(channels, len(levels), 1)
         self.quantizer = (
             VectorQuantizer(codebook_size, channels, projected)
             if levels is None
