@@ -18,17 +18,19 @@ from glc.models.autoencoder import Decoder, Encoder
 SHAPES: dict[str, dict[str, Any]] = {
     "group": {"norm": "group", "multipliers": (1, 2, 2), "stem": 1, "level_attention": True},
     "pixel": {"norm": "pixel", "multipliers": (1, 2, 2), "stem": 2, "level_attention": False},
+    "bounded": {"norm": "pixel", "multipliers": (1, 2), "stem": 2, "level_attention": False},
     "none": {"norm": "none", "multipliers": (1, 1), "stem": 1, "out_activation": False, "projection": False},
     "fine": {"norm": "pixel", "multipliers": (1, 2), "stem": 4, "level_attention": False},
 }
+BOUNDED = {"bounded": {"bounded": True}}
 FINE = {"fine": {"fine_blocks": 2, "fine_channels": 16}}
-"""Arguments of the decoder alone."""
+"""Arguments of the encoder alone, and of the decoder alone."""
 
 
 def networks(kind: str, channels: int = 16) -> tuple[Encoder, Decoder]:
     torch.manual_seed(3)
     given = {"latent_channels": 8, "channels": channels, "num_blocks": 1, "window": 4, **SHAPES[kind]}
-    made = Encoder(**given).eval(), Decoder(**given, **FINE.get(kind, {})).eval()
+    made = Encoder(**given, **BOUNDED.get(kind, {})).eval(), Decoder(**given, **FINE.get(kind, {})).eval()
     for made_network in made:
         for name, parameter in made_network.named_parameters():
             if "norm" in name:

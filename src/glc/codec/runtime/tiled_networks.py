@@ -107,6 +107,7 @@ class TiledEncoder:
         # In float32: bfloat16 cannot hold the 8 bits of a pixel.
         self.first = Convolution(first, torch.float32)
         self.dtype = dtype
+        self.bounded = encoder.bounded
         self.gather = isinstance(getattr(blocks[0], "norm1", None), nn.GroupNorm)
         layers = make_tiled_layers(blocks, dtype)
         count = next(i for i, layer in enumerate([*layers, None]) if layer is None or layer.halo < 0)
@@ -153,7 +154,8 @@ class TiledEncoder:
             scratch = Scratch()
         for layer in self.rest:
             x = layer(x, scratch, workers)
-        return x.values.float().contiguous()
+        latent = x.values.float().contiguous()
+        return latent.tanh() if self.bounded else latent
 
     def _encode_tile(
         self, image: Source, start: int, stop: int, width: int, scratch: Scratch, workers: Workers
