@@ -145,7 +145,7 @@ def test_tiles_follow_the_memory_limit() -> None:
     for limit in (None, fixed + 1000):
         assert shape(1000, (50, 80), 4, limit, "it", 8) == (50, 80)
     assert shape(1000, (50, 80), 4, fixed + 400, "it") == (20 - 2 * 4, 80)
-    # Complete rows: 20 rows for 12, 1.7 times the work. Two halves with halo: 33 for 25, of 48 columns for 40.
+    # Complete rows: 20 for 12, 1.7 times the work. Two halves with halo: 33 for 25, of 48 columns for 40.
     assert shape(1000, (50, 80), 4, fixed + 400, "it", 2) == (33 - 2 * 4, 40)
     # One row with its halo does not fit; in four parts it does.
     assert shape(1000, (50, 80), 4, fixed + 170, "it", 4) == (24 - 2 * 4, 20)
