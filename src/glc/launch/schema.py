@@ -248,7 +248,7 @@ STAGE_KEYS: dict[str, Accepted] = {
     ),
     **dict.fromkeys(("stage.noise", "stage.balance", "stage.codec"), BOOLEAN),
     **dict.fromkeys(("stage.weights.*", "stage.distortion_weights.*"), WEIGHT),
-    **dict.fromkeys(("stage.codebook_weight", "stage.adversarial_weight"), WEIGHT),
+    **dict.fromkeys(("stage.codebook_weight", "stage.adversarial_weight", "stage.adversarial_limit"), WEIGHT),
     "stage.discriminator_start": INDEX,
     "stage.discriminator_from": optional(replace(TEXT, text="auto, none or a checkpoint")),
     "stage.quantizer_bypass": SHARE,
