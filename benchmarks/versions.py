@@ -23,8 +23,8 @@ With `--only` also:
 - folder24, folder24_back: images per second of `glc compress FOLDER` and `glc decompress FOLDER`, 24 images;
 - target: processor seconds at a fixed quality per processor second with a target rate, 768 x 512;
 - optimize: compressions with ten steps of latent optimisation per processor second, 768 x 512;
-- loading, loading_small: crops per processor second of the training data, no workers: 256 of 512 x 512 pixels;
-  128 as `small` crops them, scaled by 0.5 to 1;
+- loading, loading_small: training crops per processor second, no workers: 256 of 512 x 512 pixels; 128 as
+  `small` crops them, scaled by 0.5 to 1;
 - large, large_back: 1 / peak GB of 8192 x 8192 pixels, with `small` and `--memory 2GB` (8GB where a version
   refuses that); the seconds are printed too;
 
@@ -97,7 +97,8 @@ from glc.data.module import ImageDataModule
 logging.getLogger("glc").setLevel(logging.ERROR)
 torch.set_num_threads(1)
 module = ImageDataModule(
-    train=SHARDS, val=SHARDS, crop=CROP, min_scale=SCALE, batch_size=8, epoch_batches=60, num_workers=0, shuffle=100
+    train=SHARDS, val=SHARDS, crop=CROP, min_scale=SCALE,
+    batch_size=8, epoch_batches=60, num_workers=0, shuffle=100,
 )
 module.setup("fit")
 loader = module.train_dataloader()
