@@ -18,6 +18,7 @@ from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
 SWITCH = "GLC_BUILD_KERNELS"
 SOURCES = (
+    "src/glc/codec/runtime/amx.c",
     "src/glc/codec/runtime/winograd.c",
     "src/glc/codec/entropy/integer_kernels.c",
     "src/glc/codec/runtime/fused.c",
@@ -37,6 +38,8 @@ class KernelsHook(BuildHookInterface):
         self.folder = tempfile.TemporaryDirectory()
         for source in SOURCES:
             for level in levels.values():
+                if not level.compiles(Path(source).stem):
+                    continue
                 name = Path(source).with_suffix(f".{level.name}.so")
                 target = Path(self.folder.name, name.name)
                 command = [*shlex.split(os.environ.get("CC", "cc")), *prebuilt["FLAGS"], *level.flags]

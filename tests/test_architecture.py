@@ -198,7 +198,7 @@ CROSS_CUTTING = {
     "launch": "entry_commands optuna_sweeper",  # processes; src/hydra_plugins
     "metrics": "full",  # published weights
     "models": "parameter_counts",  # the paper's sizes
-    "training": "applications configured_losses distributed resume wandb",  # runs
+    "training": "applications configured_losses distributed finite_scalars resume wandb",  # runs
 }
 # Modules without a test file of their own, and the test file that tests them.
 TESTED_BY = {

@@ -37,21 +37,24 @@ def fixed_codec_weights(
     seed: int = 0,
     z: ZTables = "none",
     gate: bool = False,
+    fsq: bool = False,
 ) -> Path:
     """Write the weights file of a fixed codec and return its path; another seed is another codec.
 
     `z` gives a categorical z a table of frequencies for all rate points, or one for each, instead of log2(M)
-    bits.
+    bits. `fsq` is finite scalar quantisation of z, with a bounded latent.
     """
-    description = fixed_description(hyper, coder, gate)
+    description = fixed_description(hyper, coder, gate, fsq)
     model = build_model(path, description)
     state = {name: _fill(name, tensor, seed) for name, tensor in model.state_dict().items()}
+    if fsq:
+        state["coder.hyper.quantizer.embedding"] = model.coder.hyper.quantizer.codebook()
     save_weights(path, state, description, _tables(hyper, coder, z), rate_points(model, [1, 2, 4, 8]))
     return path
 
 
 def fixed_description(
-    hyper: Hyper = "categorical", coder: Coder = "transform", gate: bool = False
+    hyper: Hyper = "categorical", coder: Coder = "transform", gate: bool = False, fsq: bool = False
 ) -> dict[str, Any]:
     """Return the architecture of the fixed codec."""
     ends = {
@@ -73,6 +76,8 @@ def fixed_description(
         "channels": CHANNELS,
         **hypers[hyper],
     }
+    if fsq:
+        hyperprior["levels"] = [4, 4, 2]
     coders: dict[str, dict[str, Any]] = {
         "transform": {
             "_target_": "glc.models.coder.TransformCoder",
@@ -94,7 +99,11 @@ def fixed_description(
         }  # fmt: skip
     return {
         "_target_": "glc.models.glc.GLC",
-        "encoder": {"_target_": "glc.models.autoencoder.Encoder", **ends},
+        "encoder": {
+            "_target_": "glc.models.autoencoder.Encoder",
+            **ends,
+            **({"bounded": True} if fsq else {}),
+        },
         "decoder": {"_target_": "glc.models.autoencoder.Decoder", **ends},
         "coder": coders[coder],
     }

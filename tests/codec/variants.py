@@ -13,9 +13,10 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "z_rates": {"z": "rates"},
     "factorized": {"hyper": "factorized"},
     "gate": {"gate": True},
+    "fsq": {"fsq": True},
     "indices_map": {"coder": "indices_map"},
 }
-WITH_Y = ["categorical", "z_table", "z_rates", "factorized", "gate"]
+WITH_Y = ["categorical", "z_table", "z_rates", "factorized", "gate", "fsq"]
 """Those that transform the latent."""
 
 

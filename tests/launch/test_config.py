@@ -187,7 +187,13 @@ def test_a_variants_coder_replaces_the_models() -> None:
     assert indices.keys() == {"_target_", "latent_channels", "sizes"}
 
 
-CODERS = {"transform": [], "factorized": ["factorized"], "indices_map": ["indices_map"]}
+CODERS = {
+    "transform": [],
+    "factorized": ["factorized"],
+    "indices_map": ["indices_map"],
+    "fsq": ["fsq", "fsq_hyper"],
+    "fsq_indices_map": ["fsq", "indices_map"],
+}
 PREDICTIONS = {"supervision": [], "none": ["no_code_prediction"], "network": ["refiner"]}
 COMBINATIONS = list(itertools.product(CODERS, PREDICTIONS, STAGES[1:]))
 
@@ -208,7 +214,7 @@ def test_every_combination_trains(
     assert all(finite(row) for row in rows)
     (training,) = (row for row in rows if "train/loss" in row)
     assert ("train/code_ce" in training) == (prediction != "none")
-    assert ("train/codebook" in training) == (coder != "factorized")
+    assert ("train/codebook" in training) == (coder not in ("factorized", "fsq"))
     (validated,) = (row for row in rows if "val/loss" in row)
     assert all(validated[f"val/bpp/{k}"] > 0 for k in range(4))
     weights = checkpoint(folder)["state_dict"]

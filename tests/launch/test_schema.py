@@ -208,6 +208,7 @@ def test_every_number_and_switch_of_ours_has_a_type(stage: str) -> None:
     more = ["degradation=mixture"] if stage == "restoration" else []
     for words in (
         ["model=small", "trainer=slurm", "metrics=full_64"],
+        ["model=tiny", "model/variants=[fsq,fsq_hyper]"],
         ["model/variants=indices_map", "perceptual=mix", "discriminator=projected"],
     ):
         cfg = examine([f"stage={stage}", *words, *more]).cfg

@@ -32,6 +32,11 @@ def test_beta_weights_the_commitment_term() -> None:
     torch.testing.assert_close(to_vectors, -0.25 * 2 * difference)
 
 
+def test_a_fixed_codebook_has_no_loss() -> None:
+    vectors = torch.randn(2, 3, 2, 2, requires_grad=True)
+    assert CodebookLoss()(vectors, None).tolist() == [0, 0]
+
+
 class Fixed(nn.Module):
     """Predicts the same logits `[h, w, M]` for every image."""
 

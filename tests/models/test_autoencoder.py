@@ -7,7 +7,7 @@ from torch import nn
 
 from glc.layers.blocks import WindowAttention
 from glc.models.autoencoder import Decoder, Encoder, VQAutoencoder
-from glc.models.quantizer import VectorQuantizer
+from glc.models.quantizer import FiniteScalarQuantizer, VectorQuantizer
 
 Part = Callable[..., Encoder | Decoder]
 
@@ -153,3 +153,24 @@ def test_compiled_decoder_gives_last_layer_gradients_first() -> None:
         x_hat.square().sum().backward()
         gradients.append([at_last, *(p.grad for p in decoder.parameters())])
     torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-5)
+
+
+def test_a_bounded_latent_is_within_half_a_level_of_its_codeword() -> None:
+    quantizer = FiniteScalarQuantizer(4**3 * 2, 4, [4, 4, 4, 2])
+    encoder = Encoder(4, 8, (1, 2), 1, bounded=True)
+    out = VQAutoencoder(encoder, Decoder(4, 8, (1, 2), 1), quantizer)(10 * torch.randn(2, 3, 8, 8))
+    assert out.latent.abs().max() < 1
+    distance = (out.latent - quantizer.decode(out.quantized.indices)).abs().amax((0, 2, 3))
+    assert (distance <= torch.tensor([1 / 3, 1 / 3, 1 / 3, 1]) + 1e-6).all()
+    free = Encoder(4, 8, (1, 2), 1)
+    free.load_state_dict(encoder.state_dict())
+    x = torch.randn(1, 3, 8, 8)
+    torch.testing.assert_close(encoder(x), free(x).tanh())
+
+
+@pytest.mark.parametrize(("width", "bounded"), [(4, False), (5, True)])
+def test_finite_scalar_quantisation_of_another_latent_is_refused(width: int, bounded: bool) -> None:
+    encoder = Encoder(width, 8, (1, 2), 1, bounded=bounded)
+    quantizer = FiniteScalarQuantizer(16, width, [2, 2, 2, 2])
+    with pytest.raises(ValueError, match=r"model\.encoder\.bounded=true and model\.latent_channels=4$"):
+        VQAutoencoder(encoder, Decoder(width, 8, (1, 2), 1), quantizer)

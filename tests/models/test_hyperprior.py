@@ -15,6 +15,10 @@ def categorical(codes: int = 16, projected: bool = False) -> CategoricalHyperpri
     return module
 
 
+def finite() -> CategoricalHyperprior:
+    return CategoricalHyperprior(8, 36, normalize=True, levels=[4, 3, 3])
+
+
 def factorized() -> FactorizedHyperprior:
     module = FactorizedHyperprior(8)
     last = module.analysis[-1]
@@ -23,13 +27,14 @@ def factorized() -> FactorizedHyperprior:
     return module
 
 
-@pytest.mark.parametrize("make", [categorical, lambda: categorical(projected=True), factorized])
+@pytest.mark.parametrize("make", [categorical, lambda: categorical(projected=True), finite, factorized])
 @pytest.mark.parametrize("size", [(4, 4), (12, 8)])
 def test_symbols_decode_to_z_hat(make, size: tuple[int, int]) -> None:
     module = make()
     small = (size[0] // HYPER_DOWNSAMPLING, size[1] // HYPER_DOWNSAMPLING)
     out = module(3 * torch.randn(6, 8, *size))
-    assert out.z.shape == out.z_hat.shape == (6, 8, *small)
+    assert out.z_hat.shape == (6, 8, *small)
+    assert out.z.shape[2:] == small
     assert out.indices.dtype == torch.int64
     assert out.indices.unique().numel() > 1
     decoded = module.decode(out.indices)
@@ -61,7 +66,7 @@ def test_factorized_bits_use_rounded_or_noisy_z() -> None:
     assert plain.codes is None
 
 
-@pytest.mark.parametrize("make", [categorical, factorized])
+@pytest.mark.parametrize("make", [categorical, finite, factorized])
 def test_z_hat_passes_gradients_to_the_analysis(make) -> None:
     module = make()
     y = torch.randn(1, 8, 8, 8, requires_grad=True)
@@ -75,3 +80,17 @@ def test_factorized_bits_train_density_and_analysis() -> None:
     bits = module(torch.randn(1, 8, 8, 8), noise=True).bits.sum()
     wanted = [*module.density.parameters(), *module.analysis.parameters()]
     assert all(g.abs().sum() > 0 for g in torch.autograd.grad(bits, wanted))
+
+
+def test_finite_scalars_reduce_z_to_a_channel_per_level_and_have_no_loss() -> None:
+    module = finite()
+    out = module(torch.randn(2, 8, 8, 12))
+    assert out.z.shape == (2, 3, 2, 3)
+    assert out.z.abs().max() < 1
+    assert out.codes is None
+    torch.testing.assert_close(out.bits, torch.full((2,), 6 * math.log2(36)))
+    # Channel i of z_hat is that of z, rounded to its levels: thirds of [-1, 1], or halves.
+    steps = torch.tensor([2 / 3, 1, 1]).view(1, 3, 1, 1)
+    rounded = ((out.z + 1) / steps).round() * steps - 1
+    for i in range(8):
+        torch.testing.assert_close(out.z_hat[:, i], rounded[:, i % 3])

@@ -87,6 +87,12 @@ def test_config_groups_select_the_ablations() -> None:
     factorized = codec("tiny", "model/variants=factorized").coder
     assert isinstance(factorized, TransformCoder)
     assert isinstance(factorized.hyper, FactorizedHyperprior)
+    for variant, size, levels in (("[fsq,fsq_hyper]", 1024, 5), ("fsq_16384", 16384, 7)):
+        finite = configure("model=small", f"model/variants={variant}").model
+        c, coder = build(finite.quantizer), build(finite.coder)
+        assert (c.size, c.levels, build(finite.encoder).latent_channels) == (size, (4,) * levels, levels)
+        assert (coder.hyper.quantizer.size, coder.hyper.quantizer.levels) == (size, (4,) * levels)
+        assert build(finite.predictor).head[1].out_features == size
     refiner = codec("tiny", "model/variants=refiner").refiner
     assert refiner is not None
     assert refiner.quantizer.size == configure("model=tiny").model.codebook_size

@@ -1,3 +1,4 @@
+import math
 from typing import Any
 
 import pytest
@@ -7,7 +8,8 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from glc.models.quantizer import VectorQuantizer, kmeans, nearest_code
+from glc.metrics.codebook import CodebookUsage
+from glc.models.quantizer import FiniteScalarQuantizer, VectorQuantizer, kmeans, nearest_code
 
 
 class LargestTensor(TorchDispatchMode):
@@ -254,3 +256,101 @@ def test_initialize_matches_a_projected_codebook_to_mean_and_std() -> None:
     codes = module.codebook().detach()
     torch.testing.assert_close(codes.mean(0), wanted_mean, atol=0.15, rtol=0)
     torch.testing.assert_close(codes.std(0), wanted_std, atol=0.01, rtol=0.05)
+
+
+def test_finite_scalars_are_rounded_to_the_levels_of_their_channel() -> None:
+    """An even count (-1, -1/3, 1/3, 1) and an odd one (-1, 0, 1), by hand."""
+    module = FiniteScalarQuantizer(12, 2, [4, 3])
+    x = torch.tensor([[-0.99, -0.7], [-0.6, -0.4], [0.1, 0.4], [0.7, 0.6], [-9.0, 9.0]]).T.view(1, 2, 5, 1)
+    out = module(x)
+    third = 1 / 3
+    expected = torch.tensor([[-1, -1], [-third, 0], [third, 0], [1, 1], [-1, 1]]).T.view(1, 2, 5, 1)
+    torch.testing.assert_close(out.quantized, expected)
+    # number in channel 0 + 4 x number in channel 1
+    assert out.indices.flatten().tolist() == [0, 1 + 4, 2 + 4, 3 + 8, 0 + 8]
+    assert out.indices.dtype == torch.int64
+    assert torch.equal(module.decode(out.indices), module.codebook()[out.indices].permute(0, 3, 1, 2))
+
+
+@pytest.mark.parametrize("levels", [[2], [3], [4, 4, 4], [5, 2, 3], [8, 5, 5, 5]])
+def test_every_index_of_a_grid_decodes_to_a_vector_of_that_index(levels: list[int]) -> None:
+    size = torch.tensor(levels).prod().item()
+    module = FiniteScalarQuantizer(int(size), len(levels), levels)
+    indices = torch.arange(int(size)).view(1, 1, -1)
+    vectors = module.decode(indices)
+    assert torch.equal(module.encode(vectors), indices)
+    # Small deviations, to just below half a level, change nothing.
+    step = 2 / (torch.tensor(levels) - 1).view(1, -1, 1, 1)
+    assert torch.equal(module.encode(vectors + 0.49 * step), indices)
+    assert torch.equal(module.encode(vectors - 0.49 * step), indices)
+    codes = module.codebook()
+    assert len(codes.unique(dim=0)) == size
+    assert codes.min() == -1
+    assert codes.max() == 1
+    # The nearest codeword is the same one.
+    x = torch.rand(2, len(levels), 9, 9) * 2 - 1
+    nearest = nearest_code(x.permute(0, 2, 3, 1).reshape(-1, len(levels)), codes)
+    assert torch.equal(module.encode(x).flatten(), nearest)
+
+
+def test_uniform_vectors_use_all_codewords_of_a_grid() -> None:
+    module, usage = FiniteScalarQuantizer(1024, 5, [4] * 5), CodebookUsage(1024)
+    # Cells at the ends are half as wide as the others: each of 4 levels has 1/6 or 1/3.
+    usage.update(module.encode(torch.rand(64, 5, 32, 32) * 2 - 1))
+    found = usage.compute()
+    assert found["usage"] == 1
+    entropy = -5 * (2 / 6 * math.log(1 / 6) + 2 / 3 * math.log(1 / 3))
+    assert found["perplexity"] == pytest.approx(math.exp(entropy), rel=0.02)
+
+
+def test_finite_scalars_fill_more_channels_by_repetition() -> None:
+    module = FiniteScalarQuantizer(6, 5, [3, 2])
+    x = torch.tensor([0.1, 0.2]).view(1, 2, 1, 1)
+    assert module(x).quantized.flatten().tolist() == [0, 1, 0, 1, 0]
+    assert module.codebook().shape == (6, 5)
+    assert torch.equal(module.encode(module.decode(torch.arange(6).view(1, 2, 3))).flatten(), torch.arange(6))
+
+
+def test_finite_scalars_pass_gradients_straight_through_and_have_nothing_to_learn() -> None:
+    module = FiniteScalarQuantizer(6, 5, [3, 2])
+    x = (torch.rand(2, 2, 3, 4) * 2 - 1).requires_grad_()
+    weights = torch.randn(2, 5, 3, 4)
+    out = module(x)
+    (gradient,) = torch.autograd.grad((out.quantized * weights).sum(), [x])
+    expected = torch.stack([weights[:, [0, 2, 4]].sum(1), weights[:, [1, 3]].sum(1)], 1)
+    torch.testing.assert_close(gradient, expected)
+    assert out.codes is None
+    assert list(module.parameters()) == []
+    before = module.codebook().clone()
+    module.initialize(torch.randn(50, 5))
+    module.bake()
+    assert torch.equal(module.codebook(), before)
+    assert module.initialized
+
+
+def test_autocast_does_not_change_finite_scalars() -> None:
+    module = FiniteScalarQuantizer(8**4, 4, [8, 8, 8, 8])
+    x = torch.rand(2, 4, 16, 16) * 2 - 1
+    with torch.autocast("cpu", torch.bfloat16):
+        out = module(x)
+    assert torch.equal(out.indices, module.encode(x))
+    assert out.quantized.dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    ("size", "dim", "levels", "complaint"),
+    [
+        (
+            1024,
+            4,
+            [8, 5, 5, 5],
+            r"levels \[8, 5, 5, 5\] make 1000 codewords, not 1024: set the codebook's size",
+        ),
+        (4, 1, [2, 2], "2 levels need at least as many channels, not 1"),
+        (4, 2, [4, 1], "each at least 2"),
+        (1, 2, [], "give at least one"),
+    ],
+)
+def test_levels_that_do_not_fit_are_refused(size: int, dim: int, levels: list[int], complaint: str) -> None:
+    with pytest.raises(ValueError, match=complaint):
+        FiniteScalarQuantizer(size, dim, levels)

@@ -278,7 +278,9 @@ class BaseCodec(ABC):
         if not files:
             return []
         decoded, sizes = self.entropy_decode(files, max_pixels=max_pixels)
-        return self.decode_latent(decoded.latent_hat, sizes)
+        latent_hat = decoded.latent_hat
+        del decoded  # its symbols, before D needs the memory
+        return self.decode_latent(latent_hat, sizes)
 
     def uncertainty(self, data: bytes, *, draws: int = DRAWS, max_pixels: int = DEFAULT_LIMIT) -> Uncertainty:
         """Return the image in a file, and how far it is determined by the file.

@@ -11,12 +11,14 @@ import platform
 import shlex
 import shutil
 import subprocess
+import sys
 import tempfile
 import threading
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
-from glc.codec.prebuilt import FLAGS, libraries
+from glc.codec.prebuilt import FLAGS, WIDE_VECTORS, libraries, processor_features
 from glc.io.atomic import write_bytes
 
 SWITCH = "GLC_NATIVE"
@@ -100,8 +102,9 @@ class Native:
             return self._load(compiled)
 
     def _compile(self, compiler: list[str], target: Path) -> Path:
-        native = "-march=native" if platform.machine() in ("x86_64", "AMD64") else "-mcpu=native"
-        command = [*compiler, *FLAGS, native, "-o", str(target), str(self.source)]
+        x86 = platform.machine() in ("x86_64", "AMD64")
+        native = ("-march=native", WIDE_VECTORS) if x86 else ("-mcpu=native",)
+        command = [*compiler, *FLAGS, *native, "-o", str(target), str(self.source)]
         subprocess.run(command, check=True, capture_output=True, timeout=_TIMEOUT_SECONDS)
         return target
 
@@ -113,6 +116,22 @@ class Native:
         except (OSError, AttributeError):
             return None
         return library if self._self_test(library) else None
+
+
+@cache
+def permits_amx() -> bool:
+    """Whether the processor multiplies matrices of bytes and bfloat16 (AMX), and Linux permits it here.
+
+    The first call asks for the permission, which holds for all threads of the process.
+    """
+    features = {"amx_tile", "amx_int8", "amx_bf16", "avx512_bf16"}
+    if not sys.platform.startswith("linux") or not features <= processor_features():
+        return False
+    arch_prctl, request_permission, tile_data = 158, 0x1023, 18
+    try:
+        return ctypes.CDLL(None).syscall(arch_prctl, request_permission, tile_data) == 0
+    except (OSError, AttributeError):
+        return False  # another C library
 
 
 def cache_folder() -> Path:

@@ -31,12 +31,14 @@ class CodebookLoss(nn.Module):
         super().__init__()
         self.beta = beta
 
-    def forward(self, vectors: Tensor, codes: Tensor) -> Tensor:
+    def forward(self, vectors: Tensor, codes: Tensor | None) -> Tensor:
         """Return the loss `[B]`, a mean over elements, of vectors and their codewords `[B, D, H, W]`.
 
         The codewords must carry the gradient to the codebook (`Quantized.codes`), not the straight-through
-        one.
+        one. The loss is 0 for the codes of a fixed codebook, None.
         """
+        if codes is None:
+            return vectors.new_zeros(len(vectors))
         vectors = vectors.float()
         codebook = (vectors.detach() - codes).square().mean((1, 2, 3))
         commitment = (vectors - codes.detach()).square().mean((1, 2, 3))

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from glc.layers.blocks import Downsample, ResidualBlock, Upsample, WindowAttention, make_norm
-from glc.models.quantizer import Quantized, VectorQuantizer
+from glc.models.quantizer import FiniteScalarQuantizer, Quantized, VectorQuantizer
 
 _QUAD = 12
 """Values of 2 x 2 pixels."""
@@ -41,7 +41,7 @@ class Encoder(_Pipeline):
       -> space-to-depth (stem) -> 3x3
       -> per level: `num_blocks` residual blocks, then downsample by 2 (all but the last level)
          (attention after each block of the last level)
-      -> residual, attention, residual -> norm -> swish -> 3x3 -> 1x1
+      -> residual, attention, residual -> norm -> swish -> 3x3 -> 1x1 (-> tanh)
     l [B, latent_channels, H / f, W / f],   f = stem * 2 ** (levels - 1)
     ```
 
@@ -58,6 +58,7 @@ class Encoder(_Pipeline):
         out_activation: swish before the last convolution (taming's VQGAN has it, CodeFormer's does not).
         projection: 1x1 convolution after the last convolution (likewise).
         checkpointing: gradient checkpointing: recompute activations in the backward pass.
+        bounded: tanh at the end, as a `FiniteScalarQuantizer` needs.
     """
 
     def __init__(
@@ -73,6 +74,7 @@ class Encoder(_Pipeline):
         out_activation: bool = True,
         projection: bool = True,
         checkpointing: bool = False,
+        bounded: bool = False,
     ) -> None:
         width = channels
         blocks: list[nn.Module] = []
@@ -103,10 +105,12 @@ class Encoder(_Pipeline):
         self.latent_channels = latent_channels
         self.downsampling = stem * 2 ** (len(multipliers) - 1)
         """f: pixels per latent position along a side."""
+        self.bounded = bounded
 
     def forward(self, x: Tensor) -> Tensor:
         """Map `[B, 3, H, W]` in [-1, 1] to a latent `[B, latent_channels, H / f, W / f]`."""
-        return self.run(x, self.blocks).float()
+        latent = self.run(x, self.blocks).float()
+        return latent.tanh() if self.bounded else latent
 
 
 def _chain(blocks: Iterable[nn.Module], x: Tensor) -> Tensor:
@@ -282,7 +286,7 @@ class VQAutoencoder(nn.Module):
         quantizer: the codebook C.
 
     Raises:
-        ValueError: the networks disagree on the latent's width or on f.
+        ValueError: the networks disagree on the latent's width, range or f.
     """
 
     def __init__(self, encoder: Encoder, decoder: Decoder, quantizer: VectorQuantizer) -> None:
@@ -296,6 +300,13 @@ class VQAutoencoder(nn.Module):
             raise ValueError(
                 f"encoder downsampling {encoder.downsampling} differs from decoder downsampling "
                 f"{decoder.downsampling}"
+            )
+        if isinstance(quantizer, FiniteScalarQuantizer) and not (
+            quantizer.dim == len(quantizer.levels) and getattr(encoder, "bounded", True)
+        ):
+            raise ValueError(
+                "finite scalar quantisation needs a bounded encoder and a latent channel for each count of "
+                f"levels: set model.encoder.bounded=true and model.latent_channels={len(quantizer.levels)}"
             )
         self.encoder = encoder
         self.decoder = decoder

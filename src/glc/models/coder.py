@@ -200,7 +200,7 @@ class IndicesMapCoder(nn.Module):
         return CoderOutput(
             y=latent,
             z=latent,
-            z_codes=torch.cat([q.codes for q in quantized]),
+            z_codes=torch.cat([q.codes for q in quantized if q.codes is not None]),
             z_indices=empty.long(),
             symbols=indices.to(latent.dtype),
             scales=empty,

@@ -1,6 +1,7 @@
 """The hyperprior: the hyper-latent z is the side information of the context model (paper section 3.3.1)."""
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor, nn
 
 from glc.layers.blocks import DepthConvBlock, SubpixelUpsample
 from glc.models.entropy import FactorizedDensity, quantize
-from glc.models.quantizer import VectorQuantizer
+from glc.models.quantizer import FiniteScalarQuantizer, VectorQuantizer
 
 HYPER_DOWNSAMPLING = 4
 """Positions of y per position of z along a side."""
@@ -19,11 +20,11 @@ class HyperOutput(NamedTuple):
     """Output of a hyperprior for y `[B, N, h, w]`."""
 
     z: Tensor
-    """`[B, N, h / 4, w / 4]`, before quantisation."""
+    """`[B, N, h / 4, w / 4]`, before quantisation; d channels in (-1, 1) with finite scalar quantisation."""
     z_hat: Tensor
     """The quantised z, with a straight-through gradient."""
     codes: Tensor | None
-    """Categorical: the codewords with the gradient to C_h, for its loss. Factorised: None."""
+    """The codewords with the gradient to C_h, for its loss; None if there are none to learn."""
     indices: Tensor
     """Symbols of z: categorical `[B, h / 4, w / 4]` in `[0, M)`; factorised integers of z's shape."""
     bits: Tensor
@@ -56,22 +57,36 @@ class CategoricalHyperprior(nn.Module):
     y [B, N, h, w] --h_a--> z [B, N, h/4, w/4] --C_h--> indices --C_h--> z_hat --h_s--> prior [B, 3N, h, w]
     ```
 
+    With `levels`, C_h is a `FiniteScalarQuantizer`: a learned 1x1 convolution and tanh reduce z to as many
+    channels, and the codewords have N channels again, so that a decoder is the same.
+
     Args:
         channels: N.
         codebook_size: M of C_h (as large as C in the paper).
-        projected: see `VectorQuantizer`.
+        projected: see `VectorQuantizer`; without effect with `levels`.
         normalize: scale each vector of z to unit root mean square. The gated layers of h_a square the
             magnitude of y, so that the loss of C_h may grow until it dominates. The released network does not
             normalize.
+        levels: see `FiniteScalarQuantizer`; None for learned codewords.
     """
 
     def __init__(
-        self, channels: int, codebook_size: int, projected: bool = False, normalize: bool = False
+        self,
+        channels: int,
+        codebook_size: int,
+        projected: bool = False,
+        normalize: bool = False,
+        levels: Sequence[int] | None = None,
     ) -> None:
         super().__init__()
         self.normalize = normalize
         self.analysis = _analysis(channels)
-        self.quantizer = VectorQuantizer(codebook_size, channels, projected)
+        self.reduce = None if levels is None else nn.Conv2d(channels, len(levels), 1)
+        self.quantizer = (
+            VectorQuantizer(codebook_size, channels, projected)
+            if levels is None
+            else FiniteScalarQuantizer(codebook_size, channels, levels)
+        )
         self.synthesis = _synthesis(channels)
 
     def forward(self, y: Tensor, noise: bool = False) -> HyperOutput:
@@ -79,6 +94,8 @@ class CategoricalHyperprior(nn.Module):
         z = self.analysis(y)
         if self.normalize:
             z = F.rms_norm(z.permute(0, 2, 3, 1), z.shape[1:2], eps=1e-6).permute(0, 3, 1, 2)
+        if self.reduce is not None:
+            z = self.reduce(z).tanh()
         quantized = self.quantizer(z)
         b, h, w = quantized.indices.shape
         bits = z.new_full((b,), h * w * math.log2(self.quantizer.size))

@@ -1,6 +1,7 @@
-"""Vector quantisation: nearest-codeword search and codebooks."""
+"""Vector and finite scalar quantisation: nearest-codeword search and codebooks."""
 
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
 
@@ -14,8 +15,8 @@ class Quantized(NamedTuple):
 
     quantized: Tensor
     """`[B, D, H, W]`: the codewords, with a straight-through gradient to the input."""
-    codes: Tensor
-    """`[B, D, H, W]`: the codewords, with the gradient to the codebook instead."""
+    codes: Tensor | None
+    """`[B, D, H, W]`: the codewords, with the gradient to the codebook instead; None if it is fixed."""
     indices: Tensor
     """`[B, H, W]`, int64 in `[0, M)`."""
 
@@ -195,3 +196,77 @@ class VectorQuantizer(nn.Module):
     def _search(x: Tensor, codebook: Tensor) -> Tensor:
         b, d, h, w = x.shape
         return nearest_code(x.permute(0, 2, 3, 1).reshape(-1, d), codebook).view(b, h, w)
+
+
+class FiniteScalarQuantizer(VectorQuantizer):
+    """Round each channel of a map in [-1, 1] to one of a few levels (FSQ, Mentzer et al. 2024).
+
+    ```
+    u [B, d, H, W] in [-1, 1] -> nearest of L_i equidistant levels from -1 to 1 in channel i
+      -> their numbers as digits, channel 0 the lowest -> indices [B, H, W] -> codewords [B, D, H, W]
+    ```
+
+    The codebook is the grid of all combinations. It is fixed: it has no parameters, needs no codebook loss
+    and no restart, and cannot collapse by itself. The network before it bounds u (by tanh), so that u is at
+    most half a level from its codeword. Levels are symmetric, where the published code shifts even counts by
+    half a level, so that one is 0. A codeword repeats its d values to fill D channels. The learned
+    projections to and from d channels are the layers before and after.
+
+    Args:
+        size: M, the product of the levels.
+        dim: D, at least d.
+        levels: L_i, at least 2, for each of the d channels.
+
+    Raises:
+        ValueError: the arguments do not fit.
+    """
+
+    def __init__(self, size: int, dim: int, levels: Sequence[int]) -> None:
+        nn.Module.__init__(self)  # no learned codewords
+        if not levels or min(levels) < 2:
+            raise ValueError(f"levels: give at least one, each at least 2, not {list(levels)}")
+        if math.prod(levels) != size:
+            raise ValueError(
+                f"levels {list(levels)} make {math.prod(levels)} codewords, not {size}: "
+                "set the codebook's size to their product"
+            )
+        if dim < len(levels):
+            raise ValueError(f"{len(levels)} levels need at least as many channels, not {dim}")
+        self.size = size
+        self.dim = dim
+        self.levels = tuple(levels)
+        self.projection = None
+        self.register_buffer("embedding", torch.empty(size, dim))
+        if not self.embedding.is_meta:  # else a file has the values
+            self.embedding.copy_(self._repeat(self._grid()))
+        self.register_buffer("initialized", torch.tensor(True))
+
+    def forward(self, x: Tensor) -> Quantized:
+        """Quantise a map `[B, d, H, W]` in [-1, 1] to codewords of D channels."""
+        with torch.autocast(x.device.type, enabled=False):
+            indices = self.encode(x)
+            codes, x = self.decode(indices), self._repeat(x.float())
+            return Quantized(x + (codes - x).detach(), None, indices)
+
+    def encode(self, x: Tensor) -> Tensor:
+        """Return the codeword indices `[B, H, W]` of a map of at least d channels; d of them count."""
+        indices = torch.zeros_like(x[:, 0], dtype=torch.long)
+        for channel, levels in reversed(list(enumerate(self.levels))):
+            number = (x[:, channel].float().clamp(-1, 1) + 1) * ((levels - 1) / 2)
+            indices = indices * levels + number.round().long()
+        return indices
+
+    def initialize(
+        self, vectors: Tensor, iterations: int = 10, generator: torch.Generator | None = None
+    ) -> None:
+        """Do nothing: the codewords are fixed."""
+
+    def _grid(self) -> Tensor:
+        """Return the codewords `[M, d]`."""
+        # Divisions, correctly rounded on every machine: the values are part of a codec's fingerprint.
+        values = [(2 * torch.arange(n) - (n - 1)) / (n - 1) for n in reversed(self.levels)]
+        return torch.cartesian_prod(*values).view(self.size, -1).flip(1)
+
+    def _repeat(self, x: Tensor) -> Tensor:
+        """Return D channels of `[N, d, ...]`."""
+        return x[:, torch.arange(self.dim, device=x.device) % len(self.levels)]

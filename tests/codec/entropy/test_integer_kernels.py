@@ -1,6 +1,6 @@
 """Layers in 16-bit and 32-bit integers equal those in float64 bit for bit."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from glc.codec.entropy import integer_kernels, integer_nets
 from glc.codec.entropy.integer_nets import IntegerDepthConv, IntegerFeedForward, to_integer_network
+from glc.codec.native import permits_amx
 from glc.layers.blocks import DepthConv, DepthConvBlock, GatedFeedForward
 from glc.models.context import QuadtreeContext
 from glc.models.hyperprior import CategoricalHyperprior
@@ -16,6 +17,18 @@ pytestmark = pytest.mark.skipif(
     integer_kernels.NATIVE.library() is None,
     reason="no C compiler, a processor without AVX2, or kernels disabled",
 )
+
+
+@pytest.fixture(autouse=True, scope="module", params=["vectors", "AMX"])
+def amx(request: pytest.FixtureRequest) -> Iterator[bool]:
+    """Run each test without and with AMX; return whether it is used."""
+    library = integer_kernels.NATIVE.library()
+    wanted = request.param == "AMX"
+    assert library is not None
+    if library.glc_use_amx(wanted and permits_amx()) != wanted:
+        pytest.skip("a processor or system without AMX")
+    yield wanted
+    library.glc_use_amx(permits_amx())
 
 
 @pytest.fixture
@@ -97,12 +110,14 @@ def test_values_too_large_are_computed_in_float64(
 
 
 @torch.inference_mode()
-def test_one_activation_too_large_is_refused(refused: list[bool], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_activation_too_large_is_refused(
+    amx: bool, refused: list[bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
     conv = nn.Conv2d(64, 8, 1)
     with torch.no_grad():
         conv.weight.fill_(0.9)  # rows sum to 58: activations up to about 2048 fit
     network = to_integer_network(nn.Sequential(conv))
-    for value, fits in ((2000.0, True), (16000.0, False), (-16000.0, False)):
+    for value, fits in ((2000.0, True), (2048.0, True), (-2048.0, True), (16000.0, amx), (-16000.0, amx)):
         x = torch.zeros(1, 64, 20, 20)
         x[0, 63, 19, 19] = value
         refused.clear()

@@ -23,6 +23,7 @@ ENDS: dict[str, dict[str, Any]] = {
     "group": {"norm": "group", "window": 4},
     "groups of fewer": {"norm": "group", "channels": 24, "window": None},
     "pixel, stem": {"norm": "pixel", "stem": 4, "window": 3, "level_attention": False},
+    "bounded": {"norm": "pixel", "stem": 2, "bounded": True},
     "bare": {"norm": "none", "stem": 2, "out_activation": False, "projection": False, "multipliers": [1]},
 }
 
@@ -56,7 +57,8 @@ def assert_close(found: np.ndarray, expected: Tensor) -> None:
 def test_encoder_and_decoder_equal_pytorch(kind: str, size: tuple[int, int]) -> None:
     """Maps smaller than a window, windows cut off by the edge, exact windows; batches."""
     description = {**SMALL, **ENDS[kind]}
-    encoder, decoder = shaken(Encoder(**description)), shaken(Decoder(**description))
+    of_decoder = {key: value for key, value in description.items() if key != "bounded"}
+    encoder, decoder = shaken(Encoder(**description)), shaken(Decoder(**of_decoder))
     x = torch.rand(2, 3, *(side * networks.downsampling(description) for side in size)) * 2 - 1
     (latent,) = run(networks.encoder(description, arrays(encoder, "encoder")), x=x)
     assert_close(latent, encoder(x))

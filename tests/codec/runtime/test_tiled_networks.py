@@ -18,17 +18,19 @@ from glc.models.autoencoder import Decoder, Encoder
 SHAPES: dict[str, dict[str, Any]] = {
     "group": {"norm": "group", "multipliers": (1, 2, 2), "stem": 1, "level_attention": True},
     "pixel": {"norm": "pixel", "multipliers": (1, 2, 2), "stem": 2, "level_attention": False},
+    "bounded": {"norm": "pixel", "multipliers": (1, 2), "stem": 2, "level_attention": False},
     "none": {"norm": "none", "multipliers": (1, 1), "stem": 1, "out_activation": False, "projection": False},
     "fine": {"norm": "pixel", "multipliers": (1, 2), "stem": 4, "level_attention": False},
 }
+BOUNDED = {"bounded": {"bounded": True}}
 FINE = {"fine": {"fine_blocks": 2, "fine_channels": 16}}
-"""Arguments of the decoder alone."""
+"""Arguments of the encoder alone, and of the decoder alone."""
 
 
 def networks(kind: str, channels: int = 16) -> tuple[Encoder, Decoder]:
     torch.manual_seed(3)
     given = {"latent_channels": 8, "channels": channels, "num_blocks": 1, "window": 4, **SHAPES[kind]}
-    made = Encoder(**given).eval(), Decoder(**given, **FINE.get(kind, {})).eval()
+    made = Encoder(**given, **BOUNDED.get(kind, {})).eval(), Decoder(**given, **FINE.get(kind, {})).eval()
     for made_network in made:
         for name, parameter in made_network.named_parameters():
             if "norm" in name:
@@ -43,9 +45,10 @@ def encode(encoder: TiledEncoder, x: Tensor, limit: int | None = None) -> Tensor
 def decode(decoder: TiledDecoder, latent: Tensor, factor: int, limit: int | None = None) -> Tensor:
     x_hat = torch.full((1, 3, latent.shape[2] * factor, latent.shape[3] * factor), math.nan)
 
-    def write(row: int, rows: Tensor) -> None:
-        assert x_hat[:, :, row : row + rows.shape[2]].isnan().all(), "each row is written once"
-        x_hat[:, :, row : row + rows.shape[2]] = rows
+    def write(row: int, column: int, part: Tensor) -> None:
+        to = x_hat[:, :, row : row + part.shape[2], column : column + part.shape[3]]
+        assert to.isnan().all(), "each pixel is written once"
+        to[:] = part
 
     decoder(latent, write, limit)
     return x_hat
@@ -126,22 +129,28 @@ def test_decoder_runs_in_float32_before_the_first_upsampling() -> None:
 @pytest.mark.parametrize("kind", ["pixel", "none", "fine"])
 def test_tiles_with_halo_equal_the_complete_map(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     encoder, decoder = networks(kind)
-    x = torch.rand(1, 3, 320, 16) * 2 - 1
+    x = torch.rand(1, 3, 320, 160) * 2 - 1
     tiled, tiled_decoder = TiledEncoder(encoder, torch.float32), TiledDecoder(decoder, torch.float32)
     latent = encode(tiled, x)
     x_hat = decode(tiled_decoder, latent, decoder.downsampling)
-    for rows in (3, 7):
-        monkeypatch.setattr(tiled_networks, "_tile_rows", lambda *_, rows=rows: rows)
+    for shape in ((3, 999), (7, 3), (999, 4)):
+        monkeypatch.setattr(tiled_networks, "_tile_shape", lambda *_, shape=shape: shape)
         torch.testing.assert_close(encode(tiled, x), latent, rtol=1e-5, atol=1e-5)
         decoded = decode(tiled_decoder, latent, decoder.downsampling)
         torch.testing.assert_close(decoded, x_hat, rtol=1e-5, atol=1e-5)
 
 
-def test_tile_height_follows_the_memory_limit() -> None:
-    fixed = tiled_networks.working_memory()
-    assert tiled_networks._tile_rows(1000, 50, 4, fixed + 1000, "it") == 50
-    assert tiled_networks._tile_rows(1000, 50, 4, fixed + 400, "it") == 20 - 2 * 4
-    assert tiled_networks._tile_rows(1000, 50, 4, None, "it") == 50
+def test_tiles_follow_the_memory_limit() -> None:
+    fixed, shape = tiled_networks.working_memory(), tiled_networks._tile_shape
+    for limit in (None, fixed + 1000):
+        assert shape(1000, (50, 80), 4, limit, "it", 8) == (50, 80)
+    assert shape(1000, (50, 80), 4, fixed + 400, "it") == (20 - 2 * 4, 80)
+    # Complete rows: 20 for 12, 1.7 times the work. Two halves with halo: 33 for 25, of 48 columns for 40.
+    assert shape(1000, (50, 80), 4, fixed + 400, "it", 2) == (33 - 2 * 4, 40)
+    # One row with its halo does not fit; in four parts it does.
+    assert shape(1000, (50, 80), 4, fixed + 170, "it", 4) == (24 - 2 * 4, 20)
+    with pytest.raises(MemoryLimitError):
+        shape(1000, (50, 80), 4, fixed + 170, "it")
 
 
 @torch.inference_mode()

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from glc.models.quantizer import VectorQuantizer
+from glc.models.quantizer import FiniteScalarQuantizer, VectorQuantizer
 from glc.training.callbacks.codebook import CodebookRestart
 from glc.training.callbacks.ema import EMA
 from glc.training.stages.base import Observation, Optimization, Stage
@@ -237,3 +237,17 @@ def test_moved_codewords_are_broadcast_from_rank_zero(monkeypatch: pytest.Monkey
     assert [tensor.data_ptr() for tensor in sent] == [quantizer.embedding.data_ptr()]
     assert distances(vectors + 1, quantizer.embedding).max() < 0.1
     assert torch.equal(average.embedding, quantizer.embedding)
+
+
+@pytest.mark.parametrize("kind", ["projected", "finite"])
+def test_only_learned_codewords_restart(kind: str) -> None:
+    projected = kind == "projected"
+    quantizer = (
+        VectorQuantizer(16, 4, projected=True) if projected else FiniteScalarQuantizer(16, 4, [2, 2, 2, 2])
+    )
+    quantizer.initialized.fill_(True)
+    before = {name: tensor.clone() for name, tensor in quantizer.state_dict().items()}
+    driver = Driver(quantizer, CodebookRestart(initialize_after=0, restart_every=1))
+    for _ in range(3):
+        driver.step(torch.rand(20, 4))
+    assert all(torch.equal(tensor, before[name]) for name, tensor in quantizer.state_dict().items())

@@ -10,7 +10,7 @@ from glc.codec.entropy.tables import ACTIVATION_BITS
 from glc.models.context import QuadtreeContext
 from glc.models.quadtree import STEPS
 
-BYTES_PER_ELEMENT = 44
+BYTES_PER_ELEMENT = 40
 """Memory per element of y, the entropy coder's included; measured at 8192 x 8192."""
 LARGE = 1 << 23
 """Elements of y above which this walk replaces `QuadtreeContext.walk`: 87,000 positions of `small`."""

@@ -8,11 +8,20 @@
  *
  * The sums fit 32 bits if
  *     - the sum of |W| over each row of weights is less than 2^20, which the caller must guarantee, and
- *     - the largest |H| is at most the layer's `max_high`, which is checked here: otherwise the task fails. */
+ *     - the largest |H| is at most the layer's `max_high`, which is checked here: otherwise the task fails.
+ *
+ * Where the processor multiplies matrices of bytes (AMX), X is split into 3 bytes, or 4 if a group of positions has
+ * activations of 2^23 and more, and W into 2: the products of byte i of X and byte j of W are summed by i + j. */
 
 #include <pthread.h>
 #include <stdint.h>
 #include <stdlib.h>
+
+#if defined(__AMX_INT8__) && defined(__AVX512BW__)
+#define AMX 1
+#else
+#define AMX 0
+#endif
 
 #if defined(__AVX2__)
 #include <immintrin.h>
@@ -26,7 +35,7 @@
 #else
 #error "needs AVX2 or AVX-512: no other instruction adds pairs of 16-bit products"
 #endif
-#define GROUP 32 /* positions computed together: their activations stay in the L2 cache */
+#define GROUP 64 /* positions computed together: their activations stay in the L2 cache */
 #define LOW_BITS 12
 #define INLINE static inline __attribute__((always_inline))
 
@@ -44,8 +53,10 @@ INLINE vec add_pairs(vec sum, vec a, vec b) {
 #endif
 }
 
+static int uses_amx = 0;
+
 struct layer {
-    const int *weights; /* [O / ROWS, rounded up][pairs][ROWS], each a pair of 16 bits */
+    const int *weights; /* [O / ROWS, rounded up][pairs][ROWS], each a pair of 16 bits; with AMX see pack_bytes */
     const double *bias; /* [out_channels], in units of 2^-12 */
     int64_t out_channels, in_channels;
     int64_t max_high; /* largest |H| for which the sums fit 32 bits */
@@ -53,14 +64,38 @@ struct layer {
 
 static int64_t pair_count(int64_t in_channels) { return (in_channels + 1) / 2; }
 
+/* A tile register holds SIDE rows of DEPTH bytes: weights of SIDE output channels, or 4 input channels a row of
+ * activations at SIDE positions. */
+#define SIDE 16
+#define DEPTH 64
+#define TILE_BYTES (SIDE * DEPTH)
+#define DIGITS 4 /* bytes of an activation */
+
+INLINE int64_t blocks(int64_t count, int64_t size) { return (count + size - 1) / size; }
+
 /* Number of 16-bit values of packed weights. */
 int64_t glc_size(int64_t out_channels, int64_t in_channels) {
+    if (uses_amx) return blocks(out_channels, SIDE) * blocks(in_channels, DEPTH) * TILE_BYTES;
     return (out_channels + ROWS - 1) / ROWS * ROWS * 2 * pair_count(in_channels);
 }
 
-/* Pack weights [O][I], float32 or float64, to 16-bit units of 2^-14, in pairs of input channels. */
+/* Pack weights [O][I], float32 or float64, to 16-bit units of 2^-14, in pairs of input channels; with AMX to tiles
+ * [O / SIDE][I / DEPTH] of their lower bytes, unsigned, and of their upper bytes, signed. */
 #define WEIGHTS(NAME, TYPE)                                                                                            \
     void NAME(const TYPE *w, int64_t out_channels, int64_t in_channels, short *to) {                                   \
+        if (uses_amx) {                                                                                                \
+            unsigned char *tile = (unsigned char *)to;                                                                 \
+            for (int64_t o = 0; o < out_channels; o += SIDE)                                                           \
+                for (int64_t k = 0; k < in_channels; k += DEPTH, tile += 2 * TILE_BYTES)                               \
+                    for (int64_t r = 0; r < SIDE; r++)                                                                 \
+                        for (int64_t j = 0; j < DEPTH; j++) {                                                          \
+                            int inside = o + r < out_channels && k + j < in_channels;                                  \
+                            int unit = inside ? (int)__builtin_rint(w[(o + r) * in_channels + k + j] * (TYPE)16384) : 0; \
+                            tile[r * DEPTH + j] = (unsigned char)unit;                                                 \
+                            tile[TILE_BYTES + r * DEPTH + j] = (unsigned char)(unit >> 8);                             \
+                        }                                                                                              \
+            return;                                                                                                    \
+        }                                                                                                              \
         for (int64_t o = 0; o < out_channels; o += ROWS)                                                               \
             for (int64_t k = 0; k < 2 * pair_count(in_channels); k += 2)                                               \
                 for (int64_t r = o; r < o + ROWS; r++)                                                                 \
@@ -116,8 +151,105 @@ INLINE void product(const int *weights, const int *panel, int64_t count, int *su
     }
 }
 
-/* Compute a layer at `count` positions, from panels to activations [O][GROUP]. */
-static void apply_layer(const struct layer *layer, const int *panels, int64_t count, int *to) {
+#if AMX
+/* Use AMX from now on, or not; return whether it is used. The process must have the permission. */
+int glc_use_amx(int wanted) { return uses_amx = wanted; }
+
+static void configure_tiles(void) {
+    struct {
+        uint8_t palette, start_row, reserved[14];
+        uint16_t row_bytes[16];
+        uint8_t rows[16];
+    } config = {.palette = 1};
+    for (int t = 0; t < 8; t++) config.rows[t] = SIDE, config.row_bytes[t] = DEPTH;
+    _tile_loadconfig(&config);
+}
+
+/* sums [digits + 1][SIDE outputs][SIDE positions]: products of byte i of activations and byte j of weights, summed
+ * by i + j, in registers 0 to 4. 32 bits hold them for 16,000 input channels. */
+INLINE void byte_products(const char *weights, const char *bytes, int64_t steps, int digits, int *sums) {
+    _tile_zero(0);
+    _tile_zero(1);
+    _tile_zero(2);
+    _tile_zero(3);
+    if (digits == 4) _tile_zero(4);
+    for (int64_t k = 0; k < steps; k++, weights += 2 * TILE_BYTES, bytes += DIGITS * TILE_BYTES) {
+        _tile_loadd(6, weights, DEPTH);
+        _tile_loadd(7, weights + TILE_BYTES, DEPTH);
+        _tile_loadd(5, bytes, DEPTH);
+        _tile_dpbuud(0, 6, 5);
+        _tile_dpbsud(1, 7, 5);
+        _tile_loadd(5, bytes + TILE_BYTES, DEPTH);
+        _tile_dpbuud(1, 6, 5);
+        _tile_dpbsud(2, 7, 5);
+        _tile_loadd(5, bytes + 2 * TILE_BYTES, DEPTH);
+        if (digits == 3) {
+            _tile_dpbusd(2, 6, 5);
+            _tile_dpbssd(3, 7, 5);
+        } else {
+            _tile_dpbuud(2, 6, 5);
+            _tile_dpbsud(3, 7, 5);
+            _tile_loadd(5, bytes + 3 * TILE_BYTES, DEPTH);
+            _tile_dpbusd(3, 6, 5);
+            _tile_dpbssd(4, 7, 5);
+        }
+    }
+    _tile_stored(0, sums, DEPTH);
+    _tile_stored(1, sums + SIDE * SIDE, DEPTH);
+    _tile_stored(2, sums + 2 * SIDE * SIDE, DEPTH);
+    _tile_stored(3, sums + 3 * SIDE * SIDE, DEPTH);
+    if (digits == 4) _tile_stored(4, sums + 4 * SIDE * SIDE, DEPTH);
+}
+
+/* What apply_layer does. */
+INLINE void apply_layer_to_bytes(const struct layer *layer, const char *bytes, int64_t count, int digits, int *to) {
+    int64_t steps = blocks(layer->in_channels, DEPTH);
+    const char *weights = (const char *)layer->weights;
+    for (int64_t o = 0; o < layer->out_channels; o += SIDE, weights += steps * 2 * TILE_BYTES)
+        for (int64_t p = 0; p < count; p += SIDE) {
+            int sums[5][SIDE][SIDE] __attribute__((aligned(64)));
+            byte_products(weights, bytes + p / SIDE * steps * DIGITS * TILE_BYTES, steps, digits, sums[0][0]);
+            int64_t rows = layer->out_channels - o < SIDE ? layer->out_channels - o : SIDE;
+            for (int64_t r = 0; r < rows; r++) {
+                double bias = layer->bias[o + r];
+                for (int l = 0; l < SIDE; l++) { /* exact in float64 up to the one rounding */
+                    double sum = sums[0][r][l] + 256.0 * sums[1][r][l] + 65536.0 * sums[2][r][l] +
+                                 16777216.0 * sums[3][r][l];
+                    if (digits == 4) sum += 4294967296.0 * sums[4][r][l];
+                    to[(o + r) * GROUP + p + l] = activation(sum * (1.0 / 16384) + bias);
+                }
+            }
+        }
+}
+
+/* Split the activations of four channels at SIDE positions into bytes, one tile each; return their magnitudes' bits. */
+INLINE int split_bytes(const int (*a)[SIDE], char *to) {
+    vec size = {0}, x[4];
+    for (int j = 0; j < 4; j++) {
+        x[j] = *(const vec *)a[j];
+        size |= x[j] ^ (x[j] >> 31);
+    }
+#pragma GCC unroll 4
+    for (int d = 0; d < DIGITS; d++)
+        *(vec *)(to + d * TILE_BYTES) = (x[0] >> 8 * d & 255) | (x[1] >> 8 * d & 255) << 8 |
+                                        (x[2] >> 8 * d & 255) << 16 | (x[3] >> 8 * d) << 24;
+    return _mm512_reduce_or_epi32((__m512i)size);
+}
+#else
+int glc_use_amx(int wanted) { return 0 * wanted; }
+#endif
+
+/* Compute a layer at `count` positions, from panels to activations [O][GROUP]. `high` is what packing returned. */
+static void apply_layer(const struct layer *layer, const int *panels, int64_t count, int high, int *to) {
+#if AMX
+    if (uses_amx) {
+        if (high < 1 << 23)
+            apply_layer_to_bytes(layer, (const char *)panels, count, 3, to);
+        else
+            apply_layer_to_bytes(layer, (const char *)panels, count, 4, to);
+        return;
+    }
+#endif
     int64_t size = pair_count(layer->in_channels);
     for (int64_t o = 0; o < layer->out_channels; o += ROWS)
         for (int64_t p = 0; p < count; p += LANES) {
@@ -150,65 +282,80 @@ struct task {
     int failed;   /* an activation is too large or not a number, or an allocation failed */
 };
 
-/* Pack inputs into panels; return the largest |H|, or 2^30, which is too large for any layer, if an input is NaN. */
-static int pack(const struct task *task, int64_t start, int64_t count, int *panels) {
-    int max_high = 0, has_nan = 0;
-    int64_t in_channels = task->first.in_channels;
-    for (int64_t p = 0; p < count; p += LANES) {
-        int64_t lanes = count - p < LANES ? count - p : LANES;
-        for (int64_t k = 0; k < in_channels; k += 2, panels += 2 * LANES) {
-            int pair[2][LANES] = {{0}};
-            for (int64_t j = 0; j < 2 && k + j < in_channels; j++) {
-                int64_t at = (k + j) * task->positions + start + p;
-                if (task->units)
-                    for (int64_t l = 0; l < lanes; l++) pair[j][l] = task->units[at + l];
-                else if (lanes == LANES)
-                    for (int l = 0; l < LANES; l++) {
-                        pair[j][l] = activation(task->x[at + l] * 4096);
-                        has_nan |= task->x[at + l] != task->x[at + l];
-                    }
-                else
-                    for (int64_t l = 0; l < lanes; l++) {
-                        pair[j][l] = activation(task->x[at + l] * 4096);
-                        has_nan |= task->x[at + l] != task->x[at + l];
-                    }
-            }
-            int size = split(pair[0], pair[1], panels);
-            max_high = size > max_high ? size : max_high;
+/* Read inputs of one channel at LANES positions as activations; return whether one is NaN. */
+INLINE int read_input(const struct task *task, int64_t channel, int64_t position, int64_t lanes, int *to) {
+    int64_t at = channel * task->positions + position;
+    int has_nan = 0;
+    if (task->units)
+        for (int64_t l = 0; l < lanes; l++) to[l] = task->units[at + l];
+    else if (lanes == LANES)
+        for (int l = 0; l < LANES; l++) {
+            to[l] = activation(task->x[at + l] * 4096);
+            has_nan |= task->x[at + l] != task->x[at + l];
         }
-    }
-    return has_nan ? 1 << 30 : max_high;
+    else
+        for (int64_t l = 0; l < lanes; l++) {
+            to[l] = activation(task->x[at + l] * 4096);
+            has_nan |= task->x[at + l] != task->x[at + l];
+        }
+    return has_nan;
 }
 
-/* Pack the gated product of the halves of wide [2 C][GROUP] into panels; return the largest |H|. */
-static int gate_halves(const struct task *task, const int *wide, int64_t count, int *panels) {
-    int max_high = 0;
-    int64_t channels = task->second.in_channels;
-    for (int64_t p = 0; p < count; p += LANES)
-        for (int64_t k = 0; k < channels; k += 2, panels += 2 * LANES) {
-            int pair[2][LANES] = {{0}};
-            for (int64_t j = 0; j < 2 && k + j < channels; j++) {
-                const int *value = wide + (k + j) * GROUP + p, *gate = value + channels * GROUP;
-                for (int l = 0; l < LANES; l++) {
-                    double g = gate[l];
-                    g = g < 0 ? g * task->slope : g;
-                    pair[j][l] = activation((double)value[l] * g * (1.0 / 4096));
-                }
+/* Compute the gated product of the halves of wide [2 C][GROUP] for one channel at LANES positions. */
+INLINE int gate_halves(const struct task *task, const int *wide, int64_t channel, int64_t position, int *to) {
+    const int *value = wide + channel * GROUP + position, *gate = value + task->second.in_channels * GROUP;
+    double slope = task->slope; /* a local variable: loads under a condition are not vectorized */
+    for (int l = 0; l < LANES; l++) {
+        double g = gate[l], leaky = g * slope;
+        to[l] = activation((double)value[l] * (g < 0 ? leaky : g) * (1.0 / 4096));
+    }
+    return 0;
+}
+
+/* Pack inputs, or, given `wide`, gated products, into panels. Return the largest |H|, with AMX the bits of all
+ * magnitudes; or 2^30, which is too large for any layer, if an input is NaN. */
+INLINE int pack(const struct task *task, const int *wide, int64_t start, int64_t count, int *panels) {
+    int size = 0, has_nan = 0;
+    int64_t channels = wide ? task->second.in_channels : task->first.in_channels;
+    int64_t together = uses_amx ? 4 : 2, end = uses_amx ? blocks(channels, DEPTH) * DEPTH : channels;
+    for (int64_t p = 0; p < count; p += LANES) {
+        int64_t lanes = count - p < LANES ? count - p : LANES;
+        for (int64_t k = 0; k < end; k += together) {
+            int values[4][LANES] = {{0}};
+            for (int64_t j = 0; j < together && k + j < channels; j++)
+                has_nan |= wide ? gate_halves(task, wide, k + j, p, values[j])
+                                : read_input(task, k + j, start + p, lanes, values[j]);
+#if AMX
+            if (uses_amx) {
+                char *tile = (char *)panels + (p / SIDE * (end / DEPTH) + k / DEPTH) * DIGITS * TILE_BYTES;
+                size |= split_bytes(values, tile + k % DEPTH / 4 * DEPTH);
+                continue;
             }
-            int size = split(pair[0], pair[1], panels);
-            max_high = size > max_high ? size : max_high;
+#endif
+            int high = split(values[0], values[1], panels);
+            size = high > size ? high : size;
+            panels += 2 * LANES;
         }
-    return max_high;
+    }
+    return has_nan ? 1 << 30 : size;
+}
+
+/* Whether the sums of a layer fit 32 bits. `high` is what packing returned. */
+INLINE int sums_fit(const struct layer *layer, int high) {
+    return high < 1 << 30 && (uses_amx ? layer->in_channels <= 16000 : high <= layer->max_high);
 }
 
 /* Write `count` positions of the output. */
 static void write_output(const struct task *task, const int *result, int64_t out_channels, int64_t start,
                          int64_t count) {
+    double slope = task->slope;
     for (int64_t o = 0; o < out_channels; o++, result += GROUP) {
         int64_t at = o * task->positions + start;
         if (!task->out)
-            for (int64_t l = 0; l < count; l++)
-                task->out_units[at + l] = result[l] < 0 ? activation(result[l] * task->slope) : result[l];
+            for (int64_t l = 0; l < count; l++) {
+                int leaky = activation(result[l] * slope);
+                task->out_units[at + l] = result[l] < 0 ? leaky : result[l];
+            }
         else if (task->added)
             for (int64_t l = 0; l < count; l++) task->out[at + l] = task->added[at + l] + result[l] * (1.0 / 4096);
         else
@@ -219,31 +366,42 @@ static void write_output(const struct task *task, const int *result, int64_t out
 static void *run_task(void *argument) {
     struct task *task = argument;
     const struct layer *first = &task->first, *second = &task->second;
-    int64_t in_channels = 2 * pair_count(first->in_channels),
-            between = task->gated ? 2 * pair_count(second->in_channels) : 0;
-    int64_t wide =
-        first->out_channels > (task->gated ? second->out_channels : 0) ? first->out_channels : second->out_channels;
-    int *panels = malloc(sizeof(int) * GROUP * ((in_channels > between ? in_channels : between) + wide));
+    int64_t unit = uses_amx ? DEPTH : 2, width = first->out_channels;
+    int64_t channels = blocks(first->in_channels, unit) * unit;
+    if (task->gated) {
+        int64_t between = blocks(second->in_channels, unit) * unit;
+        channels = channels > between ? channels : between;
+        width = width > second->out_channels ? width : second->out_channels;
+    }
+    int *panels = aligned_alloc(64, sizeof(int) * GROUP * (channels + width));
     if (!panels) {
         __atomic_store_n(&task->failed, 1, __ATOMIC_RELAXED);
         return 0;
     }
-    int *result = panels + GROUP * (in_channels > between ? in_channels : between);
+    int *result = panels + GROUP * channels;
+#if AMX
+    if (uses_amx) configure_tiles();
+#endif
     while (!__atomic_load_n(&task->failed, __ATOMIC_RELAXED)) {
         int64_t start = __atomic_fetch_add(&task->next, GROUP, __ATOMIC_RELAXED);
         if (start >= task->positions) break;
         int64_t count = task->positions - start < GROUP ? task->positions - start : GROUP;
-        int fits = pack(task, start, count, panels) <= first->max_high;
-        if (fits) apply_layer(first, panels, count, result);
+        int high = pack(task, 0, start, count, panels);
+        int fits = sums_fit(first, high);
+        if (fits) apply_layer(first, panels, count, high, result);
         if (fits && task->gated) {
-            fits = gate_halves(task, result, count, panels) <= second->max_high;
-            if (fits) apply_layer(second, panels, count, result);
+            high = pack(task, result, start, count, panels);
+            fits = sums_fit(second, high);
+            if (fits) apply_layer(second, panels, count, high, result);
         }
         if (fits)
             write_output(task, result, task->gated ? second->out_channels : first->out_channels, start, count);
         else
             __atomic_store_n(&task->failed, 1, __ATOMIC_RELAXED);
     }
+#if AMX
+    if (uses_amx) _tile_release();
+#endif
     free(panels);
     return 0;
 }

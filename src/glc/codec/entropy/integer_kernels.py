@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from glc.codec.native import Native
+from glc.codec.native import Native, permits_amx
 
 _UNITS = 1 << 14
 """Units of weights per 1."""
@@ -262,6 +262,8 @@ def _run_planes(
 
 def _declare(library: ctypes.CDLL) -> None:
     int64, address = ctypes.c_int64, ctypes.c_void_p
+    library.glc_use_amx.argtypes, library.glc_use_amx.restype = (ctypes.c_int,), ctypes.c_int
+    library.glc_use_amx(permits_amx())
     library.glc_size.argtypes, library.glc_size.restype = (int64, int64), int64
     for name in ("glc_weights_of_floats", "glc_weights_of_doubles"):
         getattr(library, name).argtypes = (address, int64, int64, address)
@@ -323,9 +325,10 @@ def _self_test(library: ctypes.CDLL) -> bool:
         sums = _to_activations(sums + bias[:, None, None], 14)
         if not np.array_equal(units, leaky) or not np.array_equal(planes[0], sums):
             return False
-    # An activation too large for these weights must be refused.
+    # An activation too large for the sums must be refused, if there is one.
     first = layer(np.full((1, 31), (1 << 15) - 1), np.zeros(1))
-    return not _run(library, np.full((1, 31, 1, 1), 16000.0), np.empty((1, 1, 1, 1)), first)
+    x, out = np.full((1, 31, 1, 1), 16000.0), np.empty((1, 1, 1, 1))
+    return not _run(library, x, out, first) or out.item() == _TOP / 4096
 
 
 _TOP = 1 << 26

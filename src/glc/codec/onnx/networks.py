@@ -103,6 +103,25 @@ class _Layers:
         root = g.node("Sqrt", self.add(mean, g.constant(1e-6)))
         return self.mul(x, g.node("Reciprocal", root))
 
+    def nearest_code(self, z: str) -> str:
+        """Return the indices `[B, H, W]` of the codewords of C_h that are nearest to z."""
+        g = self.graph
+        codes = g.weight("coder.hyper.quantizer.embedding")
+        # |z - e|^2 less |z|^2, which does not affect the minimum
+        norms = g.node("ReduceSumSquare", codes, axes=[1], keepdims=0)
+        products = g.node("MatMul", g.node("Transpose", z, perm=[0, 2, 3, 1]), g.node("Transpose", codes))
+        distances = g.node("Sub", norms, self.mul(products, g.constant(2.0)))
+        return g.node("ArgMin", distances, axis=-1, keepdims=0)
+
+    def finite_scalars(self, z: str, levels: Sequence[int]) -> str:
+        """Return the indices `[B, H, W]` of `glc.models.quantizer.FiniteScalarQuantizer`."""
+        g = self.graph
+        halves = (np.array(levels, np.float32)[:, None, None] - 1) / 2
+        factors = np.cumprod([1, *levels[:-1]])[:, None, None]
+        z = self.add(g.node("Tanh", self.conv("coder.hyper.reduce", z)), g.constant(1.0))
+        numbers = g.node("Cast", g.node("Round", self.mul(z, g.constant(halves))), to=INT64)
+        return g.node("ReduceSum", self.mul(numbers, g.constant(factors)), g.constant([1]), keepdims=0)
+
     def norm(self, name: str, x: str) -> str:
         g = self.graph
         if self.kind == "none":
@@ -263,7 +282,7 @@ def encoder(description: Description, weights: Weights) -> Graph:
     if description.get("projection", True):
         run.apply(layers.conv)
     latent = ("batch", description.get("latent_channels", 256), "latent_height", "latent_width")
-    g.output("l", run.x, FLOAT, latent)
+    g.output("l", g.node("Tanh", run.x) if description.get("bounded") else run.x, FLOAT, latent)
     return g
 
 
@@ -317,12 +336,7 @@ def analysis(description: Description, weights: Weights) -> Graph:
     small: tuple[int | str, ...] = ("batch", "hyper_height", "hyper_width")
     if "codebook_size" in hyper:
         z = layers.rms(z, n) if hyper.get("normalize") else z
-        codes = g.weight("coder.hyper.quantizer.embedding")
-        # |z - e|^2 less |z|^2, which does not affect the minimum
-        norms = g.node("ReduceSumSquare", codes, axes=[1], keepdims=0)
-        products = g.node("MatMul", g.node("Transpose", z, perm=[0, 2, 3, 1]), g.node("Transpose", codes))
-        distances = g.node("Sub", norms, layers.mul(products, g.constant(2.0)))
-        z = g.node("ArgMin", distances, axis=-1, keepdims=0)
+        z = layers.finite_scalars(z, hyper["levels"]) if hyper.get("levels") else layers.nearest_code(z)
     else:
         z, small = g.node("Cast", g.node("Round", z), to=INT64), ("batch", n, *small[1:])
     g.output("y", y, FLOAT, ("batch", n, "latent_height", "latent_width"))

@@ -31,6 +31,8 @@ Size = tuple[int, int]
 
 _RESERVE = 0.9
 """Share of the allowed or available memory to plan for: the C library keeps some freed memory."""
+_LARGE = 1 << 25
+"""Values of an image from which freed memory goes back to the system before D, which takes milliseconds."""
 
 
 class ImageNetworks:
@@ -197,7 +199,7 @@ class ImageNetworks:
                 with _enough_memory(self.device):
                     x_hat = self._decode_full(latent_hat)
                 for image, canvas in zip(x_hat.split(1), canvases, strict=True):
-                    canvas.write(0, image)
+                    canvas.write(0, 0, image)
             else:
                 try:
                     for latent, canvas in zip(latent_hat.split(1), canvases, strict=True):
@@ -210,28 +212,32 @@ class ImageNetworks:
         return self._full_decoder(latent_hat.contiguous(memory_format=torch.channels_last))
 
     def _decode_on_cpu(self, latent: Tensor, canvas: "_Canvas") -> None:
-        decoder, limit = self.model.decoder, self.limit(self.model.decoder)
+        decoder = self.model.decoder
+        if canvas.pixels.size > _LARGE:
+            give_back_freed()
+        limit = self.limit(decoder)
         if limit is not None:
             limit = max(0, limit - canvas.pixels.nbytes)  # allocated page by page while it is written
         if self._tiled_decoder is not None:
             return self._tiled_decoder(latent, canvas.write, limit, self.release)
         pixels = latent.shape[2] * latent.shape[3] * decoder.downsampling**2
         with _full_on_cpu(decoder, "decoder", 12 * pixels, limit):
-            canvas.write(0, self._decode_full(latent))
+            canvas.write(0, 0, self._decode_full(latent))
 
 
 class _Canvas:
-    """An image that is written row by row."""
+    """An image that is written in parts."""
 
     def __init__(self, size: Size) -> None:
         self.pixels = np.empty((*size, 3), np.uint8)
 
-    def write(self, row: int, rows: Tensor) -> None:
+    def write(self, row: int, column: int, part: Tensor) -> None:
         height, width = self.pixels.shape[:2]
-        rows = rows[0, :, : max(0, height - row), :width]
-        if not rows.isfinite().all():
+        part = part[0, :, : max(0, height - row), : max(0, width - column)]
+        if not part.isfinite().all():
             raise NotFiniteError("pixels are not finite")
-        self.pixels[row : row + rows.shape[1]] = to_uint8(rows).permute(1, 2, 0).cpu().numpy()
+        to = self.pixels[row : row + part.shape[1], column : column + part.shape[2]]
+        to[:] = to_uint8(part).permute(1, 2, 0).cpu().numpy()
 
 
 def _padded(image: Tensor, start: int, stop: int | None, stride: int) -> Tensor:

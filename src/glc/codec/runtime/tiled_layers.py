@@ -1,5 +1,6 @@
 """The convolutions and blocks of E and D as layers from map to map, each run in row tiles."""
 
+import ctypes
 from collections.abc import Callable
 from typing import Protocol
 
@@ -7,10 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from glc.codec.runtime import winograd
+from glc.codec.runtime import amx, winograd
 from glc.codec.runtime.row_tiles import ChannelStatistics, Normalizer, Source, Write, empty_map, fill
 from glc.codec.runtime.threads import Scratch, Workers
-from glc.codec.runtime.winograd import WINOGRAD_TILE, TransformedWeights
+from glc.codec.runtime.winograd import WINOGRAD_TILE
 from glc.layers.blocks import (
     Downsample,
     PixelNorm,
@@ -25,9 +26,10 @@ from glc.layers.blocks import (
 class Convolution:
     """A convolution, optionally after nearest-neighbour upsampling by two (`Upsample`).
 
-    In float32, 3x3 convolutions use Winograd's algorithm if it is available. Otherwise upsampling is merged
-    into the convolution: of the nine products of an output pixel, two or four share an input, so their
-    weights are added beforehand. Four 2x2 convolutions of the small map remain, with 4 of 9 multiplications.
+    In float32 it is computed with AMX, or by Winograd's algorithm, if they are available and suit it.
+    Otherwise upsampling is merged into the convolution: of the nine products of an output pixel, two or four
+    share an input, so their weights are added beforehand. Four 2x2 convolutions of the small map remain, with
+    4 of 9 multiplications.
 
     Args:
         conv: 1x1, 3x3, or 3x3 of stride 2, padded at the right and lower edge only.
@@ -41,10 +43,8 @@ class Convolution:
         self.channels = conv.out_channels
         self.doubles = doubles
         self._conv = conv
-        self._library = None
-        if dtype == torch.float32 and winograd.suits(conv):
-            self._library = winograd.library()
-        if self._library is not None:
+        self._kernel = _kernel_of(conv) if dtype == torch.float32 else None
+        if self._kernel is not None:
             return
         self._bias = None if conv.bias is None else conv.bias.detach().to(dtype)
         if doubles:
@@ -57,13 +57,16 @@ class Convolution:
 
     def writing(self, source: Source, workers: Workers) -> Write:
         """Return a function that writes output rows, valid until the workers' next convolution."""
-        if self._library is None:
+        if self._kernel is None:
             return self._writing_directly(self._doubled if self.doubles else self._plain, source)
-        weights = TransformedWeights(self._conv, self._library, workers, self.doubles)
+        make_weights, library = self._kernel
+        weights = make_weights(self._conv, library, workers, self.doubles)
+        halves, padding = int(self.doubles), self.radius if self.stride == 1 else 0
 
         def write(start: int, out: Tensor, channel: int, add: bool) -> None:
-            halves, stop = int(self.doubles), start + out.shape[2]
-            low, high = max(0, (start - 1) >> halves), min(source.height, (stop >> halves) + 1)
+            first = start * self.stride - padding  # of the rows that the output depends on
+            last = (start + out.shape[2] - 1) * self.stride + 2 * self.radius - padding
+            low, high = max(0, first >> halves), min(source.height, (last >> halves) + 1)
             rows = source.read(low, high).float()
             # The kernel writes float32; a map in bfloat16 gets a copy.
             to = out if out.dtype == torch.float32 else torch.empty_like(out, dtype=torch.float32)
@@ -102,6 +105,17 @@ class Convolution:
                 view = tile[:, :, p : p + height + 1, q : q + width + 1]
                 out[:, :, p::2, q::2] = F.conv2d(view, self._weights[p][q][channels], bias)
         return out
+
+
+def _kernel_of(
+    conv: nn.Conv2d,
+) -> tuple[type[amx.PackedWeights] | type[winograd.TransformedWeights], ctypes.CDLL] | None:
+    """Return how to prepare a convolution's weights for a compiled kernel; None if PyTorch computes it."""
+    if amx.suits(conv) and (library := amx.library()) is not None:
+        return amx.PackedWeights, library
+    if winograd.suits(conv) and (library := winograd.library()) is not None:
+        return winograd.TransformedWeights, library
+    return None
 
 
 def _merged(weight: Tensor) -> list[tuple[Tensor, Tensor]]:

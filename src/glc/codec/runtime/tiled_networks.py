@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from glc.codec.runtime.resources import check_memory
 from glc.codec.runtime.row_tiles import TILE_ELEMENTS, Source, empty_map, fill, tile_ranges
 from glc.codec.runtime.threads import Scratch, Workers
 from glc.codec.runtime.tiled_layers import (
@@ -29,6 +30,8 @@ from glc.models.autoencoder import Decoder, Encoder
 
 _SHARED_TILES = 24
 _TILES_PER_THREAD = 8
+_MOST_PARTS = 8
+"""Ranges of columns of D's tiles: narrower ones are mostly halo."""
 """Memory besides maps, in row tiles of float32: the weights of a convolution, and each thread's tile and its
 intermediate results."""
 
@@ -53,19 +56,36 @@ def _peak(
     return max(peak, map_bytes + scratch)
 
 
-def _tile_rows(need: int, rows: int, halo: int, limit: int | None, name: str) -> int:
-    """Return the rows of a map that a row tile may have; all rows together need `need` bytes."""
-    besides = working_memory()
+def _tile_shape(
+    need: int, size: tuple[int, int], halo: int, limit: int | None, name: str, most_parts: int = 1
+) -> tuple[int, int]:
+    """Return the rows and columns of a map's tiles, without the halo; the complete map needs `need` bytes.
+
+    The map is divided into up to `most_parts` ranges of columns, so that least is computed twice.
+
+    Raises:
+        MemoryLimitError: a tile of one row does not fit.
+    """
+    (rows, columns), besides = size, working_memory()
     if limit is None or need + besides <= limit:
-        return rows
-    fitting = int((limit - besides) / need * rows) - 2 * halo
-    if fitting < 1:
-        least = min(need, int(need * (2 * halo + 1) / rows)) + besides
+        return rows, columns
+    fitting, least = [], need
+    for parts in range(1, min(most_parts, columns) + 1):
+        inside = -(-columns // parts)
+        width = columns if parts == 1 else min(columns, inside + 2 * halo)
+        row = need * width / (rows * columns)
+        least = min(least, int(row * (2 * halo + 1)))
+        height = min(rows, int((limit - besides) / row) - 2 * halo)
+        if height >= 1:
+            work = min(rows, height + 2 * halo) / height * width * parts
+            fitting.append((work, height, inside))
+    if not fitting:
         raise MemoryLimitError(
-            f"{name} needs {least / 1e9:.1f} GB for an image of this size, and {max(0, limit) / 1e9:.1f} GB "
-            "may be used; raise --memory (memory= in Python) or set --precision bfloat16, which halves it"
+            f"{name} needs {(least + besides) / 1e9:.1f} GB for an image of this size, and "
+            f"{max(0, limit) / 1e9:.1f} GB may be used; raise --memory (memory= in Python) or set "
+            "--precision bfloat16, which halves it"
         )
-    return fitting
+    return min(fitting)[1:]
 
 
 class TiledEncoder:
@@ -87,6 +107,7 @@ class TiledEncoder:
         # In float32: bfloat16 cannot hold the 8 bits of a pixel.
         self.first = Convolution(first, torch.float32)
         self.dtype = dtype
+        self.bounded = encoder.bounded
         self.gather = isinstance(getattr(blocks[0], "norm1", None), nn.GroupNorm)
         layers = make_tiled_layers(blocks, dtype)
         count = next(i for i, layer in enumerate([*layers, None]) if layer is None or layer.halo < 0)
@@ -120,7 +141,7 @@ class TiledEncoder:
         need = max(kept, _peak(self.local, self.first.channels, height, width, self.dtype))
         if limit is not None and self.local:
             limit -= kept
-        tile_rows = _tile_rows(need, rows, self.halo, limit, "the encoder")
+        tile_rows, _ = _tile_shape(need, (rows, columns), self.halo, limit, "the encoder")
         if tile_rows == rows:
             x = self._encode_tile(image, 0, height, width, scratch, workers)
         else:
@@ -133,7 +154,8 @@ class TiledEncoder:
             scratch = Scratch()
         for layer in self.rest:
             x = layer(x, scratch, workers)
-        return x.values.float().contiguous()
+        latent = x.values.float().contiguous()
+        return latent.tanh() if self.bounded else latent
 
     def _encode_tile(
         self, image: Source, start: int, stop: int, width: int, scratch: Scratch, workers: Workers
@@ -192,7 +214,7 @@ class TiledDecoder:
     def __call__(
         self,
         latent: Tensor,
-        write: Callable[[int, Tensor], None],
+        write: Callable[[int, int, Tensor], None],
         limit: int | None = None,
         release: Callable[[], None] | None = None,
     ) -> None:
@@ -200,7 +222,8 @@ class TiledDecoder:
 
         Args:
             latent: float32.
-            write: called with the index of a row and the rows from it on, `[1, 3, rows, W]`, not clamped.
+            write: called with a row, a column and the part of the image from there on, `[1, 3, rows,
+                columns]`, not clamped.
             release: called after weights that are not needed again.
 
         Raises:
@@ -212,7 +235,7 @@ class TiledDecoder:
     def _decode(
         self,
         latent: Tensor,
-        write: Callable[[int, Tensor], None],
+        write: Callable[[int, int, Tensor], None],
         limit: int | None,
         release: Callable[[], None] | None,
         workers: Workers,
@@ -227,37 +250,54 @@ class TiledDecoder:
             middle, dtype = self.rest[-1].channels, self.rest[-1].dtype
         need = max(kept, _peak(self.local, middle, rows, columns, dtype))
         if limit is not None and self.local:
-            limit -= kept
-        tile_rows = _tile_rows(need, rows, self.halo, limit, "the decoder")
+            check_memory(kept + working_memory(), limit, "the decoder")
+            limit -= middle * rows * columns * dtype.itemsize
+        tile_rows, tile_columns = _tile_shape(
+            need, (rows, columns), self.halo, limit, "the decoder", _MOST_PARTS
+        )
         scratch = Scratch()
         for layer in self.rest:
             x = layer(x, scratch, workers)
             if release is not None and layer.scale > 1:
                 release()  # most weights belong to the small maps
-        for start in range(0, rows, tile_rows):
-            stop = min(rows, start + tile_rows)
-            low, high = max(0, start - self.halo), min(rows, stop + self.halo)
-            tile = x
-            if tile_rows < rows:
-                tile = Map(x.values[:, :, low:high].clone(memory_format=torch.channels_last))
-            for layer in self.local:
-                tile = layer(tile, scratch, workers)
-            self._write_tile(
-                tile, (start - low) * self.factor, (stop - low) * self.factor, low, write, workers
-            )
+        scratch = Scratch()  # frees that of complete maps
+        for top in range(0, rows, tile_rows):
+            for left in range(0, columns, tile_columns):
+                above, low, high = self._with_halo(top, tile_rows, rows)
+                beside, first, last = self._with_halo(left, tile_columns, columns)
+                tile = x
+                if (tile_rows, tile_columns) != (rows, columns):
+                    part = x.values[:, :, low:high, first:last]
+                    tile = Map(part.clone(memory_format=torch.channels_last))
+                for layer in self.local:
+                    tile = layer(tile, scratch, workers)
+                inside = above, min(tile_rows, rows - top), beside, min(tile_columns, columns - left)
+                self._write_tile(tile, inside, (top, left), write, workers)
+
+    def _with_halo(self, start: int, count: int, size: int) -> tuple[int, int, int]:
+        """Return how much precedes `start` in a tile, and the tile's first and last index (exclusive)."""
+        low = max(0, start - self.halo)
+        return start - low, low, min(size, start + count + self.halo)
 
     def _write_tile(
-        self, x: Map, start: int, stop: int, low: int, write: Callable[[int, Tensor], None], workers: Workers
+        self,
+        x: Map,
+        inside: tuple[int, int, int, int],
+        at: tuple[int, int],
+        write: Callable[[int, int, Tensor], None],
+        workers: Workers,
     ) -> None:
+        """Write a tile without its halo: `inside` is its first row, rows, first column and columns."""
         convolve = self.last.writing(x.source(self.ending), workers)
+        first, count, left, columns = (self.factor * size for size in inside)
+        top, beside = (self.factor * self.stem * position for position in at)
 
         def write_rows(tile: tuple[int, int]) -> None:
             rows = empty_map(self.last.channels, tile[1] - tile[0], x.values.shape[3], torch.float32)
-            convolve(start + tile[0], rows, 0, False)
+            convolve(first + tile[0], rows, 0, False)
+            rows = rows[..., left : left + columns]
             if self.stem > 1:
                 rows = F.pixel_shuffle(rows, self.stem)
-            write((low * self.factor + start + tile[0]) * self.stem, rows)
+            write(top + tile[0] * self.stem, beside, rows)
 
-        workers.map(
-            write_rows, tile_ranges(stop - start, x.values.shape[1] * x.values.shape[3], WINOGRAD_TILE)
-        )
+        workers.map(write_rows, tile_ranges(count, x.values.shape[1] * x.values.shape[3], WINOGRAD_TILE))

@@ -26,7 +26,7 @@ from glc.models.gate import QuantizationGate
 from glc.models.glc import GLC
 from glc.models.hyperprior import CategoricalHyperprior, FactorizedHyperprior
 from glc.models.protocols import require
-from glc.models.quantizer import VectorQuantizer
+from glc.models.quantizer import FiniteScalarQuantizer, VectorQuantizer
 
 _KINDS: dict[str, tuple[type[nn.Module], ...]] = {
     "encoder": (Encoder,),
@@ -35,7 +35,7 @@ _KINDS: dict[str, tuple[type[nn.Module], ...]] = {
     "hyper": (CategoricalHyperprior, FactorizedHyperprior),
     "context": (QuadtreeContext,),
     "gate": (QuantizationGate,),
-    "quantizer": (VectorQuantizer,),
+    "quantizer": (VectorQuantizer, FiniteScalarQuantizer),
     "refiner": (CodePredictionRefiner,),
     "predictor": (CodePredictor,),
 }

@@ -30,7 +30,8 @@ class CodebookRestart(L.Callback):
         initialize_after: step after which a new codebook is initialised by k-means on the vectors of the
             batches so far; None for never.
         restart_every: steps between restarts: codewords not used since the last restart move to distinct
-            random vectors of the current batch. None for never. Projected codebooks need no restart.
+            random vectors of the current batch. None for never. Only codewords that are parameters restart:
+            not those of a projected codebook or of finite scalar quantisation.
         max_vectors: vectors kept for the initialisation.
     """
 
@@ -103,7 +104,7 @@ class CodebookRestart(L.Callback):
                     quantizer.initialize(pooled, generator=_generator(getattr(pl_module, "seed", 0)))
                     _share(trainer, pl_module, quantizer)
                     self._started.add(name)
-            if self.restart_every and getattr(quantizer, "projection", None) is None:
+            if self.restart_every and quantizer.embedding.requires_grad:
                 counts = count_codes(seen.indices, quantizer.size)
                 held = self._counts.get(name, torch.zeros_like(counts)).to(counts.device)
                 self._counts[name] = held + counts
