@@ -98,11 +98,11 @@ logging.getLogger("glc").setLevel(logging.ERROR)
 torch.set_num_threads(1)
 module = ImageDataModule(
     train=SHARDS, val=SHARDS, crop=CROP, min_scale=SCALE,
-    batch_size=8, epoch_batches=60, num_workers=0, shuffle=100,
+    batch_size=8, epoch_batches=30, num_workers=0, shuffle=100,
 )
 module.setup("fit")
 loader = module.train_dataloader()
-print(480 / seconds(lambda: [None for _ in loader], 2))
+print(240 / seconds(lambda: [None for _ in loader], 1))
 """
 
 

@@ -65,11 +65,14 @@ class Jpeg:
         Raises:
             ImageError: it cannot be decoded.
         """
-        reach = 2 * max(1.0, (box[3] - box[1]) / size[1])
-        bottom = min(self.height, math.ceil(box[3] + reach) + 1)
-        rows = self.crop((0, 0, self.width, bottom))
-        # Padded to the complete height: Pillow derives the order of its two passes, which round, from it.
-        return rows.crop((0, 0, *self.size)).resize(size, resample, box=box)
+        reach = [2 * max(1.0, (box[i + 2] - box[i]) / size[i]) + 1 for i in (0, 1)]
+        left, top = (max(0, math.floor(box[i] - reach[i])) for i in (0, 1))
+        right, bottom = (min(self.size[i], math.ceil(box[i + 2] + reach[i])) for i in (0, 1))
+        # At its place in an image of the complete size, otherwise not set: Pillow derives from the size the
+        # order of its two passes, each of which rounds (findings/pillow_resize_box_height.sh).
+        image = Image.new("RGB", self.size, None)
+        image.paste(self.crop((left, top, right, bottom)), (left, top))
+        return image.resize(size, resample, box=box)
 
 
 def open_jpeg(data: bytes, name: str) -> Jpeg | None:
