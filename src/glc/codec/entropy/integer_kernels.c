@@ -56,7 +56,7 @@ INLINE vec add_pairs(vec sum, vec a, vec b) {
 static int uses_amx = 0;
 
 struct layer {
-    const int *weights; /* [O / ROWS, rounded up][pairs][ROWS], each a pair of 16 bits; with AMX see pack_bytes */
+    const int *weights; /* [O / ROWS, rounded up][pairs][ROWS], each a pair of 16 bits; with AMX tiles of bytes */
     const double *bias; /* [out_channels], in units of 2^-12 */
     int64_t out_channels, in_channels;
     int64_t max_high; /* largest |H| for which the sums fit 32 bits */
@@ -89,8 +89,9 @@ int64_t glc_size(int64_t out_channels, int64_t in_channels) {
                 for (int64_t k = 0; k < in_channels; k += DEPTH, tile += 2 * TILE_BYTES)                               \
                     for (int64_t r = 0; r < SIDE; r++)                                                                 \
                         for (int64_t j = 0; j < DEPTH; j++) {                                                          \
-                            int inside = o + r < out_channels && k + j < in_channels;                                  \
-                            int unit = inside ? (int)__builtin_rint(w[(o + r) * in_channels + k + j] * (TYPE)16384) : 0; \
+                            int unit = 0;                                                                              \
+                            if (o + r < out_channels && k + j < in_channels)                                           \
+                                unit = (int)__builtin_rint(w[(o + r) * in_channels + k + j] * (TYPE)16384);            \
                             tile[r * DEPTH + j] = (unsigned char)unit;                                                 \
                             tile[TILE_BYTES + r * DEPTH + j] = (unsigned char)(unit >> 8);                             \
                         }                                                                                              \
@@ -213,8 +214,8 @@ INLINE void apply_layer_to_bytes(const struct layer *layer, const char *bytes, i
             for (int64_t r = 0; r < rows; r++) {
                 double bias = layer->bias[o + r];
                 for (int l = 0; l < SIDE; l++) { /* exact in float64 up to the one rounding */
-                    double sum = sums[0][r][l] + 256.0 * sums[1][r][l] + 65536.0 * sums[2][r][l] +
-                                 16777216.0 * sums[3][r][l];
+                    double sum =
+                        sums[0][r][l] + 256.0 * sums[1][r][l] + 65536.0 * sums[2][r][l] + 16777216.0 * sums[3][r][l];
                     if (digits == 4) sum += 4294967296.0 * sums[4][r][l];
                     to[(o + r) * GROUP + p + l] = activation(sum * (1.0 / 16384) + bias);
                 }
@@ -231,8 +232,8 @@ INLINE int split_bytes(const int (*a)[SIDE], char *to) {
     }
 #pragma GCC unroll 4
     for (int d = 0; d < DIGITS; d++)
-        *(vec *)(to + d * TILE_BYTES) = (x[0] >> 8 * d & 255) | (x[1] >> 8 * d & 255) << 8 |
-                                        (x[2] >> 8 * d & 255) << 16 | (x[3] >> 8 * d) << 24;
+        *(vec *)(to + d * TILE_BYTES) =
+            (x[0] >> 8 * d & 255) | (x[1] >> 8 * d & 255) << 8 | (x[2] >> 8 * d & 255) << 16 | (x[3] >> 8 * d) << 24;
     return _mm512_reduce_or_epi32((__m512i)size);
 }
 #else

@@ -52,9 +52,7 @@ INLINE int64_t strip_width(const struct conv_task *task) {
 }
 
 /* Pixels of a row of the ring. */
-INLINE int64_t ring_width(const struct conv_task *task) {
-    return (strip_width(task) - 1) * task->stride + task->side;
-}
+INLINE int64_t ring_width(const struct conv_task *task) { return (strip_width(task) - 1) * task->stride + task->side; }
 INLINE int64_t row_bytes(const struct conv_task *task) {
     return steps_of(task->in_channels) * 2 * ring_width(task) * 2 * DEPTH;
 }
@@ -64,9 +62,7 @@ INLINE int64_t rows_together(const struct conv_task *task) {
     int64_t rows = 600000 / (row_bytes(task) * task->stride);
     return rows < 1 ? 1 : rows > task->rows ? task->rows : rows;
 }
-INLINE int64_t ring_rows(const struct conv_task *task) {
-    return (rows_together(task) - 1) * task->stride + task->side;
-}
+INLINE int64_t ring_rows(const struct conv_task *task) { return (rows_together(task) - 1) * task->stride + task->side; }
 
 /* Bytes of memory that a convolution needs. */
 int64_t glc_bytes(const struct conv_task *task) { return ring_rows(task) * row_bytes(task); }
@@ -82,8 +78,8 @@ INLINE void split(__m512 x, __m256i *first, __m256i *second) {
     *second = (__m256i)_mm512_cvtneps_pbh(x - (__m512)_mm512_slli_epi32(_mm512_cvtepu16_epi32(*first), 16));
 }
 
-/* Pack weights [O][I][side][side] of the given strides, in floats, for the blocks of WIDE outputs from `first` to `end`:
- * [O / WIDE][side][side][I / DEPTH][w1, w2][WIDE / BLOCK][DEPTH / 2][BLOCK][2]. */
+/* Pack weights [O][I][side][side] of the given strides, in floats, for the blocks of WIDE outputs from `first` to `end`
+ * (exclusive): [O / WIDE][side][side][I / DEPTH][w1, w2][WIDE / BLOCK][DEPTH / 2][BLOCK][2]. */
 void glc_weights(const float *w, const int64_t *strides, int64_t out_channels, int64_t in_channels, int64_t side,
                  int64_t first, int64_t end, char *to) {
     to += first * glc_block_bytes(in_channels, side);
@@ -112,8 +108,8 @@ void glc_weights(const float *w, const int64_t *strides, int64_t out_channels, i
                     }
 }
 
-/* Split pixels of row y of the input, after upsampling, from column `left` on, into a row of the ring. Beyond the input it is zero; so are rows that were
- * not given: only outputs that are not written depend on them. */
+/* Split pixels of row y of the input, after upsampling, from column `left` on, into a row of the ring. Beyond the input
+ * it is zero; so are rows that were not given: only outputs that are not written depend on them. */
 static void split_row(const struct conv_task *task, int64_t y, int64_t left, char *to) {
     int64_t in_channels = task->in_channels, pixels = ring_width(task), row = (y >> task->shift) - task->first;
     if (y < 0 || y >= task->height || row < 0 || row >= task->given) {
@@ -181,14 +177,13 @@ INLINE void products(const struct conv_task *task, const char *const *rows, int6
 static void convolve_strip(const struct conv_task *task, const char *weights, const float *bias, int add,
                            int64_t column, char *memory) {
     int64_t together = rows_together(task), ring = ring_rows(task);
-    int64_t strip = strip_width(task), width = output_width(task) - column < strip ? output_width(task) - column : strip;
+    int64_t strip = strip_width(task), rest = output_width(task) - column, width = rest < strip ? rest : strip;
     int64_t top = task->start * task->stride - padding(task), left = column * task->stride - padding(task);
     int64_t ready = 0; /* rows split so far, from `top` on */
     for (int64_t r = 0; r < task->rows; r += together) {
         int64_t count = task->rows - r < together ? task->rows - r : together;
         int64_t needed = (r + count - 1) * task->stride + task->side;
-        for (; ready < needed; ready++)
-            split_row(task, top + ready, left, memory + ready % ring * row_bytes(task));
+        for (; ready < needed; ready++) split_row(task, top + ready, left, memory + ready % ring * row_bytes(task));
         for (int64_t o = 0; o < task->out_channels; o += WIDE) {
             const char *w = weights + o / WIDE * glc_block_bytes(task->in_channels, task->side);
             int64_t channels = task->out_channels - o < WIDE ? task->out_channels - o : WIDE;
