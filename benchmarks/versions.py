@@ -23,6 +23,8 @@ With `--only` also:
 - folder24, folder24_back: images per second of `glc compress FOLDER` and `glc decompress FOLDER`, 24 images;
 - target: processor seconds at a fixed quality per processor second with a target rate, 768 x 512;
 - optimize: compressions with ten steps of latent optimisation per processor second, 768 x 512;
+- loading, loading_small: training crops per processor second, no workers: 256 of 512 x 512 pixels; 128 as
+  `small` crops them, scaled by 0.5 to 1;
 - large, large_back: 1 / peak GB of 8192 x 8192 pixels, with `small` and `--memory 2GB` (8GB where a version
   refuses that); the seconds are printed too;
 
@@ -88,6 +90,19 @@ else:
     option = "optimize_latent"
 search = LatentOptimizer(10, weights_dir=sys.argv[2])
 print(1 / seconds(lambda: codec.compress(image, 50, **{option: search}), 1))
+"""
+LOADING = """
+import logging, torch
+from glc.data.module import ImageDataModule
+logging.getLogger("glc").setLevel(logging.ERROR)
+torch.set_num_threads(1)
+module = ImageDataModule(
+    train=SHARDS, val=SHARDS, crop=CROP, min_scale=SCALE,
+    batch_size=8, epoch_batches=30, num_workers=0, shuffle=100,
+)
+module.setup("fit")
+loader = module.train_dataloader()
+print(240 / seconds(lambda: [None for _ in loader], 1))
 """
 
 
@@ -261,6 +276,16 @@ class Side:
         """Ten steps of latent optimisation."""
         return self.printed(OPTIMIZE)
 
+    def loading(self, crop: int = 256, scale: float = 1.0) -> float:
+        """Training data."""
+        shards = str(sample_shards(self.folder / "jpegs", 240))
+        settings = f"SHARDS, CROP, SCALE = {shards!r}, {crop}, {scale}"
+        return self.printed(settings + LOADING)
+
+    def loading_small(self) -> float:
+        """Training data of `small`."""
+        return self.loading(128, 0.5)
+
     def complete(self, direction: str) -> float:
         """A folder of 24 images."""
         images, files = self.folder / "twenty-four", self.runs / "files"
@@ -398,7 +423,15 @@ NAMES = {"alone": 20, "three": 20, "sweep": 20, "compress": 7}
 """Measurements and their rounds."""
 MORE = {"three1": 20, "workers": 20, "collection": 5, "collection1": 5, "collection2": 5, "suite": 3}
 MORE |= {"vqvae": 20, "transform": 20, "joint": 20, "compress_small": 3, "decompress_small": 3, "target": 3}
-MORE |= {"optimize": 1, "folder24": 3, "folder24_back": 3, "large": 1, "large_back": 1}
+MORE |= {
+    "optimize": 1,
+    "loading": 5,
+    "loading_small": 5,
+    "folder24": 3,
+    "folder24_back": 3,
+    "large": 1,
+    "large_back": 1,
+}
 """Measurements that are made when they are named."""
 TRAINING_RUNS = ("alone", "three", "three1", "sweep", "workers", "vqvae", "transform", "joint")
 

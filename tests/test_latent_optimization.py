@@ -17,6 +17,7 @@ from glc.data.images import read_rgb
 from glc.data.sources import sample_paths
 from glc.errors import MemoryLimitError
 from glc.latent_optimization import LatentOptimizer, _tiles
+from glc.layers.blocks import PixelNorm
 from tests.codec.fixed_model import fixed_image
 from tests.codec.variants import VARIANTS, Variants
 from tests.losses.test_perceptual import FILES, reference, save_features
@@ -76,6 +77,31 @@ def test_distortion_falls_at_nearly_the_same_size(codec: glc.Codec, photograph: 
     assert distance(codec, further, photograph) < distance(codec, searched, photograph)
     torch.rand(3)
     assert codec.compress(photograph, optimize_latent=LatentOptimizer(6, distance=Coarse())) == searched
+
+
+def test_bfloat16_gains_as_much_as_float32(codec: glc.Codec, photograph: np.ndarray) -> None:
+    plain = distance(codec, codec.compress(photograph), photograph)
+    files = [
+        codec.compress(photograph, optimize_latent=LatentOptimizer(6, distance=Coarse(), bfloat16=bfloat16))
+        for bfloat16 in (False, True)
+    ]
+    exact, rounded = (plain - distance(codec, data, photograph) for data in files)
+    assert files[0] != files[1]
+    assert rounded > 0.9 * exact
+    assert len(files[1]) < 1.03 * len(files[0])
+
+
+def test_the_codec_computes_as_before_afterwards(codec: glc.Codec, photograph: np.ndarray) -> None:
+    plain = codec.compress(photograph)
+    image = codec.decompress(plain)
+    weights = {name: tensor.clone() for name, tensor in codec.model.state_dict().items()}
+    codec.compress(photograph, optimize_latent=LatentOptimizer(1, distance=Coarse()))
+    norms = [layer for layer in codec.model.modules() if isinstance(layer, PixelNorm)]
+    assert norms
+    assert all(layer.kernel is None for layer in norms)  # the kernels round otherwise
+    assert all(tensor.equal(weights[name]) for name, tensor in codec.model.state_dict().items())
+    assert codec.compress(photograph) == plain
+    assert codec.decompress(plain) == image
 
 
 def test_rate_weight_limits_bits(codec: glc.Codec, photograph: np.ndarray) -> None:

@@ -5,6 +5,7 @@ rate-distortion loss of the decoded image (content-adaptive encoding: Campos et 
 et al., NeurIPS 2020). The format and the decoder are unchanged.
 """
 
+import copy
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -13,7 +14,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from glc.codec.runtime.resources import check_memory
+from glc import fused
+from glc.codec.runtime.resources import check_memory, multiplies_bfloat16
 from glc.losses.perceptual import LEAST, LPIPS, Net, RandomAugmentation
 from glc.models.glc import GLC
 
@@ -44,6 +46,9 @@ class LatentOptimizer:
     worse than E's latent is discarded. Larger images are optimised in tiles, one after the other, each as an
     image of its own: attention windows and group statistics of D are those of the tile.
 
+    Steps compute D and LPIPS in bfloat16 where the device multiplies it natively, since a gradient needs few
+    digits. E's latent and the result are compared in float32.
+
     An instance may be shared by threads, for codecs on one device.
 
     Args:
@@ -58,6 +63,7 @@ class LatentOptimizer:
         margin: halo in pixels: it is computed with a tile, and not changed.
         seed: of the augmentations.
         distance: maps two batches `[B, 3, H, W]` in [-1, 1] to distances `[B]`; replaces LPIPS.
+        bfloat16: whether steps use bfloat16; None: as above.
 
     Raises:
         ValueError: `steps` is not an integer, or less than 1.
@@ -78,6 +84,7 @@ class LatentOptimizer:
         margin: int = 64,
         seed: int = 0,
         distance: nn.Module | None = None,
+        bfloat16: bool | None = None,
     ) -> None:
         if steps != int(steps) or steps < 1:
             raise ValueError(f"steps must be an integer, at least 1, got {steps}")
@@ -88,7 +95,9 @@ class LatentOptimizer:
         self.memory = memory
         self.margin = margin
         self.seed = seed
-        self.distance = LPIPS(net, weights_dir) if distance is None else distance
+        self.bfloat16 = bfloat16
+        self.distance = LPIPS(net, weights_dir, "autocast") if distance is None else distance
+        fused.fuse(self.distance)
 
     def __call__(
         self, model: GLC, x: Tensor, latent: Tensor, rate_index: float, memory: int | None
@@ -112,6 +121,7 @@ class LatentOptimizer:
             self.distance.to(x.device)
             x, latent, rate_index = x.clone(), latent.clone(), float(rate_index)
             side = self._tile_side(model, x, latent, rate_index, memory)
+            model = _with_kernels(model)
             for tile in _tiles(latent.shape[-2], latent.shape[-1], side, self._latents(model, self.margin)):
                 self._optimize(model, x, latent, rate_index, tile)
         return latent
@@ -127,6 +137,7 @@ class LatentOptimizer:
         seen = x[..., tile.top * f : tile.bottom * f, tile.left * f : tile.right * f]
         start = latent[..., tile.top : tile.bottom, tile.left : tile.right].clone()
         views = RandomAugmentation(self.distance, generator=torch.Generator().manual_seed(self.seed)).train()
+        native = multiplies_bfloat16(x.device) if self.bfloat16 is None else self.bfloat16
         with torch.no_grad():
             first = self._cost(model, seen, start, rate_index, self.distance)
         moved = start.clone().requires_grad_()
@@ -134,7 +145,7 @@ class LatentOptimizer:
         size = self.step_size * start.square().mean().sqrt().item()
         for step in range(self.steps):
             optimizer.param_groups[0]["lr"] = size * (1 - step / self.steps)
-            loss = self._loss(self._cost(model, seen, moved, rate_index, views), first)
+            loss = self._loss(self._cost(model, seen, moved, rate_index, views, native), first)
             (gradient,) = torch.autograd.grad(loss, moved)
             moved.grad = gradient * tile.inside.to(gradient)
             optimizer.step()
@@ -144,11 +155,20 @@ class LatentOptimizer:
                 latent[..., tile.top : tile.bottom, tile.left : tile.right] = moved
 
     def _cost(
-        self, model: GLC, x: Tensor, latent: Tensor, rate_index: float, distance: Callable[..., Tensor]
+        self,
+        model: GLC,
+        x: Tensor,
+        latent: Tensor,
+        rate_index: float,
+        distance: Callable[..., Tensor],
+        bfloat16: bool = False,
     ) -> _Cost:
         coded = model.coder(latent, rate_index)
-        x_hat = model.decode_latent(coded.latent_hat)
-        distortion = (x - x_hat).abs().mean() + distance(x_hat, x).mean()
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=bfloat16):
+            # The layout of the kernels, and of PyTorch's fastest convolutions.
+            latent_hat = coded.latent_hat.contiguous(memory_format=torch.channels_last)
+            x_hat = model.decode_latent(latent_hat)
+            distortion = (x - x_hat).abs().mean() + distance(x_hat, x).mean()
         return _Cost(coded.bits.sum(), distortion)
 
     def _loss(self, cost: _Cost, first: _Cost) -> Tensor:
@@ -195,6 +215,14 @@ def _tiles(height: int, width: int, side: int, margin: int) -> Iterator[_Tile]:
             inside = torch.zeros(last - first, end - begin, dtype=torch.bool)
             inside[top - first : top - first + side, left - begin : left - begin + side] = True
             yield _Tile(first, last, begin, end, inside)
+
+
+def _with_kernels(model: GLC) -> GLC:
+    """Return a copy of a model, on the same weights, that uses the kernels of `glc.fused`."""
+    weights = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
+    made = copy.deepcopy(model, weights)
+    fused.fuse(made)
+    return made
 
 
 def _bytes_kept(model: GLC, compute: Callable[[], object]) -> int:

@@ -26,6 +26,7 @@ from webdataset.tariterators import base_plus_ext
 
 from glc.data.deadline import Watch
 from glc.data.images import SampleImage, read_rgb
+from glc.data.jpeg import Jpeg, open_jpeg
 from glc.data.shard_writer import PackError, ShardRecord, read_manifest
 from glc.data.urls import open_url
 from glc.errors import ImageError
@@ -73,15 +74,26 @@ class Record:
         Raises:
             ImageError: unreadable; the message names file, or shard and key.
         """
-        data = self.data
-        if isinstance(data, Image.Image):
-            return data
-        if isinstance(data, FileSlice):
-            try:
-                data = data.read()
-            except OSError as error:
-                raise ImageError(f"{self}: {error.strerror or error}") from error
-        return read_rgb(data, str(self), background=background)
+        data = self._content()
+        return data if isinstance(data, Image.Image) else read_rgb(data, str(self), background=background)
+
+    def open(self, background: str = "white") -> Image.Image | Jpeg:
+        """Read it as `decode`, but do not decode a JPEG that needs no conversion yet: only its crops are."""
+        data = self._content()
+        if isinstance(data, Path) and data.suffix.lower() in (".jpg", ".jpeg"):
+            with contextlib.suppress(OSError):  # below, with its name
+                data = data.read_bytes()
+        if isinstance(data, bytes) and (jpeg := open_jpeg(data, str(self))) is not None:
+            return jpeg
+        return data if isinstance(data, Image.Image) else read_rgb(data, str(self), background=background)
+
+    def _content(self) -> bytes | Path | Image.Image:
+        if not isinstance(self.data, FileSlice):
+            return self.data
+        try:
+            return self.data.read()
+        except OSError as error:
+            raise ImageError(f"{self}: {error.strerror or error}") from error
 
 
 class RecordSource(Protocol):

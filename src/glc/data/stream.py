@@ -15,7 +15,6 @@ not change.
 from __future__ import annotations
 
 import atexit
-import itertools
 import logging
 import signal
 import weakref
@@ -32,6 +31,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_in
 from glc.data.augmentations import Augmentations
 from glc.data.crop_schedule import CropSchedule
 from glc.data.images import stack_levels, to_tensor
+from glc.data.jpeg import Jpeg
 from glc.data.shards import Record, RecordSource
 from glc.errors import ImageError, SettingError
 
@@ -73,6 +73,10 @@ class _UnreadableImages:
         if name not in self._seen:
             self._seen.add(name)
             _log.warning("skipping %s (%d unreadable so far in this process)", error, len(self._seen))
+
+
+_Ahead = deque[tuple[Record, Image.Image | Jpeg] | None]
+"""Records read for a slot whose own record is unreadable; None for those that are."""
 
 
 class TrainStream(IterableDataset[ImageBatch]):
@@ -138,14 +142,15 @@ class TrainStream(IterableDataset[ImageBatch]):
         sides = np.repeat(steps, self.accumulate)[: self.epoch_batches]
         counts = self._images_of(sides)
         slot = int(counts[role:first:workers].sum())
-        images = self._images(self.source.records(self.seed, epoch, consumer, consumers, slot))
+        records = self.source.records(self.seed, epoch, consumer, consumers, slot)
+        ahead: _Ahead = deque()
         for batch in range(first, self.epoch_batches, workers):
-            keys, cuts = [], []
-            for key, image in itertools.islice(images, int(counts[batch])):
-                rng = np.random.default_rng([self.seed, epoch, consumer, consumers, slot])
-                cut = random_crop(image, int(sides[batch]), rng, self.min_scale, self.max_scale, self.flip)
+            side, keys, cuts = int(sides[batch]), [], []
+            for _ in range(int(counts[batch])):
+                seed = [self.seed, epoch, consumer, consumers, slot]
+                key, cut = self._next_cut(ahead, records, side, seed)
                 keys.append(key)
-                cuts.append(self.augment(cut, rng))
+                cuts.append(cut)
                 slot += 1
             # As uint8: a quarter of the bytes to transfer from the worker to the device.
             yield ImageBatch(stack_levels(cuts), keys)
@@ -156,25 +161,39 @@ class TrainStream(IterableDataset[ImageBatch]):
             return np.full(len(sides), self.batch_size)
         return np.maximum(1, self.batch_size * self.crop.sides[0] ** 2 // sides**2)
 
-    def _images(self, records: Iterator[Record]) -> Iterator[tuple[str, Image.Image]]:
-        ahead: deque[tuple[str, Image.Image] | None] = deque()
+    def _next_cut(
+        self, ahead: _Ahead, records: Iterator[Record], side: int, seed: list[int]
+    ) -> tuple[str, Image.Image]:
+        """Return the key and the augmented crop of the next slot.
+
+        Args:
+            ahead: the records from that of the slot to the last one taken.
+            records: the further ones.
+            side: of the crop.
+            seed: of the slot.
+        """
         while True:
-            while not ahead or ahead[-1] is None:
-                record = next(records)
-                try:
-                    ahead.append((record.key, record.decode(self.background)))
-                except ImageError as error:
-                    self._bad.report(str(record), error)
-                    ahead.append(None)
-                if len(ahead) > _GIVE_UP_AFTER:
-                    raise RuntimeError(
-                        f"data.train: {_GIVE_UP_AFTER} images in a row are unreadable, the last is {record}; "
-                        "check the files"
-                    )
-            good = ahead[-1]
-            assert good is not None
-            yield good
-            ahead.popleft()
+            if not ahead or ahead[-1] is None:
+                record, image = next(records), None
+                ahead.append(None)
+            else:
+                record, image = ahead[-1]
+            rng = np.random.default_rng(seed)
+            try:
+                image = record.open(self.background) if image is None else image
+                cut = random_crop(image, side, rng, self.min_scale, self.max_scale, self.flip)
+            except ImageError as error:
+                self._bad.report(str(record), error)
+                ahead[-1] = None
+            else:
+                ahead[-1] = record, image
+                ahead.popleft()
+                return record.key, self.augment(cut, rng)
+            if len(ahead) > _GIVE_UP_AFTER:
+                raise RuntimeError(
+                    f"data.train: {_GIVE_UP_AFTER} images in a row are unreadable, the last is {record}; "
+                    "check the files"
+                )
 
 
 def _identity(batch: Any) -> Any:
@@ -361,7 +380,7 @@ def collate_images(items: Sequence[tuple[Tensor, str]]) -> ImageBatch:
 
 
 def random_crop(
-    image: Image.Image,
+    image: Image.Image | Jpeg,
     crop: int,
     rng: np.random.Generator,
     min_scale: float = 1.0,

@@ -1,4 +1,4 @@
-"""Normalisation in row tiles by the kernel; gradients are tested in tests/training/test_fused.py."""
+"""Normalisation in row tiles by the kernel; gradients are tested in tests/test_fused.py."""
 
 import ctypes
 

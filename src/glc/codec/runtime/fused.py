@@ -2,7 +2,7 @@
 
 PyTorch computes each in about ten operations that read and write complete maps. `fused.c` beside this file
 reads each map once or twice. Sums are float32, also where PyTorch rounds each operation to bfloat16.
-`glc.training.fused` has the gradients.
+`glc.fused` has the gradients.
 """
 
 import ctypes

@@ -13,12 +13,12 @@ import torch
 from lightning.pytorch.strategies import ParallelStrategy
 from torch import Tensor, nn
 
+from glc import fused
 from glc.data.stream import images_of
 from glc.errors import SettingError, WeightsError
 from glc.losses.terms import AddedLosses
 from glc.metrics.codebook import CodebookUsage
 from glc.metrics.quality import QualityMetrics
-from glc.training import fused
 from glc.training.checkpoints import count_batches, count_epochs
 from glc.training.load import load_stage
 from glc.training.networks import trained_networks

@@ -1,4 +1,4 @@
-"""The kernels of `glc.codec.runtime.fused` in training, with gradients.
+"""The kernels of `glc.codec.runtime.fused` with gradients, for training and latent optimisation.
 
 What they compute takes half of a training step of `small` in PyTorch.
 """

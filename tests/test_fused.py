@@ -1,4 +1,4 @@
-"""The C kernels of a training step: values and gradients against PyTorch in float64, and what they refuse."""
+"""The C kernels with gradients: values and gradients against PyTorch in float64, and what they refuse."""
 
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -9,10 +9,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmarks.training import RandomLPIPS
+from glc import fused
 from glc.codec.native import SWITCH
 from glc.codec.runtime import fused as kernels
 from glc.layers.blocks import PixelNorm, ResidualBlock, WindowAttention
-from glc.training import fused
 
 needs_compiler = pytest.mark.skipif(
     not kernels.available(), reason="needs a C compiler (cc or gcc) and libgomp"
