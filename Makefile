@@ -50,8 +50,8 @@ lock: setup ## resolve the newest allowed versions into requirements/*.txt
 	@$(COMPILE) --extra train --extra sweep --extra tensorboard --extra dashboard --extra hf --extra s3 --extra ray --extra eval --extra dev pyproject.toml -o requirements/dev.txt
 	@$(COMPILE) --extra app pyproject.toml -o requirements/app.txt
 
-bench: setup ## measure speed and memory; FULL=1: the paper's sizes, ARGS="loading": one benchmark, ARGS="-h": list
-	@$(PY) -m benchmarks $(if $(FULL),--full --output runs/bench/full) $(ARGS)
+bench: setup ## measure speed and memory; FULL=1: the paper's sizes, VERSIONS=1: against 0.1, ARGS="loading": one benchmark, ARGS="-h": list
+	@$(PY) -m benchmarks$(if $(VERSIONS),.versions --only targets,$(if $(FULL), --full --output runs/bench/full)) $(ARGS)
 
 clean: ## delete caches and build output (.venv, data/ and runs/ stay)
 	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

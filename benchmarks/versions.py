@@ -1,10 +1,11 @@
 r"""Compare two versions of glc: training, coding, memory. Run it on an idle machine.
 
-    python -m benchmarks.versions CHECKOUT [--rounds N] [--only alone,three,...] [--weights FOLDER]
+    python -m benchmarks.versions [CHECKOUT] [--rounds N] [--only targets|alone,three,...] [--weights FOLDER]
 
-CHECKOUT is the other version, such as a git worktree of 0.1. Sides alternate; printed are the medians, and
-the ratio (above 1: this checkout is faster, or needs less memory). Nothing is set in the environment: each
-version chooses how OpenMP threads wait.
+CHECKOUT is the other version; without it, a worktree of 0.1 is made in the output folder. `--only targets`
+measures what docs/performance.md states against 0.1, beside the ratios that 0.2 aims at. Sides alternate;
+printed are the medians, and the ratio (above 1: this checkout is faster, or needs less memory). Nothing is
+set in the environment: each version chooses how OpenMP threads wait.
 
 Training runs of both sides start once and then run in turn, for five seconds each, while those of the other
 side are stopped (SIGSTOP): the speed of a machine changes more within a minute than the versions differ. Each
@@ -50,10 +51,11 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-import numpy as np
 from PIL import Image
 
 from benchmarks.loading import sample_shards
+from glc.data.images import read_rgb
+from glc.data.sources import sample_paths
 
 HERE = Path(__file__).resolve().parents[1]
 CHOSEN = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME", "OMP_NUM_THREADS", "MKL_NUM_THREADS")
@@ -433,6 +435,12 @@ MORE |= {
     "large_back": 1,
 }
 """Measurements that are made when they are named."""
+FIRST_VERSION = "431a6bb"
+TARGETS = dict.fromkeys(("vqvae", "transform", "joint"), 1.6) | {
+    **dict.fromkeys(("compress_small", "decompress_small", "folder24", "folder24_back"), 1 / 0.6),
+    **{"target": 3.0 / 1.6, "optimize": 2.0, "loading": 1.5, "large": 3.5 / 2, "large_back": 6.8 / 2},
+}
+"""Ratios to 0.1 that 0.2 aims at."""
 TRAINING_RUNS = ("alone", "three", "three1", "sweep", "workers", "vqvae", "transform", "joint")
 
 
@@ -440,7 +448,7 @@ def main() -> None:
     """Measure and print."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # `finally` kills the training runs
     parser = argparse.ArgumentParser(prog="python -m benchmarks.versions")
-    parser.add_argument("other", type=Path)
+    parser.add_argument("other", type=Path, nargs="?")
     parser.add_argument("--rounds", type=int)
     parser.add_argument("--only", default=",".join(NAMES))
     parser.add_argument("--weights", type=Path, help="folder of LPIPS' networks; without it without LPIPS")
@@ -448,16 +456,15 @@ def main() -> None:
     args = parser.parse_args()
     folder = args.output.resolve()
     (folder / "images").mkdir(parents=True, exist_ok=True)
-    random = np.random.default_rng(0)
-    for i in range(6):
-        coarse = random.integers(0, 256, (16, 24, 3), dtype=np.uint8)
-        Image.fromarray(coarse).resize((768, 512), Image.Resampling.BICUBIC).save(folder / f"images/{i}.png")
+    for i, path in enumerate(sample_paths("train")[:6]):
+        read_rgb(path).resize((768, 512), Image.Resampling.BICUBIC).save(folder / f"images/{i}.png")
     shards = sample_shards(folder / "jpegs", IMAGES, 224, 8)
     weights = args.weights and args.weights.resolve()
-    sides = [Side(path.resolve(), folder, shards, weights) for path in (args.other, HERE)]
+    checkout = (args.other or first_version(folder / "0.1")).resolve()
+    sides = [Side(path, folder, shards, weights) for path in (checkout, HERE)]
     print(f"load before the start: {os.getloadavg()[0]:.2f}; cores: {os.cpu_count()}")
-    print(f"{'':12} {'other':>9} {'this':>9} {'ratio':>7}   ratios of the rounds", flush=True)
-    for name in args.only.split(","):
+    print(f"{'':16} {'other':>9} {'this':>9} {'ratio':>7} {'target':>7}   ratios of the rounds", flush=True)
+    for name in TARGETS if args.only == "targets" else args.only.split(","):
         other, this = (getattr(side, name) for side in sides)
         count = args.rounds or {**NAMES, **MORE}[name]
         if name in TRAINING_RUNS:
@@ -470,7 +477,16 @@ def main() -> None:
         ratios = [b / a if a else float("nan") for a, b in readings]
         ratio = ratios[-1] if name in TRAINING_RUNS else statistics.median(ratios)
         shown = " ".join(f"{ratio:.3f}" for ratio in ratios)
-        print(f"{name:12} {ends[0]:9.3f} {ends[1]:9.3f} {ratio:7.3f}   {shown}", flush=True)
+        target = f"{TARGETS[name]:7.2f}" if name in TARGETS else " " * 7
+        print(f"{name:16} {ends[0]:9.3f} {ends[1]:9.3f} {ratio:7.3f} {target}   {shown}", flush=True)
+
+
+def first_version(folder: Path) -> Path:
+    """Return a checkout of 0.1, of this repository's history."""
+    if not folder.is_dir():
+        command = ["git", "-C", HERE, "worktree", "add", "--detach", "--force", folder, FIRST_VERSION]
+        subprocess.run(command, check=True, capture_output=True)
+    return folder
 
 
 def one_round(other: Callable[[], float], this: Callable[[], float], i: int) -> tuple[float, float]:
