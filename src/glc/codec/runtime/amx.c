@@ -30,11 +30,11 @@ struct conv_task {
     int64_t height, width; /* of the input, after upsampling */
     int64_t shift;         /* 1 to upsample the input by two, else 0 */
     int64_t in_channels;
-    int64_t side, stride;             /* 1x1, 3x3, or 3x3 of stride 2, padded at the right and lower edge only */
     int64_t start, rows;              /* of the output */
     float *out;                       /* the first of these rows, at the first channel to write */
     int64_t row_stride, pixel_stride; /* of the output, in floats */
     int64_t out_channels;             /* channels to write, a multiple of LANES */
+    int64_t side, stride;             /* 1x1, 3x3, or 3x3 of stride 2, padded at the right and lower edge only */
 };
 
 int64_t glc_sizeof_conv_task(void) { return sizeof(struct conv_task); }

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from glc.codec.native import Native, permits_amx
 from glc.codec.runtime.threads import BUFFERS, Workers
+from glc.codec.runtime.winograd import ConvTask, PreparedWeights
 
 CHANNELS = 16
 """Channel counts must be multiples of it."""
@@ -21,102 +22,40 @@ _WIDE = 32
 """Output channels of a block of packed weights."""
 
 
-class _ConvTask(ctypes.Structure):
+class _ConvTask(ConvTask):
     """Mirror of `struct conv_task` of amx.c."""
 
-    _fields_ = (
-        ("x", ctypes.c_void_p),
-        ("first", ctypes.c_int64),
-        ("given", ctypes.c_int64),
-        ("height", ctypes.c_int64),
-        ("width", ctypes.c_int64),
-        ("shift", ctypes.c_int64),
-        ("in_channels", ctypes.c_int64),
-        ("side", ctypes.c_int64),
-        ("stride", ctypes.c_int64),
-        ("start", ctypes.c_int64),
-        ("rows", ctypes.c_int64),
-        ("out", ctypes.c_void_p),
-        ("row_stride", ctypes.c_int64),
-        ("pixel_stride", ctypes.c_int64),
-        ("out_channels", ctypes.c_int64),
-    )
+    _fields_ = (("side", ctypes.c_int64), ("stride", ctypes.c_int64))  # type: ignore[assignment]
 
 
-class PackedWeights:
-    """The weights of a convolution as sums of two bfloat16.
-
-    Args:
-        conv: a convolution that `suits` accepts.
-        workers: threads that pack the weights, into their scratch buffer, until its next use.
-        doubles: upsample the input by two first (`Upsample`).
-    """
+class PackedWeights(PreparedWeights):
+    """The weights of a convolution as sums of two bfloat16."""
 
     def __init__(
         self, conv: nn.Conv2d, library: ctypes.CDLL, workers: Workers, doubles: bool = False
     ) -> None:
-        weight = conv.weight.detach().float()
-        self.out_channels, self.in_channels, self.side = weight.shape[:3]
-        self.stride = conv.stride[0]
-        self.library, self.doubles = library, doubles
-        self.bias = None if conv.bias is None else conv.bias.detach().float()
+        self._shape = {"side": conv.kernel_size[0], "stride": conv.stride[0]}
+        super().__init__(conv, library, workers, doubles)
+
+    def prepare(self, weight: Tensor, workers: Workers) -> None:
+        """Pack weights."""
+        sizes = *weight.shape[:2], weight.shape[2]
         blocks = -(-self.out_channels // _WIDE)
-        self._block = library.glc_block_bytes(self.in_channels, self.side)
+        self._block = self.library.glc_block_bytes(*sizes[1:])
         self._values = workers.scratch.take(blocks * self._block, torch.uint8)
-        strides = (ctypes.c_int64 * 4)(*weight.stride())
+        strides, to = (ctypes.c_int64 * 4)(*weight.stride()), self._values.data_ptr()
 
         def pack(block: int) -> None:
-            sizes = self.out_channels, self.in_channels, self.side
-            library.glc_weights(weight.data_ptr(), strides, *sizes, block, block + 1, self._values.data_ptr())
+            self.library.glc_weights(weight.data_ptr(), strides, *sizes, block, block + 1, to)
 
         workers.map(pack, range(blocks))
 
-    def convolve(
-        self, x: Tensor, first: int, height: int, start: int, out: Tensor, channel: int, add: bool
-    ) -> None:
-        """Write rows of the output.
-
-        Args:
-            x: rows of the input, `[1, C, rows, W]`, float32, channels-last: those that the output rows depend
-                on, within the input.
-            first: index of the first of these rows.
-            height: rows of the complete input, which is zero-padded.
-            start: index of the first output row to write.
-            out: `[1, channels, rows, W]`, float32, its channels contiguous in memory.
-            channel: first output channel to write, a multiple of 32.
-            add: add to `out` instead of overwriting it.
-
-        Raises:
-            ValueError: x or out is not float32. The kernel would write past the end of `out`.
-        """
-        if x.dtype != torch.float32 or out.dtype != torch.float32 or out.stride(1) != 1:
-            raise ValueError(
-                f"the kernel needs float32 and contiguous channels, not {x.dtype} to {out.dtype}"
-            )
-        shift = int(self.doubles)
-        if x.stride()[1:] != (1, x.shape[3] * self.in_channels, self.in_channels):
-            x = x.contiguous(memory_format=torch.channels_last)
-        task = _ConvTask(
-            x=x.data_ptr(),
-            first=first,
-            given=x.shape[2],
-            height=height << shift,
-            width=x.shape[3] << shift,
-            shift=shift,
-            in_channels=self.in_channels,
-            side=self.side,
-            stride=self.stride,
-            start=start,
-            rows=out.shape[2],
-            out=out.data_ptr(),
-            row_stride=out.stride(2),
-            pixel_stride=out.stride(3),
-            out_channels=out.shape[1],
-        )
+    def run(self, task: dict[str, int], bias: ctypes.c_void_p | None, channel: int, add: bool) -> None:
+        """Convolve."""
+        given = ctypes.byref(_ConvTask(**task, **self._shape))
+        memory = BUFFERS.transforms.take(self.library.glc_bytes(given), torch.uint8)
         weights = self._values.data_ptr() + channel // _WIDE * self._block
-        bias = None if self.bias is None else self.bias[channel:].data_ptr()
-        memory = BUFFERS.transforms.take(self.library.glc_bytes(ctypes.byref(task)), torch.uint8)
-        self.library.glc_convolve(ctypes.byref(task), weights, bias, int(add), memory.data_ptr())
+        self.library.glc_convolve(given, weights, bias, int(add), memory.data_ptr())
 
 
 def suits(conv: nn.Conv2d) -> bool:

@@ -109,7 +109,7 @@ class Convolution:
 
 def _kernel_of(
     conv: nn.Conv2d,
-) -> tuple[type[amx.PackedWeights] | type[winograd.TransformedWeights], ctypes.CDLL] | None:
+) -> tuple[type[winograd.PreparedWeights], ctypes.CDLL] | None:
     """Return how to prepare a convolution's weights for a compiled kernel; None if PyTorch computes it."""
     if amx.suits(conv) and (library := amx.library()) is not None:
         return amx.PackedWeights, library

@@ -30,10 +30,10 @@ from glc.models.autoencoder import Decoder, Encoder
 
 _SHARED_TILES = 24
 _TILES_PER_THREAD = 8
-_MOST_PARTS = 8
-"""Ranges of columns of D's tiles: narrower ones are mostly halo."""
 """Memory besides maps, in row tiles of float32: the weights of a convolution, and each thread's tile and its
 intermediate results."""
+_MOST_PARTS = 8
+"""Ranges of columns of D's tiles: narrower ones are mostly halo."""
 
 
 def working_memory() -> int:

@@ -7,6 +7,7 @@ run instead. The results differ by rounding, about 110 dB below the signal. Inte
 """
 
 import ctypes
+from abc import ABC, abstractmethod
 from pathlib import Path
 
 import torch
@@ -28,8 +29,8 @@ _TILES = 24
 multiple of ROWS of winograd.c."""
 
 
-class _ConvTask(ctypes.Structure):
-    """Mirror of `struct conv_task` of winograd.c."""
+class ConvTask(ctypes.Structure):
+    """Mirror of `struct conv_task` of winograd.c, and of the first fields of that of amx.c."""
 
     _fields_ = (
         ("x", ctypes.c_void_p),
@@ -52,35 +53,30 @@ def _pointer(x: Tensor | None) -> ctypes.c_void_p:
     return ctypes.c_void_p(None if x is None else x.data_ptr())
 
 
-class TransformedWeights:
-    """The transformed weights of a 3x3 convolution: 64 for each 9 of its own.
+class PreparedWeights(ABC):
+    """The weights of a convolution in the form of a compiled kernel.
 
     Args:
-        conv: a convolution that `suits` accepts.
-        workers: threads that transform the weights, into their scratch buffer, until its next use.
+        conv: a convolution that the kernel's `suits` accepts.
+        workers: threads that prepare the weights, into their scratch buffer, until its next use.
         doubles: upsample the input by two first (`Upsample`).
     """
 
     def __init__(
         self, conv: nn.Conv2d, library: ctypes.CDLL, workers: Workers, doubles: bool = False
     ) -> None:
-        weight = conv.weight.detach().float()
-        self.out_channels, self.in_channels = weight.shape[:2]
+        self.out_channels, self.in_channels = conv.weight.shape[:2]
         self.library, self.doubles = library, doubles
         self.bias = None if conv.bias is None else conv.bias.detach().float()
-        wide = library.glc_wide()
-        blocks = -(-self.out_channels // wide)
-        self.values = workers.scratch.take(blocks * 64 * self.in_channels * wide, torch.float32)
-        self.values = self.values.view(blocks, 64, self.in_channels, wide)
-        strides = (ctypes.c_int64 * 4)(*weight.stride())
+        self.prepare(conv.weight.detach().float(), workers)
 
-        def transform(block: int) -> None:
-            to = _pointer(self.values)
-            library.glc_weights(
-                _pointer(weight), strides, self.out_channels, self.in_channels, block, block + 1, to
-            )
+    @abstractmethod
+    def prepare(self, weight: Tensor, workers: Workers) -> None:
+        """Prepare weights `[O, I, k, k]`, float32."""
 
-        workers.map(transform, range(blocks))
+    @abstractmethod
+    def run(self, task: dict[str, int], bias: ctypes.c_void_p | None, channel: int, add: bool) -> None:
+        """Run the kernel; `task` has the fields of `ConvTask`."""
 
     def convolve(
         self, x: Tensor, first: int, height: int, start: int, out: Tensor, channel: int, add: bool
@@ -88,8 +84,8 @@ class TransformedWeights:
         """Write rows of the output.
 
         Args:
-            x: rows of the input, `[1, C, rows, W]`, float32, channels-last: from the row above the first
-                output row to the row below the last, within the input.
+            x: rows of the input, `[1, C, rows, W]`, float32, channels-last: those that the output rows depend
+                on, within the input.
             first: index of the first of these rows.
             height: rows of the complete input, which is zero-padded.
             start: index of the first output row to write.
@@ -107,27 +103,49 @@ class TransformedWeights:
         shift = int(self.doubles)
         if x.stride()[1:] != (1, x.shape[3] * self.in_channels, self.in_channels):
             x = x.contiguous(memory_format=torch.channels_last)
-        task = _ConvTask(
-            x=x.data_ptr(),
-            first=first,
-            given=x.shape[2],
-            height=height << shift,
-            width=x.shape[3] << shift,
-            shift=shift,
-            in_channels=self.in_channels,
-            start=start,
-            rows=out.shape[2],
-            out=out.data_ptr(),
-            row_stride=out.stride(2),
-            pixel_stride=out.stride(3),
-            out_channels=out.shape[1],
-        )
-        weights = self.values[channel // self.values.shape[3] :]
-        bias = None if self.bias is None else _pointer(self.bias[channel:])
+        task = {
+            "x": x.data_ptr(),
+            "first": first,
+            "given": x.shape[2],
+            "height": height << shift,
+            "width": x.shape[3] << shift,
+            "shift": shift,
+            "in_channels": self.in_channels,
+            "start": start,
+            "rows": out.shape[2],
+            "out": out.data_ptr(),
+            "row_stride": out.stride(2),
+            "pixel_stride": out.stride(3),
+            "out_channels": out.shape[1],
+        }
+        self.run(task, None if self.bias is None else _pointer(self.bias[channel:]), channel, add)
+
+
+class TransformedWeights(PreparedWeights):
+    """The transformed weights of a 3x3 convolution: 64 for each 9 of its own."""
+
+    def prepare(self, weight: Tensor, workers: Workers) -> None:
+        """Transform weights."""
+        library, wide = self.library, self.library.glc_wide()
+        blocks = -(-self.out_channels // wide)
+        self.values = workers.scratch.take(blocks * 64 * self.in_channels * wide, torch.float32)
+        self.values = self.values.view(blocks, 64, self.in_channels, wide)
+        strides = (ctypes.c_int64 * 4)(*weight.stride())
+
+        def transform(block: int) -> None:
+            to = _pointer(self.values)
+            library.glc_weights(
+                _pointer(weight), strides, self.out_channels, self.in_channels, block, block + 1, to
+            )
+
+        workers.map(transform, range(blocks))
+
+    def run(self, task: dict[str, int], bias: ctypes.c_void_p | None, channel: int, add: bool) -> None:
+        """Convolve."""
+        weights = _pointer(self.values[channel // self.values.shape[3] :])
         memory = BUFFERS.transforms.take(self.library.glc_floats(_TILES, self.in_channels), torch.float32)
-        self.library.glc_convolve(
-            ctypes.byref(task), _pointer(weights), bias, int(add), _TILES, _pointer(memory)
-        )
+        given = ctypes.byref(ConvTask(**task))
+        self.library.glc_convolve(given, weights, bias, int(add), _TILES, _pointer(memory))
 
 
 def normalizes(x: Tensor) -> bool:
@@ -180,7 +198,7 @@ def _declare(library: ctypes.CDLL) -> None:
 
 
 def _self_test(library: ctypes.CDLL) -> bool:
-    if library.glc_sizeof_conv_task() != ctypes.sizeof(_ConvTask):
+    if library.glc_sizeof_conv_task() != ctypes.sizeof(ConvTask):
         return False
     with torch.inference_mode(), torch.autocast("cpu", enabled=False), torch.device("cpu"):
         return _equals_pytorch(library)
