@@ -18,7 +18,7 @@ turn of both is a round; its ratio is that of all rounds until then.
 
 With `--only` also:
 
-- vqvae, transform, joint: steps per second of a stage of `small` (`experiment=small`, batches of 8);
+- vqvae, transform, joint: steps per second of a stage of 0.1's `small`, in batches of 8;
   with LPIPS if `--weights` names a folder with its SqueezeNet and AlexNet;
 - compress_small, decompress_small: images per processor second of `small` in a running process, 768 x 512;
 - folder24, folder24_back: images per second of `glc compress FOLDER` and `glc decompress FOLDER`, 24 images;
@@ -211,15 +211,11 @@ class Side:
         """A stage of `small` with its own settings."""
         shutil.rmtree(self.runs / name, ignore_errors=True)
         lpips = [f"perceptual.weights_dir={self.weights}"] if self.weights else ["perceptual.required=false"]
+        # 0.1's stage III is called small_lpips now.
+        renamed = (self.checkout / "conf" / "experiment" / "small_lpips.yaml").is_file()
         words = [
-            *(
-                "-m",
-                "src.train",
-                "experiment=small",
-                f"stage={name}",
-                f"name={name}",
-                f"runs_dir={self.runs}",
-            ),
+            *("-m", "src.train", f"experiment={'small_lpips' if renamed else 'small'}"),
+            *(f"stage={name}", f"name={name}", f"runs_dir={self.runs}"),
             *(f"data.train={self.shards}", f"data.val={self.shards}", "data.num_workers=0", "init_from=none"),
             *("metrics=none", "logger=csv", "validate_first=false", "data.val_limit=1", "data.crop=128"),
             *("trainer.max_steps=100000", "data.epoch_batches=100000", "trainer.log_every_n_steps=1"),

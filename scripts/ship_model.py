@@ -2,17 +2,20 @@
 
     python scripts/ship_model.py small --runs runs/small --photos PHOTOS
 
-RUNS has the folders vqvae, transform and joint of one model. The script writes the weights file of stage III
-in half precision to src/glc/pretrained; the configuration and validation log of each stage, the training
-weights (training.safetensors) and record.json with checksums to docs/models/NAME; and golden files of two
-photographs with their integers to tests/expected/NAME. `tests/codec/test_shipped.py` checks them. PHOTOS are
-training images, on which the frequencies of the hyper-latent's codewords are counted.
+RUNS has the folders vqvae, transform and joint of one model. A model that is trained further from a stage
+on needs that stage and the following ones; the others keep their record. The script writes the weights file
+of stage III in half precision to src/glc/pretrained (or copies `--weights`, an export of the same
+checkpoint); the configuration and validation log of each stage, the training weights (training.safetensors)
+and record.json with checksums to docs/models/NAME; and golden files of two photographs with their integers
+to tests/expected/NAME. `tests/codec/test_shipped.py` checks them. PHOTOS are training images, on which the
+frequencies of the hyper-latent's codewords are counted.
 """
 
 import argparse
 import csv
 import hashlib
 import json
+import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -78,10 +81,16 @@ def without_folders(value: Any) -> Any:
 
 
 def record(runs: Path, folder: Path) -> dict[str, Any]:
-    """Write each stage's configuration and validation log; return steps, checksum and last validation."""
+    """Write each stage's configuration and validation log; return steps, checksum and last validation.
+
+    The record of a stage without a folder in `runs` is kept.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    stages = {}
+    earlier = folder / "record.json"
+    stages = json.loads(earlier.read_text())["stages"] if earlier.is_file() else {}
     for stage in STAGES:
+        if stage in stages and not (runs / stage).is_dir():
+            continue
         checkpoint = runs / stage / "checkpoints" / "last.ckpt"
         opened = open_checkpoint(checkpoint)
         with replacing(folder / f"{stage}.yaml") as partial:
@@ -121,7 +130,8 @@ def main() -> int:
     """Run from the command line; return the exit status."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("name", help="name of the model in the package")
-    parser.add_argument("--runs", type=Path, required=True, help="folder with vqvae, transform and joint")
+    parser.add_argument("--runs", type=Path, required=True, help="folder of the stages")
+    parser.add_argument("--weights", type=Path, help="an export of the checkpoint of stage III, to copy")
     parser.add_argument("--photos", type=Path, help="images to count the hyper-latent's codewords on")
     parser.add_argument("--count", type=int, default=64, help="number of these images (%(default)s)")
     arguments = parser.parse_args()
@@ -129,9 +139,14 @@ def main() -> int:
     try:
         photos = [] if arguments.photos is None else list_images(arguments.photos)[: arguments.count]
         stages = record(arguments.runs, ROOT / "docs" / "models" / arguments.name)
-        export(arguments.runs / "joint" / "checkpoints" / "last.ckpt", weights, half=True, photos=photos)
+        checkpoint = arguments.runs / "joint" / "checkpoints" / "last.ckpt"
+        if arguments.weights is None:
+            export(checkpoint, weights, half=True, photos=photos)
+        else:
+            with replacing(weights) as partial:
+                shutil.copyfile(arguments.weights, partial)
         training = ROOT / "docs" / "models" / arguments.name / "training.safetensors"
-        export_training_weights(arguments.runs / "joint" / "checkpoints" / "last.ckpt", training, half=True)
+        export_training_weights(checkpoint, training, half=True)
         codec = glc.load(weights, device="cpu")
         golden(codec, ROOT / "tests" / "expected" / arguments.name)
     except (OSError, ValueError, WeightsError) as error:

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 import glc
+from glc.errors import WeightsError
 from tests.codec.fixed_model import fixed_codec_weights
 from tests.programs import load_script
 
@@ -44,3 +45,12 @@ def test_missing_run_is_named(
     monkeypatch.setattr(sys, "argv", ["ship_model", "mine", "--runs", str(tmp_path / "runs")])
     assert script.main() == 2
     assert "runs/vqvae/checkpoints/last.ckpt" in capsys.readouterr().err
+
+
+def test_stage_without_a_run_keeps_its_record(tmp_path: Path) -> None:
+    earlier = {stage: {"steps": 7} for stage in script.STAGES}
+    (tmp_path / "record.json").write_text(json.dumps({"stages": earlier}))
+    assert script.record(tmp_path / "runs", tmp_path) == earlier
+    (tmp_path / "runs" / "joint").mkdir(parents=True)
+    with pytest.raises(WeightsError, match=r"joint/checkpoints/last.ckpt"):
+        script.record(tmp_path / "runs", tmp_path)
