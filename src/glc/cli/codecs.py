@@ -5,6 +5,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 from glc.cli.errors import NothingDoneError, message
@@ -97,6 +98,8 @@ class Codecs:
     files: int | None = None
     optimizes: bool = False
     loaded: dict[tuple[Path, str], "BaseCodec"] = field(default_factory=dict, init=False)
+    lock: Lock = field(default_factory=Lock, init=False)
+    """Files may be processed side by side."""
     known: list[KnownModel] = field(default_factory=list, init=False)
 
     def __post_init__(self) -> None:
@@ -193,17 +196,18 @@ class Codecs:
 
     def _load(self, file: Path, pixels: int = 0) -> "BaseCodec":
         backend = self.chosen(pixels)
-        if (file, backend) not in self.loaded:
-            try:
-                codec = self._load_on(backend, file)
-            except BackendError:
-                from glc.codec.load import has_torch
+        with self.lock:
+            if (file, backend) not in self.loaded:
+                try:
+                    codec = self._load_on(backend, file)
+                except BackendError:
+                    from glc.codec.load import has_torch
 
-                if self.backend != "auto" or not has_torch():
-                    raise
-                codec = self._load_on("torch", file)
-            self.loaded[file, backend] = codec
-        return self.loaded[file, backend]
+                    if self.backend != "auto" or not has_torch():
+                        raise
+                    codec = self._load_on("torch", file)
+                self.loaded[file, backend] = codec
+            return self.loaded[file, backend]
 
     def _load_on(self, backend: str, file: Path) -> "BaseCodec":
         from glc.codec.load import load

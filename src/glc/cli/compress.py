@@ -7,11 +7,12 @@ import io
 import math
 import os
 import sys
+import threading
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -19,11 +20,13 @@ from glc.cli.errors import NOTHING_DONE, ONE_FAILED, NothingDoneError, message_a
 from glc.cli.files import (
     Job,
     Kind,
+    cores_for,
     find_jobs,
     is_single,
     outcomes,
     read_glc,
     read_image,
+    say,
     sidecar,
     threads_for,
     write_result,
@@ -260,7 +263,12 @@ def compress(
                     raise FileExistsError(errno.EEXIST, "exists; replace it with --force", str(path))
                 write_result(job, data, force)
 
-        results = outcomes(jobs, read, code, write, threads_for(codecs.device_type()))
+        limited = memory is not None or optimizer is not None or codecs.chosen() == "onnx"
+        device_type = codecs.device_type()
+        results = outcomes(
+            *(jobs, read, code, write, threads_for(device_type), cores_for(device_type, limited)),
+            pixels=lambda found: found[0][0].width * found[0][0].height,
+        )
     _report(results, len(jobs), failed, is_single(inputs), quiet)
 
 
@@ -352,7 +360,7 @@ def decompress(
                     image = result.image
                     maps.append(result.map)
             if keep_metadata and not metadata:
-                _write(f"{job.name}: note: no metadata was kept for it", sys.stderr)
+                say(f"{job.name}: note: no metadata was kept for it", sys.stderr)
             return (image, metadata), f"{image.width} x {image.height}"
 
         def write(job: Job, made: tuple[Image, Metadata]) -> None:
@@ -363,7 +371,14 @@ def decompress(
                 maps[0].save(partial, "PNG")
                 write_result(job, data, force)
 
-        results = outcomes(jobs, read, code, write, threads_for(codecs.device_type()))
+        def pixels(found: tuple[bytes, Metadata]) -> int:
+            header, _ = unpack(found[0], max_pixels)
+            return header.width * header.height
+
+        limited = memory is not None or codecs.chosen() == "onnx"
+        device_type = codecs.device_type()
+        cores = cores_for(device_type, limited)
+        results = outcomes(jobs, read, code, write, threads_for(device_type), cores, pixels)
     _report(results, len(jobs), failed, is_single(inputs), quiet)
 
 
@@ -405,15 +420,15 @@ def _report(
     """Print each outcome as it arrives, beside a progress bar; exit with an error if any input failed."""
     # None: only on a terminal. In a log the bar would bury the messages.
     hidden = True if quiet or total < 2 else None
-    with warnings.catch_warnings(action="ignore"), _bar(results, total, hidden) as shown:
+    with _warnings_as_notes(), _bar(results, total, hidden) as shown:
         for job, outcome in shown:
             if isinstance(outcome, Exception):
                 failed += 1
-                _write(message_about(job.name, outcome), sys.stderr)
+                say(message_about(job.name, outcome), sys.stderr)
             elif not quiet:
                 # Data on standard output must not be mixed with messages.
                 out = sys.stderr if job.destination is None else sys.stdout
-                _write(f"{job.name} -> {job.target}: {outcome}", out)
+                say(f"{job.name} -> {job.target}: {outcome}", out)
     if failed:
         raise click.exceptions.Exit(NOTHING_DONE if single else ONE_FAILED)
 
@@ -430,33 +445,47 @@ def _bar(results: Iterable[Any], total: int, hidden: bool | None) -> AbstractCon
     return bar
 
 
-def _write(text: str, file: TextIO) -> None:
-    """Write a line, above the progress bar if there is one."""
-    if "tqdm" not in sys.modules:
-        print(text, file=file)
-        return
-    from tqdm import tqdm
-
-    tqdm.write(text, file=file)
-
-
 def _reporter(quiet: bool) -> Reporter:
     from glc.data.images import Reporter
 
-    return Reporter(lambda line: None if quiet else _write(line, sys.stderr))
+    return Reporter(lambda line: None if quiet else say(line, sys.stderr))
+
+
+class _Current(threading.local):
+    """The job that a thread works at."""
+
+    job: Job | None = None
+
+
+_CURRENT = _Current()
 
 
 @contextmanager
 def _notes(job: Job) -> Iterator[None]:
-    """Print each warning about a target as a line on stderr; ignore other warnings."""
+    """Print warnings about a target, in this thread, as notes on a file."""
+    _CURRENT.job = job
+    try:
+        yield
+    finally:
+        _CURRENT.job = None
+
+
+@contextmanager
+def _warnings_as_notes() -> Iterator[None]:
+    """Print each warning about a target as a line on stderr; ignore other warnings.
+
+    Filters belong to the process, not to a thread, so they are set once for all files.
+    """
     from glc.codec.base import TargetWarning
 
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("ignore")
+    def show(message: Warning | str, *_: object) -> None:
+        if _CURRENT.job is not None:
+            say(f"{_CURRENT.job.name}: note: {message}", sys.stderr)
+
+    with warnings.catch_warnings(action="ignore"):
         warnings.simplefilter("always", TargetWarning)
+        warnings.showwarning = show
         yield
-    for warning in caught:
-        _write(f"{job.name}: note: {warning.message}", sys.stderr)
 
 
 def _format_of(destination: Path | None) -> tuple[str, dict[str, Any]]:
@@ -482,7 +511,7 @@ def _encoded(image: Image, metadata: Metadata, job: Job) -> bytes:
             image = in_profile
         elif metadata.profile:
             kept = "its ICC profile is not for RGB output and stays in the metadata file; the image is sRGB"
-            _write(f"{job.name}: note: {kept}", sys.stderr)
+            say(f"{job.name}: note: {kept}", sys.stderr)
         profile = b"" if in_profile is None else metadata.profile
         options = options | metadata.save_options(name) | ({"icc_profile": profile} if profile else {})
     stream = io.BytesIO()

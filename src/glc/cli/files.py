@@ -9,12 +9,13 @@ from __future__ import annotations
 import io
 import os
 import sys
+import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, TypeVar
+from typing import IO, TYPE_CHECKING, Any, TextIO, TypeVar
 
 import click
 
@@ -274,11 +275,79 @@ FAILURES = (ValueError, OSError, RuntimeError, MemoryError)
 """Errors that end one job; others end the command."""
 MAX_THREADS = 8
 """With more, the GPU is the bottleneck: one thread writes at least ten PNGs of 0.5 megapixels per second."""
+SMALL_PIXELS = 2**20
+"""Up to this size images are processed side by side; a larger one gets all cores, and memory, for itself."""
+MEMORY_PER_IMAGE = 2e9
+"""Bytes for each of the images side by side: any of our models needs less for `SMALL_PIXELS`."""
 
 
 def threads_for(device: str) -> int:
     """Return the number of I/O threads for a device type: 0 on a CPU, which is already saturated."""
     return 0 if device == "cpu" else min(MAX_THREADS, os.cpu_count() or 1)
+
+
+def cores_for(device: str, limited: bool) -> int:
+    """Return the number of images to process side by side; 1 on a GPU, or within a memory limit."""
+    if device != "cpu" or limited:
+        return 1
+    import torch
+
+    from glc.codec.runtime.resources import available_memory
+
+    memory = available_memory()
+    fitting = MAX_THREADS if memory is None else int(memory / MEMORY_PER_IMAGE)
+    return max(1, min(torch.get_num_threads(), MAX_THREADS, fitting))
+
+
+class Messages(threading.local):
+    """Lines for the terminal, held back in threads that process files side by side."""
+
+    held: list[tuple[str, TextIO]] | None = None
+
+
+MESSAGES = Messages()
+
+
+def say(text: str, file: TextIO) -> None:
+    """Write a line, above the progress bar if there is one; within a job, when its outcome is yielded."""
+    if MESSAGES.held is not None:
+        MESSAGES.held.append((text, file))
+    elif "tqdm" not in sys.modules:
+        print(text, file=file)
+    else:
+        from tqdm import tqdm
+
+        tqdm.write(text, file=file)
+
+
+class Cores:
+    """The cores of the processor: an image takes one of them, a large image all.
+
+    Args:
+        count: their number.
+    """
+
+    def __init__(self, count: int) -> None:
+        self.count = self._free = count
+        self._changed = threading.Condition()
+
+    @contextmanager
+    def take(self, pixels: int) -> Iterator[None]:
+        """Wait for the cores of an image; PyTorch uses as many threads in this thread."""
+        import torch
+
+        need = 1 if pixels <= SMALL_PIXELS else self.count
+        with self._changed:
+            self._changed.wait_for(lambda: self._free >= need)
+            self._free -= need
+        try:
+            torch.get_num_threads()  # initialises this thread's number, which would replace the following one
+            torch.set_num_threads(need)
+            yield
+        finally:
+            with self._changed:
+                self._free += need
+                self._changed.notify_all()
 
 
 def outcomes(
@@ -287,6 +356,8 @@ def outcomes(
     code: Callable[[Job, Read], tuple[Coded, str]],
     write: Callable[[Job, Coded], None],
     threads: int,
+    cores: int = 1,
+    pixels: Callable[[Read], int] = lambda found: 0,
 ) -> Iterator[tuple[Job, str | Exception]]:
     """Run jobs; yield each in order, with its summary or its error.
 
@@ -298,20 +369,31 @@ def outcomes(
 
     Args:
         read: returns what `code` takes.
-        code: returns the data to write and a summary line; runs in the calling thread, in order.
+        code: returns the data to write and a summary line. With one core it runs in the calling thread, in
+            order.
         threads: number of reading threads, and of writing threads; 0 processes files one after another.
+        cores: with 0 `threads`, the number of files to process side by side, each in a thread of its own.
+        pixels: returns the pixels of what `read` returned; large images are processed alone.
     """
-    if not threads or len(jobs) < 2:
+
+    def run(job: Job, place: Callable[[Read], AbstractContextManager[None]]) -> str | Exception:
+        try:
+            found = read(job)
+            with place(found):
+                made, summary = code(job, found)
+            write(job, made)
+        except BrokenPipeError:
+            raise  # the reader of standard output has closed it
+        except FAILURES as error:
+            return error
+        return summary
+
+    if len(jobs) < 2 or (not threads and cores < 2):
         for job in jobs:
-            try:
-                made, summary = code(job, read(job))
-                write(job, made)
-            except BrokenPipeError:
-                raise  # the reader of standard output has closed it
-            except FAILURES as error:
-                yield job, error
-            else:
-                yield job, summary
+            yield job, run(job, lambda found: nullcontext())
+        return
+    if not threads:
+        yield from _side_by_side(jobs, run, Cores(cores), pixels)
         return
     from concurrent.futures import Future, ThreadPoolExecutor
 
@@ -335,6 +417,29 @@ def outcomes(
         # Writes in progress are finished, so that no partial file remains.
         readers.shutdown(cancel_futures=True)
         writers.shutdown(cancel_futures=True)
+
+
+def _side_by_side(
+    jobs: Sequence[Job],
+    run: Callable[[Job, Callable[[Any], AbstractContextManager[None]]], str | Exception],
+    cores: Cores,
+    pixels: Callable[[Any], int],
+) -> Iterator[tuple[Job, str | Exception]]:
+    from concurrent.futures import ThreadPoolExecutor
+
+    def alone(job: Job) -> tuple[str | Exception, list[tuple[str, TextIO]]]:
+        MESSAGES.held = lines = []
+        return run(job, lambda found: cores.take(pixels(found))), lines
+
+    pool = ThreadPoolExecutor(cores.count)
+    try:
+        for job, running in _ahead(pool, alone, jobs, 2 * cores.count):
+            outcome, lines = running.result()
+            for text, file in lines:
+                say(text, file)
+            yield job, outcome
+    finally:
+        pool.shutdown(cancel_futures=True)  # files in work are finished, so that no partial file remains
 
 
 def _ahead(
