@@ -210,9 +210,12 @@ def _run(
     if second is not None and out_channels != 2 * second.weight.shape[1]:
         return False
     packed = [_pack(library, layer) for layer in (first, second) if layer is not None]
+    positions = x[0, 0].size
+    products = positions * (first.weight.size + (0 if second is None else second.weight.size))
+    threads = _useful(threads, products)
     for i in range(len(x)):
         task = _Task(gated=second is not None, slope=slope, threads=threads)
-        task.positions = x[i, 0].size
+        task.positions = positions
         task.first = _layer(first, packed[0])
         if second is not None:
             task.second = _layer(second, packed[1])
@@ -223,6 +226,11 @@ def _run(
         if library.glc_layers(ctypes.byref(task)):
             return False
     return True
+
+
+def _useful(threads: int, products: int) -> int:
+    """Return the number of threads that pay for a number of multiplications; each takes 2^27 of them."""
+    return max(1, min(threads, products >> 27))
 
 
 def _pack(library: ctypes.CDLL, layer: Pointwise) -> np.ndarray:
@@ -254,7 +262,7 @@ def _run_planes(
         channels, height, width = image.shape
         planes = _Planes(image.ctypes.data, target.ctypes.data, weights.ctypes.data, bias.ctypes.data)
         planes.channels, planes.height, planes.width = channels, height, width
-        planes.side, planes.threads = round(len(weights) ** 0.5), threads
+        planes.side, planes.threads = round(len(weights) ** 0.5), _useful(threads, image.size * len(weights))
         if library.glc_planes(ctypes.byref(planes)):
             return False
     return True

