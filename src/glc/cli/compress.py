@@ -478,7 +478,7 @@ def _warnings_as_notes() -> Iterator[None]:
     """
     from glc.codec.base import TargetWarning
 
-    def show(message: Warning | str, *_: object) -> None:
+    def show(message: Warning | str, *_: Any, **__: Any) -> None:
         if _CURRENT.job is not None:
             say(f"{_CURRENT.job.name}: note: {message}", sys.stderr)
 

@@ -428,7 +428,8 @@ def _side_by_side(
     from concurrent.futures import ThreadPoolExecutor
 
     def alone(job: Job) -> tuple[str | Exception, list[tuple[str, TextIO]]]:
-        MESSAGES.held = lines = []
+        lines: list[tuple[str, TextIO]] = []
+        MESSAGES.held = lines
         return run(job, lambda found: cores.take(pixels(found))), lines
 
     pool = ThreadPoolExecutor(cores.count)
