@@ -1,14 +1,14 @@
 #!/bin/sh
-# pytorch-msssim 1.0.0, torchmetrics 1.9.0 (torch 2.15.0): MS-SSIM of the same two images differs, most if a side is odd.
+# pytorch-msssim 1.0.0, torchmetrics 1.9.0 (torch 2.15.0): MS-SSIM of the same two colour images differs by 0.02.
 #
 # Expected: equal to four decimals, with the same window (11, sigma 1.5), weights and range.
 #
-# Observed: 0.0006 apart if all sides stay even, up to 0.008 if one is odd at some scale. Two causes: pytorch-msssim multiplies
-# the scales for each channel and then takes the mean, torchmetrics takes the mean over channels first; and where a side is odd,
-# pytorch-msssim halves it with a row of zeros that counts in the mean, torchmetrics drops the last row.
+# Observed: 0.789 and 0.813 where the channels are disturbed differently. pytorch-msssim multiplies the scales for each channel
+# and then takes the mean; torchmetrics takes the mean over channels at each scale and then multiplies. Channel by channel the
+# two agree. On decoded photographs, whose channels differ less, the gap is about 0.001.
 #
 # Affected: tables that compare codecs by MS-SSIM from different programs; differences between papers are often 0.002.
-# Workaround: compare numbers of one library only, and crop images to multiples of 16.
+# Workaround: compare numbers of one library only, or compute each channel and take the mean.
 set -eu
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
@@ -21,15 +21,13 @@ from torchmetrics.functional.image import multiscale_structural_similarity_index
 
 generator = torch.Generator().manual_seed(0)
 coarse = torch.rand(1, 3, 24, 24, generator=generator, dtype=torch.float64)
-image = torch.nn.functional.interpolate(coarse, (400, 400), mode="bicubic", align_corners=False).clamp(0, 1)
-noise = torch.randn(1, 3, 400, 400, generator=generator, dtype=torch.float64)
+image = torch.nn.functional.interpolate(coarse, (384, 384), mode="bicubic", align_corners=False).clamp(0, 1)
+noise = torch.randn(1, 3, 384, 384, generator=generator, dtype=torch.float64)
 changed = (image + 0.2 * noise * torch.tensor([0.2, 1.0, 2.0]).view(1, 3, 1, 1)).clamp(0, 1)
-gaps = {}
-for side in (400, 384, 369, 177):
-    pair = image[..., :side, :side], changed[..., :side, :side]
-    values = [float(measure(*pair, data_range=1.0)) for measure in (ms_ssim, other)]
-    gaps[side] = abs(values[0] - values[1])
-    print(f"{side} x {side}: pytorch-msssim {values[0]:.4f}, torchmetrics {values[1]:.4f}")
-if min(gaps[400], gaps[384]) < 2e-4 or gaps[177] < 2e-3:
+first, second = (float(measure(image, changed, data_range=1.0)) for measure in (ms_ssim, other))
+channels = [float(other(image[:, i : i + 1], changed[:, i : i + 1], data_range=1.0)) for i in range(3)]
+mean = sum(channels) / 3
+print(f"pytorch-msssim {first:.4f}, torchmetrics {second:.4f}, its mean over the channels {mean:.4f}")
+if abs(first - second) < 0.01 or abs(first - mean) > 1e-3:
     raise SystemExit("the behaviour has changed")
 PY
