@@ -127,7 +127,8 @@ ERRORS = {
     "noise": (changed(14, bytes(range(1, 60))), "corrupt: "),
     "other": (
         changed(4, b"\1\2\3\4"),
-        "encoded with other weights (fingerprint 01020304); this page has small (c6492035)",
+        "encoded with other weights (fingerprint 01020304); this page has small "
+        f"({CHELSEA.read_bytes()[4:8].hex()})",
     ),
     "large": (changed(8, b"\xff\x0f\xff\x0f"), "too large: 4096 x 4096 pixels, the limit is 4.0 million"),
     "text": (b"no file of ours", "not a .glc file"),

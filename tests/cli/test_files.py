@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from glc.cli import files
-from glc.cli.files import Job, outcomes, say
+from glc.cli.files import Job, outcomes
+from glc.cli.notes import say
 from glc.codec.runtime import resources
 from tests.cli.conftest import Glc, image, tree
 

@@ -179,7 +179,8 @@ def test_previous_checkpoint_counts_if_the_last_is_corrupt(tmp_path: Path) -> No
 def test_missing_plan_and_inputs_are_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert script.main(["smal"]) == 2
     assert (
-        "smal: no such plan; give one of ablations, applications, beyond, small or" in capsys.readouterr().err
+        "smal: no such plan; give one of ablations, applications, beyond, codebooks, small or"
+        in capsys.readouterr().err
     )
     with pytest.raises(SystemExit):
         script.main(["small", "--output", str(tmp_path)])

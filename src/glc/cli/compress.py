@@ -7,10 +7,8 @@ import io
 import math
 import os
 import sys
-import threading
-import warnings
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,11 +24,11 @@ from glc.cli.files import (
     outcomes,
     read_glc,
     read_image,
-    say,
     sidecar,
     threads_for,
     write_result,
 )
+from glc.cli.notes import notes_on, say, warnings_as_notes
 from glc.cli.options import (
     BACKENDS,
     background_option,
@@ -238,7 +236,7 @@ def compress(
             for size in (target_size, None if target_bpp is None else target_bpp * pixels / 8):
                 if size is not None and size <= beside:
                     raise ValueError(f"the metadata alone have {beside:,} bytes; omit --keep-metadata")
-            with _notes(job):
+            with notes_on(job.name):
                 data = codec.compress(
                     images.pop(),  # not kept here, so that the codec can free a large image
                     50 if quality is None else quality,
@@ -351,7 +349,7 @@ def decompress(
         def code(job: Job, found: tuple[bytes, Metadata]) -> tuple[tuple[Image, Metadata], str]:
             data, metadata = found
             header, _ = unpack(data, max_pixels)
-            with _notes(job):
+            with notes_on(job.name):
                 codec = codecs.for_file(header)
                 if uncertainty is None:
                     image = codec.decompress(data, max_pixels=max_pixels)
@@ -420,7 +418,7 @@ def _report(
     """Print each outcome as it arrives, beside a progress bar; exit with an error if any input failed."""
     # None: only on a terminal. In a log the bar would bury the messages.
     hidden = True if quiet or total < 2 else None
-    with _warnings_as_notes(), _bar(results, total, hidden) as shown:
+    with warnings_as_notes(), _bar(results, total, hidden) as shown:
         for job, outcome in shown:
             if isinstance(outcome, Exception):
                 failed += 1
@@ -449,43 +447,6 @@ def _reporter(quiet: bool) -> Reporter:
     from glc.data.images import Reporter
 
     return Reporter(lambda line: None if quiet else say(line, sys.stderr))
-
-
-class _Current(threading.local):
-    """The job that a thread works at."""
-
-    job: Job | None = None
-
-
-_CURRENT = _Current()
-
-
-@contextmanager
-def _notes(job: Job) -> Iterator[None]:
-    """Print warnings about a target, in this thread, as notes on a file."""
-    _CURRENT.job = job
-    try:
-        yield
-    finally:
-        _CURRENT.job = None
-
-
-@contextmanager
-def _warnings_as_notes() -> Iterator[None]:
-    """Print each warning about a target as a line on stderr; ignore other warnings.
-
-    Filters belong to the process, not to a thread, so they are set once for all files.
-    """
-    from glc.codec.base import TargetWarning
-
-    def show(message: Warning | str, *_: Any, **__: Any) -> None:
-        if _CURRENT.job is not None:
-            say(f"{_CURRENT.job.name}: note: {message}", sys.stderr)
-
-    with warnings.catch_warnings(action="ignore"):
-        warnings.simplefilter("always", TargetWarning)
-        warnings.showwarning = show
-        yield
 
 
 def _format_of(destination: Path | None) -> tuple[str, dict[str, Any]]:

@@ -19,6 +19,7 @@ from typing import IO, TYPE_CHECKING, Any, TextIO, TypeVar
 
 import click
 
+from glc.cli.notes import MESSAGES, say
 from glc.codec.bitstream import DEFAULT_LIMIT, HEADER, check_size, longest_file
 from glc.errors import CorruptFileError
 from glc.io.atomic import write_bytes
@@ -297,27 +298,6 @@ def cores_for(device: str, limited: bool) -> int:
     memory = available_memory()
     fitting = MAX_THREADS if memory is None else int(memory / MEMORY_PER_IMAGE)
     return max(1, min(torch.get_num_threads(), MAX_THREADS, fitting))
-
-
-class Messages(threading.local):
-    """Lines for the terminal, held back in threads that process files side by side."""
-
-    held: list[tuple[str, TextIO]] | None = None
-
-
-MESSAGES = Messages()
-
-
-def say(text: str, file: TextIO) -> None:
-    """Write a line, above the progress bar if there is one; within a job, when its outcome is yielded."""
-    if MESSAGES.held is not None:
-        MESSAGES.held.append((text, file))
-    elif "tqdm" not in sys.modules:
-        print(text, file=file)
-    else:
-        from tqdm import tqdm
-
-        tqdm.write(text, file=file)
 
 
 class Cores:
