@@ -124,7 +124,8 @@ def fork_server() -> ForkServerContext:
     """Return a context whose processes begin with the usual imports done."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(IMPORTED)
-    with patch.dict(os.environ, OMP_NUM_THREADS="1"):
+    # In this folder, where the server finds `tests`: the first test to need it may be in another one.
+    with patch.dict(os.environ, OMP_NUM_THREADS="1"), contextlib.chdir(ROOT):
         forkserver.ensure_running()
     return context
 
