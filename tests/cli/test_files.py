@@ -116,9 +116,8 @@ def test_results_are_the_same_with_threads(
     for i in range(4):
         image(f"in/{i}.png", seed=i)
     Path("in/2.png").write_bytes(b"no image")
-    module = importlib.import_module(
-        "glc.cli.compress"
-    )  # the command hides it as an attribute of the package
+    # The command hides the module as an attribute of the package.
+    module = importlib.import_module("glc.cli.compress")
     monkeypatch.setattr(module, "cores_for", lambda device, limited: 1)
     expected = [glc("compress", "in", "-o", "out"), glc("decompress", "out", "-o", "back")]
     monkeypatch.setattr(module, "threads_for", lambda device: threads)
